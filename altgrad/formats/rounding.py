@@ -1,0 +1,43 @@
+"""The rounding modes, by name.
+
+Rounding to a grid is rounding an integer: t = x / spacing(x), and every mode below is a mode of rounding t. The names
+are those of IEEE 754-2019 section 4.3 in words; `stochastic` rounds in *value* space, P(up) = t - floor(t), so that
+E[Q(x)] = x inside the range. Members are strings, so YAML, JSON and `rounding == "nearest_even"` need no conversion.
+"""
+
+import difflib
+from enum import StrEnum
+from typing import Self
+
+
+class Rounding(StrEnum):
+    """How a value between two neighbouring grid values picks one of them."""
+
+    nearest_even = "nearest_even"
+    """The nearer one; a tie goes to the one whose *code* is even (for M >= 1 also the even multiple of the spacing)."""
+    nearest_away = "nearest_away"
+    """The nearer one; a tie goes away from zero."""
+    toward_zero = "toward_zero"
+    """The one of smaller magnitude (truncation)."""
+    toward_positive = "toward_positive"
+    """The larger one (ceiling)."""
+    toward_negative = "toward_negative"
+    """The smaller one (floor)."""
+    stochastic = "stochastic"
+    """The one farther from zero with probability equal to the distance passed, in units of the gap; never moves a grid
+    value."""
+
+    @property
+    def is_nearest(self) -> bool:
+        """Whether the error is at most half a gap."""
+        return self in (Rounding.nearest_even, Rounding.nearest_away)
+
+    @classmethod
+    def parse(cls, name: str) -> Self:
+        """The member called `name`; ValueError naming the alternatives when there is none."""
+        try:
+            return cls(name)
+        except ValueError:
+            close = difflib.get_close_matches(name, list(cls), n=1)
+            remedy = f"Did you mean '{close[0]}'?" if close else f"Choose one of {', '.join(cls)}."
+            raise ValueError(f"'{name}' is not a rounding. {remedy}") from None
