@@ -1,0 +1,72 @@
+"""Random bits that are counted, not drawn: a pure function of a key and an element's index.
+
+Stochastic rounding takes its bits from a keyed integer hash of the element's flat index: two rounds of a 32-bit
+avalanche mix (constants found by C. Wellons' prospector search, https://github.com/skeeto/hash-prospector, public
+domain), the first keyed by one word and the second by another. There is no generator state, so the bits are the same on
+CPU and GPU, eager and compiled, on one thread or many, whatever else ran before; resuming a run needs nothing saved.
+A generator (`torch.rand`) is serial, has state, and differs between devices.
+
+Torch has no arithmetic on uint32, so words are int32 that wrap around; `_shift` is the logical shift.
+"""
+
+import hashlib
+
+import torch
+from torch import Tensor
+
+_M1, _M2 = 0x7FEB352D, 0x846CA68B - (1 << 32)
+_WORD = 0xFFFFFFFF
+
+
+def site_key(seed: int, site: str) -> int:
+    """A 63-bit key for a run seed and the name of a site: the same in every process and on every machine."""
+    digest = hashlib.blake2b(f"{seed}\0{site}".encode(), digest_size=8).digest()
+    return int.from_bytes(digest, "little") >> 1
+
+
+def fold(key: Tensor | int, counter: Tensor | int) -> Tensor:
+    """A new key from a key and a counter (a step, a micro-batch): int64 scalar tensor; counters of any size."""
+    device = key.device if isinstance(key, Tensor) else counter.device if isinstance(counter, Tensor) else None
+    low, high = _words(torch.as_tensor(key, dtype=torch.int64, device=device))
+    first, second = _words(torch.as_tensor(counter, dtype=torch.int64, device=device))
+    low = _mix(_mix(low ^ first) + second)
+    high = _mix(_mix(high + first) ^ _mix(second + low))
+    return (low.to(torch.int64) & _WORD) | ((high.to(torch.int64) & (_WORD >> 1)) << 32)
+
+
+def counted_bits(
+    shape: torch.Size | tuple[int, ...], key: Tensor | int, *, offset: int = 0, device: torch.device | str | None = None
+) -> Tensor:
+    """24 uniform bits for each element: int32 in [0, 2^24), of the given shape.
+
+    key: int or int64 scalar tensor. Element i of the flattened shape uses index `offset + i`, so a tensor may be done
+    in pieces. Distinct keys give unrelated bits.
+    """
+    low, high = _words(torch.as_tensor(key, dtype=torch.int64, device=device))
+    # Without this, keys 0 and 1 would give the same bits with every pair of neighbours swapped.
+    high = _mix(high ^ _mix(low))
+    count = torch.Size(shape).numel()
+    if offset + count <= 1 << 31:
+        index = torch.arange(offset, offset + count, dtype=torch.int32, device=device)
+    else:
+        wide = torch.arange(offset, offset + count, dtype=torch.int64, device=device)
+        index, upper = _words(wide)
+        high = high ^ _mix(upper)
+    bits = _mix(_mix(index.bitwise_xor_(low)) + high)
+    return _shift(bits, 8).view(shape)
+
+
+def _words(x: Tensor) -> tuple[Tensor, Tensor]:
+    """Low and high 32 bits of int64, each as a wrapped int32."""
+    return x.to(torch.int32), (x >> 32).to(torch.int32)
+
+
+def _shift(x: Tensor, count: int) -> Tensor:
+    return (x >> count).bitwise_and_((1 << (32 - count)) - 1)
+
+
+def _mix(x: Tensor) -> Tensor:
+    """Avalanche: every bit of the result depends on every bit of x; a bijection of 32-bit words; 0 goes to 0."""
+    x = (x ^ _shift(x, 16)).mul_(_M1)
+    x = x.bitwise_xor_(_shift(x, 15)).mul_(_M2)
+    return x.bitwise_xor_(_shift(x, 16))

@@ -1,0 +1,199 @@
+"""Quantizer: the one place where a tensor enters a number format.
+
+Its spec is a product of independent axes: format x rounding x scaling (x overflow x what the gradient does). It gives
+back `rounded * scale`, values of the grid in the tensor's own dtype, so everything downstream is ordinary arithmetic.
+Autograd never meets an 8-bit dtype: a native round trip through one casts the *gradient* to it, unscaled.
+
+When `watching`, each live cast is shown to the quantizer's observers as a `Cast`. They write fixed-shape buffers in
+place; nothing is copied to the host, no Python object outlives the pass, and with watching off none of it runs.
+"""
+
+import typing
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Annotated, Any, Literal
+
+import torch
+from pydantic import Field, model_validator
+from torch import Tensor, nn
+
+from altgrad.formats import FloatFormat, Rounding
+from altgrad.quantize.grid import Overflow, bound_units, grid_units, round_units
+from altgrad.quantize.noise import counted_bits, fold, site_key
+from altgrad.quantize.scaling import Current, ScalingSpec
+from altgrad.spec import Format, RoundingMode, Spec
+
+Role = Literal["weight", "input", "grad_output", "grad_weight", "requested", "stored", "optimizer_state"]
+
+Axis = Literal["last", "first"]
+
+
+class QuantizerSpec(Spec):
+    """How a tensor enters a format. A bare format name stands for `{format: name}` with the defaults below."""
+
+    format: Format
+    rounding: RoundingMode = Rounding.nearest_even
+    scaling: ScalingSpec = Current()
+    overflow: Overflow = "saturate"
+    gradient: Literal["identity", "clipped"] = "identity"
+    """Straight-through estimator: the gradient passes as it is, or is 0 where the value lay outside the range."""
+    random_bits: Annotated[int, Field(ge=1, le=24)] | None = None
+
+    @model_validator(mode="before")
+    @classmethod
+    def _from_name(cls, value: Any) -> Any:
+        return {"format": value} if isinstance(value, str | FloatFormat) else value
+
+    @model_validator(mode="after")
+    def _agree(self) -> "QuantizerSpec":
+        self.format.require_tensor_domain()
+        if self.overflow == "inf" and not (self.format.has_inf or self.format.has_nan):
+            raise ValueError(
+                f"{self.format} has neither inf nor NaN for an overflow to become; use overflow: saturate."
+            )
+        if self.random_bits is not None and self.rounding is not Rounding.stochastic:
+            raise ValueError(f"random_bits belongs to rounding: stochastic, not {self.rounding}.")
+        return self
+
+    @classmethod
+    def noun(cls) -> str:
+        """See Spec."""
+        return "a cast"
+
+
+@dataclass(frozen=True)
+class Cast:
+    """One entry of a tensor into a format, in grid units: x ~ rounded * scale.
+
+    exact: x / scale, float32. unbounded: rounded as if the grid had no end. rounded: after the overflow rule.
+    scale: None for 1, else broadcastable with x.
+    """
+
+    site: str
+    role: Role
+    format: FloatFormat
+    scale: Tensor | None
+    exact: Tensor
+    unbounded: Tensor
+    rounded: Tensor
+
+    def values(self, dtype: torch.dtype) -> Tensor:
+        """rounded * scale in the given dtype."""
+        return (self.rounded if self.scale is None else self.rounded * self.scale).to(dtype)
+
+
+class Quantizer(nn.Module):
+    """Casts tensors at one site. Calling it is differentiable as its spec's `gradient` says.
+
+    spec: a QuantizerSpec, or whatever one can be made from (`"e4m3fn"`). site: a stable name, `<module>/<operand>`;
+    with `seed` it keys the random bits. reduced: the axis that the coming product sums over, along which channels and
+    blocks lie; `first` needs matrices. rows: how many slices lie along it, where that is fixed.
+    A pass counts as live (it feeds delayed scaling, advances the random bits, and is watched) if the module is in
+    training mode and autograd records. Call `commit()` once after each optimizer step.
+    """
+
+    counter: Tensor
+
+    def __init__(
+        self,
+        spec: QuantizerSpec | str,
+        site: str = "",
+        role: Role = "input",
+        *,
+        seed: int = 0,
+        rows: int | None = None,
+        reduced: Axis = "last",
+    ) -> None:
+        super().__init__()
+        self.spec = spec if isinstance(spec, QuantizerSpec) else QuantizerSpec.model_validate(spec)
+        self.site, self.role, self.reduced = site, role, reduced
+        self.key = site_key(seed, site)
+        self.scaling = self.spec.scaling.build(self.spec.format, rows)
+        self.observers: list[Callable[[Cast], None]] = []
+        self.watching = False
+        if self.spec.rounding is Rounding.stochastic:
+            # High bits: optimizer steps committed. Low 16: live casts since, that is, micro-batches.
+            self.register_buffer("counter", torch.zeros((), dtype=torch.int64))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """x on the grid, in x's dtype."""
+        return typing.cast(Tensor, _StraightThrough.apply(x, self, self.live))
+
+    @property
+    def live(self) -> bool:
+        """Whether a pass now would count."""
+        return self.training and torch.is_grad_enabled()
+
+    def values(self, x: Tensor, live: bool, dtype: torch.dtype) -> Tensor:
+        """`cast(x, live).values(dtype)`, without keeping what only observers look at."""
+        if live and self.watching:
+            return self.cast(x, live).values(dtype)
+        scale, exact = self._enter(x, live)
+        unbounded = self._round(exact, live)
+        rounded = bound_units(unbounded, self.spec.format, self.spec.overflow, in_place=True)
+        return (rounded if scale is None else rounded.mul_(scale)).to(dtype)
+
+    def cast(self, x: Tensor, live: bool) -> Cast:
+        """The cast itself, outside autograd; a live one is shown to the observers while `watching`."""
+        scale, exact = self._enter(x, live)
+        unbounded = self._round(exact, live)
+        rounded = bound_units(unbounded, self.spec.format, self.spec.overflow)
+        made = Cast(self.site, self.role, self.spec.format, scale, exact, unbounded, rounded)
+        if live and self.watching:
+            for observe in self.observers:
+                observe(made)
+        return made
+
+    def _enter(self, x: Tensor, live: bool) -> tuple[Tensor | None, Tensor]:
+        """The scale, and x in grid units."""
+        scale = self.scaling.scale(x if self.reduced == "last" else x.mT, live)
+        if scale is None:
+            return None, grid_units(x)
+        if self.reduced == "first" and scale.ndim > 1:
+            scale = scale.mT
+        # A scale of 0 (a block that NVFP4 gives up) makes zeros: anything finite times 0, divided by 1 meanwhile.
+        return scale, grid_units(x, torch.where(scale == 0, 1.0, scale) if self.spec.scaling.zero_scales else scale)
+
+    def _round(self, exact: Tensor, live: bool) -> Tensor:
+        """Rounded as if the grid had no end; a live pass uses its random bits up."""
+        spec = self.spec
+        noise = None
+        if spec.rounding is Rounding.stochastic:
+            noise = counted_bits(exact.shape, fold(self.key, self.counter), device=exact.device)
+            if live:
+                self.counter += 1
+        return round_units(exact, spec.format, spec.rounding, noise, spec.random_bits)
+
+    def on_grid(self, x: Tensor, scale: Tensor | None, site: str, role: Role) -> Cast:
+        """Another tensor on this format at a given scale, rounded to nearest: for monitors; records nothing."""
+        exact = grid_units(x, scale)
+        unbounded = round_units(exact, self.spec.format, Rounding.nearest_even)
+        return Cast(site, role, self.spec.format, scale, exact, unbounded, bound_units(unbounded, self.spec.format))
+
+    def values_and_mask(self, x: Tensor, live: bool, dtype: torch.dtype) -> tuple[Tensor, Tensor | None]:
+        """The values, and where the gradient passes; None for everywhere."""
+        if self.spec.gradient == "identity":
+            return self.values(x, live, dtype), None
+        made = self.cast(x, live)
+        return made.values(dtype), made.exact.abs() <= float(self.spec.format.max)
+
+    def commit(self) -> None:
+        """Close an optimizer step; see Scaling.commit."""
+        self.scaling.commit()
+        if self.spec.rounding is Rounding.stochastic:
+            self.counter.bitwise_right_shift_(16).add_(1).bitwise_left_shift_(16)
+
+    def extra_repr(self) -> str:
+        """Shown by print(model)."""
+        return f"{self.spec.format}, {self.spec.rounding}, {self.spec.scaling.kind}"
+
+
+class _StraightThrough(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, quantizer: Quantizer, live: bool) -> Tensor:
+        values, ctx.mask = quantizer.values_and_mask(x, live, x.dtype)
+        return values
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> Any:
+        return grads[0] if ctx.mask is None else torch.where(ctx.mask, grads[0], 0), None, None

@@ -1,0 +1,201 @@
+"""Scales: what a tensor is divided by before it meets a grid (x ~ q * scale).
+
+A scaling is a member of the family `scaling`: a frozen spec that builds a module holding the state. The names are those
+of Transformer Engine: `current` takes the scale from this tensor's largest magnitude (amax), `delayed` from the amaxes
+of the steps before (Micikevicius et al., FP8 Formats for Deep Learning, arXiv 2209.05433, section 3.1). By default
+scales are powers of two: dividing by them is exact, so all rounding happens on the grid.
+
+    amax = m_a 2^e_a,  max = m_x 2^e_x (frexp)  ->  scale = 2^(e_a - e_x + [m_a > m_x])
+
+is the smallest power of two under which nothing saturates, found without a division or a logarithm. A real scale is
+amax / max. Scales stay within [2^-126, 2^127]. Entries that are inf or NaN never enter an amax; an amax of zero (or one
+that overflowed) leaves the scale as it was.
+"""
+
+import math
+from abc import ABC, abstractmethod
+from typing import Annotated, ClassVar, Literal, cast
+
+import torch
+from pydantic import Field
+from torch import Tensor, nn
+
+from altgrad.formats import FloatFormat
+from altgrad.spec import Kind
+
+MIN_SCALE, MAX_SCALE = 2.0**-126, 2.0**127
+Granularity = Literal["tensor", "channel"]
+
+
+def finite_magnitude(x: Tensor) -> Tensor:
+    """|x| as float32, same shape, with inf and NaN as 0; detached from autograd."""
+    magnitude = x.detach().to(torch.float32).abs()
+    return torch.where(magnitude < math.inf, magnitude, 0)
+
+
+def finite_amax(x: Tensor, granularity: Granularity = "tensor") -> Tensor:
+    """Largest finite magnitude, float32: a scalar, or for `channel` one per row (last axis reduced, kept).
+
+    inf and NaN count as 0, as does an empty tensor.
+    """
+    if x.numel() == 0:
+        return x.new_zeros((*x.shape[:-1], 1) if granularity == "channel" else (), dtype=torch.float32)
+    if granularity == "channel":
+        return finite_magnitude(x).amax(dim=-1, keepdim=True)
+    if x.device.type == "cpu" and not torch.compiler.is_compiling():
+        # One pass instead of three, and looking at the result costs nothing on the host.
+        low, high = torch.aminmax(x.detach())
+        found = torch.maximum(low.neg(), high).to(torch.float32)
+        if found < math.inf:
+            return found
+    return finite_magnitude(x).amax()
+
+
+def scale_of(amax: Tensor, fmt: FloatFormat, *, power_of_two: bool = True, margin: int = 0) -> Tensor:
+    """The scale that puts `amax` at the format's largest value, times 2^margin; where amax is 0, it is 1.
+
+    amax: float32, any shape, finite and not negative. Same shape out. Clamped to [2^-126, 2^127].
+    """
+    top, top_exponent = math.frexp(float(fmt.max))
+    if power_of_two:
+        mantissa, exponent = torch.frexp(amax)
+        exponent = exponent + (mantissa > top).to(torch.int32) + (margin - top_exponent)
+        # Built from the exponent field: exact everywhere, where exp2 and ldexp need not be.
+        scale = ((exponent.clamp(-126, 127) + 127) << 23).to(torch.int32).view(torch.float32)
+    else:
+        # A tensor divides it, since by a number CUDA multiplies with the rounded reciprocal.
+        scale = (amax / torch.full_like(amax, float(fmt.max)) * 2.0**margin).clamp(MIN_SCALE, MAX_SCALE)
+    return torch.where(amax > 0, scale, 1.0)
+
+
+class Scaling(nn.Module, ABC):
+    """State of one scaling at one site. Buffers are written in place and never rebound."""
+
+    @abstractmethod
+    def scale(self, x: Tensor, live: bool) -> Tensor | None:
+        """The scale for casting x, broadcastable with it; None for none. Only a `live` (training) pass is recorded."""
+
+    def commit(self) -> None:
+        """Close an optimizer step: what its live passes recorded becomes history."""
+        return
+
+
+class ScalingSpec(Kind, family="scaling", package="altgrad.quantize"):
+    """How a site finds its scale."""
+
+    @abstractmethod
+    def build(self, fmt: FloatFormat, rows: int | None) -> Scaling:
+        """The state for one site. rows: how many rows (channels) its tensors have, None if that varies."""
+
+    @property
+    def power_of_two(self) -> bool:
+        """Whether every scale is a power of two, so that scaling a grid value is exact in any float type."""
+        return True
+
+    @property
+    def zero_scales(self) -> bool:
+        """Whether a scale can be 0."""
+        return False
+
+
+class Unscaled(ScalingSpec):
+    """x meets the grid as it is."""
+
+    kind: ClassVar[str] = "unscaled"
+
+    def build(self, fmt: FloatFormat, rows: int | None) -> Scaling:
+        """See ScalingSpec."""
+        return _NoScale()
+
+
+class _NoScale(Scaling):
+    def scale(self, x: Tensor, live: bool) -> Tensor | None:
+        return None
+
+
+class Amax(ScalingSpec):
+    """What scalings by amax share: it goes to the format's largest value, less a margin."""
+
+    scale: Literal["power_of_two", "real"] = "power_of_two"
+    margin: Annotated[int, Field(ge=-16, le=16)] = 0
+
+    @property
+    def power_of_two(self) -> bool:
+        """See ScalingSpec."""
+        return self.scale == "power_of_two"
+
+    def scale_of(self, amax: Tensor, fmt: FloatFormat) -> Tensor:
+        """The scale for an amax under this spec."""
+        return scale_of(amax, fmt, power_of_two=self.power_of_two, margin=self.margin)
+
+
+class Current(Amax):
+    """The scale comes from this tensor's own amax; `channel` takes one for each row."""
+
+    kind: ClassVar[str] = "current"
+    granularity: Granularity = "tensor"
+
+    def build(self, fmt: FloatFormat, rows: int | None) -> Scaling:
+        """See ScalingSpec."""
+        return _CurrentScale(self, fmt)
+
+
+class _CurrentScale(Scaling):
+    def __init__(self, spec: Current, fmt: FloatFormat) -> None:
+        super().__init__()
+        self.spec, self.format = spec, fmt
+
+    def scale(self, x: Tensor, live: bool) -> Tensor | None:
+        return self.spec.scale_of(finite_amax(x, self.spec.granularity), self.format)
+
+
+class Delayed(Amax):
+    """The scale comes from the amaxes of the last `history` steps before this one.
+
+    Before the first step has been committed there is no history, and the tensor's own amax is used (Transformer Engine
+    starts from a scale of 1 instead). `reduce: max` takes the largest of the history, `most_recent` the last.
+    """
+
+    kind: ClassVar[str] = "delayed"
+    granularity: Granularity = "tensor"
+    history: Annotated[int, Field(ge=1, le=65_536)] = 16
+    reduce: Literal["max", "most_recent"] = "max"
+
+    def build(self, fmt: FloatFormat, rows: int | None) -> Scaling:
+        """See ScalingSpec. Raises ValueError for `channel` where the number of rows varies."""
+        if self.granularity == "channel" and rows is None:
+            raise ValueError(
+                "delayed scaling by channel needs a fixed number of rows, which only weights have; "
+                "use scaling: current, or granularity: tensor."
+            )
+        return _DelayedScale(self, fmt, rows)
+
+
+class _DelayedScale(Scaling):
+    amax_now: Tensor
+    amax_history: Tensor
+    committed: Tensor
+    ready: Tensor
+
+    def __init__(self, spec: Delayed, fmt: FloatFormat, rows: int | None) -> None:
+        super().__init__()
+        self.spec, self.format = spec, fmt
+        shape = () if spec.granularity == "tensor" else (cast(int, rows), 1)
+        self.register_buffer("amax_now", torch.zeros(shape))
+        self.register_buffer("amax_history", torch.zeros(spec.history, *shape))
+        self.register_buffer("committed", torch.ones(shape))
+        self.register_buffer("ready", torch.zeros(shape, dtype=torch.bool))
+
+    def scale(self, x: Tensor, live: bool) -> Tensor | None:
+        amax = finite_amax(x, self.spec.granularity)
+        if live:
+            self.amax_now.copy_(torch.maximum(self.amax_now, amax))
+        return torch.where(self.ready, self.committed, self.spec.scale_of(amax, self.format))
+
+    def commit(self) -> None:
+        self.amax_history.copy_(torch.cat((self.amax_now[None], self.amax_history[:-1])))
+        self.amax_now.zero_()
+        amax = self.amax_history.amax(0) if self.spec.reduce == "max" else self.amax_history[0]
+        known = (amax > 0) & (amax < math.inf)
+        self.committed.copy_(torch.where(known, self.spec.scale_of(amax, self.format), self.committed))
+        self.ready.logical_or_(known)
