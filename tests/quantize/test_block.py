@@ -1,0 +1,170 @@
+"""Claims about block scales, each against the standard's rule written out block by block in exact arithmetic."""
+
+import math
+from fractions import Fraction
+from typing import Any
+
+import ml_dtypes
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+from altgrad.formats import FloatFormat
+from altgrad.quantize import Quantizer, round_to
+from altgrad.quantize.block import block_amax, mx_scale
+from altgrad.quantize.mse import Mse
+
+MX_FORMATS = ["e4m3fn", "e5m2", "e2m1", "e2m3", "e3m2"]
+SHAPES = [(3, 64), (2, 5, 70), (1, 1), (33,), (4, 31)]
+
+
+def sample(*shape: int) -> Tensor:
+    torch.manual_seed(sum(shape))
+    return torch.randn(*shape) * torch.exp2(torch.randint(-30, 30, shape).float())
+
+
+def cast(x: Tensor, name: str, scaling: Any, **options: Any) -> tuple[Tensor, Tensor]:
+    quantizer = Quantizer({"format": name, "scaling": scaling}, **options)  # type: ignore[arg-type]
+    made = quantizer.cast(x, False)
+    assert made.scale is not None
+    return made.values(torch.float32), made.scale
+
+
+def floor_log2(x: Fraction) -> int:
+    k = math.frexp(float(x))[1] - 1
+    return k if Fraction(2) ** k <= x else k - 1
+
+
+def standard_exponent(amax: float, fmt: FloatFormat, mode: str) -> int:
+    """The e8m0 exponent of a block by OCP MX v1.0 section 6.3 and the two other modes in use."""
+    if amax == 0:
+        return -127
+    exact = Fraction(amax)
+    if mode == "even":
+        k = floor_log2(exact)
+        steps = exact / Fraction(2) ** (k - fmt.mantissa_bits)
+        nearest = math.floor(steps + Fraction(1, 2))
+        nearest -= steps + Fraction(1, 2) == nearest and nearest % 2
+        exact = nearest * Fraction(2) ** (k - fmt.mantissa_bits)
+    if mode == "rceil":
+        ratio = exact / Fraction(fmt.max)
+        k = floor_log2(ratio)
+        found = k if Fraction(2) ** k == ratio else k + 1
+    else:
+        found = floor_log2(exact) - fmt.max_binade
+    return min(max(found, -127), 127)
+
+
+@pytest.mark.parametrize("mode", ["floor", "rceil", "even"])
+@pytest.mark.parametrize("name", MX_FORMATS)
+def test_mx_scales_are_the_standards(name: str, mode: Any) -> None:
+    fmt = FloatFormat.parse(name)
+    edges = [2.0**k * m for k in (-149, -130, -127, -126, -20, 0, 1, 60, 127) for m in (1, 1.25, 1.5, 1.75, 1.9375)]
+    edges += [float(np.nextafter(np.float32(e), np.float32(d))) for e in edges for d in (0, np.inf)]
+    amax = torch.tensor([0.0, *edges, *sample(500).abs().tolist()]).to(torch.float32)
+    amax = amax[amax < math.inf]
+    expected = torch.tensor([2.0 ** standard_exponent(value, fmt, mode) for value in amax.tolist()])
+    assert torch.equal(mx_scale(amax, fmt, mode), expected)
+    as_e8m0 = expected.numpy().astype(ml_dtypes.float8_e8m0fnu).astype(np.float32)
+    assert np.array_equal(as_e8m0, expected.numpy())
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+@pytest.mark.parametrize("size", [1, 16, 32])
+def test_blocks_are_runs_along_the_last_axis_with_a_ragged_end(shape: tuple[int, ...], size: int) -> None:
+    x = sample(*shape).abs()
+    found = block_amax(x, size)
+    for start in range(0, shape[-1], size):
+        part = x[..., start : start + size]
+        assert torch.equal(found[..., start : start + size], part.amax(-1, keepdim=True).expand_as(part))
+
+
+@pytest.mark.parametrize("shape", [(3, 64), (2, 5, 70), (7, 7)])
+def test_square_blocks_cover_both_axes(shape: tuple[int, ...]) -> None:
+    x = sample(*shape).abs()
+    found = block_amax(x, 4, square=True)
+    for row in range(0, shape[-2], 4):
+        for column in range(0, shape[-1], 4):
+            part = x[..., row : row + 4, column : column + 4]
+            expected = part.amax((-2, -1), keepdim=True).expand_as(part)
+            assert torch.equal(found[..., row : row + 4, column : column + 4], expected)
+    with pytest.raises(ValueError, match="square blocks need two axes"):
+        block_amax(x[0].flatten(), 4, square=True)
+
+
+def test_mx_zero_and_nan_blocks() -> None:
+    x = torch.ones(1, 96)
+    x[0, :32] = 0
+    x[0, 40] = math.nan
+    x[0, 70] = math.inf
+    y, scale = cast(x, "e4m3fn", "mx")
+    assert torch.equal(y[0, :32], torch.zeros(32)) and bool((scale[0, :32] == 2.0**-127).all())
+    assert bool(y[0, 32:64].isnan().all())
+    assert y[0, 70] == 448 * scale[0, 70] and y[0, 71] == 1.0
+
+
+@pytest.mark.parametrize("mode", ["floor", "rceil", "even"])
+def test_mx_values_are_rounded_under_the_blocks_scale(mode: str) -> None:
+    x = sample(3, 70)
+    y, scale = cast(x, "e4m3fn", {"kind": "mx", "mode": mode})
+    assert torch.equal(y, round_to(x, "e4m3fn", scale=scale))
+    if mode == "rceil":
+        assert bool((x.abs() / scale).le(448).all())
+
+
+def test_nvfp4_is_the_two_level_rule() -> None:
+    x = sample(4, 40)
+    x[0, :16] *= 2.0**-60
+    y, _ = cast(x, "e2m1", "nvfp4")
+    tensor_scale = x.abs().amax() / (448 * 6)
+    for start in range(0, 40, 16):
+        part = x[:, start : start + 16]
+        wanted = (part.abs().amax(-1, keepdim=True) / (tensor_scale * 6)).numpy()
+        block = torch.from_numpy(wanted.astype(ml_dtypes.float8_e4m3fn).astype(np.float32)) * tensor_scale
+        expected = torch.where(block == 0, 0.0, round_to(part, "e2m1", scale=torch.where(block == 0, 1.0, block)) * 1)
+        assert torch.equal(y[:, start : start + 16], expected)
+    assert bool((y[0, :16] == 0).all())
+    assert bool((cast(torch.zeros(2, 16), "e2m1", "nvfp4")[0] == 0).all())
+
+
+@pytest.mark.parametrize("scale", ["power_of_two", "real"])
+@pytest.mark.parametrize("shape", ["row", "square"])
+def test_block_scaling_is_current_scaling_of_each_block(scale: str, shape: str) -> None:
+    x = sample(8, 12)
+    y, _ = cast(x, "e4m3fn", {"kind": "block", "size": 4, "shape": shape, "scale": scale})
+    height = 4 if shape == "square" else 1
+    for row in range(0, 8, height):
+        for column in range(0, 12, 4):
+            part = x[row : row + height, column : column + 4]
+            whole = Quantizer({"format": "e4m3fn", "scaling": {"kind": "current", "scale": scale}})  # type: ignore[arg-type]
+            assert torch.equal(y[row : row + height, column : column + 4], whole(part))
+
+
+@pytest.mark.parametrize("scaling", ["mx", {"kind": "block", "size": 5}, {"kind": "current", "granularity": "channel"}])
+def test_the_first_axis_is_the_last_of_the_transpose(scaling: Any) -> None:
+    x = sample(70, 6)
+    assert torch.equal(cast(x, "e4m3fn", scaling, reduced="first")[0], cast(x.T, "e4m3fn", scaling)[0].T)
+
+
+@pytest.mark.parametrize("scale", ["power_of_two", "real"])
+@pytest.mark.parametrize("granularity", ["tensor", "channel"])
+def test_the_mse_scale_is_the_best_of_its_candidates(scale: Any, granularity: Any) -> None:
+    torch.manual_seed(0)
+    x = torch.distributions.StudentT(2.0).sample((6, 200)).float()
+    spec = Mse(scale=scale, granularity=granularity, candidates=8)
+    y, chosen = cast(x, "e2m1", spec.tree())
+    rows = [(x, y, chosen)] if granularity == "tensor" else list(zip(x, y, chosen.flatten(), strict=True))
+    for values, rounded, own in rows:
+        largest = spec.scale_of(values.abs().amax(), FloatFormat.parse("e2m1"))
+        factors = [0.5**n if scale == "power_of_two" else 1 - 0.75 * n / 8 for n in range(8)]
+        errors = [float((round_to(values, "e2m1", scale=largest * f) - values).square().sum()) for f in factors]
+        assert float(own) == pytest.approx(float(largest * factors[int(np.argmin(errors))]))
+        assert float((rounded - values).square().sum()) == pytest.approx(min(errors), rel=1e-6)
+
+
+def test_mse_beats_amax_on_heavy_tails() -> None:
+    torch.manual_seed(0)
+    x = torch.distributions.StudentT(2.0).sample((20_000,)).float()
+    error = {kind: float((cast(x, "e2m1", kind)[0] - x).square().sum()) for kind in ("mse", "current")}
+    assert error["mse"] < 0.75 * error["current"]
