@@ -1,0 +1,241 @@
+"""Which Linear is cast how: ordered rules over module names.
+
+A Linear layer has three products, and each has two operands, so there are six *slots*:
+
+    forward      y  = input @ weight.T          slots input, weight
+    grad_input   dx = grad_output @ weight      slots grad_output, weight
+    grad_weight  dW = grad_output.T @ input     slots grad_output, input
+
+A rule's short names `weight`, `input`, `grad_output` fill both slots of an operand; a slot named under its product
+overrides that. `none` leaves an operand uncast. The first rule whose pattern matches a module decides it (as in qwix);
+a rule that decides nothing is an error, since it is nearly always a misspelt name. In patterns `*` stands for any text,
+dots included, and the children of a list answer to `first` and `last` as well as to their numbers.
+"""
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from fnmatch import fnmatchcase
+from typing import Annotated, Any, Literal
+
+from pydantic import Field, PlainValidator, model_validator
+from torch import nn
+
+from altgrad.quantize import QuantizerSpec
+from altgrad.quantize.quantizer import Axis
+from altgrad.spec import LocatedError, Spec, did_you_mean
+
+Product = Literal["forward", "grad_input", "grad_weight"]
+Operand = Literal["input", "weight", "grad_output"]
+
+SLOTS: tuple[tuple[Product, Operand], ...] = (
+    ("forward", "input"), ("forward", "weight"),
+    ("grad_input", "grad_output"), ("grad_input", "weight"),
+    ("grad_weight", "grad_output"), ("grad_weight", "input"),
+)  # fmt: skip
+
+
+@dataclass(frozen=True)
+class LayerPrecision:
+    """What happens in each of a layer's six slots (None: not cast), and how its weight is stored."""
+
+    slots: Mapping[tuple[Product, Operand], QuantizerSpec | None]
+    storage: str = "master"
+    per_product: bool = False
+    """Whether each slot is cast for itself, even where both slots of an operand say the same."""
+
+    def casts(self) -> dict[str, tuple[QuantizerSpec, list[tuple[Product, Operand]]]]:
+        """The casts a layer needs: name -> (spec, slots served). Equal slots of an operand share one cast.
+
+        A shared cast is named after its operand (`weight`), one that serves a single differing slot after both
+        (`weight.grad_input`).
+        """
+        found: dict[str, tuple[QuantizerSpec, list[tuple[Product, Operand]]]] = {}
+        for slot, spec in self.slots.items():
+            if spec is None:
+                continue
+            product, operand = slot
+            shared = not self.per_product and all(
+                other in (None, spec) for (_, name), other in self.slots.items() if name == operand
+            )
+            name = operand if shared else f"{operand}.{product}"
+            found.setdefault(name, (spec, []))[1].append(slot)
+        return found
+
+
+def reduced_axis(slots: Iterable[tuple[Product, Operand]]) -> Axis:
+    """The axis of an operand that its products sum over: channels and blocks lie along it. `last` if they differ.
+
+    forward sums over in_features, the last axis of input and weight; grad_input over out_features, the last of
+    grad_output and the first of weight; grad_weight over tokens, the first of both.
+    """
+    axes: set[Axis] = {
+        "first" if product == "grad_weight" or (product == "grad_input" and operand == "weight") else "last"
+        for product, operand in slots
+    }
+    return axes.pop() if len(axes) == 1 else "last"
+
+
+def _to_cast(value: Any) -> QuantizerSpec | None:
+    return None if value in (None, "none") else QuantizerSpec.model_validate(value)
+
+
+def _to_slot(value: Any) -> "QuantizerSpec | str | None":
+    return value if isinstance(value, str) and value == "same" else _to_cast(value)
+
+
+CastSpec = Annotated[QuantizerSpec | None, PlainValidator(_to_cast)]
+SlotSpec = Annotated[QuantizerSpec | str | None, PlainValidator(_to_slot)]
+"""A cast, `none`, or `same`: what the rule says for this operand in general."""
+
+
+class ForwardSlots(Spec):
+    """Overrides for y = input @ weight.T."""
+
+    input: SlotSpec = "same"
+    weight: SlotSpec = "same"
+
+
+class GradInputSlots(Spec):
+    """Overrides for dx = grad_output @ weight."""
+
+    grad_output: SlotSpec = "same"
+    weight: SlotSpec = "same"
+
+
+class GradWeightSlots(Spec):
+    """Overrides for dW = grad_output.T @ input."""
+
+    grad_output: SlotSpec = "same"
+    input: SlotSpec = "same"
+
+
+class Rule(Spec):
+    """One line of a policy: the Linears whose name matches, and what happens in them."""
+
+    match: Annotated[str, Field(min_length=1)] = "blocks.*"
+    weight: CastSpec = None
+    input: CastSpec = None
+    grad_output: CastSpec = None
+    forward: ForwardSlots = ForwardSlots()
+    grad_input: GradInputSlots = GradInputSlots()
+    grad_weight: GradWeightSlots = GradWeightSlots()
+    operands: Literal["shared", "per_product"] = "shared"
+    """shared: one cast of an operand serves both its products. per_product: each casts it along its reduced axis."""
+    storage: Literal["master"] = "master"
+    """How the weight is kept between steps. master: float32, cast anew in every forward pass."""
+
+    @classmethod
+    def noun(cls) -> str:
+        """See Spec."""
+        return "a precision rule"
+
+    @model_validator(mode="after")
+    def _nothing_behind_gradients(self) -> "Rule":
+        for (product, operand), spec in self.layer().slots.items():
+            if operand == "grad_output" and spec is not None and spec.gradient == "clipped":
+                raise ValueError(
+                    f"gradient: clipped has no meaning for {product}.grad_output, behind which no gradient flows."
+                )
+        return self
+
+    def layer(self) -> LayerPrecision:
+        """The six slots, resolved."""
+        slots: dict[tuple[Product, Operand], QuantizerSpec | None] = {}
+        for product, operand in SLOTS:
+            chosen = getattr(getattr(self, product), operand)
+            slots[product, operand] = getattr(self, operand) if chosen == "same" else chosen
+        return LayerPrecision(slots, self.storage, self.operands == "per_product")
+
+
+@dataclass(frozen=True)
+class Decision:
+    """What the policy says of one Linear: its name, the rule's number (None: no rule matched) and the precision."""
+
+    name: str
+    rule: int | None
+    precision: LayerPrecision | None
+
+
+class PrecisionPolicy(Spec):
+    """Ordered rules; the first match decides. `none`, or no rules at all, casts nothing."""
+
+    rules: tuple[Rule, ...] = ()
+
+    @model_validator(mode="before")
+    @classmethod
+    def _from_none(cls, value: Any) -> Any:
+        return {} if value in (None, "none") else value
+
+    @classmethod
+    def noun(cls) -> str:
+        """See Spec."""
+        return "precision"
+
+    @classmethod
+    def uniform(cls, *, match: str = "*", **casts: str | QuantizerSpec) -> "PrecisionPolicy":
+        """One rule for every Linear that matches: `uniform(weight="e4m3fn", input="e4m3fn", grad_output="e5m2")`."""
+        return cls.model_validate({"rules": ({"match": match, **casts},)})
+
+    def decide(self, model: nn.Module) -> list[Decision]:
+        """A decision for every `nn.Linear` of the model, in module order. Changes nothing.
+
+        Raises LocatedError for a rule that decides nothing.
+        """
+        names = aliases(model)
+        used: set[int] = set()
+        decisions = []
+        for name, module in model.named_modules():
+            if not isinstance(module, nn.Linear):
+                continue
+            rule = next((i for i, rule in enumerate(self.rules) if matches(rule.match, names[name])), None)
+            used |= {rule} if rule is not None else set()
+            decisions.append(Decision(name, rule, None if rule is None else self.rules[rule].layer()))
+        for number, unused in enumerate(self.rules):
+            if number not in used:
+                raise LocatedError(
+                    ("rules", number, "match"), _unused(unused.match, [d.name for d in decisions], names)
+                )
+        return decisions
+
+
+def aliases(model: nn.Module) -> dict[str, set[str]]:
+    """Every module's name, with the names it also answers to: `blocks.0.up` is `blocks.first.up`."""
+    names: dict[str, set[str]] = {"": {""}}
+    for name, module in model.named_modules():
+        for child in dict(module.named_children()):
+            full = f"{name}.{child}" if name else child
+            also = {child}
+            if isinstance(module, nn.ModuleList | nn.Sequential):
+                also |= {"first"} if child == "0" else set()
+                also |= {"last"} if child == str(len(module) - 1) else set()
+            names[full] = {f"{above}.{word}" if above else word for above in names[name] for word in also}
+    return names
+
+
+def matches(pattern: str, names: Iterable[str]) -> bool:
+    """Whether the pattern matches any of a module's (or parameter's) names."""
+    return any(fnmatchcase(name, pattern) for name in names)
+
+
+def _unused(pattern: str, linears: list[str], names: Mapping[str, set[str]]) -> str:
+    if not linears:
+        return f"'{pattern}' matches nothing: the model has no Linear layer."
+    if any(matches(pattern, names[name]) for name in linears):
+        return (
+            f"'{pattern}' decides nothing: earlier rules match all its layers. The first match wins; reorder the rules."
+        )
+    known = {alias for name in linears for alias in names[name]}
+    hint = did_you_mean(pattern, sorted(known)) or f" There are {', '.join(linears[:4])}{', ...' * (len(linears) > 4)}"
+    return f"'{pattern}' matches no Linear layer.{hint}" + ("" if hint.endswith("?") else ".")
+
+
+def describe(spec: QuantizerSpec | None) -> str:
+    """A slot in a few characters, for tables: `e4m3fn delayed`; `-` if not cast."""
+    if spec is None:
+        return "-"
+    parts = [str(spec.format)]
+    parts += [] if spec.rounding == "nearest_even" else [str(spec.rounding)]
+    scaling = spec.scaling.tree()
+    detail = scaling.get("size") or ("channel" if scaling.get("granularity") == "channel" else None)
+    parts.append(f"{spec.scaling.kind}/{detail}" if detail else spec.scaling.kind)
+    return " ".join(parts)
