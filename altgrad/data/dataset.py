@@ -1,0 +1,96 @@
+"""The family of data sets: batches by number, so that the step is the whole cursor.
+
+    batch(index) = f(seed, index)          index = step * accumulate + micro-batch
+
+Nothing is consumed, so there is no iterator whose position must be saved: a run resumed at step s asks for the same
+batches as one that was never stopped, two runs that differ in their number format see identical data in identical
+order, and a rank asks for its own numbers. A DataLoader with workers and a sampler was the road not taken: its cursor
+is hidden state, and the texts and label rows here fit into memory or a memory map.
+
+A data set also owns the task: what the loss is and which numbers describe a pass over a split. The loop that trains
+knows neither tokens nor labels.
+"""
+
+from abc import ABC, abstractmethod
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from types import MappingProxyType
+
+import torch
+from torch import Tensor
+
+from altgrad.spec import Kind
+
+__all__ = ["SPLITS", "Batch", "Dataset", "DatasetSpec", "Evaluator"]
+
+SPLITS = ("train", "validation", "test")
+"""The names of splits, everywhere."""
+
+
+@dataclass(frozen=True)
+class Batch:
+    """One micro-batch. `inputs` goes to the model; `targets` goes to the data set's own loss and evaluator.
+
+    For text both are int64 `[batch, time]`, and a target below zero counts for nothing.
+    """
+
+    inputs: Tensor
+    targets: Tensor
+
+    def to(self, device: torch.device | str) -> "Batch":
+        """The same batch on `device`."""
+        return Batch(self.inputs.to(device), self.targets.to(device))
+
+
+class Evaluator(ABC):
+    """Gathers what a model says about a whole split; made anew for every pass."""
+
+    @abstractmethod
+    def add(self, output: Tensor, batch: Batch) -> None:
+        """Take in the model's output for one batch. Does not wait for the device."""
+
+    @abstractmethod
+    def result(self) -> dict[str, float]:
+        """The split's numbers by name, `loss` among them. Waits for the device; ValueError if nothing was added."""
+
+
+class Dataset(ABC):
+    """Data ready to be asked. What `DatasetSpec.build` returns.
+
+    `vocabulary`: how many values `Batch.inputs` may hold. `outputs`: how wide the model's last axis must be.
+    `epoch_batches`: how many training batches show every example at least once.
+    """
+
+    vocabulary: int
+    outputs: int
+    epoch_batches: int
+    references: Mapping[str, float] = MappingProxyType({})
+    """What others reach on the validation split, by name, in the unit the evaluator's main number has."""
+
+    @abstractmethod
+    def batch(self, index: int) -> Batch:
+        """Training micro-batch number `index` >= 0, on the CPU: a pure function of the seed and `index`."""
+
+    @abstractmethod
+    def evaluation(self, split: str) -> Iterator[Batch]:
+        """The whole of a split once, in fixed order, in batches of one shape. ValueError for an absent split."""
+
+    @abstractmethod
+    def loss(self, output: Tensor, batch: Batch) -> Tensor:
+        """The training loss: the mean over the batch, a float32 scalar."""
+
+    @abstractmethod
+    def evaluator(self) -> Evaluator:
+        """A fresh evaluator for one pass over a split."""
+
+    @abstractmethod
+    def describe(self) -> dict[str, str | int | float]:
+        """What was read, for people and for the run's record: source, content hash, counts."""
+
+
+class DatasetSpec(Kind, family="dataset", package="altgrad.data"):
+    """What every data spec has: a way to build the data set for a model that takes `context` positions."""
+
+    @abstractmethod
+    def build(self, seed: int, context: int) -> Dataset:
+        """Read the source and make it ready. ValueError, in one line, where the source cannot serve."""

@@ -1,0 +1,158 @@
+"""Files of text as lists of documents, one list per split.
+
+A document is one row of a .parquet file, one line of a .jsonl file, or the whole of a .txt file. A row's split comes
+from the file's own `split` column. Without one it is decided by the document's hash,
+
+    sha256(text) mod 10:  0..7 train   8 validation   9 test
+
+so that equal texts stand in one split, and adding rows moves none. A .txt file has no rows; it is cut at the line ends
+nearest after 80 % and 90 % of its bytes. Random splits from a seed were the road not taken: runs of different
+seeds must be judged on the same validation text.
+
+Everything wrong with a file is a ValueError of one line with the file, the row (counted from 1; a .jsonl row is a line)
+and the column.
+"""
+
+import hashlib
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from altgrad.data.dataset import SPLITS
+
+__all__ = ["SAMPLE", "content_hash", "locate", "read_documents"]
+
+SAMPLE = "eulaw"
+"""The name of the packaged sample; see sample/NOTICE for what it is and whose."""
+
+_SUFFIXES = (".parquet", ".jsonl", ".txt")
+_Row = tuple[int, object, object]  # row number, text, split or None where the file has no split column
+
+
+def locate(source: str) -> Path:
+    """The file that `source` means: the packaged sample, or an existing, non-empty file of a known suffix."""
+    if source == SAMPLE:
+        return Path(__file__).parent / "sample" / "eulaw_lm.parquet"
+    path = Path(source).expanduser()
+    if path.suffix not in _SUFFIXES:
+        raise ValueError(f"{source} ends in none of {', '.join(_SUFFIXES)}, and is not {SAMPLE}, the packaged sample.")
+    if not path.is_file():
+        raise ValueError(f"{source} is not a file; give the path of one, or {SAMPLE} for the packaged sample.")
+    if path.stat().st_size == 0:
+        raise ValueError(f"{source} is empty (0 bytes); it needs at least one document.")
+    return path
+
+
+def content_hash(path: Path) -> str:
+    """sha256 of the file's bytes, as hex."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def read_documents(path: Path, column: str) -> dict[str, list[str]]:
+    """Split name to the split's documents in file order; all three names are there, and a list may be empty.
+
+    Empty texts are passed over. A text with the character NUL is refused: it never occurs in prose, and the byte
+    tokenizer uses it to separate documents.
+    """
+    if path.suffix == ".txt":
+        return _cut(path, _checked(path, 1, column, _decoded(path, path.read_bytes())))
+    rows = _parquet_rows(path, column) if path.suffix == ".parquet" else _jsonl_rows(path, column)
+    found: dict[str, list[str]] = {split: [] for split in SPLITS}
+    for row, value, split in rows:
+        text = _checked(path, row, column, value)
+        if split is None:
+            split = _hashed_split(text)
+        elif split not in SPLITS:
+            raise ValueError(f"{path}: row {row}: column 'split' holds {split!r}; it takes {', '.join(SPLITS)}.")
+        if text:
+            found[str(split)].append(text)
+    return found
+
+
+def _checked(path: Path, row: int, column: str, value: object) -> str:
+    if not isinstance(value, str):
+        shown = "nothing" if value is None else f"{value!r:.40} ({type(value).__name__})"
+        raise ValueError(f"{path}: row {row}: column '{column}' holds {shown}; every row needs a string.")
+    if "\0" in value:
+        raise ValueError(f"{path}: row {row}: column '{column}' holds the character NUL; remove it from the text.")
+    try:
+        value.encode()
+    except UnicodeEncodeError as error:
+        raise ValueError(f"{path}: row {row}: column '{column}' is not valid Unicode ({error.reason}).") from None
+    return value
+
+
+def _hashed_split(text: str) -> str:
+    bucket = int.from_bytes(hashlib.sha256(text.encode()).digest()[:8], "big") % 10
+    return "train" if bucket < 8 else SPLITS[bucket - 7]
+
+
+def _decoded(path: Path, data: bytes, row: int = 1) -> str:
+    try:
+        return data.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        line = row + data.count(b"\n", 0, error.start)
+        raise ValueError(f"{path}: line {line} is not UTF-8 ({error.reason}); convert the file.") from None
+
+
+def _cut(path: Path, text: str) -> dict[str, list[str]]:
+    data = text.encode()
+    first = data.find(b"\n", len(data) * 8 // 10) + 1
+    second = data.find(b"\n", len(data) * 9 // 10) + 1
+    if not 0 < first < second < len(data):
+        raise ValueError(f"{path} has too few lines to cut into {', '.join(SPLITS)}; give rows in .jsonl or .parquet.")
+    parts = (data[:first], data[first:second], data[second:])
+    return {split: [part.decode()] for split, part in zip(SPLITS, parts, strict=True)}
+
+
+def _jsonl_rows(path: Path, column: str) -> Iterator[_Row]:
+    has_split: bool | None = None
+    # Lines end at "\n" only: JSON strings may hold the other characters that str.splitlines() cuts at.
+    for row, line in enumerate(path.read_bytes().split(b"\n"), start=1):
+        if not line.strip():
+            continue
+        try:
+            record = json.loads(_decoded(path, line, row))
+        except json.JSONDecodeError as error:
+            raise ValueError(f"{path}: row {row}: not JSON ({error.msg} at column {error.colno}).") from None
+        if not isinstance(record, dict) or column not in record:
+            keys = ", ".join(record) if isinstance(record, dict) else f"a JSON {type(record).__name__}"
+            raise ValueError(f"{path}: row {row}: no column '{column}'; the row has {keys or 'nothing'}.")
+        has_split = "split" in record if has_split is None else has_split
+        if has_split != ("split" in record):
+            raise ValueError(
+                f"{path}: row {row}: column 'split' must be in every row or in none; the first row differs."
+            )
+        yield row, record[column], (record["split"] or "") if has_split else None
+
+
+def _parquet_rows(path: Path, column: str) -> Iterator[_Row]:
+    import pyarrow
+    from pyarrow import parquet
+
+    try:
+        with parquet.ParquetFile(path) as file:
+            names = file.schema_arrow.names
+            if column not in names:
+                raise ValueError(f"{path}: no column '{column}'; the file has {', '.join(names)}.")
+            # One file, read as one file: pyarrow's data set reader would also infer columns from folder names.
+            splits = ["split"] if "split" in names else []
+            row = 0
+            for chunk in file.iter_batches(columns=list(dict.fromkeys([column, *splits]))):
+                texts = chunk.column(column)
+                marks = chunk.column("split").to_pylist() if splits else [None] * len(texts)
+                for text, split in zip(texts, marks, strict=True):
+                    row += 1
+                    yield row, _scalar(path, row, column, text), (split or "") if splits else None
+    except (pyarrow.ArrowException, OSError) as error:
+        raise ValueError(f"{path} cannot be read as parquet: {str(error).splitlines()[0]}") from None
+
+
+def _scalar(path: Path, row: int, column: str, cell: Any) -> object:
+    """A pyarrow cell as a Python value; strings in parquet need not be UTF-8, and only reading one finds out."""
+    try:
+        return cell.as_py()
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{path}: row {row}: column '{column}' is not UTF-8 ({error.reason}).") from None

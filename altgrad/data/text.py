@@ -1,0 +1,196 @@
+"""Kind `text`: blocks of tokens from a file of documents, for language models.
+
+The documents of a split form one ring of M tokens, a separator before each:
+
+    0 d1 d1 d1 0 d2 d2 0 d3 ...      (and after the last token comes the first separator again)
+
+Every token of the ring is a target exactly once: every byte of text, and the end of every document. With context T an
+epoch cuts the ring into floor(M / T) non-overlapping blocks, starting at a phase that changes with the epoch (so block
+borders fall elsewhere each time, and the M mod T tokens left out are others), and visits them in the order of
+`visiting_order(seed, epoch)`. Batches are cut from the endless sequence of epochs, so one may straddle two.
+
+Evaluation cuts at phase 0 into ceil(M / T) blocks and fills the last batch by going on around the ring; targets
+beyond M are `IGNORED`. All batches thus have one shape (one compiled graph), every target counts exactly once, and what
+fills the gap is real text, so no scale or range ever sees padding. Each block starts without context: bits per byte
+depend on T, and runs of different T do not compare.
+
+    bits per byte = sum of NLL (nats, over all M targets) / ln 2 / bytes of text in the split
+
+The separators' NLL counts and their bytes do not: a model that gives every token 1/256 scores 8 * M / bytes.
+"""
+
+import math
+from collections.abc import Iterator
+from typing import Annotated, ClassVar, Literal
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from pydantic import Field
+from torch import Tensor
+from torch.nn import functional
+
+from altgrad.data.dataset import SPLITS, Batch, Dataset, DatasetSpec, Evaluator
+from altgrad.data.documents import SAMPLE, content_hash, locate, read_documents
+from altgrad.data.order import counted_bits, visiting_order
+
+__all__ = ["IGNORED", "Text", "TextDataset", "TextEvaluator"]
+
+IGNORED = -100
+"""A target that counts for nothing (torch's own default for cross-entropy)."""
+
+
+SAMPLE_REFERENCES = {"unigram": 4.47, "order-6 n-gram": 1.17}
+"""Bits per byte on the packaged sample's validation split of byte-level count models fitted on its training split."""
+
+
+class Text(DatasetSpec):
+    """Text to model, byte by byte.
+
+    `source` is `eulaw`, the packaged sample (English EU law, 1.16 MB), or the path of a .parquet, .jsonl or .txt file;
+    `column` is where its rows hold text. How documents get their split is told in `altgrad.data.documents`.
+    `tokenizer: bytes` makes every UTF-8 byte a token and byte 0 the separator. `batch_size` counts blocks.
+    """
+
+    kind: ClassVar[str] = "text"
+
+    source: Annotated[str, Field(min_length=1)] = SAMPLE
+    column: Annotated[str, Field(min_length=1)] = "text"
+    tokenizer: Literal["bytes"] = "bytes"
+    batch_size: Annotated[int, Field(ge=1)] = 16
+
+    def build(self, seed: int, context: int) -> "TextDataset":
+        """Read and tokenise. ValueError if the file is wrong, if training text is shorter than a block or none is for
+        validation."""
+        path = locate(self.source)
+        documents = read_documents(path, self.column)
+        rings = {split: byte_ring(documents[split]) for split in SPLITS if documents[split]}
+        for split in ("train", "validation"):
+            if split not in rings:
+                raise ValueError(f"{self.source} has no text for {split}; put some documents into that split.")
+        if len(rings["train"]) < context:
+            raise ValueError(
+                f"{self.source} has {len(rings['train'])} training tokens, one block needs {context}; "
+                "shorten the model's context or give more text."
+            )
+        described: dict[str, str | int | float] = {"source": self.source, "sha256": content_hash(path)}
+        for split, ring in rings.items():
+            described[f"{split}_documents"] = len(documents[split])
+            described[f"{split}_bytes"] = len(ring) - len(documents[split])
+            described[f"{split}_tokens"] = len(ring)
+        return TextDataset(rings, seed=seed, context=context, batch_size=self.batch_size, described=described)
+
+
+def byte_ring(documents: list[str]) -> NDArray[np.uint8]:
+    """The documents' UTF-8 bytes, uint8 `[M]`, a 0 before each; none may hold the character NUL."""
+    return np.frombuffer(b"\0" + b"\0".join(document.encode() for document in documents), np.uint8)
+
+
+class TextDataset(Dataset):
+    """Rings of byte tokens, one per split; see the head of this file."""
+
+    def __init__(
+        self,
+        rings: dict[str, NDArray[np.uint8]],
+        *,
+        seed: int,
+        context: int,
+        batch_size: int,
+        described: dict[str, str | int | float],
+    ) -> None:
+        self.vocabulary = self.outputs = 256
+        self._rings = rings
+        self._seed = seed
+        self._context = context
+        self._rows = batch_size
+        self._described = described
+        if described["source"] == SAMPLE:
+            self.references = SAMPLE_REFERENCES
+        self.blocks = len(rings["train"]) // context
+        """Blocks in one epoch."""
+        self.epoch_batches = math.ceil(self.blocks / batch_size)
+        self._orders: dict[int, NDArray[np.int64]] = {}
+
+    def batch(self, index: int) -> Batch:
+        """int64 `[batch_size, context]` each; examples index * batch_size and on of the endless sequence of epochs."""
+        assert index >= 0
+        examples = range(index * self._rows, (index + 1) * self._rows)
+        return self._gather("train", np.array([self.block_start(example) for example in examples]))
+
+    def block_start(self, example: int) -> int:
+        """Where in the training ring the block of example number `example` starts."""
+        epoch, place = divmod(example, self.blocks)
+        ring = len(self._rings["train"])
+        phase = counted_bits(self._seed, epoch, ring) % ring
+        return int((phase + int(self._order(epoch)[place]) * self._context) % ring)
+
+    def evaluation(self, split: str) -> Iterator[Batch]:
+        """Batches of `[batch_size, context]` over the split's ring; targets beyond its end are `IGNORED`."""
+        if split not in self._rings:
+            raise ValueError(f"{self._described['source']} has no text for {split}; it has {', '.join(self._rings)}.")
+        return self._evaluation(split)
+
+    def _evaluation(self, split: str) -> Iterator[Batch]:
+        ring = len(self._rings[split])
+        for first in range(0, ring, self._rows * self._context):
+            starts = first + np.arange(self._rows) * self._context
+            batch = self._gather(split, starts)
+            beyond = torch.from_numpy(starts)[:, None] + torch.arange(self._context) >= ring
+            yield Batch(batch.inputs, batch.targets.masked_fill(beyond, IGNORED))
+
+    def loss(self, output: Tensor, batch: Batch) -> Tensor:
+        """Mean cross-entropy in nats over all targets of the batch; computed in float32 whatever the logits are."""
+        return _cross_entropy(output, batch.targets, "mean")
+
+    def evaluator(self) -> "TextEvaluator":
+        """For one pass over one split."""
+        return TextEvaluator(torch.ones(256, dtype=torch.int64).index_fill(0, torch.tensor([0]), 0))
+
+    def describe(self) -> dict[str, str | int | float]:
+        """Source, its sha256, and per split the documents, the bytes of text, and the tokens with separators."""
+        return {**self._described, "vocabulary": self.vocabulary, "epoch_batches": self.epoch_batches}
+
+    def _order(self, epoch: int) -> NDArray[np.int64]:
+        # A cache of the two epochs that a batch can straddle; what it holds never depends on who asked before.
+        if epoch not in self._orders:
+            self._orders = {kept: order for kept, order in self._orders.items() if abs(kept - epoch) == 1}
+            self._orders[epoch] = visiting_order(self._seed, epoch, self.blocks)
+        return self._orders[epoch]
+
+    def _gather(self, split: str, starts: NDArray[np.int64]) -> Batch:
+        ring = self._rings[split]
+        places = (starts[:, None] + np.arange(self._context + 1)) % len(ring)
+        tokens = torch.from_numpy(ring[places].astype(np.int64))
+        return Batch(tokens[:, :-1].contiguous(), tokens[:, 1:].contiguous())
+
+
+class TextEvaluator(Evaluator):
+    """Sums of NLL, targets and bytes, over whatever batches it is given.
+
+    `token_bytes`: int64 `[vocabulary]`, how many bytes of text each token stands for; 0 for separators.
+    """
+
+    def __init__(self, token_bytes: Tensor) -> None:
+        self._token_bytes = token_bytes
+        self._sums: list[tuple[Tensor, Tensor, Tensor]] = []
+
+    def add(self, output: Tensor, batch: Batch) -> None:
+        """`output`: logits `[batch, time, vocabulary]`."""
+        self._token_bytes = self._token_bytes.to(batch.targets.device)
+        counted = batch.targets >= 0
+        size = (self._token_bytes[batch.targets.clamp(min=0)] * counted).sum()
+        self._sums.append((_cross_entropy(output.detach(), batch.targets, "sum"), counted.sum(), size))
+
+    def result(self) -> dict[str, float]:
+        """`loss` (nats per target), `perplexity` = exp(loss) (infinite where that overflows), `bits_per_byte`."""
+        if not self._sums:
+            raise ValueError("no batch was evaluated; a split needs at least one.")
+        nll, targets, size = (math.fsum(torch.stack(column).tolist()) for column in zip(*self._sums, strict=True))
+        loss = nll / targets
+        perplexity = math.inf if loss > 700 else math.exp(loss)
+        return {"loss": loss, "perplexity": perplexity, "bits_per_byte": nll / math.log(2) / size}
+
+
+def _cross_entropy(output: Tensor, targets: Tensor, reduction: str) -> Tensor:
+    logits = output.float().flatten(0, -2)
+    return functional.cross_entropy(logits, targets.flatten(), ignore_index=IGNORED, reduction=reduction)

@@ -1,0 +1,165 @@
+"""Kind `gpt`: a decoder language model in nanoGPT's shape.
+
+    x = embed(token) + positions(index)
+    x = x + attention(norm1(x));  x = x + mlp(norm2(x))      for every block
+    logits = head(norm(x))
+
+Pre-norm blocks, GELU, learned positions, no biases unless asked for: GPT-2 (Radford et al. 2019) as nanoGPT trains it
+(github.com/karpathy/nanoGPT), written anew. Weights start at N(0, 0.02); the two projections that write into the
+residual stream start at 0.02 / sqrt(2 * layers), which keeps its variance independent of depth (GPT-2, section 2.3).
+
+The products inside attention are *not* quantised: q, k and v go to `scaled_dot_product_attention` as the `qkv` layer
+returns them, and softmax(q k^T) v runs in the compute dtype. Transformer Engine's recipes default to the same, and it
+keeps every cast of a run at a named linear layer. Rotary positions and gated MLPs were left out: they change the
+picture of a layer's numerics, and the reference people know is this shape.
+"""
+
+import math
+from collections.abc import Mapping
+from typing import Annotated, ClassVar, Literal, Self
+
+import torch
+from pydantic import Field, model_validator
+from torch import Tensor, nn
+from torch.nn import functional
+
+from altgrad.models.gpt2_names import from_gpt2
+from altgrad.models.model import ModelSpec
+
+__all__ = ["GPT", "Decoder"]
+
+_Count = Annotated[int, Field(ge=1)]
+
+
+class GPT(ModelSpec):
+    """Sizes of a decoder. `width` is the residual stream's; every head has width / heads; the MLP is 4 * width wide.
+
+    `tied` makes head and embedding one parameter (the policy then sees one weight in two roles, so it is off by
+    default). `dropout` applies to attention weights and to what each sublayer adds to the residual stream; its draws
+    come from the global torch generator, which the training loop seeds for every micro-batch. `gelu: tanh` is the
+    approximation that GPT-2 was trained with.
+    """
+
+    kind: ClassVar[str] = "gpt"
+
+    layers: _Count = 4
+    width: _Count = 128
+    heads: _Count = 4
+    context: _Count = 128
+    dropout: Annotated[float, Field(ge=0.0, lt=1.0)] = 0.0
+    bias: bool = False
+    tied: bool = False
+    gelu: Literal["exact", "tanh"] = "exact"
+
+    @model_validator(mode="after")
+    def _heads_divide_width(self) -> Self:
+        if self.width % self.heads:
+            raise ValueError(f"width {self.width} is not a multiple of heads {self.heads}; choose sizes that divide.")
+        return self
+
+    def adopt(self, tensors: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
+        """Also knows the names of GPT-2 at Hugging Face and of nanoGPT; see `altgrad.models.gpt2_names`."""
+        return from_gpt2(tensors, tied=self.tied)
+
+    def build(self, vocabulary: int, outputs: int) -> "Decoder":
+        """The decoder, initialised. A tied one needs outputs == vocabulary; otherwise ValueError."""
+        return Decoder(self, vocabulary, outputs)
+
+
+class Attention(nn.Module):
+    """Causal multi-head self-attention, `[batch, time, width]` to the same."""
+
+    def __init__(self, spec: GPT) -> None:
+        super().__init__()
+        self.heads = spec.heads
+        self.dropout = spec.dropout
+        self.qkv = nn.Linear(spec.width, 3 * spec.width, bias=spec.bias)
+        self.proj = nn.Linear(spec.width, spec.width, bias=spec.bias)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Position t attends to positions 0..t."""
+        batch, time, width = x.shape
+        q, k, v = self.qkv(x).view(batch, time, 3, self.heads, width // self.heads).permute(2, 0, 3, 1, 4)
+        dropout = self.dropout if self.training else 0.0
+        mixed = functional.scaled_dot_product_attention(q, k, v, dropout_p=dropout, is_causal=True)
+        out: Tensor = self.proj(mixed.transpose(1, 2).reshape(batch, time, width))
+        return out
+
+
+class MLP(nn.Module):
+    """down(gelu(up(x))), four times as wide inside."""
+
+    def __init__(self, spec: GPT) -> None:
+        super().__init__()
+        self.up = nn.Linear(spec.width, 4 * spec.width, bias=spec.bias)
+        self.down = nn.Linear(4 * spec.width, spec.width, bias=spec.bias)
+        self.approximate = "tanh" if spec.gelu == "tanh" else "none"
+
+    def forward(self, x: Tensor) -> Tensor:
+        """`[..., width]` to the same."""
+        out: Tensor = self.down(functional.gelu(self.up(x), approximate=self.approximate))
+        return out
+
+
+class Block(nn.Module):
+    """One pre-norm block: attention, then MLP, each added to the residual stream."""
+
+    def __init__(self, spec: GPT) -> None:
+        super().__init__()
+        self.norm1 = nn.LayerNorm(spec.width, bias=spec.bias)
+        self.attention = Attention(spec)
+        self.norm2 = nn.LayerNorm(spec.width, bias=spec.bias)
+        self.mlp = MLP(spec)
+        self.dropout = spec.dropout
+
+    def forward(self, x: Tensor) -> Tensor:
+        """`[batch, time, width]` to the same."""
+        x = x + functional.dropout(self.attention(self.norm1(x)), self.dropout, self.training)
+        return x + functional.dropout(self.mlp(self.norm2(x)), self.dropout, self.training)
+
+
+class Decoder(nn.Module):
+    """The module that `GPT.build` returns: int64 tokens `[batch, time]` to logits `[batch, time, outputs]`.
+
+    Module names are fixed, policies and pictures rely on them: `embed`, `positions`, `blocks.<i>.norm1`,
+    `blocks.<i>.attention.qkv`, `blocks.<i>.attention.proj`, `blocks.<i>.norm2`, `blocks.<i>.mlp.up`,
+    `blocks.<i>.mlp.down`, `norm`, `head`.
+    """
+
+    def __init__(self, spec: GPT, vocabulary: int, outputs: int) -> None:
+        super().__init__()
+        if spec.tied and outputs != vocabulary:
+            raise ValueError(f"a tied head gives {vocabulary} outputs, the data wants {outputs}; set tied: false.")
+        self.context = spec.context
+        self.embed = nn.Embedding(vocabulary, spec.width)
+        self.positions = nn.Embedding(spec.context, spec.width)
+        self.blocks = nn.ModuleList(Block(spec) for _ in range(spec.layers))
+        self.norm = nn.LayerNorm(spec.width, bias=spec.bias)
+        self.head = nn.Linear(spec.width, outputs, bias=False)
+        if spec.tied:
+            self.head.weight = self.embed.weight
+        self.initialise()
+
+    @torch.no_grad()
+    def initialise(self) -> None:
+        """Draw every weight afresh from the global torch generator; also what a decoder moved off `meta` needs."""
+        residual = 0.02 / math.sqrt(2 * len(self.blocks))
+        for name, parameter in self.named_parameters():
+            if name.endswith("bias"):
+                nn.init.zeros_(parameter)
+            elif parameter.ndim == 1:
+                nn.init.ones_(parameter)
+            else:
+                into_residual = name.endswith(("attention.proj.weight", "mlp.down.weight"))
+                nn.init.normal_(parameter, std=residual if into_residual else 0.02)
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        """Logits for the token after each position. `time` may be 1 to `context`; more is a ValueError."""
+        time = inputs.shape[1]
+        if time > self.context:
+            raise ValueError(f"{time} tokens are longer than the model's context of {self.context}.")
+        x = self.embed(inputs) + self.positions(torch.arange(time, device=inputs.device))
+        for block in self.blocks:
+            x = block(x)
+        logits: Tensor = self.head(self.norm(x))
+        return logits

@@ -1,0 +1,38 @@
+"""The family of models: what a spec says about a network, and the network it builds.
+
+A model here is a plain `torch.nn.Module` made of `nn.Linear`, `nn.Embedding` and `nn.LayerNorm` under stable names. It
+knows nothing of number formats: a precision policy addresses its layers by name (`blocks.*.mlp.up`) and surgery
+replaces them afterwards, so the same file serves the float32 baseline and every low-precision run, and any model of
+someone else's can stand where ours do. Models that quantise themselves were the road not taken: they would need every
+format option repeated in every architecture.
+"""
+
+from abc import abstractmethod
+from collections.abc import Mapping
+
+from torch import Tensor, nn
+
+from altgrad.spec import Kind
+
+__all__ = ["ModelSpec"]
+
+
+class ModelSpec(Kind, family="model", package="altgrad.models"):
+    """What every model spec has. A kind adds its sizes and `build`.
+
+    `context` is the number of positions the model takes at most; the data cuts its blocks to it.
+    """
+
+    context: int
+
+    def adopt(self, tensors: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
+        """Weights from elsewhere under this model's own names, as far as it knows theirs; the rest as it is."""
+        return tensors
+
+    @abstractmethod
+    def build(self, vocabulary: int, outputs: int) -> nn.Module:
+        """A freshly initialised module whose `forward(inputs)` takes int64 `[batch, time]`, values in [0, vocabulary).
+
+        `outputs` is the width of the last axis of what it returns. Weights come from the global torch generator, which
+        the caller seeds; under `torch.device("meta")` nothing is allocated. ValueError where the sizes do not fit.
+        """
