@@ -1,0 +1,42 @@
+"""Where the values of a tensor fall relative to the range of the format they enter.
+
+With u the exact value in grid units, Q(u) its cast and n the numbers they are shares of:
+
+    underflow    u != 0 finite, Q(u) = 0          of finite non-zero u
+    subnormal    0 < |Q(u)| < smallest normal     of finite non-zero u
+    saturation   |round(u)| > max, rounding as if the grid went on     of finite u
+    non-finite   u is inf or NaN                  a count
+
+Saturation is judged on the *rounded* value: 450 rounds to 448 in e4m3fn and has not overflowed. (Transformer Engine
+divides its underflow count by all elements, zeros included; ours asks what became of the values there were.)
+"""
+
+import math
+
+import torch
+from torch import Tensor
+
+from altgrad.formats import FloatFormat
+
+
+def range_counts(exact: Tensor, unbounded: Tensor, rounded: Tensor, fmt: FloatFormat) -> dict[str, Tensor]:
+    """Counts, as int64 scalars: finite, nonzero (finite and not 0), underflow, subnormal, saturated, nonfinite.
+
+    exact, unbounded (rounded before the overflow rule) and rounded are float32 of one shape, in grid units. For E = 0,
+    which has no normals, subnormal is 0.
+    """
+    magnitude = exact.abs()
+    finite = magnitude < math.inf
+    nonzero = finite & (exact != 0)
+    size = rounded.abs()
+    lowest = 0.0 if fmt.min_normal is None else float(fmt.min_normal)
+    counts = {
+        "finite": finite,
+        "nonzero": nonzero,
+        "underflow": nonzero & (rounded == 0),
+        "subnormal": nonzero & (size > 0) & (size < lowest),
+        "saturated": finite & (unbounded.abs() > float(fmt.max)),
+    }
+    found = {name: torch.count_nonzero(mask) for name, mask in counts.items()}
+    found["nonfinite"] = exact.numel() - found["finite"]
+    return found
