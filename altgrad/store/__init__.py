@@ -1,0 +1,31 @@
+"""The only memory between processes: runs as folders, checkpoints that verify, and where numbers go. Without torch."""
+
+from altgrad.store.compare import MetricDifference, SpecDifference, first_metric_difference, spec_differences
+from altgrad.store.files import seconds_since, utc_now, write_atomic
+from altgrad.store.lock import Holder, LockedError
+from altgrad.store.runs import STATUSES, Run, RunStore, run_id
+from altgrad.store.snapshots import CheckpointError, Rejected, Snapshot, Snapshots
+from altgrad.store.tracker import RunFiles, Sink, Tracker
+
+__all__ = [
+    "STATUSES",
+    "CheckpointError",
+    "Holder",
+    "LockedError",
+    "MetricDifference",
+    "Rejected",
+    "Run",
+    "RunFiles",
+    "RunStore",
+    "Sink",
+    "Snapshot",
+    "Snapshots",
+    "SpecDifference",
+    "Tracker",
+    "first_metric_difference",
+    "run_id",
+    "seconds_since",
+    "spec_differences",
+    "utc_now",
+    "write_atomic",
+]

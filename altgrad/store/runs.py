@@ -1,0 +1,264 @@
+"""The store: one folder per run, and nothing else, is what processes know of one another.
+
+    <root>/<project>/<run id>/
+        spec.yaml        the resolved spec, which alone decides the run
+        meta.json        status, when it was created, what the runner adds
+        metrics.jsonl    numbers by step       events.jsonl    what happened
+        checkpoints/     snapshots             lock, lock.json who is running it now
+
+A run id says what is in it: `<slug>-<8 hex of the spec's fingerprint>-s<seed>`, so the same spec and seed is the same
+run, and starting it twice continues it. Nothing here imports torch: a listing answers at once.
+
+Status is `running`, `completed`, `diverged`, `failed` or `interrupted`, as the runner wrote it; a run that calls itself
+running while no process holds its lock is `dead`.
+"""
+
+import difflib
+import json
+import os
+import re
+import secrets
+import shutil
+import time
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from fnmatch import fnmatchcase
+from pathlib import Path
+from typing import Any
+
+from altgrad.store.files import decode, encode, fsync, read_jsonl, read_jsonl_backwards, utc_now, write_atomic
+from altgrad.store.lock import Holder, exclusive, hold, holder, is_held
+from altgrad.store.snapshots import Snapshots
+
+SPEC, META, METRICS, EVENTS, CHECKPOINTS = "spec.yaml", "meta.json", "metrics.jsonl", "events.jsonl", "checkpoints"
+STATUSES = ("running", "completed", "diverged", "failed", "interrupted")
+_NAME = re.compile(r"[A-Za-z0-9_-][A-Za-z0-9._-]{0,99}")
+_SET_ASIDE = re.compile(r".+\.old-[0-9]+")
+_NEW, _DELETED = ".new-", ".deleted-"
+_ABANDONED_SECONDS = 3600.0
+
+
+def check_name(name: str, what: str) -> str:
+    """`name` itself if it can name a project or run; else ValueError. No name that passes leads out of its folder."""
+    if not _NAME.fullmatch(name):
+        raise ValueError(
+            f"{name[:120]!r} cannot name a {what}; use 1 to 100 letters, digits, '.', '_' or '-', no '.' first."
+        )
+    return name
+
+
+def run_id(slug: str, fingerprint: str, seed: int) -> str:
+    """`<slug>-<first 8 hex digits of fingerprint>-s<seed>`; fingerprint is the hex digest of the resolved spec."""
+    assert re.fullmatch(r"[0-9a-f]{8,}", fingerprint), "a fingerprint is a hex digest"
+    return check_name(f"{slug}-{fingerprint[:8]}-s{seed}", "run")
+
+
+@dataclass(frozen=True)
+class Run:
+    """One run's folder. Making this object touches no file; `create` makes the folder."""
+
+    path: Path
+
+    @property
+    def id(self) -> str:
+        """The folder's name."""
+        return self.path.name
+
+    @property
+    def project(self) -> str:
+        """The parent folder's name."""
+        return self.path.parent.name
+
+    @property
+    def exists(self) -> bool:
+        """Whether the run was created."""
+        return (self.path / META).is_file()
+
+    def create(self, spec_text: str, meta: Mapping[str, Any]) -> "Run":
+        """Make the folder with spec.yaml and meta.json, all at once; FileExistsError if there is one.
+
+        `meta` is completed by status (running), created (UTC), project and id where it lacks them.
+        """
+        parent = self.path.parent
+        parent.mkdir(parents=True, exist_ok=True)
+        _sweep(parent)
+        aside = parent / f"{_NEW}{self.id}-{secrets.token_hex(4)}"
+        aside.mkdir()
+        defaults = {"status": "running", "created": utc_now(), "project": self.project, "id": self.id}
+        write_atomic(aside / SPEC, spec_text.encode())
+        write_atomic(aside / META, _meta_text(defaults | dict(meta)))
+        try:
+            aside.rename(self.path)
+        except OSError:
+            shutil.rmtree(aside, ignore_errors=True)
+            if self.path.exists():
+                raise FileExistsError(f"run {self.id} is already at {self.path}; resume it or set it aside.") from None
+            raise
+        fsync(parent)
+        fsync(parent.parent)
+        return self
+
+    def spec_text(self) -> str:
+        """The resolved spec as it was stored."""
+        return self._text(SPEC)
+
+    def meta(self) -> dict[str, Any]:
+        """meta.json, non-finite numbers as floats; ValueError if it is missing or damaged."""
+        try:
+            meta = json.loads(self._text(META))
+        except (json.JSONDecodeError, RecursionError):
+            meta = None
+        if not isinstance(meta, dict):
+            raise ValueError(f"{self.path / META} is not a JSON object; the run was damaged after it was written.")
+        return {key: decode(value) for key, value in meta.items()}
+
+    def update_meta(self, **fields: Any) -> None:
+        """Set fields of meta.json atomically; for the process that holds the run (two at once would lose one's)."""
+        if fields.get("status", "running") not in STATUSES:
+            raise ValueError(f"{fields['status']!r} is not a status; use one of {', '.join(STATUSES)}.")
+        write_atomic(self.path / META, _meta_text(self.meta() | fields))
+
+    @property
+    def status(self) -> str:
+        """One of STATUSES, or `dead`: running by its own word, but held by no process."""
+        status = str(self.meta().get("status"))
+        return "dead" if status == "running" and not is_held(self.path) else status
+
+    @property
+    def holder(self) -> Holder | None:
+        """The process that holds the run now, where it said who it is; None if nobody does."""
+        return holder(self.path) if is_held(self.path) else None
+
+    def metrics(self, keys: Iterable[str] | None = None) -> Iterator[dict[str, float]]:
+        """Rows in the order written: `step` (int) and the values. A torn last line is left out.
+
+        `keys` are names or shell patterns (`range/*/amax`): rows are then reduced to `step` and those keys, and rows
+        without any are left out.
+        """
+        wanted = None if keys is None else tuple(keys)
+        matches: dict[str, bool] = {"step": True}
+        for row in read_jsonl(self.path / METRICS):
+            if wanted is not None:
+                for key in row:
+                    if key not in matches:
+                        matches[key] = any(fnmatchcase(key, pattern) for pattern in wanted)
+                row = {key: value for key, value in row.items() if matches[key]}
+                if len(row) < 2:
+                    continue
+            yield {key: decode(value) for key, value in row.items()}
+
+    def last(self, *keys: str) -> dict[str, float]:
+        """The last value of each key, and the last `step`; keys never written are absent. Reads from the end."""
+        found: dict[str, float] = {}
+        wanted = {"step", *keys}
+        for row in read_jsonl_backwards(self.path / METRICS):
+            for key in wanted & row.keys():
+                found[key] = decode(row[key])
+            wanted -= row.keys()
+            if not wanted:
+                break
+        return found
+
+    def events(self) -> Iterator[dict[str, Any]]:
+        """Events in the order written: step, event, time, message and each kind's own details."""
+        text = ("event", "time", "message")
+        for row in read_jsonl(self.path / EVENTS):
+            yield {key: value if key in text else decode(value) for key, value in row.items()}
+
+    @property
+    def checkpoints(self) -> Snapshots:
+        """The run's snapshots, keeping 2; `Snapshots(run.checkpoints.folder, keep)` for another number."""
+        return Snapshots(self.path / CHECKPOINTS)
+
+    @contextmanager
+    def lock(self) -> Iterator[Holder]:
+        """Hold the run for the length of a block; LockedError within half a second if another process does."""
+        with hold(self.path) as record:
+            yield record
+
+    def set_aside(self) -> "Run":
+        """Rename the folder to `<id>.old-<n>`, with the first free n; nothing is removed. LockedError if it is held."""
+        with exclusive(self.path):
+            number = 1
+            while (target := self.path.with_name(f"{self.id}.old-{number}")).exists():
+                number += 1
+            self.path.rename(target)
+            fsync(target.parent)
+        return Run(target)
+
+    def delete(self) -> None:
+        """Remove the run and everything in it, out of sight first. LockedError if it is held."""
+        with exclusive(self.path):
+            doomed = self.path.with_name(f"{_DELETED}{self.id}-{secrets.token_hex(4)}")
+            self.path.rename(doomed)
+        _sweep(doomed.parent)
+
+    def _text(self, name: str) -> str:
+        try:
+            return (self.path / name).read_text()
+        except FileNotFoundError:
+            raise ValueError(f"{self.path} is not a run: it has no {name}.") from None
+
+
+@dataclass(frozen=True)
+class RunStore:
+    """All runs below one folder, which need not exist yet."""
+
+    root: Path
+
+    def run(self, project: str, name: str) -> Run:
+        """The run of that project and id, existing or not; ValueError for a name that cannot be one."""
+        return Run(self.root / check_name(project, "project") / check_name(name, "run"))
+
+    def runs(self, project: str | None = None, *, set_aside: bool = False) -> Iterator[Run]:
+        """Runs sorted by project and id; those set aside only on request."""
+        projects = [self.root / check_name(project, "project")] if project is not None else _folders(self.root)
+        for folder in projects:
+            for path in _folders(folder):
+                if (path / META).is_file() and (set_aside or not _SET_ASIDE.fullmatch(path.name)):
+                    yield Run(path)
+
+    def find(self, text: str) -> Run:
+        """The run meant by an id, `project/id`, a path, or the unique beginning of an id (all in this order).
+
+        ValueError if there is none (naming close ones) or several.
+        """
+        runs = list(self.runs(set_aside=True))
+        exact = [run for run in runs if text in (run.id, f"{run.project}/{run.id}")]
+        if len(exact) == 1:
+            return exact[0]
+        with suppress(ValueError, OSError):  # a NUL or an over-long name is no path
+            if text and Run(Path(text)).exists:
+                return Run(Path(os.path.abspath(text)))
+        begun = exact or [run for run in runs if text and run.id.startswith(text)]
+        if len(begun) > 1:
+            begun = [run for run in begun if not _SET_ASIDE.fullmatch(run.id)] or begun
+        if len(begun) == 1:
+            return begun[0]
+        if begun:
+            names = ", ".join(f"{run.project}/{run.id}" for run in begun[:5])
+            raise ValueError(f"{text!r} is the beginning of {len(begun)} runs ({names}); write more of it.")
+        close = difflib.get_close_matches(text, [run.id for run in runs], n=1)
+        hint = f" Did you mean {close[0]!r}?" if close else ""
+        raise ValueError(f"{text!r} is no run in {self.root}.{hint or ' `altgrad runs list` shows them.'}")
+
+
+def _meta_text(meta: Mapping[str, Any]) -> bytes:
+    return json.dumps(encode(meta), allow_nan=False, indent=1).encode() + b"\n"
+
+
+def _folders(folder: Path) -> list[Path]:
+    if not folder.is_dir():
+        return []
+    return sorted(path for path in folder.iterdir() if not path.name.startswith(".") and path.is_dir())
+
+
+def _sweep(folder: Path) -> None:
+    """Remove what deaths left: deleted runs half removed, and runs that an hour ago were not yet whole."""
+    for path in folder.glob(f"{_DELETED}*"):
+        shutil.rmtree(path, ignore_errors=True)
+    for path in folder.glob(f"{_NEW}*"):
+        with suppress(OSError):
+            if time.time() - path.stat().st_mtime > _ABANDONED_SECONDS:
+                shutil.rmtree(path, ignore_errors=True)
