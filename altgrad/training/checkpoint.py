@@ -1,0 +1,81 @@
+"""A TrainState as files: tensors in safetensors, the rest in JSON. Nothing is pickled, so nothing read can run code.
+
+    model.safetensors       parameters and buffers by name (a tied parameter once)
+    optimizer.safetensors   state by `<parameter>/<entry>`
+    state.json              the record of TrainState
+
+How they get to disk whole (written aside, synced, hashed, renamed) is the store's business.
+"""
+
+import json
+from pathlib import Path
+
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from altgrad.store import CheckpointError, Snapshot, Snapshots
+from altgrad.training.state import TrainState
+
+
+def save(state: TrainState, snapshots: Snapshots) -> Snapshot:
+    """Write a snapshot of the state's step."""
+    return snapshots.write(
+        state.step,
+        {
+            "model.safetensors": lambda path: save_file(_model_tensors(state.model), path),
+            "optimizer.safetensors": lambda path: save_file(_optimizer_tensors(state), path),
+            "state.json": lambda path: _write_record(state, path),
+        },
+    )
+
+
+def load(state: TrainState, snapshot: Snapshot) -> None:
+    """Bring a freshly built state to the snapshot's step. Raises CheckpointError if it belongs to another spec."""
+    try:
+        tensors = load_file(snapshot.file("model.safetensors"))
+        expected = _model_tensors(state.model)
+        if tensors.keys() != expected.keys():
+            raise KeyError(", ".join(sorted(tensors.keys() ^ expected.keys())[:3]))
+        state.model.load_state_dict(tensors, strict=False)
+        _load_optimizer(state, load_file(snapshot.file("optimizer.safetensors")))
+        state.restore(json.loads(snapshot.file("state.json").read_text()))
+    except (KeyError, ValueError, RuntimeError) as error:
+        raise CheckpointError(f"{snapshot.path} does not fit this run's spec: {str(error).splitlines()[0]}.") from None
+
+
+def _model_tensors(model: nn.Module) -> dict[str, Tensor]:
+    """The state_dict, with tensors that share memory kept under their first name only (safetensors wants it so)."""
+    found: dict[str, Tensor] = {}
+    seen: set[int] = set()
+    for name, tensor in model.state_dict().items():
+        if tensor.numel() and tensor.data_ptr() in seen:
+            continue
+        seen.add(tensor.data_ptr())
+        found[name] = tensor.contiguous()
+    return found
+
+
+def _optimizer_tensors(state: TrainState) -> dict[str, Tensor]:
+    return {
+        f"{name}/{entry}": tensor
+        for group in state.optimizer.param_groups
+        for name, p in zip(group["param_names"], group["params"], strict=True)
+        for entry, tensor in state.optimizer.state[p].items()
+    }
+
+
+def _load_optimizer(state: TrainState, tensors: dict[str, Tensor]) -> None:
+    owners = {
+        name: p
+        for group in state.optimizer.param_groups
+        for name, p in zip(group["param_names"], group["params"], strict=True)
+    }
+    for key, tensor in tensors.items():
+        name, _, entry = key.rpartition("/")
+        p = owners[name]
+        # Step counts live on the CPU, so that reading them never waits for the device.
+        state.optimizer.state[p][entry] = tensor if entry == "step" else tensor.to(p.device)
+
+
+def _write_record(state: TrainState, path: Path) -> None:
+    path.write_text(json.dumps(state.record()))

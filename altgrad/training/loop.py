@@ -1,0 +1,231 @@
+"""train(): a run as a function of its spec. The step can be read from top to bottom.
+
+    forward, backward (per micro-batch)  ->  look at the gradients  ->  clip  ->  update  ->  commit the scales
+
+After step k everything about it is logged before anything is saved, so that a run taken back to a checkpoint writes the
+same lines again. Work that may be interrupted comes first in the loop and remembers that it was done, so a run stopped
+anywhere continues where it was.
+"""
+
+import statistics
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from altgrad.data.dataset import Dataset
+from altgrad.monitors import Report
+from altgrad.nn import commit
+from altgrad.quantize.noise import site_key
+from altgrad.store import Run, RunFiles, Sink, Snapshots, Tracker
+from altgrad.training import checkpoint
+from altgrad.training.evaluate import evaluate
+from altgrad.training.run import RunSpec
+from altgrad.training.state import TrainState
+
+Status = Literal["completed", "diverged", "interrupted"]
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """How a run ended: its status, the number of finished steps, last validation numbers, and why if not completed."""
+
+    run: Run
+    status: Status
+    step: int
+    validation: dict[str, float]
+    reason: str = ""
+
+
+def train(
+    spec: RunSpec,
+    run: Run,
+    dataset: Dataset,
+    *,
+    device: torch.device | str = "cpu",
+    sinks: Sequence[Sink] = (),
+    interrupted: Callable[[], bool] = lambda: False,
+) -> Outcome:
+    """Train `run` (already created in its store, with this resolved spec) from its newest checkpoint to the end.
+
+    sinks: other places that metrics and events go to. interrupted: asked between steps and batches; when true, the
+    state is saved and the run ends `interrupted`. Raises LockedError if another process holds the run, CheckpointError
+    if it has checkpoints but none that verifies, LocatedError for a spec that does not fit the model.
+    """
+    assert spec.threads is not None, "a run is trained from its resolved spec"
+    torch.set_num_threads(spec.threads)
+    device = torch.device(device)
+    if device.type == "cuda":
+        torch.use_deterministic_algorithms(True, warn_only=True)
+    with run.lock():
+        snapshots = Snapshots(run.checkpoints.folder, spec.keep)
+        newest = snapshots.newest()
+        state = TrainState.build(spec, dataset, device, fresh=newest is None)
+        if newest is not None:
+            checkpoint.load(state, newest)
+        files = RunFiles(run)
+        tracker = Tracker(files, *sinks)
+        try:
+            # Without a checkpoint even step 0, the evaluation before training, is done again.
+            files.rewind(state.step if newest is not None else -1)
+            run.update_meta(status="running", device=str(device))
+            for each in newest.rejected if newest is not None else ():
+                tracker.event(state.step, "notice", f"{each.path.name} was passed over: {each.reason}.")
+            begun = "resumed" if newest is not None else "started"
+            tracker.event(state.step, begun, f"{begun} at step {state.step} of {spec.steps}", device=str(device))
+            return _Training(spec, run, dataset, state, snapshots, files, tracker, interrupted).carry_on()
+        except Exception as error:
+            run.update_meta(status="failed", reason=f"{type(error).__name__}: {error}")
+            raise
+        finally:
+            tracker.close()
+
+
+class _Training:
+    """One sitting of a run."""
+
+    def __init__(
+        self,
+        spec: RunSpec,
+        run: Run,
+        dataset: Dataset,
+        state: TrainState,
+        snapshots: Snapshots,
+        files: RunFiles,
+        tracker: Tracker,
+        interrupted: Callable[[], bool],
+    ) -> None:
+        self.spec, self.run, self.dataset, self.state = spec, run, dataset, state
+        self.snapshots, self.files, self.tracker, self.interrupted = snapshots, files, tracker, interrupted
+        self.device = next(state.model.parameters()).device
+        self.began = time.perf_counter() - state.seconds
+        self.saved = max(snapshots.steps(), default=-1)
+        self.interval = (0.0, 0)
+        self.alarmed: set[str] = set()
+
+    def carry_on(self) -> Outcome:
+        """Steps, evaluations and checkpoints until the run completes, diverges or is interrupted."""
+        state, spec = self.state, self.spec
+        while True:
+            last = state.step >= spec.steps
+            if (last or state.step % spec.evaluate_every == 0) and state.evaluated < state.step and not self.evaluate():
+                return self.stop("interrupted", "stopped on request during evaluation")
+            if last or (state.step > 0 and state.step % spec.checkpoint_every == 0):
+                self.save()
+            if last:
+                return self.stop("completed", "")
+            if self.interrupted():
+                return self.stop("interrupted", "stopped on request")
+            if reason := self.step():
+                return self.stop("diverged", reason)
+
+    def step(self) -> str | None:
+        """One optimizer step. Returns why the run should end, if it should."""
+        state, spec, started = self.state, self.spec, time.perf_counter()
+        number = state.step + 1
+        state.watch.begin(number)
+        state.model.train()
+        factor = spec.schedule.at(state.step, spec.steps)
+        for group in state.optimizer.param_groups:
+            group["lr"] = group["initial_lr"] * factor
+
+        loss = self.backward()
+        named = {name: p.grad for name, p in state.model.named_parameters() if p.grad is not None}
+        gradients = list(named.values())
+        norm = torch.nn.utils.get_total_norm(gradients)
+        loss_now, norm_now, seen = state.watch.gradients(loss, norm, named)
+        if not any(report.skip for report in seen.values()):
+            if spec.clip_norm is not None:
+                torch.nn.utils.clip_grads_with_norm_(state.model.parameters(), spec.clip_norm, norm)
+            state.optimizer.step()
+        state.optimizer.zero_grad()
+        commit(state.model)
+        seen |= state.watch.casts()
+
+        state.step = number
+        self.interval = self.interval[0] + time.perf_counter() - started, self.interval[1] + self.tokens_per_step
+        state.tokens += self.tokens_per_step
+        self.log(loss_now, norm_now, spec.optimizer.lr * factor, seen)
+        return next((report.stop for report in seen.values() if report.stop), None)
+
+    def backward(self) -> Tensor:
+        """Gradients of the mean loss over all micro-batches, which is returned."""
+        state, spec = self.state, self.spec
+        total = torch.zeros((), device=self.device)
+        self.tokens_per_step = 0
+        for micro in range(spec.accumulate):
+            index = state.step * spec.accumulate + micro
+            # For dropout; whatever else draws would also be a function of the seed and the step alone.
+            torch.manual_seed(site_key(spec.seed, f"micro-batch {index}"))
+            batch = self.dataset.batch(index).to(self.device)
+            self.tokens_per_step += batch.targets.numel()
+            with torch.autocast(self.device.type, torch.bfloat16, enabled=spec.compute == "bfloat16"):
+                output = state.model(batch.inputs)
+            loss = self.dataset.loss(output, batch) / spec.accumulate
+            torch.autograd.backward(loss * spec.loss_scale.factor)
+            total += loss.detach()
+        if spec.loss_scale.factor != 1:
+            torch._foreach_mul_(
+                [p.grad for p in state.model.parameters() if p.grad is not None], 1 / spec.loss_scale.factor
+            )
+        return total
+
+    def log(self, loss: float, norm: float, lr: float, seen: dict[str, Report]) -> None:
+        """Write down what the step gave: numbers at the logging cadence, monitors whenever they were due."""
+        state, spec = self.state, self.spec
+        values: dict[str, float] = {}
+        if state.step % spec.log_every == 0 or state.step in (1, spec.steps):
+            rate = self.interval[1] / self.interval[0]
+            self.interval = (0.0, 0)
+            values = {
+                "train/loss": loss, "train/lr": lr, "train/gradient_norm": norm, "train/tokens": state.tokens,
+                "time/tokens_per_second": rate, "time/wall_seconds": time.perf_counter() - self.began,
+            }  # fmt: skip
+        for kind, report in seen.items():
+            values |= {f"{kind}/{key}": value for key, value in report.metrics.items()}
+        self.tracker.metrics(state.step, values)
+        for kind, report in seen.items():
+            for alarm in report.alarms:
+                self.tracker.event(state.step, "alarm", alarm, monitor=kind)
+
+    def evaluate(self) -> bool:
+        """Log the validation split's numbers; False if interrupted."""
+        found = evaluate(self.state.model, self.dataset, compute=self.spec.compute, interrupted=self.interrupted)
+        if found is None:
+            return False
+        self.state.evaluated = self.state.step
+        self.tracker.metrics(self.state.step, {f"validation/{key}": value for key, value in found.items()})
+        return True
+
+    def save(self) -> None:
+        """Write a checkpoint of the present step, unless there is one."""
+        if self.saved == self.state.step:
+            return
+        self.files.sync()
+        self.state.seconds = time.perf_counter() - self.began
+        checkpoint.save(self.state, self.snapshots)
+        self.saved = self.state.step
+        self.tracker.event(self.state.step, "checkpoint", f"checkpoint at step {self.state.step}")
+
+    def throughput(self) -> dict[str, float]:
+        """Median tokens per second over the run, its first tenth left out: caches warm up there."""
+        key = "time/tokens_per_second"
+        rates = [row[key] for row in self.run.metrics([key])]
+        return {"time/median_tokens_per_second": statistics.median(rates[len(rates) // 10 :])} if rates else {}
+
+    def stop(self, status: Status, reason: str) -> Outcome:
+        """Close the run. A diverged state is not saved: the last good checkpoint stays the newest."""
+        state = self.state
+        if status == "interrupted":
+            self.save()
+        if status == "completed":
+            self.tracker.metrics(state.step, self.throughput())
+        self.tracker.event(state.step, "stopped", reason or f"completed {state.step} steps", status=status)
+        self.files.sync()
+        self.run.update_meta(status=status, step=state.step, reason=reason)
+        keys = ("loss", "bits_per_byte", "perplexity")
+        found = self.run.last(*(f"validation/{key}" for key in keys))
+        return Outcome(self.run, status, state.step, {k: v for k, v in found.items() if k != "step"}, reason)

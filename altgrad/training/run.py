@@ -1,0 +1,119 @@
+"""RunSpec: everything that decides a run, and nothing else.
+
+Two runs with equal resolved specs, on one machine and one version, give the same bits. So what changes last bits is
+part of it: the engine and the number of threads are resolved when a run is first made, stored in its spec.yaml and used
+again on resume. Where a run happens (the device, the folder) is not; it is noted in meta.json.
+"""
+
+import math
+import re
+from typing import Annotated, Any, Literal
+
+from pydantic import Field, field_validator, model_validator
+
+from altgrad.data.dataset import DatasetSpec
+from altgrad.models.model import ModelSpec
+from altgrad.monitors import MonitorSpec
+from altgrad.nn import PrecisionPolicy
+from altgrad.optim import OptimizerSpec, Schedule
+from altgrad.spec import Spec
+
+Count = Annotated[int, Field(ge=1)]
+
+
+class LossScale(Spec):
+    """A constant factor on the loss, taken off the gradients again: keeps small ones out of a format's underflow.
+
+    Scaled casts of grad_output make up for any factor, so it is refused beside them unless `force` is set.
+    """
+
+    factor: Annotated[float, Field(gt=0)] = 1.0
+    force: bool = False
+
+    @model_validator(mode="before")
+    @classmethod
+    def _from_number(cls, value: Any) -> Any:
+        return {"factor": float(value)} if isinstance(value, int | float) and not isinstance(value, bool) else value
+
+    @model_validator(mode="after")
+    def _is_exact(self) -> "LossScale":
+        if math.frexp(self.factor)[0] != 0.5:
+            raise ValueError(f"loss_scale is {self.factor}; only powers of two scale exactly, such as 1024.")
+        return self
+
+    @classmethod
+    def noun(cls) -> str:
+        """See Spec."""
+        return "loss_scale"
+
+
+class RunSpec(Spec):
+    """One training run. See README for the meaning of each key."""
+
+    project: str = "default"
+    name: str = "run"
+    seed: Annotated[int, Field(ge=0, lt=2**31)] = 0
+    model: ModelSpec
+    data: DatasetSpec
+    precision: PrecisionPolicy = PrecisionPolicy()
+    init_from: Annotated[str, Field(min_length=1)] | None = None
+    """A run's folder, a Hugging Face folder or a .safetensors file to take the first weights from."""
+    compute: Literal["float32", "bfloat16"] = "float32"
+    """The type products run in. bfloat16 is autocast: parameters, optimizer and loss stay float32."""
+    optimizer: OptimizerSpec
+    schedule: Schedule = Schedule()
+    steps: Count
+    accumulate: Count = 1
+    loss_scale: LossScale = LossScale()
+    clip_norm: Annotated[float, Field(gt=0)] | None = 1.0
+    monitors: tuple[MonitorSpec, ...] = Field(
+        default_factory=lambda: (MonitorSpec.of("range"), MonitorSpec.of("finite"))
+    )
+    log_every: Count = 1
+    evaluate_every: Count = 100
+    checkpoint_every: Count = 100
+    keep: Count = 2
+    """How many checkpoints stay on disk."""
+    engine: Literal["eager"] = "eager"
+    threads: Count | None = None
+    """CPU threads; null means as many as torch takes on the machine where the run is first made."""
+
+    @field_validator("project", "name")
+    @classmethod
+    def _is_a_name(cls, value: str) -> str:
+        if not re.fullmatch(r"[A-Za-z0-9_-][A-Za-z0-9._-]{0,59}", value):
+            raise ValueError(
+                f"{value!r} names a folder: use up to 60 letters, digits, '-', '_' and '.', not first a '.'."
+            )
+        return value
+
+    @model_validator(mode="after")
+    def _agree(self) -> "RunSpec":
+        if self.schedule.warmup >= self.steps:
+            raise ValueError(
+                f"schedule.warmup is {self.schedule.warmup} of {self.steps} steps; it must end before they do."
+            )
+        scaled = [
+            f"rule {number}"
+            for number, rule in enumerate(self.precision.rules)
+            for (_, operand), cast in rule.layer().slots.items()
+            if operand == "grad_output" and cast is not None and cast.scaling.kind != "unscaled"
+        ]
+        if self.loss_scale.factor != 1 and scaled and not self.loss_scale.force:
+            raise ValueError(
+                f"loss_scale {self.loss_scale.factor:g} does nothing beside the scaled grad_output of {scaled[0]}; "
+                "leave it out, use scaling: unscaled there, or say {factor: ..., force: true}."
+            )
+        kinds = [monitor.kind for monitor in self.monitors]
+        if twice := {kind for kind in kinds if kinds.count(kind) > 1}:
+            raise ValueError(f"monitors names {', '.join(sorted(twice))} twice; one of each is enough.")
+        return self
+
+    @classmethod
+    def noun(cls) -> str:
+        """See Spec."""
+        return "a run spec"
+
+    def resolved(self, threads: int) -> "RunSpec":
+        """The spec with nothing left to the machine."""
+        return self if self.threads is not None else self.model_copy(update={"threads": threads})

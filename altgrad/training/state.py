@@ -1,0 +1,79 @@
+"""TrainState: everything that must survive a restart, and the parts a step works with.
+
+Randomness needs no saving: data order and random bits are functions of the seed and the step, and the generator that
+dropout draws from is seeded anew in each micro-batch.
+"""
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import nn
+
+from altgrad.data.dataset import Dataset
+from altgrad.monitors import Watch
+from altgrad.nn import quantize_model
+from altgrad.optim import Optimizer, parameter_groups
+from altgrad.spec import LocatedError
+from altgrad.training.initial import initialise
+from altgrad.training.run import RunSpec
+
+
+@dataclass
+class TrainState:
+    """A run in progress. `step` counts finished optimizer steps."""
+
+    model: nn.Module
+    optimizer: Optimizer
+    watch: Watch
+    step: int = 0
+    tokens: int = 0
+    evaluated: int = -1
+    """The last step after which the validation split was evaluated."""
+    seconds: float = 0.0
+    """Wall time of earlier sittings."""
+
+    @classmethod
+    def build(cls, spec: RunSpec, dataset: Dataset, device: torch.device, *, fresh: bool = True) -> "TrainState":
+        """Step 0 of a run; unless `fresh`, init_from is left unread, since a checkpoint follows.
+
+        The weights are drawn on the CPU whatever the device, so they are the same everywhere. Raises LocatedError, with
+        the location in the run spec, for rules and groups that decide nothing and for weights that do not fit.
+        """
+        torch.manual_seed(spec.seed)
+        model = build_model(spec, dataset.vocabulary, dataset.outputs)
+        if spec.init_from is not None and fresh:
+            try:
+                initialise(model, spec.model, spec.init_from)
+            except ValueError as error:
+                raise LocatedError(("init_from",), str(error)) from None
+        model.to(device)
+        try:
+            optimizer = spec.optimizer.build(parameter_groups(model, spec.optimizer))
+        except LocatedError as error:
+            raise error.within("optimizer") from None
+        return cls(model, optimizer, Watch(spec.monitors, model, optimizer))
+
+    def record(self) -> dict[str, Any]:
+        """What is not a tensor, as plain JSON data."""
+        return {
+            "step": self.step, "tokens": self.tokens, "evaluated": self.evaluated, "seconds": self.seconds,
+            "monitors": self.watch.state(),
+        }  # fmt: skip
+
+    def restore(self, record: dict[str, Any]) -> None:
+        """Take back what `record` gave."""
+        self.step, self.tokens, self.evaluated = record["step"], record["tokens"], record["evaluated"]
+        self.seconds = record["seconds"]
+        self.watch.restore(record["monitors"])
+
+
+def build_model(spec: RunSpec, vocabulary: int, outputs: int) -> nn.Module:
+    """The quantised model, under whatever default device is in force (also `meta`)."""
+    model = spec.model.build(vocabulary, outputs)
+    try:
+        return quantize_model(model, spec.precision, seed=spec.seed)
+    except LocatedError as error:
+        raise error.within("precision") from None
+    except ValueError as error:
+        raise LocatedError(("precision",), str(error)) from None

@@ -1,0 +1,140 @@
+"""Claims about runs under faults: killed anywhere they end in the same bits; damaged checkpoints are always noticed."""
+
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from altgrad.store import Run, Snapshots
+from altgrad.training import RunSpec, train
+
+ROOT = Path(__file__).resolve().parents[2]
+
+SPEC = """
+project: kills
+model: {{kind: gpt, layers: 2, width: 32, heads: 2, context: 16}}
+data: {{kind: text, batch_size: 4}}
+optimizer: {{kind: adamw, lr: 3e-3}}
+steps: 45
+threads: 1
+evaluate_every: 1000
+checkpoint_every: 2
+precision:
+  rules:
+  - weight: {{format: e4m3fn, scaling: {scaling}, rounding: stochastic}}
+    input: {{format: e4m3fn, scaling: {scaling}}}
+    grad_output: {{format: e5m2, scaling: {scaling}, rounding: stochastic}}
+"""
+
+# The validation split is cut short: these claims are about steps and checkpoints.
+WORKER = """
+import sys
+from pathlib import Path
+from altgrad.store import RunStore
+from altgrad.training import RunSpec, train
+spec = RunSpec.load(sys.argv[1])
+data = spec.data.build(spec.seed, spec.model.context)
+whole = data.evaluation
+data.evaluation = lambda split: (b for n, b in enumerate(whole(split)) if n < 2)
+run = RunStore(Path(sys.argv[2])).run("kills", "run")
+train(spec, run if run.exists else run.create(spec.to_yaml(), {"steps": spec.steps}), data)
+"""
+
+
+def start(spec: Path, runs: Path) -> "subprocess.Popen[bytes]":
+    return subprocess.Popen(
+        [sys.executable, "-c", WORKER, str(spec), str(runs)],
+        env=os.environ | {"PYTHONPATH": str(ROOT)}, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE,
+    )  # fmt: skip
+
+
+def finish(process: "subprocess.Popen[bytes]") -> None:
+    _, errors = process.communicate(timeout=120)
+    assert process.returncode == 0, errors.decode()
+
+
+def came_to(run: Run) -> tuple[list[str], dict[str, bytes]]:
+    rows = [
+        json.dumps({key: float(value).hex() for key, value in row.items() if not key.startswith("time/")})
+        for row in run.metrics()
+    ]
+    newest = run.checkpoints.newest()
+    assert newest is not None and newest.step == 45
+    return rows, {name: newest.file(name).read_bytes() for name in ("model.safetensors", "optimizer.safetensors")}
+
+
+def kill_often(tmp_path: Path, scaling: str, kills: int) -> None:
+    spec = tmp_path / "spec.yaml"
+    spec.write_text(SPEC.format(scaling=scaling))
+    whole, often = (Run(tmp_path / name / "kills" / "run") for name in ("whole", "often"))
+    finish(start(spec, tmp_path / "whole"))
+    draw = random.Random(kills)
+    for _ in range(kills):
+        process = start(spec, tmp_path / "often")
+        mark = len(list(often.events())) if often.exists else 0
+        deadline = time.monotonic() + 60
+        while process.poll() is None and time.monotonic() < deadline:
+            if often.exists and len(list(often.events())) > mark:
+                break
+            time.sleep(0.005)
+        time.sleep(draw.uniform(0, 0.15))
+        process.send_signal(signal.SIGKILL)
+        process.communicate()
+        if often.exists and often.status == "completed":
+            break
+    finish(start(spec, tmp_path / "often"))
+    assert came_to(often) == came_to(whole)
+
+
+@pytest.mark.parametrize("scaling", ["current", "delayed"])
+def test_a_run_killed_a_few_times_ends_in_the_same_bits(tmp_path: Path, scaling: str) -> None:
+    kill_often(tmp_path, scaling, 3)
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("scaling", ["current", "delayed"])
+def test_a_run_killed_20_times_ends_in_the_same_bits(tmp_path: Path, scaling: str) -> None:
+    kill_often(tmp_path, scaling, 20)
+
+
+@pytest.fixture(scope="module")
+def snapshots(tmp_path_factory: pytest.TempPathFactory) -> Snapshots:
+    spec = RunSpec.parse(SPEC.format(scaling="delayed"), sets=["steps=4", "checkpoint_every=2"])
+    data: Any = spec.data.build(spec.seed, spec.model.context)
+    whole = data.evaluation
+    data.evaluation = lambda split: (batch for number, batch in enumerate(whole(split)) if number < 2)
+    run = Run(tmp_path_factory.mktemp("runs") / "kills" / "run").create(spec.to_yaml(), {"steps": 4})
+    train(spec, run, data)
+    return run.checkpoints
+
+
+def test_every_flipped_bit_and_every_truncation_is_noticed_and_the_checkpoint_before_is_used(
+    snapshots: Snapshots,
+) -> None:
+    newest = snapshots.newest()
+    assert newest is not None and newest.step == 4
+    files = sorted(newest.path.iterdir())
+    sizes = [path.stat().st_size for path in files]
+    draw = random.Random(0)
+    for number in range(250):
+        (path,) = draw.choices(files, sizes)
+        good = path.read_bytes()
+        if number < 200:
+            place = draw.randrange(8 * len(good))
+            damaged = bytearray(good)
+            damaged[place // 8] ^= 1 << place % 8
+        else:
+            damaged = bytearray(good[: draw.randrange(len(good))])
+        path.write_bytes(damaged)
+        found = snapshots.newest()
+        assert found is not None and found.step == 2 and found.rejected[0].path == newest.path, (path.name, number)
+        path.write_bytes(good)
+    again = snapshots.newest()
+    assert again is not None and again.step == 4
