@@ -1,0 +1,256 @@
+"""How AltGrad prints: the one place that asks what is listening and decides how numbers look.
+
+A terminal gets colour and a live picture, a pipe gets plain lines, and neither ever gets a traceback: a user's
+mistake is one line on stderr and an exit code. What is listening is asked at the time of printing, never at import,
+because tests, `| head` and a resized window all change the answer.
+
+Numbers have three significant figures unless a caller needs more (losses do), with SI steps for counts, so that a
+column of them is narrow and can be read at a glance: `12.3k`, `3.00e-4`, `2h 05m`.
+
+rich costs 90 ms to import, a third of what a command may take to start, so it is imported on first use and only here;
+whatever is handed out of it is typed `Any` for that reason. NO_COLOR (https://no-color.org) is honoured by rich itself:
+colours go, bold and dim stay.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import math
+import os
+import shutil
+import sys
+import textwrap
+from collections.abc import Iterator, Sequence
+from typing import Any, NoReturn, TextIO
+
+from altgrad.cli.layout import Line, clean
+from altgrad.store import CheckpointError, LockedError
+from altgrad.store.files import encode
+
+ERASE_LINE, BEGIN_UPDATE, END_UPDATE = "\x1b[2K", "\x1b[?2026h", "\x1b[?2026l"
+
+
+def interactive() -> bool:
+    """Whether a person looks at stdout: a terminal, and one that understands cursor movement (TERM is not `dumb`)."""
+    return sys.stdout.isatty() and os.environ.get("TERM", "") != "dumb"
+
+
+def colour() -> bool:
+    """Whether stdout may be coloured: a terminal, and NO_COLOR is unset or empty."""
+    return interactive() and not os.environ.get("NO_COLOR")
+
+
+def drawable() -> bool:
+    """Whether stdout can carry block and box characters; false for ASCII and Latin-1 locales."""
+    try:
+        "█╭…".encode(sys.stdout.encoding or "ascii")
+    except (UnicodeEncodeError, LookupError):
+        return False
+    return True
+
+
+def size() -> tuple[int, int]:
+    """Columns and rows of the terminal; COLUMNS and LINES win, and 80 x 24 is assumed where nobody knows."""
+    columns, rows = shutil.get_terminal_size((80, 24))
+    return columns, rows
+
+
+def width() -> int:
+    """Columns of the terminal, 80 in a pipe."""
+    return size()[0]
+
+
+def terminal() -> Any:
+    """A `rich.console.Console` on the present stdout, for tables and other pictures; it honours NO_COLOR and pipes."""
+    from rich.console import Console
+
+    return Console(highlight=False)
+
+
+def say(line: str, stream: TextIO | None = None) -> bool:
+    """Print one line on stdout (or `stream`) at once; characters its encoding lacks become `?`.
+
+    False when nobody reads any more (`altgrad train ... | head`): a run must outlive its audience, so a broken pipe is
+    not an error, and stdout is pointed at nothing so that the interpreter's own last flush stays silent too.
+    """
+    target = sys.stdout if stream is None else stream
+    try:
+        try:
+            target.write(line + "\n")
+        except UnicodeEncodeError:
+            encoding = target.encoding or "ascii"
+            target.write(line.encode(encoding, "replace").decode(encoding) + "\n")
+        target.flush()
+    except (OSError, ValueError):  # a full disk counts as nobody; ValueError: the stream is closed already
+        with contextlib.suppress(OSError, ValueError), open(os.devnull, "w") as nothing:
+            os.dup2(nothing.fileno(), target.fileno())
+        return False
+    return True
+
+
+def fail(message: str, code: int = 1) -> NoReturn:
+    """Say on stderr, in one line, what is wrong, and leave with `code`; raises SystemExit.
+
+    Codes: 1 failed, 2 spec or usage, 3 environment, 4 diverged, 5 checkpoint unusable, 75 stopped by SIGTERM, 130
+    Ctrl-C.
+    """
+    say(" ".join(message.split()), sys.stderr)
+    raise SystemExit(code) from None
+
+
+@contextlib.contextmanager
+def one_line_errors() -> Iterator[None]:
+    """Turn what users can run into, inside the block, into `fail`: a mistake 2, the machine 3, a checkpoint 5."""
+    try:
+        yield
+    except ValueError as error:
+        fail(str(error), 2)
+    except LockedError as error:
+        fail(str(error), 3)
+    except CheckpointError as error:
+        fail(str(error), 5)
+    except OSError as error:
+        fail(f"{error.filename}: {error.strerror}." if error.filename else f"{error.strerror or error}.", 3)
+
+
+def print_json(value: Any) -> None:
+    """One JSON document; non-finite numbers as the strings "nan", "inf" and "-inf"."""
+    say(json.dumps(encode(value), allow_nan=False, indent=1))
+
+
+def table(header: Sequence[str], rows: Sequence[Sequence[str]], *, title: str = "") -> None:
+    """A table; without a header, the first column names the second. In a pipe no cell is ever cut or wrapped."""
+    if not header and not rows:
+        return
+    if interactive():
+        terminal().print(styled(_table(title, header, rows, width())))
+    else:
+        for line in _table(title, header, rows, None):
+            say(line.text.rstrip())
+
+
+def _table(title: str, header: Sequence[str], rows: Sequence[Sequence[str]], columns: int | None) -> list[Line]:
+    """The rows of a table in aligned cells two blanks apart; the last cell wraps where `columns` are few."""
+    cells = [[clean(cell) for cell in row] for row in ([header, *rows] if header else rows)]
+    widths = [max(len(row[column]) for row in cells) for column in range(len(cells[0]) - 1)]
+    before = sum(widths) + 2 * len(widths)
+    lines = [Line.of((title, "bold"))] if title else []
+    for index, row in enumerate(cells):
+        first, *middle = (cell.ljust(size) + "  " for cell, size in zip(row, widths, strict=False))
+        styles = ("bold", "bold") if header and index == 0 else ("cyan", "")
+        room = len(row[-1]) if columns is None else max(12, columns - before)
+        last = textwrap.wrap(row[-1], room) if row[-1] else [""]
+        lines.append(Line.of((first, styles[0]), ("".join(middle) + last[0], styles[1])))
+        lines += [Line.of(" " * before + rest) for rest in last[1:]]
+    return lines
+
+
+def number(value: float, figures: int = 3) -> str:
+    """`value` to so many significant figures, trailing zeros kept so that columns do not dance.
+
+    0.001 to 1000 is written out, 1000 to 1e15 with an SI step (`12.3k`), the rest as `3.00e-4`; `nan`, `inf`,
+    `-inf`, `0`.
+    """
+    if not math.isfinite(value):
+        return str(float(value))
+    if value == 0:
+        return "0"
+    scientific = f"{value:.{figures - 1}e}"
+    rounded = float(scientific)  # so that 999.96 becomes 1.00k and not 1000
+    if 1e-3 <= abs(rounded) < 1e3:
+        return f"{rounded:#.{figures}g}".rstrip(".")
+    for step, letter in ((1e3, "k"), (1e6, "M"), (1e9, "G"), (1e12, "T")):
+        if step <= abs(rounded) < step * 1e3:
+            return f"{rounded / step:#.{figures}g}".rstrip(".") + letter
+    digits, exponent = scientific.split("e")
+    return f"{digits}e{int(exponent)}"
+
+
+def count(value: float) -> str:
+    """A whole number of things (steps, tokens): exact below 1000, then with SI steps (`12.3k`, `1.00G`)."""
+    return str(int(value)) if math.isfinite(value) and abs(value) < 1e3 else number(value)
+
+
+def percent(rate: float) -> str:
+    """A share between 0 and 1 in at most 7 columns: `12.3%`, `0.034%`; `<0.001%` is small but not zero, `0` is zero."""
+    if not math.isfinite(rate) or rate == 0:
+        return number(rate)
+    if abs(rate) >= 1e-3:
+        return number(100 * rate) + "%"
+    return "<0.001%" if 0 < rate < 1e-5 else f"{100 * rate:.3f}%"
+
+
+def duration(seconds: float | None) -> str:
+    """Two units at most: `0.4s`, `12s`, `4m 05s`, `2h 05m`, `3d 04h`; `?` for None, NaN, infinite or negative."""
+    if seconds is None or not math.isfinite(seconds) or seconds < 0:
+        return "?"
+    if 0 < seconds < 1:
+        return f"{seconds:.1f}s"
+    whole = int(seconds)
+    for unit, small, size_of_unit, size_of_small in (("d", "h", 86400, 3600), ("h", "m", 3600, 60), ("m", "s", 60, 1)):
+        if whole >= size_of_unit:
+            return f"{whole // size_of_unit}{unit} {whole % size_of_unit // size_of_small:02d}{small}"
+    return f"{whole}s"
+
+
+def styled(lines: Sequence[Line]) -> Any:
+    """Lines of a frame as one `rich.text.Text` that is never wrapped."""
+    from rich.text import Text
+
+    text = Text(no_wrap=True, overflow="crop", end="")
+    for row, line in enumerate(lines):
+        if row:
+            text.append("\n")
+        for part, style in line.spans:
+            text.append(part, style or None)
+    return text
+
+
+class Screen:
+    """A patch of the terminal that is drawn over and over; what others print meanwhile goes above it.
+
+    It is rich's Live without its refresh thread (the caller says when), in the normal screen and not the alternate
+    one, so that the last picture stays in the scrollback and a killed process leaves a usable terminal. `console`
+    is for tests.
+    """
+
+    def __init__(self, console: Any = None) -> None:
+        from rich.live import Live
+
+        self._console = terminal() if console is None else console
+        self._live = Live(console=self._console, auto_refresh=False, vertical_overflow="crop")
+        self._shape = (*self.size, 0)
+        self._live.start()
+
+    @property
+    def size(self) -> tuple[int, int]:
+        """Columns and rows that may be drawn on, asked anew each time since windows are resized."""
+        columns, rows = self._console.size
+        return max(1, columns), max(1, rows - 1)  # the last row is the cursor's once the drawing ends
+
+    def show(self, lines: Sequence[Line]) -> None:
+        """Draw `lines` in place of the last ones, in a single write; all must be of one width.
+
+        rich erases the old rows before it writes the new ones, which can be seen as a flicker. Where every old cell is
+        written over anyway, the erasing is taken out; the marks of a synchronised update (DEC mode 2026, ignored where
+        unknown) do the rest.
+        """
+        shape = (*self.size, len(lines))
+        resized = shape[:2] != self._shape[:2]
+        if resized:  # the terminal has reflowed the old picture: there is nothing left to draw over
+            self._console.clear()
+        with self._console.capture() as drawn:
+            self._live.update(styled(lines), refresh=True)
+        text = drawn.get()
+        if not resized and shape[2] >= self._shape[2]:
+            text = text.replace(ERASE_LINE, "")
+        self._shape = shape
+        if self._console.is_terminal:
+            text = f"{BEGIN_UPDATE}{text}{END_UPDATE}"
+        self._console.file.write(text)
+        self._console.file.flush()
+
+    def close(self) -> None:
+        """Leave the last picture standing and give the cursor back; harmless when repeated."""
+        self._live.stop()

@@ -1,0 +1,52 @@
+"""The program `altgrad`: its commands, each in a file of its own, imported without torch.
+
+Only what a command needs is loaded when it runs, so that help, completion and `formats` answer at once.
+"""
+
+from typing import Annotated
+
+import typer
+
+from altgrad import __version__
+from altgrad.cli import console, formats, runs, schema
+from altgrad.cli.kinds import kinds
+from altgrad.cli.train import train
+from altgrad.cli.watch import watch
+
+app = typer.Typer(
+    help="A wind tunnel for low-precision training: any ExMy format, any place a tensor enters it, watched bit by bit.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+app.command()(train)
+app.command()(watch)
+app.command()(kinds)
+app.add_typer(runs.app, name="runs")
+app.add_typer(formats.app, name="formats")
+app.add_typer(schema.app, name="schema")
+
+
+def _version(wanted: bool) -> None:
+    if wanted:
+        console.say(f"altgrad {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def options(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Print it and leave.")
+    ] = False,
+) -> None:
+    """A wind tunnel for low-precision training."""
+
+
+def main() -> None:
+    """Entry point of the console script."""
+    app()
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,210 @@
+"""A run in the terminal: a live panel for people, plain lines for pipes. Both are sinks of a run's numbers.
+
+The panel draws in a thread of its own, at most four times a second and for at most a twentieth of the time: the
+training thread only drops a copy of its numbers into a queue. The thread sleeps while nothing arrives, but for one
+look every five seconds that keeps the clock true. Neither sink may ever be the reason that a run dies: if drawing
+fails, plain lines go on.
+
+Drawing inside `metrics` was the road not taken: the numbers of the last step before a long evaluation would stay
+invisible for as long as that takes.
+"""
+
+from __future__ import annotations
+
+import atexit
+import contextlib
+import threading
+import time
+from collections.abc import Callable, Mapping
+from queue import Empty, SimpleQueue
+from typing import TextIO
+
+from altgrad.cli import console
+from altgrad.cli.console import Screen, count, duration, number
+from altgrad.cli.frame import frame
+from altgrad.cli.layout import clean
+from altgrad.cli.watched import Watched
+
+REFRESH_SECONDS = 0.25
+DRAWING_SHARE = 0.05
+LOOK_SECONDS = 5.0
+SMALLEST = (40, 6)
+
+
+class PlainLines:
+    """One aligned line for each logged step, on stdout or `stream`: no escape codes, no carriage returns.
+
+    A step may come in several calls (training, then validation); its line is held until the step is over, which the
+    next step, any event or `close` says. Steps that bring neither a training nor a validation loss have no line.
+    """
+
+    def __init__(
+        self,
+        title: str,
+        steps: int,
+        references: Mapping[str, float] | None = None,
+        stream: TextIO | None = None,
+    ) -> None:
+        self.watched = Watched(title, steps, references)
+        self.heard = True
+        self._stream = stream
+        self._held: dict[str, float] = {}
+        self._say(f"{self.watched.title}: {steps} steps")
+        if references:
+            named = ", ".join(f"{name} {number(value)}" for name, value in self.watched.references.items())
+            self._say(f"bits per byte to compare: {named}")
+
+    def metrics(self, step: int, values: Mapping[str, float]) -> None:
+        """Take numbers in; prints the previous step's line once another step begins."""
+        if step != self.watched.step:
+            self._release()
+        numbers = {key: float(value) for key, value in values.items()}
+        self.watched.metrics(step, numbers)
+        self._held.update(numbers)
+
+    def event(self, step: int, event: str, message: str, **details: object) -> None:
+        """Print the event as a line at once."""
+        self._release()
+        self.watched.event(step, event, message, **details)
+        self._say(f"{self._place(step)}  {event}: {clean(message)}")
+
+    def status(self, status: str) -> None:
+        """How the run ended; nothing is printed, that is for whoever knows why."""
+        self.watched.status = status
+
+    def late(self, seconds: float) -> None:
+        """The latest news are `seconds` old; see `Panel.late`."""
+        self.watched.hush(seconds)
+
+    def close(self) -> None:
+        """Print the line still held."""
+        self._release()
+
+    def _release(self) -> None:
+        held, self._held = self._held, {}
+        if "train/loss" in held or "validation/loss" in held:
+            self._say(self._line(held))
+
+    def _line(self, held: Mapping[str, float]) -> str:
+        def column(key: str, label: str, form: Callable[[float], str], width: int) -> str:
+            return f"{label} {form(held[key]) if key in held else '-':<{width}}"
+
+        parts = [
+            self._place(self.watched.step),
+            column("train/loss", "loss", lambda x: number(x, 4), 7),
+            column("train/lr", "lr", number, 8),
+            column("time/tokens_per_second", "tokens/s", count, 5),
+            f"ETA {duration(self.watched.remaining()):<7}",
+        ]
+        if "validation/loss" in held:
+            parts.append(column("validation/loss", "validation", lambda x: number(x, 4), 7))
+        if "validation/bits_per_byte" in held:
+            parts.append(f"{number(held['validation/bits_per_byte'], 4)} bits/byte")
+        return "  ".join(parts).rstrip()
+
+    def _place(self, step: int) -> str:
+        steps = str(self.watched.steps)
+        return f"step {step:>{len(steps)}}/{steps}"
+
+    def _say(self, line: str) -> None:
+        if self.heard:
+            self.heard = console.say(line, self._stream)
+
+
+class Panel:
+    """The live picture of a run in a terminal; `screen` and `watched` are for tests and onlookers.
+
+    `references` are named values of bits per byte to compare with (`{"unigram": 4.47}`). Always `close` it, in a
+    `finally`: the last picture then stays, with the cursor given back.
+    """
+
+    def __init__(
+        self,
+        title: str,
+        steps: int,
+        references: Mapping[str, float] | None = None,
+        screen: Screen | None = None,
+    ) -> None:
+        self.watched = Watched(title, steps, references)
+        self.heard = True
+        self._instead: PlainLines | None = None
+        self._mail: SimpleQueue[Callable[[], None] | None] = SimpleQueue()
+        self._closing = threading.Event()
+        self._screen = Screen() if screen is None else screen
+        self._thread = threading.Thread(target=self._draw_until_closed, name="altgrad-panel", daemon=True)
+        self._thread.start()
+        atexit.register(self.close)  # an exception that nobody caught must not leave the cursor hidden
+
+    def metrics(self, step: int, values: Mapping[str, float]) -> None:
+        """Hand over a step's numbers; a copy is made, so buffers may be reused at once."""
+        numbers = {key: float(value) for key, value in values.items()}
+        self._mail.put(lambda: self._sink().metrics(step, numbers))
+
+    def event(self, step: int, event: str, message: str, **details: object) -> None:
+        """Hand over an event."""
+        self._mail.put(lambda: self._sink().event(step, event, message, **details))
+
+    def status(self, status: str) -> None:
+        """Say how the run ended (`completed`, `diverged`, ...); for those who know it otherwise than by an event."""
+        self._mail.put(lambda: setattr(self.watched, "status", status))
+
+    def late(self, seconds: float) -> None:
+        """The latest news are `seconds` old: the clock of an onlooker who reads them from a file."""
+        self._mail.put(lambda: self.watched.hush(seconds))
+
+    def close(self) -> None:
+        """Draw once more and leave the picture standing; harmless when repeated."""
+        if self._closing.is_set():
+            return
+        self._closing.set()
+        self._mail.put(None)
+        self._thread.join(timeout=5)
+        atexit.unregister(self.close)
+        with contextlib.suppress(Exception):
+            self._screen.close()
+
+    def _sink(self) -> Watched | PlainLines:
+        return self.watched if self._instead is None else self._instead
+
+    def _draw_until_closed(self) -> None:
+        going = True
+        while going:
+            began = time.monotonic()
+            try:
+                going = self._read_mail()
+                began = time.monotonic()
+                if self._instead is None:
+                    self._screen.show(frame(self.watched, *self._screen.size))
+            except Exception as error:  # whatever it is, a picture is not worth a run
+                self._give_up(error)
+            if going:
+                self._closing.wait(max(REFRESH_SECONDS, (time.monotonic() - began) / DRAWING_SHARE))
+        if self._instead is not None:
+            self._instead.close()
+
+    def _read_mail(self) -> bool:
+        """Wait for news and take all there is, for at most one refresh; False once the panel is closed."""
+        with contextlib.suppress(Empty):
+            take = self._mail.get(timeout=LOOK_SECONDS)
+            until = time.monotonic() + REFRESH_SECONDS
+            while take is not None:
+                take()
+                if time.monotonic() > until and not self._closing.is_set():
+                    return True
+                take = self._mail.get_nowait()
+            return False
+        return True
+
+    def _give_up(self, error: Exception) -> None:
+        with contextlib.suppress(Exception):
+            self._screen.close()
+        self._instead = PlainLines(self.watched.title, self.watched.steps, self.watched.references)
+        self._instead.event(self.watched.step, "notice", f"the panel could not be drawn ({error}); plain lines go on")
+
+
+def choose(title: str, steps: int, references: Mapping[str, float] | None = None) -> Panel | PlainLines:
+    """The panel where a person looks at a terminal that can show it, plain lines everywhere else."""
+    columns, rows = console.size()
+    if console.interactive() and console.drawable() and columns >= SMALLEST[0] and rows >= SMALLEST[1]:
+        return Panel(title, steps, references)
+    return PlainLines(title, steps, references)

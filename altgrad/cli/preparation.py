@@ -1,0 +1,158 @@
+"""What `altgrad train` does before anything is written: the spec, the data, the device, and the table of casts.
+
+The model is built once on the meta device, which costs no memory: names and shapes are all it takes to decide every
+rule and every parameter group, and to say what the run would do.
+"""
+
+import platform
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from altgrad import __version__
+from altgrad.cli import console
+from altgrad.data.dataset import Dataset
+from altgrad.document import Document
+from altgrad.nn.policy import SLOTS, Decision
+from altgrad.nn.policy import describe as in_words
+from altgrad.optim import parameter_groups
+from altgrad.spec import LocatedError, SpecError
+from altgrad.store import Run, RunStore, run_id
+from altgrad.training import RunSpec
+from altgrad.training.initial import fitting_weights
+from altgrad.training.state import build_model
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """A run that can be started: its resolved spec, where each part of it was written, its data, its place."""
+
+    spec: RunSpec
+    document: Document
+    dataset: Dataset
+    device: torch.device
+    parameters: int
+    decisions: Sequence[Decision]
+    quantised: int
+    """Parameters that enter a format."""
+
+    def place(self, error: LocatedError) -> str:
+        """The error as one line with file, line and column."""
+        return str(SpecError(self.document.where(error.location), str(error)))
+
+    def open_run(self, runs: Path, resume: str) -> Run:
+        """The run's place in the store; with `resume` never, what was there is set aside."""
+        run = RunStore(runs).run(self.spec.project, run_id(self.spec.name, self.spec.fingerprint(), self.spec.seed))
+        if resume == "never" and run.exists:
+            aside = run.set_aside()
+            console.say(f"the earlier run is now {aside.path}")
+        return run
+
+    def ensure(self, run: Run) -> Run:
+        """The run, created if it is new. Raises SpecError if the weights it should start from do not fit."""
+        if run.exists:
+            return run
+        if self.spec.init_from is not None:
+            try:
+                with torch.device("meta"):
+                    model = build_model(self.spec, self.dataset.vocabulary, self.dataset.outputs)
+                fitting_weights(model, self.spec.model, self.spec.init_from)
+            except ValueError as error:
+                raise SpecError(self.document.where(("init_from",)), str(error)) from None
+        facts = {
+            "fingerprint": self.spec.fingerprint(), "seed": self.spec.seed, "steps": self.spec.steps, "step": 0,
+            "parameters": self.parameters, "quantised_parameters": self.quantised, "data": self.dataset.describe(),
+            "references": dict(self.dataset.references),
+            "altgrad": __version__, "torch": str(torch.__version__), "python": platform.python_version(),
+        }  # fmt: skip
+        return run.create(self.spec.to_yaml(), facts)
+
+
+def prepare(path: Path, sets: Sequence[str], device: str) -> Prepared:
+    """Check everything a run depends on. On any fault prints one line and leaves: 2 for the spec, 3 for the machine."""
+    where = _device(device)
+    try:
+        document = Document.load(path)
+        spec = RunSpec.check(document, sets).resolved(torch.get_num_threads())
+    except SpecError as error:
+        console.fail(str(error), 2)
+    try:
+        dataset = spec.data.build(spec.seed, spec.model.context)
+    except (ValueError, OSError) as error:
+        console.fail(str(SpecError(document.where(("data",)), str(error))), 2)
+    try:
+        with torch.device("meta"):
+            model = build_model(spec, dataset.vocabulary, dataset.outputs)
+            decisions = spec.precision.decide(model)
+            try:
+                parameter_groups(model, spec.optimizer)
+            except LocatedError as error:
+                raise error.within("optimizer") from None
+    except LocatedError as error:
+        console.fail(str(SpecError(document.where(error.location), str(error))), 2)
+    except ValueError as error:
+        console.fail(str(SpecError(document.where(("model",)), str(error))), 2)
+    count = sum(p.numel() for p in model.parameters())
+    return Prepared(spec, document, dataset, where, count, decisions, _quantised(model, decisions))
+
+
+def _device(name: str) -> torch.device:
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        device = torch.device(name)
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError):
+        console.fail(f"--device {name} is not here; this machine has cpu{_gpus()}.", 3)
+    return device
+
+
+def _gpus() -> str:
+    return "".join(f", cuda:{index}" for index in range(torch.cuda.device_count()))
+
+
+def _quantised(model: nn.Module, decisions: Sequence[Decision]) -> int:
+    weights = {
+        model.get_submodule(d.name).weight
+        for d in decisions
+        if d.precision is not None and any(d.precision.slots[slot] for slot in SLOTS if slot[1] == "weight")
+    }
+    return sum(weight.numel() for weight in weights if isinstance(weight, torch.Tensor))
+
+
+def describe(prepared: Prepared, as_json: bool) -> None:
+    """The table of casts: every Linear, its six slots, its storage, and the line of the spec that decided it."""
+    rows = [_row(prepared, decision) for decision in prepared.decisions]
+    share = prepared.quantised / prepared.parameters
+    if as_json:
+        facts = {"layers": rows, "parameters": prepared.parameters, "quantised_parameters": prepared.quantised}
+        console.print_json(facts)
+        return
+    header = ["layer", "forward: input", "weight", "grad_input: grad_output", "weight", "grad_weight: grad_output"]
+    header += ["input", "storage", "decided by"]
+    table = [[row["layer"], *row["slots"].values(), row["storage"], row["rule"]] for row in rows]
+    console.table(header, table)
+    console.say(
+        f"{prepared.parameters:,} parameters, {prepared.quantised:,} of them ({share:.1%}) enter a format; "
+        f"{prepared.spec.steps} steps on {prepared.device}"
+    )
+
+
+def _row(prepared: Prepared, decision: Decision) -> dict[str, Any]:
+    precision = decision.precision
+    slots = {f"{product}.{operand}": "-" for product, operand in SLOTS}
+    if precision is not None:
+        slots = {f"{product}.{operand}": in_words(precision.slots[product, operand]) for product, operand in SLOTS}
+    rule = "no rule matches"
+    if decision.rule is not None:
+        rule = f"rule {decision.rule} at {prepared.document.where(('precision', 'rules', decision.rule))}"
+    return {
+        "layer": decision.name,
+        "slots": slots,
+        "storage": precision.storage if precision else "master",
+        "rule": rule,
+    }

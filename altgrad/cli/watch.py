@@ -1,0 +1,163 @@
+"""`altgrad watch RUN`: the panel of a run that another process trains, by what that process leaves in the store.
+
+Nothing is asked of the run itself: its two logs are read from the start and then followed, so an onlooker can come
+and go, on another host that shares the disk too. A run resumed from a checkpoint takes its logs back to that step
+and writes the rest again; the curves then let go of what came after it.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import heapq
+import json
+import os
+import time
+from array import array
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Annotated, Any
+from zlib import crc32
+
+import typer
+
+from altgrad.cli import console
+from altgrad.cli.panel import Panel, PlainLines, choose
+from altgrad.store.files import decode
+from altgrad.store.runs import EVENTS, METRICS, Run, RunStore
+
+POLL_SECONDS = 0.5
+# What an event row has besides its details.
+EVENT_KEYS = ("step", "event", "message", "time")
+BEGINNINGS = ("started", "resumed")
+
+
+class Tail:
+    """The rows of a growing log: each call of `rows` gives the whole lines that are new since the last.
+
+    After a resumed run has taken the log back, the lines that stayed are recognised by their checksums and not told
+    twice.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._file: tuple[int, int] | None = None
+        self._offset = 0
+        self._line = 0
+        self._told = array("L")
+
+    def rows(self) -> Iterator[dict[str, Any]]:
+        """New rows, non-finite values as floats; a line without its newline waits, one that is no row is skipped."""
+        with contextlib.suppress(FileNotFoundError), self._path.open("rb") as file:
+            stat = os.fstat(file.fileno())
+            if (stat.st_dev, stat.st_ino) != self._file or stat.st_size < self._offset:
+                self._file, self._offset, self._line = (stat.st_dev, stat.st_ino), 0, 0
+            file.seek(self._offset)
+            for line in file:
+                if not line.endswith(b"\n"):
+                    return
+                self._offset += len(line)
+                row = _row(line) if self._is_news(line) else None
+                if row is not None:
+                    yield row
+
+    def age(self) -> float:
+        """Seconds since the log last grew; 0 where there is none."""
+        with contextlib.suppress(FileNotFoundError):
+            return max(0.0, time.time() - self._path.stat().st_mtime)
+        return 0.0
+
+    def _is_news(self, line: bytes) -> bool:
+        checksum = crc32(line)
+        number, self._line = self._line, self._line + 1
+        if number < len(self._told) and self._told[number] == checksum:
+            return False
+        del self._told[number:]
+        self._told.append(checksum)
+        return True
+
+
+def _row(line: bytes) -> dict[str, Any] | None:
+    try:
+        row = decode(json.loads(line))
+    except (ValueError, RecursionError):
+        return None
+    return row if isinstance(row, dict) and isinstance(row.get("step"), int) else None
+
+
+def recall(run: Run, sink: Panel | PlainLines) -> None:
+    """Tell a panel what the run said before it was stopped, so that the curves of a resumed run begin at its beginning.
+
+    Plain lines are told nothing: whoever keeps them has the earlier ones.
+    """
+    if isinstance(sink, Panel):
+        _tell(sink, Tail(run.path / METRICS), Tail(run.path / EVENTS))
+
+
+def follow(run: Run, sink: Panel | PlainLines, wait: Callable[[float], None] = time.sleep) -> str:
+    """Feed `sink` from the run's logs until the run is no longer running; returns its status. The caller closes
+    `sink`.
+
+    A run whose process was killed calls itself running for ever; the store knows better (`dead`), and so this ends.
+    It is asked twice, since a run that is being resumed is held by nobody for a moment.
+    """
+    metrics, events = Tail(run.path / METRICS), Tail(run.path / EVENTS)
+    doubts = 0
+    while True:
+        status = run.status  # read before the logs: what it wrote before it stopped is then certainly in them
+        told = _tell(sink, metrics, events)
+        doubts = doubts + 1 if status == "dead" else 0
+        if (status not in ("running", "dead")) or doubts > 1 or not sink.heard:
+            break
+        if told:
+            sink.late(metrics.age())
+        wait(POLL_SECONDS)
+    sink.status(status)
+    return status
+
+
+def _tell(sink: Panel | PlainLines, metrics: Tail, events: Tail) -> bool:
+    """Pass the new rows on in the order of their steps, an event after the numbers of its step; whether there were
+    any.
+    """
+    told = False
+    numbers = ((row["step"], 1, row) for row in metrics.rows())
+    happenings = ((row["step"], 0 if row.get("event") in BEGINNINGS else 2, row) for row in events.rows())
+    for step, place, row in heapq.merge(numbers, happenings, key=lambda item: item[:2]):
+        told = True
+        if place != 1:
+            details = {key: value for key, value in row.items() if key not in EVENT_KEYS}
+            sink.event(step, str(row.get("event", "?")), str(row.get("message", "")), **details)
+        else:
+            sink.metrics(step, {key: value for key, value in row.items() if key != "step" and _is_number(value)})
+    return told
+
+
+def _is_number(value: object) -> bool:
+    """Whether this becomes a float: no text, no structure, no integer beyond float's range."""
+    return isinstance(value, float) or (isinstance(value, int) and abs(value) < 1 << 1000)
+
+
+def watch(
+    run: Annotated[str, typer.Argument(help="A run's id, `project/id`, the unique beginning of an id, or a path.")],
+    runs: Annotated[Path, typer.Option(help="The folder that holds all runs.")] = Path("runs"),
+) -> None:
+    """Watch a run that another process trains, until it ends. Ctrl-C leaves the run alone."""
+    try:
+        found = RunStore(runs).find(run)
+        meta = found.meta()
+        steps = meta.get("steps")
+        references = meta.get("references")
+        sink = choose(
+            found.id,
+            steps if isinstance(steps, int) else 0,
+            references if isinstance(references, dict) else None,
+        )
+        try:
+            status = follow(found, sink)
+        finally:
+            sink.close()
+    except ValueError as error:
+        console.fail(str(error), 2)
+    except KeyboardInterrupt:
+        raise SystemExit(130) from None
+    console.say(f"{found.id}: {status}")

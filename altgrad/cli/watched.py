@@ -1,0 +1,176 @@
+"""What a person watching a run wants to know, gathered from its stream of metrics and events; no drawing here.
+
+The same object stands behind the panel of `altgrad train`, the panel of `altgrad watch` and the plain lines in a
+pipe, so the three cannot disagree. It believes nothing about the stream: keys may be missing, numbers may be NaN,
+steps may go back (a run resumed from a checkpoint repeats some), a run may have no step at all.
+
+Taking in a line costs one `dict.update`, however many sites report; which site is worst is worked out only when drawn.
+"""
+
+from __future__ import annotations
+
+import heapq
+import math
+import re
+import time
+from collections import deque
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from functools import lru_cache
+
+from altgrad.cli.curves import Curve
+from altgrad.cli.layout import clean
+
+# Where numerics go wrong in the order of a step: each row of the table of worst sites, with the pass it belongs to.
+SLOTS = {
+    "input": "forward",
+    "weight": "forward",
+    "grad_output": "backward",
+    "requested": "optimizer",
+    "stored": "optimizer",
+}
+SPEED_WINDOW = 100
+KINDS_OF_ALARM = 200
+# A number that stands alone; the one in `blocks.3.mlp` is part of a name.
+NUMERAL = re.compile(r"(?<![\w.])[-+]?\d[\d.,]*(e[-+]?\d+)?%?(?!\w)")
+
+
+@dataclass(frozen=True)
+class Worst:
+    """A site (without its slot) and its rate, between 0 and 1."""
+
+    site: str
+    rate: float
+
+
+@dataclass(frozen=True)
+class Happening:
+    """An event, or all alarms that say the same: the step it first happened, how often, and when last."""
+
+    first: int
+    event: str
+    message: str
+    times: int
+    last: int
+
+
+@lru_cache(maxsize=65536)
+def _range_key(key: str) -> tuple[str, str, str] | None:
+    """(site, slot, quantity) of `range/<site>/<slot>/<quantity>`, else None; a site may hold further slashes."""
+    parts = key.split("/")
+    return ("/".join(parts[1:-2]), parts[-2], parts[-1]) if parts[0] == "range" and len(parts) >= 4 else None
+
+
+class Watched:
+    """A run as seen from outside. `clock` gives seconds and only ever measures silence and what has passed since."""
+
+    def __init__(
+        self,
+        title: str,
+        steps: int,
+        references: Mapping[str, float] | None = None,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self.title = clean(title)
+        self.steps = max(0, steps)
+        self.references = {clean(name): value for name, value in (references or {}).items()}
+        self.step = 0
+        self.status = "running"
+        self.train = Curve()
+        self.validation = Curve()
+        self.latest: dict[str, float] = {}
+        self.checkpoint: int | None = None
+        self._clock = clock
+        self._heard = clock()
+        self._speed: deque[tuple[int, float]] = deque(maxlen=SPEED_WINDOW)
+        self._alarms: dict[str, Happening] = {}
+        self._notices: deque[Happening] = deque(maxlen=50)
+
+    def metrics(self, step: int, values: Mapping[str, float]) -> None:
+        """Numbers of a finished step; several calls may bring the same step."""
+        self._heard = self._clock()
+        if step < self.step:
+            self._speed.clear()
+        self.step = step
+        self.latest.update(values)
+        for key, curve in (("train/loss", self.train), ("validation/loss", self.validation)):
+            if key in values:
+                curve.add(step, values[key])
+        wall = values.get("time/wall_seconds", math.nan)
+        if math.isfinite(wall):
+            if self._speed and wall < self._speed[-1][1]:
+                self._speed.clear()
+            self._speed.append((step, wall))
+
+    def event(self, step: int, event: str, message: str, **details: object) -> None:
+        """Something happened. Alarms of one monitor that say the same but for their numbers count as one."""
+        self._heard = self._clock()
+        message = clean(message)
+        if event == "checkpoint":
+            self.checkpoint = step
+        elif event == "alarm":
+            key = " ".join(str(details.get(name, "")) for name in ("monitor", "site")) + " " + NUMERAL.sub("#", message)
+            known = self._alarms.get(key)
+            if known is not None:
+                self._alarms[key] = Happening(known.first, event, known.message, known.times + 1, step)
+            elif len(self._alarms) < KINDS_OF_ALARM:
+                self._alarms[key] = Happening(step, event, message, 1, step)
+        else:
+            self._notices.append(Happening(step, event, message, 1, step))
+        if event in ("started", "resumed"):
+            self.status = "running"
+            self._speed.clear()
+        elif event == "stopped":
+            self.status = clean(str(details.get("status", details.get("reason", "stopped"))))
+
+    def happenings(self) -> list[Happening]:
+        """Alarms, latest first fired first, then everything else worth a line, latest first."""
+        return [*sorted(self._alarms.values(), key=lambda alarm: -alarm.first), *reversed(self._notices)]
+
+    def worst(self, quantity: str, count: int = 1) -> dict[str, list[Worst]]:
+        """For each slot that reports `quantity`, its `count` worst sites now, worst first; rates of NaN or 0 are
+        none.
+        """
+        found: dict[str, list[tuple[float, str]]] = {}
+        for key, value in self.latest.items():
+            parsed = _range_key(key)
+            if parsed is not None and parsed[2] == quantity and parsed[1] in SLOTS:
+                found.setdefault(parsed[1], [])
+                if value > 0:
+                    found[parsed[1]].append((value, parsed[0]))
+        best = {slot: heapq.nsmallest(count, rows, key=lambda row: (-row[0], row[1])) for slot, rows in found.items()}
+        return {slot: [Worst(clean(site), rate) for rate, site in rows] for slot, rows in best.items()}
+
+    def number(self, key: str) -> float | None:
+        """The last value of a metric, None if there never was one."""
+        return self.latest.get(key)
+
+    def silence(self) -> float:
+        """Seconds since the run last said anything."""
+        return max(0.0, self._clock() - self._heard)
+
+    def hush(self, seconds: float) -> None:
+        """The last word is `seconds` old already: how an onlooker who came late sets the clock right."""
+        self._heard = self._clock() - seconds
+
+    def elapsed(self) -> float | None:
+        """Seconds of training, by the run's own clock, with the time since its last word while it runs."""
+        wall = self.latest.get("time/wall_seconds")
+        if wall is None or not math.isfinite(wall):
+            return None
+        return wall + self.silence() if self.status == "running" else wall
+
+    def remaining(self) -> float | None:
+        """Seconds until the last step at the pace of late, evaluation and checkpoints included; None while unknown."""
+        if self.step >= self.steps:
+            return 0.0
+        if len(self._speed) < 2:
+            return None
+        (step, wall), (last_step, last_wall) = self._speed[0], self._speed[-1]
+        if last_step <= step:
+            return None
+        return (self.steps - self.step) * (last_wall - wall) / (last_step - step)
+
+    def share(self) -> float:
+        """How much of the run is done, 0 to 1; a run of no steps is done."""
+        return min(1.0, max(0.0, self.step / self.steps)) if self.steps else 1.0

@@ -1,0 +1,186 @@
+"""The picture of a run as a person sees it, drawn from recorded numbers at many sizes."""
+
+import io
+import math
+import re
+
+import pytest
+from rich.console import Console
+
+from altgrad.cli.console import styled
+from altgrad.cli.frame import frame
+from altgrad.cli.layout import Line, Want, share, shorten
+from altgrad.cli.watched import Watched
+
+SIZES = [(80, 23), (80, 39), (200, 49)]
+
+
+def text(lines: list[Line]) -> str:
+    return "\n".join(line.text for line in lines)
+
+
+@pytest.mark.parametrize(("width", "height"), SIZES)
+def test_the_frame_fills_the_width_and_never_the_last_row(watched: Watched, width: int, height: int) -> None:
+    console = Console(record=True, width=width, height=height + 1, file=io.StringIO())
+    lines = frame(watched, width, height)
+    console.print(styled(lines))
+    printed = console.export_text().splitlines()
+    assert len(lines) <= height
+    assert len(printed) == len(lines)
+    assert {line.width for line in lines} == {width}
+    assert max(map(len, printed)) <= width
+
+
+@pytest.mark.parametrize("width", [1, 2, 5, 19, 40, 79, 80, 120, 149, 150, 151, 200, 400])
+@pytest.mark.parametrize("height", [1, 2, 3, 7, 12, 23, 31, 32, 60])
+def test_any_size_can_be_drawn(watched: Watched, width: int, height: int) -> None:
+    lines = frame(watched, width, height)
+    assert len(lines) <= height
+    assert {line.width for line in lines} == {width}
+
+
+@pytest.mark.parametrize(("width", "height"), SIZES)
+def test_the_numbers_a_person_looks_for_are_there(watched: Watched, width: int, height: int) -> None:
+    shown = text(frame(watched, width, height))
+    for wanted in (
+        "quickstart-1f3a-s0",
+        "75.0%",
+        "300/400",
+        "2m 30s",  # elapsed: 300 steps of half a second
+        "50s",  # ETA
+        "checkpoint 100",
+        "1.800",  # validation loss
+        "2.345",
+        "5.432",
+        "3.00e-4",
+        "1.25",
+        "63.0k",
+        "unigram 4.47 ✓",
+        "order-6 n-gram 1.17",
+        "1 alarm",
+    ):
+        assert wanted in shown, wanted
+    assert "n-gram 1.17 ✓" not in shown
+
+
+def test_parts_stack_at_80_columns_and_stand_side_by_side_at_200(watched: Watched) -> None:
+    narrow, wide = (text(frame(watched, width, 49)).splitlines() for width in (80, 200))
+    assert not any("train loss ─" in line and "validation loss" in line for line in narrow)
+    assert any("train loss ─" in line and "validation loss" in line and "now" in line for line in wide)
+    assert any("casts" in line and "events" in line for line in wide)
+
+
+def test_a_small_window_keeps_progress_and_numbers(watched: Watched) -> None:
+    shown = text(frame(watched, 80, 6))
+    assert "300/400" in shown
+    assert "train loss" in shown
+
+
+def test_the_worst_site_of_each_slot_is_named_with_its_rate(watched: Watched) -> None:
+    underflow, saturation = watched.worst("underflow_rate"), watched.worst("saturation_rate")
+    assert [(worst.site, worst.rate) for worst in underflow["input"]] == [("blocks.3.mlp.up", 0.25)]
+    assert underflow["weight"][0].site == "blocks.5.mlp.up"
+    assert [(worst.site, worst.rate) for worst in saturation["grad_output"]] == [("blocks.2.mlp.up", 0.5)]
+    assert saturation["input"] == []
+    rows = text(frame(watched, 80, 23)).splitlines()
+    assert any(re.search(r"forward +input +25\.0% +blocks\.3\.mlp\.up +0", row) for row in rows)
+    assert any(re.search(r"backward +grad_output .*50\.0% +blocks\.2\.mlp\.up", row) for row in rows)
+    assert any(re.search(r"optimizer +requested +75\.0% +blocks\.0\.mlp\.up", row) for row in rows)
+    assert any(re.search(r"stored +– +–", row) for row in rows)
+
+
+def test_worst_sites_of_equal_rate_come_in_a_fixed_order() -> None:
+    watched = Watched("r", 1)
+    watched.metrics(1, {f"range/{name}/input/underflow_rate": 0.5 for name in "cab"})
+    assert [worst.site for worst in watched.worst("underflow_rate", 2)["input"]] == ["a", "b"]
+
+
+def test_an_alarm_keeps_the_step_it_first_fired_at_and_counts_the_rest(watched: Watched) -> None:
+    alarm = watched.happenings()[0]
+    assert (alarm.first, alarm.times, alarm.last) == (120, 2, 130)
+    shown = text(frame(watched, 80, 23))
+    assert re.search(r"120 alarm +\(×2, last at 130\) underflow_rate is 0.12", shown)
+
+
+def test_alarms_that_differ_in_numbers_alone_are_one_but_names_keep_theirs() -> None:
+    watched = Watched("r", 10)
+    watched.event(3, "alarm", "blocks.1.up: underflow rate 7.5% above 1e-3", monitor="range")
+    watched.event(5, "alarm", "blocks.1.up: underflow rate 12% above 1e-3", monitor="range")
+    watched.event(6, "alarm", "blocks.2.up: underflow rate 12% above 1e-3", monitor="range")
+    watched.event(7, "alarm", "blocks.2.up: underflow rate 12% above 1e-3", monitor="other")
+    assert [(alarm.first, alarm.times) for alarm in watched.happenings()] == [(7, 1), (6, 1), (3, 2)]
+
+
+@pytest.mark.parametrize(("width", "height"), SIZES)
+@pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf, 0.0, 1e300, 5e-324])
+def test_nothing_that_a_run_can_say_stops_the_drawing(keys: list[str], value: float, width: int, height: int) -> None:
+    keys = [
+        *keys,
+        "validation/loss",
+        "validation/f1",
+        "range/a/input/underflow_rate",
+        "range/",
+        "range/a/b",
+    ]
+    watched = Watched("r", 3, {"chance": value})
+    for step in (1, 2, 2, 1, 9):
+        watched.metrics(step, dict.fromkeys([*keys, "range/a/input/nonfinite_count"], value))
+        watched.event(step, "alarm", "")
+    assert {line.width for line in frame(watched, width, height)} == {width}
+
+
+@pytest.mark.parametrize(("width", "height"), SIZES)
+@pytest.mark.parametrize("steps", [0, -1, 5])
+def test_a_run_that_has_not_said_anything_is_drawn(steps: int, width: int, height: int) -> None:
+    shown = frame(Watched("", steps), width, height)
+    assert {line.width for line in shown} == {width}
+
+
+def test_names_and_messages_cannot_disturb_the_terminal() -> None:
+    watched = Watched("a\x1b[31mb\nc\td", 3)
+    watched.event(1, "notice", "x\x1b]0;title\x07\r\ny 模型")
+    for line in frame(watched, 80, 23):
+        assert line.text.isprintable()
+        assert line.width == 80
+
+
+def test_sites_with_values_that_are_not_finite_are_named() -> None:
+    watched = Watched("r", 3)
+    watched.metrics(1, {"range/blocks.1.mlp.up/grad_output/nonfinite_count": 12.0})
+    assert "NaN or Inf at blocks.1.mlp.up/grad_output (12)" in text(frame(watched, 80, 23))
+
+
+def test_a_silent_run_is_said_to_be_silent() -> None:
+    now = 0.0
+    watched = Watched("r", 10, clock=lambda: now)
+    watched.metrics(1, {"time/wall_seconds": 5.0})
+    now = 65.0
+    shown = text(frame(watched, 80, 23))
+    assert "silent for 1m 05s" in shown
+    assert "elapsed 1m 10s" in shown
+
+
+def test_rows_are_shared_by_importance_first_and_then_by_weight() -> None:
+    wants = [Want(3, 3), Want(2, 10, 3), Want(4, 6)]
+    assert share(2, wants) == [0, 2, 0]
+    assert share(5, wants) == [3, 2, 0]
+    assert share(9, wants) == [3, 2, 4]
+    assert share(13, wants) == [3, 5, 5]
+    assert share(1000, wants) == [3, 10, 6]
+    assert share(0, wants) == [0, 0, 0]
+
+
+@pytest.mark.parametrize(
+    ("width", "shown"),
+    [
+        (40, "model.layers.11.self_attn.q_proj"),
+        (31, "m.layers.11.self_attn.q_proj"),
+        (23, "m.l.11.self_attn.q_proj"),
+        (15, "m.l.11.s.q_proj"),
+        (9, "m.l.…proj"),
+        (1, "…"),
+        (0, ""),
+    ],
+)
+def test_a_long_name_keeps_the_number_of_its_layer_as_long_as_it_can(width: int, shown: str) -> None:
+    assert shorten("model.layers.11.self_attn.q_proj", width) == shown

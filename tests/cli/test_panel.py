@@ -1,0 +1,124 @@
+"""The live panel on a terminal and the same run in a pipe."""
+
+import io
+import re
+from collections.abc import Callable
+
+import pytest
+from rich.console import Console
+
+from altgrad.cli import panel
+from altgrad.cli.console import Screen
+from altgrad.cli.layout import Line
+from altgrad.cli.panel import Panel, PlainLines, choose
+
+STEPS = 400
+REFERENCES = {"unigram": 4.47, "order-6 n-gram": 1.17}
+ESCAPE = re.compile(r"\x1b\[([0-9;]*)m")
+Tell = Callable[[Panel | PlainLines], None]
+
+
+def live(monkeypatch: pytest.MonkeyPatch, tell: Tell, no_colour: bool) -> str:
+    """What a whole run writes to a terminal of 80 x 24."""
+    monkeypatch.delenv("NO_COLOR", raising=False)
+    if no_colour:
+        monkeypatch.setenv("NO_COLOR", "1")
+    file = io.StringIO()
+    console = Console(file=file, width=80, height=24, force_terminal=True, color_system="truecolor", highlight=False)
+    shown = Panel("quickstart", STEPS, REFERENCES, Screen(console))
+    tell(shown)
+    shown.close()
+    shown.close()
+    return file.getvalue()
+
+
+def colours(written: str) -> set[int]:
+    """SGR codes that set a colour: 30 to 38, 40 to 48, 90 to 97, 100 to 107 (39 and 49 take it back)."""
+    codes = {int(code or 0) for codes in ESCAPE.findall(written) for code in codes.split(";")}
+    return {code for code in codes if code in (*range(30, 39), *range(40, 49), *range(90, 98), *range(100, 108))}
+
+
+def test_the_live_panel_shows_the_last_number_and_gives_the_cursor_back(
+    monkeypatch: pytest.MonkeyPatch, tell: Tell
+) -> None:
+    written = live(monkeypatch, tell, no_colour=False)
+    assert "75.0%  300/400" in ESCAPE.sub("", written)
+    assert written.count("\x1b[?25l") == written.count("\x1b[?25h") == 1
+    assert written.count("\x1b[?2026h") == written.count("\x1b[?2026l") >= 1
+    assert colours(written)
+
+
+def test_no_color_leaves_no_colour_codes(monkeypatch: pytest.MonkeyPatch, tell: Tell) -> None:
+    assert colours(live(monkeypatch, tell, no_colour=True)) == set()
+
+
+def test_a_picture_that_fails_turns_into_plain_lines(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tell: Tell
+) -> None:
+    def broken(*_: object) -> list[Line]:
+        raise RuntimeError("no picture today")
+
+    monkeypatch.setattr(panel, "frame", broken)
+    console = Console(file=io.StringIO(), width=80, height=24, force_terminal=True)
+    shown = Panel("quickstart", STEPS, None, Screen(console))
+    tell(shown)
+    shown.close()
+    assert "the panel could not be drawn (no picture today); plain lines go on" in capsys.readouterr().out
+
+
+@pytest.fixture
+def plain(tell: Tell) -> list[str]:
+    """What the recorded run prints in a pipe."""
+    file = io.StringIO()
+    sink = PlainLines("quickstart", STEPS, REFERENCES, file)
+    tell(sink)
+    sink.close()
+    return file.getvalue().splitlines(keepends=True)
+
+
+def test_plain_lines_are_printable_ascii_and_nothing_else(plain: list[str]) -> None:
+    for line in plain:
+        assert line.endswith("\n")
+        assert line.isascii()
+        assert line[:-1].isprintable()
+
+
+def test_plain_lines_are_one_for_each_logged_step_and_aligned(plain: list[str]) -> None:
+    steps = [line for line in plain if " loss " in line]
+    assert len(steps) == 300
+    assert [int(line.split()[1].split("/")[0]) for line in steps] == list(range(1, 301))
+    for column in ("loss", "lr", "tokens/s", "ETA"):
+        assert len({line.index(f" {column} ") for line in steps}) == 1
+    assert len({line.index("validation") for line in steps if "validation" in line}) == 1
+
+
+def test_a_plain_line_holds_training_and_validation_of_its_step(plain: list[str]) -> None:
+    [line] = [line for line in plain if line.startswith("step 300/400")]
+    assert re.fullmatch(
+        r"step 300/400  loss 1\.\d{3} +lr 3\.00e-4 +tokens/s 63\.0k  ETA 50s +validation 1\.800 +2\.345 bits/byte\n",
+        line,
+    )
+
+
+def test_plain_events_are_lines_of_their_own_after_their_step(plain: list[str]) -> None:
+    at = plain.index("step 120/400  alarm: underflow_rate is 0.12\n")
+    assert plain[at - 1].startswith("step 120/400  loss ")
+    assert "bits per byte to compare: unigram 4.47, order-6 n-gram 1.17\n" in plain
+
+
+def test_plain_lines_go_on_when_nobody_reads(tell: Tell) -> None:
+    class Gone(io.StringIO):
+        def write(self, _: str) -> int:
+            raise BrokenPipeError
+
+    sink = PlainLines("quickstart", STEPS, None, Gone())
+    tell(sink)
+    sink.close()
+    assert not sink.heard
+
+
+def test_a_pipe_gets_plain_lines(capsys: pytest.CaptureFixture[str]) -> None:
+    sink = choose("quickstart", STEPS)
+    sink.close()
+    assert isinstance(sink, PlainLines)
+    assert capsys.readouterr().out == "quickstart: 400 steps\n"

@@ -1,0 +1,209 @@
+"""`altgrad runs`: what it prints, as text and as JSON, and what it refuses."""
+
+import json
+import math
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from typer.testing import CliRunner
+
+from altgrad.cli.runs import app
+from altgrad.store import Run, RunFiles, RunStore
+
+SPEC = "model: {layers: 2}\nseed: 1\n"
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> RunStore:
+    return RunStore(tmp_path / "runs")
+
+
+@pytest.fixture
+def runs(store: RunStore) -> Callable[..., Any]:
+    """Call `altgrad runs ...` on the store of this test."""
+
+    def call(*arguments: str, typed: str | None = None) -> Any:
+        return CliRunner().invoke(app, [*arguments, "--runs", str(store.root)], input=typed)
+
+    return call
+
+
+def make(store: RunStore, name: str, spec: str = SPEC, *, project: str = "demo", loss: float = 1.5, **meta: Any) -> Run:
+    run = store.run(project, name).create(spec, {"steps": 4, **meta})
+    files = RunFiles(run)
+    for step in range(1, 4):
+        files.metrics(step, {"train/loss": loss / step, "time/wall_seconds": 0.1, "range/a/weight/amax": 3.0})
+    files.metrics(3, {"validation/loss": loss})
+    files.event(3, "notice", "a [bold]\x1b[31mmessage", value=math.nan)
+    files.close()
+    run.checkpoints.write(3, {"state": lambda path: path.write_bytes(b"x")})
+    return run
+
+
+def test_a_listing_has_status_step_loss_and_age(store: RunStore, runs: Callable[..., Any]) -> None:
+    make(store, "a")
+    make(store, "b", status="completed", loss=math.nan)
+    make(store, "c", project="other", status="diverged")
+    (make(store, "broken").path / "meta.json").write_text("{")
+    listing = runs("list")
+    assert listing.exit_code == 0
+    rows = [line.split() for line in listing.stdout.splitlines()]
+    assert rows[0] == ["id", "status", "step", "validation", "loss", "age"]
+    assert [row[:4] for row in rows[1:]] == [
+        ["demo/a", "dead", "3/4", "1.5000"],
+        ["demo/b", "completed", "3/4", "nan"],
+        ["demo/broken", "damaged", "0", "-"],
+        ["other/c", "diverged", "3/4", "1.5000"],
+    ]
+    assert [line.split()[0] for line in runs("list", "--project", "demo").stdout.splitlines()[1:]] == [
+        "a",
+        "b",
+        "broken",
+    ]
+    assert [line.split()[0] for line in runs("list", "--status", "diverged").stdout.splitlines()[1:]] == ["other/c"]
+
+
+def test_a_listing_as_json_is_strict_json_with_the_same_facts(store: RunStore, runs: Callable[..., Any]) -> None:
+    make(store, "b", status="completed", loss=math.nan)
+    (row,) = json.loads(runs("list", "--json").stdout, parse_constant=lambda name: pytest.fail(name))
+    assert row.pop("age") >= 0
+    assert row.pop("path") == str(store.root / "demo" / "b")
+    known = {"project": "demo", "id": "b", "status": "completed"}
+    assert row == known | {"step": 3, "steps": 4, "validation/loss": "nan"}
+
+
+def test_an_empty_store_is_no_error(store: RunStore, runs: Callable[..., Any]) -> None:
+    assert runs("list").stdout == f"No runs in {store.root}.\n"
+    assert runs("list", "--project", "x").stdout == f"No such runs in {store.root}.\n"
+    assert json.loads(runs("list", "--json").stdout) == []
+    assert not store.root.exists()
+
+
+def test_a_run_that_has_logged_nothing_can_be_listed_and_shown(store: RunStore, runs: Callable[..., Any]) -> None:
+    store.run("demo", "a").create(SPEC, {})
+    assert runs("list").stdout.splitlines()[1].split()[:4] == ["demo/a", "dead", "0", "-"]
+    shown = runs("show", "a")
+    assert shown.exit_code == 0
+    assert "checkpoints  none" in shown.stdout
+
+
+def test_a_run_is_shown_with_its_numbers_checkpoints_and_events(store: RunStore, runs: Callable[..., Any]) -> None:
+    run = make(store, "gpt-1", device="cpu")
+    with run.lock() as holder:
+        lines = [line.split(maxsplit=1) for line in runs("show", "gpt").stdout.splitlines()]
+        facts = {key: value for key, value in lines if key != "event"}
+        assert facts["status"].startswith(f"running (pid {holder.pid} on {holder.host}, heartbeat ")
+    assert facts["run"] == "demo/gpt-1"
+    assert facts["step"] == "3/4"
+    assert facts["checkpoints"] == "3"
+    assert facts["device"] == "cpu"
+    assert facts["train/loss"] == "0.5"
+    assert facts["validation/loss"] == "1.5"
+    assert not any(key.startswith("range/") for key in facts)
+    assert lines[-1] == ["event", "at 3         notice: a [bold]?[31mmessage"]  # no escape sequence reaches a terminal
+
+
+def test_a_run_is_shown_as_json(store: RunStore, runs: Callable[..., Any]) -> None:
+    make(store, "a", status="failed")
+    facts = json.loads(runs("show", "a", "--json").stdout)
+    assert facts["holder"] is None
+    assert facts["spec"] == {"model": {"layers": 2}, "seed": 1}
+    assert facts["metrics"]["range/a/weight/amax"] == 3.0
+    assert facts["checkpoints"] == [3]
+    assert facts["events"][0]["value"] == "nan"
+    assert facts["meta"]["status"] == facts["status"] == "failed"
+
+
+def test_a_difference_names_spec_lines_and_the_first_metric(store: RunStore, runs: Callable[..., Any]) -> None:
+    make(store, "a")
+    make(store, "b", "model: {layers: 3}\nseed: 1\nlr: .inf\n", loss=1.5000000000000002)
+    rows = [line.split() for line in runs("diff", "a", "b").stdout.splitlines()]
+    assert rows[:3] == [["spec", "a", "b"], ["model.layers", "2", "3"], ["lr", "absent", '"inf"']]
+    assert " ".join(rows[3]) == "The metrics part at step 1: train/loss is 1.5 and 1.5000000000000002."
+    facts = json.loads(runs("diff", "a", "b", "--json").stdout)
+    assert facts["spec"][0] == {"path": "model.layers", "a": 2, "b": 3}
+    assert facts["metrics"] == {"step": 1, "key": "train/loss", "a": 1.5, "b": 1.5000000000000002}
+
+
+def test_two_alike_have_no_difference(store: RunStore, runs: Callable[..., Any]) -> None:
+    make(store, "a")
+    make(store, "b")
+    said = "The specs are the same.\nThe metrics are the same up to the last step, 3.\n"
+    assert runs("diff", "a", "b").stdout == said
+    assert json.loads(runs("diff", "a", "b", "--json").stdout)["metrics"] is None
+
+
+def test_the_path_is_absolute(store: RunStore, runs: Callable[..., Any]) -> None:
+    run = make(store, "a")
+    assert runs("path", "a").stdout == f"{run.path}\n"
+    assert json.loads(runs("path", "a", "--json").stdout) == {"path": str(run.path)}
+
+
+def test_nothing_is_deleted_without_a_yes(store: RunStore, runs: Callable[..., Any]) -> None:
+    run = make(store, "a")
+    for typed in ("n\n", "\n", ""):
+        refused = runs("rm", "a", typed=typed)
+        assert refused.exit_code == 1
+        assert "Delete demo/a" in refused.stderr
+        assert refused.stderr.endswith("Nothing was deleted.\n")
+        assert run.exists
+    assert runs("rm", "a", typed="y\n").stdout.endswith("Deleted demo/a.\n")
+    assert not run.path.exists()
+    make(store, "a")
+    assert json.loads(runs("rm", "a", "--yes", "--json").stdout) == {"deleted": str(run.path)}
+    assert not run.path.exists()
+
+
+def test_a_run_that_is_held_is_not_deleted(store: RunStore, runs: Callable[..., Any]) -> None:
+    run = make(store, "a")
+    with run.lock() as holder:
+        refused = runs("rm", "a", "--yes")
+    assert refused.exit_code == 3
+    assert f"held by pid {holder.pid}" in refused.stderr
+    assert run.exists
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["show", "x"], "is no run in"),
+        (["path", "../.."], "is no run in"),
+        (["diff", "one", "x"], "is no run in"),
+        (["rm", "x", "--yes"], "is no run in"),
+        (["show", "o"], "is the beginning of 2 runs (demo/one, demo/other)"),
+        (["show", "oen"], "Did you mean 'one'?"),
+        (["list", "--status", "done"], "'done' is not a status; use one of running, completed"),
+        (["list", "--project", "../x"], "cannot name a project"),
+    ],
+)
+@pytest.mark.parametrize("as_json", [[], ["--json"]])
+def test_a_mistake_is_one_line_and_exit_code_2(
+    store: RunStore, runs: Callable[..., Any], arguments: list[str], said: str, as_json: list[str]
+) -> None:
+    make(store, "one")
+    make(store, "other")
+    result = runs(*arguments, *as_json)
+    assert result.exit_code == 2
+    assert result.stdout == ""
+    assert said in result.stderr
+    assert result.stderr.count("\n") == 1
+
+
+def test_damage_is_one_line_too(store: RunStore, runs: Callable[..., Any]) -> None:
+    run = make(store, "a")
+    (run.path / "metrics.jsonl").write_bytes(b'{"step": 1}\ngarbage\n{"step": 2}\n')
+    result = runs("show", "a")
+    assert result.exit_code == 2
+    assert "metrics.jsonl:2: not a JSON object" in result.stderr
+    assert result.stderr.count("\n") == 1
+
+
+def test_a_table_in_a_terminal_keeps_every_id_whole(
+    store: RunStore, runs: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    make(store, "gpt-e4m3fn-0123abcd-s1")
+    monkeypatch.setattr("altgrad.cli.console.interactive", lambda: True)
+    monkeypatch.setenv("COLUMNS", "80")
+    assert "demo/gpt-e4m3fn-0123abcd-s1" in runs("list").stdout

@@ -1,0 +1,54 @@
+"""`altgrad schema` and `altgrad kinds`: what they print."""
+
+import json
+
+import pytest
+import typer
+from typer.testing import CliRunner, Result
+
+from altgrad.cli import kinds, schema
+from altgrad.spec import json_schema
+from altgrad.training.run import RunSpec
+
+
+def cli(*arguments: str) -> Result:
+    app = typer.Typer()
+    app.add_typer(schema.app, name="schema")
+    app.command()(kinds.kinds)
+    return CliRunner().invoke(app, arguments)
+
+
+def test_schema_run_prints_the_schema_and_nothing_else() -> None:
+    result = cli("schema", "run")
+    assert (result.exit_code, result.stderr) == (0, "")
+    assert json.loads(result.stdout) == json_schema(RunSpec, "AltGrad run spec")
+
+
+def test_kinds_lists_every_family_and_its_fields() -> None:
+    result = cli("kinds")
+    heads = [line.split()[:2] for line in result.stdout.splitlines() if line and not line.startswith(" ")]
+    for expected in (["model", "gpt"], ["dataset", "text"], ["optimizer", "adamw"], ["monitor", "range"]):
+        assert expected in heads
+    assert ["scaling", "delayed"] in heads and result.exit_code == 0
+    assert "  lr            0.001        a number, 0 or more\n" in result.stdout
+    assert "\x1b" not in result.stdout and all(line == line.rstrip() for line in result.stdout.splitlines())
+
+
+def test_kinds_of_one_family_as_json() -> None:
+    found = json.loads(cli("kinds", "scaling", "--json").stdout)
+    assert list(found) == ["scaling"]
+    delayed = next(kind for kind in found["scaling"] if kind["kind"] == "delayed")
+    assert delayed["summary"].startswith("The scale comes from the amaxes")
+    assert {"name": "history", "takes": "a whole number from 1 to 65536", "default": 16} in delayed["fields"]
+
+
+@pytest.mark.parametrize(
+    ("family", "message"),
+    [
+        ("monitr", "'monitr' is not a family. Did you mean 'monitor'?\n"),
+        ("x", "'x' is not a family. There are model, dataset, optimizer, monitor, scaling.\n"),
+    ],
+)
+def test_an_unknown_family_is_one_line_and_exit_code_2(family: str, message: str) -> None:
+    result = cli("kinds", family)
+    assert (result.exit_code, result.stdout, result.stderr) == (2, "", message)

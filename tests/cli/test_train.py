@@ -1,0 +1,169 @@
+"""Claims about `altgrad train`, run as a user runs it: in a process of its own."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[2]
+
+SPEC = """\
+project: demo
+name: tiny
+model: {kind: gpt, layers: 2, width: 16, heads: 2, context: 64}
+data: {kind: text, batch_size: 4}
+precision:
+  rules:
+  - match: blocks.*
+    weight: e4m3fn
+    input: e4m3fn
+    grad_output: e5m2
+optimizer: {kind: adamw, lr: 3e-3}
+steps: 6
+threads: 1
+evaluate_every: 6
+checkpoint_every: 2
+"""
+
+Cli = Callable[..., subprocess.CompletedProcess[str]]
+
+
+@pytest.fixture
+def spec(tmp_path: Path) -> Path:
+    path = tmp_path / "tiny.yaml"
+    path.write_text(SPEC)
+    return path
+
+
+def test_one_command_trains_and_says_where_the_run_is(run_cli: Cli, spec: Path, tmp_path: Path) -> None:
+    done = run_cli("train", spec.name)
+    assert done.returncode == 0, done.stderr
+    assert "\x1b" not in done.stdout and "\r" not in done.stdout
+    assert "unigram 4.47" in done.stdout and "order-6 n-gram 1.17" in done.stdout
+    (run,) = (tmp_path / "runs" / "demo").iterdir()
+    assert f"runs/demo/{run.name}" in done.stdout
+    assert {path.name for path in run.iterdir()} >= {
+        "spec.yaml", "meta.json", "metrics.jsonl", "events.jsonl", "checkpoints"
+    }  # fmt: skip
+    meta = json.loads((run / "meta.json").read_text())
+    assert meta["status"] == "completed" and meta["step"] == 6 and meta["device"] == "cpu"
+    assert 0 < meta["quantised_parameters"] < meta["parameters"]
+    again = run_cli("train", spec.name, "--json")
+    assert again.returncode == 0 and json.loads(again.stdout)["status"] == "completed"
+    anew = run_cli("train", spec.name, "--resume", "never", "--set", "steps=6")
+    assert anew.returncode == 0 and (run.parent / f"{run.name}.old-1").is_dir()
+    assert _losses(run) == _losses(run.parent / f"{run.name}.old-1")
+
+
+def _losses(run: Path) -> list[str]:
+    rows = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    return [float(row["train/loss"]).hex() for row in rows if "train/loss" in row]
+
+
+def test_dry_run_shows_every_cast_and_writes_nothing(run_cli: Cli, spec: Path, tmp_path: Path) -> None:
+    done = run_cli("train", spec.name, "--dry-run")
+    lines = done.stdout.splitlines()
+    assert done.returncode == 0 and len(lines) == 1 + 2 * 4 + 1 + 1
+    assert all("rule 0 at tiny.yaml:7:5" in line for line in lines[1:9]) and "no rule matches" in lines[9]
+    assert lines[1].split()[:3] == ["blocks.0.attention.qkv", "e4m3fn", "current"]
+    facts = json.loads(run_cli("train", spec.name, "--dry-run", "--json").stdout)
+    assert facts["layers"][0]["slots"]["grad_weight.grad_output"] == "e5m2 current"
+    assert facts["quantised_parameters"] == 2 * (16 * 48 + 16 * 16 + 2 * 16 * 64)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["tiny.yaml"]
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ({"steps: 6": "stepz: 6"}, "tiny.yaml:12:1: 'stepz' is not a key of a run spec. Did you mean 'steps'?"),
+        ({"lr: 3e-3": "lr: fast"}, "tiny.yaml:11:30: "),
+        ({"weight: e4m3fn": "weight: e4m3f7"}, "tiny.yaml:8:13: "),
+        ({"weight: e4m3fn": "weight: e4m3"}, "say e4m3fn (max 448: OCP, H100, TE, torch) or e4m3ieee (max 240)"),
+        ({"match: blocks.*": "match: block.*"}, "tiny.yaml:7:12: 'block.*' matches no Linear layer."),
+        ({"kind: adamw": "kind: adamv"}, "tiny.yaml:11:19: 'adamv' is not an optimizer. Did you mean 'adamw'?"),
+        ({"width: 16": "width: 17"}, "width 17 is not a multiple of heads 2"),
+        ({"threads: 1": "threads: 1\nthreads: 2"}, "tiny.yaml:14:1: 'threads' stands here a second time."),
+        ({"batch_size: 4": "source: nowhere.txt"}, "nowhere.txt is not a file"),
+        ({"model: {": "model: ["}, "not valid YAML"),
+    ],
+)
+def test_a_wrong_spec_is_one_line_and_leaves_nothing(
+    run_cli: Cli, spec: Path, tmp_path: Path, change: dict[str, str], said: str
+) -> None:
+    text = SPEC
+    for old, new in change.items():
+        assert old in text
+        text = text.replace(old, new)
+    spec.write_text(text)
+    done = run_cli("train", spec.name)
+    assert done.returncode == 2 and done.stdout == ""
+    assert said in done.stderr and done.stderr.count("\n") == 1
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["tiny.yaml"]
+
+
+def test_numbers_are_yaml_1_2(run_cli: Cli, spec: Path) -> None:
+    done = run_cli("train", spec.name, "--dry-run", "--set", "optimizer.lr=3e-4", "--set", "optimizer.eps=1E-9")
+    assert done.returncode == 0, done.stderr
+
+
+def test_a_machine_without_the_device_is_exit_3(run_cli: Cli, spec: Path, tmp_path: Path) -> None:
+    done = run_cli("train", spec.name, "--device", "cuda:9")
+    assert done.returncode == 3 and done.stderr.startswith("--device cuda:9 is not here; this machine has cpu")
+    assert not (tmp_path / "runs").exists()
+
+
+def test_a_divergence_is_exit_4_and_recorded(run_cli: Cli, spec: Path, tmp_path: Path) -> None:
+    done = run_cli(
+        "train", spec.name, "--set", "optimizer.lr=1e30", "--set", "clip_norm=null", "--set", "precision=none", "--json"
+    )
+    assert done.returncode == 4
+    facts = json.loads(done.stdout)
+    assert facts["status"] == "diverged" and "not finite" in facts["reason"]
+    assert json.loads((tmp_path / facts["run"] / "meta.json").read_text())["status"] == "diverged"
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 75), (signal.SIGINT, 130)])
+def test_a_signal_saves_and_the_same_command_continues(
+    run_cli: Cli, spec: Path, tmp_path: Path, number: int, code: int
+) -> None:
+    long = ["--set", "steps=400", "--set", "evaluate_every=400"]
+    process = subprocess.Popen(
+        [sys.executable, "-m", "altgrad.cli.main", "train", spec.name, *long],
+        cwd=tmp_path, env=os.environ | {"PYTHONPATH": str(ROOT)}, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE,
+    )  # fmt: skip
+    for _ in range(600):
+        found = list((tmp_path / "runs").glob("demo/*/metrics.jsonl"))
+        if found and found[0].read_text().count("train/loss") > 3:
+            break
+        time.sleep(0.1)
+    process.send_signal(number)
+    _, errors = process.communicate(timeout=60)
+    assert process.returncode == code and errors == b""
+    meta = json.loads((found[0].parent / "meta.json").read_text())
+    assert meta["status"] == "interrupted" and 0 < meta["step"] < 400
+    shortly = run_cli("train", spec.name, *long, "--json", env={"PYTHONUNBUFFERED": "1"})
+    assert shortly.returncode == 0, shortly.stderr
+    rows = [json.loads(line) for line in found[0].read_text().splitlines()]
+    assert [row["step"] for row in rows if "train/loss" in row] == list(range(1, 401))
+
+
+def test_help_loads_no_torch() -> None:
+    code = (
+        "import sys\nfrom altgrad.cli.main import app\nfrom typer.testing import CliRunner\n"
+        "assert CliRunner().invoke(app, ['--help']).exit_code == 0\n"
+        "assert 'torch' not in sys.modules and 'numpy' not in sys.modules and 'wandb' not in sys.modules"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code],
+        env=os.environ | {"PYTHONPATH": str(ROOT)},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
