@@ -1,4 +1,5 @@
-"""`altgrad formats`: list the formats with a name, show the card of any, put one number under the magnifying glass.
+"""`altgrad formats`: list the formats with a name, show the card of any, put one number under the magnifying glass,
+and, in a file of its own, compare some on a tensor.
 
 The facts come from `altgrad.formats`; this file only draws them: tables by rich in a terminal, aligned plain text in a
 pipe, JSON with --json. It needs neither torch nor pydantic, and rich only when a person looks.
@@ -7,16 +8,30 @@ pipe, JSON with --json. It needs neither torch nor pydantic, and rich only when 
 import math
 from collections.abc import Sequence
 from fractions import Fraction
+from itertools import islice
 from typing import Annotated, cast
 
 import typer
 
 from altgrad.cli.console import one_line_errors, print_json, say, table
-from altgrad.formats import CATALOG, AmbiguousFormatError, FloatFormat, encode, round_value
-from altgrad.formats.card import SPECIALS, Plain, describe, exact, landmarks, same_grids
+from altgrad.cli.format_comparison import compare
+from altgrad.formats import CATALOG, SCALES, AmbiguousFormatError, FloatFormat, ScaleFormat, encode, round_value
+from altgrad.formats.card import (
+    SCALE_SPECIALS,
+    SPECIALS,
+    Landmark,
+    Plain,
+    describe,
+    describe_scale,
+    exact,
+    landmarks,
+    same_grids,
+    scale_landmarks,
+)
 from altgrad.formats.inspection import inspect_code, inspect_roundings, read_code, read_number
 
 app = typer.Typer(help="Number formats: any ExMy of 2 to 16 bits.", no_args_is_help=True)
+app.command()(compare)
 
 Json = Annotated[bool, typer.Option("--json", help="Print JSON instead of tables.")]
 
@@ -25,14 +40,28 @@ _LINE_WIDTH = 64
 
 @app.command("list")
 def list_formats(as_json: Json = False) -> None:
-    """List the formats that have a name; `show` and specs take any other ExMy of 2 to 16 bits as well."""
+    """List the formats that have a name; `show` and specs take any other ExMy of 2 to 16 bits as well.
+
+    Scale formats, which are unsigned and hold scales only, come last.
+    """
     formats = [FloatFormat.parse(line.name) for line in CATALOG]
+    scales = [ScaleFormat.parse(line.name) for line in SCALES]
     if as_json:
-        print_json([describe(fmt) for fmt in formats])
+        print_json([*map(describe, formats), *map(describe_scale, scales)])
         return
     rows = [
         [str(fmt), str(fmt.bits), str(fmt.code_count), _short(fmt.max), _short(fmt.min_subnormal), line.source]
         for fmt, line in zip(formats, CATALOG, strict=True)
+    ]
+    rows += [
+        [
+            str(fmt),
+            str(fmt.bits),
+            str(fmt.code_count),
+            *map(_short, (fmt.max, fmt.min_positive)),
+            f"scale: {line.source}",
+        ]
+        for fmt, line in zip(scales, SCALES, strict=True)
     ]
     table(["name", "bits", "codes", "max", "smallest", "source"], rows)
 
@@ -44,6 +73,13 @@ def show(
 ) -> None:
     """Show a format's card: limits, special codes, equal grids and the number line. An ambiguous name shows each."""
     with one_line_errors():
+        scale = _scale_format(name)
+        if scale is not None:
+            if as_json:
+                print_json(describe_scale(scale))
+            else:
+                _print_scale_card(scale)
+            return
         try:
             formats, ambiguous = [FloatFormat.parse(name)], None
         except AmbiguousFormatError as error:
@@ -108,10 +144,40 @@ def _print_card(fmt: FloatFormat) -> None:
         ["casts in tensors", domain],
     ]
     table([], facts, title=str(fmt))
-    marks = landmarks(fmt)
+    _print_codes(fmt, landmarks(fmt), (1, fmt.exponent_bits, fmt.mantissa_bits))
+
+
+def _scale_format(name: str) -> ScaleFormat | None:
+    """The scale format of that name; None where it is none, which leaves the complaint to FloatFormat.parse."""
+    try:
+        return ScaleFormat.parse(name)
+    except ValueError:
+        return None
+
+
+def _print_scale_card(fmt: ScaleFormat) -> None:
+    card = describe_scale(fmt)
+    facts = [
+        ["scale format", "unsigned: holds the scale of a block or a tensor, never its values"],
+        ["source", str(card["source"] or "none: a width without a name of its own")],
+        ["also called", ", ".join(cast(list[str], card["aliases"])) or "-"],
+        ["fields", f"{card['exponent_bits']} exponent, {card['mantissa_bits']} mantissa: {fmt.bits} bits"],
+        ["bias", str(fmt.bias)],
+        ["specials", f"{fmt.specials}: {SCALE_SPECIALS[fmt.specials]}"],
+        ["max", _full(fmt.max)],
+        ["min positive", _full(fmt.min_positive)],
+        ["finite codes", f"{fmt.code_count} of {1 << fmt.bits}"],
+        ["rounds", "to the nearest, ties to the even code" if fmt.has_zero else "to the nearest, ties up"],
+    ]
+    table([], facts, title=str(fmt))
+    _print_codes(fmt, scale_landmarks(fmt), (fmt.bits - fmt.precision + 1, fmt.precision - 1))
+
+
+def _print_codes(fmt: FloatFormat | ScaleFormat, marks: Sequence[Landmark], widths: Sequence[int]) -> None:
+    """The codes worth pointing at, their bits parted into fields of these widths, and the number line."""
     digits = (fmt.bits + 3) // 4
     rows = [
-        [_span(mark.first, mark.last, digits), _bits(fmt, mark.first), mark.meaning, _short(mark.value)]
+        [_span(mark.first, mark.last, digits), _bits(mark.first, widths), mark.meaning, _short(mark.value)]
         for mark in marks
     ]
     table(["code", "bits", "meaning", "value"], rows)
@@ -120,17 +186,17 @@ def _print_card(fmt: FloatFormat) -> None:
     say("")
 
 
-def number_line(fmt: FloatFormat) -> list[str]:
+def number_line(fmt: FloatFormat | ScaleFormat) -> list[str]:
     """The positive values of a format along a linear and a logarithmic axis: how many fall in each cell.
 
     A cell shows | for one value, 2 to 9 for that many, # for more, a blank for none. Lines are at most 100 wide.
     """
-    units = [fmt.units(rung) for rung in range(1, fmt.max_code + 1)]
+    units = [unit for unit in map(fmt.units, range(fmt.max_code + 1)) if unit]
     last = _LINE_WIDTH - 1
     linear = [unit * last // units[-1] for unit in units]
     span = math.log2(units[-1]) or 1.0  # a single value has no span: it sits at the left
     logarithmic = [math.floor(math.log2(unit) / span * last) for unit in units]
-    low, high = _short(fmt.min_subnormal), _short(fmt.max)
+    low, high = _short(fmt.min_positive if isinstance(fmt, ScaleFormat) else fmt.min_subnormal), _short(fmt.max)
     return [
         "positive values on a line (| one, 2-9 that many, # more, blank none)",
         f"  linear  {'0':>{len(low)}} [{_cells(linear)}] {high}",
@@ -176,10 +242,9 @@ def _span(first: int, last: int, digits: int) -> str:
     return start if first == last else f"{start}-0x{last:0{digits}x}"
 
 
-def _bits(fmt: FloatFormat, code: int) -> str:
-    digits = f"{code:0{fmt.bits}b}"
-    split = 1 + fmt.exponent_bits
-    return " ".join(part for part in (digits[0], digits[1:split], digits[split:]) if part)
+def _bits(code: int, widths: Sequence[int]) -> str:
+    digits = iter(f"{code:0{sum(widths)}b}")
+    return " ".join("".join(islice(digits, width)) for width in widths if width)
 
 
 def _times(shift: int) -> str:

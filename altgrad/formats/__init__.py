@@ -1,6 +1,6 @@
 """Number formats, exactly: what a code means, what a name means, how a number rounds. Standard library only."""
 
-from altgrad.formats.catalog import CATALOG, Entry
+from altgrad.formats.catalog import CATALOG, SCALES, Entry
 from altgrad.formats.codes import (
     CodeClass,
     Fields,
@@ -18,9 +18,11 @@ from altgrad.formats.codes import (
 )
 from altgrad.formats.format import AmbiguousFormatError, FloatFormat, Specials
 from altgrad.formats.rounding import Rounding
+from altgrad.formats.scale_format import ScaleFormat
 
 __all__ = [
     "CATALOG",
+    "SCALES",
     "AmbiguousFormatError",
     "CodeClass",
     "Entry",
@@ -29,6 +31,7 @@ __all__ = [
     "Overflow",
     "Place",
     "Rounding",
+    "ScaleFormat",
     "Specials",
     "classify",
     "decode",

@@ -8,9 +8,10 @@ import math
 from fractions import Fraction
 from typing import NamedTuple
 
-from altgrad.formats.catalog import CATALOG, Entry
+from altgrad.formats.catalog import CATALOG, SCALES, Entry
 from altgrad.formats.codes import decode
 from altgrad.formats.format import FloatFormat
+from altgrad.formats.scale_format import ScaleFormat, ScaleSpecials
 
 Plain = str | int | float | bool | None | list["Plain"] | dict[str, "Plain"]
 """What JSON can say."""
@@ -25,6 +26,14 @@ SPECIALS = {
 """Each choice of specials in words."""
 
 
+SCALE_SPECIALS: dict[ScaleSpecials, str] = {
+    "fnu": "unsigned, no zero, NaN at all ones, no infinity",
+    "ue": "unsigned, zero at 0, NaN at all ones, infinity beneath",
+    "uf": "unsigned, zero at 0, NaN at all ones, no infinity",
+}
+"""Each choice of a scale format's specials in words."""
+
+
 class Landmark(NamedTuple):
     """A run of codes worth pointing at: from `first` to `last`, what they are, and the value of `first`."""
 
@@ -34,9 +43,9 @@ class Landmark(NamedTuple):
     value: float | Fraction
 
 
-def entry(fmt: FloatFormat) -> Entry | None:
+def entry(fmt: FloatFormat | ScaleFormat) -> Entry | None:
     """The catalog's line on the format, if it has one."""
-    return next((line for line in CATALOG if line.name == str(fmt)), None)
+    return next((line for line in (*CATALOG, *SCALES) if line.name == str(fmt)), None)
 
 
 def same_grids(fmt: FloatFormat) -> list[tuple[str, int]]:
@@ -59,12 +68,53 @@ def landmarks(fmt: FloatFormat) -> list[Landmark]:
     ]
 
 
+def scale_landmarks(fmt: ScaleFormat) -> list[Landmark]:
+    """The special codes of a scale format in ascending order, as `landmarks` has them."""
+    top, steps = fmt.max_code, fmt.precision - 1
+    last_subnormal = (1 << steps) - 1 if fmt.has_zero else -1
+    runs = [(0, 0, "zero")] * fmt.has_zero
+    runs += [*_ends("sub-normal", 1, last_subnormal), *_ends("normal", last_subnormal + 1, top)]
+    runs += [(top + 1, top + 1, "infinity")] * fmt.has_inf + [((1 << fmt.bits) - 1, (1 << fmt.bits) - 1, "NaN")]
+    return [
+        Landmark(first, last, meaning + (", max" if last == top else ""), fmt.decode(first))
+        for first, last, meaning in runs
+    ]
+
+
+def describe_scale(fmt: ScaleFormat) -> dict[str, Plain]:
+    """Everything `formats show --json` says about a scale format; keys that `describe` has too mean the same."""
+    line = entry(fmt)
+    return {
+        "name": str(fmt),
+        "scale_format": True,
+        "aliases": list(line.aliases) if line else [],
+        "source": line.source if line else None,
+        "bits": fmt.bits,
+        "exponent_bits": fmt.bits - fmt.precision + 1,
+        "mantissa_bits": fmt.precision - 1,
+        "bias": fmt.bias,
+        "specials": fmt.specials,
+        "max": fmt.max,
+        "min_positive": fmt.min_positive,
+        "code_count": fmt.code_count,
+        "has_zero": fmt.has_zero,
+        "has_inf": fmt.has_inf,
+        "has_nan": True,
+        "rounding": str(fmt.ties),
+        "special_codes": [
+            {"first": mark.first, "last": mark.last, "meaning": mark.meaning, "value": exact(mark.value)}
+            for mark in scale_landmarks(fmt)
+        ],
+    }
+
+
 def describe(fmt: FloatFormat) -> dict[str, Plain]:
     """Everything `formats show --json` says about a format. Keys are stable; limits are null where there is none."""
     line = entry(fmt)
     has_subnormals = fmt.exponent_bits == 0 or fmt.mantissa_bits > 0
     return {
         "name": str(fmt),
+        "scale_format": False,
         "aliases": list(line.aliases) if line else [],
         "source": line.source if line else None,
         "bits": fmt.bits,

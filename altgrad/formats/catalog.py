@@ -8,8 +8,9 @@ Sources: OCP 8-bit Floating Point Specification 1.0 (2023); OCP Microscaling For
 al., arXiv 2209.05433; Noune et al., arXiv 2206.02915 (the fnuz pair); IEEE 754-2019; IEEE SA P3109 interim report,
 whose names binary8p4se and binary8p4sf read "8 bits, precision 4, signed, extended or finite"; LLVM's APFloat and
 ml_dtypes for the remaining spellings. TE is NVIDIA's Transformer Engine. P3109's *finite* variant (one zero, NaN at
-0x80, no infinity, bias 2^(E-1)) is `fnuz` exactly and needs no name of its own. LLVM's e2m1fn, e2m3fn and e3m2fn have
-no NaN whatever their ending says: they are `f` forms, and the true `fn` ones spell their bias (e2m1b1fn).
+0x80, no infinity, bias 2^(E-1)) is `fnuz` exactly and needs no name of its own; both variants at every other width and
+precision are grammar (p3109_k6p4sf, or binary6p4sf, is e2m3fnuz) and need no line here. LLVM's e2m1fn, e2m3fn and
+e3m2fn have no NaN whatever their ending says: they are `f` forms, and the true `fn` ones spell their bias (e2m1b1fn).
 """
 
 from typing import NamedTuple
@@ -58,8 +59,25 @@ CATALOG: tuple[Entry, ...] = (
     Entry("e2m1", "OCP MXFP4, NVFP4", ("e2m1fn", "e2m1f", "float4_e2m1fn", "mxfp4", "nvfp4", "fp4")),
 )
 
+SCALES: tuple[Entry, ...] = (
+    Entry("e8m0fnu", "OCP MX: the scale of a block, 2^(code - 127)", ("float8_e8m0fnu", "ue8m0")),
+    *(
+        Entry(
+            f"binary8p{precision}{kind}",
+            f"IEEE P3109 K8P{precision}, unsigned, {'extended' if kind == 'ue' else 'finite'}",
+            (f"p3109_k8p{precision}{kind}",),
+        )
+        for kind in ("ue", "uf")
+        for precision in range(1, 9)
+    ),
+)
+"""The scale formats (`ScaleFormat`) worth a name: unsigned, so none of them is a FloatFormat."""
+
 ALIASES: dict[str, str] = {alias: entry.name for entry in CATALOG for alias in entry.aliases}
 """Other spelling -> canonical name."""
+
+SCALE_ALIASES: dict[str, str] = {alias: entry.name for entry in SCALES for alias in entry.aliases}
+"""Other spelling of a scale format -> canonical name."""
 
 AMBIGUOUS: dict[str, tuple[tuple[str, str], ...]] = {
     "e4m3": (("e4m3fn", "max 448: OCP, H100, TE, torch"), ("e4m3ieee", "max 240")),
@@ -69,7 +87,11 @@ AMBIGUOUS: dict[str, tuple[tuple[str, str], ...]] = {
 """Spellings the literature uses for different formats -> (canonical name, how to tell it) for each."""
 
 OUTSIDE: dict[str, str] = {
-    "e8m0fnu": "is an unsigned scale without a zero, not a format for values; ask for it as a block's scale",
+    **dict.fromkeys(
+        [*(entry.name for entry in SCALES), *SCALE_ALIASES],
+        "is an unsigned scale format, not one for values; ask for it as a block's scale",
+    ),
     "int8": "is two's complement; e0m7 is the sign-magnitude fixed point of as many bits",
+    "mxint8": "is two's complement; without its lone -2 it is twice e0m7, the same under power-of-two scales",
 }
 """Well-known names that are no FloatFormat -> what they are."""

@@ -35,6 +35,7 @@ Specials = Literal["ieee", "fn", "fnuz", "p3109", "f"]
 
 _GRAMMAR = "e<E>m<M>[b<bias>][ieee|fn|fnuz|p3109|f]"
 _NAME = re.compile(r"e(0|[1-9]\d*)m(0|[1-9]\d*)(?:b(-?\d+))?(ieee|fnuz|fn|p3109|f)?")
+_P3109 = re.compile(r"(?:p3109_k|binary)([1-9]\d{0,3})p([1-9]\d{0,3})(?:s([ef])?)?")
 _BARE_IEEE = frozenset({(5, 2), (3, 4), (5, 10), (8, 7)})  # what ml_dtypes and torch mean by the bare name
 _BIAS_LIMIT = 1 << 15  # twice the largest default; exact values stay below a few kilobytes each
 
@@ -144,7 +145,8 @@ class FloatFormat:
 
     @classmethod
     def parse(cls, name: str) -> Self:
-        """The format called `name`: `e<E>m<M>[b<bias>][ieee|fn|fnuz|p3109|f]` or an alias of the catalog, in any case.
+        """The format called `name`: `e<E>m<M>[b<bias>][ieee|fn|fnuz|p3109|f]`, a signed P3109 name such as
+        `p3109_k6p4sf` or `binary8p3se`, or an alias of the catalog; in any case.
 
         Without a suffix e5m2, e3m4, e5m10 and e8m7 are `ieee`, as in ml_dtypes, and every other name is `f`.
         AmbiguousFormatError for a bare e4m3; ValueError with the remedy for whatever else is no format.
@@ -246,12 +248,23 @@ def _with_bias(choices: tuple[tuple[str, str], ...], stem: str, bias: str) -> tu
     return tuple((f"{stem}b{bias}{choice.removeprefix(stem)}", f"bias {bias}") for choice, _ in choices)
 
 
+def _p3109(spelled: str) -> str | None:
+    """Our spelling of a signed P3109 name, p3109_k<K>p<P>s<e|f> or binary<K>p<P>[s[e|f]]; None for another name."""
+    match = _P3109.fullmatch(spelled)
+    if match is None:
+        return None
+    width, precision = int(match[1]), int(match[2])
+    if precision >= width:
+        raise ValueError(f"{spelled} has no exponent bit; signed P3109 at {width} bits goes from p1 to p{width - 1}.")
+    return f"e{width - precision}m{precision - 1}{'fnuz' if match[3] == 'f' else 'p3109'}"
+
+
 @functools.lru_cache(maxsize=4096)
 def _parse(name: str) -> FloatFormat:
     spelled = name.strip().lower()
     if spelled in OUTSIDE:
         raise ValueError(f"{name} {OUTSIDE[spelled]}.")
-    match = _NAME.fullmatch(ALIASES.get(spelled, spelled))
+    match = _NAME.fullmatch(_p3109(spelled) or ALIASES.get(spelled, spelled))
     if match is None and spelled in AMBIGUOUS:
         raise AmbiguousFormatError(name, AMBIGUOUS[spelled])
     if match is None:

@@ -10,7 +10,7 @@ import pytest
 from typer.testing import CliRunner
 
 from altgrad.cli.formats import app, number_line
-from altgrad.formats import CATALOG, FloatFormat
+from altgrad.formats import CATALOG, SCALES, FloatFormat, ScaleFormat
 
 
 @pytest.fixture
@@ -20,12 +20,14 @@ def cli():
 
 def test_list_has_one_line_per_named_format(cli):
     lines = cli("list").stdout.rstrip().splitlines()
-    assert [line.split()[0] for line in lines] == ["name", *(entry.name for entry in CATALOG)]
+    assert [line.split()[0] for line in lines] == ["name", *(entry.name for entry in (*CATALOG, *SCALES))]
+    assert [line.split()[0] for line in lines if "  scale: " in line] == [entry.name for entry in SCALES]
 
 
 def test_list_json_describes_every_named_format(cli):
     cards = json.loads(cli("list", "--json").stdout)
-    assert [card["name"] for card in cards] == [entry.name for entry in CATALOG]
+    assert [card["name"] for card in cards if not card["scale_format"]] == [entry.name for entry in CATALOG]
+    assert [card["name"] for card in cards if card["scale_format"]] == [entry.name for entry in SCALES]
     assert next(card for card in cards if card["name"] == "e4m3fn")["max"] == 448.0
 
 
@@ -37,6 +39,24 @@ def test_any_format_has_a_card_in_plain_text(cli, name):
     assert "\x1b" not in result.stdout
     assert max(map(len, result.stdout.splitlines())) <= 110
     assert json.loads(cli("show", name, "--json").stdout)["name"] == name
+
+
+@pytest.mark.parametrize("name", [entry.name for entry in SCALES] + ["e4m0fnu", "binary3p2ue"])
+def test_any_scale_format_has_a_card_that_says_what_it_is(cli, name):
+    result = cli("show", name)
+    assert result.exit_code == 0, result.output
+    assert result.stdout.startswith(f"{name}\nscale format  unsigned")
+    assert max(map(len, result.stdout.splitlines())) <= 110
+    card = json.loads(cli("show", name, "--json").stdout)
+    assert (card["name"], card["scale_format"]) == (name, True)
+
+
+def test_a_scale_format_is_refused_where_a_format_for_values_is_asked(cli):
+    result = cli("inspect", "e8m0fnu", "1")
+    assert result.exit_code == 2
+    assert result.stderr == (
+        "e8m0fnu is an unsigned scale format, not one for values; ask for it as a block's scale.\n"
+    )
 
 
 def test_a_card_tells_limits_specials_and_equal_grids(cli):
@@ -92,10 +112,10 @@ def test_inspect_of_a_code_or_a_special_has_no_roundings(cli):
 
 
 def test_the_number_line_counts_every_positive_value():
-    for name in ("e2m1", "e1m1", "e3m0"):
-        for line in number_line(FloatFormat.parse(name))[1:]:
+    for fmt in (*map(FloatFormat.parse, ("e2m1", "e1m1", "e3m0")), ScaleFormat.parse("binary3p2uf")):
+        for line in number_line(fmt)[1:]:
             cells = line[line.index("[") + 1 : line.index("]")]
-            assert sum(" |23456789".index(cell) for cell in cells) == FloatFormat.parse(name).max_code
+            assert sum(" |23456789".index(cell) for cell in cells) == fmt.max_code
 
 
 @pytest.mark.parametrize(

@@ -66,3 +66,33 @@ def test_every_signed_p3109_name_is_the_format_gfloat_builds_under_it(as_gfloat)
         theirs = format_info_p3109(8, int(name[len("p3109_k8p")]), domain=domain)
         assert theirs.name == name
         assert {**vars(theirs), "name": ""} == {**vars(as_gfloat(FloatFormat.parse(name))), "name": ""}
+
+
+@pytest.mark.parametrize("width", range(2, 17))
+@pytest.mark.parametrize(("domain", "suffix"), [(Domain.Extended, "se"), (Domain.Finite, "sf")])
+def test_signed_p3109_names_of_every_width_are_grammar(width, domain, suffix, as_gfloat):
+    for precision in range(1, width):
+        if (width, suffix) == (2, "se"):
+            continue  # +-infinity takes the only codes but zero's
+        theirs = format_info_p3109(width, precision, domain=domain)
+        fmt = FloatFormat.parse(theirs.name)
+        assert fmt == FloatFormat.parse(f"binary{width}p{precision}{suffix}")
+        assert {**vars(theirs), "name": ""} == {**vars(as_gfloat(fmt)), "name": ""}
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("p3109_k8p8se", "p3109_k8p8se has no exponent bit; signed P3109 at 8 bits goes from p1 to p7."),
+        ("binary17p3", "e14m2 has 17 bits; AltGrad emulates 2 to 16."),
+        (
+            "p3109_k8p4ue",
+            "p3109_k8p4ue is an unsigned scale format, not one for values; ask for it as a block's scale.",
+        ),
+        ("mxint8", "mxint8 is two's complement; without its lone -2 it is twice e0m7"),
+    ],
+)
+def test_names_that_are_no_signed_format_say_why(name, message):
+    with pytest.raises(ValueError) as caught:
+        FloatFormat.parse(name)
+    assert message in str(caught.value)
