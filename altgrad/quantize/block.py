@@ -33,6 +33,8 @@ def block_amax(magnitude: Tensor, size: int, *, square: bool = False) -> Tensor:
     """
     if square and magnitude.ndim < 2:
         raise ValueError(f"square blocks need two axes; this tensor has {magnitude.ndim}. Use shape: row.")
+    if magnitude.numel() == 0:
+        return magnitude
     columns = magnitude.shape[-1]
     padded = functional.pad(magnitude, (0, -columns % size))
     found = padded.view(*padded.shape[:-1], -1, size).amax(-1)
@@ -136,9 +138,11 @@ class _Nvfp4Scale(Scaling):
 
     def scale(self, x: Tensor, live: bool) -> Tensor | None:
         magnitude = finite_magnitude(x)
-        # amax_t / (448 max): with that divisor as a format's largest value, scale_of says just this.
         whole = magnitude.amax() if x.numel() else magnitude.new_zeros(())
-        tensor = torch.where(whole > 0, whole / torch.full_like(whole, 448.0 * float(self.format.max)), 1.0)
+        # Divided twice, since 448 max can be beyond float32, and by tensors, since CUDA multiplies with the reciprocal
+        # of a number.
+        tensor = whole / torch.full_like(whole, float(self.format.max)) / torch.full_like(whole, 448.0)
+        tensor = torch.where(tensor > 0, tensor, 1.0)
         amax = block_amax(magnitude, self.spec.size)
         # A block scale that rounds to 0 makes its block 0: the quantizer divides by 1 there and multiplies by 0.
         return round_to(amax / (tensor * float(self.format.max)), "e4m3fn") * tensor

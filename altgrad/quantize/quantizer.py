@@ -18,6 +18,7 @@ from pydantic import Field, model_validator
 from torch import Tensor, nn
 
 from altgrad.formats import FloatFormat, Rounding
+from altgrad.quantize.engine import Engine, cast_values, serves
 from altgrad.quantize.grid import Overflow, bound_units, grid_units, round_units
 from altgrad.quantize.noise import counted_bits, fold, site_key
 from altgrad.quantize.scaling import Current, ScalingSpec
@@ -111,6 +112,13 @@ class Quantizer(nn.Module):
         self.scaling = self.spec.scaling.build(self.spec.format, rows)
         self.observers: list[Callable[[Cast], None]] = []
         self.watching = False
+        self.engine: Engine = "eager"
+        self.short = (
+            serves(self.spec.format, self.spec.rounding)
+            and self.spec.overflow == "saturate"
+            and self.spec.random_bits is None
+            and not self.spec.scaling.zero_scales
+        )
         if self.spec.rounding is Rounding.stochastic:
             # High bits: optimizer steps committed. Low 16: live casts since, that is, micro-batches.
             self.register_buffer("counter", torch.zeros((), dtype=torch.int64))
@@ -128,6 +136,13 @@ class Quantizer(nn.Module):
         """`cast(x, live).values(dtype)`, without keeping what only observers look at."""
         if live and self.watching:
             return self.cast(x, live).values(dtype)
+        if self.short:
+            spec, scale = self.spec, self._scale(x, live)
+            key = self._key(live)
+            return cast_values(
+                x, scale, spec.format, spec.rounding,
+                exact_reciprocal=spec.scaling.power_of_two, key=key, engine=self.engine,
+            ).to(dtype)  # fmt: skip
         scale, exact = self._enter(x, live)
         unbounded = self._round(exact, live)
         rounded = bound_units(unbounded, self.spec.format, self.spec.overflow, in_place=True)
@@ -146,22 +161,29 @@ class Quantizer(nn.Module):
 
     def _enter(self, x: Tensor, live: bool) -> tuple[Tensor | None, Tensor]:
         """The scale, and x in grid units."""
-        scale = self.scaling.scale(x if self.reduced == "last" else x.mT, live)
+        scale = self._scale(x, live)
         if scale is None:
             return None, grid_units(x)
-        if self.reduced == "first" and scale.ndim > 1:
-            scale = scale.mT
         # A scale of 0 (a block that NVFP4 gives up) makes zeros: anything finite times 0, divided by 1 meanwhile.
         return scale, grid_units(x, torch.where(scale == 0, 1.0, scale) if self.spec.scaling.zero_scales else scale)
 
+    def _scale(self, x: Tensor, live: bool) -> Tensor | None:
+        scale = self.scaling.scale(x if self.reduced == "last" else x.mT, live)
+        return scale.mT if self.reduced == "first" and scale is not None and scale.ndim > 1 else scale
+
+    def _key(self, live: bool) -> Tensor | None:
+        """The key of this pass's random bits, if it draws any; a live pass uses it up."""
+        if self.spec.rounding is not Rounding.stochastic:
+            return None
+        key = fold(self.key, self.counter)
+        if live:
+            self.counter.add_(1)
+        return key
+
     def _round(self, exact: Tensor, live: bool) -> Tensor:
-        """Rounded as if the grid had no end; a live pass uses its random bits up."""
-        spec = self.spec
-        noise = None
-        if spec.rounding is Rounding.stochastic:
-            noise = counted_bits(exact.shape, fold(self.key, self.counter), device=exact.device)
-            if live:
-                self.counter += 1
+        """Rounded as if the grid had no end."""
+        spec, key = self.spec, self._key(live)
+        noise = None if key is None else counted_bits(exact.shape, key, device=exact.device)
         return round_units(exact, spec.format, spec.rounding, noise, spec.random_bits)
 
     def on_grid(self, x: Tensor, scale: Tensor | None, site: str, role: Role) -> Cast:

@@ -55,7 +55,7 @@ def train(
     state is saved and the run ends `interrupted`. Raises LockedError if another process holds the run, CheckpointError
     if it has checkpoints but none that verifies, LocatedError for a spec that does not fit the model.
     """
-    assert spec.threads is not None, "a run is trained from its resolved spec"
+    assert spec.is_resolved and spec.threads is not None, "a run is trained from its resolved spec"
     torch.set_num_threads(spec.threads)
     device = torch.device(device)
     if device.type == "cuda":
@@ -104,7 +104,9 @@ class _Training:
         self.began = time.perf_counter() - state.seconds
         self.saved = max(snapshots.steps(), default=-1)
         self.interval = (0.0, 0)
-        self.alarmed: set[str] = set()
+        # Evaluation keeps the plain model: so there are two graphs, watched and unwatched, and no third.
+        compiled = spec.compile == "model"
+        self.forward = torch.compile(state.model, fullgraph=True) if compiled else state.model
 
     def carry_on(self) -> Outcome:
         """Steps, evaluations and checkpoints until the run completes, diverges or is interrupted."""
@@ -163,7 +165,7 @@ class _Training:
             batch = self.dataset.batch(index).to(self.device)
             self.tokens_per_step += batch.targets.numel()
             with torch.autocast(self.device.type, torch.bfloat16, enabled=spec.compute == "bfloat16"):
-                output = state.model(batch.inputs)
+                output = self.forward(batch.inputs)
             loss = self.dataset.loss(output, batch) / spec.accumulate
             torch.autograd.backward(loss * spec.loss_scale.factor)
             total += loss.detach()

@@ -74,7 +74,10 @@ class RunSpec(Spec):
     checkpoint_every: Count = 100
     keep: Count = 2
     """How many checkpoints stay on disk."""
-    engine: Literal["eager"] = "eager"
+    engine: Literal["auto", "eager", "compiled"] = "auto"
+    """How casts run; auto is decided by `altgrad.training.resolution` when the run is first made."""
+    compile: Literal[False, "model"] = False
+    """model: the whole model becomes one compiled graph, forward and backward, casts and monitors included."""
     threads: Count | None = None
     """CPU threads; null means as many as torch takes on the machine where the run is first made."""
 
@@ -114,6 +117,7 @@ class RunSpec(Spec):
         """See Spec."""
         return "a run spec"
 
-    def resolved(self, threads: int) -> "RunSpec":
-        """The spec with nothing left to the machine."""
-        return self if self.threads is not None else self.model_copy(update={"threads": threads})
+    @property
+    def is_resolved(self) -> bool:
+        """Whether nothing is left to the machine."""
+        return self.threads is not None and self.engine != "auto"

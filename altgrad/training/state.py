@@ -12,7 +12,7 @@ from torch import nn
 
 from altgrad.data.dataset import Dataset
 from altgrad.monitors import Watch
-from altgrad.nn import quantize_model
+from altgrad.nn import quantize_model, quantizers
 from altgrad.optim import Optimizer, parameter_groups
 from altgrad.spec import LocatedError
 from altgrad.training.initial import initialise
@@ -48,6 +48,8 @@ class TrainState:
             except ValueError as error:
                 raise LocatedError(("init_from",), str(error)) from None
         model.to(device)
+        for quantizer in quantizers(model):
+            quantizer.engine = "compiled" if spec.engine == "compiled" else "eager"
         try:
             optimizer = spec.optimizer.build(parameter_groups(model, spec.optimizer))
         except LocatedError as error:

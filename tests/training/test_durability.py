@@ -24,6 +24,7 @@ data: {{kind: text, batch_size: 4}}
 optimizer: {{kind: adamw, lr: 3e-3}}
 steps: 45
 threads: 1
+engine: eager
 evaluate_every: 1000
 checkpoint_every: 2
 precision:

@@ -22,6 +22,7 @@ optimizer: {kind: adamw, lr: 3e-3, weight_decay: 0.1}
 schedule: {kind: wsd, warmup: 2}
 steps: 12
 threads: 1
+engine: eager
 evaluate_every: 1000
 checkpoint_every: 4
 precision:

@@ -1,0 +1,85 @@
+"""Claims about `compile: model`: one graph without breaks, watched and unwatched, and the same run within rounding."""
+
+from pathlib import Path
+
+import pytest
+import torch
+from torch._dynamo.utils import counters
+
+from altgrad.nn import commit
+from altgrad.store import Run
+from altgrad.training import RunSpec, train
+from altgrad.training.state import TrainState
+
+# torch.compile warns of what it does itself.
+pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::UserWarning:torch")
+
+SPEC = """
+project: tests
+model: {kind: gpt, layers: 1, width: 16, heads: 2, context: 16}
+data: {kind: text, batch_size: 2}
+optimizer: {kind: adamw, lr: 3e-3}
+steps: 6
+threads: 1
+engine: eager
+evaluate_every: 1000
+checkpoint_every: 1000
+precision:
+  rules:
+  - weight: {format: e4m3fn, scaling: delayed}
+    input: {format: e4m3fn, rounding: stochastic}
+    grad_output: {format: e5m2, scaling: delayed}
+monitors: [{kind: range, every: 3}, finite]
+"""
+
+
+def test_the_whole_quantised_model_is_two_graphs_without_breaks() -> None:
+    """Traced forward and backward, buffers and monitors included; the backend only runs what was traced."""
+    torch._dynamo.reset()
+    counters.clear()
+    spec = RunSpec.parse(SPEC)
+    data = spec.data.build(spec.seed, spec.model.context)
+    losses = []
+    for compiled in (False, True):
+        state = TrainState.build(spec, data, torch.device("cpu"))
+        model = torch.compile(state.model, backend="aot_eager", fullgraph=True) if compiled else state.model
+        for step in range(1, 7):
+            state.watch.begin(step)
+            batch = data.batch(step)
+            loss = data.loss(model(batch.inputs), batch)
+            loss.backward()
+            state.optimizer.step()
+            state.optimizer.zero_grad()
+            commit(state.model)
+            losses.append((loss.item(), state.watch.casts()))
+    assert counters["stats"]["unique_graphs"] == 2
+    assert not counters["graph_break"]
+    for plain, traced in zip(losses[:6], losses[6:], strict=True):
+        assert traced[0] == pytest.approx(plain[0], rel=1e-5)
+        assert traced[1].keys() == plain[1].keys()
+    assert losses[8][1]["range"].metrics["blocks.0.mlp.up/input/amax"] > 0
+
+
+@pytest.mark.long
+def test_compiled_by_inductor_a_run_is_the_same_within_rounding(tmp_path: Path) -> None:
+    torch._dynamo.reset()
+    counters.clear()
+    found = {}
+    for choice in ("false", "model"):
+        spec = RunSpec.parse(SPEC, sets=[f"compile={choice}"])
+        data = spec.data.build(spec.seed, spec.model.context)
+        whole = data.evaluation
+        data.evaluation = lambda split, whole=whole: (b for n, b in enumerate(whole(split)) if n < 2)  # type: ignore[method-assign]
+        run = Run(tmp_path / "tests" / choice).create(spec.to_yaml(), {"steps": spec.steps})
+        assert train(spec, run, data).status == "completed"
+        found[choice] = list(run.metrics())
+    assert counters["stats"]["unique_graphs"] == 2 and not counters["graph_break"]
+    for plain, compiled in zip(found["false"], found["model"], strict=True):
+        for key, value in plain.items():
+            if key.startswith("time/"):
+                continue
+            # Rates of a few thousand elements may differ by one whose value moved by a float32 ulp.
+            loose = key.startswith("range/")
+            assert compiled[key] == pytest.approx(
+                value, rel=1e-2 if loose else 1e-4, abs=2e-3 if loose else 0, nan_ok=True
+            )
