@@ -14,6 +14,7 @@ _HOMES = {
     "RunSpec": "altgrad.training",
     "commit": "altgrad.nn",
     "dequantize_model": "altgrad.nn",
+    "load_quantized": "altgrad.quantize.packed",
     "quantize_model": "altgrad.nn",
     "train": "altgrad.training",
 }

@@ -10,6 +10,7 @@ import typer
 from altgrad import __version__
 from altgrad.cli import console, formats, runs, schema
 from altgrad.cli.kinds import kinds
+from altgrad.cli.quantize_model import quantize_model
 from altgrad.cli.train import train
 from altgrad.cli.watch import watch
 
@@ -22,6 +23,7 @@ app = typer.Typer(
 )
 app.command()(train)
 app.command()(watch)
+app.command("quantize-model")(quantize_model)
 app.command()(kinds)
 app.add_typer(runs.app, name="runs")
 app.add_typer(formats.app, name="formats")

