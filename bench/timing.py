@@ -1,0 +1,45 @@
+"""Timing on shared machines: everything that is compared runs in turn, round after round, in one process.
+
+A figure alone says little where other jobs come and go; a ratio of two things that took turns says more. The median and
+the quartiles over all rounds are reported; warm-up rounds are dropped.
+"""
+
+import platform
+import statistics
+import time
+from collections.abc import Callable, Mapping
+
+import torch
+
+
+def in_turn(tasks: Mapping[str, Callable[[], object]], *, rounds: int, warm_up: int = 3) -> dict[str, list[float]]:
+    """Seconds of each task in each round. Tasks take turns within a round, so they share its disturbances."""
+    taken: dict[str, list[float]] = {name: [] for name in tasks}
+    cuda = torch.cuda.is_available()
+    for number in range(rounds + warm_up):
+        for name, task in tasks.items():
+            if cuda:
+                torch.cuda.synchronize()
+            begun = time.perf_counter()
+            task()
+            if cuda:
+                torch.cuda.synchronize()
+            if number >= warm_up:
+                taken[name].append(time.perf_counter() - begun)
+    return taken
+
+
+def summary(taken: Mapping[str, list[float]], against: str) -> dict[str, tuple[float, float, float, float]]:
+    """For each task: median seconds, and the quartiles of its ratio to `against`, taken round by round."""
+    found = {}
+    for name, seconds in taken.items():
+        ratios = [a / b for a, b in zip(seconds, taken[against], strict=True)]
+        low, middle, high = statistics.quantiles(ratios, n=4)
+        found[name] = (statistics.median(seconds), low, middle, high)
+    return found
+
+
+def machine() -> str:
+    """One line: processor, cores in use, torch, and the GPU if there is one."""
+    gpu = f", {torch.cuda.get_device_name(0)}" if torch.cuda.is_available() else ""
+    return f"{platform.machine()}, Python {platform.python_version()}, torch {torch.__version__}{gpu}"
