@@ -207,6 +207,18 @@ def styled(lines: Sequence[Line]) -> Any:
     return text
 
 
+def started_bar(label: str, total_bytes: int) -> Any:
+    """A started `rich.progress.Progress` on stderr with one task, which counts bytes; stopped, it leaves no trace."""
+    from rich.console import Console
+    from rich.progress import BarColumn, DownloadColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
+
+    columns = (TextColumn(label), BarColumn(), TaskProgressColumn(), DownloadColumn(), TimeRemainingColumn())
+    bar = Progress(*columns, console=Console(stderr=True), transient=True, auto_refresh=False)
+    bar.add_task(label, total=total_bytes)
+    bar.start()
+    return bar
+
+
 class Screen:
     """A patch of the terminal that is drawn over and over; what others print meanwhile goes above it.
 

@@ -5,6 +5,7 @@ rule and every parameter group, and to say what the run would do.
 """
 
 import platform
+import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,6 +16,7 @@ from torch import nn
 
 from altgrad import __version__
 from altgrad.cli import console
+from altgrad.cli.progress import tokenising
 from altgrad.data.dataset import Dataset
 from altgrad.document import Document
 from altgrad.nn.policy import SLOTS, Decision
@@ -24,6 +26,7 @@ from altgrad.spec import LocatedError, SpecError
 from altgrad.store import Run, RunStore, run_id
 from altgrad.training import RunSpec
 from altgrad.training.initial import fitting_weights
+from altgrad.training.resolution import resolve
 from altgrad.training.state import build_model
 
 
@@ -77,11 +80,12 @@ def prepare(path: Path, sets: Sequence[str], device: str) -> Prepared:
     where = _device(device)
     try:
         document = Document.load(path)
-        spec = RunSpec.check(document, sets).resolved(torch.get_num_threads())
+        spec = RunSpec.check(document, sets)
     except SpecError as error:
         console.fail(str(error), 2)
     try:
-        dataset = spec.data.build(spec.seed, spec.model.context)
+        with tokenising():
+            dataset = spec.data.build(spec.seed, spec.model.context)
     except (ValueError, OSError) as error:
         console.fail(str(SpecError(document.where(("data",)), str(error))), 2)
     try:
@@ -96,6 +100,10 @@ def prepare(path: Path, sets: Sequence[str], device: str) -> Prepared:
         console.fail(str(SpecError(document.where(error.location), str(error))), 2)
     except ValueError as error:
         console.fail(str(SpecError(document.where(("model",)), str(error))), 2)
+    tokens = dataset.batch(0).inputs.numel()
+    spec, notice = resolve(spec, model, tokens, where)
+    if notice is not None:
+        console.say(notice, sys.stderr)
     count = sum(p.numel() for p in model.parameters())
     return Prepared(spec, document, dataset, where, count, decisions, _quantised(model, decisions))
 

@@ -1,6 +1,7 @@
 """Files of text as lists of documents, one list per split.
 
-A document is one row of a .parquet file, one line of a .jsonl file, or the whole of a .txt file. A row's split comes
+A document is one row of a .parquet file, one line of a .jsonl file, or the whole of a .txt file. A row that holds a
+list of strings (paragraphs, sentences) is one document too, joined by newlines. A row's split comes
 from the file's own `split` column. Without one it is decided by the document's hash,
 
     sha256(text) mod 10:  0..7 train   8 validation   9 test
@@ -16,18 +17,81 @@ and the column.
 import hashlib
 import json
 from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 from altgrad.data.dataset import SPLITS
 
-__all__ = ["SAMPLE", "content_hash", "locate", "read_documents"]
+__all__ = [
+    "SAMPLE", "Corpus", "FileCorpus", "checked_text", "content_hash", "hashed_split", "locate", "read_documents",
+]  # fmt: skip
 
 SAMPLE = "eulaw"
 """The name of the packaged sample; see sample/NOTICE for what it is and whose."""
 
 _SUFFIXES = (".parquet", ".jsonl", ".txt")
 _Row = tuple[int, object, object]  # row number, text, split or None where the file has no split column
+
+
+class Corpus(Protocol):
+    """Documents and what decides them; the token cache asks for the documents only where it has no tokens of them."""
+
+    @property
+    def name(self) -> str:
+        """What error messages and records call it."""
+
+    @property
+    def size(self) -> int:
+        """About how many bytes there are to read."""
+
+    @property
+    def sha256(self) -> str:
+        """Hex digest of the content."""
+
+    @property
+    def decides(self) -> tuple[str, ...]:
+        """Everything that `documents` is a function of: equal tuples, equal documents."""
+
+    def documents(self) -> dict[str, list[str]]:
+        """Split name to documents, as `read_documents` gives them. ValueError for what cannot be read."""
+
+
+@dataclass(frozen=True)
+class FileCorpus:
+    """A file that `locate` found, hashed once."""
+
+    path: Path
+    column: str
+
+    @property
+    def name(self) -> str:
+        """The path."""
+        return str(self.path)
+
+    @property
+    def size(self) -> int:
+        """Of the file."""
+        return self.path.stat().st_size
+
+    @cached_property
+    def sha256(self) -> str:
+        """Of the file's bytes when they were first asked for."""
+        return content_hash(self.path)
+
+    @property
+    def decides(self) -> tuple[str, ...]:
+        """The suffix is among them: the same bytes are other documents as .txt and as .jsonl."""
+        return (self.sha256, self.path.suffix, self.column)
+
+    def documents(self) -> dict[str, list[str]]:
+        """ValueError also for a file that was rewritten since it was hashed: tokens are kept under that hash."""
+        expected = self.sha256
+        found = read_documents(self.path, self.column)
+        if content_hash(self.path) != expected:
+            raise ValueError(f"{self.path} changed while it was read; start again once it is complete.")
+        return found
 
 
 def locate(source: str) -> Path:
@@ -57,13 +121,13 @@ def read_documents(path: Path, column: str) -> dict[str, list[str]]:
     tokenizer uses it to separate documents.
     """
     if path.suffix == ".txt":
-        return _cut(path, _checked(path, 1, column, _decoded(path, path.read_bytes())))
+        return _cut(path, checked_text(path, 1, column, _decoded(path, path.read_bytes())))
     rows = _parquet_rows(path, column) if path.suffix == ".parquet" else _jsonl_rows(path, column)
     found: dict[str, list[str]] = {split: [] for split in SPLITS}
     for row, value, split in rows:
-        text = _checked(path, row, column, value)
+        text = checked_text(path, row, column, value)
         if split is None:
-            split = _hashed_split(text)
+            split = hashed_split(text)
         elif split not in SPLITS:
             raise ValueError(f"{path}: row {row}: column 'split' holds {split!r}; it takes {', '.join(SPLITS)}.")
         if text:
@@ -71,20 +135,24 @@ def read_documents(path: Path, column: str) -> dict[str, list[str]]:
     return found
 
 
-def _checked(path: Path, row: int, column: str, value: object) -> str:
+def checked_text(name: Path | str, row: int, column: str, value: object) -> str:
+    """The document that a cell holds. ValueError, with `name`, row and column, for a cell that holds none."""
+    if isinstance(value, list) and all(isinstance(part, str) for part in value):
+        value = "\n".join(value)
     if not isinstance(value, str):
         shown = "nothing" if value is None else f"{value!r:.40} ({type(value).__name__})"
-        raise ValueError(f"{path}: row {row}: column '{column}' holds {shown}; every row needs a string.")
+        raise ValueError(f"{name}: row {row}: column '{column}' holds {shown}; every row needs a string.")
     if "\0" in value:
-        raise ValueError(f"{path}: row {row}: column '{column}' holds the character NUL; remove it from the text.")
+        raise ValueError(f"{name}: row {row}: column '{column}' holds the character NUL; remove it from the text.")
     try:
         value.encode()
     except UnicodeEncodeError as error:
-        raise ValueError(f"{path}: row {row}: column '{column}' is not valid Unicode ({error.reason}).") from None
+        raise ValueError(f"{name}: row {row}: column '{column}' is not valid Unicode ({error.reason}).") from None
     return value
 
 
-def _hashed_split(text: str) -> str:
+def hashed_split(text: str) -> str:
+    """The split that a text's own hash decides; see the head of this file."""
     bucket = int.from_bytes(hashlib.sha256(text.encode()).digest()[:8], "big") % 10
     return "train" if bucket < 8 else SPLITS[bucket - 7]
 

@@ -4,7 +4,7 @@ The documents of a split form one ring of M tokens, a separator before each:
 
     0 d1 d1 d1 0 d2 d2 0 d3 ...      (and after the last token comes the first separator again)
 
-Every token of the ring is a target exactly once: every byte of text, and the end of every document. With context T an
+Every token of the ring is a target exactly once: every token of text, and the end of every document. With context T an
 epoch cuts the ring into floor(M / T) non-overlapping blocks, starting at a phase that changes with the epoch (so block
 borders fall elsewhere each time, and the M mod T tokens left out are others), and visits them in the order of
 `visiting_order(seed, epoch)`. Batches are cut from the endless sequence of epochs, so one may straddle two.
@@ -16,12 +16,12 @@ depend on T, and runs of different T do not compare.
 
     bits per byte = sum of NLL (nats, over all M targets) / ln 2 / bytes of text in the split
 
-The separators' NLL counts and their bytes do not: a model that gives every token 1/256 scores 8 * M / bytes.
+The separators' NLL counts and their bytes do not: a model that gives every byte 1/256 scores 8 * M / bytes.
 """
 
 import math
 from collections.abc import Iterator
-from typing import Annotated, ClassVar, Literal
+from typing import Annotated, ClassVar
 
 import numpy as np
 import torch
@@ -30,9 +30,12 @@ from pydantic import Field
 from torch import Tensor
 from torch.nn import functional
 
-from altgrad.data.dataset import SPLITS, Batch, Dataset, DatasetSpec, Evaluator
-from altgrad.data.documents import SAMPLE, content_hash, locate, read_documents
+from altgrad.data.dataset import Batch, Dataset, DatasetSpec, Evaluator
+from altgrad.data.documents import SAMPLE, Corpus, FileCorpus, locate
+from altgrad.data.hub import Hub, SourceSetting, read_hub
 from altgrad.data.order import counted_bits, visiting_order
+from altgrad.data.tokenizer import TokenizerSetting
+from altgrad.data.tokens import Tokens, load_tokens
 
 __all__ = ["IGNORED", "Text", "TextDataset", "TextEvaluator"]
 
@@ -45,68 +48,55 @@ SAMPLE_REFERENCES = {"unigram": 4.47, "order-6 n-gram": 1.17}
 
 
 class Text(DatasetSpec):
-    """Text to model, byte by byte.
+    """Text to model, token by token.
 
-    `source` is `eulaw`, the packaged sample (English EU law, 1.16 MB), or the path of a .parquet, .jsonl or .txt file;
-    `column` is where its rows hold text. How documents get their split is told in `altgrad.data.documents`.
-    `tokenizer: bytes` makes every UTF-8 byte a token and byte 0 the separator. `batch_size` counts blocks.
+    `source` is `eulaw`, the packaged sample (English EU law, 1.16 MB), the path of a .parquet, .jsonl or .txt file, or
+    `{hub: owner/name, config: part}`, a data set of the Hugging Face Hub; `column` is where its rows hold text (how
+    documents get their split: `altgrad.data.documents`). `tokenizer` is `bytes`, `{bpe: 4096}`, `gpt2` or a folder with
+    a tokenizer.json (see `altgrad.data.tokenizer`). `batch_size` counts blocks.
     """
 
     kind: ClassVar[str] = "text"
 
-    source: Annotated[str, Field(min_length=1)] = SAMPLE
+    source: SourceSetting = SAMPLE
     column: Annotated[str, Field(min_length=1)] = "text"
-    tokenizer: Literal["bytes"] = "bytes"
+    tokenizer: TokenizerSetting = "bytes"
     batch_size: Annotated[int, Field(ge=1)] = 16
 
     def build(self, seed: int, context: int) -> "TextDataset":
-        """Read and tokenise. ValueError if the file is wrong, if training text is shorter than a block or none is for
-        validation."""
-        path = locate(self.source)
-        documents = read_documents(path, self.column)
-        rings = {split: byte_ring(documents[split]) for split in SPLITS if documents[split]}
-        for split in ("train", "validation"):
-            if split not in rings:
-                raise ValueError(f"{self.source} has no text for {split}; put some documents into that split.")
-        if len(rings["train"]) < context:
+        """Read and tokenise, or find the tokens in the cache. ValueError if the file or tokenizer is wrong, if training
+        text is shorter than a block or if there is none for validation."""
+        name, corpus = self._corpus()
+        tokens = load_tokens(corpus, self.tokenizer)
+        if len(tokens.rings["train"]) < context:
             raise ValueError(
-                f"{self.source} has {len(rings['train'])} training tokens, one block needs {context}; "
+                f"{name} has {len(tokens.rings['train'])} training tokens, one block needs {context}; "
                 "shorten the model's context or give more text."
             )
-        described: dict[str, str | int | float] = {"source": self.source, "sha256": content_hash(path)}
-        for split, ring in rings.items():
-            described[f"{split}_documents"] = len(documents[split])
-            described[f"{split}_bytes"] = len(ring) - len(documents[split])
-            described[f"{split}_tokens"] = len(ring)
-        return TextDataset(rings, seed=seed, context=context, batch_size=self.batch_size, described=described)
+        origin = {"source": name, "sha256": corpus.sha256}
+        return TextDataset(tokens, seed=seed, context=context, batch_size=self.batch_size, origin=origin)
 
-
-def byte_ring(documents: list[str]) -> NDArray[np.uint8]:
-    """The documents' UTF-8 bytes, uint8 `[M]`, a 0 before each; none may hold the character NUL."""
-    return np.frombuffer(b"\0" + b"\0".join(document.encode() for document in documents), np.uint8)
+    def _corpus(self) -> tuple[str, Corpus]:
+        """The source as the spec has it, and its documents."""
+        if isinstance(self.source, Hub):
+            return self.source.name, read_hub(self.source, self.column)
+        return self.source, FileCorpus(locate(self.source), self.column)
 
 
 class TextDataset(Dataset):
-    """Rings of byte tokens, one per split; see the head of this file."""
+    """Rings of tokens, one per split; see the head of this file. `origin` is told by `describe`."""
 
-    def __init__(
-        self,
-        rings: dict[str, NDArray[np.uint8]],
-        *,
-        seed: int,
-        context: int,
-        batch_size: int,
-        described: dict[str, str | int | float],
-    ) -> None:
-        self.vocabulary = self.outputs = 256
-        self._rings = rings
+    def __init__(self, tokens: Tokens, *, seed: int, context: int, batch_size: int, origin: dict[str, str]) -> None:
+        self.vocabulary = self.outputs = len(tokens.token_bytes)
+        self._tokens = tokens
+        self._rings = tokens.rings
         self._seed = seed
         self._context = context
         self._rows = batch_size
-        self._described = described
-        if described["source"] == SAMPLE:
+        self._origin = origin
+        if origin["source"] == SAMPLE:
             self.references = SAMPLE_REFERENCES
-        self.blocks = len(rings["train"]) // context
+        self.blocks = len(self._rings["train"]) // context
         """Blocks in one epoch."""
         self.epoch_batches = math.ceil(self.blocks / batch_size)
         self._orders: dict[int, NDArray[np.int64]] = {}
@@ -127,7 +117,7 @@ class TextDataset(Dataset):
     def evaluation(self, split: str) -> Iterator[Batch]:
         """Batches of `[batch_size, context]` over the split's ring; targets beyond its end are `IGNORED`."""
         if split not in self._rings:
-            raise ValueError(f"{self._described['source']} has no text for {split}; it has {', '.join(self._rings)}.")
+            raise ValueError(f"{self._origin['source']} has no text for {split}; it has {', '.join(self._rings)}.")
         return self._evaluation(split)
 
     def _evaluation(self, split: str) -> Iterator[Batch]:
@@ -144,11 +134,12 @@ class TextDataset(Dataset):
 
     def evaluator(self) -> "TextEvaluator":
         """For one pass over one split."""
-        return TextEvaluator(torch.ones(256, dtype=torch.int64).index_fill(0, torch.tensor([0]), 0))
+        return TextEvaluator(torch.from_numpy(self._tokens.token_bytes))
 
     def describe(self) -> dict[str, str | int | float]:
         """Source, its sha256, and per split the documents, the bytes of text, and the tokens with separators."""
-        return {**self._described, "vocabulary": self.vocabulary, "epoch_batches": self.epoch_batches}
+        sizes = {"vocabulary": self.vocabulary, "epoch_batches": self.epoch_batches}
+        return {**self._origin, **self._tokens.counts, **sizes}
 
     def _order(self, epoch: int) -> NDArray[np.int64]:
         # A cache of the two epochs that a batch can straddle; what it holds never depends on who asked before.

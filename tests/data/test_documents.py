@@ -73,6 +73,12 @@ def test_without_a_split_column_the_hash_decides(tmp_path: Path, suffix: str, wr
     assert sum(texts[3] in rows for rows in more.values()) == 1
 
 
+@WRITERS
+def test_a_list_of_strings_is_one_document_joined_by_newlines(tmp_path: Path, suffix: str, write: Writer) -> None:
+    path = write(tmp_path / f"a{suffix}", {"text": [["1.", "", "first"], []], "split": ["train", "train"]})
+    assert read_documents(path, "text")["train"] == ["1.\n\nfirst"]
+
+
 def test_a_text_file_is_cut_at_line_ends(tmp_path: Path) -> None:
     path = tmp_path / "a.txt"
     text = "".join(f"line {i} ä\r\n" for i in range(100))

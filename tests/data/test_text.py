@@ -1,6 +1,7 @@
 """Text as blocks of tokens: pure batches, whole epochs, exact evaluation, and the numbers the sample is known for."""
 
 import math
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -204,3 +205,58 @@ def test_a_batch_moves_whole() -> None:
     moved = Batch(torch.zeros(1), torch.zeros(1)).to("meta")
     assert moved.inputs.is_meta
     assert moved.targets.is_meta
+
+
+@pytest.fixture(scope="module")
+def subwords(tmp_path_factory: pytest.TempPathFactory) -> Iterator[TextDataset]:
+    pytest.importorskip("tokenizers")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("ALTGRAD_CACHE", str(tmp_path_factory.mktemp("cache")))
+        yield Text.model_validate({"tokenizer": {"bpe": 512}, "batch_size": 8}).build(seed=0, context=64)
+
+
+def test_subwords_cover_every_byte_of_a_split_once(subwords: TextDataset, sample: TextDataset) -> None:
+    assert subwords.vocabulary == subwords.outputs == 512
+    told, bytewise = subwords.describe(), sample.describe()
+    for split in ("train", "validation", "test"):
+        evaluator = subwords.evaluator()
+        for batch in subwords.evaluation(split):
+            evaluator.add(torch.zeros(*batch.inputs.shape, 512), batch)
+        assert told[f"{split}_bytes"] == bytewise[f"{split}_bytes"]
+        expected = 9 * int(told[f"{split}_tokens"]) / int(told[f"{split}_bytes"])
+        assert evaluator.result()["bits_per_byte"] == pytest.approx(expected, rel=1e-6)
+        assert int(told[f"{split}_tokens"]) < 0.6 * int(bytewise[f"{split}_tokens"])
+
+
+def test_batches_of_subwords_are_cut_from_the_map_as_those_of_bytes_are(subwords: TextDataset) -> None:
+    batch = subwords.batch(2 * subwords.epoch_batches)
+    assert batch.inputs.dtype == torch.int64
+    assert torch.equal(batch.inputs[:, 1:], batch.targets[:, :-1])
+    assert batch.inputs.max() < 512
+    batch.inputs.zero_()
+    assert subwords.batch(2 * subwords.epoch_batches).inputs.any()
+
+
+def test_the_tokenizer_stands_in_yaml_as_it_was_written() -> None:
+    for text in ("tokenizer: bytes", "tokenizer:\n  bpe: 4096", "tokenizer: some/folder"):
+        assert Text.parse(Text.parse(f"{text}").to_yaml().replace("kind: text\n", "")) == Text.parse(text)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("tokenizer: {bpe: 10}", "bpe is 10; it takes a whole number from 258"),
+        ("tokenizer: {bp: 4096}", "'bp' is not a key of tokenizer"),
+        ("tokenizer: 4096", "4096 is no tokenizer; write bytes"),
+    ],
+)
+def test_a_wrong_tokenizer_says_what_is_right(text: str, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        Text.parse(text)
+
+
+def test_the_samples_references_come_with_the_sample_whatever_its_tokenizer(
+    sample: TextDataset, subwords: TextDataset, tmp_path: Path
+) -> None:
+    assert sample.references == subwords.references == {"unigram": 4.47, "order-6 n-gram": 1.17}
+    assert not small(tmp_path).references

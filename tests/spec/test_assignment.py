@@ -41,7 +41,7 @@ CHANGED: dict[str, tuple[str, Any]] = {
 REFUSED = {"name=", "cast=none"}
 
 
-@pytest.mark.parametrize("assignment", CHANGED.keys() - REFUSED)
+@pytest.mark.parametrize("assignment", sorted(CHANGED.keys() - REFUSED))
 def test_an_assignment_changes_one_value_and_leaves_the_rest(drawing: type[Spec], assignment: str) -> None:
     path, expected = CHANGED[assignment]
     found: Any = after(drawing, assignment)

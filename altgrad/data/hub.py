@@ -1,0 +1,247 @@
+"""Data sets in the form of the Hugging Face Hub, by id or as a folder, through the library `datasets`.
+
+    source: {hub: coastalcph/lex_glue, config: eurlex, revision: <commit>}
+    source: {hub: ./lex_glue, config: eurlex}              # the same files, copied here
+
+An id is looked up at the Hub (HF_ENDPOINT, if set); a folder begins with `.`, `/` or `~`, so that what an id means
+never depends on where a command is started. The column holds strings or lists of strings. Splits are the Hub's own
+`train`, `validation` and `test`, and others are passed over; a data set of one split is cut by hash as a file is.
+
+Without network `datasets` tries for 25 s and more before it gives up. So the Hub is asked first, in at most a second,
+and where it does not answer (or HF_HUB_OFFLINE is set) only what an earlier run downloaded is used: the latest, or the
+commit that `revision` names. Tokens for private data come from the library's own login or HF_TOKEN, never from a spec.
+Nothing that is downloaded is run: scripts and pickles are refused, whatever any version of `datasets` would do.
+
+Content is identified by the documents, not by the library's fingerprints: those name a folder's files by path and time
+of change, and miss a file that was replaced without a new time. For the same reason a folder's prepared copy is not
+kept; the Hub's is, by commit.
+"""
+
+import hashlib
+import os
+import re
+import tempfile
+import threading
+import urllib.error
+import urllib.request
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any
+
+from pydantic import Field, PlainValidator, model_validator
+
+from altgrad.data.dataset import SPLITS
+from altgrad.data.documents import SAMPLE, checked_text, hashed_split
+from altgrad.spec import Spec
+
+__all__ = ["Hub", "HubCorpus", "SourceSetting", "read_hub"]
+
+_ID = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?")
+_READ = ("parquet", "arrow", "json", "csv", "text")
+_PREPARED = "cache"  # what the library calls the reader of its own copies
+_PATIENCE_SECONDS = 1.0
+
+
+class Hub(Spec):
+    """A data set of the Hugging Face Hub: `{hub: owner/name, config: part, revision: commit}`.
+
+    `hub` is an id, or a folder laid out as the Hub's are (begin it with `.`, `/` or `~`). `config` names one of its
+    parts and may be left out where there is only one. `revision` (a commit, tag or branch) pins what an id means.
+    """
+
+    hub: Annotated[str, Field(min_length=1)]
+    config: Annotated[str, Field(min_length=1)] | None = None
+    revision: Annotated[str, Field(min_length=1)] | None = None
+
+    @classmethod
+    def noun(cls) -> str:
+        """What error messages call this mapping."""
+        return "source"
+
+    @property
+    def folder(self) -> Path | None:
+        """The folder that is meant, or None for an id."""
+        return Path(self.hub).expanduser() if self.hub.startswith((".", "/", "~")) else None
+
+    @property
+    def name(self) -> str:
+        """On one line: `owner/name`, `owner/name (config)`, `owner/name (config) at revision`."""
+        return (
+            self.hub + (f" ({self.config})" if self.config else "") + (f" at {self.revision}" if self.revision else "")
+        )
+
+    @model_validator(mode="after")
+    def _id_or_folder(self) -> "Hub":
+        if self.folder is not None and self.revision is not None:
+            raise ValueError(f"{self.hub} is a folder, which has no revisions; leave revision out.")
+        if self.folder is None and not _ID.fullmatch(self.hub):
+            raise ValueError(f"{self.hub!r:.80} is no id; write owner/name, or a folder that begins with ./, / or ~/.")
+        return self
+
+
+def _to_source(value: Any) -> str | Hub:
+    if isinstance(value, str | Hub) and value != "":
+        return value
+    if isinstance(value, dict):
+        return Hub.model_validate(value)
+    raise ValueError(f"{value!r:.80} is no source; write {SAMPLE}, the path of a file, or {{hub: owner/name}}.")
+
+
+SourceSetting = Annotated[str | Hub, PlainValidator(_to_source)]
+"""A field that holds the sample's name, a file's path, or a `Hub`. Whether it is there is asked when it is used."""
+
+
+@dataclass(frozen=True)
+class HubCorpus:
+    """The documents of a `Hub` source, read whole; see `altgrad.data.documents.Corpus`."""
+
+    name: str
+    size: int
+    sha256: str
+    """Over the documents of every split, each with its length before it."""
+    found: dict[str, list[str]]
+
+    @property
+    def decides(self) -> tuple[str, ...]:
+        """The documents alone; whence they came does not matter."""
+        return ("documents", self.sha256)
+
+    def documents(self) -> dict[str, list[str]]:
+        """As read."""
+        return self.found
+
+
+def read_hub(source: Hub, column: str) -> HubCorpus:
+    """Download, or find, and read the text in `column`.
+
+    ValueError, in one line, if the source is not there (within two seconds where there is no network), is of a form
+    that could run code, or lacks the config, the column, or the splits.
+    """
+    with ExitStack() as stack:
+        splits = _load(source, stack)
+        found: dict[str, list[str]] = {split: [] for split in SPLITS}
+        alone = len(splits) == 1
+        if not alone and not set(SPLITS[:2]) <= set(splits):
+            raise ValueError(
+                f"{source.name} has the splits {', '.join(splits)}; it takes train and validation, or one split alone."
+            )
+        for split in list(splits) if alone else [split for split in SPLITS if split in splits]:
+            for text in _texts(source, str(split), splits[split], column):
+                found[hashed_split(text) if alone else split].append(text)
+    digest, size = hashlib.sha256(), 0
+    for split, texts in found.items():
+        digest.update(f"{split} {len(texts)}\n".encode())
+        for text in texts:
+            data = text.encode()
+            digest.update(len(data).to_bytes(8, "big") + data)
+            size += len(data)
+    return HubCorpus(source.name, size, digest.hexdigest(), found)
+
+
+def _texts(source: Hub, split: str, rows: Any, column: str) -> Iterator[str]:
+    if column not in rows.column_names:
+        raise ValueError(f"{source.name} has no column '{column}'; it has {', '.join(rows.column_names)}.")
+    row = 0
+    for chunk in rows.select_columns([column]).iter(batch_size=1000):
+        for value in chunk[column]:
+            row += 1
+            if text := checked_text(f"{source.name}, {split}", row, column, value):
+                yield text
+
+
+def _load(source: Hub, stack: ExitStack) -> Any:
+    """A `datasets.DatasetDict`; `stack` keeps what it needs until it has been read."""
+    cache = None
+    if source.folder is not None:
+        if not source.folder.is_dir():
+            raise ValueError(f"{source.hub} is not a folder; give one laid out as on the Hub, or an id as owner/name.")
+        cache = stack.enter_context(tempfile.TemporaryDirectory(prefix="altgrad-", ignore_cleanup_errors=True))
+    elif Path(source.hub).exists():
+        raise ValueError(
+            f"{source.hub} is a path here as well as an id; write ./{source.hub} for the path, or move it."
+        )
+    offline = source.folder is None and not _reachable()
+    if offline and not _downloaded(source.hub):
+        raise ValueError(_how_to_copy(source))
+    import datasets
+
+    if offline:
+        stack.enter_context(_offline())
+
+    try:
+        path = str(source.folder or source.hub)
+        builder = datasets.load_dataset_builder(path, source.config, revision=source.revision, cache_dir=cache)
+        if builder.name not in (*_READ, _PREPARED):
+            raise ValueError(f"it comes as {builder.name}; AltGrad reads {', '.join(_READ)}")
+        if offline and source.revision not in (None, Path(builder.cache_dir).name):
+            raise ValueError("the library would take the copy of another revision")
+        builder.download_and_prepare()
+        return builder.as_dataset()
+    # The library raises what it likes: its own errors, those of Arrow, of HTTP clients, and bare ones.
+    except Exception as error:
+        if offline:
+            raise ValueError(_how_to_copy(source)) from None
+        reason = " ".join(str(error.__cause__ or error).split())[:240]
+        raise ValueError(f"{source.name} cannot be loaded: {reason or type(error).__name__}") from None
+
+
+def _reachable() -> bool:
+    """Whether the Hub answers within a second; any answer will do, a refusal too. No if HF_HUB_OFFLINE is set."""
+    for variable in ("HF_HUB_OFFLINE", "HF_DATASETS_OFFLINE"):
+        if os.environ.get(variable, "").upper() in {"1", "ON", "YES", "TRUE"}:
+            return False
+    answers: list[bool] = []
+
+    def ask() -> None:
+        try:
+            request = urllib.request.Request(_endpoint(), method="HEAD")
+            urllib.request.urlopen(request, timeout=_PATIENCE_SECONDS).close()
+            answers.append(True)
+        except urllib.error.HTTPError as error:
+            error.close()
+            answers.append(True)
+        except (OSError, ValueError):
+            answers.append(False)
+
+    # In a thread, since looking up a name knows no timeout.
+    asking = threading.Thread(target=ask, daemon=True)
+    asking.start()
+    asking.join(_PATIENCE_SECONDS)
+    return answers == [True]
+
+
+def _endpoint() -> str:
+    return os.environ.get("HF_ENDPOINT") or "https://huggingface.co"
+
+
+def _downloaded(name: str) -> bool:
+    """Whether `datasets` has a prepared copy; asked of the disk, since importing the library takes a second."""
+    home = os.environ.get("HF_HOME") or Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache") / "huggingface"
+    cache = Path(os.environ.get("HF_DATASETS_CACHE") or Path(home) / "datasets").expanduser()
+    return (cache / name.replace("/", "___")).is_dir()
+
+
+@contextmanager
+def _offline() -> Iterator[None]:
+    """`datasets` takes its prepared copies at once, and does not try the network first."""
+    import datasets
+
+    before = datasets.config.HF_HUB_OFFLINE
+    datasets.config.HF_HUB_OFFLINE = True
+    try:
+        yield
+    finally:
+        datasets.config.HF_HUB_OFFLINE = before
+
+
+def _how_to_copy(source: Hub) -> str:
+    name = source.hub.rpartition("/")[2]
+    config = f", config: {source.config}" if source.config else ""
+    revision = f" --revision {source.revision}" if source.revision else ""
+    return (
+        f"{source.name} was not downloaded before and {_endpoint()} does not answer; where there is network run "
+        f"`hf download {source.hub} --repo-type dataset{revision} --local-dir {name}`, copy the folder here and write "
+        f"source: {{hub: ./{name}{config}}}."
+    )
