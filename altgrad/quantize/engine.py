@@ -25,6 +25,7 @@ import torch
 from torch import Tensor
 
 from altgrad.formats import FloatFormat, Rounding
+from altgrad.quantize.grid import in_float32
 from altgrad.quantize.noise import counted_bits
 
 Engine = Literal["eager", "compiled"]
@@ -92,7 +93,7 @@ def stochastic(
 
 def _enter(x: Tensor, scale: Tensor | None, exact_reciprocal: bool, form: Numbers) -> tuple[Tensor, Tensor]:
     """x in grid units and within the range, and the bits of its binade; both fresh."""
-    u = x.detach().to(torch.float32)
+    u = in_float32(x)
     if scale is None:
         u = u.clamp(-form.top, form.top)
     else:

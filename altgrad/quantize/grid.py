@@ -37,14 +37,19 @@ NO_RUNG = -(1 << 31)
 """The rung of a NaN."""
 
 
+def in_float32(x: Tensor) -> Tensor:
+    """x as float32, exactly, detached from autograd. TypeError for other than float32, bf16 and fp16."""
+    if x.dtype not in _FLOATS:
+        raise TypeError(f"{x.dtype} cannot be cast to a grid; casts take float32, bfloat16 and float16 tensors.")
+    return x.detach().to(torch.float32)
+
+
 def grid_units(x: Tensor, scale: Scale = None) -> Tensor:
     """x / scale in float32, one division; detached from autograd. Raises TypeError for other than float32, bf16, fp16.
 
     float64 is refused because rounding it to float32 first would round twice.
     """
-    if x.dtype not in _FLOATS:
-        raise TypeError(f"{x.dtype} cannot be cast to a grid; casts take float32, bfloat16 and float16 tensors.")
-    u = x.detach().to(torch.float32)
+    u = in_float32(x)
     return u if scale is None else u / _scale(scale, u.device)
 
 
