@@ -1,6 +1,7 @@
 """`altgrad schema`: the JSON Schema of a spec file, so that an editor completes and checks it while it is typed.
 
     altgrad schema run > matrices/run.schema.json
+    altgrad schema matrix > matrices/matrix.schema.json
 
 and `# yaml-language-server: $schema=run.schema.json` as a spec's first line. What is in it is told in
 `altgrad.spec.schema`.
@@ -27,3 +28,12 @@ def run_schema() -> None:
     from altgrad.training.run import RunSpec
 
     console.say(json.dumps(json_schema(RunSpec, "AltGrad run spec"), indent=1, ensure_ascii=False))
+
+
+@app.command("matrix")
+def matrix_schema() -> None:
+    """Print the JSON Schema of a matrix of runs."""
+    from altgrad.matrix import Matrix
+    from altgrad.spec import json_schema
+
+    console.say(json.dumps(json_schema(Matrix, "AltGrad matrix"), indent=1, ensure_ascii=False))

@@ -1,6 +1,7 @@
 """`altgrad schema` and `altgrad kinds`: what they print."""
 
 import json
+from pathlib import Path
 
 import pytest
 import typer
@@ -52,3 +53,9 @@ def test_kinds_of_one_family_as_json() -> None:
 def test_an_unknown_family_is_one_line_and_exit_code_2(family: str, message: str) -> None:
     result = cli("kinds", family)
     assert (result.exit_code, result.stdout, result.stderr) == (2, "", message)
+
+
+@pytest.mark.parametrize("name", ["run", "matrix"])
+def test_committed_schemas_are_not_stale(name: str) -> None:
+    committed = Path(__file__).resolve().parents[2] / "matrices" / f"{name}.schema.json"
+    assert committed.read_text() == cli("schema", name).stdout
