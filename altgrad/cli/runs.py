@@ -13,8 +13,7 @@ import typer
 
 from altgrad.cli.console import duration, fail, number, one_line_errors, print_json, say, table
 from altgrad.cli.layout import clean
-from altgrad.document import Document
-from altgrad.store import STATUSES, LockedError, Run, RunStore, first_metric_difference, seconds_since, spec_differences
+from altgrad.store import STATUSES, LockedError, Run, RunStore, seconds_since
 from altgrad.store.files import encode
 
 app = typer.Typer(help="Runs in the store: list, show, compare, find, remove.", no_args_is_help=True)
@@ -87,6 +86,8 @@ def diff(
 
     Metrics are compared to the last bit; times (keys under time/) do not count.
     """
+    from altgrad.store.compare import first_metric_difference, spec_differences
+
     with one_line_errors():
         a, b = (RunStore(runs).find(name) for name in (first, second))
         leaves, parting = spec_differences(a, b), first_metric_difference(a, b)
@@ -167,6 +168,8 @@ def _summary(run: Run) -> dict[str, Any]:
 
 
 def _details(run: Run) -> dict[str, Any]:
+    from altgrad.document import Document
+
     latest: dict[str, float] = {}
     for row in run.metrics():
         latest.update(row)

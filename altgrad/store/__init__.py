@@ -1,6 +1,5 @@
 """The only memory between processes: runs as folders, checkpoints that verify, and where numbers go. Without torch."""
 
-from altgrad.store.compare import MetricDifference, SpecDifference, first_metric_difference, spec_differences
 from altgrad.store.files import seconds_since, utc_now, write_atomic
 from altgrad.store.lock import Holder, LockedError
 from altgrad.store.runs import STATUSES, Run, RunStore, run_id
@@ -12,7 +11,6 @@ __all__ = [
     "CheckpointError",
     "Holder",
     "LockedError",
-    "MetricDifference",
     "Rejected",
     "Run",
     "RunFiles",
@@ -20,12 +18,9 @@ __all__ = [
     "Sink",
     "Snapshot",
     "Snapshots",
-    "SpecDifference",
     "Tracker",
-    "first_metric_difference",
     "run_id",
     "seconds_since",
-    "spec_differences",
     "utc_now",
     "write_atomic",
 ]

@@ -18,8 +18,6 @@ from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
-from filelock import FileLock, Timeout
-
 from altgrad.store.files import ASIDE, seconds_since, utc_now, write_atomic
 
 LOCK = "lock"
@@ -63,6 +61,8 @@ def exclusive(folder: Path) -> Iterator[None]:
     """
     if not folder.is_dir():
         raise ValueError(f"{folder} is not a run: there is no such folder.")
+    from filelock import FileLock, Timeout  # slow to import, and most commands lock nothing
+
     before = folder.stat().st_ino
     lock = FileLock(folder / LOCK)
     try:
@@ -117,6 +117,8 @@ def is_held(folder: Path) -> bool:
     """
     if not (folder / LOCK).exists():
         return False
+    from filelock import FileLock, Timeout
+
     try:
         with FileLock(folder / LOCK).acquire(timeout=0.05, poll_interval=0.01):
             return False

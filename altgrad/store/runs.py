@@ -17,7 +17,6 @@ import difflib
 import json
 import os
 import re
-import secrets
 import shutil
 import time
 from collections.abc import Iterable, Iterator, Mapping
@@ -83,7 +82,7 @@ class Run:
         parent = self.path.parent
         parent.mkdir(parents=True, exist_ok=True)
         _sweep(parent)
-        aside = parent / f"{_NEW}{self.id}-{secrets.token_hex(4)}"
+        aside = parent / f"{_NEW}{self.id}-{os.urandom(4).hex()}"
         aside.mkdir()
         defaults = {"status": "running", "created": utc_now(), "project": self.project, "id": self.id}
         write_atomic(aside / SPEC, spec_text.encode())
@@ -190,7 +189,7 @@ class Run:
     def delete(self) -> None:
         """Remove the run and everything in it, out of sight first. LockedError if it is held."""
         with exclusive(self.path):
-            doomed = self.path.with_name(f"{_DELETED}{self.id}-{secrets.token_hex(4)}")
+            doomed = self.path.with_name(f"{_DELETED}{self.id}-{os.urandom(4).hex()}")
             self.path.rename(doomed)
         _sweep(doomed.parent)
 

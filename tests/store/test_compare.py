@@ -5,15 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from altgrad.store import (
-    MetricDifference,
-    Run,
-    RunFiles,
-    RunStore,
-    SpecDifference,
-    first_metric_difference,
-    spec_differences,
-)
+from altgrad.store import Run, RunFiles, RunStore
+from altgrad.store.compare import MetricDifference, SpecDifference, first_metric_difference, spec_differences
 
 
 def make(root: Path, name: str, spec: str = "", *rows: dict[str, float]) -> Run:

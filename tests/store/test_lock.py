@@ -6,6 +6,7 @@ import socket
 import time
 from pathlib import Path
 
+import filelock
 import pytest
 
 import altgrad.store.lock
@@ -96,7 +97,7 @@ def test_a_holder_that_cannot_be_asked_is_believed_while_its_heart_beats(
 
     run = make(store, "a")
     with run.lock():
-        monkeypatch.setattr(altgrad.store.lock.FileLock, "acquire", refuse)
+        monkeypatch.setattr(filelock.FileLock, "acquire", refuse)
         assert is_held(run.path)
         monkeypatch.setattr(altgrad.store.lock, "STALE_SECONDS", -1.0)
         assert not is_held(run.path)
