@@ -42,6 +42,7 @@ def train(
     """Train the run a spec describes; repeat the command to continue it."""
     # cuBLAS decides at its first use whether it may be non-deterministic.
     os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+    _refuse_what_is_out_of_reach(spec, sets or [])
     from altgrad.cli.preparation import describe, prepare
 
     prepared = prepare(spec, sets or [], device)
@@ -49,6 +50,23 @@ def train(
         describe(prepared, as_json)
         return
     _train(prepared, runs, resume, as_json)
+
+
+def _refuse_what_is_out_of_reach(path: Path, sets: list[str]) -> None:
+    """Say that the Hub does not answer before torch is loaded, which takes longer than asking.
+
+    Anything else that is wrong is left to the full check.
+    """
+    from altgrad.data.hub_id import Hub, refusal
+    from altgrad.spec import Document, SpecError
+
+    try:
+        document = Document.load(path)
+        source = Hub.model_validate(document.data["data"]["source"])
+    except (SpecError, ValueError, LookupError, TypeError):
+        return
+    if not any(change.startswith("data") for change in sets) and (why := refusal(source)) is not None:
+        console.fail(str(SpecError(document.where(("data", "source")), why)), 2)
 
 
 def _train(prepared: Any, runs: Path, resume: str, as_json: bool) -> None:

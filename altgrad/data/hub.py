@@ -18,67 +18,23 @@ kept; the Hub's is, by commit.
 """
 
 import hashlib
-import os
-import re
 import tempfile
-import threading
-import urllib.error
-import urllib.request
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
 
-from pydantic import Field, PlainValidator, model_validator
+from pydantic import PlainValidator
 
 from altgrad.data.dataset import SPLITS
 from altgrad.data.documents import SAMPLE, checked_text, hashed_split
-from altgrad.spec import Spec
+from altgrad.data.hub_id import Hub, downloaded, how_to_copy, reachable
 
 __all__ = ["Hub", "HubCorpus", "SourceSetting", "read_hub"]
 
-_ID = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?")
 _READ = ("parquet", "arrow", "json", "csv", "text")
 _PREPARED = "cache"  # what the library calls the reader of its own copies
-_PATIENCE_SECONDS = 1.0
-
-
-class Hub(Spec):
-    """A data set of the Hugging Face Hub: `{hub: owner/name, config: part, revision: commit}`.
-
-    `hub` is an id, or a folder laid out as the Hub's are (begin it with `.`, `/` or `~`). `config` names one of its
-    parts and may be left out where there is only one. `revision` (a commit, tag or branch) pins what an id means.
-    """
-
-    hub: Annotated[str, Field(min_length=1)]
-    config: Annotated[str, Field(min_length=1)] | None = None
-    revision: Annotated[str, Field(min_length=1)] | None = None
-
-    @classmethod
-    def noun(cls) -> str:
-        """What error messages call this mapping."""
-        return "source"
-
-    @property
-    def folder(self) -> Path | None:
-        """The folder that is meant, or None for an id."""
-        return Path(self.hub).expanduser() if self.hub.startswith((".", "/", "~")) else None
-
-    @property
-    def name(self) -> str:
-        """On one line: `owner/name`, `owner/name (config)`, `owner/name (config) at revision`."""
-        return (
-            self.hub + (f" ({self.config})" if self.config else "") + (f" at {self.revision}" if self.revision else "")
-        )
-
-    @model_validator(mode="after")
-    def _id_or_folder(self) -> "Hub":
-        if self.folder is not None and self.revision is not None:
-            raise ValueError(f"{self.hub} is a folder, which has no revisions; leave revision out.")
-        if self.folder is None and not _ID.fullmatch(self.hub):
-            raise ValueError(f"{self.hub!r:.80} is no id; write owner/name, or a folder that begins with ./, / or ~/.")
-        return self
 
 
 def _to_source(value: Any) -> str | Hub:
@@ -162,9 +118,9 @@ def _load(source: Hub, stack: ExitStack) -> Any:
         raise ValueError(
             f"{source.hub} is a path here as well as an id; write ./{source.hub} for the path, or move it."
         )
-    offline = source.folder is None and not _reachable()
-    if offline and not _downloaded(source.hub):
-        raise ValueError(_how_to_copy(source))
+    offline = source.folder is None and not reachable()
+    if offline and not downloaded(source.hub):
+        raise ValueError(how_to_copy(source))
     import datasets
 
     if offline:
@@ -182,45 +138,9 @@ def _load(source: Hub, stack: ExitStack) -> Any:
     # The library raises what it likes: its own errors, those of Arrow, of HTTP clients, and bare ones.
     except Exception as error:
         if offline:
-            raise ValueError(_how_to_copy(source)) from None
+            raise ValueError(how_to_copy(source)) from None
         reason = " ".join(str(error.__cause__ or error).split())[:240]
         raise ValueError(f"{source.name} cannot be loaded: {reason or type(error).__name__}") from None
-
-
-def _reachable() -> bool:
-    """Whether the Hub answers within a second; any answer will do, a refusal too. No if HF_HUB_OFFLINE is set."""
-    for variable in ("HF_HUB_OFFLINE", "HF_DATASETS_OFFLINE"):
-        if os.environ.get(variable, "").upper() in {"1", "ON", "YES", "TRUE"}:
-            return False
-    answers: list[bool] = []
-
-    def ask() -> None:
-        try:
-            request = urllib.request.Request(_endpoint(), method="HEAD")
-            urllib.request.urlopen(request, timeout=_PATIENCE_SECONDS).close()
-            answers.append(True)
-        except urllib.error.HTTPError as error:
-            error.close()
-            answers.append(True)
-        except (OSError, ValueError):
-            answers.append(False)
-
-    # In a thread, since looking up a name knows no timeout.
-    asking = threading.Thread(target=ask, daemon=True)
-    asking.start()
-    asking.join(_PATIENCE_SECONDS)
-    return answers == [True]
-
-
-def _endpoint() -> str:
-    return os.environ.get("HF_ENDPOINT") or "https://huggingface.co"
-
-
-def _downloaded(name: str) -> bool:
-    """Whether `datasets` has a prepared copy; asked of the disk, since importing the library takes a second."""
-    home = os.environ.get("HF_HOME") or Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache") / "huggingface"
-    cache = Path(os.environ.get("HF_DATASETS_CACHE") or Path(home) / "datasets").expanduser()
-    return (cache / name.replace("/", "___")).is_dir()
 
 
 @contextmanager
@@ -234,14 +154,3 @@ def _offline() -> Iterator[None]:
         yield
     finally:
         datasets.config.HF_HUB_OFFLINE = before
-
-
-def _how_to_copy(source: Hub) -> str:
-    name = source.hub.rpartition("/")[2]
-    config = f", config: {source.config}" if source.config else ""
-    revision = f" --revision {source.revision}" if source.revision else ""
-    return (
-        f"{source.name} was not downloaded before and {_endpoint()} does not answer; where there is network run "
-        f"`hf download {source.hub} --repo-type dataset{revision} --local-dir {name}`, copy the folder here and write "
-        f"source: {{hub: ./{name}{config}}}."
-    )

@@ -167,3 +167,23 @@ def test_help_loads_no_torch() -> None:
         check=False,
     )
     assert done.returncode == 0, done.stderr
+
+
+def test_a_hub_out_of_reach_is_told_before_torch_is_loaded(tmp_path: Path) -> None:
+    (tmp_path / "hub.yaml").write_text(SPEC.replace("batch_size: 4", "source: {hub: coastalcph/lex_glue}"))
+    code = (
+        "import sys\nfrom altgrad.cli.main import app\nfrom typer.testing import CliRunner\n"
+        "done = CliRunner().invoke(app, ['train', 'hub.yaml'])\n"
+        "assert done.exit_code == 2 and 'does not answer' in done.stderr, done.output\n"
+        "assert done.stderr.count(chr(10)) == 1\n"
+        "assert done.stderr.startswith('hub.yaml:4:') and 'torch' not in sys.modules"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code],
+        cwd=tmp_path,
+        env=os.environ | {"PYTHONPATH": str(ROOT), "HF_HUB_OFFLINE": "1", "HF_HOME": str(tmp_path / "hf")},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr

@@ -12,7 +12,7 @@ from threading import Thread
 import pandas as pd
 import pytest
 
-from altgrad.data import hub as module
+from altgrad.data import hub_id
 from altgrad.data.hub import Hub, HubCorpus, read_hub
 from altgrad.data.text import Text
 
@@ -252,9 +252,9 @@ def test_a_hub_that_refuses_is_there(monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setenv("HF_ENDPOINT", f"http://127.0.0.1:{refusing.server_port}")
         monkeypatch.setenv("no_proxy", "127.0.0.1")
         Thread(target=refusing.handle_request, daemon=True).start()
-        assert module._reachable()
+        assert hub_id.reachable()
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
-    assert not module._reachable()
+    assert not hub_id.reachable()
 
 
 def test_an_id_that_is_also_a_path_here_is_not_guessed_at(lex: Path) -> None:
