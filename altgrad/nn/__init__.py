@@ -2,9 +2,9 @@
 
 from altgrad.nn.linear import QuantizedLinear
 from altgrad.nn.policy import LayerPrecision, PrecisionPolicy
-from altgrad.nn.surgery import commit, dequantize_model, quantize_model, quantizers
+from altgrad.nn.surgery import commit, dequantize_model, quantize_model, quantizers, weight_quantizers
 
 __all__ = [
     "LayerPrecision", "PrecisionPolicy", "QuantizedLinear",
-    "commit", "dequantize_model", "quantize_model", "quantizers",
+    "commit", "dequantize_model", "quantize_model", "quantizers", "weight_quantizers",
 ]  # fmt: skip

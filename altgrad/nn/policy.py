@@ -36,10 +36,9 @@ SLOTS: tuple[tuple[Product, Operand], ...] = (
 
 @dataclass(frozen=True)
 class LayerPrecision:
-    """What happens in each of a layer's six slots (None: not cast), and how its weight is stored."""
+    """What happens in each of a layer's six slots (None: not cast)."""
 
     slots: Mapping[tuple[Product, Operand], QuantizerSpec | None]
-    storage: str = "master"
     per_product: bool = False
     """Whether each slot is cast for itself, even where both slots of an operand say the same."""
 
@@ -121,8 +120,6 @@ class Rule(Spec):
     grad_weight: GradWeightSlots = GradWeightSlots()
     operands: Literal["shared", "per_product"] = "shared"
     """shared: one cast of an operand serves both its products. per_product: each casts it along its reduced axis."""
-    storage: Literal["master"] = "master"
-    """How the weight is kept between steps. master: float32, cast anew in every forward pass."""
 
     @classmethod
     def noun(cls) -> str:
@@ -144,7 +141,7 @@ class Rule(Spec):
         for product, operand in SLOTS:
             chosen = getattr(getattr(self, product), operand)
             slots[product, operand] = getattr(self, operand) if chosen == "same" else chosen
-        return LayerPrecision(slots, self.storage, self.operands == "per_product")
+        return LayerPrecision(slots, self.operands == "per_product")
 
 
 @dataclass(frozen=True)

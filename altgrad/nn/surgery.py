@@ -53,6 +53,15 @@ def quantizers(model: nn.Module) -> list[Quantizer]:
     return [module for module in model.modules() if isinstance(module, Quantizer)]
 
 
+def weight_quantizers(model: nn.Module) -> dict[str, Quantizer]:
+    """The cast of the forward weight, by parameter name."""
+    found = {}
+    for name, module in model.named_modules():
+        if isinstance(module, QuantizedLinear) and ("forward", "weight") in module.slot_casts:
+            found[f"{name}.weight" if name else "weight"] = module.slot_casts["forward", "weight"]
+    return found
+
+
 def commit(model: nn.Module) -> None:
     """Close an optimizer step for every Quantizer: call once after `optimizer.step()`."""
     for quantizer in quantizers(model):

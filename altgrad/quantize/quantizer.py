@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from altgrad.formats import FloatFormat, Rounding
 from altgrad.quantize.engine import Engine, cast_values, serves
-from altgrad.quantize.grid import Overflow, bound_units, grid_units, round_units
+from altgrad.quantize.grid import Grid, Overflow, bound_units, grid_units, round_units
 from altgrad.quantize.noise import counted_bits, fold, site_key
 from altgrad.quantize.scaling import Current, ScalingSpec
 from altgrad.spec import Format, RoundingMode, Spec
@@ -185,6 +185,10 @@ class Quantizer(nn.Module):
         spec, key = self.spec, self._key(live)
         noise = None if key is None else counted_bits(exact.shape, key, device=exact.device)
         return round_units(exact, spec.format, spec.rounding, noise, spec.random_bits)
+
+    def grid(self, x: Tensor) -> Grid:
+        """The grid that x would enter now; records nothing."""
+        return Grid(self.spec.format, self._scale(x, live=False))
 
     def on_grid(self, x: Tensor, scale: Tensor | None, site: str, role: Role) -> Cast:
         """Another tensor on this format at a given scale, rounded to nearest: for monitors; records nothing."""
