@@ -22,6 +22,7 @@ from altgrad.quantize.engine import Engine, cast_values, serves
 from altgrad.quantize.grid import Overflow, bound_units, grid_units, round_units
 from altgrad.quantize.noise import counted_bits, fold, site_key
 from altgrad.quantize.scaling import Current, ScalingSpec
+from altgrad.quantize.small_scale import SmallScale
 from altgrad.spec import Format, RoundingMode, Spec
 
 Role = Literal["weight", "input", "grad_output", "grad_weight", "requested", "stored", "optimizer_state"]
@@ -67,7 +68,8 @@ class Cast:
     """One entry of a tensor into a format, in grid units: x ~ rounded * scale.
 
     exact: x / scale, float32. unbounded: rounded as if the grid had no end. rounded: after the overflow rule.
-    scale: None for 1, else broadcastable with x.
+    scale: None for 1, else broadcastable with x. clamped: how many scales (of the tensor, its channels or blocks) an
+    amax would have beyond their range, an int64 scalar; only casts that are watched count it.
     """
 
     site: str
@@ -77,6 +79,7 @@ class Cast:
     exact: Tensor
     unbounded: Tensor
     rounded: Tensor
+    clamped: Tensor | None = None
 
     def values(self, dtype: torch.dtype) -> Tensor:
         """rounded * scale in the given dtype."""
@@ -143,33 +146,43 @@ class Quantizer(nn.Module):
                 x, scale, spec.format, spec.rounding,
                 exact_reciprocal=spec.scaling.power_of_two, key=key, engine=self.engine,
             ).to(dtype)  # fmt: skip
-        scale, exact = self._enter(x, live)
+        exact = self._units(x, scale := self._scale(x, live))
         unbounded = self._round(exact, live)
         rounded = bound_units(unbounded, self.spec.format, self.spec.overflow, in_place=True)
         return (rounded if scale is None else rounded.mul_(scale)).to(dtype)
 
     def cast(self, x: Tensor, live: bool) -> Cast:
         """The cast itself, outside autograd; a live one is shown to the observers while `watching`."""
-        scale, exact = self._enter(x, live)
+        watched = live and self.watching
+        found = self.find_scale(x, live, count=watched)
+        scale = None if found is None else found.spread(tuple(x.shape))
+        exact = self._units(x, scale)
         unbounded = self._round(exact, live)
         rounded = bound_units(unbounded, self.spec.format, self.spec.overflow)
-        made = Cast(self.site, self.role, self.spec.format, scale, exact, unbounded, rounded)
-        if live and self.watching:
+        clamped = None if found is None else found.clamped
+        made = Cast(self.site, self.role, self.spec.format, scale, exact, unbounded, rounded, clamped)
+        if watched:
             for observe in self.observers:
                 observe(made)
         return made
 
-    def _enter(self, x: Tensor, live: bool) -> tuple[Tensor | None, Tensor]:
-        """The scale, and x in grid units."""
-        scale = self._scale(x, live)
-        if scale is None:
-            return None, grid_units(x)
-        # A scale of 0 (a block that NVFP4 gives up) makes zeros: anything finite times 0, divided by 1 meanwhile.
-        return scale, grid_units(x, torch.where(scale == 0, 1.0, scale) if self.spec.scaling.zero_scales else scale)
+    def find_scale(self, x: Tensor, live: bool = False, *, count: bool = False) -> SmallScale | None:
+        """The scale for casting x, along the axis that this quantizer reduces; see Scaling.find."""
+        if self.reduced == "last":
+            return self.scaling.find((x,), live=live, count=count)
+        found = self.scaling.find((x.mT,), live=live, count=count)
+        return None if found is None else found.turned
 
     def _scale(self, x: Tensor, live: bool) -> Tensor | None:
-        scale = self.scaling.scale(x if self.reduced == "last" else x.mT, live)
-        return scale.mT if self.reduced == "first" and scale is not None and scale.ndim > 1 else scale
+        found = self.find_scale(x, live)
+        return None if found is None else found.spread(tuple(x.shape))
+
+    def _units(self, x: Tensor, scale: Tensor | None) -> Tensor:
+        """x in grid units."""
+        if scale is None or not self.spec.scaling.zero_scales:
+            return grid_units(x, scale)
+        # A scale of 0 (a block that NVFP4 gives up) makes zeros: anything finite times 0, divided by 1 meanwhile.
+        return grid_units(x, torch.where(scale == 0, 1.0, scale))
 
     def _key(self, live: bool) -> Tensor | None:
         """The key of this pass's random bits, if it draws any; a live pass uses it up."""
