@@ -89,9 +89,10 @@ class Cast:
 class Quantizer(nn.Module):
     """Casts tensors at one site. Calling it is differentiable as its spec's `gradient` says.
 
-    spec: a QuantizerSpec, or whatever one can be made from (`"e4m3fn"`). site: a stable name, `<module>/<operand>`;
-    with `seed` it keys the random bits. reduced: the axis that the coming product sums over, along which channels and
-    blocks lie; `first` needs matrices. rows: how many slices lie along it, where that is fixed.
+    spec: a QuantizerSpec, or whatever one can be made from (`"e4m3fn"`); SpecError for what is none. site: a stable
+    name, `<module>/<operand>`; with `seed` it keys the random bits. reduced: the axis that the coming product sums
+    over, along which channels and blocks lie; `first` needs matrices. rows: how many slices lie along it, where that
+    is fixed.
     A pass counts as live (it feeds delayed scaling, advances the random bits, and is watched) if the module is in
     training mode and autograd records. Call `commit()` once after each optimizer step.
     """
@@ -109,7 +110,7 @@ class Quantizer(nn.Module):
         reduced: Axis = "last",
     ) -> None:
         super().__init__()
-        self.spec = spec if isinstance(spec, QuantizerSpec) else QuantizerSpec.model_validate(spec)
+        self.spec = QuantizerSpec.made_from(spec, site)
         self.site, self.role, self.reduced = site, role, reduced
         self.key = site_key(seed, site)
         self.scaling = self.spec.scaling.build(self.spec.format, rows)
