@@ -14,7 +14,6 @@ The three products are one autograd Function because the slots of a product are 
 casts around F.linear can only express one cast per operand.
 """
 
-import functools
 import typing
 from typing import Any, ClassVar, cast
 
@@ -66,8 +65,7 @@ class QuantizedLayer(nn.Module):
 
     plain: ClassVar[type[nn.Module]]
     """The class that it was."""
-    weight: nn.Parameter
-    bias: nn.Parameter | None
+    weight: Tensor
     casts: nn.ModuleDict
     precision: LayerPrecision
     slot_casts: dict[tuple[Product, Operand], Quantizer]
@@ -141,13 +139,17 @@ class QuantizedLinear(QuantizedLayer, nn.Linear):
         self.attach(precision, site, seed)
 
 
-@functools.cache
+_MADE: dict[type[nn.Module], type["QuantizedLayer"]] = {}
+
+
 def quantized_class(plain: type[nn.Module]) -> type[QuantizedLayer]:
     """The class that a plain layer of this class becomes: derived from it, so that `isinstance` still finds it."""
     if plain is nn.Linear:
         return QuantizedLinear
-    again = {"plain": plain, "__reduce__": lambda layer: (_blank, (plain,), layer.__dict__)}
-    return type(f"Quantized{plain.__name__}", (QuantizedLayer, plain), again)
+    if plain not in _MADE:
+        again = {"plain": plain, "__reduce__": lambda layer: (_blank, (plain,), layer.__dict__)}
+        _MADE[plain] = type(f"Quantized{plain.__name__}", (QuantizedLayer, plain), again)
+    return _MADE[plain]
 
 
 def _blank(plain: type[nn.Module]) -> nn.Module:
