@@ -4,6 +4,11 @@ Its spec is a product of independent axes: format x rounding x scaling (x overfl
 back `rounded * scale`, values of the grid in the tensor's own dtype, so everything downstream is ordinary arithmetic.
 Autograd never meets an 8-bit dtype: a native round trip through one casts the *gradient* to it, unscaled.
 
+Where float16 cannot hold such a value it becomes the largest of the grid that float16 holds: 65504 enters e4m3fn as 240
+times its scale of 256, since 256 times that is 65536. To stop at 65504 would leave the grid, and inf would make a diverged
+run of one large activation. float32 and bfloat16 have that edge at 2^128: there a value that rounds up to it becomes inf,
+and no pass over every tensor is spent on preventing that.
+
 When `watching`, each live cast is shown to the quantizer's observers as a `Cast`. They write fixed-shape buffers in
 place; nothing is copied to the host, no Python object outlives the pass, and with watching off none of it runs.
 """
@@ -82,8 +87,9 @@ class Cast:
     clamped: Tensor | None = None
 
     def values(self, dtype: torch.dtype) -> Tensor:
-        """rounded * scale in the given dtype."""
-        return (self.rounded if self.scale is None else self.rounded * self.scale).to(dtype)
+        """rounded * scale in the given dtype; for float16, see the head of this file."""
+        values = self.rounded if self.scale is None else self.rounded * self.scale
+        return _held(values, self.format, self.scale, dtype)
 
 
 class Quantizer(nn.Module):
@@ -143,14 +149,15 @@ class Quantizer(nn.Module):
         if self.short:
             spec, scale = self.spec, self._scale(x, live)
             key = self._key(live)
-            return cast_values(
+            values = cast_values(
                 x, scale, spec.format, spec.rounding,
                 exact_reciprocal=spec.scaling.power_of_two, key=key, engine=self.engine,
-            ).to(dtype)  # fmt: skip
+            )  # fmt: skip
+            return _held(values, spec.format, scale, dtype)
         exact = self._units(x, scale := self._scale(x, live))
         unbounded = self._round(exact, live)
         rounded = bound_units(unbounded, self.spec.format, self.spec.overflow, in_place=True)
-        return (rounded if scale is None else rounded.mul_(scale)).to(dtype)
+        return _held(rounded if scale is None else rounded.mul_(scale), self.spec.format, scale, dtype)
 
     def cast(self, x: Tensor, live: bool) -> Cast:
         """The cast itself, outside autograd; a live one is shown to the observers while `watching`."""
@@ -222,6 +229,17 @@ class Quantizer(nn.Module):
     def extra_repr(self) -> str:
         """Shown by print(model)."""
         return f"{self.spec.format}, {self.spec.rounding}, {self.spec.scaling.kind}"
+
+
+def _held(values: Tensor, fmt: FloatFormat, scale: Tensor | None, dtype: torch.dtype) -> Tensor:
+    """Values of the grid `scale * fmt` (float32) in dtype; what is finite stays finite in float16."""
+    if dtype != torch.float16:
+        return values.to(dtype)
+    top = torch.full((), torch.finfo(dtype).max, device=values.device)
+    units = top if scale is None else top / scale
+    limit = bound_units(round_units(units, fmt, Rounding.toward_zero), fmt)
+    limit = limit if scale is None else limit * scale
+    return torch.where(values.isinf(), values, values.clamp(-limit, limit)).to(dtype)
 
 
 class _StraightThrough(torch.autograd.Function):
