@@ -5,9 +5,9 @@ back `rounded * scale`, values of the grid in the tensor's own dtype, so everyth
 Autograd never meets an 8-bit dtype: a native round trip through one casts the *gradient* to it, unscaled.
 
 Where float16 cannot hold such a value it becomes the largest of the grid that float16 holds: 65504 enters e4m3fn as 240
-times its scale of 256, since 256 times that is 65536. To stop at 65504 would leave the grid, and inf would make a diverged
-run of one large activation. float32 and bfloat16 have that edge at 2^128: there a value that rounds up to it becomes inf,
-and no pass over every tensor is spent on preventing that.
+times its scale of 256, since 256 times that is 65536. To stop at 65504 would leave the grid, and inf would make a
+diverged run of one large activation. float32 and bfloat16 have that edge at 2^128: there a value that rounds up to it
+becomes inf, and no pass over every tensor is spent on preventing that.
 
 When `watching`, each live cast is shown to the quantizer's observers as a `Cast`. They write fixed-shape buffers in
 place; nothing is copied to the host, no Python object outlives the pass, and with watching off none of it runs.
