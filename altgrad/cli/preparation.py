@@ -58,17 +58,22 @@ class Prepared:
             console.say(f"the earlier run is now {aside.path}")
         return run
 
+    def check_start(self) -> None:
+        """SpecError if the weights that the run should start from cannot be read or do not fit."""
+        if self.spec.init_from is None:
+            return
+        try:
+            with torch.device("meta"):
+                model = build_model(self.spec, self.dataset.vocabulary, self.dataset.outputs)
+            fitting_weights(model, self.spec.model, self.spec.init_from)
+        except ValueError as error:
+            raise SpecError(self.document.where(("init_from",)), str(error)) from None
+
     def ensure(self, run: Run) -> Run:
         """The run, created if it is new. Raises SpecError if the weights it should start from do not fit."""
         if run.exists:
             return run
-        if self.spec.init_from is not None:
-            try:
-                with torch.device("meta"):
-                    model = build_model(self.spec, self.dataset.vocabulary, self.dataset.outputs)
-                fitting_weights(model, self.spec.model, self.spec.init_from)
-            except ValueError as error:
-                raise SpecError(self.document.where(("init_from",)), str(error)) from None
+        self.check_start()
         facts = {
             "fingerprint": self.spec.fingerprint(), "seed": self.spec.seed, "steps": self.spec.steps, "step": 0,
             "parameters": self.parameters, "quantised_parameters": self.quantised, "data": self.dataset.describe(),
