@@ -2,7 +2,7 @@
 
 Counts and sums come first, as scalars on the device that add up over micro-batches, pieces and ranks; ratios follow
 from them, by `share`, and are NaN where there is nothing to be a share of. No function waits for the device, draws a
-random number or changes its arguments; all are traced into one graph by
+random number or changes its arguments; all but `trend`, which runs on the host, are traced into one graph by
 torch.compile if the format is given as a FloatFormat.
 """
 
@@ -28,6 +28,17 @@ from altgrad.measures.gsnr import GradientMoments, add_gradient, gsnr, gsnr_summ
 from altgrad.measures.norms import l2_norm, linf_norm
 from altgrad.measures.quantiles import LogBins, histogram_quantiles, log_histogram, quantiles, spread_sample
 from altgrad.measures.range import range_counts
+from altgrad.measures.ranks import (
+    effective_rank,
+    gram_singular_values,
+    matrix_ranks,
+    numerical_rank,
+    power_start,
+    r99,
+    singular_values,
+    stable_rank,
+    stable_rank_step,
+)
 from altgrad.measures.share import share
 from altgrad.measures.sqnr import decibels, energies, sqnr
 from altgrad.measures.stall import (
@@ -40,12 +51,15 @@ from altgrad.measures.stall import (
     zero_update_fraction,
 )
 from altgrad.measures.stiffness import stiffness_exponents, stiffness_histogram, stiffness_quantiles
+from altgrad.measures.trend import RankTrend, RankVerdict, mann_kendall, observe_rank, theil_sen
 from altgrad.measures.ulp import ulp_counts, ulps
 
 __all__ = [
     "AmaxAverage",
     "GradientMoments",
     "LogBins",
+    "RankTrend",
+    "RankVerdict",
     "Trail",
     "activation_sums",
     "add_amax",
@@ -62,6 +76,7 @@ __all__ = [
     "dead_share",
     "decibels",
     "dormant_share",
+    "effective_rank",
     "effective_update_ratio",
     "effective_update_sums",
     "energies",
@@ -72,6 +87,7 @@ __all__ = [
     "flip_counts",
     "flipped",
     "follow",
+    "gram_singular_values",
     "grid_offset",
     "gsnr",
     "gsnr_summary",
@@ -80,21 +96,31 @@ __all__ = [
     "linf_norm",
     "log_correlation",
     "log_histogram",
+    "mann_kendall",
+    "matrix_ranks",
     "merge_moments",
     "moments_start",
+    "numerical_rank",
+    "observe_rank",
     "oscillation_average",
+    "power_start",
     "predicted_stall_counts",
     "quantiles",
+    "r99",
     "range_counts",
     "rescale_flip_counts",
     "share",
+    "singular_values",
     "spread_sample",
     "sqnr",
+    "stable_rank",
+    "stable_rank_step",
     "stall_counts",
     "stall_ratio",
     "stiffness_exponents",
     "stiffness_histogram",
     "stiffness_quantiles",
+    "theil_sen",
     "trail_start",
     "trail_sums",
     "ulp_counts",
