@@ -246,7 +246,7 @@ def _momentum(group: dict[str, Any], key: str) -> float:
 
 
 def _storage(value: Any) -> StorageSpec:
-    return StorageSpec.of("master" if value is None else value)
+    return StorageSpec.made_from("master" if value is None else value)
 
 
 def _tensors(values: dict[str, Any]) -> list[tuple[str, Tensor]]:

@@ -182,10 +182,9 @@ class Kahan(GridStorage):
         return self
 
     def adopt(self, w: Tensor, state: State) -> None:
-        """See GridStorage. The first compensation is what putting w on the grid lost."""
-        exact = w.detach().clone()
+        """See GridStorage. Nothing is owed yet: what putting w on the grid lost is no request."""
         super().adopt(w, state)
-        state["compensation"] = self._kept(exact - w)
+        state["compensation"] = torch.zeros_like(w)
 
     def land(self, wanted: Tensor, state: State, key: Tensor, request: Request) -> Tensor:
         """See GridStorage."""
@@ -195,7 +194,8 @@ class Kahan(GridStorage):
         return stored
 
     def _kept(self, lost: Tensor) -> Tensor:
-        return round_to(lost, self.compensation, scale=_scale(Current(), self.compensation, lost))
+        # Towards zero: rounded up, a compensation just below half a gap would move a weight that nobody asked to.
+        return round_to(lost, self.compensation, "toward_zero", scale=_scale(Current(), self.compensation, lost))
 
 
 class Eco(GridStorage):

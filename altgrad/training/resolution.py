@@ -12,7 +12,7 @@ about ten graphs take to build. Both numbers only decide how fast a run is: the 
 import torch
 from torch import nn
 
-from altgrad.nn import QuantizedLinear
+from altgrad.nn import QuantizedLayer
 from altgrad.quantize.engine import missing_compiler
 from altgrad.training.run import RunSpec
 
@@ -22,8 +22,8 @@ WORTH_COMPILING = 60.0
 
 def elements_cast(model: nn.Module, tokens: int) -> int:
     """How many elements one forward and backward pass over so many tokens casts, each operand counted once."""
-    layers = [module for module in model.modules() if isinstance(module, QuantizedLinear)]
-    return sum(tokens * (m.in_features + m.out_features) + m.in_features * m.out_features for m in layers)
+    shapes = [module.weight.shape for module in model.modules() if isinstance(module, QuantizedLayer)]
+    return sum(tokens * (rows + columns) + rows * columns for rows, columns in shapes)
 
 
 def resolve(spec: RunSpec, model: nn.Module, tokens: int, device: torch.device) -> tuple[RunSpec, str | None]:
