@@ -1,0 +1,152 @@
+"""Every legal optimizer x storage x format of the E + M = 7 family trains the quickstart and resumes to the same bits.
+
+`make test` does 5 steps of the quickstart at a small size, `make test-long` 50 at its own.
+"""
+
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from altgrad.optim import OptimizerSpec, StorageSpec
+from altgrad.quantize import round_to
+from altgrad.spec import LocatedError
+from altgrad.store import Run
+from altgrad.training import RunSpec, train
+from altgrad.training.state import TrainState
+
+QUICKSTART = Path(__file__).resolve().parents[2] / "matrices" / "quickstart.yaml"
+EIGHT = ("e0m7f", "e1m6f", "e2m5f", "e3m4f", "e4m3f", "e5m2f", "e6m1f", "e7m0f")
+SMALL = ("model.layers=1", "model.width=16", "model.heads=2", "model.context=16", "data.batch_size=2")
+OPTIMIZERS = {
+    "adamw": "{kind: adamw, lr: 2e-3, weight_decay: 0.1}",
+    "sgd": "{kind: sgd, lr: 0.1, momentum: 0.9}",
+    "madam": "{kind: madam, lr: 1e-2}",
+    "manifold_adamw": "{kind: manifold_adamw, lr: 2e-3, weight_decay: 0.1}",
+    "grid_optim": "{kind: grid_optim, lr: 30.0, weight_decay: 1e-3}",
+    "grid_optim, index": "{kind: grid_optim, lr: 30.0, landing: index}",
+}
+STORAGES = ("master", "nearest", "stochastic", "kahan", "eco", "index")
+
+
+def why_not(optimizer: str, storage: str) -> str | None:
+    """The reason, as the program gives it, why a pair has no meaning; None for the legal ones."""
+    if storage == "eco" and optimizer == "madam":
+        return "puts its errors into the momentum buffer"
+    if (storage == "index") != (optimizer == "grid_optim, index"):
+        return "landing: index"
+    return None
+
+
+LEGAL = [(o, s) for o in OPTIMIZERS for s in STORAGES if why_not(o, s) is None]
+ILLEGAL = [(o, s) for o in OPTIMIZERS for s in STORAGES if why_not(o, s) is not None]
+
+
+def spec_of(optimizer: str, storage: str, fmt: str, *sets: str) -> RunSpec:
+    # index storage takes whole rungs, and so does every parameter of the run
+    match = "*" if storage == "index" else "blocks.*.weight"
+    rules = [f"optimizer={OPTIMIZERS[optimizer]}", f"storage=[{{match: '{match}', kind: {storage}, format: {fmt}}}]"]
+    common = ["threads=1", "engine=eager", "schedule.warmup=0", "project=tests", "evaluate_every=1000", "log_every=1"]
+    return RunSpec.load(QUICKSTART, [*rules, *common, *sets])
+
+
+def data_of(spec: RunSpec) -> Any:
+    """The run's data with two batches for validation."""
+    found = spec.data.build(spec.seed, spec.model.context)
+    whole = found.evaluation
+
+    def short(split: str) -> Iterator[Any]:
+        return (batch for number, batch in enumerate(whole(split)) if number < 2)
+
+    found.evaluation = short  # type: ignore[method-assign]
+    return found
+
+
+@pytest.fixture(scope="module")
+def dataset() -> Any:
+    return data_of(spec_of("adamw", "master", "e4m3f", *SMALL))
+
+
+def after(calls: int) -> Callable[[], bool]:
+    left = iter(range(calls - 1))
+    return lambda: next(left, None) is None
+
+
+def told(run: Run) -> list[dict[str, str]]:
+    return [{k: float(v).hex() for k, v in row.items() if not k.startswith("time/")} for row in run.metrics()]
+
+
+def tensors(run: Run) -> dict[str, bytes]:
+    newest = run.checkpoints.newest()
+    assert newest is not None
+    return {name: newest.file(name).read_bytes() for name in ("model.safetensors", "optimizer.safetensors")}
+
+
+def trains_and_resumes(spec: RunSpec, dataset: Any, folder: Path, stop_after: int) -> None:
+    """Straight through and stopped on the way: the same status, lines and bits; stored weights on their grids."""
+    runs = []
+    for name in ("whole", "stopped"):
+        run = Run(folder / name).create(spec.to_yaml(), {"steps": spec.steps})
+        if name == "stopped":
+            # Two batches of evaluation come before the first step.
+            first = train(spec, run, dataset, interrupted=after(2 + stop_after))
+            assert first.status in ("interrupted", "diverged")
+        outcome = train(spec, run, dataset)
+        assert outcome.status == "completed" or (outcome.status == "diverged" and outcome.reason)
+        runs.append((outcome.status, told(run), tensors(run)))
+    assert runs[0] == runs[1]
+    newest = Run(folder / "whole").checkpoints.newest()
+    assert newest is not None
+    kept, state = (load_file(newest.file(name)) for name in ("model.safetensors", "optimizer.safetensors"))
+    scales = {name.removesuffix("/storage_scale"): s for name, s in state.items() if name.endswith("/storage_scale")}
+    (rule,) = spec.storage
+    assert bool(scales) == rule.on_grid
+    for name, scale in scales.items():
+        assert torch.equal(kept[name], round_to(kept[name], rule.tree()["format"], scale=scale)), name
+
+
+@pytest.mark.parametrize("fmt", EIGHT)
+@pytest.mark.parametrize(("optimizer", "storage"), LEGAL)
+def test_every_legal_combination_trains_and_resumes_bit_for_bit(
+    tmp_path: Path, dataset: Any, optimizer: str, storage: str, fmt: str
+) -> None:
+    spec = spec_of(optimizer, storage, fmt, *SMALL, "steps=5", "checkpoint_every=3")
+    trains_and_resumes(spec, dataset, tmp_path, 3)
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("fmt", EIGHT)
+@pytest.mark.parametrize(("optimizer", "storage"), LEGAL)
+def test_fifty_steps_of_the_quickstart_itself(tmp_path: Path, optimizer: str, storage: str, fmt: str) -> None:
+    spec = spec_of(optimizer, storage, fmt, "steps=50", "checkpoint_every=25")
+    trains_and_resumes(spec, data_of(spec), tmp_path, 25)
+
+
+@pytest.mark.parametrize(("optimizer", "storage"), ILLEGAL)
+def test_every_other_combination_is_a_spec_error_that_says_why(dataset: Any, optimizer: str, storage: str) -> None:
+    spec = spec_of(optimizer, storage, "e5m2f", *SMALL)
+    reason = why_not(optimizer, storage)
+    assert reason is not None
+    with pytest.raises(LocatedError) as caught:
+        TrainState.build(spec, dataset, torch.device("cpu"))
+    assert reason in str(caught.value) and caught.value.location == ("optimizer",)
+
+
+def test_the_lists_above_name_every_optimizer_and_storage() -> None:
+    assert {name.partition(",")[0] for name in OPTIMIZERS} == set(OptimizerSpec.kinds())
+    assert set(STORAGES) == set(StorageSpec.kinds())
+
+
+def test_e0m7_and_e1m6_storage_are_one_run(tmp_path: Path, dataset: Any) -> None:
+    """Fact 1: with power-of-two scales the two grids are one, so every weight is the same at every step."""
+    found = []
+    for fmt in ("e0m7f", "e1m6f"):
+        spec = spec_of("manifold_adamw", "stochastic", fmt, *SMALL, "steps=8", "checkpoint_every=8")
+        run = Run(tmp_path / fmt).create(spec.to_yaml(), {"steps": spec.steps})
+        assert train(spec, run, dataset).status == "completed"
+        lines = [{k: v for k, v in row.items() if not k.startswith(("range/",))} for row in told(run)]
+        found.append((lines, tensors(run)["model.safetensors"]))
+    assert found[0] == found[1]
