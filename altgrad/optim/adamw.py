@@ -14,8 +14,10 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
+from altgrad.optim.fused import Recipe, recipe
 from altgrad.optim.optimizer import Optimizer, OptimizerSpec
 from altgrad.optim.request import Request
+from altgrad.optim.storage import StorageSpec
 from altgrad.quantize import Grid
 
 Beta = Annotated[float, Field(ge=0, lt=1)]
@@ -60,6 +62,10 @@ class AdamW(Optimizer):
     def check(self, group: dict[str, Any]) -> None:
         """See Optimizer."""
         check_adam(group)
+
+    def fuse(self, group: dict[str, Any], storage: StorageSpec, p: Tensor, grid: Grid | None) -> Recipe | None:
+        """See Optimizer."""
+        return recipe(storage, grid, p, 0.0, 0.0)
 
     def request(
         self, group: dict[str, Any], params: list[Tensor], grads: list[Tensor], grids: list[Grid | None]

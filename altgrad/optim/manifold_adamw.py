@@ -30,6 +30,7 @@ from torch import Tensor
 
 from altgrad.formats import FloatFormat
 from altgrad.optim.adamw import Beta, adam_request, check_adam
+from altgrad.optim.fused import Recipe, recipe
 from altgrad.optim.optimizer import Optimizer, OptimizerSpec
 from altgrad.optim.request import Request
 from altgrad.optim.stiffness import (
@@ -41,6 +42,7 @@ from altgrad.optim.stiffness import (
     spacing_field,
     stiffness_of,
 )  # fmt: skip
+from altgrad.optim.storage import StorageSpec
 from altgrad.quantize import Grid
 from altgrad.quantize.noise import site_key
 
@@ -132,14 +134,16 @@ class ManifoldAdamW(Optimizer):
         mode = group["precondition"]
         if mode == "off" or group["power"] == 0:
             return adam_request(self.state, group, params, grads)
-        fields = [None if grid is None else self._field(group, p, grid) for p, grid in zip(params, grids, strict=True)]
-        factors = [None if t is None else factor(t, group["power"], group["normalise"]) for t in fields]
         if mode == "gradient":
             scaled = [
-                g if t is None or grid is None else g * absolute(t, grid).pow(group["power"])
-                for g, t, grid in zip(grads, fields, grids, strict=True)
+                g if grid is None else g * absolute(self._field(group, p, grid), grid).pow(group["power"])
+                for g, p, grid in zip(grads, params, grids, strict=True)
             ]
             return adam_request(self.state, group, params, scaled)
+        factors = [
+            None if grid is None else factor(self._field(group, p, grid), group["power"], group["normalise"])
+            for p, grid in zip(params, grids, strict=True)
+        ]
         if mode in ("gradient_normalised", "both"):
             grads = [g if f is None else g * f for g, f in zip(grads, factors, strict=True)]
         request = adam_request(self.state, group, params, grads)
@@ -147,6 +151,13 @@ class ManifoldAdamW(Optimizer):
             return request
         whole = [torch.ones_like(p) if f is None else f for p, f in zip(params, factors, strict=True)]
         return replace(request, factors=whole)
+
+    def fuse(self, group: dict[str, Any], storage: StorageSpec, p: Tensor, grid: Grid | None) -> Recipe | None:
+        """See Optimizer."""
+        if group["precondition"] == "off" or group["power"] == 0:
+            return recipe(storage, grid, p, 0.0, 0.0)
+        plain = group["precondition"] == "update" and group["stiffness"] == "own" and group["normalise"] == "rms"
+        return recipe(storage, grid, p, group["power"], group["kappa"]) if plain else None
 
     def _field(self, group: dict[str, Any], p: Tensor, grid: Grid) -> Tensor:
         """T for one parameter."""

@@ -19,9 +19,11 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
+from altgrad.optim.fused import Recipe, adam_step
 from altgrad.optim.request import Request, Update
 from altgrad.optim.storage import StorageSpec
 from altgrad.quantize import Grid, Quantizer, round_to, rung, spacing
+from altgrad.quantize.engine import Engine
 from altgrad.quantize.noise import site_key
 from altgrad.spec import Kind, Spec
 
@@ -62,8 +64,9 @@ class Optimizer(torch.optim.Optimizer, ABC):
 
     params: as torch.optim takes them. A group's (or the default) `storage` is a StorageSpec or plain data for one;
     None is master. `track` keeps each gridded weight's `rung`, its gross `travel` in rungs, and `flips` and `updates`
-    as counts, in the state. When `watching`, each step shows every observer what it did to each parameter; otherwise
-    that costs nothing. ValueError, naming group and parameter, for settings that do not go together.
+    as counts, in the state. `engine` compiled fuses Adam's step (see `altgrad.optim.fused`) and stochastic rounding.
+    When `watching`, each step shows every observer what it did to each parameter; otherwise that costs nothing.
+    ValueError, naming group and parameter, for settings that do not go together.
     """
 
     has_momentum: ClassVar[str] = ""
@@ -73,6 +76,7 @@ class Optimizer(torch.optim.Optimizer, ABC):
         self.observers: list[Callable[[Update], None]] = []
         self.watching = False
         self.seed = seed
+        self.engine: Engine = "eager"
         self.storages: list[StorageSpec] = []
         self.casts: dict[Tensor, Quantizer] = {}
         self.names: dict[Tensor, str] = {}
@@ -166,18 +170,42 @@ class Optimizer(torch.optim.Optimizer, ABC):
                 loss = closure()
         for group, storage in zip(self.param_groups, self.storages, strict=True):
             params = [p for p in group["params"] if p.grad is not None]
-            if not params:
-                continue
-            grids = [self.grid(p, storage) for p in params]
-            request = self.request(group, params, [cast(Tensor, p.grad) for p in params], grids)
-            seen = _Seen(request, params, grids) if self.watching or group["track"] else None
-            keys = [site_key(self.seed, f"{self.names[p]}/storage") for p in params]
-            storage.write(params, [self.state[p] for p in params], keys, request)
-            if seen is not None:
-                names = [self.names[p] for p in params]
-                updates = seen.updates(names, params, [self.grid(p, storage) for p in params], storage.kind)
-                self._show(group, params, updates)
+            if self.engine == "compiled":
+                params = [p for p in params if not self._fused(group, storage, p)]
+            if params:
+                self._together(group, storage, params)
         return loss
+
+    def fuse(self, group: dict[str, Any], storage: StorageSpec, p: Tensor, grid: Grid | None) -> Recipe | None:
+        """How the step of p is done by one compiled graph, if the rule is Adam's; None if it cannot be."""
+        return None
+
+    def _fused(self, group: dict[str, Any], storage: StorageSpec, p: Tensor) -> bool:
+        """Take the step of one parameter in one graph, if that can be."""
+        grid = self.grid(p, storage)
+        chosen = self.fuse(group, storage, p, grid)
+        if chosen is None:
+            return False
+        show = bool(self.watching or group["track"])
+        seen = _Seen([p], [grid]) if show else None
+        key = site_key(self.seed, f"{self.names[p]}/storage")
+        step = adam_step(p, self.state[p], group, chosen, grid, key, show=show)
+        if seen is not None and step is not None:
+            decay = -group["lr"] * group["weight_decay"]
+            self._show(group, [p], seen.updates([self.names[p]], [step], decay, [p], [grid], storage.kind))
+        return True
+
+    def _together(self, group: dict[str, Any], storage: StorageSpec, params: list[Tensor]) -> None:
+        """Take the step of these parameters: ask the rule, let storage write, show what happened."""
+        grids = [self.grid(p, storage) for p in params]
+        request = self.request(group, params, [cast(Tensor, p.grad) for p in params], grids)
+        seen = _Seen(params, grids) if self.watching or group["track"] else None
+        steps = [] if seen is None else seen.in_value(request)
+        keys = [site_key(self.seed, f"{self.names[p]}/storage") for p in params]
+        storage.write(params, [self.state[p] for p in params], keys, request, self.engine)
+        if seen is not None:
+            names, after = [self.names[p] for p in params], [self.grid(p, storage) for p in params]
+            self._show(group, params, seen.updates(names, steps, request.keep - 1, params, after, storage.kind))
 
     def _show(self, group: dict[str, Any], params: list[Tensor], updates: Iterable[Update]) -> None:
         for p, update in zip(params, updates, strict=True):
@@ -189,34 +217,43 @@ class Optimizer(torch.optim.Optimizer, ABC):
 
 
 class _Seen:
-    """What must be known of a step before it happens, to say afterwards what it did."""
+    """What must be known of weights before a step, to say afterwards what it did."""
 
-    def __init__(self, request: Request, params: list[Tensor], grids: list[Grid | None]) -> None:
+    def __init__(self, params: list[Tensor], grids: list[Grid | None]) -> None:
         self.before = [p.clone() for p in params]
-        self.decay = request.keep - 1
-        self.steps = request.steps()
-        if request.in_rungs:
-            self.steps = [
-                step if grid is None else step * _local_spacing(p, grid)
-                for step, p, grid in zip(self.steps, params, grids, strict=True)
-            ]
         self.scales = [None if g is None or g.scale is None else g.scale.clone() for g in grids]
+        self.grids = grids
+
+    def in_value(self, request: Request) -> list[Tensor]:
+        """The changes asked for but decay; rungs as so many spacings of the weight."""
+        if not request.in_rungs:
+            return request.steps()
+        return [
+            step if grid is None else step * spacing(w, grid.format, scale=grid.scale)
+            for step, w, grid in zip(request.steps(), self.before, self.grids, strict=True)
+        ]
 
     def updates(
-        self, names: list[str], params: list[Tensor], grids: list[Grid | None], storage: str
+        self,
+        names: list[str],
+        steps: list[Tensor],
+        decay: float,
+        params: list[Tensor],
+        grids: list[Grid | None],
+        storage: str,
     ) -> Iterator[Update]:
         """One for each parameter. The grid is that after the step where storage has one, else that before it."""
         for name, old, step, scale, now, grid in zip(
-            names, self.before, self.steps, self.scales, params, grids, strict=True
+            names, self.before, steps, self.scales, params, grids, strict=True
         ):
-            requested = step + self.decay * old if self.decay else step
+            requested = step + decay * old if decay else step
             moved = None
             if grid is not None and storage == "master":
                 grid = Grid(grid.format, scale)
             elif grid is not None and grid.scale is not None:
                 grid = Grid(grid.format, grid.scale.clone())
                 moved = round_to(old, grid.format, scale=grid.scale)
-            yield Update(name, old, requested, now.detach(), self.decay, grid, moved, storage)
+            yield Update(name, old, requested, now.detach(), decay, grid, moved, storage)
 
 
 def _track(state: dict[str, Any], update: Update) -> None:
@@ -234,10 +271,6 @@ def _track(state: dict[str, Any], update: Update) -> None:
     state["travel"].add_((end - start).abs())
     state["flips"].add_(torch.count_nonzero((end != start) & attempted))
     state["updates"].add_(torch.count_nonzero(attempted))
-
-
-def _local_spacing(p: Tensor, grid: Grid) -> Tensor:
-    return spacing(p, grid.format, scale=grid.scale)
 
 
 def _momentum(group: dict[str, Any], key: str) -> float:

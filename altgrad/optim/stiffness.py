@@ -56,7 +56,7 @@ def stiffness_of(value: FloatFormat | str) -> FloatFormat | str:
     return _stiffness(value)
 
 
-def floored(w: Tensor, kappa: float) -> Tensor:
+def floored(w: Tensor, kappa: float | Tensor) -> Tensor:
     """max(|w|, kappa rms(w)), float32; rms over the whole tensor, in float64."""
     magnitude = w.detach().to(torch.float32).abs()
     return torch.maximum(magnitude, kappa * _rms(magnitude).to(torch.float32))
@@ -87,12 +87,13 @@ def absolute(field: Tensor, grid: Grid) -> Tensor:
     return field if grid.scale is None else field * grid.scale.amax()
 
 
-def factor(field: Tensor, power: float, normalise: Normalise = "rms") -> Tensor:
+def factor(field: Tensor, power: float | Tensor, normalise: Normalise = "rms") -> Tensor:
     """f = T^p / rms(T^p) (or the median of T^p, the lower of two): float32, the shape of `field`.
 
     Exactly 1 everywhere for p = 0 and for a constant field.
     """
-    powered = (field / field.amax()).pow(power)
+    relative = field / field.amax()
+    powered = relative if isinstance(power, float) and power == 1 else relative.pow(power)
     if normalise == "median":
         return powered / powered.flatten().median()
     return (powered / _rms(powered)).to(torch.float32)
@@ -105,4 +106,7 @@ def permutation(field: Tensor, key: int, step: Tensor | int = 0) -> Tensor:
 
 def _rms(x: Tensor) -> Tensor:
     """Root mean square, float64 scalar."""
-    return x.to(torch.float64).square().mean().sqrt()
+    found = x.to(torch.float64).square().mean().sqrt()
+    # A compiled loop would take the root of the mean anew for each vector that it is used with; the result of a
+    # reduction is kept.
+    return found.expand(16).amax() if torch.compiler.is_compiling() else found

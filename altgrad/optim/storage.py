@@ -31,8 +31,9 @@ from torch import Tensor
 from altgrad.formats import FloatFormat, Rounding
 from altgrad.optim.request import Request
 from altgrad.quantize import Current, Grid, ScalingSpec, at_rung, round_to, rung
-from altgrad.quantize.engine import cast_values, serves
+from altgrad.quantize.engine import Engine, cast_values, serves
 from altgrad.quantize.noise import counted_bits, fold
+from altgrad.quantize.scaling import finite_amax, scale_of
 from altgrad.spec import Format, Kind
 
 State = dict[str, Any]
@@ -63,7 +64,9 @@ class StorageSpec(Kind, family="storage", package="altgrad.optim"):
         """Make the state, and put w on its grid, in place."""
 
     @abstractmethod
-    def write(self, params: list[Tensor], states: list[State], keys: list[int], request: Request) -> None:
+    def write(
+        self, params: list[Tensor], states: list[State], keys: list[int], request: Request, engine: Engine = "eager"
+    ) -> None:
         """Do what is asked to the weights, in place. keys: the run's seed and the parameter's name, hashed."""
 
 
@@ -86,7 +89,9 @@ class Master(StorageSpec):
         """See StorageSpec."""
         return
 
-    def write(self, params: list[Tensor], states: list[State], keys: list[int], request: Request) -> None:
+    def write(
+        self, params: list[Tensor], states: list[State], keys: list[int], request: Request, engine: Engine = "eager"
+    ) -> None:
         """See StorageSpec."""
         request.apply(params)
 
@@ -124,7 +129,9 @@ class GridStorage(StorageSpec):
             state["rescale_flips"] = torch.zeros((), dtype=torch.int64, device=w.device)
         w.copy_(round_to(w, self.format, scale=state["storage_scale"]))
 
-    def write(self, params: list[Tensor], states: list[State], keys: list[int], request: Request) -> None:
+    def write(
+        self, params: list[Tensor], states: list[State], keys: list[int], request: Request, engine: Engine = "eager"
+    ) -> None:
         """See StorageSpec."""
         for index, (w, state, key) in enumerate(zip(params, states, keys, strict=True)):
             one = request.one(index)
@@ -132,11 +139,11 @@ class GridStorage(StorageSpec):
             wanted = torch.add(w * one.keep if one.keep != 1 else w, step)
             if self.scale == "tracked":
                 self._rescale(w, wanted, state)
-            w.copy_(self.land(wanted, state, fold(key, state["storage_step"]), one))
+            w.copy_(self.land(wanted, state, fold(key, state["storage_step"]), one, engine))
             state["storage_step"].add_(1)
 
     @abstractmethod
-    def land(self, wanted: Tensor, state: State, key: Tensor, request: Request) -> Tensor:
+    def land(self, wanted: Tensor, state: State, key: Tensor, request: Request, engine: Engine) -> Tensor:
         """The stored weight for a wanted one: a grid value. key: of this step's random bits."""
 
     def _rescale(self, w: Tensor, wanted: Tensor, state: State) -> None:
@@ -155,9 +162,9 @@ class Nearest(GridStorage):
 
     kind: ClassVar[str] = "nearest"
 
-    def land(self, wanted: Tensor, state: State, key: Tensor, request: Request) -> Tensor:
+    def land(self, wanted: Tensor, state: State, key: Tensor, request: Request, engine: Engine) -> Tensor:
         """See GridStorage."""
-        return on_grid(wanted, self.grid(wanted, state))
+        return on_grid(wanted, self.grid(wanted, state), engine=engine)
 
 
 class Stochastic(GridStorage):
@@ -165,9 +172,9 @@ class Stochastic(GridStorage):
 
     kind: ClassVar[str] = "stochastic"
 
-    def land(self, wanted: Tensor, state: State, key: Tensor, request: Request) -> Tensor:
+    def land(self, wanted: Tensor, state: State, key: Tensor, request: Request, engine: Engine) -> Tensor:
         """See GridStorage."""
-        return on_grid(wanted, self.grid(wanted, state), Rounding.stochastic, key)
+        return on_grid(wanted, self.grid(wanted, state), Rounding.stochastic, key, engine)
 
 
 class Kahan(GridStorage):
@@ -186,10 +193,10 @@ class Kahan(GridStorage):
         super().adopt(w, state)
         state["compensation"] = torch.zeros_like(w)
 
-    def land(self, wanted: Tensor, state: State, key: Tensor, request: Request) -> Tensor:
+    def land(self, wanted: Tensor, state: State, key: Tensor, request: Request, engine: Engine) -> Tensor:
         """See GridStorage."""
         whole = wanted + state["compensation"]
-        stored = on_grid(whole, self.grid(wanted, state))
+        stored = on_grid(whole, self.grid(wanted, state), engine=engine)
         state["compensation"].copy_(self._kept(whole - stored))
         return stored
 
@@ -209,9 +216,9 @@ class Eco(GridStorage):
         """See StorageSpec."""
         return True
 
-    def land(self, wanted: Tensor, state: State, key: Tensor, request: Request) -> Tensor:
+    def land(self, wanted: Tensor, state: State, key: Tensor, request: Request, engine: Engine) -> Tensor:
         """See GridStorage."""
-        stored = on_grid(wanted, self.grid(wanted, state), Rounding.parse(self.rounding), key)
+        stored = on_grid(wanted, self.grid(wanted, state), Rounding.parse(self.rounding), key, engine)
         (value,), (momentum,), beta = request.values, request.numerators, request.beta
         assert beta, "the optimizer was asked whether it has momentum"
         if value != 0:
@@ -230,7 +237,9 @@ class Index(GridStorage):
 
     kind: ClassVar[str] = "index"
 
-    def write(self, params: list[Tensor], states: list[State], keys: list[int], request: Request) -> None:
+    def write(
+        self, params: list[Tensor], states: list[State], keys: list[int], request: Request, engine: Engine = "eager"
+    ) -> None:
         """See StorageSpec. The request counts rungs; decay is taken in value and rounded to rungs with the rest."""
         assert request.in_rungs
         for index, (w, state, key) in enumerate(zip(params, states, keys, strict=True)):
@@ -244,23 +253,27 @@ class Index(GridStorage):
             w.copy_(at_rung(position + whole, grid.format, scale=grid.scale))
             state["storage_step"].add_(1)
 
-    def land(self, wanted: Tensor, state: State, key: Tensor, request: Request) -> Tensor:
+    def land(self, wanted: Tensor, state: State, key: Tensor, request: Request, engine: Engine) -> Tensor:
         """Never asked: rungs land where they are."""
         raise AssertionError("index storage lands on rungs")
 
 
 def own_grid(w: Tensor, fmt: FloatFormat) -> Grid:
     """The format at w's own power-of-two amax scale."""
-    return Grid(fmt, _scale(Current(), fmt, w))
+    return Grid(fmt, scale_of(finite_amax(w), fmt))
 
 
 def on_grid(
-    wanted: Tensor, grid: Grid, rounding: Rounding = Rounding.nearest_even, key: Tensor | None = None
+    wanted: Tensor,
+    grid: Grid,
+    rounding: Rounding = Rounding.nearest_even,
+    key: Tensor | None = None,
+    engine: Engine = "eager",
 ) -> Tensor:
-    """`wanted` on the grid, saturated; float32."""
+    """`wanted` on the grid, saturated; float32; the same bits under both engines."""
     fmt = grid.format
     if serves(fmt, rounding):
-        return cast_values(wanted, grid.scale, fmt, rounding, exact_reciprocal=True, key=key)
+        return cast_values(wanted, grid.scale, fmt, rounding, exact_reciprocal=True, key=key, engine=engine)
     return round_to(wanted, fmt, rounding, scale=grid.scale, key=key)
 
 

@@ -84,10 +84,18 @@ def spacing_units(u: Tensor, fmt: FloatFormat) -> Tensor:
     return _binade(u, fmt).mul_(2.0**-fmt.mantissa_bits)
 
 
+def binade(u: Tensor, lowest: float | Tensor, highest: float | Tensor) -> Tensor:
+    """2^floor(log2|u|), clamped; u float32."""
+    return (u.view(torch.int32) & _EXPONENT_FIELD).view(torch.float32).clamp_(lowest, highest)  # type: ignore[arg-type]
+
+
+def binades(fmt: FloatFormat) -> tuple[float, float]:
+    """The lowest and the highest binade in which the format has a spacing of its own, in grid units."""
+    return 2.0**fmt.e_min, 2.0 ** max(fmt.e_min, fmt.max_binade)
+
+
 def _binade(u: Tensor, fmt: FloatFormat) -> Tensor:
-    """2^floor(log2|u|), clamped to the binades in which the format has its own spacing."""
-    power = (u.view(torch.int32) & _EXPONENT_FIELD).view(torch.float32)
-    return power.clamp_(2.0**fmt.e_min, 2.0 ** max(fmt.e_min, fmt.max_binade))
+    return binade(u, *binades(fmt))
 
 
 def spacing(x: Tensor, fmt: FloatFormat | str, *, scale: Scale = None) -> Tensor:

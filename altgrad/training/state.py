@@ -81,6 +81,7 @@ def build_optimizer(spec: RunSpec, model: nn.Module) -> Optimizer:
         optimizer = spec.optimizer.build(groups, seed=spec.seed)
     except ValueError as error:
         raise LocatedError(("optimizer",), str(error)) from None
+    optimizer.engine = "compiled" if spec.engine == "compiled" else "eager"
     parameters = dict(model.named_parameters(remove_duplicate=False))
     optimizer.casts = {parameters[name]: quantizer for name, quantizer in weight_quantizers(model).items()}
     return optimizer

@@ -3,6 +3,7 @@
 import json
 import math
 from collections.abc import Callable
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -40,7 +41,7 @@ def dataset() -> Any:
     spec = RunSpec.parse(TINY)
     found = spec.data.build(spec.seed, spec.model.context)
     whole = found.evaluation
-    found.evaluation = lambda split: (batch for number, batch in enumerate(whole(split)) if number < 3)  # type: ignore[method-assign]
+    found.evaluation = lambda split: islice(whole(split), 3)  # type: ignore[method-assign]
     return found
 
 

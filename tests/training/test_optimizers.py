@@ -4,6 +4,7 @@
 """
 
 from collections.abc import Callable, Iterator
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -59,7 +60,7 @@ def data_of(spec: RunSpec) -> Any:
     whole = found.evaluation
 
     def short(split: str) -> Iterator[Any]:
-        return (batch for number, batch in enumerate(whole(split)) if number < 2)
+        return islice(whole(split), 2)
 
     found.evaluation = short  # type: ignore[method-assign]
     return found

@@ -1,0 +1,121 @@
+"""Adam's whole step on one weight in one compiled graph: moments, stiffness, update and storage.
+
+The rule is that of `altgrad.optim.adamw` and `manifold_adamw`, and storage that of `altgrad.optim.storage`; what is
+gained is memory traffic. Step by step they read and write each tensor a dozen times; fused, weight, gradient and
+moments are read once and written once, after three reductions over the weight where there is a stiffness. Operations
+are in another order, so results agree with the eager engine to float32 rounding, not to the bit; the engine is part of
+a run's spec. What `recipe` does not cover takes the eager path.
+
+Numbers enter as one tensor; what decides the shape of the computation (`Recipe`) makes a graph of its own.
+"""
+
+import functools
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from altgrad.formats import FloatFormat, Rounding
+from altgrad.optim.stiffness import factor, floored
+from altgrad.optim.storage import GridStorage, StorageSpec
+from altgrad.quantize import Grid
+from altgrad.quantize.engine import RECOMPILATIONS, Numbers, nearest, numbers, serves, stochastic
+from altgrad.quantize.grid import binade, binades
+from altgrad.quantize.noise import fold
+
+
+class Recipe(NamedTuple):
+    """What is constant in a graph: the grid's format, p and kappa (power 0: no stiffness), and how the weight lands."""
+
+    format: FloatFormat | None
+    power: float
+    kappa: float
+    landing: Rounding | None
+    """None: master."""
+
+
+_LANDINGS = {"nearest": Rounding.nearest_even, "stochastic": Rounding.stochastic}
+
+
+def recipe(storage: StorageSpec, grid: Grid | None, p: Tensor, power: float, kappa: float) -> Recipe | None:
+    """The recipe for a weight; None if its step cannot be fused."""
+    fmt = None if grid is None else grid.format
+    power = power if grid is not None else 0.0
+    if not storage.on_grid:
+        return Recipe(fmt if power else None, power, kappa, None)
+    landing = _LANDINGS.get(storage.kind)
+    assert isinstance(storage, GridStorage)
+    if landing is None or storage.scale != "fixed" or not serves(storage.format, landing):
+        return None
+    return Recipe(storage.format, power, kappa, landing)
+
+
+def adam_step(
+    p: Tensor, state: dict[str, Any], group: dict[str, Any], chosen: Recipe, grid: Grid | None, key: int, *, show: bool
+) -> Tensor | None:
+    """Take one step of p (which has a gradient), in place; with `show`, returns the change asked for but decay."""
+    if "step" not in state:
+        state["step"] = torch.zeros((), dtype=torch.float32)
+        state["exp_avg"], state["exp_avg_sq"] = torch.zeros_like(p), torch.zeros_like(p)
+    state["step"] += 1
+    count, (beta1, beta2) = state["step"].item(), group["betas"]
+    found = torch.tensor(
+        [
+            1 - beta1, beta2, 1 - beta2, (1 - beta2**count) ** 0.5, group["eps"],
+            -(group["lr"] / (1 - beta1**count)), 1 - group["lr"] * group["weight_decay"],
+            chosen.power, chosen.kappa, *((0.0, 0.0) if chosen.format is None else binades(chosen.format)),
+        ]
+    ).to(p.device, non_blocking=True)  # fmt: skip
+    scale = None if grid is None or chosen.format is None else grid.scale
+    tensors = [p.detach(), p.grad, state["exp_avg"], state["exp_avg_sq"]]
+    if scale is None or scale.numel() == 1:
+        if not all(t.is_contiguous() for t in tensors if t is not None):
+            tensors = [t.contiguous() if i == 1 and t is not None else t for i, t in enumerate(tensors)]
+        tensors = [t.view(-1) for t in tensors if t is not None]
+        scale = None if scale is None else scale.reshape(())
+    at = state["storage_step"] if chosen.landing is not None else None
+    seed = torch.tensor(key, device=p.device) if chosen.landing is Rounding.stochastic else None
+    asked: Tensor | None = _compiled(chosen, show)(*tensors, found, scale, seed, at)
+    return asked if asked is None else asked.view(p.shape)
+
+
+@functools.cache
+def _compiled(chosen: Recipe, show: bool) -> Callable[..., Any]:
+    form = None if chosen.format is None else numbers(chosen.format)
+    # Plain booleans, decided here: numbers of a closure become inputs of a graph, and its branches would test them.
+    stiff, whole = chosen.power > 0 and chosen.format is not None, chosen.power == 1
+
+    def run(
+        p: Tensor, g: Tensor, mean: Tensor, square: Tensor, found: Tensor,
+        scale: Tensor | None, seed: Tensor | None, at: Tensor | None,
+    ) -> Tensor | None:  # fmt: skip
+        rate1, beta2, rate2, root, eps, value, keep, power, kappa, lowest, highest = found.unbind()
+        mean.lerp_(g, rate1)
+        square.mul_(beta2).add_(g * g * rate2)
+        step = mean / (square.sqrt() / root + eps) * value
+        if stiff:
+            u = floored(p, kappa) if scale is None else floored(p, kappa) / scale
+            field = binade(u, lowest, highest)
+            if scale is not None and scale.ndim > 0:
+                field = field * (scale / scale.amax())
+            step = step * factor(field, 1.0 if whole else power)
+        key = fold(seed, at) if seed is not None and at is not None else None
+        p.copy_(_landed(p * keep + step, chosen, form, scale, key))
+        if at is not None:
+            at.add_(1)
+        return step if show else None
+
+    torch._dynamo.config.recompile_limit = max(torch._dynamo.config.recompile_limit, RECOMPILATIONS)
+    return torch.compile(run, dynamic=True, fullgraph=True)
+
+
+def _landed(wanted: Tensor, chosen: Recipe, form: Numbers | None, scale: Tensor | None, key: Tensor | None) -> Tensor:
+    """The stored weight for a wanted one."""
+    if chosen.landing is None or chosen.format is None or form is None:
+        return wanted
+    fmt = chosen.format
+    inverse = scale.reciprocal() if scale is not None and scale.ndim == 0 else None
+    if key is not None and chosen.landing is Rounding.stochastic:
+        return stochastic(wanted, scale, inverse, fmt.has_negative_zero, form, key)
+    return nearest(wanted, scale, inverse, fmt.has_negative_zero, form)
