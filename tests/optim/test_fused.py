@@ -1,0 +1,73 @@
+"""The fused step is the eager step to float32 rounding, and stored weights are on their grids under both engines."""
+
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from altgrad.optim import AdamW, ManifoldAdamW, Update
+from altgrad.quantize import round_to
+
+# torch.compile warns of what it does itself.
+pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::UserWarning:torch")
+
+CASES: list[tuple[Any, dict[str, Any]]] = [
+    (AdamW, {}),
+    (ManifoldAdamW, {"format": "e4m3fn"}),
+    (ManifoldAdamW, {"format": "e5m2", "power": 0.5, "kappa": 0.25}),
+    (ManifoldAdamW, {"storage": {"kind": "nearest", "format": "e3m4"}}),
+    (AdamW, {"storage": {"kind": "stochastic", "format": "e5m2"}}),
+    (
+        ManifoldAdamW,
+        {
+            "storage": {
+                "kind": "stochastic",
+                "format": "e4m3fn",
+                "scaling": {"kind": "current", "granularity": "channel"},
+            }
+        },
+    ),
+]
+
+
+def run(
+    made: Any, settings: dict[str, Any], engine: Any, *, watching: bool = False
+) -> tuple[Tensor, Any, list[Update]]:
+    torch.manual_seed(0)
+    p = nn.Parameter(torch.randn(24, 32) * 10 ** (-2 * torch.rand(24, 32)))
+    optimizer = made([("w", p)], lr=1e-3, weight_decay=0.1, **settings)
+    optimizer.engine = engine
+    seen: list[Update] = []
+    optimizer.observers.append(seen.append)
+    optimizer.watching = watching
+    for _ in range(4):
+        p.grad = torch.randn(24, 32)
+        kept = p.grad.clone()
+        optimizer.step()
+        assert torch.equal(p.grad, kept)
+    return p.detach(), optimizer.state[p], seen
+
+
+@pytest.mark.parametrize(("made", "settings"), CASES)
+def test_fused_is_eager_to_rounding(made: Any, settings: dict[str, Any]) -> None:
+    (eager, old, shown), (fused, new, also) = (run(made, settings, e, watching=True) for e in ("eager", "compiled"))
+    for key in ("exp_avg", "exp_avg_sq"):
+        assert torch.allclose(old[key], new[key], rtol=1e-5, atol=3e-7)  # sums that nearly cancel
+    for a, b in zip(shown[:1], also[:1], strict=True):
+        assert torch.allclose(a.requested, b.requested, rtol=2e-5, atol=1e-9)
+    storage = settings.get("storage")
+    if storage is None:
+        assert torch.allclose(eager, fused, rtol=1e-5, atol=1e-7)
+    else:
+        assert torch.equal(fused, round_to(fused, storage["format"], scale=new["storage_scale"]))
+        assert torch.equal(old["storage_scale"], new["storage_scale"])
+        assert int(old["storage_step"]) == int(new["storage_step"]) == 4
+        # A request that differs in its last bit lands elsewhere only where it met its random bits or a tie.
+        assert float((eager != fused).double().mean()) < 0.01
+
+
+@pytest.mark.parametrize(("made", "settings"), CASES[1::3])
+def test_watching_a_fused_step_changes_no_bit(made: Any, settings: dict[str, Any]) -> None:
+    watched, alone = (run(made, settings, "compiled", watching=w)[0] for w in (True, False))
+    assert torch.equal(watched, alone)
