@@ -6,7 +6,7 @@ rule and every parameter group, and to say what the run would do.
 
 import platform
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -21,13 +21,14 @@ from altgrad.data.dataset import Dataset
 from altgrad.document import Document
 from altgrad.nn.policy import SLOTS, Decision
 from altgrad.nn.policy import describe as in_words
-from altgrad.optim import parameter_groups
+from altgrad.optim import Optimizer
+from altgrad.optim.storage import GridStorage
 from altgrad.spec import LocatedError, SpecError
 from altgrad.store import Run, RunStore, run_id
 from altgrad.training import RunSpec
 from altgrad.training.initial import fitting_weights
 from altgrad.training.resolution import resolve
-from altgrad.training.state import build_model
+from altgrad.training.state import build_model, build_optimizer
 
 
 @dataclass(frozen=True)
@@ -42,6 +43,8 @@ class Prepared:
     decisions: Sequence[Decision]
     quantised: int
     """Parameters that enter a format."""
+    stored: Mapping[str, str]
+    """Parameters that are kept on a grid, by name: how, in words."""
 
     def place(self, error: LocatedError) -> str:
         """The error as one line with file, line and column."""
@@ -55,17 +58,22 @@ class Prepared:
             console.say(f"the earlier run is now {aside.path}")
         return run
 
+    def check_start(self) -> None:
+        """SpecError if the weights that the run should start from cannot be read or do not fit."""
+        if self.spec.init_from is None:
+            return
+        try:
+            with torch.device("meta"):
+                model = build_model(self.spec, self.dataset.vocabulary, self.dataset.outputs)
+            fitting_weights(model, self.spec.model, self.spec.init_from)
+        except ValueError as error:
+            raise SpecError(self.document.where(("init_from",)), str(error)) from None
+
     def ensure(self, run: Run) -> Run:
         """The run, created if it is new. Raises SpecError if the weights it should start from do not fit."""
         if run.exists:
             return run
-        if self.spec.init_from is not None:
-            try:
-                with torch.device("meta"):
-                    model = build_model(self.spec, self.dataset.vocabulary, self.dataset.outputs)
-                fitting_weights(model, self.spec.model, self.spec.init_from)
-            except ValueError as error:
-                raise SpecError(self.document.where(("init_from",)), str(error)) from None
+        self.check_start()
         facts = {
             "fingerprint": self.spec.fingerprint(), "seed": self.spec.seed, "steps": self.spec.steps, "step": 0,
             "parameters": self.parameters, "quantised_parameters": self.quantised, "data": self.dataset.describe(),
@@ -92,10 +100,7 @@ def prepare(path: Path, sets: Sequence[str], device: str) -> Prepared:
         with torch.device("meta"):
             model = build_model(spec, dataset.vocabulary, dataset.outputs)
             decisions = spec.precision.decide(model)
-            try:
-                parameter_groups(model, spec.optimizer)
-            except LocatedError as error:
-                raise error.within("optimizer") from None
+            optimizer = build_optimizer(spec, model)
     except LocatedError as error:
         console.fail(str(SpecError(document.where(error.location), str(error))), 2)
     except ValueError as error:
@@ -105,7 +110,9 @@ def prepare(path: Path, sets: Sequence[str], device: str) -> Prepared:
     if notice is not None:
         console.say(notice, sys.stderr)
     count = sum(p.numel() for p in model.parameters())
-    return Prepared(spec, document, dataset, where, count, decisions, _quantised(model, decisions))
+    stored = _stored(optimizer)
+    quantised = _quantised(model, decisions, stored)
+    return Prepared(spec, document, dataset, where, count, decisions, quantised, stored)
 
 
 def _device(name: str) -> torch.device:
@@ -123,12 +130,22 @@ def _gpus() -> str:
     return "".join(f", cuda:{index}" for index in range(torch.cuda.device_count()))
 
 
-def _quantised(model: nn.Module, decisions: Sequence[Decision]) -> int:
+def _stored(optimizer: Optimizer) -> dict[str, str]:
+    found: dict[str, str] = {}
+    for group, storage in zip(optimizer.param_groups, optimizer.storages, strict=True):
+        if isinstance(storage, GridStorage):
+            words = f"{storage.kind} {storage.format}" + (" tracked" if storage.scale == "tracked" else "")
+            found |= dict.fromkeys((optimizer.names[p] for p in group["params"]), words)
+    return found
+
+
+def _quantised(model: nn.Module, decisions: Sequence[Decision], stored: Mapping[str, str]) -> int:
     weights = {
         model.get_submodule(d.name).weight
         for d in decisions
         if d.precision is not None and any(d.precision.slots[slot] for slot in SLOTS if slot[1] == "weight")
     }
+    weights |= {p for name, p in model.named_parameters() if name in stored}
     return sum(weight.numel() for weight in weights if isinstance(weight, torch.Tensor))
 
 
@@ -138,12 +155,16 @@ def describe(prepared: Prepared, as_json: bool) -> None:
     share = prepared.quantised / prepared.parameters
     if as_json:
         facts = {"layers": rows, "parameters": prepared.parameters, "quantised_parameters": prepared.quantised}
+        facts["stored"] = dict(prepared.stored)
         console.print_json(facts)
         return
     header = ["layer", "forward: input", "weight", "grad_input: grad_output", "weight", "grad_weight: grad_output"]
     header += ["input", "storage", "decided by"]
     table = [[row["layer"], *row["slots"].values(), row["storage"], row["rule"]] for row in rows]
     console.table(header, table)
+    layers = {f"{row['layer']}.weight" for row in rows}
+    for name in sorted(prepared.stored.keys() - layers):
+        console.say(f"{name} is stored {prepared.stored[name]}")
     console.say(
         f"{prepared.parameters:,} parameters, {prepared.quantised:,} of them ({share:.1%}) enter a format; "
         f"{prepared.spec.steps} steps on {prepared.device}"
@@ -161,6 +182,6 @@ def _row(prepared: Prepared, decision: Decision) -> dict[str, Any]:
     return {
         "layer": decision.name,
         "slots": slots,
-        "storage": precision.storage if precision else "master",
+        "storage": prepared.stored.get(f"{decision.name}.weight", "master"),
         "rule": rule,
     }

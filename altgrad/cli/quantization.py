@@ -54,22 +54,24 @@ class Tally:
     """Counts and sums over casts, from which the measures follow; they add up over slabs and over tensors."""
 
     counts: dict[str, int] = field(default_factory=dict)
+    clamped: int = 0
     signal: float = 0.0
     noise: float = 0.0
 
-    def add(self, counts: Mapping[str, int], signal: float, noise: float) -> None:
-        """Add what was found elsewhere."""
+    def add(self, counts: Mapping[str, int], signal: float, noise: float, clamped: int = 0) -> None:
+        """Add what was found elsewhere. clamped: scales beyond their range."""
         self.counts = {key: self.counts.get(key, 0) + value for key, value in counts.items()}
         self.signal += signal
         self.noise += noise
+        self.clamped += clamped
 
     def measures(self) -> dict[str, float]:
-        """sqnr_db, underflow_rate and saturation_rate as SCIENCE defines them; nonfinite is a count."""
+        """sqnr_db, underflow_rate and saturation_rate as SCIENCE defines them; the others are counts."""
         sums = torch.tensor([self.signal, self.noise], dtype=torch.float64)
         found = {"sqnr_db": float(decibels(sums[0], sums[1]))}
         for key, (part, whole) in _SHARE_KEYS.items():
             found[key] = self.counts[part] / self.counts[whole] if self.counts.get(whole) else math.nan
-        return {**found, "nonfinite": self.counts.get("nonfinite", 0)}
+        return {**found, "nonfinite": self.counts.get("nonfinite", 0), "clamped_scale_count": self.clamped}
 
 
 def formats_named(names: Sequence[str]) -> list[FloatFormat]:
@@ -134,7 +136,7 @@ def run(job: Job, weights: Weights, folder: Path | None) -> dict[str, Any]:
                     continue
                 row, tally = _cast(tensor, choice, writer)
                 rows.append(row)
-                pooled.add(tally.counts, tally.signal, tally.noise)
+                pooled.add(tally.counts, tally.signal, tally.noise, tally.clamped)
                 after += row["bytes_after"]
             if writer is not None:
                 writer.finish()
@@ -176,6 +178,8 @@ def _cast(tensor: StoredTensor, choice: Choice, writer: PackedWriter | None) -> 
             writer.write(to_storage(codes if whole else _codes(made, tensor.name), fmt))
     size = x.numel() * (1 if fmt.bits <= 8 else 2)
     if scale is not None:
+        assert scale.clamped is not None
+        tally.clamped = int(scale.clamped)
         size += 4 * scale.entries.numel()
         if writer is not None:
             writer.scale(tensor.name, scale)

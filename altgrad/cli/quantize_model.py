@@ -100,6 +100,9 @@ def _print(summaries: list[dict[str, Any]], out: Path | None) -> None:
         f"{first['cast_tensors']} of {first['tensors_in_model']} tensors cast, the others as they were; "
         f"{_bytes(first['bytes_before'])} before"
     )
+    for each in summaries:
+        if each["clamped_scale_count"]:
+            console.say(f"{each['name']}: scales clamped to the end of their range: {each['clamped_scale_count']}")
     if out is not None:
         console.say(f"written to {out}")
 

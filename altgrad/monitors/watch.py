@@ -13,9 +13,9 @@ import torch
 from torch import Tensor, nn
 
 from altgrad.monitors.monitor import CastMonitor, GradientMonitor, Monitor, MonitorSpec, Report
-from altgrad.nn import QuantizedLinear, quantizers
+from altgrad.nn import quantizers, weight_quantizers
 from altgrad.optim import Optimizer, Update
-from altgrad.quantize import Cast, Quantizer
+from altgrad.quantize import Cast
 from altgrad.quantize.quantizer import Role
 
 
@@ -26,7 +26,7 @@ class Watch:
         self.optimizer, self.due_at = optimizer, {spec.kind: spec.every for spec in specs}
         self.monitors: dict[str, Monitor] = {spec.kind: spec.build() for spec in specs}
         self.quantizers = quantizers(model)
-        self.weights = _weight_quantizers(model)
+        self.weights = weight_quantizers(model)
         sites = [q.site for q in self.quantizers]
         sites += [f"{name}/{role}" for name in self.weights for role in ("requested", "stored")]
         self.rows = {site: row for row, site in enumerate(sites)}
@@ -114,15 +114,6 @@ class Watch:
         pairs: tuple[tuple[Role, Tensor], ...] = (("requested", update.requested), ("stored", update.after))
         for role, tensor in pairs:
             self._see(quantizer.on_grid(tensor, scale, f"{update.name}/{role}", role))
-
-
-def _weight_quantizers(model: nn.Module) -> dict[str, Quantizer]:
-    """The cast of the forward weight, by parameter name."""
-    found = {}
-    for name, module in model.named_modules():
-        if isinstance(module, QuantizedLinear) and ("forward", "weight") in module.slot_casts:
-            found[f"{name}.weight" if name else "weight"] = module.slot_casts["forward", "weight"]
-    return found
 
 
 def _fetch(tensors: list[Tensor]) -> list[list[float]]:

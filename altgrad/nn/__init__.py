@@ -1,10 +1,10 @@
 """Modules on grids: the quantised Linear, the policy that places it, the surgery that installs it."""
 
-from altgrad.nn.linear import QuantizedLinear
+from altgrad.nn.linear import QuantizedLayer, QuantizedLinear
 from altgrad.nn.policy import LayerPrecision, PrecisionPolicy
-from altgrad.nn.surgery import commit, dequantize_model, quantize_model, quantizers
+from altgrad.nn.surgery import commit, dequantize_model, quantize_model, quantizers, weight_quantizers
 
 __all__ = [
-    "LayerPrecision", "PrecisionPolicy", "QuantizedLinear",
-    "commit", "dequantize_model", "quantize_model", "quantizers",
+    "LayerPrecision", "PrecisionPolicy", "QuantizedLayer", "QuantizedLinear",
+    "commit", "dequantize_model", "quantize_model", "quantizers", "weight_quantizers",
 ]  # fmt: skip

@@ -1,4 +1,4 @@
-"""QuantizedLinear: three products, six slots.
+"""Quantised layers: three products, six slots.
 
     y  = Q(x) @ Q(W).T + b        dx = Q(g) @ Q(W)        dW = Q(g).T @ Q(x)        db = sum of g
 
@@ -6,67 +6,78 @@ Each Q is the cast of its slot, or nothing. What backward multiplies by is the *
 the slot's own cast), never the restored full-precision one; the bias gradient comes from the unrounded g. All casts of
 x and W are made in forward, so that the order of events does not depend on autograd's schedule.
 
+One mixin serves nn.Linear and transformers' Conv1D, which keeps W transposed: the weight is cast as it is stored,
+with the axes of its casts exchanged, and turned for the products. (A transposed view would do for the products, but
+whoever looks at the parameter itself, its storage or its monitors, needs the scale as the parameter lies.)
+
 The three products are one autograd Function because the slots of a product are its own: composing straight-through
 casts around F.linear can only express one cast per operand.
 """
 
 import typing
-from typing import Any, cast
+from typing import Any, ClassVar, cast
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from altgrad.nn.layout import is_turned
 from altgrad.nn.policy import LayerPrecision, Operand, Product, reduced_axis
 from altgrad.quantize import Quantizer
 from altgrad.quantize.quantizer import Axis, Role
 
+Slots = list[tuple[Product, Operand]]
 
-class QuantizedLinear(nn.Linear):
-    """A Linear whose products run on cast operands.
 
-    precision: what each slot is cast to. site: the module's name, which names its casts (`<site>/<operand>`) and keys
-    their random bits. Input [..., in_features] in float32, bf16 or fp16; under autocast the products run in its dtype.
+def make_casts(layer: nn.Module, precision: LayerPrecision, site: str, seed: int) -> dict[str, tuple[Quantizer, Slots]]:
+    """The casts that a layer of `altgrad.nn.layout` gets under this precision, by name, with the slots each serves.
+
+    Raises ValueError naming the slot at fault.
+    """
+    made = {}
+    for name, (spec, slots) in precision.casts().items():
+        operand, axis = slots[0][1], reduced_axis(slots)
+        if operand == "weight" and is_turned(layer):
+            axis = "first" if axis == "last" else "last"
+        try:
+            quantizer = Quantizer(
+                spec, f"{site}/{name}" if site else name, cast(Role, operand), seed=seed,
+                rows=_rows(layer, operand, axis), reduced=axis,
+            )  # fmt: skip
+        except ValueError as error:
+            raise ValueError(f"{site}, {name}: {error}") from None
+        made[name] = quantizer, slots
+    return made
+
+
+def _rows(layer: nn.Module, operand: Operand, axis: Axis) -> int | None:
+    """How many slices an operand has along its reduced axis; None for tokens, whose number varies."""
+    shape = cast(Tensor, layer.weight).shape
+    features = {"input": shape[not is_turned(layer)], "grad_output": shape[is_turned(layer)]}
+    return shape[axis == "first"] if operand == "weight" else features[operand] if axis == "first" else None
+
+
+class QuantizedLayer(nn.Module):
+    """A layer y = x W^T + b whose products run on cast operands, mixed into the class that it was.
+
+    Input [..., in_features] in float32, bf16 or fp16; under autocast the products run in its dtype.
     """
 
+    plain: ClassVar[type[nn.Module]]
+    """The class that it was."""
+    weight: Tensor
     casts: nn.ModuleDict
     precision: LayerPrecision
     slot_casts: dict[tuple[Product, Operand], Quantizer]
 
-    def __init__(
-        self,
-        in_features: int,
-        out_features: int,
-        bias: bool = True,
-        *,
-        precision: LayerPrecision,
-        site: str = "",
-        seed: int = 0,
-    ) -> None:
-        super().__init__(in_features, out_features, bias)
-        self.attach(precision, site, seed)
-
     def attach(self, precision: LayerPrecision, site: str, seed: int) -> None:
-        """Give a Linear that has become a QuantizedLinear its casts. Raises ValueError naming the slot at fault."""
-        made: dict[str, Quantizer] = {}
+        """Give a layer that has become this its casts. Raises ValueError naming the slot at fault."""
         self.precision, self.slot_casts = precision, {}
-        for name, (spec, slots) in precision.casts().items():
-            operand, axis = slots[0][1], reduced_axis(slots)
-            try:
-                quantizer = Quantizer(
-                    spec, f"{site}/{name}" if site else name, cast(Role, operand), seed=seed,
-                    rows=self._rows(operand, axis), reduced=axis,
-                )  # fmt: skip
-            except ValueError as error:
-                raise ValueError(f"{site}, {name}: {error}") from None
+        made: dict[str, Quantizer] = {}
+        for name, (quantizer, slots) in make_casts(self, precision, site, seed).items():
             made[name.replace(".", "_")] = quantizer.to(self.weight.device).train(self.training)
             self.slot_casts.update(dict.fromkeys(slots, quantizer))
         self.casts = nn.ModuleDict(made)
-
-    def _rows(self, operand: Operand, axis: Axis) -> int | None:
-        """How many slices an operand has along its reduced axis; None for tokens, whose number varies."""
-        across = {"weight": (self.out_features, self.in_features), "input": (None, self.in_features)}
-        return across.get(operand, (None, self.out_features))[axis == "first"]
 
     def forward(self, input: Tensor) -> Tensor:
         """y [..., out_features]."""
@@ -78,7 +89,7 @@ class QuantizedLinear(nn.Linear):
     ) -> tuple[dict[Product, Tensor], Tensor | None]:
         """x as each product wants it, in `dtype`, and the mask of a clipped straight-through gradient (None: all pass).
 
-        Each distinct cast is made once.
+        A weight comes as [out, in], however it is kept. Each distinct cast is made once.
         """
         made: dict[Quantizer | None, Tensor] = {}
         masks: list[Tensor] = []
@@ -95,16 +106,61 @@ class QuantizedLinear(nn.Linear):
                     made[quantizer], mask = quantizer.values_and_mask(x, live, dtype)
                     masks += [] if mask is None else [mask]
             found[product] = made[quantizer]
-        return found, torch.stack(masks).all(0) if masks else None
+        mask = torch.stack(masks).all(0) if masks else None
+        if name == "weight" and is_turned(self):
+            return {product: made.mT for product, made in found.items()}, None if mask is None else mask.mT
+        return found, mask
 
     def extra_repr(self) -> str:
         """Shown by print(model)."""
         return f"{super().extra_repr()}, casts={', '.join(self.precision.casts()) or 'none'}"
 
 
+class QuantizedLinear(QuantizedLayer, nn.Linear):
+    """A Linear whose products run on cast operands.
+
+    precision: what each slot is cast to. site: the module's name, which names its casts (`<site>/<operand>`) and keys
+    their random bits. For input and dtypes see QuantizedLayer.
+    """
+
+    plain = nn.Linear
+
+    def __init__(
+        self,
+        in_features: int,
+        out_features: int,
+        bias: bool = True,
+        *,
+        precision: LayerPrecision,
+        site: str = "",
+        seed: int = 0,
+    ) -> None:
+        super().__init__(in_features, out_features, bias)
+        self.attach(precision, site, seed)
+
+
+_MADE: dict[type[nn.Module], type["QuantizedLayer"]] = {}
+
+
+def quantized_class(plain: type[nn.Module]) -> type[QuantizedLayer]:
+    """The class that a plain layer of this class becomes: derived from it, so that `isinstance` still finds it."""
+    if plain is nn.Linear:
+        return QuantizedLinear
+    if plain not in _MADE:
+        again = {"plain": plain, "__reduce__": lambda layer: (_blank, (plain,), layer.__dict__)}
+        _MADE[plain] = type(f"Quantized{plain.__name__}", (QuantizedLayer, plain), again)
+    return _MADE[plain]
+
+
+def _blank(plain: type[nn.Module]) -> nn.Module:
+    """What a pickle (or deepcopy) of a class made above begins with, since no module has that class by name."""
+    made = quantized_class(plain)
+    return made.__new__(made)
+
+
 class _Products(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None, layer: QuantizedLinear, live: bool) -> Tensor:
+    def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None, layer: QuantizedLayer, live: bool) -> Tensor:
         device = x.device.type
         auto = torch.is_autocast_enabled(device)
         dtype = torch.get_autocast_dtype(device) if auto else x.dtype
@@ -129,6 +185,7 @@ class _Products(torch.autograd.Function):
             dx = dx.view(*grads[0].shape[:-1], -1)
         if wants_weight:
             dw = _masked(found["grad_weight"].T @ x, ctx.weight_mask).to(ctx.types[1])
+            dw = dw.mT if is_turned(ctx.layer) else dw
         if wants_bias and ctx.types[2] is not None:
             db = grad.sum(0).to(ctx.types[2])
         return dx, dw, db, None, None

@@ -20,6 +20,7 @@ from typing import Annotated, Any, Literal
 from pydantic import Field, PlainValidator, model_validator
 from torch import nn
 
+from altgrad.nn.layout import experts, is_layer
 from altgrad.quantize import QuantizerSpec
 from altgrad.quantize.quantizer import Axis
 from altgrad.spec import LocatedError, Spec, did_you_mean
@@ -36,10 +37,9 @@ SLOTS: tuple[tuple[Product, Operand], ...] = (
 
 @dataclass(frozen=True)
 class LayerPrecision:
-    """What happens in each of a layer's six slots (None: not cast), and how its weight is stored."""
+    """What happens in each of a layer's six slots (None: not cast)."""
 
     slots: Mapping[tuple[Product, Operand], QuantizerSpec | None]
-    storage: str = "master"
     per_product: bool = False
     """Whether each slot is cast for itself, even where both slots of an operand say the same."""
 
@@ -121,8 +121,6 @@ class Rule(Spec):
     grad_weight: GradWeightSlots = GradWeightSlots()
     operands: Literal["shared", "per_product"] = "shared"
     """shared: one cast of an operand serves both its products. per_product: each casts it along its reduced axis."""
-    storage: Literal["master"] = "master"
-    """How the weight is kept between steps. master: float32, cast anew in every forward pass."""
 
     @classmethod
     def noun(cls) -> str:
@@ -144,16 +142,20 @@ class Rule(Spec):
         for product, operand in SLOTS:
             chosen = getattr(getattr(self, product), operand)
             slots[product, operand] = getattr(self, operand) if chosen == "same" else chosen
-        return LayerPrecision(slots, self.storage, self.operands == "per_product")
+        return LayerPrecision(slots, self.operands == "per_product")
 
 
 @dataclass(frozen=True)
 class Decision:
-    """What the policy says of one Linear: its name, the rule's number (None: no rule matched) and the precision."""
+    """What the policy says of one Linear: its name, the rule's number (None: no rule matched) and the precision.
+
+    experts: where it is no Linear but a 3-D parameter for several experts that a rule matched, its shape.
+    """
 
     name: str
     rule: int | None
     precision: LayerPrecision | None
+    experts: tuple[int, ...] | None = None
 
 
 class PrecisionPolicy(Spec):
@@ -173,23 +175,33 @@ class PrecisionPolicy(Spec):
 
     @classmethod
     def uniform(cls, *, match: str = "*", **casts: str | QuantizerSpec) -> "PrecisionPolicy":
-        """One rule for every Linear that matches: `uniform(weight="e4m3fn", input="e4m3fn", grad_output="e5m2")`."""
-        return cls.model_validate({"rules": ({"match": match, **casts},)})
+        """One rule for every Linear that matches: `uniform(weight="e4m3fn", input="e4m3fn", grad_output="e5m2")`.
+
+        Raises SpecError, a ValueError of one line, for what is no rule.
+        """
+        return cls.made_from({"rules": ({"match": match, **casts},)})
 
     def decide(self, model: nn.Module) -> list[Decision]:
-        """A decision for every `nn.Linear` of the model, in module order. Changes nothing.
+        """A decision for every Linear (and Conv1D) of the model, in module order. Changes nothing.
 
+        There is one, too, for each 3-D parameter of experts that a rule matches, by its own name or its module's.
         Raises LocatedError for a rule that decides nothing.
         """
         names = aliases(model)
         used: set[int] = set()
         decisions = []
         for name, module in model.named_modules():
-            if not isinstance(module, nn.Linear):
-                continue
-            rule = next((i for i, rule in enumerate(self.rules) if matches(rule.match, names[name])), None)
-            used |= {rule} if rule is not None else set()
-            decisions.append(Decision(name, rule, None if rule is None else self.rules[rule].layer()))
+            shapes: dict[str, tuple[int, ...] | None] = {name: None} if is_layer(module) else {}
+            for leaf, parameter in experts(module).items():
+                full = f"{name}.{leaf}" if name else leaf
+                names[full] = names[name] | {f"{alias}.{leaf}" if alias else leaf for alias in names[name]}
+                shapes[full] = tuple(parameter.shape)
+            for found, shape in shapes.items():
+                rule = next((i for i, rule in enumerate(self.rules) if matches(rule.match, names[found])), None)
+                used |= {rule} if rule is not None else set()
+                if shape is None or rule is not None:
+                    precision = None if rule is None else self.rules[rule].layer()
+                    decisions.append(Decision(found, rule, precision, shape))
         for number, unused in enumerate(self.rules):
             if number not in used:
                 raise LocatedError(

@@ -1,7 +1,17 @@
-"""Optimizers that request, parameter groups by name, schedules."""
+"""Optimizers that request, storage that writes, parameter groups by name, schedules."""
 
 from altgrad.optim.adamw import AdamW
-from altgrad.optim.optimizer import Optimizer, OptimizerSpec, Request, Update, parameter_groups
+from altgrad.optim.grid_optim import GridOptim
+from altgrad.optim.groups import parameter_groups
+from altgrad.optim.madam import Madam
+from altgrad.optim.manifold_adamw import ManifoldAdamW
+from altgrad.optim.optimizer import Optimizer, OptimizerSpec
+from altgrad.optim.request import Request, Update
 from altgrad.optim.schedule import Schedule
+from altgrad.optim.sgd import SGD
+from altgrad.optim.storage import StorageSpec
 
-__all__ = ["AdamW", "Optimizer", "OptimizerSpec", "Request", "Schedule", "Update", "parameter_groups"]
+__all__ = [
+    "SGD", "AdamW", "GridOptim", "Madam", "ManifoldAdamW", "Optimizer", "OptimizerSpec", "Request", "Schedule",
+    "StorageSpec", "Update", "parameter_groups",
+]  # fmt: skip

@@ -7,14 +7,16 @@ The same bits as torch.optim.AdamW, which the tests check step by step: a refere
 everybody else calls AdamW. State has torch's names and shapes, so checkpoints move both ways.
 """
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import Annotated, Any, ClassVar
 
 import torch
 from pydantic import Field
 from torch import Tensor
 
-from altgrad.optim.optimizer import Optimizer, OptimizerSpec, Request
+from altgrad.optim.optimizer import Optimizer, OptimizerSpec
+from altgrad.optim.request import Request
+from altgrad.quantize import Grid
 
 Beta = Annotated[float, Field(ge=0, lt=1)]
 
@@ -26,16 +28,19 @@ class AdamWSpec(OptimizerSpec):
     betas: tuple[Beta, Beta] = (0.9, 0.95)
     eps: Annotated[float, Field(gt=0)] = 1e-8
 
-    def build(self, groups: Iterable[dict[str, Any]]) -> "AdamW":
+    def build(self, groups: Iterable[dict[str, Any]], *, seed: int = 0) -> "AdamW":
         """See OptimizerSpec."""
-        return AdamW(groups, lr=self.lr, betas=self.betas, eps=self.eps, weight_decay=self.weight_decay)
+        return AdamW(groups, lr=self.lr, betas=self.betas, eps=self.eps, weight_decay=self.weight_decay, seed=seed)
 
 
 class AdamW(Optimizer):
     """torch.optim.AdamW's trajectory (defaults as there), as a request.
 
-    params: parameters, (name, parameter) pairs, or groups of either. Raises ValueError for values out of range.
+    params: parameters, (name, parameter) pairs, or groups of either. storage, track, seed: see Optimizer. Raises
+    ValueError for values out of range.
     """
+
+    has_momentum = "betas"
 
     def __init__(
         self,
@@ -44,40 +49,59 @@ class AdamW(Optimizer):
         betas: tuple[float, float] = (0.9, 0.999),
         eps: float = 1e-8,
         weight_decay: float = 1e-2,
+        *,
+        storage: Any = None,
+        track: bool = False,
+        seed: int = 0,
     ) -> None:
-        for name, value, good in (
-            ("lr", lr, lr >= 0),
-            ("betas", betas, all(0 <= beta < 1 for beta in betas)),
-            ("eps", eps, eps >= 0),
-            ("weight_decay", weight_decay, weight_decay >= 0),
-        ):
-            if not good:
-                limit = "both in [0, 1)" if name == "betas" else "not negative"
-                raise ValueError(f"AdamW: {name} is {value}; it must be {limit}.")
-        super().__init__(params, {"lr": lr, "betas": betas, "eps": eps, "weight_decay": weight_decay})
+        defaults = {"lr": lr, "betas": betas, "eps": eps, "weight_decay": weight_decay}
+        super().__init__(params, {**defaults, "storage": storage, "track": track}, seed=seed)
 
-    def request(self, group: dict[str, Any], params: list[Tensor], grads: list[Tensor]) -> Request:
+    def check(self, group: dict[str, Any]) -> None:
         """See Optimizer."""
-        beta1, beta2 = group["betas"]
-        for p in params:
-            if not self.state[p]:
-                self.state[p]["step"] = torch.zeros((), dtype=torch.float32)
-                self.state[p]["exp_avg"] = torch.zeros_like(p)
-                self.state[p]["exp_avg_sq"] = torch.zeros_like(p)
-        steps = [self.state[p]["step"] for p in params]
-        means = [self.state[p]["exp_avg"] for p in params]
-        squares = [self.state[p]["exp_avg_sq"] for p in params]
-        torch._foreach_add_(steps, 1)
-        torch._foreach_lerp_(means, grads, 1 - beta1)
-        torch._foreach_mul_(squares, beta2)
-        torch._foreach_addcmul_(squares, grads, grads, 1 - beta2)
-        counts = [step.item() for step in steps]  # on the CPU: no device waits
-        roots = torch._foreach_sqrt(squares)
-        torch._foreach_div_(roots, [(1 - beta2**count) ** 0.5 for count in counts])
-        torch._foreach_add_(roots, group["eps"])
-        return Request(
-            keep=1 - group["lr"] * group["weight_decay"],
-            values=[-(group["lr"] / (1 - beta1**count)) for count in counts],
-            numerators=means,
-            denominators=list(roots),
-        )
+        check_adam(group)
+
+    def request(
+        self, group: dict[str, Any], params: list[Tensor], grads: list[Tensor], grids: list[Grid | None]
+    ) -> Request:
+        """See Optimizer."""
+        return adam_request(self.state, group, params, grads)
+
+
+def check_adam(group: Mapping[str, Any]) -> None:
+    """ValueError for betas or eps out of range."""
+    betas, eps = group["betas"], group["eps"]
+    if not all(0 <= beta < 1 for beta in betas):
+        raise ValueError(f"betas is {betas}; it must be both in [0, 1).")
+    if not eps >= 0:
+        raise ValueError(f"eps is {eps}; it must be not negative.")
+
+
+def adam_request(
+    state: Mapping[Tensor, dict[str, Any]], group: Mapping[str, Any], params: list[Tensor], grads: list[Tensor]
+) -> Request:
+    """Advance Adam's moments by these gradients, and ask for its step; lr, betas, eps and decay come from the group."""
+    beta1, beta2 = group["betas"]
+    for p in params:
+        if "step" not in state[p]:
+            state[p]["step"] = torch.zeros((), dtype=torch.float32)
+            state[p]["exp_avg"] = torch.zeros_like(p)
+            state[p]["exp_avg_sq"] = torch.zeros_like(p)
+    steps = [state[p]["step"] for p in params]
+    means = [state[p]["exp_avg"] for p in params]
+    squares = [state[p]["exp_avg_sq"] for p in params]
+    torch._foreach_add_(steps, 1)
+    torch._foreach_lerp_(means, grads, 1 - beta1)
+    torch._foreach_mul_(squares, beta2)
+    torch._foreach_addcmul_(squares, grads, grads, 1 - beta2)
+    counts = [step.item() for step in steps]  # on the CPU: no device waits
+    roots = torch._foreach_sqrt(squares)
+    torch._foreach_div_(roots, [(1 - beta2**count) ** 0.5 for count in counts])
+    torch._foreach_add_(roots, group["eps"])
+    return Request(
+        keep=1 - group["lr"] * group["weight_decay"],
+        values=[-(group["lr"] / (1 - beta1**count)) for count in counts],
+        numerators=means,
+        denominators=list(roots),
+        beta=beta1,
+    )

@@ -1,28 +1,29 @@
 """Optimizers request; storage writes.
 
-Every optimizer here is one pure rule that turns gradients and its state into a *request* for each parameter,
+Every optimizer here is one pure rule that turns gradients, its state and the weights' grids into a `Request` for each
+parameter, and never touches a weight itself. How a weight is kept between steps is a separate question, answered in one
+place for all optimizers (`altgrad.optim.storage`), so every optimizer goes with every storage. Two pairs have no
+meaning and are refused when the optimizer is made: `eco` without a momentum buffer, and rungs (GridOptim's
+`landing: index`) anywhere but in `index` storage.
 
-    w <- keep * w + value * numerator / denominator,
-
-and never touches a weight itself. How a weight is kept between steps is a separate question, answered in one place for
-all optimizers. Under `master` storage the request is applied to the float32 weight in the operation order of
-torch.optim, so that trajectories agree with it bit for bit; that is why a request is this triple and not the finished
-difference, whose sum with w rounds differently.
-
-`parameter_groups` gives each parameter its learning rate and decay by name: first match wins, as in precision rules.
+The grid of a weight is that of its storage; under `master`, that of the cast its forward pass makes (`casts`), else the
+one that the storage's `format` names. A parameter without any of these has no geometry, and every rule is then the
+plain one.
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable
-from dataclasses import dataclass
-from typing import Annotated, Any, cast, overload
+from collections.abc import Callable, Iterable, Iterator
+from typing import Annotated, Any, ClassVar, cast, overload
 
 import torch
 from pydantic import Field
-from torch import Tensor, nn
+from torch import Tensor
 
-from altgrad.nn.policy import aliases, matches
-from altgrad.spec import Kind, LocatedError, Spec, did_you_mean
+from altgrad.optim.request import Request, Update
+from altgrad.optim.storage import StorageSpec
+from altgrad.quantize import Grid, Quantizer, round_to, rung, spacing
+from altgrad.quantize.noise import site_key
+from altgrad.spec import Kind, Spec
 
 LearningRate = Annotated[float, Field(ge=0)]
 WeightDecay = Annotated[float, Field(ge=0, lt=1)]
@@ -52,44 +53,105 @@ class OptimizerSpec(Kind, family="optimizer", package="altgrad.optim"):
     groups: tuple[GroupSpec, ...] = ()
 
     @abstractmethod
-    def build(self, groups: Iterable[dict[str, Any]]) -> "Optimizer":
-        """The optimizer over what `parameter_groups` returned."""
-
-
-@dataclass(frozen=True)
-class Request:
-    """w <- keep * w + value * numerator / denominator, for a list of parameters; `denominators` None means 1."""
-
-    keep: float
-    values: list[float]
-    numerators: list[Tensor]
-    denominators: list[Tensor] | None
-
-
-@dataclass(frozen=True)
-class Update:
-    """What one step did to one parameter: the weight before and after, and the change asked for (decay included)."""
-
-    name: str
-    before: Tensor
-    requested: Tensor
-    after: Tensor
+    def build(self, groups: Iterable[dict[str, Any]], *, seed: int = 0) -> "Optimizer":
+        """The optimizer over what `parameter_groups` returned; `seed` keys the random bits of storage."""
 
 
 class Optimizer(torch.optim.Optimizer, ABC):
     """A torch optimizer whose rule is `request`. p.grad is never changed; parameters without a gradient are skipped.
 
-    When `watching`, each step shows every observer what it did to each parameter; otherwise that costs nothing.
+    params: as torch.optim takes them. A group's (or the default) `storage` is a StorageSpec or plain data for one;
+    None is master. `track` keeps each gridded weight's `rung`, its gross `travel` in rungs, and `flips` and `updates`
+    as counts, in the state. When `watching`, each step shows every observer what it did to each parameter; otherwise
+    that costs nothing. ValueError, naming group and parameter, for settings that do not go together.
     """
 
-    def __init__(self, params: Any, defaults: dict[str, Any]) -> None:
+    has_momentum: ClassVar[str] = ""
+    """What of a group must not be 0 for there to be a momentum buffer; empty if there is none anyway."""
+
+    def __init__(self, params: Any, defaults: dict[str, Any], *, seed: int = 0) -> None:
         self.observers: list[Callable[[Update], None]] = []
         self.watching = False
-        super().__init__(params, defaults)
+        self.seed = seed
+        self.storages: list[StorageSpec] = []
+        self.casts: dict[Tensor, Quantizer] = {}
+        self.names: dict[Tensor, str] = {}
+        super().__init__(params, {"storage": None, "track": False, **defaults})
 
     @abstractmethod
-    def request(self, group: dict[str, Any], params: list[Tensor], grads: list[Tensor]) -> Request:
+    def request(
+        self, group: dict[str, Any], params: list[Tensor], grads: list[Tensor], grids: list[Grid | None]
+    ) -> Request:
         """The rule: advance the state of these parameters and say what should become of them."""
+
+    def check(self, group: dict[str, Any]) -> None:
+        """ValueError if the group's settings are out of range."""
+        return
+
+    def in_rungs(self, group: dict[str, Any]) -> bool:
+        """Whether requests for this group count grid positions."""
+        return False
+
+    def add_param_group(self, param_group: dict[str, Any]) -> None:
+        """As torch's; the weights are put on the grid of the group's storage. All is checked before any is changed."""
+        number = len(self.param_groups)
+        super().add_param_group(param_group)
+        group = self.param_groups[-1]
+        try:
+            storage = _storage(group["storage"])
+            self._check(group, storage)
+        except ValueError as error:
+            self.param_groups.pop()
+            names = group.get("param_names")
+            which = f"group {number}" + (f" ({names[0]}{', ...' * (len(names) > 1)})" if names else "")
+            raise ValueError(f"{type(self).__name__}, {which}: {error}") from None
+        group["storage"] = storage.tree()
+        names = group.get("param_names", [f"{number}.{i}" for i in range(len(group["params"]))])
+        self.names.update(zip(group["params"], names, strict=True))
+        self.storages.append(storage)
+        with torch.no_grad():
+            for p in group["params"]:
+                storage.adopt(p, self.state[p])
+
+    def _check(self, group: dict[str, Any], storage: StorageSpec) -> None:
+        limits: dict[str, Callable[[float], bool]] = {"lr": lambda v: v >= 0, "weight_decay": lambda v: v >= 0}
+        for name, good in limits.items():
+            if name in group and not good(group[name]):
+                raise ValueError(f"{name} is {group[name]}; it must be not negative.")
+        self.check(group)
+        if storage.wants_momentum and not (self.has_momentum and _momentum(group, self.has_momentum)):
+            how = f"set {self.has_momentum} above 0" if self.has_momentum else "use stochastic or kahan"
+            raise ValueError(
+                f"storage {storage.kind} puts its errors into the momentum buffer, and there is none; {how}."
+            )
+        if self.in_rungs(group) != (storage.kind == "index"):
+            raise ValueError(
+                f"landing: index walks on grid positions and needs storage index; the storage is {storage.kind}."
+                if self.in_rungs(group)
+                else "storage index takes whole rungs, which only grid_optim with landing: index asks for."
+            )
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """As torch's, with integer and scale state kept in its own dtype."""
+        kept = {(key, entry): t.dtype for key, values in state_dict["state"].items() for entry, t in _tensors(values)}
+        super().load_state_dict(state_dict)
+        self.storages = [_storage(group["storage"]) for group in self.param_groups]
+        flat = [p for group in self.param_groups for p in group["params"]]
+        for (key, entry), dtype in kept.items():
+            self.state[flat[key]][entry] = self.state[flat[key]][entry].to(dtype)
+
+    def grid(self, p: Tensor, storage: StorageSpec) -> Grid | None:
+        """The grid of one parameter now, or None."""
+        if not storage.on_grid and p in self.casts:
+            return self.casts[p].grid(p)
+        return storage.grid(p, self.state[p])
+
+    def grids(self) -> Iterator[tuple[str, Tensor, Grid]]:
+        """Name, weight and grid of every parameter that has one."""
+        for group, storage in zip(self.param_groups, self.storages, strict=True):
+            for p in group["params"]:
+                if (grid := self.grid(p, storage)) is not None:
+                    yield self.names[p], p, grid
 
     @overload
     def step(self, closure: None = None) -> None: ...
@@ -102,62 +164,90 @@ class Optimizer(torch.optim.Optimizer, ABC):
         if closure is not None:
             with torch.enable_grad():
                 loss = closure()
-        for group in self.param_groups:
-            named = list(zip(group.get("param_names", [""] * len(group["params"])), group["params"], strict=True))
-            named = [(name, p) for name, p in named if p.grad is not None]
-            if not named:
+        for group, storage in zip(self.param_groups, self.storages, strict=True):
+            params = [p for p in group["params"] if p.grad is not None]
+            if not params:
                 continue
-            params = [p for _, p in named]
-            before = [p.clone() for p in params] if self.watching else []
-            _write_master(params, self.request(group, params, [cast(Tensor, p.grad) for p in params]))
-            for (name, now), old in zip(named, before, strict=False):
-                for observe in self.observers:
-                    observe(Update(name, old, requested=now - old, after=now))
+            grids = [self.grid(p, storage) for p in params]
+            request = self.request(group, params, [cast(Tensor, p.grad) for p in params], grids)
+            seen = _Seen(request, params, grids) if self.watching or group["track"] else None
+            keys = [site_key(self.seed, f"{self.names[p]}/storage") for p in params]
+            storage.write(params, [self.state[p] for p in params], keys, request)
+            if seen is not None:
+                names = [self.names[p] for p in params]
+                updates = seen.updates(names, params, [self.grid(p, storage) for p in params], storage.kind)
+                self._show(group, params, updates)
         return loss
 
-
-def _write_master(params: list[Tensor], request: Request) -> None:
-    if request.keep != 1:
-        torch._foreach_mul_(params, request.keep)
-    if request.denominators is None:
-        torch._foreach_add_(params, torch._foreach_mul(request.numerators, request.values))
-    else:
-        torch._foreach_addcdiv_(params, request.numerators, request.denominators, request.values)
-
-
-def parameter_groups(model: nn.Module, spec: OptimizerSpec) -> list[dict[str, Any]]:
-    """The model's trainable parameters as torch parameter groups with names, lr and weight_decay.
-
-    A parameter belongs to the first group that matches one of its names (a tied one has several; `first` and `last`
-    work as in precision rules), else to the defaults. Raises LocatedError for a group that decides nothing.
-    """
-    modules = aliases(model)
-    names: dict[nn.Parameter, list[str]] = {}
-    for name, p in model.named_parameters(remove_duplicate=False):
-        if p.requires_grad:
-            names.setdefault(p, []).append(name)
-    found: dict[tuple[float, float], list[tuple[str, Tensor]]] = {}
-    used: set[int] = set()
-    for p, known in names.items():
-        also = {f"{m}.{leaf}" if m else leaf for owner, _, leaf in map(_split, known) for m in modules[owner]}
-        number = next((i for i, group in enumerate(spec.groups) if matches(group.match, also)), None)
-        lr, decay = spec.lr, spec.weight_decay if p.ndim >= 2 else 0.0
-        if number is not None:
-            used.add(number)
-            group = spec.groups[number]
-            lr = lr if group.lr is None else group.lr
-            decay = decay if group.weight_decay is None else group.weight_decay
-        found.setdefault((lr, decay), []).append((known[0], p))
-    for number, group in enumerate(spec.groups):
-        if number not in used:
-            hint = did_you_mean(group.match, [known[0] for known in names.values()])
-            message = f"'{group.match}' decides no parameter: none matches, or earlier groups match them all.{hint}"
-            raise LocatedError(("groups", number, "match"), message)
-    return [
-        {"params": members, "lr": lr, "weight_decay": decay, "initial_lr": lr} for (lr, decay), members in found.items()
-    ]
+    def _show(self, group: dict[str, Any], params: list[Tensor], updates: Iterable[Update]) -> None:
+        for p, update in zip(params, updates, strict=True):
+            if group["track"] and update.grid is not None:
+                _track(self.state[p], update)
+            if self.watching:
+                for observe in self.observers:
+                    observe(update)
 
 
-def _split(name: str) -> tuple[str, str, str]:
-    owner, dot, leaf = name.rpartition(".")
-    return owner, dot, leaf
+class _Seen:
+    """What must be known of a step before it happens, to say afterwards what it did."""
+
+    def __init__(self, request: Request, params: list[Tensor], grids: list[Grid | None]) -> None:
+        self.before = [p.clone() for p in params]
+        self.decay = request.keep - 1
+        self.steps = request.steps()
+        if request.in_rungs:
+            self.steps = [
+                step if grid is None else step * _local_spacing(p, grid)
+                for step, p, grid in zip(self.steps, params, grids, strict=True)
+            ]
+        self.scales = [None if g is None or g.scale is None else g.scale.clone() for g in grids]
+
+    def updates(
+        self, names: list[str], params: list[Tensor], grids: list[Grid | None], storage: str
+    ) -> Iterator[Update]:
+        """One for each parameter. The grid is that after the step where storage has one, else that before it."""
+        for name, old, step, scale, now, grid in zip(
+            names, self.before, self.steps, self.scales, params, grids, strict=True
+        ):
+            requested = step + self.decay * old if self.decay else step
+            moved = None
+            if grid is not None and storage == "master":
+                grid = Grid(grid.format, scale)
+            elif grid is not None and grid.scale is not None:
+                grid = Grid(grid.format, grid.scale.clone())
+                moved = round_to(old, grid.format, scale=grid.scale)
+            yield Update(name, old, requested, now.detach(), self.decay, grid, moved, storage)
+
+
+def _track(state: dict[str, Any], update: Update) -> None:
+    """Advance rung, travel, flips and updates of one parameter; made at its first step."""
+    assert update.grid is not None
+    fmt, scale = update.grid.format, update.grid.scale
+    start = rung(update.before if update.moved is None else update.moved, fmt, scale=scale)
+    end = rung(update.after, fmt, scale=scale)
+    if "rung" not in state:
+        state["travel"] = torch.zeros_like(end)
+        state["flips"] = torch.zeros((), dtype=torch.int64, device=end.device)
+        state["updates"] = torch.zeros((), dtype=torch.int64, device=end.device)
+    attempted = update.requested != 0
+    state["rung"] = end
+    state["travel"].add_((end - start).abs())
+    state["flips"].add_(torch.count_nonzero((end != start) & attempted))
+    state["updates"].add_(torch.count_nonzero(attempted))
+
+
+def _local_spacing(p: Tensor, grid: Grid) -> Tensor:
+    return spacing(p, grid.format, scale=grid.scale)
+
+
+def _momentum(group: dict[str, Any], key: str) -> float:
+    value = group[key]
+    return float(value[0] if isinstance(value, tuple | list) else value)
+
+
+def _storage(value: Any) -> StorageSpec:
+    return StorageSpec.of("master" if value is None else value)
+
+
+def _tensors(values: dict[str, Any]) -> list[tuple[str, Tensor]]:
+    return [(entry, value) for entry, value in values.items() if isinstance(value, Tensor)]

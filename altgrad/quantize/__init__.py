@@ -1,11 +1,11 @@
 """Tensors on grids: spacing and rounding, scales, counted random bits, and the Quantizer that joins them."""
 
 from altgrad.formats import Rounding
-from altgrad.quantize.grid import at_rung, gap, round_to, rung, spacing
+from altgrad.quantize.grid import Grid, at_rung, gap, round_to, rung, spacing
 from altgrad.quantize.quantizer import Cast, Quantizer, QuantizerSpec
 from altgrad.quantize.scaling import Current, Delayed, ScalingSpec, Unscaled
 
 __all__ = [
-    "Cast", "Current", "Delayed", "Quantizer", "QuantizerSpec", "Rounding", "ScalingSpec", "Unscaled",
+    "Cast", "Current", "Delayed", "Grid", "Quantizer", "QuantizerSpec", "Rounding", "ScalingSpec", "Unscaled",
     "at_rung", "gap", "round_to", "rung", "spacing",
 ]  # fmt: skip

@@ -8,9 +8,10 @@
     nvfp4    k = 16, two levels: s_t = amax_t / (448 max), s_b = e4m3fn(amax_b / (max s_t)), scale = s_b s_t
 
 Scalings see tensors with the reduced axis last; the quantizer turns them if it is the first. A last block that is not
-full is a smaller block. Scales come back expanded to the tensor's shape, since that is what elementwise casting needs.
+full is a smaller block. Rows of blocks do not see one another, but for the one number that NVFP4 takes from the whole.
 """
 
+from collections.abc import Sequence
 from typing import Annotated, ClassVar, Literal
 
 import torch
@@ -20,27 +21,27 @@ from torch.nn import functional
 
 from altgrad.formats import FloatFormat
 from altgrad.quantize.grid import round_to
-from altgrad.quantize.scaling import Amax, Scaling, ScalingSpec, finite_magnitude
+from altgrad.quantize.scaling import Amax, Scaling, ScalingSpec, finite_magnitude, slab_amax
+from altgrad.quantize.small_scale import SmallScale
 
 Size = Annotated[int, Field(ge=1, le=65_536)]
-MX_MIN_EXPONENT = -127
+Mode = Literal["floor", "rceil", "even"]
+MX_MIN_EXPONENT, MX_MAX_EXPONENT = -127, 127
 
 
-def block_amax(magnitude: Tensor, size: int, *, square: bool = False) -> Tensor:
-    """The largest of each block, expanded to the shape of `magnitude` (float32, >= 0; NaN fills its block).
+def block_amax(magnitude: Tensor, size: int) -> Tensor:
+    """The largest of each run of `size` along the last axis: [..., c] gives [..., ceil(c / size)].
 
-    Blocks are runs of `size` along the last axis or, with `square`, size x size over the last two.
+    magnitude: float32, >= 0; a NaN fills its block.
     """
-    if square and magnitude.ndim < 2:
-        raise ValueError(f"square blocks need two axes; this tensor has {magnitude.ndim}. Use shape: row.")
-    if magnitude.numel() == 0:
-        return magnitude
     columns = magnitude.shape[-1]
     padded = functional.pad(magnitude, (0, -columns % size))
-    found = padded.view(*padded.shape[:-1], -1, size).amax(-1)
-    if square:
-        return block_amax(found.mT, size).mT.repeat_interleave(size, -1)[..., :columns]
-    return found.repeat_interleave(size, -1)[..., :columns]
+    return padded.view(*padded.shape[:-1], -(-columns // size), size).amax(-1)
+
+
+def _row(x: Tensor, size: int) -> tuple[int, ...]:
+    """The elements of a block along every axis of x."""
+    return (*(1,) * (x.ndim - 1), size)
 
 
 class Block(Amax):
@@ -60,9 +61,14 @@ class _BlockScale(Scaling):
         super().__init__()
         self.spec, self.format = spec, fmt
 
-    def scale(self, x: Tensor, live: bool) -> Tensor | None:
-        amax = block_amax(finite_magnitude(x), self.spec.size, square=self.spec.shape == "square")
-        return self.spec.scale_of(amax, self.format)
+    def find(self, slabs: Sequence[Tensor], *, live: bool = False, count: bool = False) -> SmallScale | None:
+        size, axes = self.spec.size, slabs[0].ndim
+        amax = torch.cat([block_amax(finite_magnitude(slab), size) for slab in slabs])
+        if self.spec.shape == "row":
+            return self.spec.small(amax, self.format, _row(slabs[0], size), count)
+        if axes < 2:
+            raise ValueError(f"square blocks need two axes; this tensor has {axes}. Use shape: row.")
+        return self.spec.small(block_amax(amax.mT, size).mT, self.format, (*(1,) * (axes - 2), size, size), count)
 
 
 class Mx(ScalingSpec):
@@ -73,7 +79,7 @@ class Mx(ScalingSpec):
 
     kind: ClassVar[str] = "mx"
     size: Size = 32
-    mode: Literal["floor", "rceil", "even"] = "floor"
+    mode: Mode = "floor"
 
     def build(self, fmt: FloatFormat, rows: int | None) -> Scaling:
         """See ScalingSpec."""
@@ -85,14 +91,22 @@ class _MxScale(Scaling):
         super().__init__()
         self.spec, self.format = spec, fmt
 
-    def scale(self, x: Tensor, live: bool) -> Tensor | None:
-        magnitude = torch.where(x.isnan(), torch.nan, finite_magnitude(x))
-        amax = block_amax(magnitude, self.spec.size)
-        return mx_scale(amax, self.format, self.spec.mode)
+    def find(self, slabs: Sequence[Tensor], *, live: bool = False, count: bool = False) -> SmallScale | None:
+        amax = torch.cat([block_amax(_magnitude(slab), self.spec.size) for slab in slabs])
+        clamped = None
+        if count:
+            wanted = _mx_exponent(amax, self.format, self.spec.mode)
+            outside = (wanted < MX_MIN_EXPONENT) | (wanted > MX_MAX_EXPONENT)
+            clamped = torch.count_nonzero(outside & (amax > 0))
+        return SmallScale(mx_scale(amax, self.format, self.spec.mode), _row(slabs[0], self.spec.size), clamped)
 
 
-def mx_scale(amax: Tensor, fmt: FloatFormat, mode: Literal["floor", "rceil", "even"]) -> Tensor:
-    """The e8m0 scale of blocks with these amaxes, float32, same shape."""
+def _magnitude(x: Tensor) -> Tensor:
+    return torch.where(x.isnan(), torch.nan, finite_magnitude(x))
+
+
+def _mx_exponent(amax: Tensor, fmt: FloatFormat, mode: Mode) -> Tensor:
+    """The exponent of the scale as the rule has it, int32; whatever for 0 and NaN."""
     mantissa, exponent = torch.frexp(amax)
     if mode == "even":
         # Rounding amax to M bits can only matter where it carries into the next power of two: from there on upwards,
@@ -100,10 +114,14 @@ def mx_scale(amax: Tensor, fmt: FloatFormat, mode: Literal["floor", "rceil", "ev
         exponent = exponent + (mantissa >= 1 - 2.0 ** -(fmt.mantissa_bits + 2)).to(torch.int32)
     if mode == "rceil":
         top = torch.frexp(torch.tensor(float(fmt.max)))
-        found = exponent - top.exponent + (mantissa > top.mantissa).to(torch.int32)
-    else:
-        found = exponent - 1 - fmt.max_binade
-    found = torch.where(amax == 0, MX_MIN_EXPONENT, found.clamp(MX_MIN_EXPONENT, 127))
+        return exponent - top.exponent + (mantissa > top.mantissa).to(torch.int32)
+    return exponent - 1 - fmt.max_binade
+
+
+def mx_scale(amax: Tensor, fmt: FloatFormat, mode: Mode) -> Tensor:
+    """The e8m0 scale of blocks with these amaxes, float32, same shape."""
+    wanted = _mx_exponent(amax, fmt, mode).clamp(MX_MIN_EXPONENT, MX_MAX_EXPONENT)
+    found = torch.where(amax == 0, MX_MIN_EXPONENT, wanted)
     # Two factors: 2^-127 is below float32's normal range, so it has no exponent field of its own.
     scale = ((found + 1 + 127) << 23).clamp(max=254 << 23).to(torch.int32).view(torch.float32) * 0.5
     scale = torch.where(found == 127, 2.0**127, scale)
@@ -136,13 +154,15 @@ class _Nvfp4Scale(Scaling):
         super().__init__()
         self.spec, self.format = spec, fmt
 
-    def scale(self, x: Tensor, live: bool) -> Tensor | None:
-        magnitude = finite_magnitude(x)
-        whole = magnitude.amax() if x.numel() else magnitude.new_zeros(())
+    def find(self, slabs: Sequence[Tensor], *, live: bool = False, count: bool = False) -> SmallScale | None:
+        whole, top = slab_amax(slabs), float(self.format.max)
         # Divided twice, since 448 max can be beyond float32, and by tensors, since CUDA multiplies with the reciprocal
         # of a number.
-        tensor = whole / torch.full_like(whole, float(self.format.max)) / torch.full_like(whole, 448.0)
+        tensor = whole / torch.full_like(whole, top) / torch.full_like(whole, 448.0)
+        # One too small for float32 becomes 1, under which every block is 0; so it counts as clamped.
+        clamped = torch.count_nonzero((whole > 0) & (tensor == 0)) if count else None
         tensor = torch.where(tensor > 0, tensor, 1.0)
-        amax = block_amax(magnitude, self.spec.size)
+        amax = torch.cat([block_amax(finite_magnitude(slab), self.spec.size) for slab in slabs])
         # A block scale that rounds to 0 makes its block 0: the quantizer divides by 1 there and multiplies by 0.
-        return round_to(amax / (tensor * float(self.format.max)), "e4m3fn") * tensor
+        entries = round_to(amax / (tensor * top), "e4m3fn") * tensor
+        return SmallScale(entries, _row(slabs[0], self.spec.size), clamped)

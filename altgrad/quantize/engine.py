@@ -4,11 +4,13 @@ Almost every cast of a run rounds to nearest or stochastically and saturates. Fo
 `altgrad.quantize.grid` shortens, with the same bits (the tests compare them on every critical point):
 
     clamp first         what lies beyond the largest value ends there anyway, and then nothing can overflow on the way
+    magnitude alone     the sign of x is put back at the end, by its bit, so that -0 stays
     exponent as int     bits & 0x7F800000, kept from falling below that of the smallest normal: 2^floor(log2|u|)
-    nearest, M >= 1     (u + c) - c with c = 1.5 * 2^23 spacing: float32's own ties-to-even is the format's
+    nearest, M >= 1     (|u| + c) - c with c = 1.5 * 2^23 spacing: float32's own ties-to-even is the format's; c is the
+                        binade's bits plus one integer
     stochastic          the reciprocal of a power of two by subtracting its exponent field: no division
 
-A power-of-two scale is divided by through its reciprocal, which is exact (2^-127, that of the largest scale, is a
+One power-of-two scale is divided by through its reciprocal, which is exact (2^-127, that of the largest scale, is a
 float32 sub-normal). Formats at the ends of float32, M = 0 ties and other rounding modes take the general definition.
 
 Compiled, a cast is one pass over memory. A format enters as tensors, not constants, so that all formats and all shapes
@@ -42,6 +44,8 @@ class Numbers(NamedTuple):
 
     lowest: Any
     """Bits of 2^e_min, the smallest binade with a spacing of its own."""
+    shift: Any
+    """What turns the bits of a binade into those of 1.5 * 2^23 spacings: 23 - M in the exponent field, and the half."""
     gap: Any
     """2^-M: spacing as a share of the binade."""
     steps: Any
@@ -61,50 +65,47 @@ def serves(fmt: FloatFormat, rounding: Rounding) -> bool:
 @functools.cache
 def numbers(fmt: FloatFormat) -> Numbers:
     """The format's numbers."""
-    return Numbers((fmt.e_min + 127) << 23, 2.0**-fmt.mantissa_bits, 2.0**fmt.mantissa_bits, float(fmt.max))
+    m = fmt.mantissa_bits
+    return Numbers((fmt.e_min + 127) << 23, ((23 - m) << 23) + (1 << 22), 2.0**-m, 2.0**m, float(fmt.max))
 
 
-def nearest(x: Tensor, scale: Tensor | None, exact_reciprocal: bool, signed_zero: bool, form: Numbers) -> Tensor:
+def nearest(x: Tensor, scale: Tensor | None, inverse: Tensor | None, signed_zero: bool, form: Numbers) -> Tensor:
     """x on the grid `scale * format`, nearest even, saturated; float32, same shape. NaN stays.
 
-    exact_reciprocal: every scale is a power of two. signed_zero: the format has -0.
+    inverse: 1 / scale where that is exact, else None. signed_zero: the format has -0.
     """
-    u, binade = _enter(x, scale, exact_reciprocal, form)
-    shift: Tensor = binade.view(torch.float32).mul_(form.gap * (1.5 * 2.0**23))
-    q = (u + shift).sub_(shift)
-    if signed_zero:
-        q = _signed(q, u)
-    return q if scale is None else q.mul_(scale)
+    x, magnitude, binade = _enter(x, scale, inverse, form)
+    shift = binade.add_(form.shift).view(torch.float32)
+    return _leave(magnitude.add_(shift).sub_(shift), x, scale, signed_zero)
 
 
 def stochastic(
-    x: Tensor, scale: Tensor | None, exact_reciprocal: bool, signed_zero: bool, form: Numbers, key: Tensor
+    x: Tensor, scale: Tensor | None, inverse: Tensor | None, signed_zero: bool, form: Numbers, key: Tensor
 ) -> Tensor:
     """The same with P(up) = the share of the gap passed, 24 bits counted from `key` for each element."""
-    u, binade = _enter(x, scale, exact_reciprocal, form)
-    steps = u.abs().mul_((_LAST - binade).view(torch.float32)).mul_(form.steps)
+    x, magnitude, binade = _enter(x, scale, inverse, form)
+    steps = magnitude.mul_((_LAST - binade).view(torch.float32)).mul_(form.steps)
     low = steps.floor()
     up = counted_bits(x.shape, key, device=x.device).to(torch.float32).mul_(2.0**-24) < steps.sub_(low)
-    q = _signed(low.add_(up).mul_(binade.view(torch.float32)).mul_(form.gap), u)
+    return _leave(low.add_(up).mul_(binade.view(torch.float32)).mul_(form.gap), x, scale, signed_zero)
+
+
+def _enter(x: Tensor, scale: Tensor | None, inverse: Tensor | None, form: Numbers) -> tuple[Tensor, Tensor, Tensor]:
+    """x in float32; its magnitude in grid units and within the range, and the bits of that one's binade, both fresh."""
+    x = in_float32(x)
+    # With the magnitude alone one comparison bounds it; a scale has no sign, so that of x will do at the end.
+    magnitude = x.abs() if scale is None else (x / scale if inverse is None else x * inverse).abs_()
+    magnitude = magnitude.clamp_(max=form.top)
+    return x, magnitude, (magnitude.view(torch.int32) & _EXPONENT).clamp_(min=form.lowest)
+
+
+def _leave(magnitude: Tensor, x: Tensor, scale: Tensor | None, signed_zero: bool) -> Tensor:
+    """The rounded magnitude with the sign of x, times the scale; in place of the magnitude."""
+    sign = x.view(torch.int32) & _SIGN
+    q = magnitude.view(torch.int32).bitwise_or_(sign).view(torch.float32)
     if not signed_zero:
-        q = torch.where(q == 0, 0.0, q)
+        q = torch.where(magnitude == 0, 0.0, q)
     return q if scale is None else q.mul_(scale)
-
-
-def _enter(x: Tensor, scale: Tensor | None, exact_reciprocal: bool, form: Numbers) -> tuple[Tensor, Tensor]:
-    """x in grid units and within the range, and the bits of its binade; both fresh."""
-    u = in_float32(x)
-    if scale is None:
-        u = u.clamp(-form.top, form.top)
-    else:
-        u = (u * scale.reciprocal() if exact_reciprocal else u / scale).clamp_(-form.top, form.top)
-    return u, (u.view(torch.int32) & _EXPONENT).clamp_(min=form.lowest)
-
-
-def _signed(q: Tensor, u: Tensor) -> Tensor:
-    """q with the sign bit of u set too, in place of both: q is 0 or has the sign of u, or has none yet."""
-    sign = u.view(torch.int32).bitwise_and_(_SIGN)
-    return q.view(torch.int32).bitwise_or_(sign).view(torch.float32)
 
 
 @functools.cache
@@ -116,9 +117,10 @@ def _compiled(function: Callable[..., Tensor]) -> Callable[..., Tensor]:
 
 @functools.cache
 def _as_tensors(fmt: FloatFormat, device: torch.device) -> Numbers:
-    lowest, *others = numbers(fmt)
+    lowest, shift, *others = numbers(fmt)
+    integers = (torch.tensor(value, dtype=torch.int32, device=device) for value in (lowest, shift))
     floats = (torch.tensor(value, dtype=torch.float32, device=device) for value in others)
-    return Numbers(torch.tensor(lowest, dtype=torch.int32, device=device), *floats)
+    return Numbers(*integers, *floats)
 
 
 def cast_values(
@@ -138,13 +140,15 @@ def cast_values(
     """
     function: Callable[..., Tensor] = nearest if rounding is Rounding.nearest_even else stochastic
     extra = () if function is nearest else (key,)
-    options = exact_reciprocal, fmt.has_negative_zero
-    if engine == "eager" or x.numel() < SMALL or torch.compiler.is_compiling():
-        return function(x, scale, *options, numbers(fmt), *extra)
     whole = scale is None or scale.numel() == 1
+    inverse = scale.reciprocal() if scale is not None and whole and exact_reciprocal else None
+    if engine == "eager" or x.numel() < SMALL or torch.compiler.is_compiling():
+        return function(x, scale, inverse, fmt.has_negative_zero, numbers(fmt), *extra)
     taken = x.detach().contiguous().view(-1) if whole else x.detach()
-    beside = scale.reshape(()) if whole and scale is not None else scale
-    return _compiled(function)(taken, beside, *options, _as_tensors(fmt, x.device), *extra).view(x.shape)
+    if whole and scale is not None:
+        scale, inverse = scale.reshape(()), None if inverse is None else inverse.reshape(())
+    form = _as_tensors(fmt, x.device)
+    return _compiled(function)(taken, scale, inverse, fmt.has_negative_zero, form, *extra).view(x.shape)
 
 
 def missing_compiler(device: torch.device) -> str | None:

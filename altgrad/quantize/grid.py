@@ -18,6 +18,7 @@ field, so its parity is looked up from the exponent of u (as IEEE P3109 does for
 """
 
 import math
+from dataclasses import dataclass
 from typing import Literal, get_args
 
 import torch
@@ -35,6 +36,14 @@ _FLOATS = (torch.float32, torch.bfloat16, torch.float16)
 _INTEGERS = (torch.int8, torch.int16, torch.int32, torch.int64)
 NO_RUNG = -(1 << 31)
 """The rung of a NaN."""
+
+
+@dataclass(frozen=True)
+class Grid:
+    """Where a weight's values lie: a format and its live scale, float32 that broadcasts with it; None for 1."""
+
+    format: FloatFormat
+    scale: Tensor | None = None
 
 
 def in_float32(x: Tensor) -> Tensor:

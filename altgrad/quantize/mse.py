@@ -1,5 +1,13 @@
-"""The scale of least squared error, found by trying: what calibration tools call MSE-optimal."""
+"""The scale of least squared error, found by trying: what calibration tools call MSE-optimal.
 
+    s = argmin over candidates c of  sum (Q(x; c) - x)^2
+
+The sum is float32 within a slab of rows and float64 over the slabs, and a tensor is always cut into the same slabs
+(on a CPU, outside compiled graphs, which sum in an order of their own anyway). So the choice between candidates of
+all but equal error, and with it every bit of the cast, is the same whether the tensor came whole or slab by slab.
+"""
+
+from collections.abc import Sequence
 from typing import Annotated, ClassVar
 
 import torch
@@ -8,7 +16,9 @@ from torch import Tensor
 
 from altgrad.formats import FloatFormat
 from altgrad.quantize.grid import round_to
-from altgrad.quantize.scaling import Amax, Granularity, Scaling, finite_magnitude
+from altgrad.quantize.scaling import MIN_SCALE, Amax, Granularity, Scaling, slab_amax
+from altgrad.quantize.slabs import split
+from altgrad.quantize.small_scale import SmallScale
 
 
 class Mse(Amax):
@@ -32,18 +42,40 @@ class _MseScale(Scaling):
         super().__init__()
         self.spec, self.format = spec, fmt
 
-    def scale(self, x: Tensor, live: bool) -> Tensor | None:
-        x = x.detach().to(torch.float32)
-        x = torch.where(x.isfinite(), x, 0)
-        magnitude = finite_magnitude(x)
-        by_channel = self.spec.granularity == "channel"
-        amax = magnitude.amax(-1, keepdim=True) if by_channel else magnitude.amax()
-        largest = best = self.spec.scale_of(amax, self.format)
-        least = torch.full_like(best, torch.inf)
-        for number in range(self.spec.candidates):
-            factor = 0.5**number if self.spec.power_of_two else 1 - 0.75 * number / self.spec.candidates
-            scale = (largest * factor).clamp(min=2.0**-126)
-            square = (round_to(x, self.format, scale=scale) - x).square()
-            error = square.sum(-1, keepdim=True) if by_channel else square.sum()
-            best, least = torch.where(error < least, scale, best), torch.minimum(error, least)
-        return best
+    def find(self, slabs: Sequence[Tensor], *, live: bool = False, count: bool = False) -> SmallScale | None:
+        pieces = [piece for slab in slabs for piece in split(slab)]
+        amax = slab_amax(pieces, self.spec.granularity)
+        largest = self.spec.scale_of(amax, self.format)
+        wanted = torch.stack([largest * factor for factor in self._factors()])
+        scales = wanted.clamp(min=MIN_SCALE)
+        best, least = torch.zeros_like(amax, dtype=torch.int64), torch.full_like(amax, torch.inf, dtype=torch.float64)
+        for number, error in enumerate(self._errors(pieces, scales)):
+            best, least = torch.where(error < least, number, best), torch.minimum(error, least)
+        clamped = None
+        if count:
+            # The first candidate is the amax's own scale, which has been clamped before.
+            outside = torch.where(best == 0, self.spec.beyond_range(amax, self.format), _at(best, wanted) < MIN_SCALE)
+            clamped = torch.count_nonzero(outside)
+        return SmallScale(_at(best, scales), (1,) * amax.ndim, clamped)
+
+    def _factors(self) -> list[float]:
+        number = self.spec.candidates
+        return [0.5**n if self.spec.power_of_two else 1 - 0.75 * n / number for n in range(number)]
+
+    def _errors(self, slabs: Sequence[Tensor], scales: Tensor) -> Tensor:
+        """The squared error under each candidate scale, float64, of the shape of `scales`."""
+        by_channel, found, row = self.spec.granularity == "channel", [], 0
+        for slab in slabs:
+            x = slab.detach().to(torch.float32)
+            x = torch.where(x.isfinite(), x, 0)
+            own = scales[:, row : row + len(x)] if by_channel else scales
+            squares = ((round_to(x, self.format, scale=scale) - x).square() for scale in own)
+            found.append(torch.stack([s.sum(-1, keepdim=True) if by_channel else s.sum() for s in squares]))
+            row += len(x)
+        errors = [error.to(torch.float64) for error in found]
+        return torch.cat(errors, 1) if by_channel else torch.stack(errors).sum(0)
+
+
+def _at(number: Tensor, candidates: Tensor) -> Tensor:
+    """Of the candidates (the first axis) the one with its number, element by element."""
+    return candidates.gather(0, number[None])[0]

@@ -4,6 +4,11 @@ Its spec is a product of independent axes: format x rounding x scaling (x overfl
 back `rounded * scale`, values of the grid in the tensor's own dtype, so everything downstream is ordinary arithmetic.
 Autograd never meets an 8-bit dtype: a native round trip through one casts the *gradient* to it, unscaled.
 
+Where float16 cannot hold such a value it becomes the largest of the grid that float16 holds: 65504 enters e4m3fn as 240
+times its scale of 256, since 256 times that is 65536. To stop at 65504 would leave the grid, and inf would make a
+diverged run of one large activation. float32 and bfloat16 have that edge at 2^128: there a value that rounds up to it
+becomes inf, and no pass over every tensor is spent on preventing that.
+
 When `watching`, each live cast is shown to the quantizer's observers as a `Cast`. They write fixed-shape buffers in
 place; nothing is copied to the host, no Python object outlives the pass, and with watching off none of it runs.
 """
@@ -19,9 +24,10 @@ from torch import Tensor, nn
 
 from altgrad.formats import FloatFormat, Rounding
 from altgrad.quantize.engine import Engine, cast_values, serves
-from altgrad.quantize.grid import Overflow, bound_units, grid_units, round_units
+from altgrad.quantize.grid import Grid, Overflow, bound_units, grid_units, round_units
 from altgrad.quantize.noise import counted_bits, fold, site_key
 from altgrad.quantize.scaling import Current, ScalingSpec
+from altgrad.quantize.small_scale import SmallScale
 from altgrad.spec import Format, RoundingMode, Spec
 
 Role = Literal["weight", "input", "grad_output", "grad_weight", "requested", "stored", "optimizer_state"]
@@ -67,7 +73,8 @@ class Cast:
     """One entry of a tensor into a format, in grid units: x ~ rounded * scale.
 
     exact: x / scale, float32. unbounded: rounded as if the grid had no end. rounded: after the overflow rule.
-    scale: None for 1, else broadcastable with x.
+    scale: None for 1, else broadcastable with x. clamped: how many scales (of the tensor, its channels or blocks) an
+    amax would have beyond their range, an int64 scalar; only casts that are watched count it.
     """
 
     site: str
@@ -77,18 +84,21 @@ class Cast:
     exact: Tensor
     unbounded: Tensor
     rounded: Tensor
+    clamped: Tensor | None = None
 
     def values(self, dtype: torch.dtype) -> Tensor:
-        """rounded * scale in the given dtype."""
-        return (self.rounded if self.scale is None else self.rounded * self.scale).to(dtype)
+        """rounded * scale in the given dtype; for float16, see the head of this file."""
+        values = self.rounded if self.scale is None else self.rounded * self.scale
+        return _held(values, self.format, self.scale, dtype)
 
 
 class Quantizer(nn.Module):
     """Casts tensors at one site. Calling it is differentiable as its spec's `gradient` says.
 
-    spec: a QuantizerSpec, or whatever one can be made from (`"e4m3fn"`). site: a stable name, `<module>/<operand>`;
-    with `seed` it keys the random bits. reduced: the axis that the coming product sums over, along which channels and
-    blocks lie; `first` needs matrices. rows: how many slices lie along it, where that is fixed.
+    spec: a QuantizerSpec, or whatever one can be made from (`"e4m3fn"`); SpecError for what is none. site: a stable
+    name, `<module>/<operand>`; with `seed` it keys the random bits. reduced: the axis that the coming product sums
+    over, along which channels and blocks lie; `first` needs matrices. rows: how many slices lie along it, where that
+    is fixed.
     A pass counts as live (it feeds delayed scaling, advances the random bits, and is watched) if the module is in
     training mode and autograd records. Call `commit()` once after each optimizer step.
     """
@@ -106,7 +116,7 @@ class Quantizer(nn.Module):
         reduced: Axis = "last",
     ) -> None:
         super().__init__()
-        self.spec = spec if isinstance(spec, QuantizerSpec) else QuantizerSpec.model_validate(spec)
+        self.spec = QuantizerSpec.made_from(spec, site)
         self.site, self.role, self.reduced = site, role, reduced
         self.key = site_key(seed, site)
         self.scaling = self.spec.scaling.build(self.spec.format, rows)
@@ -139,37 +149,48 @@ class Quantizer(nn.Module):
         if self.short:
             spec, scale = self.spec, self._scale(x, live)
             key = self._key(live)
-            return cast_values(
+            values = cast_values(
                 x, scale, spec.format, spec.rounding,
                 exact_reciprocal=spec.scaling.power_of_two, key=key, engine=self.engine,
-            ).to(dtype)  # fmt: skip
-        scale, exact = self._enter(x, live)
+            )  # fmt: skip
+            return _held(values, spec.format, scale, dtype)
+        exact = self._units(x, scale := self._scale(x, live))
         unbounded = self._round(exact, live)
         rounded = bound_units(unbounded, self.spec.format, self.spec.overflow, in_place=True)
-        return (rounded if scale is None else rounded.mul_(scale)).to(dtype)
+        return _held(rounded if scale is None else rounded.mul_(scale), self.spec.format, scale, dtype)
 
     def cast(self, x: Tensor, live: bool) -> Cast:
         """The cast itself, outside autograd; a live one is shown to the observers while `watching`."""
-        scale, exact = self._enter(x, live)
+        watched = live and self.watching
+        found = self.find_scale(x, live, count=watched)
+        scale = None if found is None else found.spread(tuple(x.shape))
+        exact = self._units(x, scale)
         unbounded = self._round(exact, live)
         rounded = bound_units(unbounded, self.spec.format, self.spec.overflow)
-        made = Cast(self.site, self.role, self.spec.format, scale, exact, unbounded, rounded)
-        if live and self.watching:
+        clamped = None if found is None else found.clamped
+        made = Cast(self.site, self.role, self.spec.format, scale, exact, unbounded, rounded, clamped)
+        if watched:
             for observe in self.observers:
                 observe(made)
         return made
 
-    def _enter(self, x: Tensor, live: bool) -> tuple[Tensor | None, Tensor]:
-        """The scale, and x in grid units."""
-        scale = self._scale(x, live)
-        if scale is None:
-            return None, grid_units(x)
-        # A scale of 0 (a block that NVFP4 gives up) makes zeros: anything finite times 0, divided by 1 meanwhile.
-        return scale, grid_units(x, torch.where(scale == 0, 1.0, scale) if self.spec.scaling.zero_scales else scale)
+    def find_scale(self, x: Tensor, live: bool = False, *, count: bool = False) -> SmallScale | None:
+        """The scale for casting x, along the axis that this quantizer reduces; see Scaling.find."""
+        if self.reduced == "last":
+            return self.scaling.find((x,), live=live, count=count)
+        found = self.scaling.find((x.mT,), live=live, count=count)
+        return None if found is None else found.turned
 
     def _scale(self, x: Tensor, live: bool) -> Tensor | None:
-        scale = self.scaling.scale(x if self.reduced == "last" else x.mT, live)
-        return scale.mT if self.reduced == "first" and scale is not None and scale.ndim > 1 else scale
+        found = self.find_scale(x, live)
+        return None if found is None else found.spread(tuple(x.shape))
+
+    def _units(self, x: Tensor, scale: Tensor | None) -> Tensor:
+        """x in grid units."""
+        if scale is None or not self.spec.scaling.zero_scales:
+            return grid_units(x, scale)
+        # A scale of 0 (a block that NVFP4 gives up) makes zeros: anything finite times 0, divided by 1 meanwhile.
+        return grid_units(x, torch.where(scale == 0, 1.0, scale))
 
     def _key(self, live: bool) -> Tensor | None:
         """The key of this pass's random bits, if it draws any; a live pass uses it up."""
@@ -185,6 +206,10 @@ class Quantizer(nn.Module):
         spec, key = self.spec, self._key(live)
         noise = None if key is None else counted_bits(exact.shape, key, device=exact.device)
         return round_units(exact, spec.format, spec.rounding, noise, spec.random_bits)
+
+    def grid(self, x: Tensor) -> Grid:
+        """The grid that x would enter now; records nothing."""
+        return Grid(self.spec.format, self._scale(x, live=False))
 
     def on_grid(self, x: Tensor, scale: Tensor | None, site: str, role: Role) -> Cast:
         """Another tensor on this format at a given scale, rounded to nearest: for monitors; records nothing."""
@@ -208,6 +233,17 @@ class Quantizer(nn.Module):
     def extra_repr(self) -> str:
         """Shown by print(model)."""
         return f"{self.spec.format}, {self.spec.rounding}, {self.spec.scaling.kind}"
+
+
+def _held(values: Tensor, fmt: FloatFormat, scale: Tensor | None, dtype: torch.dtype) -> Tensor:
+    """Values of the grid `scale * fmt` (float32) in dtype; what is finite stays finite in float16."""
+    if dtype != torch.float16:
+        return values.to(dtype)
+    top = torch.full((), torch.finfo(dtype).max, device=values.device)
+    units = top if scale is None else top / scale
+    limit = bound_units(round_units(units, fmt, Rounding.toward_zero), fmt)
+    limit = limit if scale is None else limit * scale
+    return torch.where(values.isinf(), values, values.clamp(-limit, limit)).to(dtype)
 
 
 class _StraightThrough(torch.autograd.Function):

@@ -8,19 +8,25 @@ scales are powers of two: dividing by them is exact, so all rounding happens on 
     amax = m_a 2^e_a,  max = m_x 2^e_x (frexp)  ->  scale = 2^(e_a - e_x + [m_a > m_x])
 
 is the smallest power of two under which nothing saturates, found without a division or a logarithm. A real scale is
-amax / max. Scales stay within [2^-126, 2^127]. Entries that are inf or NaN never enter an amax; an amax of zero (or one
-that overflowed) leaves the scale as it was.
+amax / max. Scales stay within [2^-126, 2^127]; those that an amax would have beyond are clamped, and counted for
+whoever watches. Entries that are inf or NaN never enter an amax; an amax of zero (or one that overflowed) leaves the
+scale as it was.
+
+A scaling finds the scale of a whole tensor from slabs of its rows, one of which may be the whole. So a large tensor
+needs little memory beside it, and there is one definition for both.
 """
 
 import math
 from abc import ABC, abstractmethod
-from typing import Annotated, ClassVar, Literal, cast
+from collections.abc import Callable, Sequence
+from typing import Annotated, ClassVar, Literal, Self, cast
 
 import torch
 from pydantic import Field
 from torch import Tensor, nn
 
 from altgrad.formats import FloatFormat
+from altgrad.quantize.small_scale import SmallScale
 from altgrad.spec import Kind
 
 MIN_SCALE, MAX_SCALE = 2.0**-126, 2.0**127
@@ -51,33 +57,82 @@ def finite_amax(x: Tensor, granularity: Granularity = "tensor") -> Tensor:
     return finite_magnitude(x).amax()
 
 
+def slab_amax(slabs: Sequence[Tensor], granularity: Granularity = "tensor") -> Tensor:
+    """`finite_amax` of the tensor whose rows these slabs are."""
+    found = [finite_amax(slab, granularity) for slab in slabs]
+    if len(found) == 1:
+        return found[0]
+    return torch.cat(found) if granularity == "channel" else torch.stack(found).amax()
+
+
 def scale_of(amax: Tensor, fmt: FloatFormat, *, power_of_two: bool = True, margin: int = 0) -> Tensor:
     """The scale that puts `amax` at the format's largest value, times 2^margin; where amax is 0, it is 1.
 
     amax: float32, any shape, finite and not negative. Same shape out. Clamped to [2^-126, 2^127].
     """
-    top, top_exponent = math.frexp(float(fmt.max))
     if power_of_two:
-        mantissa, exponent = torch.frexp(amax)
-        exponent = exponent + (mantissa > top).to(torch.int32) + (margin - top_exponent)
         # Built from the exponent field: exact everywhere, where exp2 and ldexp need not be.
+        exponent = _scale_exponent(amax, fmt, margin)
         scale = ((exponent.clamp(-126, 127) + 127) << 23).to(torch.int32).view(torch.float32)
     else:
-        # A tensor divides it, since by a number CUDA multiplies with the rounded reciprocal.
-        scale = (amax / torch.full_like(amax, float(fmt.max)) * 2.0**margin).clamp(MIN_SCALE, MAX_SCALE)
+        scale = _quotient(amax, fmt, margin).clamp(MIN_SCALE, MAX_SCALE)
     return torch.where(amax > 0, scale, 1.0)
 
 
+def beyond_range(amax: Tensor, fmt: FloatFormat, *, power_of_two: bool = True, margin: int = 0) -> Tensor:
+    """Where `scale_of` clamps: the amax would have a scale below 2^-126 or above 2^127. bool, same shape."""
+    if power_of_two:
+        exponent = _scale_exponent(amax, fmt, margin)
+        outside = (exponent < -126) | (exponent > 127)
+    else:
+        quotient = _quotient(amax, fmt, margin)
+        outside = (quotient < MIN_SCALE) | (quotient > MAX_SCALE)
+    return outside & (amax > 0)
+
+
+def _scale_exponent(amax: Tensor, fmt: FloatFormat, margin: int) -> Tensor:
+    top, top_exponent = math.frexp(float(fmt.max))
+    mantissa, exponent = torch.frexp(amax)
+    return exponent + (mantissa > top).to(torch.int32) + (margin - top_exponent)
+
+
+def _quotient(amax: Tensor, fmt: FloatFormat, margin: int) -> Tensor:
+    # A tensor divides it, since by a number CUDA multiplies with the rounded reciprocal.
+    return amax / torch.full_like(amax, float(fmt.max)) * 2.0**margin
+
+
 class Scaling(nn.Module, ABC):
-    """State of one scaling at one site. Buffers are written in place and never rebound."""
+    """State of one scaling at one site. Buffers are written in place, and stay float32 whatever the model becomes.
+
+    In a pass they are never rebound; only moving the module to another device does that.
+    """
 
     @abstractmethod
+    def find(self, slabs: Sequence[Tensor], *, live: bool = False, count: bool = False) -> SmallScale | None:
+        """The scale for casting the tensor whose rows these slabs are, one after the other; None for none.
+
+        slabs: pieces of one tensor along its first axis; where it is cut does not change the scale. live: this is a
+        training pass, to be recorded. count: say, too, how many scales were clamped (`SmallScale.clamped`).
+        """
+
     def scale(self, x: Tensor, live: bool) -> Tensor | None:
         """The scale for casting x, broadcastable with it; None for none. Only a `live` (training) pass is recorded."""
+        found = self.find((x,), live=live)
+        return None if found is None else found.spread(tuple(x.shape))
 
     def commit(self) -> None:
         """Close an optimizer step: what its live passes recorded becomes history."""
         return
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
+        """What `.to`, `.half` and `.cuda` do. A scale rounded to bf16 is another scale, so only devices change."""
+
+        def moved(tensor: Tensor) -> Tensor:
+            found = fn(tensor)
+            return found if found.dtype == tensor.dtype else tensor.to(found.device)
+
+        super()._apply(moved, recurse)  # type: ignore[no-untyped-call]
+        return self
 
 
 class ScalingSpec(Kind, family="scaling", package="altgrad.quantize"):
@@ -109,7 +164,7 @@ class Unscaled(ScalingSpec):
 
 
 class _NoScale(Scaling):
-    def scale(self, x: Tensor, live: bool) -> Tensor | None:
+    def find(self, slabs: Sequence[Tensor], *, live: bool = False, count: bool = False) -> SmallScale | None:
         return None
 
 
@@ -128,6 +183,15 @@ class Amax(ScalingSpec):
         """The scale for an amax under this spec."""
         return scale_of(amax, fmt, power_of_two=self.power_of_two, margin=self.margin)
 
+    def beyond_range(self, amax: Tensor, fmt: FloatFormat) -> Tensor:
+        """Where `scale_of` clamps."""
+        return beyond_range(amax, fmt, power_of_two=self.power_of_two, margin=self.margin)
+
+    def small(self, amax: Tensor, fmt: FloatFormat, block: tuple[int, ...], count: bool) -> SmallScale:
+        """The scales for these amaxes, each for a block of elements, and if asked how many were clamped."""
+        clamped = torch.count_nonzero(self.beyond_range(amax, fmt)) if count else None
+        return SmallScale(self.scale_of(amax, fmt), block, clamped)
+
 
 class Current(Amax):
     """The scale comes from this tensor's own amax; `channel` takes one for each row."""
@@ -145,8 +209,9 @@ class _CurrentScale(Scaling):
         super().__init__()
         self.spec, self.format = spec, fmt
 
-    def scale(self, x: Tensor, live: bool) -> Tensor | None:
-        return self.spec.scale_of(finite_amax(x, self.spec.granularity), self.format)
+    def find(self, slabs: Sequence[Tensor], *, live: bool = False, count: bool = False) -> SmallScale | None:
+        amax = slab_amax(slabs, self.spec.granularity)
+        return self.spec.small(amax, self.format, (1,) * amax.ndim, count)
 
 
 class Delayed(Amax):
@@ -186,16 +251,27 @@ class _DelayedScale(Scaling):
         self.register_buffer("committed", torch.ones(shape))
         self.register_buffer("ready", torch.zeros(shape, dtype=torch.bool))
 
-    def scale(self, x: Tensor, live: bool) -> Tensor | None:
-        amax = finite_amax(x, self.spec.granularity)
+    def find(self, slabs: Sequence[Tensor], *, live: bool = False, count: bool = False) -> SmallScale | None:
+        amax = slab_amax(slabs, self.spec.granularity)
         if live:
             self.amax_now.copy_(torch.maximum(self.amax_now, amax))
-        return torch.where(self.ready, self.committed, self.spec.scale_of(amax, self.format))
+        clamped = None
+        if count:
+            # A scale kept for want of an amax is not clamped: nothing in the history asks for one beyond.
+            clamped = torch.count_nonzero(
+                self.spec.beyond_range(torch.where(self.ready, self._recorded(), amax), self.format)
+            )
+        scale = torch.where(self.ready, self.committed, self.spec.scale_of(amax, self.format))
+        return SmallScale(scale, (1,) * scale.ndim, clamped)
 
     def commit(self) -> None:
         self.amax_history.copy_(torch.cat((self.amax_now[None], self.amax_history[:-1])))
         self.amax_now.zero_()
-        amax = self.amax_history.amax(0) if self.spec.reduce == "max" else self.amax_history[0]
+        amax = self._recorded()
         known = (amax > 0) & (amax < math.inf)
         self.committed.copy_(torch.where(known, self.spec.scale_of(amax, self.format), self.committed))
         self.ready.logical_or_(known)
+
+    def _recorded(self) -> Tensor:
+        """The amax that the history comes to."""
+        return self.amax_history.amax(0) if self.spec.reduce == "max" else self.amax_history[0]

@@ -1,10 +1,10 @@
 """Casting a tensor that is large, a slab of rows at a time.
 
 A cast makes half a dozen temporaries of its tensor's size. In slabs their size is fixed, so what a cast of a whole
-weight needs beside the weight is next to nothing. Only the scale may depend on the whole tensor: it is found first, by
-the scaling itself, and slab by slab too where the scaling says of itself that rows (or groups of them) do not see one
-another. Bits of stochastic rounding are counted by the flat index in the whole tensor. So the slabs together are, bit
-for bit, what `Quantizer.cast` makes of the tensor in its first pass.
+weight needs beside the weight is next to nothing. Only the scale may depend on the whole tensor: it is found first,
+by the scaling itself, from the same slabs in one pass over them or two. Bits of stochastic rounding are counted by
+the flat index in the whole tensor. So the slabs together are, bit for bit, what `Quantizer.cast` makes of the tensor
+in its first pass.
 """
 
 from collections.abc import Iterator
@@ -13,33 +13,35 @@ import torch
 from torch import Tensor
 
 from altgrad.formats import Rounding
-from altgrad.quantize.block import Block, Mx
 from altgrad.quantize.grid import bound_units, grid_units, round_units
-from altgrad.quantize.mse import Mse
 from altgrad.quantize.noise import counted_bits, fold
 from altgrad.quantize.quantizer import Cast, Quantizer
-from altgrad.quantize.scaling import Current, ScalingSpec
 from altgrad.quantize.small_scale import SmallScale
 
 ELEMENTS = 1 << 18
 """Elements of a slab: 1 MiB of float32, so the temporaries stay in a core's cache."""
 
 
+def split(x: Tensor) -> list[Tensor]:
+    """x in slabs: views of its rows, some to each.
+
+    Whole it stays where slabs gain nothing: on a GPU, in a graph that is being compiled, and with fewer than two axes.
+    """
+    if x.ndim < 2 or x.numel() <= ELEMENTS or x.device.type != "cpu" or torch.compiler.is_compiling():
+        return [x]
+    return [x[start:stop] for start, stop in _ranges(x)]
+
+
 def whole_scale(x: Tensor, quantizer: Quantizer) -> SmallScale | None:
-    """The scale under which the quantizer casts the whole of x, or None for none. x: 2-D. Nothing is recorded."""
+    """The scale under which the quantizer casts the whole of x, or None for none. x: 2-D. Nothing is recorded.
+
+    It says how many of its entries were clamped.
+    """
     if x.numel() == 0:
         return None
-    block = None if quantizer.reduced == "first" else _independent_blocks(quantizer.spec.scaling)
-    if block is None:
-        scale = _scale(x, quantizer)
-        return None if scale is None else SmallScale.of(scale)
-    rows, columns = block
-    parts = []
-    for start, stop in _ranges(x, rows):
-        scale = _scale(x[start:stop], quantizer)
-        assert scale is not None
-        parts.append(scale[::rows, ::columns].clone())  # a view would keep the whole of it
-    return SmallScale(torch.cat(parts), block)
+    turned = quantizer.reduced == "first"
+    found = quantizer.scaling.find(split(x.mT if turned else x), count=True)
+    return found.turned if found is not None and turned else found
 
 
 def cast_in_slabs(x: Tensor, quantizer: Quantizer, whole: SmallScale | None) -> Iterator[tuple[Tensor, Cast]]:
@@ -49,8 +51,7 @@ def cast_in_slabs(x: Tensor, quantizer: Quantizer, whole: SmallScale | None) -> 
     """
     spec = quantizer.spec
     key = fold(quantizer.key, 0)
-    group = 1 if whole is None or whole.entries.ndim == 0 or len(whole.entries) == 1 else whole.block[0]
-    for start, stop in _ranges(x, group):
+    for start, stop in _ranges(x):
         slab = x[start:stop]
         scale = None if whole is None else whole.rows(start, stop).spread(tuple(slab.shape))
         zero = scale == 0 if scale is not None and spec.scaling.zero_scales else None
@@ -65,24 +66,8 @@ def cast_in_slabs(x: Tensor, quantizer: Quantizer, whole: SmallScale | None) -> 
         yield slab, Cast(quantizer.site, quantizer.role, spec.format, scale, exact, unbounded, rounded)
 
 
-def _scale(x: Tensor, quantizer: Quantizer) -> Tensor | None:
-    if quantizer.reduced == "last":
-        return quantizer.scaling.scale(x, live=False)
-    scale = quantizer.scaling.scale(x.mT, live=False)
-    return scale.mT if scale is not None and scale.ndim > 1 else scale
-
-
-def _independent_blocks(scaling: ScalingSpec) -> tuple[int, int] | None:
-    """Rows and columns of the blocks of a scaling whose rows of blocks do not see one another; None for any other."""
-    if isinstance(scaling, Block):
-        return (scaling.size if scaling.shape == "square" else 1), scaling.size
-    if isinstance(scaling, Mx):
-        return 1, scaling.size
-    return (1, 1) if isinstance(scaling, Current | Mse) and scaling.granularity == "channel" else None
-
-
-def _ranges(x: Tensor, group: int) -> Iterator[tuple[int, int]]:
-    """First and last (exclusive) row of each slab; slabs but the last are a multiple of `group` rows."""
-    rows = max(1, ELEMENTS // max(1, x.shape[1]) // group) * group
+def _ranges(x: Tensor) -> Iterator[tuple[int, int]]:
+    """First and last (exclusive) row of each slab."""
+    rows = max(1, ELEMENTS * len(x) // max(1, x.numel()))
     for start in range(0, len(x), rows):
         yield start, min(start + rows, len(x))

@@ -5,7 +5,6 @@ number stands once for each element of its block. Kept are the `entries` alone a
 along each axis. It serves a scale for the tensor, for each channel, for rows of 32 and for squares alike.
 """
 
-import math
 from dataclasses import dataclass
 
 import torch
@@ -16,35 +15,28 @@ from torch import Tensor
 class SmallScale:
     """entries: float32, of as many axes as the tensor, or none. block: elements one entry spans along each axis.
 
-    An axis along which there is one entry broadcasts; a last block may be ragged.
+    An axis along which there is one entry broadcasts; a last block may be ragged. clamped: how many entries would lie
+    beyond the range of scales and were clamped to its ends, an int64 scalar; None where nobody asked.
     """
 
     entries: Tensor
     block: tuple[int, ...]
+    clamped: Tensor | None = None
 
-    @classmethod
-    def of(cls, scale: Tensor) -> "SmallScale":
-        """The scale without its repetitions, which are found from its values, bit for bit.
-
-        Along an axis, an entry stands for the longest runs that begin at multiples of one number.
-        """
-        scale, block = scale.to(torch.float32), []
-        for axis in reversed(range(scale.ndim)):
-            size = scale.shape[axis]
-            bits = scale.contiguous().view(torch.int32).movedim(axis, 0).reshape(size, -1)
-            changes = (bits[1:] != bits[:-1]).any(1).nonzero().flatten() + 1
-            step = math.gcd(*changes.tolist()) or max(size, 1)
-            block.append(step)
-            scale = scale.index_select(axis, torch.arange(0, size, step))
-        return cls(scale.contiguous(), tuple(reversed(block)))
+    @property
+    def turned(self) -> "SmallScale":
+        """The scale of the transposed tensor, whose last two axes are exchanged."""
+        if self.entries.ndim < 2:
+            return self
+        return SmallScale(self.entries.mT, (*self.block[:-2], self.block[-1], self.block[-2]), self.clamped)
 
     def rows(self, start: int, stop: int) -> "SmallScale":
-        """The scale of the tensor's rows start to stop (exclusive); start at the beginning of a block."""
+        """The scale of the tensor's rows start to stop (exclusive), which may begin and end within a block."""
         if self.entries.ndim == 0 or len(self.entries) == 1:
             return self
-        step = self.block[0]
-        assert start % step == 0
-        return SmallScale(self.entries[start // step : -(-stop // step)], self.block)
+        if self.block[0] == 1:
+            return SmallScale(self.entries[start:stop], self.block)
+        return SmallScale(self.entries[torch.arange(start, stop) // self.block[0]], (1, *self.block[1:]))
 
     def spread(self, shape: tuple[int, ...]) -> Tensor:
         """The scale as a tensor that broadcasts with one of `shape`. ValueError if it does not fit."""

@@ -25,7 +25,7 @@ import yaml
 from pydantic import GetCoreSchemaHandler, PlainValidator, ValidationError, model_validator
 from pydantic_core import CoreSchema, core_schema
 
-from altgrad.document import Document, scalar
+from altgrad.document import Document, SpecError, scalar
 from altgrad.formats import FloatFormat, Rounding
 from altgrad.spec.assignment import assign
 from altgrad.spec.complaints import first
@@ -85,6 +85,20 @@ class Spec(Shape):
             return cls.model_validate(document.data)
         except ValidationError as error:
             raise first(error, cls, document) from None
+
+    @classmethod
+    def made_from(cls, value: Any, name: str = "") -> Self:
+        """From a Python value: one already made, or plain data. Raises SpecError, `name` (if any) before the complaint.
+
+        `model_validate` does the same but raises pydantic's own error, of many lines, which the validators inside
+        others need.
+        """
+        if isinstance(value, cls):
+            return value
+        try:
+            return cls.model_validate(value)
+        except ValidationError as error:
+            raise SpecError(name, first(error, cls, Document(value, "")).message) from None
 
     def to_yaml(self) -> str:
         """The resolved spec as YAML that this class reads back to an equal spec."""

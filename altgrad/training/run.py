@@ -15,7 +15,7 @@ from altgrad.data.dataset import DatasetSpec
 from altgrad.models.model import ModelSpec
 from altgrad.monitors import MonitorSpec
 from altgrad.nn import PrecisionPolicy
-from altgrad.optim import OptimizerSpec, Schedule
+from altgrad.optim import OptimizerSpec, Schedule, StorageSpec
 from altgrad.spec import Spec
 
 Count = Annotated[int, Field(ge=1)]
@@ -61,6 +61,8 @@ class RunSpec(Spec):
     compute: Literal["float32", "bfloat16"] = "float32"
     """The type products run in. bfloat16 is autocast: parameters, optimizer and loss stay float32."""
     optimizer: OptimizerSpec
+    storage: tuple[StorageSpec, ...] = ()
+    """How parameters are kept between steps: ordered rules by parameter name; what none matches is float32."""
     schedule: Schedule = Schedule()
     steps: Count
     accumulate: Count = 1

@@ -12,7 +12,7 @@ from torch import nn
 
 from altgrad.data.dataset import Dataset
 from altgrad.monitors import Watch
-from altgrad.nn import quantize_model, quantizers
+from altgrad.nn import quantize_model, quantizers, weight_quantizers
 from altgrad.optim import Optimizer, parameter_groups
 from altgrad.spec import LocatedError
 from altgrad.training.initial import initialise
@@ -50,10 +50,7 @@ class TrainState:
         model.to(device)
         for quantizer in quantizers(model):
             quantizer.engine = "compiled" if spec.engine == "compiled" else "eager"
-        try:
-            optimizer = spec.optimizer.build(parameter_groups(model, spec.optimizer))
-        except LocatedError as error:
-            raise error.within("optimizer") from None
+        optimizer = build_optimizer(spec, model)
         return cls(model, optimizer, Watch(spec.monitors, model, optimizer))
 
     def record(self) -> dict[str, Any]:
@@ -68,6 +65,25 @@ class TrainState:
         self.step, self.tokens, self.evaluated = record["step"], record["tokens"], record["evaluated"]
         self.seconds = record["seconds"]
         self.watch.restore(record["monitors"])
+
+
+def build_optimizer(spec: RunSpec, model: nn.Module) -> Optimizer:
+    """The optimizer over the model's parameters, which are put on the grids of their storage.
+
+    Raises LocatedError, with the location in the run spec, for groups and storage rules that decide nothing or do not
+    go together with the optimizer.
+    """
+    try:
+        groups = parameter_groups(model, spec.optimizer, spec.storage)
+    except LocatedError as error:
+        raise (error if error.location[0] == "storage" else error.within("optimizer")) from None
+    try:
+        optimizer = spec.optimizer.build(groups, seed=spec.seed)
+    except ValueError as error:
+        raise LocatedError(("optimizer",), str(error)) from None
+    parameters = dict(model.named_parameters(remove_duplicate=False))
+    optimizer.casts = {parameters[name]: quantizer for name, quantizer in weight_quantizers(model).items()}
+    return optimizer
 
 
 def build_model(spec: RunSpec, vocabulary: int, outputs: int) -> nn.Module:

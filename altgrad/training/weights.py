@@ -10,7 +10,6 @@ open, whether or not the tensor still exists; so each tensor opens the file anew
 import json
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
@@ -106,7 +105,11 @@ def _find(source: Path) -> tuple[list[Path], dict[str, Path]]:
 
 
 def _shards(folder: Path) -> list[Path]:
-    names: Any = sorted(set(json.loads((folder / INDEX).read_text())["weight_map"].values()))
+    try:
+        places = json.loads((folder / INDEX).read_text(encoding="utf-8"))["weight_map"]
+        names = sorted({Path(name).as_posix() for name in places.values()})
+    except (ValueError, LookupError, TypeError, AttributeError, RecursionError):
+        raise ValueError(f"{folder / INDEX} maps no weights to files; fetch it again.") from None
     for name in names:
         if Path(name).name != name:
             raise ValueError(f"{folder / INDEX} names {name}, which is not in its folder.")

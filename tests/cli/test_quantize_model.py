@@ -17,7 +17,7 @@ from typer.testing import CliRunner, Result
 from altgrad.cli.quantize_model import quantize_model
 from altgrad.formats import CATALOG
 from altgrad.measures.sqnr import sqnr
-from altgrad.quantize import Quantizer, QuantizerSpec
+from altgrad.quantize import Quantizer, QuantizerSpec, ScalingSpec
 from altgrad.quantize.packed import load_quantized
 from altgrad.store import Run
 
@@ -131,6 +131,24 @@ def test_match_names_the_modules_instead(invoke: Invoke, file: Path) -> None:
     found = result(invoke(file, "--format", "e3m4", "--match", "embed", "--match", "blocks.last.*", "--json"))
     names = {row["tensor"] for row in found["results"][0]["tensors"]}
     assert names == {"embed.weight", "blocks.1.mlp.up.weight", "blocks.1.mlp.down.weight"}
+
+
+@pytest.mark.parametrize(
+    ("scaling", "count"),
+    [("current", 1), ("mse", 1), ({"kind": "current", "granularity": "channel"}, 6), ("mx", 6), ("nvfp4", 1)],
+)
+def test_scales_beyond_their_range_are_counted(invoke: Invoke, tmp_path: Path, scaling: Any, count: int) -> None:
+    tiny = {"tiny.weight": torch.full((6, 32), 1e-40), "plain.weight": torch.ones(6, 32)}
+    save_file(tiny, tmp_path / "w.safetensors")
+    policy = {"rules": [{"match": "*", "weight": {"format": "e4m3fn", "scaling": scaling}}]}
+    (tmp_path / "p.yaml").write_text(json.dumps(policy))
+    summary = result(invoke("w.safetensors", "--policy", "p.yaml", "--json"))["results"][0]
+    assert summary["clamped_scale_count"] == count
+    assert {row["tensor"]: row["clamped_scale_count"] for row in summary["tensors"]} == {
+        "tiny.weight": count, "plain.weight": 0
+    }  # fmt: skip
+    line = f"p: scales clamped to the end of their range: {count}\n"
+    assert (line in invoke("w.safetensors", "--policy", "p.yaml").stdout) == (count > 0)
 
 
 POLICY = """rules:
@@ -341,29 +359,50 @@ def test_a_grid_in_many_slabs_is_the_grid_of_the_whole(invoke: Invoke, tmp_path:
     assert same(load_quantized(tmp_path / "out")["a.weight"], cast(x, "e2m5"))
 
 
+# Not ru_maxrss: a process inherits that from the one that started it.
 MEASURE = """
-import resource, sys
+import pathlib, sys
 import typer
 from altgrad.cli.quantize_model import quantize_model
 app = typer.Typer()
 app.command()(quantize_model)
-app([sys.argv[1], "--format", "e4m3fn", "--out", sys.argv[2], "--json"], standalone_mode=False)
-print("peak", resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)
+model, out, *policies = sys.argv[1:]
+for number, policy in enumerate(policies):
+    app([model, "--policy", policy, "--out", f"{out}/{number}", "--json"], standalone_mode=False)
+    print("peak", pathlib.Path("/proc/self/status").read_text().split("VmHWM:")[1].split()[0])
 """
 
+CASTS: list[Any] = [
+    "e4m3fn",
+    *({"format": "e2m1", "scaling": kind} for kind in ScalingSpec.kinds()),
+    *({"format": "e2m1", "scaling": {"kind": k, "granularity": "channel"}} for k in ("current", "delayed", "mse")),
+    {"format": "e4m3fn", "scaling": {"kind": "block", "shape": "square"}},
+    {"format": "e4m3fn", "rounding": "stochastic", "scaling": {"kind": "block", "size": 16, "scale": "real"}},
+]
 
-def peak_kib(model: Path, out: Path) -> int:
+
+def peaks_kib(model: Path, folder: Path) -> list[int]:
+    """The peak memory of the process after each of CASTS, one after the other."""
+    folder.mkdir()
+    for number, spec in enumerate(CASTS):
+        (folder / f"{number}.yaml").write_text(json.dumps({"rules": [{"match": "*", "weight": spec}]}))
+    policies = [str(folder / f"{number}.yaml") for number in range(len(CASTS))]
     found = subprocess.run(
-        [sys.executable, "-c", MEASURE, str(model), str(out)], cwd=ROOT, capture_output=True, text=True, check=True
-    )
-    return int(found.stdout.split("peak")[1])
+        [sys.executable, "-c", MEASURE, str(model), str(folder / "out"), *policies],
+        cwd=ROOT, capture_output=True, text=True, check=True,
+    )  # fmt: skip
+    return [int(part.split()[0]) for part in found.stdout.split("peak")[1:]]
 
 
-@pytest.mark.skipif(sys.platform != "linux", reason="ru_maxrss has other units elsewhere")
-def test_memory_is_three_of_the_largest_tensor_besides_the_process(tmp_path: Path) -> None:
-    size = 24 << 20
-    names = ["embed", *(f"l{i}" for i in range(5))]
-    save_file({f"{name}.weight": torch.rand(1536, 4096) for name in names}, tmp_path / "large.safetensors")
-    save_file({"a.weight": torch.rand(600, 600)}, tmp_path / "small.safetensors")
-    base = peak_kib(tmp_path / "small.safetensors", tmp_path / "a")
-    assert peak_kib(tmp_path / "large.safetensors", tmp_path / "b") - base <= 3 * size // 1024
+@pytest.mark.skipif(sys.platform != "linux", reason="the peak is read from /proc")
+@pytest.mark.parametrize("turned", [False, True])
+def test_memory_is_three_of_the_largest_tensor_besides_the_process_under_every_scaling(
+    tmp_path: Path, turned: bool
+) -> None:
+    names = ["c_attn", "c_fc"] if turned else ["q", "k"]  # a fused projection of this shape is a Conv1D, [in, out]
+    large, size = {f"h.0.{name}.weight": torch.randn(1280, 3840) for name in names}, 1280 * 3840 * 4
+    save_file(large, tmp_path / "large.safetensors")
+    save_file({name: x[:200, :600].contiguous() for name, x in large.items()}, tmp_path / "small.safetensors")
+    base = peaks_kib(tmp_path / "small.safetensors", tmp_path / "a")[-1]
+    for spec, peak in zip(CASTS, peaks_kib(tmp_path / "large.safetensors", tmp_path / "b"), strict=True):
+        assert peak - base <= 3 * size // 1024, spec

@@ -97,12 +97,40 @@ def test_only_plain_linears_are_touched() -> None:
         pass
 
     model = nn.Sequential(nn.Linear(4, 4), Own(4, 4))
-    with pytest.raises(ValueError, match="1 is a Own; only a plain"):
+    with pytest.raises(ValueError, match="1 is a Own; only a plain nn.Linear or Conv1D"):
         quantize_model(model, PrecisionPolicy.uniform(weight="e4m3fn"))
     assert type(model[0]) is nn.Linear
     quantize_model(model, PrecisionPolicy.uniform(match="0", weight="e4m3fn"))
     with pytest.raises(ValueError, match="0 is quantised already"):
         quantize_model(model, PrecisionPolicy.uniform(match="0", weight="e4m3fn"))
+
+
+@pytest.mark.parametrize(
+    ("bad", "message"),
+    [
+        ({"weight": "e4m3"}, "e4m3 means different formats to different people; say e4m3fn (max 448"),
+        ({"weight": "e8m8"}, "e8m8 has 17 bits; AltGrad emulates 2 to 16."),
+        ({"weigth": "e4m3fn"}, "'weigth' is not a key of a precision rule. Did you mean 'weight'?"),
+        ({"weight": 3}, "rules.0.weight is 3; it takes"),
+        ({"weight": {"format": "e4m3fn", "scaling": {"kind": "block", "size": 0}}}, "size is 0; it takes"),
+        ({"match": "", "weight": "e4m3fn"}, "rules.0.match is ''; it takes text that is not empty."),
+    ],
+)
+def test_from_python_a_bad_policy_is_a_value_error_of_one_line(bad: dict[str, Any], message: str) -> None:
+    model = Model()
+    for attempt in (lambda: PrecisionPolicy.uniform(**bad), lambda: quantize_model(model, {"rules": [bad]})):
+        with pytest.raises(ValueError) as caught:
+            attempt()
+        assert message in str(caught.value) and "\n" not in str(caught.value)
+    assert not any(isinstance(module, QuantizedLinear) for module in model.modules())
+    for nothing in ("e4m3fn", 3, [{"weight": "e4m3fn"}]):
+        with pytest.raises(ValueError, match="^the spec is .*; it takes a mapping of rules.$"):
+            quantize_model(model, nothing)
+
+
+def test_a_policy_may_come_as_data() -> None:
+    model = quantize_model(Model(), {"rules": [{"match": "head", "weight": "e4m3fn"}]})
+    assert isinstance(model.head, QuantizedLinear)
 
 
 def test_surgery_works_on_meta_tensors() -> None:

@@ -15,7 +15,6 @@ from altgrad.formats import CATALOG, FloatFormat
 from altgrad.quantize import Quantizer, QuantizerSpec
 from altgrad.quantize.codes import to_codes, to_storage
 from altgrad.quantize.packed import DTYPES, NAMES, PackedWriter, Planned, load_quantized
-from altgrad.quantize.small_scale import SmallScale
 
 FORMATS = [entry.name for entry in CATALOG if FloatFormat.parse(entry.name).in_tensor_domain]
 SCALINGS: dict[str, Any] = {
@@ -39,12 +38,13 @@ def write(path: Path, tensors: dict[str, Tensor], casts: dict[str, QuantizerSpec
             if name not in casts:
                 writer.write(x)
                 continue
-            made = Quantizer(casts[name], name, "weight", rows=len(x)).cast(x, live=False)
+            quantizer = Quantizer(casts[name], name, "weight", rows=len(x))
+            made, scale = quantizer.cast(x, live=False), quantizer.find_scale(x)
             values[name] = made.values(torch.float32)
             for rows in made.rounded.split(2):
                 writer.write(to_storage(to_codes(rows, made.format), made.format))
-            if made.scale is not None:
-                writer.scale(name, SmallScale.of(made.scale))
+            if scale is not None:
+                writer.scale(name, scale)
         writer.finish()
     return values
 

@@ -5,7 +5,6 @@ import math
 
 import pytest
 import torch
-from pydantic import ValidationError
 
 from altgrad.formats import FloatFormat, Rounding
 from altgrad.quantize import Cast, Current, Delayed, Quantizer, QuantizerSpec, Unscaled, round_to
@@ -233,9 +232,62 @@ def test_a_wrong_cast_is_refused_where_it_stands(text, message):
     assert message in str(caught.value) and str(caught.value).startswith("run.yaml:1:")
 
 
+def every_float16() -> torch.Tensor:
+    """All of them but NaN, one to a row, so that each has a scale of its own by channel."""
+    codes = torch.arange(1 << 16, dtype=torch.int32).to(torch.int16).view(torch.float16)
+    return codes[~codes.isnan()][:, None]
+
+
+@pytest.mark.parametrize("scale", ["power_of_two", "real"])
+@pytest.mark.parametrize("rounding", ["nearest_even", "nearest_away", "stochastic"])
+@pytest.mark.parametrize("name", ["e4m3fn", "e5m2", "e3m4", "e2m1", "e7m0", "e0m7", "e8m7"])
+def test_in_float16_what_is_finite_stays_finite_and_on_the_grid(name, rounding, scale):
+    """Where float16 does not reach the value, it is the largest of the grid that it does reach."""
+    x = every_float16()
+    scaling = {"kind": "current", "granularity": "channel", "scale": scale}
+    made = Quantizer({"format": name, "rounding": rounding, "scaling": scaling}).cast(x, False)
+    found, wanted = made.values(torch.float16), made.values(torch.float32)
+    assert bool(found.isfinite().all())
+    reached = wanted.abs() <= 65504
+    assert torch.equal(found[reached], wanted[reached].to(torch.float16))
+    assert bool((found[~reached].sign() == wanted[~reached].sign()).all())
+    grid = round_to(torch.full_like(wanted, 65504.0), name, "toward_zero", scale=made.scale)
+    assert torch.equal(found[~reached].abs(), grid[~reached].to(torch.float16))
+    quantizer = Quantizer({"format": name, "rounding": rounding, "scaling": scaling})
+    assert torch.equal(quantizer(x), found)
+
+
+def test_the_largest_float16_enters_e4m3fn_as_240_times_its_scale():
+    assert Quantizer("e4m3fn")(torch.tensor([65504.0, -65504.0, 1.0]).half()).tolist() == [61440.0, -61440.0, 1.0]
+    assert Quantizer("e4m3fn")(torch.tensor([65504.0, torch.inf]).bfloat16()).tolist() == [65536.0, 114688.0]
+    assert Quantizer("e4m3fn")(torch.tensor([65504.0, torch.inf]).half()).tolist() == [61440.0, 61440.0]
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_what_rounds_up_to_the_end_of_float32_is_inf(dtype):
+    top = torch.finfo(dtype).max
+    assert Quantizer("e4m3fn")(torch.tensor([top], dtype=dtype)).tolist() == [torch.inf]
+    assert Quantizer("e4m3fn")(torch.tensor([242 * 2.0**120], dtype=dtype)).tolist() == [240 * 2.0**120]
+
+
+def test_an_overflow_that_is_to_become_inf_is_inf_in_float16_too():
+    spec = {"format": "e5m2", "overflow": "inf", "scaling": "unscaled"}
+    found = Quantizer(spec)(torch.tensor([65504.0, 57344.0, torch.inf, torch.nan]).half())
+    assert found.tolist()[:3] == [torch.inf, 57344.0, torch.inf] and bool(found[3].isnan())
+
+
 def test_a_quantizer_made_from_a_wrong_name_says_so():
-    with pytest.raises(ValidationError, match="e9m9 has 19 bits"):
-        Quantizer("e9m9")
+    for value, message in (
+        ("e9m9", "e9m9 has 19 bits; AltGrad emulates 2 to 16."),
+        ("e4m3", "e4m3 means different formats to different people; say e4m3fn"),
+        ({"format": "e4m3fn", "scalling": "mx"}, "'scalling' is not a key of a cast. Did you mean 'scaling'?"),
+        ({"format": "e2m1", "overflow": "inf"}, "e2m1 has neither inf nor NaN for an overflow to become;"),
+        (7, "the spec is 7; it takes "),
+        ({"format": "e2m1", "scaling": "mxx"}, "'mxx' is not a scaling. Did you mean 'mx'?"),
+    ):
+        with pytest.raises(ValueError) as caught:
+            Quantizer(value, "a/weight")
+        assert str(caught.value).startswith(f"a/weight: {message}") and "\n" not in str(caught.value)
     with pytest.raises(ValueError, match="delayed scaling by channel needs a fixed number of rows"):
         make(scaling={"kind": "delayed", "granularity": "channel"})
 

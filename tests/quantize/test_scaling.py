@@ -225,6 +225,27 @@ def test_delayed_scales_have_the_margin_and_the_kind_of_their_spec():
     )
 
 
+@pytest.mark.parametrize("change", ["bfloat16", "half", "double"])
+def test_scales_stay_float32_whatever_the_model_becomes(change):
+    scaling = delayed(rows=2, granularity="channel", scale="real")
+    scaling.scale(torch.tensor([[0.1, 70000.0], [3e38, 1e-30]]), True)
+    scaling.commit()
+    scaling.scale(torch.tensor([[0.3], [0.7]]), True)
+    before = {name: (value.dtype, value.clone()) for name, value in scaling.named_buffers()}
+    model = torch.nn.Sequential(torch.nn.Linear(2, 2), scaling)
+    assert getattr(model, change)()[0].weight.dtype != torch.float32
+    assert getattr(torch, change) == model[0].weight.dtype == model.to(getattr(torch, change))[0].weight.dtype
+    for name, value in scaling.named_buffers():
+        assert value.dtype == before[name][0] and torch.equal(value, before[name][1]), name
+
+
+def test_scales_move_with_the_model_to_another_device():
+    scaling = delayed()
+    assert all(value.is_meta for value in scaling.to("meta", torch.bfloat16).buffers())
+    assert {value.dtype for value in scaling.buffers()} == {torch.float32, torch.bool}
+    assert not any(value.is_meta for value in scaling.to_empty(device="cpu").buffers())
+
+
 @pytest.mark.parametrize(
     ("value", "message"),
     [

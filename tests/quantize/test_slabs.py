@@ -15,6 +15,7 @@ SCALINGS: list[dict[str, Any]] = [
     {"kind": "current", "granularity": "channel", "scale": "real"},
     {"kind": "delayed", "granularity": "channel"},
     {"kind": "mse", "granularity": "channel"},
+    {"kind": "mse", "scale": "real", "candidates": 40},
     {"kind": "block", "size": 5, "shape": "square", "scale": "real"},
     {"kind": "mx", "mode": "even"},
 ]
@@ -52,6 +53,7 @@ def test_slabs_together_are_the_cast_of_the_whole(
     assert_same_bits(torch.cat([cast.values(torch.float32) for _, cast in found]), whole.values(torch.float32), x)
     assert torch.equal(torch.cat([slab for slab, _ in found]), x)
     assert (scale is None) == (whole.scale is None)
+    assert scale is None or scale.clamped == 0
     assert scale is None or torch.equal(scale.spread(tuple(x.shape)).expand(x.shape), whole.scale.expand(x.shape))
     assert_same_bits(torch.cat([cast.exact for _, cast in found]), whole.exact, x)
 
@@ -70,3 +72,22 @@ def test_a_tensor_without_elements_has_no_slabs() -> None:
         empty = torch.empty(shape)
         scale = slabs.whole_scale(empty, quantizer)
         assert sum(cast.rounded.numel() for _, cast in slabs.cast_in_slabs(empty, quantizer, scale)) == 0
+
+
+@pytest.mark.parametrize("granularity", ["tensor", "channel"])
+def test_the_mse_scale_does_not_depend_on_how_a_tensor_is_cut(granularity: str) -> None:
+    """Forty candidates a few hundredths apart: the last bits of their errors decide some of the choices."""
+    torch.manual_seed(1)
+    x = torch.randn(1 << 10, 700)
+    scaling = {"kind": "mse", "granularity": granularity, "scale": "real", "candidates": 64}
+    quantizer = Quantizer(QuantizerSpec.model_validate({"format": "e3m4", "scaling": scaling}), "a/weight", "weight")
+    own = slabs.split(x)
+    assert len(own) > 2 and torch.equal(torch.cat(own), x)
+    whole, cut = (quantizer.scaling.find(pieces) for pieces in ((x,), own))
+    assert whole is not None and cut is not None and torch.equal(whole.entries, cut.entries)
+
+
+def test_a_tensor_is_cut_only_where_that_gains_something() -> None:
+    x = torch.empty(1 << 9, 1 << 10)
+    assert [len(piece) for piece in slabs.split(x)] == [256, 256]
+    assert len(slabs.split(torch.empty(1 << 20))) == len(slabs.split(x.to("meta"))) == len(slabs.split(x[:200])) == 1

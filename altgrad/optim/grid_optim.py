@@ -1,0 +1,123 @@
+"""GridOptim: momentum on the gradient, steps counted in grid positions.
+
+    v <- momentum v + g        r = clip(lr v, +-rung_clip)
+
+`lr` is rungs per unit of velocity, so the schedule acts on it; a step never exceeds `rung_clip` rungs.
+
+    landing: value   requested = -r spacing(max(|w|, kappa rms(w))): linear in value, so that stochastic storage lands
+                     it without bias, E[Q(w)] = w inside the range
+    landing: index   floor(-r + u) rungs, u uniform: the mission's walk on codes, in `index` storage. Biased in value,
+                     because rungs grow with |w|: under +-1-rung noise of probability p each way a weight of M = 0 grows
+                     by 1 + p/2 a step. Kept as the documented control.
+
+It moves on the weight's own format and scale, under any storage: `master` keeps float32 masters that the forward pass
+projects (GRID-02), the others keep none. A parameter that no rule gives a format walks on the grid of `format`. Decay
+is decoupled: `weight_decay` is the share that a weight loses in a step at the peak of the schedule.
+Flips and updates are counted in the state (`track`).
+"""
+
+from collections.abc import Iterable
+from typing import Annotated, Any, ClassVar, Literal
+
+import torch
+from pydantic import Field
+from torch import Tensor
+
+from altgrad.formats import FloatFormat
+from altgrad.optim.optimizer import Optimizer, OptimizerSpec
+from altgrad.optim.request import Request
+from altgrad.optim.stiffness import absolute, spacing_field
+from altgrad.optim.storage import own_grid
+from altgrad.quantize import Grid
+from altgrad.spec import Format
+
+Landing = Literal["value", "index"]
+
+
+class GridOptimSpec(OptimizerSpec):
+    """Momentum steps in whole grid positions."""
+
+    kind: ClassVar[str] = "grid_optim"
+    momentum: Annotated[float, Field(ge=0, lt=1)] = 0.9
+    rung_clip: Annotated[float, Field(gt=0)] = 1.0
+    landing: Landing = "value"
+    kappa: Annotated[float, Field(ge=0)] = 2.0**-6
+    format: Format = FloatFormat.parse("e4m3fn")
+    """The grid of parameters that have none of their own."""
+    track: bool = True
+
+    def build(self, groups: Iterable[dict[str, Any]], *, seed: int = 0) -> "GridOptim":
+        """See OptimizerSpec."""
+        return GridOptim(
+            groups, lr=self.lr, momentum=self.momentum, rung_clip=self.rung_clip, landing=self.landing,
+            kappa=self.kappa, format=self.format, weight_decay=self.weight_decay, track=self.track, seed=seed,
+        )  # fmt: skip
+
+
+class GridOptim(Optimizer):
+    """The rule at the head of the file. See AdamW for the arguments in common."""
+
+    has_momentum = "momentum"
+
+    def __init__(
+        self,
+        params: Any,
+        lr: float = 1.0,
+        momentum: float = 0.9,
+        rung_clip: float = 1.0,
+        landing: Landing = "value",
+        kappa: float = 2.0**-6,
+        format: str | FloatFormat = "e4m3fn",
+        weight_decay: float = 0.0,
+        *,
+        storage: Any = None,
+        track: bool = True,
+        seed: int = 0,
+    ) -> None:
+        defaults = {
+            "lr": lr, "momentum": momentum, "rung_clip": rung_clip, "landing": landing, "kappa": kappa,
+            "format": str(format), "weight_decay": weight_decay, "storage": storage, "track": track,
+        }  # fmt: skip
+        super().__init__(params, defaults, seed=seed)
+
+    def check(self, group: dict[str, Any]) -> None:
+        """See Optimizer."""
+        if not 0 <= group["momentum"] < 1:
+            raise ValueError(f"momentum is {group['momentum']}; it must be in [0, 1).")
+        if not group["rung_clip"] > 0:
+            raise ValueError(f"rung_clip is {group['rung_clip']}; it must be above 0.")
+        if not 0 <= group["kappa"] < float("inf"):
+            raise ValueError(f"kappa is {group['kappa']}; it must be not negative and finite.")
+        FloatFormat.parse(group["format"]).require_tensor_domain()
+        if group["landing"] not in ("value", "index"):
+            raise ValueError(f"landing is {group['landing']}; choose value or index.")
+
+    def in_rungs(self, group: dict[str, Any]) -> bool:
+        """See Optimizer."""
+        return bool(group["landing"] == "index")
+
+    def request(
+        self, group: dict[str, Any], params: list[Tensor], grads: list[Tensor], grids: list[Grid | None]
+    ) -> Request:
+        """See Optimizer."""
+        lr, clip = group["lr"], group["rung_clip"]
+        for p in params:
+            if "momentum_buffer" not in self.state[p]:
+                self.state[p]["momentum_buffer"] = torch.zeros_like(p)
+        velocities = [self.state[p]["momentum_buffer"] for p in params]
+        torch._foreach_mul_(velocities, group["momentum"])
+        torch._foreach_add_(velocities, grads)
+        peak = group.get("initial_lr", lr)
+        keep = 1 - group["weight_decay"] * (lr / peak if peak else 0.0)
+        if self.in_rungs(group):
+            rungs = [(velocity * lr).clamp(-clip, clip) for velocity in velocities]
+            return Request(keep, [-1.0] * len(params), rungs, in_rungs=True)
+        factors = []
+        for p, velocity, grid in zip(params, velocities, grids, strict=True):
+            # The clip as a factor, so that the numerator stays the momentum buffer, which error feedback writes to.
+            asked = (velocity * lr).abs()
+            clipped = torch.where(asked > clip, clip / asked, 1.0)
+            walked = own_grid(p, FloatFormat.parse(group["format"])) if grid is None else grid
+            clipped.mul_(absolute(spacing_field(p, walked, kappa=group["kappa"]), walked))
+            factors.append(clipped)
+        return Request(keep, [-lr] * len(params), velocities, factors=factors, beta=group["momentum"] or None)

@@ -1,0 +1,94 @@
+"""Madam: multiplicative Adam (Bernstein et al., arXiv 2006.14560), the baseline whose steps are relative by design.
+
+    v <- .999 v + .001 g^2        w <- w exp(-lr sign(w) clip(g / sqrt(v_hat), +-10)),        0/0 -> 0
+
+v_hat is v with its bias corrected; there is no momentum; |w| stays at most 3 rms(w0). On a logarithmic number system
+its steps are whole multiples of the spacing, which is why it belongs beside manifold-aware updates. Signs never change
+and zeros never move: `zero_weights` counts those. Decay, if any, is decoupled.
+"""
+
+from collections.abc import Iterable
+from typing import Annotated, Any, ClassVar
+
+import torch
+from pydantic import Field
+from torch import Tensor
+
+from altgrad.optim.optimizer import LearningRate, Optimizer, OptimizerSpec
+from altgrad.optim.request import Request
+from altgrad.quantize import Grid
+
+
+class MadamSpec(OptimizerSpec):
+    """Multiplicative Adam."""
+
+    kind: ClassVar[str] = "madam"
+    lr: LearningRate = 1e-2
+    beta: Annotated[float, Field(ge=0, lt=1)] = 0.999
+    clip: Annotated[float, Field(gt=0)] = 10.0
+    bound: Annotated[float, Field(gt=0)] = 3.0
+    """The largest magnitude a weight may have, as a multiple of the tensor's first rms."""
+
+    def build(self, groups: Iterable[dict[str, Any]], *, seed: int = 0) -> "Madam":
+        """See OptimizerSpec."""
+        return Madam(
+            groups, lr=self.lr, beta=self.beta, clip=self.clip, bound=self.bound, weight_decay=self.weight_decay,
+            seed=seed,
+        )  # fmt: skip
+
+
+class Madam(Optimizer):
+    """The rule at the head of the file. See AdamW for the arguments in common."""
+
+    def __init__(
+        self,
+        params: Any,
+        lr: float = 1e-2,
+        beta: float = 0.999,
+        clip: float = 10.0,
+        bound: float = 3.0,
+        weight_decay: float = 0.0,
+        *,
+        storage: Any = None,
+        track: bool = False,
+        seed: int = 0,
+    ) -> None:
+        defaults = {"lr": lr, "beta": beta, "clip": clip, "bound": bound, "weight_decay": weight_decay}
+        super().__init__(params, {**defaults, "storage": storage, "track": track}, seed=seed)
+
+    def check(self, group: dict[str, Any]) -> None:
+        """See Optimizer."""
+        if not 0 <= group["beta"] < 1:
+            raise ValueError(f"beta is {group['beta']}; it must be in [0, 1).")
+        for name in ("clip", "bound"):
+            if not group[name] > 0:
+                raise ValueError(f"{name} is {group[name]}; it must be above 0.")
+
+    def request(
+        self, group: dict[str, Any], params: list[Tensor], grads: list[Tensor], grids: list[Grid | None]
+    ) -> Request:
+        """See Optimizer."""
+        changes = []
+        for p, g in zip(params, grads, strict=True):
+            state = self.state[p]
+            if "step" not in state:
+                state["step"] = torch.zeros((), dtype=torch.float32)
+                state["exp_avg_sq"] = torch.zeros_like(p)
+                state["limit"] = group["bound"] * p.to(torch.float64).square().mean().sqrt().to(torch.float32)
+            state["step"] += 1
+            square = state["exp_avg_sq"].mul_(group["beta"]).addcmul_(g, g, value=1 - group["beta"])
+            ratio = g / (square / (1 - group["beta"] ** state["step"].item())).sqrt()
+            changes.append(madam_change(p, ratio, group["lr"], group["clip"], state["limit"]))
+        return Request(keep=1 - group["lr"] * group["weight_decay"], values=[1.0] * len(params), numerators=changes)
+
+    def zero_weights(self) -> int:
+        """How many weights are exactly 0, and so will never move."""
+        counts = [torch.count_nonzero(p == 0) for group in self.param_groups for p in group["params"]]
+        return int(torch.stack(counts).sum()) if counts else 0
+
+
+def madam_change(w: Tensor, ratio: Tensor, lr: float, clip: float, limit: Tensor) -> Tensor:
+    """What w changes by: w expm1(-lr sign(w) clip(ratio)), so that |w| ends at most at `limit`; NaN counts 0."""
+    exponent = ratio.nan_to_num(nan=0.0).clamp(-clip, clip) * w.sign() * -lr
+    wanted = w + w * exponent.expm1()
+    return torch.where(wanted.abs() > limit, limit.copysign(w), wanted) - w

@@ -1,0 +1,163 @@
+"""ManifoldAdamW: AdamW whose step is measured in spacings of the weight's own grid.
+
+    requested = -lr f m_hat / (sqrt(v_hat) + eps)  (+ decoupled decay),        f = T^p / rms(T^p)
+
+with T the stiffness of `altgrad.optim.stiffness`. p = 0 is AdamW; at p = 1 every weight is asked to move by the same
+number of ulps, up to Adam's own direction. Normalising by the rms keeps the size of the tensor's step, so that a
+learning rate means the same at every p. Where there is no geometry (E <= 1 with one scale, groups without a format)
+f is exactly 1 and the trajectory is AdamW's bit for bit.
+
+Where S enters decides what it does (`precondition`):
+
+    update               f on the step, after the moments: the meaningful one, and the default
+    gradient             g S before the moments, S = T^p in the weight's units: the mission's formula. Adam divides it
+                         out again; what is left is eps (a step shrinks by r/(1 + r), r = g S / eps), the moments'
+                         memory of an older S, and near-frozen zeros
+    gradient_normalised  g f before the moments: the same without the eps artefact
+    both                 g f before the moments and f on the step
+    off                  AdamW
+
+Relatives: natural gradient in the code index (mirror descent with Hessian 1/S), Madam (arXiv 2006.14560).
+"""
+
+from collections.abc import Iterable
+from dataclasses import replace
+from typing import Annotated, Any, ClassVar, Literal, get_args
+
+import torch
+from pydantic import Field
+from torch import Tensor
+
+from altgrad.formats import FloatFormat
+from altgrad.optim.adamw import Beta, adam_request, check_adam
+from altgrad.optim.optimizer import Optimizer, OptimizerSpec
+from altgrad.optim.request import Request
+from altgrad.optim.stiffness import (
+    Normalise,
+    Stiffness,
+    absolute,
+    factor,
+    permutation,
+    spacing_field,
+    stiffness_of,
+)  # fmt: skip
+from altgrad.quantize import Grid
+from altgrad.quantize.noise import site_key
+
+Precondition = Literal["off", "gradient", "gradient_normalised", "update", "both"]
+_KAPPA = 2.0**-6
+
+
+class ManifoldAdamWSpec(OptimizerSpec):
+    """AdamW with steps in spacings of the weight's own grid."""
+
+    kind: ClassVar[str] = "manifold_adamw"
+    betas: tuple[Beta, Beta] = (0.9, 0.95)
+    eps: Annotated[float, Field(gt=0)] = 1e-8
+    precondition: Precondition = "update"
+    power: Annotated[float, Field(ge=0, le=1)] = 1.0
+    """p: 0 is AdamW, 1 whole spacings."""
+    kappa: Annotated[float, Field(ge=0)] = _KAPPA
+    """Floor on |w|, as a share of the tensor's rms: lets weights cross zero."""
+    stiffness: Stiffness = "own"
+    """own, smooth, constant, shuffled, reshuffled, or the name of another format."""
+    normalise: Normalise = "rms"
+    track: bool = False
+    """Keep every weight's rung and its travel, and counts of flips and updates, in the optimizer's state."""
+
+    def build(self, groups: Iterable[dict[str, Any]], *, seed: int = 0) -> "ManifoldAdamW":
+        """See OptimizerSpec."""
+        return ManifoldAdamW(
+            groups, lr=self.lr, betas=self.betas, eps=self.eps, weight_decay=self.weight_decay,
+            precondition=self.precondition, power=self.power, kappa=self.kappa, stiffness=self.stiffness,
+            normalise=self.normalise, track=self.track, seed=seed,
+        )  # fmt: skip
+
+
+class ManifoldAdamW(Optimizer):
+    """The rule at the head of the file; see ManifoldAdamWSpec for its settings and AdamW for the arguments in common.
+
+    format: short for storage {kind: master, format: ...}, the grid of float32 weights in a plain training loop.
+    """
+
+    has_momentum = "betas"
+
+    def __init__(
+        self,
+        params: Any,
+        lr: float = 1e-3,
+        betas: tuple[float, float] = (0.9, 0.999),
+        eps: float = 1e-8,
+        weight_decay: float = 1e-2,
+        *,
+        precondition: Precondition = "update",
+        power: float = 1.0,
+        kappa: float = _KAPPA,
+        stiffness: str | FloatFormat = "own",
+        normalise: Normalise = "rms",
+        format: str | FloatFormat | None = None,
+        storage: Any = None,
+        track: bool = False,
+        seed: int = 0,
+    ) -> None:
+        if format is not None and storage is not None:
+            raise ValueError("ManifoldAdamW: format is short for a master storage; name it in storage alone.")
+        defaults = {
+            "lr": lr, "betas": betas, "eps": eps, "weight_decay": weight_decay, "precondition": precondition,
+            "power": power, "kappa": kappa, "stiffness": str(stiffness), "normalise": normalise, "track": track,
+            "storage": storage if format is None else {"kind": "master", "format": str(format)},
+        }  # fmt: skip
+        self._permutations: dict[Tensor, Tensor] = {}
+        super().__init__(params, defaults, seed=seed)
+
+    def check(self, group: dict[str, Any]) -> None:
+        """See Optimizer."""
+        check_adam(group)
+        if group["precondition"] not in get_args(Precondition):
+            raise ValueError(
+                f"precondition is {group['precondition']}; choose one of {', '.join(get_args(Precondition))}."
+            )
+        if group["normalise"] not in get_args(Normalise):
+            raise ValueError(f"normalise is {group['normalise']}; choose rms or median.")
+        if not 0 <= group["power"] <= 1:
+            raise ValueError(f"power is {group['power']}; it must be in [0, 1].")
+        if not 0 <= group["kappa"] < float("inf"):
+            raise ValueError(f"kappa is {group['kappa']}; it must be not negative and finite.")
+        stiffness_of(group["stiffness"])
+
+    def request(
+        self, group: dict[str, Any], params: list[Tensor], grads: list[Tensor], grids: list[Grid | None]
+    ) -> Request:
+        """See Optimizer."""
+        mode = group["precondition"]
+        if mode == "off" or group["power"] == 0:
+            return adam_request(self.state, group, params, grads)
+        fields = [None if grid is None else self._field(group, p, grid) for p, grid in zip(params, grids, strict=True)]
+        factors = [None if t is None else factor(t, group["power"], group["normalise"]) for t in fields]
+        if mode == "gradient":
+            scaled = [
+                g if t is None or grid is None else g * absolute(t, grid).pow(group["power"])
+                for g, t, grid in zip(grads, fields, grids, strict=True)
+            ]
+            return adam_request(self.state, group, params, scaled)
+        if mode in ("gradient_normalised", "both"):
+            grads = [g if f is None else g * f for g, f in zip(grads, factors, strict=True)]
+        request = adam_request(self.state, group, params, grads)
+        if mode == "gradient_normalised" or all(f is None for f in factors):
+            return request
+        whole = [torch.ones_like(p) if f is None else f for p, f in zip(params, factors, strict=True)]
+        return replace(request, factors=whole)
+
+    def _field(self, group: dict[str, Any], p: Tensor, grid: Grid) -> Tensor:
+        """T for one parameter."""
+        kind = stiffness_of(group["stiffness"])
+        if kind not in ("shuffled", "reshuffled"):
+            return spacing_field(p, grid, stiffness=kind, kappa=group["kappa"])
+        own = spacing_field(p, grid, kappa=group["kappa"])
+        key = site_key(self.seed, f"{self.names[p]}/stiffness")
+        if kind == "reshuffled":
+            step = self.state[p].get("step", torch.zeros(())).to(torch.int64)
+            return own.flatten()[permutation(own, key, step)].view(own.shape)
+        if p not in self._permutations:
+            self._permutations[p] = permutation(own, key)
+        return own.flatten()[self._permutations[p]].view(own.shape)

@@ -1,0 +1,82 @@
+"""Request and Update: what an optimizer asks for, and what became of it.
+
+A request is a rule for a list of weights,
+
+    w <- keep * w + value * factor * numerator / denominator,
+
+and not the finished difference, for two reasons. Under master storage it is applied in torch.optim's own order of
+operations, so trajectories agree bit for bit. And error feedback needs to know which buffer carries the momentum and
+what it will be multiplied by.
+"""
+
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+
+from altgrad.quantize import Grid
+
+
+@dataclass(frozen=True)
+class Request:
+    """w <- keep * w + value * factor * numerator / denominator, for a list of weights; None stands for ones."""
+
+    keep: float
+    values: list[float]
+    numerators: list[Tensor]
+    denominators: list[Tensor] | None = None
+    factors: list[Tensor] | None = None
+    beta: float | None = None
+    """The decay of a momentum buffer, if the numerators are such buffers themselves."""
+    in_rungs: bool = False
+    """Whether the change (all but `keep`) counts grid positions instead of values; numerators alone, then."""
+
+    def steps(self) -> list[Tensor]:
+        """value * factor * numerator / denominator, fresh tensors."""
+        found = list(torch._foreach_mul(self._factored(), self.values))
+        return found if self.denominators is None else list(torch._foreach_div(found, self.denominators))
+
+    def _factored(self) -> list[Tensor]:
+        return self.numerators if self.factors is None else list(torch._foreach_mul(self.numerators, self.factors))
+
+    def apply(self, params: list[Tensor]) -> None:
+        """Do to the weights what is asked for, in place, as torch.optim would."""
+        if self.keep != 1:
+            torch._foreach_mul_(params, self.keep)
+        numerators = self._factored()
+        if self.denominators is not None:
+            torch._foreach_addcdiv_(params, numerators, self.denominators, self.values)
+        elif len(set(self.values)) == 1:
+            torch._foreach_add_(params, numerators, alpha=self.values[0])
+        else:
+            torch._foreach_add_(params, torch._foreach_mul(numerators, self.values))
+
+    def one(self, index: int) -> "Request":
+        """The request for one of the weights."""
+        return replace(
+            self,
+            values=[self.values[index]],
+            numerators=[self.numerators[index]],
+            denominators=None if self.denominators is None else [self.denominators[index]],
+            factors=None if self.factors is None else [self.factors[index]],
+        )
+
+
+@dataclass(frozen=True)
+class Update:
+    """What one step did to one parameter.
+
+    before, after: the stored weight. requested: the change asked for, decoupled decay included, before storage rounded
+    it; `decay` is that part of it which is decay alone. grid: on which the weight is stored or cast, as it was when the
+    request was rounded; None for neither. moved: the weight before, on that grid (another value only where the scale
+    has changed); None under master. storage: the kind.
+    """
+
+    name: str
+    before: Tensor
+    requested: Tensor
+    after: Tensor
+    decay: float = 0.0
+    grid: Grid | None = None
+    moved: Tensor | None = None
+    storage: str = "master"

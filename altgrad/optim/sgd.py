@@ -1,0 +1,95 @@
+"""SGD with momentum, in torch.optim's order of operations, bit for bit.
+
+    g <- g + decay w        m <- momentum m + g  (m = g at the first step)        w <- w - lr m
+
+Decay is torch's: part of the gradient. Nesterov's variant steps by g + momentum m.
+"""
+
+from collections.abc import Iterable
+from typing import Annotated, Any, ClassVar
+
+import torch
+from pydantic import Field, model_validator
+from torch import Tensor
+
+from altgrad.optim.optimizer import Optimizer, OptimizerSpec
+from altgrad.optim.request import Request
+from altgrad.quantize import Grid
+
+
+class SGDSpec(OptimizerSpec):
+    """Stochastic gradient descent; its decay is added to the gradient, as torch's is."""
+
+    kind: ClassVar[str] = "sgd"
+    momentum: Annotated[float, Field(ge=0, lt=1)] = 0.9
+    nesterov: bool = False
+
+    @model_validator(mode="after")
+    def _agree(self) -> "SGDSpec":
+        if self.nesterov and self.momentum == 0:
+            raise ValueError("nesterov needs momentum above 0; set momentum: 0.9, or nesterov: false.")
+        return self
+
+    def build(self, groups: Iterable[dict[str, Any]], *, seed: int = 0) -> "SGD":
+        """See OptimizerSpec."""
+        return SGD(
+            groups, lr=self.lr, momentum=self.momentum, nesterov=self.nesterov, weight_decay=self.weight_decay,
+            seed=seed,
+        )  # fmt: skip
+
+
+class SGD(Optimizer):
+    """torch.optim.SGD's trajectory without dampening (defaults as there). See AdamW for the arguments in common."""
+
+    has_momentum = "momentum"
+
+    def __init__(
+        self,
+        params: Any,
+        lr: float = 1e-3,
+        momentum: float = 0.0,
+        weight_decay: float = 0.0,
+        nesterov: bool = False,
+        *,
+        storage: Any = None,
+        track: bool = False,
+        seed: int = 0,
+    ) -> None:
+        defaults = {"lr": lr, "momentum": momentum, "weight_decay": weight_decay, "nesterov": nesterov}
+        super().__init__(params, {**defaults, "storage": storage, "track": track}, seed=seed)
+
+    def check(self, group: dict[str, Any]) -> None:
+        """See Optimizer."""
+        if not 0 <= group["momentum"] < 1:
+            raise ValueError(f"momentum is {group['momentum']}; it must be in [0, 1).")
+        if group["nesterov"] and group["momentum"] == 0:
+            raise ValueError("nesterov needs momentum above 0.")
+
+    def request(
+        self, group: dict[str, Any], params: list[Tensor], grads: list[Tensor], grids: list[Grid | None]
+    ) -> Request:
+        """See Optimizer."""
+        momentum, decay = group["momentum"], group["weight_decay"]
+        if decay:
+            grads = list(torch._foreach_add(grads, params, alpha=decay))
+        beta = None
+        if momentum:
+            grads, beta = self._advance(params, grads, momentum, group["nesterov"])
+        return Request(keep=1.0, values=[-group["lr"]] * len(params), numerators=grads, beta=beta)
+
+    def _advance(
+        self, params: list[Tensor], grads: list[Tensor], momentum: float, nesterov: bool
+    ) -> tuple[list[Tensor], float | None]:
+        """The step's numerators, and the decay of the buffers if they are those."""
+        new = [i for i, p in enumerate(params) if "momentum_buffer" not in self.state[p]]
+        for i in new:
+            self.state[params[i]]["momentum_buffer"] = grads[i].clone()
+        old = sorted(set(range(len(params))) - set(new))
+        buffers = [self.state[p]["momentum_buffer"] for p in params]
+        if old:
+            advanced = [buffers[i] for i in old]
+            torch._foreach_mul_(advanced, momentum)
+            torch._foreach_add_(advanced, [grads[i] for i in old])
+        if nesterov:
+            return list(torch._foreach_add(grads, buffers, alpha=momentum)), None
+        return buffers, momentum

@@ -1,0 +1,269 @@
+"""How a weight is kept between steps: storage alone writes weights, optimizers only request.
+
+    master       the float32 weight; forward passes cast it as the precision rules say
+    nearest      Q(w~) after every step, w~ the requested weight: what is smaller than half a gap is lost
+    stochastic   P(up) = the share of the gap passed, so E[Q(w~)] = w~ inside the range; 24 counted bits a weight
+    kahan        nearest, and what it lost is added to the next request: c <- Qc(w~ + c - Q(w~ + c))
+    eco          nearest or stochastic, and what it lost goes into the momentum buffer (error feedback without memory)
+    index        whole rungs, floor(r + u): GridOptim's `landing: index` alone; biased in value (SCIENCE, fact 6)
+
+Everything but master keeps w on a grid: after a step every stored weight *is* a grid value. Scales are powers of two,
+found by a scaling of `altgrad.quantize` with one binade of headroom, once (`fixed`) or whenever the range has grown out
+of the scale or shrunk to a quarter of it (`tracked`; what the change alone moves is counted as `rescale_flips`).
+
+eco (Nikdan et al., arXiv 2601.22101): a step is value * f * m / d with m <- beta m + ..., so to make up next time for
+e = w~ - Q(w~), m must change by a e with value f beta a / d = 1; and what was put in earlier for the error before it
+has shrunk to beta of that by then and must go. Taking the two errors for equal, as the paper does,
+
+    m <- m + (1 / beta - 1) e d / (value f).
+
+State, by parameter: `storage_scale`, `storage_step` (keys the counted bits; on the device), `compensation` (kahan),
+`rescale_flips` (tracked). The weights are put on their grid when the optimizer is made.
+"""
+
+from abc import abstractmethod
+from typing import Annotated, Any, ClassVar, Literal
+
+import torch
+from pydantic import Field, model_validator
+from torch import Tensor
+
+from altgrad.formats import FloatFormat, Rounding
+from altgrad.optim.request import Request
+from altgrad.quantize import Current, Grid, ScalingSpec, at_rung, round_to, rung
+from altgrad.quantize.engine import cast_values, serves
+from altgrad.quantize.noise import counted_bits, fold
+from altgrad.spec import Format, Kind
+
+State = dict[str, Any]
+_STEPS = 24
+
+
+class StorageSpec(Kind, family="storage", package="altgrad.optim"):
+    """How the parameters whose name matches are kept. `match` as in precision rules, on parameter names."""
+
+    match: Annotated[str, Field(min_length=1)] = "*"
+
+    @property
+    def on_grid(self) -> bool:
+        """Whether stored weights are grid values."""
+        return True
+
+    @property
+    def wants_momentum(self) -> bool:
+        """Whether only optimizers with a momentum buffer will do."""
+        return False
+
+    def grid(self, w: Tensor, state: State) -> Grid | None:
+        """The grid that w is on; None for float32."""
+        return None
+
+    @abstractmethod
+    def adopt(self, w: Tensor, state: State) -> None:
+        """Make the state, and put w on its grid, in place."""
+
+    @abstractmethod
+    def write(self, params: list[Tensor], states: list[State], keys: list[int], request: Request) -> None:
+        """Do what is asked to the weights, in place. keys: the run's seed and the parameter's name, hashed."""
+
+
+class Master(StorageSpec):
+    """float32. `format` names the grid that geometry-aware optimizers see where no precision rule casts the weight."""
+
+    kind: ClassVar[str] = "master"
+    format: Format | None = None
+
+    @property
+    def on_grid(self) -> bool:
+        """See StorageSpec."""
+        return False
+
+    def grid(self, w: Tensor, state: State) -> Grid | None:
+        """The grid at the weight's own power-of-two amax scale; None without a format."""
+        return None if self.format is None else own_grid(w, self.format)
+
+    def adopt(self, w: Tensor, state: State) -> None:
+        """See StorageSpec."""
+        return
+
+    def write(self, params: list[Tensor], states: list[State], keys: list[int], request: Request) -> None:
+        """See StorageSpec."""
+        request.apply(params)
+
+
+class GridStorage(StorageSpec):
+    """What the storages on a grid share: the format, the scale, and how the scale moves."""
+
+    format: Format
+    scaling: ScalingSpec = Current(margin=1)
+    """Power-of-two scaling of the weights; the default leaves a binade of headroom above their largest."""
+    scale: Literal["fixed", "tracked"] = "fixed"
+
+    @model_validator(mode="after")
+    def _agree(self) -> "GridStorage":
+        self.format.require_tensor_domain()
+        scaling = self.scaling
+        if not scaling.power_of_two or scaling.zero_scales:
+            raise ValueError(
+                f"storage {self.kind} wants power-of-two scales and {scaling.kind} has others: with those a stored "
+                "value need not come back to its code. Use scaling: {kind: current, margin: 1}."
+            )
+        if scaling.kind == "delayed":
+            raise ValueError(f"storage {self.kind} keeps its own scale; use scaling: current with scale: tracked.")
+        return self
+
+    def grid(self, w: Tensor, state: State) -> Grid:
+        """See StorageSpec."""
+        return Grid(self.format, state["storage_scale"])
+
+    def adopt(self, w: Tensor, state: State) -> None:
+        """See StorageSpec."""
+        state["storage_scale"] = _scale(self.scaling, self.format, w).clone()
+        state["storage_step"] = torch.zeros((), dtype=torch.int64, device=w.device)
+        if self.scale == "tracked":
+            state["rescale_flips"] = torch.zeros((), dtype=torch.int64, device=w.device)
+        w.copy_(round_to(w, self.format, scale=state["storage_scale"]))
+
+    def write(self, params: list[Tensor], states: list[State], keys: list[int], request: Request) -> None:
+        """See StorageSpec."""
+        for index, (w, state, key) in enumerate(zip(params, states, keys, strict=True)):
+            one = request.one(index)
+            (step,) = one.steps()
+            wanted = torch.add(w * one.keep if one.keep != 1 else w, step)
+            if self.scale == "tracked":
+                self._rescale(w, wanted, state)
+            w.copy_(self.land(wanted, state, fold(key, state["storage_step"]), one))
+            state["storage_step"].add_(1)
+
+    @abstractmethod
+    def land(self, wanted: Tensor, state: State, key: Tensor, request: Request) -> Tensor:
+        """The stored weight for a wanted one: a grid value. key: of this step's random bits."""
+
+    def _rescale(self, w: Tensor, wanted: Tensor, state: State) -> None:
+        """Move the scale where `wanted` has outgrown it or shrunk to a quarter; no host sync."""
+        held = state["storage_scale"]
+        fitting = _scale(self.scaling, self.format, wanted)
+        snug = _scale(self.scaling.model_copy(update={"margin": 0}), self.format, wanted)
+        now = torch.where((snug > held) | (fitting * 4 <= held), fitting, held)
+        moved = round_to(w, self.format, scale=now)
+        state["rescale_flips"].add_(torch.count_nonzero(moved != w))
+        held.copy_(now)
+
+
+class Nearest(GridStorage):
+    """Ties to even, nothing kept of what is lost."""
+
+    kind: ClassVar[str] = "nearest"
+
+    def land(self, wanted: Tensor, state: State, key: Tensor, request: Request) -> Tensor:
+        """See GridStorage."""
+        return on_grid(wanted, self.grid(wanted, state))
+
+
+class Stochastic(GridStorage):
+    """Unbiased: a weight moves by a gap with the probability that makes its mean right."""
+
+    kind: ClassVar[str] = "stochastic"
+
+    def land(self, wanted: Tensor, state: State, key: Tensor, request: Request) -> Tensor:
+        """See GridStorage."""
+        return on_grid(wanted, self.grid(wanted, state), Rounding.stochastic, key)
+
+
+class Kahan(GridStorage):
+    """Compensated: what rounding lost is kept beside the weight, in a format of its own, and added next time."""
+
+    kind: ClassVar[str] = "kahan"
+    compensation: Format = FloatFormat.parse("e8m7")
+
+    @model_validator(mode="after")
+    def _domain(self) -> "Kahan":
+        self.compensation.require_tensor_domain()
+        return self
+
+    def adopt(self, w: Tensor, state: State) -> None:
+        """See GridStorage. The first compensation is what putting w on the grid lost."""
+        exact = w.detach().clone()
+        super().adopt(w, state)
+        state["compensation"] = self._kept(exact - w)
+
+    def land(self, wanted: Tensor, state: State, key: Tensor, request: Request) -> Tensor:
+        """See GridStorage."""
+        whole = wanted + state["compensation"]
+        stored = on_grid(whole, self.grid(wanted, state))
+        state["compensation"].copy_(self._kept(whole - stored))
+        return stored
+
+    def _kept(self, lost: Tensor) -> Tensor:
+        return round_to(lost, self.compensation, scale=_scale(Current(), self.compensation, lost))
+
+
+class Eco(GridStorage):
+    """Error feedback through the momentum buffer; see the head of this file."""
+
+    kind: ClassVar[str] = "eco"
+    rounding: Literal["nearest_even", "stochastic"] = "nearest_even"
+
+    @property
+    def wants_momentum(self) -> bool:
+        """See StorageSpec."""
+        return True
+
+    def land(self, wanted: Tensor, state: State, key: Tensor, request: Request) -> Tensor:
+        """See GridStorage."""
+        stored = on_grid(wanted, self.grid(wanted, state), Rounding.parse(self.rounding), key)
+        (value,), (momentum,), beta = request.values, request.numerators, request.beta
+        assert beta, "the optimizer was asked whether it has momentum"
+        if value != 0:
+            lost = (wanted - stored) * ((1 / beta - 1) / value)
+            if request.denominators is not None:
+                lost.mul_(request.denominators[0])
+            if request.factors is not None:
+                (factor,) = request.factors
+                lost = torch.where(factor > 0, lost / factor, 0)
+            momentum.add_(lost)
+        return stored
+
+
+class Index(GridStorage):
+    """GridOptim's walk on grid positions: floor(r + u) rungs a step."""
+
+    kind: ClassVar[str] = "index"
+
+    def write(self, params: list[Tensor], states: list[State], keys: list[int], request: Request) -> None:
+        """See StorageSpec. The request counts rungs; decay is taken in value and rounded to rungs with the rest."""
+        assert request.in_rungs
+        for index, (w, state, key) in enumerate(zip(params, states, keys, strict=True)):
+            (steps,) = request.one(index).steps()
+            grid = self.grid(w, state)
+            position = rung(w, grid.format, scale=grid.scale)
+            if request.keep != 1:
+                steps = steps + (request.keep - 1) * position
+            bits = counted_bits(w.shape, fold(key, state["storage_step"]), device=w.device)
+            whole = (steps + bits.to(torch.float32) * 2.0**-_STEPS).floor().to(torch.int32)
+            w.copy_(at_rung(position + whole, grid.format, scale=grid.scale))
+            state["storage_step"].add_(1)
+
+    def land(self, wanted: Tensor, state: State, key: Tensor, request: Request) -> Tensor:
+        """Never asked: rungs land where they are."""
+        raise AssertionError("index storage lands on rungs")
+
+
+def own_grid(w: Tensor, fmt: FloatFormat) -> Grid:
+    """The format at w's own power-of-two amax scale."""
+    return Grid(fmt, _scale(Current(), fmt, w))
+
+
+def on_grid(
+    wanted: Tensor, grid: Grid, rounding: Rounding = Rounding.nearest_even, key: Tensor | None = None
+) -> Tensor:
+    """`wanted` on the grid, saturated; float32."""
+    fmt = grid.format
+    if serves(fmt, rounding):
+        return cast_values(wanted, grid.scale, fmt, rounding, exact_reciprocal=True, key=key)
+    return round_to(wanted, fmt, rounding, scale=grid.scale, key=key)
+
+
+def _scale(scaling: ScalingSpec, fmt: FloatFormat, w: Tensor) -> Tensor:
+    found = scaling.build(fmt, None).scale(w.detach(), live=False)
+    return torch.ones((), device=w.device) if found is None else found
