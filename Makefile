@@ -9,7 +9,7 @@ STAMP := .venv/installed
 TEST_ENV := HF_HUB_OFFLINE=1 OMP_NUM_THREADS=1 MKL_NUM_THREADS=1
 PYTEST := $(TEST_ENV) $(BIN)/python -m pytest -n 2
 
-.PHONY: help demo test test-long lint venv clean
+.PHONY: help demo test test-long exhaustive lint venv clean
 
 help: ## list the targets
 	@sed -n 's/^\([a-z-]*\):[^#]*## /\1\t/p' Makefile | expand -t 12
@@ -23,6 +23,9 @@ test: lint ## lint, then every test that takes seconds
 test-long: $(STAMP) ## the tests that take minutes
 	@$(PYTEST) -m long
 
+exhaustive: $(STAMP) ## casts on all 2^32 float32 patterns, every 8-bit format: about 20 minutes; goes on where it stopped
+	@OMP_NUM_THREADS=1 $(BIN)/python -m bench.exhaustive
+
 lint: $(STAMP) ## ruff and mypy
 	@$(BIN)/ruff check .
 	@$(BIN)/ruff format --check .
@@ -31,7 +34,7 @@ lint: $(STAMP) ## ruff and mypy
 venv: $(STAMP) ## the pinned install alone
 
 clean: ## remove what make made; runs/ stays
-	rm -rf .venv build *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis
+	rm -rf .venv build .exhaustive *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis
 	find altgrad tests -name __pycache__ -type d -prune -exec rm -rf {} +
 
 # The stamp is written last, so an interrupted install is taken up again; an environment without a working pip is made

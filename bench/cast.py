@@ -6,7 +6,6 @@ the same pure functions fused. Peers that are not installed are named and left o
 """
 
 import argparse
-import importlib.util
 from collections.abc import Callable
 from typing import Any
 
@@ -17,6 +16,7 @@ from altgrad.formats import FloatFormat, Rounding
 from altgrad.measures import range_counts
 from altgrad.quantize.engine import cast_values
 from altgrad.quantize.grid import bound_units, round_to, round_units
+from bench.peers import PEERS, Cast
 from bench.timing import in_turn, machine, summary
 
 SCALE = 2.0**-6
@@ -52,39 +52,20 @@ def ours(x: Tensor, name: str) -> dict[str, Callable[[], object]]:
 
 def peers(x: Tensor, name: str) -> tuple[dict[str, Callable[[], object]], list[str]]:
     """Casts of x by other packages, and the names of those that are not installed."""
-    tasks: dict[str, Callable[[], object]] = {}
-    absent = []
-    native = {"e4m3fn": torch.float8_e4m3fn, "e5m2": torch.float8_e5m2}.get(name)
-    if native is not None:
-        tasks["torch dtype"] = lambda: (x * (1 / SCALE)).to(native).to(torch.float32) * SCALE
-    if importlib.util.find_spec("ml_dtypes"):
-        import ml_dtypes
+    fmt, tasks = FloatFormat.parse(name), {}
+    present = [peer for peer in PEERS if peer.version is not None]
+    for peer in present:
+        held = x if peer.on_tensors else x.cpu()
+        for mode, adapter in ((Rounding.nearest_even, peer.nearest), (Rounding.stochastic, peer.stochastic)):
+            cast = adapter(fmt)
+            if cast is None:
+                continue
 
-        dtype = {"e4m3fn": "float8_e4m3fn", "e5m2": "float8_e5m2", "e3m4": "float8_e3m4"}.get(name)
-        if dtype is not None:
-            array, kind = x.cpu().numpy(), getattr(ml_dtypes, dtype)
-            tasks["ml_dtypes"] = lambda: (array / SCALE).astype(kind).astype("float32") * SCALE
-    else:
-        absent.append("ml_dtypes")
-    if importlib.util.find_spec("gfloat"):
-        import gfloat
-        import gfloat.formats
+            def task(cast: Cast = cast, held: Tensor = held) -> Tensor:
+                return cast(held * (1 / SCALE)) * SCALE
 
-        info = {"e4m3fn": "format_info_ocp_e4m3", "e5m2": "format_info_ocp_e5m2"}.get(name)
-        if info is not None:
-            array, found = x.cpu().numpy(), getattr(gfloat.formats, info)
-            tasks["gfloat round_ndarray"] = lambda: gfloat.round_ndarray(found, array / SCALE, sat=True) * SCALE
-    else:
-        absent.append("gfloat")
-    absent += [p for p in ("brevitas", "torchao", "pychop", "optimum.quanto") if not _there(p)]
-    return tasks, absent
-
-
-def _there(package: str) -> bool:
-    try:
-        return importlib.util.find_spec(package) is not None
-    except ModuleNotFoundError:
-        return False
+            tasks[f"{peer.name} {mode}"] = task
+    return tasks, [peer.name for peer in PEERS if peer not in present]
 
 
 def table(size: int, threads: int, name: str, rounds: int, with_peers: bool) -> None:

@@ -9,6 +9,7 @@ import subprocess
 import sys
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import HealthCheck, settings
@@ -38,6 +39,14 @@ def one_thread() -> Iterator[None]:
     torch = sys.modules.get("torch")
     if torch is not None and torch.get_num_threads() != 1:
         torch.set_num_threads(1)
+
+
+@pytest.fixture(scope="session")
+def as_gfloat() -> Callable[..., Any]:
+    """The outside oracle for any format: `as_gfloat(fmt)` is gfloat's record of it."""
+    from bench.gfloat_format import gfloat_format
+
+    return gfloat_format
 
 
 @pytest.fixture

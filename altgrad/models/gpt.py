@@ -46,7 +46,7 @@ class GPT(ModelSpec):
     width: _Count = 128
     heads: _Count = 4
     context: _Count = 128
-    dropout: Annotated[float, Field(ge=0.0, lt=1.0)] = 0.0
+    dropout: Annotated[float, Field(ge=0, lt=1)] = 0.0
     bias: bool = False
     tied: bool = False
     gelu: Literal["exact", "tanh"] = "exact"

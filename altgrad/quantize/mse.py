@@ -69,7 +69,7 @@ class _MseScale(Scaling):
             x = slab.detach().to(torch.float32)
             x = torch.where(x.isfinite(), x, 0)
             own = scales[:, row : row + len(x)] if by_channel else scales
-            squares = ((round_to(x, self.format, scale=scale) - x).square() for scale in own)
+            squares = (round_to(x, self.format, scale=scale).sub_(x).square_() for scale in own)
             found.append(torch.stack([s.sum(-1, keepdim=True) if by_channel else s.sum() for s in squares]))
             row += len(x)
         errors = [error.to(torch.float64) for error in found]

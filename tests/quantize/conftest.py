@@ -1,4 +1,4 @@
-"""Oracles for tensors: gfloat's description of a format, the points where rounding is hard, and bitwise equality."""
+"""Oracles for tensors: the points where rounding is hard, and bitwise equality."""
 
 from collections.abc import Callable, Iterable
 from fractions import Fraction
@@ -6,32 +6,9 @@ from fractions import Fraction
 import numpy as np
 import pytest
 import torch
-from gfloat import Domain, FormatInfo
 from torch import Tensor
 
 from altgrad.formats import FloatFormat
-
-
-@pytest.fixture(scope="session")
-def as_gfloat() -> Callable[[FloatFormat], FormatInfo]:
-    """gfloat's record of one of our formats, built from the four facts and gfloat's own conventions."""
-
-    def convert(fmt: FloatFormat) -> FormatInfo:
-        top_nans = {"ieee": (1 << fmt.mantissa_bits) - 1, "fn": 1, "fnuz": 0, "p3109": 0, "f": 0}
-        return FormatInfo(
-            str(fmt),
-            fmt.bits,
-            fmt.mantissa_bits + 1,
-            bias=fmt.bias if fmt.exponent_bits else 1,  # gfloat's E = 0 has e_min = 1 - bias like the others
-            is_signed=True,
-            domain=Domain.Extended if fmt.specials in ("ieee", "p3109") else Domain.Finite,
-            has_nz=fmt.specials not in ("fnuz", "p3109"),
-            num_high_nans=top_nans[fmt.specials],
-            has_subnormals=True,
-            is_twos_complement=False,
-        )
-
-    return convert
 
 
 @pytest.fixture(scope="session")

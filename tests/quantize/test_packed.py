@@ -62,8 +62,6 @@ def x() -> Tensor:
 def test_values_come_back_bit_for_bit(
     tmp_path: Path, x: Tensor, fmt: str, scaling: str, assert_same_bits: Callable[..., None]
 ) -> None:
-    if scaling == "nvfp4" and FloatFormat.parse(fmt).max > 2.0**100:
-        pytest.skip("448 times its largest value is no float32, so it has no two-level scale")
     spec = QuantizerSpec.model_validate({"format": fmt, "scaling": SCALINGS[scaling]})
     values = write(tmp_path / "m.safetensors", {"a.weight": x}, {"a.weight": spec})
     found = load_quantized(tmp_path)

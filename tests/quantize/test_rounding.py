@@ -209,6 +209,8 @@ def test_rounding_any_format_is_idempotent_monotone_odd_and_nearest(fmt, data):
         rounded = round_to(x, fmt, mode)
         assert torch.equal(round_to(rounded, fmt, mode), rounded)
         assert bool((rounded.diff() >= 0).all())
+    for mode in ("nearest_even", "nearest_away", "toward_zero"):
+        assert torch.equal(round_to(-x, fmt, mode), -round_to(x, fmt, mode))
     down, up = (round_to(x, fmt, mode) for mode in ("toward_negative", "toward_positive"))
     assert torch.equal(round_to(-x, fmt, "toward_positive"), -down)
     inside = x.abs() <= float(fmt.max)
@@ -217,3 +219,27 @@ def test_rounding_any_format_is_idempotent_monotone_odd_and_nearest(fmt, data):
     for mode in ("nearest_even", "nearest_away"):
         distance = (round_to(x, fmt, mode).double() - exact).abs()
         assert torch.equal(distance[inside], torch.minimum(exact - down, up - exact)[inside])
+
+
+@settings(max_examples=150)
+@given(fmt=formats(), k=st.integers(-60, 60), data=st.data())
+def test_a_power_of_two_scale_commutes_with_a_power_of_two_factor_for_any_format(fmt, k, data, assert_same_bits):
+    """Q(2^k x; 2^k) = 2^k Q(x), of numbers and results that float32 holds on both sides; float64 tells which."""
+    x = torch.tensor(data.draw(near(fmt)), dtype=torch.float32)
+    for mode in Rounding:
+        rounded = round_to(x, fmt, mode, key=k)
+        sides = torch.stack([x, rounded]).double() * 2.0**k
+        held = (sides.float().double() == sides).all(0)
+        scaled = round_to(x * 2.0**k, fmt, mode, scale=2.0**k, key=k)  # all: random bits go by the index
+        assert_same_bits(scaled[held], (rounded * 2.0**k)[held], x[held])
+
+
+@settings(max_examples=100)
+@given(fmt=formats(), key=st.integers(0, (1 << 63) - 1), data=st.data())
+def test_stochastic_rounding_to_any_format_gives_a_neighbour_and_leaves_its_values(fmt, key, data):
+    x = torch.tensor(data.draw(near(fmt)), dtype=torch.float32)
+    found = round_to(x, fmt, "stochastic", key=key)
+    down, up = (round_to(x, fmt, mode) for mode in ("toward_negative", "toward_positive"))
+    assert bool(((found == down) | (found == up)).all())
+    assert torch.equal(round_to(found, fmt, "stochastic", key=key), found)
+    assert torch.equal(round_to(-x, fmt, "stochastic", key=key), -found)

@@ -1,10 +1,13 @@
 """Claims about stochastic rounding: a grid value never moves, the mean is exact, and the bits are countable."""
 
+import itertools
 import math
 from fractions import Fraction
 
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from altgrad.formats import CATALOG, FloatFormat, Rounding, place
 from altgrad.quantize import at_rung, round_to
@@ -130,6 +133,15 @@ def test_the_result_does_not_depend_on_pieces_or_threads():
     assert torch.equal(round_to(x, "e4m3fn", "stochastic", key=21), whole)
     assert torch.equal(round_to(x, "e4m3fn", "stochastic", key=torch.tensor(21)), whole)
     assert not torch.equal(round_to(x, "e4m3fn", "stochastic", key=22), whole)
+
+
+@settings(max_examples=40)
+@given(cuts=st.sets(st.integers(1, 4_999), max_size=12), name=st.sampled_from(["e4m3fn", "e5m2", "e7m0", "e0m7"]))
+def test_the_result_does_not_depend_on_where_a_tensor_is_cut(cuts, name):
+    x = torch.randn(5_000, generator=torch.Generator().manual_seed(1))
+    whole, ends = round_to(x, name, "stochastic", key=5), [0, *sorted(cuts), 5_000]
+    pieces = [round_to(x[a:b], name, "stochastic", key=5, offset=a) for a, b in itertools.pairwise(ends)]
+    assert torch.equal(torch.cat(pieces), whole)
 
 
 def test_indices_beyond_2_31_round_as_their_own():
