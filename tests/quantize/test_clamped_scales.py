@@ -175,7 +175,7 @@ def test_the_range_monitor_reports_it_for_every_cast_of_a_step() -> None:
     for _ in range(2):
         net(torch.ones(5, 8)).sum().backward()
     commit(net)
-    metrics = watch.casts()["range"].metrics
+    metrics = watch.finish()["range"].metrics
     found = {key: value for key, value in metrics.items() if key.endswith("/clamped_scale_count")}
     assert found.pop("0/weight/clamped_scale_count") == 2 * 3
     assert {"1/weight/clamped_scale_count", "0/input/clamped_scale_count", "0.weight/stored/clamped_scale_count"} < (

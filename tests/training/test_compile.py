@@ -51,7 +51,7 @@ def test_the_whole_quantised_model_is_two_graphs_without_breaks() -> None:
             state.optimizer.step()
             state.optimizer.zero_grad()
             commit(state.model)
-            losses.append((loss.item(), state.watch.casts()))
+            losses.append((loss.item(), state.watch.finish()))
     assert counters["stats"]["unique_graphs"] == 2
     assert not counters["graph_break"]
     for plain, traced in zip(losses[:6], losses[6:], strict=True):
