@@ -105,20 +105,21 @@ def first_nonfinite(replay: Replay) -> str | None:
             if not _finite(tensor):
                 seen.append(f"the output of {names[module]}")
             elif tensor.requires_grad:
-                cast(Any, tensor).register_hook(lambda gradient, name=names[module]: look_back(gradient, name))
+                cast(Any, tensor).register_hook(lambda g, name=names[module]: look_back(g, f"the output of {name}"))
 
     def look_back(gradient: Tensor, name: str) -> None:
         if not _finite(gradient):
-            seen.append(f"the gradient of the output of {name}")
+            seen.append(f"the gradient of {name}")
 
     handles = [module.register_forward_hook(look) for module in names]
+    for name, p in replay.model.named_parameters():
+        if p.requires_grad:
+            handles.append(cast(Any, p).register_hook(lambda g, name=name: look_back(g, name)))
     try:
-        found = replayed_gradients(replay)
+        replayed_gradients(replay)
     finally:
         for handle in handles:
             handle.remove()
-    # A gradient of a loss that is not finite comes after it: outputs were seen in the order of the forward pass.
-    seen += [f"the gradient of {name}" for name, gradient in reversed(found.items()) if not _finite(gradient)]
     return seen[0] if seen else None
 
 

@@ -4,6 +4,8 @@ The step is run again, in eager, with every quantised layer as its plain class a
 step is compared to that, parameter by parameter (`altgrad.measures.fidelity`). It costs a step, so it comes at a slow
 cadence; the weights are those that the forward used, stored in 8 bits if that is how they are stored. In a model
 without casts, run in float32, both are the same, up to the order of sums in a compiled graph.
+
+The alarm is for matrices: a bias in front of a normalisation has a gradient of rounding noise, and its cosine says so.
 """
 
 from collections.abc import Mapping
@@ -27,7 +29,7 @@ class Shadow(MonitorSpec):
     metrics: ClassVar[tuple[Metric, ...]] = (
         Metric(
             "cosine", "ratio", "of the gradient and its reference", "<g8, g32> / (|g8| |g32|)", "lower",
-            "below `cosine`, twice in a row",
+            "below `cosine` for a tensor of two or more dimensions, twice in a row",
         ),
         Metric("sqnr_db", "dB", "reference over error; inf where equal", "10 log10(|g32|^2 / |g8 - g32|^2)", "lower"),
         Metric("bias_coefficient", "ratio", "part of the reference that is left", "a = <g8, g32> / |g32|^2", "lower"),
@@ -46,7 +48,7 @@ class ShadowMonitor(ReplayMonitor):
     """Fidelity by parameter. On several ranks both gradients are reduced first, so all see the same."""
 
     alike: ClassVar[tuple[str, ...]] = (
-        "cosine", "sqnr_db", "bias_coefficient", "orthogonal_noise", "sign_agreement"
+        "cosine", "sqnr_db", "bias_coefficient", "orthogonal_noise", "sign_agreement", "axes"
     )  # fmt: skip
 
     def __init__(self, cosine: float) -> None:
@@ -56,18 +58,19 @@ class ShadowMonitor(ReplayMonitor):
         """See ReplayMonitor."""
         with casts_off(replay.model):
             reference = replayed_gradients(replay)
-        return {
-            name: fidelity(fidelity_sums(replay.gradients[name], gradient))
-            for name, gradient in reference.items()
-            if name in replay.gradients
-        }
+        found = {}
+        for name, gradient in reference.items():
+            if name in replay.gradients:
+                found[name] = fidelity(fidelity_sums(replay.gradients[name], gradient))
+                found[name]["axes"] = gradient.new_full((), gradient.ndim)
+        return found
 
     def report(self, site: str, values: Values) -> Report:
         """See Monitor."""
         alarms = []
-        if self.latch.see(site, values["cosine"] < self.cosine):
+        if self.latch.see(site, values["axes"] > 1 and values["cosine"] < self.cosine):
             alarms = [f"{site}: the cosine of its gradient with the uncast one is {values['cosine']:.2f}."]
-        return Report(at(site, values), alarms)
+        return Report(at(site, {name: value for name, value in values.items() if name != "axes"}), alarms)
 
     def state(self) -> dict[str, Any]:
         """See Monitor."""

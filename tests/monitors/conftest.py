@@ -95,7 +95,9 @@ def through_json(state: Mapping[str, Mapping[str, Any]]) -> dict[str, dict[str, 
     return found
 
 
-def gpt(storage: Sequence[Mapping[str, Any]] = ({"match": "blocks.*", "kind": "stochastic", "format": "e4m3fn"},)) -> Trial:
+def gpt(
+    storage: Sequence[Mapping[str, Any]] = ({"match": "blocks.*", "kind": "stochastic", "format": "e4m3fn"},),
+) -> Trial:
     torch.manual_seed(0)
     spec = ModelSpec.of({"kind": "gpt", "layers": 1, "width": 16, "heads": 2, "context": 8, "dropout": 0.1})
     net = spec.build(32, 32)
