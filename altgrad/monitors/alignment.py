@@ -10,7 +10,18 @@ from typing import ClassVar
 
 from altgrad.measures import alignment_sums, share
 from altgrad.monitors.metric import Metric
-from altgrad.monitors.monitor import NOTHING, Context, Found, MonitorSpec, Report, Values, Weight, WeightMonitor, at
+from altgrad.monitors.monitor import (
+    NOTHING,
+    Context,
+    Every,
+    Found,
+    MonitorSpec,
+    Report,
+    Values,
+    Weight,
+    WeightMonitor,
+    at,
+)
 
 
 class Alignment(MonitorSpec):
@@ -21,7 +32,7 @@ class Alignment(MonitorSpec):
         Metric("mean_offset", "spacings", "distance from the nearest grid value", "mean |w - Q(w)| / spacing(w)"),
         Metric("aligned_share", "ratio", "weights exactly on the grid", "#(w = Q(w)) / #(w within the format's reach)"),
     )
-    every: int = 100
+    every: Every = 100
 
     def build(self, context: Context = NOTHING) -> "AlignmentMonitor":
         """See MonitorSpec."""

@@ -20,7 +20,18 @@ from altgrad.measures import code_utilisation
 from altgrad.measures.quantiles import tally
 from altgrad.monitors.latch import Latch
 from altgrad.monitors.metric import Metric
-from altgrad.monitors.monitor import NOTHING, Context, Found, MonitorSpec, Report, Values, Weight, WeightMonitor, at
+from altgrad.monitors.monitor import (
+    NOTHING,
+    Context,
+    Every,
+    Found,
+    MonitorSpec,
+    Report,
+    Values,
+    Weight,
+    WeightMonitor,
+    at,
+)
 from altgrad.quantize import Grid, rung
 
 
@@ -37,7 +48,7 @@ class Codes(MonitorSpec):
         Metric("top_share", "ratio", "weights at the largest value", "#(|Q(w)| = max) / n", "higher"),
         Metric("zero_share", "ratio", "weights at zero", "#(Q(w) = 0) / n", "higher"),
     )  # fmt: skip
-    every: int = 100
+    every: Every = 100
     lowest: Annotated[float, Field(ge=0, le=1)] = 0.15
 
     def build(self, context: Context = NOTHING) -> "CodesMonitor":

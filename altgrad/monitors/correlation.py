@@ -12,7 +12,7 @@ from typing import ClassVar
 
 from altgrad.measures import below_half_by_binade, log_correlation, share, stiffness_exponents
 from altgrad.monitors.metric import Metric
-from altgrad.monitors.monitor import NOTHING, Context, Found, MonitorSpec, Report, UpdateMonitor, Values, at
+from altgrad.monitors.monitor import NOTHING, Context, Every, Found, MonitorSpec, Report, UpdateMonitor, Values, at
 from altgrad.monitors.sampled import sample_on
 from altgrad.optim import Update
 from altgrad.quantize import spacing
@@ -35,7 +35,7 @@ class Correlation(MonitorSpec):
             "#(|requested| < S / 2) / #(requested != 0)", "higher",
         ),
     )  # fmt: skip
-    every: int = 100
+    every: Every = 100
 
     def build(self, context: Context = NOTHING) -> "CorrelationMonitor":
         """See MonitorSpec."""

@@ -20,7 +20,18 @@ from torch import Tensor, nn
 from altgrad.measures import activation_sums, alive_features, alive_rows, dead_share, dormant_share
 from altgrad.monitors.latch import Latch
 from altgrad.monitors.metric import Metric
-from altgrad.monitors.monitor import NOTHING, Context, Found, MonitorSpec, Replay, ReplayMonitor, Report, Values, at
+from altgrad.monitors.monitor import (
+    NOTHING,
+    Context,
+    Every,
+    Found,
+    MonitorSpec,
+    Replay,
+    ReplayMonitor,
+    Report,
+    Values,
+    at,
+)
 from altgrad.nn import QuantizedLayer
 from altgrad.nn.layout import is_layer, is_turned
 
@@ -41,7 +52,7 @@ class Dead(MonitorSpec):
         Metric("grad_dead_share", "ratio", "rows without any gradient", "#(row of dW = 0) / rows", "higher",
                "above `share`"),
     )  # fmt: skip
-    every: int = 100
+    every: Every = 100
     window: Annotated[int, Field(ge=1)] = 1
     share: Annotated[float, Field(gt=0, le=1)] = 0.5
 

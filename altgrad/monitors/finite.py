@@ -19,7 +19,7 @@ import torch
 from pydantic import Field
 from torch import Tensor, nn
 
-from altgrad.monitors.monitor import NOTHING, Context, GradientMonitor, MonitorSpec, Replay, Report
+from altgrad.monitors.monitor import NOTHING, Context, Every, GradientMonitor, MonitorSpec, Replay, Report
 from altgrad.monitors.shadow import replayed_gradients
 
 
@@ -27,7 +27,7 @@ class Finite(MonitorSpec):
     """Stop as diverged after `patience` steps in a row with a non-finite loss or gradient; says where it began."""
 
     kind: ClassVar[str] = "finite"
-    every: Annotated[int, Field(ge=1)] = 1
+    every: Every = 1
     patience: Annotated[int, Field(ge=1)] = 1
 
     def build(self, context: Context = NOTHING) -> "FiniteMonitor":
@@ -59,10 +59,11 @@ class FiniteMonitor(GradientMonitor):
         # Backward runs from the loss to the input: the last bad gradient in parameter order went bad first.
         origin = "the loss" if bad[0] == "the loss" else f"the gradient of {bad[-1]}"
         self.first = self.first or {"step": self.step, "tensor": origin}
-        what = f"{origin} is not finite" + (f", nor are {len(bad) - 1} other tensors" if len(bad) > 1 else "")
+        others = ("", ", nor is one other tensor", f", nor are {len(bad) - 1} other tensors")[min(len(bad), 3) - 1]
+        what = f"{origin} is not finite{others}"
         stop = f"{what}, {self.bad_steps} steps in a row" if self.patience > 1 else what
         return Report(
-            alarms=[f"{what}; the step was not applied."],
+            alarms=[f"{what}."],
             stop=f"{stop}." if self.bad_steps >= self.patience else None,
             skip=True,
         )

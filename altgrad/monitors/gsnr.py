@@ -13,7 +13,7 @@ from torch import Tensor
 
 from altgrad.measures import GradientMoments, add_gradient, gsnr_summary, moments_start
 from altgrad.monitors.metric import Metric
-from altgrad.monitors.monitor import NOTHING, Context, Found, MicroMonitor, MonitorSpec, Report, Values, at
+from altgrad.monitors.monitor import NOTHING, Context, Every, Found, MicroMonitor, MonitorSpec, Report, Values, at
 
 
 class Gsnr(MonitorSpec):
@@ -26,7 +26,7 @@ class Gsnr(MonitorSpec):
         Metric("pooled", "ratio", "of the gradient as a whole", "sum(m^2 - v/N) / sum v", "lower"),
         Metric("constant_share", "ratio", "coordinates that never varied", "#(v = 0) / n", "higher"),
     )
-    every: int = 100
+    every: Every = 100
 
     def build(self, context: Context = NOTHING) -> "GsnrMonitor":
         """See MonitorSpec."""

@@ -33,6 +33,7 @@ from altgrad.quantize import Cast, Grid
 from altgrad.spec import Kind
 
 Values = Mapping[str, float]
+Every = Annotated[int, Field(ge=1)]
 Found = dict[str, Tensor]
 
 
@@ -186,7 +187,7 @@ class MonitorSpec(Kind, family="monitor", package="altgrad.monitors"):
 
     metrics: ClassVar[tuple[Metric, ...]] = ()
     """What it reports."""
-    every: Annotated[int, Field(ge=1)] = 10
+    every: Every = 10
 
     @abstractmethod
     def build(self, context: Context = NOTHING) -> Monitor:

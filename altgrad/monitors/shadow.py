@@ -18,7 +18,18 @@ from torch import Tensor
 from altgrad.measures import fidelity, fidelity_sums
 from altgrad.monitors.latch import Latch
 from altgrad.monitors.metric import Metric
-from altgrad.monitors.monitor import NOTHING, Context, Found, MonitorSpec, Replay, ReplayMonitor, Report, Values, at
+from altgrad.monitors.monitor import (
+    NOTHING,
+    Context,
+    Every,
+    Found,
+    MonitorSpec,
+    Replay,
+    ReplayMonitor,
+    Report,
+    Values,
+    at,
+)
 from altgrad.nn import casts_off
 
 
@@ -36,7 +47,7 @@ class Shadow(MonitorSpec):
         Metric("orthogonal_noise", "ratio", "what is not along the reference", "|g8 - a g32| / |g32|", "higher"),
         Metric("sign_agreement", "ratio", "coordinates of equal sign", "#(same sign) / #(g32 != 0)", "lower"),
     )  # fmt: skip
-    every: int = 100
+    every: Every = 100
     cosine: Annotated[float, Field(gt=-1, lt=1)] = 0.5
 
     def build(self, context: Context = NOTHING) -> "ShadowMonitor":

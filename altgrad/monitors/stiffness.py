@@ -13,7 +13,18 @@ import torch
 
 from altgrad.measures import share, stiffness_exponents, stiffness_histogram, stiffness_quantiles
 from altgrad.monitors.metric import Metric
-from altgrad.monitors.monitor import NOTHING, Context, Found, MonitorSpec, Report, Values, Weight, WeightMonitor, at
+from altgrad.monitors.monitor import (
+    NOTHING,
+    Context,
+    Every,
+    Found,
+    MonitorSpec,
+    Report,
+    Values,
+    Weight,
+    WeightMonitor,
+    at,
+)
 
 QUANTILES = {"q01_spacing": 0.01, "q50_spacing": 0.5, "q99_spacing": 0.99}
 
@@ -26,7 +37,7 @@ class Stiffness(MonitorSpec):
         Metric("binade_*_share", "ratio", "weights with this spacing, 2^* in grid units", "#(spacing(w) = 2^* s) / n"),
         *(Metric(name, "grid units", "spacing at the weights, quantile", "spacing(w) / s") for name in QUANTILES),
     )
-    every: int = 100
+    every: Every = 100
 
     def build(self, context: Context = NOTHING) -> "StiffnessMonitor":
         """See MonitorSpec."""

@@ -202,7 +202,8 @@ class _Training:
         self.tracker.metrics(state.step, values)
         for kind, report in seen.items():
             for alarm in report.alarms:
-                self.tracker.event(state.step, "alarm", alarm, monitor=kind)
+                message = f"{alarm} The step was not applied." if report.skip else alarm
+                self.tracker.event(state.step, "alarm", message, monitor=kind)
             for notice in report.notices:
                 self.tracker.event(state.step, "notice", notice, monitor=kind)
 
