@@ -17,6 +17,7 @@ _HOMES = {
     "load_quantized": "altgrad.quantize.packed",
     "quantize_model": "altgrad.nn",
     "train": "altgrad.training",
+    "watch": "altgrad.training",
 }
 
 __all__ = ["__version__", *sorted(_HOMES)]

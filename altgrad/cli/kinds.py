@@ -12,6 +12,7 @@ import typer
 
 from altgrad.cli import console
 from altgrad.cli.layout import Line
+from altgrad.cli.metrics_table import markdown
 
 
 def kinds(
@@ -19,6 +20,9 @@ def kinds(
         str | None, typer.Argument(help="model, dataset, optimizer, monitor or scaling; all of them if left out.")
     ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")] = False,
+    as_markdown: Annotated[
+        bool, typer.Option("--markdown", help="With monitor: every metric key, as in docs/METRICS.md.")
+    ] = False,
 ) -> None:
     """List the kinds of a family (models, data sets, optimizers, monitors, scalings) with their fields."""
     from altgrad.spec import did_you_mean
@@ -27,6 +31,9 @@ def kinds(
     if family is not None and family not in roots:
         hint = did_you_mean(family, roots) or f" There are {', '.join(roots)}."
         console.fail(f"'{family}' is not a family.{hint}", 2)
+    if as_markdown:
+        _print_metrics(family)
+        return
     found = {
         name: [_describe(kind, member) for kind, member in root.members().items()]
         for name, root in roots.items()
@@ -41,6 +48,16 @@ def kinds(
     else:
         for line in lines:
             console.say(line.text)
+
+
+def _print_metrics(family: str | None) -> None:
+    from altgrad.monitors.monitor import MonitorSpec
+    from altgrad.training.log_keys import LOG_KEYS
+
+    if family != "monitor":
+        console.fail("--markdown prints the metrics of monitors; say `altgrad kinds monitor --markdown`.", 2)
+    for line in markdown(MonitorSpec.kinds(), LOG_KEYS):
+        console.say(line)
 
 
 def _roots() -> tuple[Any, ...]:

@@ -1,6 +1,23 @@
 """Monitors: what a run's numerics look like, one file for each question."""
 
-from altgrad.monitors.monitor import CastMonitor, GradientMonitor, Monitor, MonitorSpec, Report
+from altgrad.monitors.metric import Metric, describing
+from altgrad.monitors.monitor import (
+    CastMonitor,
+    Context,
+    GradientMonitor,
+    MicroMonitor,
+    Monitor,
+    MonitorSpec,
+    Replay,
+    ReplayMonitor,
+    Report,
+    UpdateMonitor,
+    Weight,
+    WeightMonitor,
+)  # fmt: skip
 from altgrad.monitors.watch import Watch
 
-__all__ = ["CastMonitor", "GradientMonitor", "Monitor", "MonitorSpec", "Report", "Watch"]
+__all__ = [
+    "CastMonitor", "Context", "GradientMonitor", "Metric", "MicroMonitor", "Monitor", "MonitorSpec", "Replay",
+    "ReplayMonitor", "Report", "UpdateMonitor", "Watch", "Weight", "WeightMonitor", "describing",
+]  # fmt: skip

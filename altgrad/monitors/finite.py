@@ -3,27 +3,34 @@
 It looks at the loss and at the largest magnitude of each parameter's gradient, both of which turn non-finite with any
 entry they cover. A poisoned update would spread through the optimizer's moments for good, so it is skipped; a run that
 ends here is a result, `diverged`, not a crash.
+
+By then everything is NaN, and what matters is where it began. So the bad step is run again, in eager, and every
+module's output is looked at in the order of the forward pass, then the gradients of those outputs in the order of the
+backward pass: the first that is not finite is put on record. Watching each step that closely would cost a transfer a
+module; a second look at one that failed costs nothing until then.
 """
 
 import math
 from collections.abc import Mapping, Sequence
-from typing import Annotated, Any, ClassVar
+from dataclasses import replace
+from typing import Annotated, Any, ClassVar, cast
 
 import torch
 from pydantic import Field
-from torch import Tensor
+from torch import Tensor, nn
 
-from altgrad.monitors.monitor import GradientMonitor, MonitorSpec, Report
+from altgrad.monitors.monitor import NOTHING, Context, Every, GradientMonitor, MonitorSpec, Replay, Report
+from altgrad.monitors.shadow import replayed_gradients
 
 
 class Finite(MonitorSpec):
-    """Stop as diverged after `patience` steps in a row with a non-finite loss or gradient."""
+    """Stop as diverged after `patience` steps in a row with a non-finite loss or gradient; says where it began."""
 
     kind: ClassVar[str] = "finite"
-    every: Annotated[int, Field(ge=1)] = 1
+    every: Every = 1
     patience: Annotated[int, Field(ge=1)] = 1
 
-    def build(self) -> "FiniteMonitor":
+    def build(self, context: Context = NOTHING) -> "FiniteMonitor":
         """See MonitorSpec."""
         return FiniteMonitor(self.patience)
 
@@ -34,13 +41,15 @@ class FiniteMonitor(GradientMonitor):
     def __init__(self, patience: int) -> None:
         self.patience = patience
         self.bad_steps = 0
+        self.first: dict[str, Any] | None = None
+        """The step and the tensor that went bad first in the run."""
 
     def measure(self, loss: Tensor, gradients: Mapping[str, Tensor]) -> Tensor:
         """The loss and the largest magnitude of each gradient."""
-        largest = torch._foreach_norm(list(gradients.values()), math.inf)
+        largest = torch._foreach_norm(list(gradients.values()), math.inf) if gradients else ()
         return torch.stack([loss.detach().to(torch.float32), *(value.to(torch.float32) for value in largest)])
 
-    def report(self, parameters: Sequence[str], values: Sequence[float]) -> Report:
+    def report_all(self, parameters: Sequence[str], values: Sequence[float]) -> Report:
         """See GradientMonitor."""
         bad = [name for name, value in zip(["the loss", *parameters], values, strict=True) if not math.isfinite(value)]
         if not bad:
@@ -49,18 +58,71 @@ class FiniteMonitor(GradientMonitor):
         self.bad_steps += 1
         # Backward runs from the loss to the input: the last bad gradient in parameter order went bad first.
         origin = "the loss" if bad[0] == "the loss" else f"the gradient of {bad[-1]}"
-        what = f"{origin} is not finite" + (f", nor are {len(bad) - 1} other tensors" if len(bad) > 1 else "")
+        self.first = self.first or {"step": self.step, "tensor": origin}
+        others = ("", ", nor is one other tensor", f", nor are {len(bad) - 1} other tensors")[min(len(bad), 3) - 1]
+        what = f"{origin} is not finite{others}"
         stop = f"{what}, {self.bad_steps} steps in a row" if self.patience > 1 else what
         return Report(
-            alarms=[f"{what}; the step was not applied."],
+            alarms=[f"{what}."],
             stop=f"{stop}." if self.bad_steps >= self.patience else None,
             skip=True,
         )
 
+    def explain(self, report: Report, replay: Replay) -> Report:
+        """See GradientMonitor. Unchanged if the step run again is finite."""
+        origin = first_nonfinite(replay)
+        if origin is None:
+            return report
+        if self.first is not None and self.first["step"] == self.step:
+            self.first = {"step": self.step, "tensor": origin}
+        began = f" It began in {origin}."
+        return replace(
+            report,
+            alarms=[alarm + began for alarm in report.alarms],
+            stop=None if report.stop is None else report.stop + began,
+        )
+
     def state(self) -> dict[str, Any]:
         """See Monitor."""
-        return {"bad_steps": self.bad_steps}
+        return {"bad_steps": self.bad_steps, "first": self.first}
 
     def restore(self, state: Mapping[str, Any]) -> None:
         """See Monitor."""
-        self.bad_steps = int(state["bad_steps"])
+        self.bad_steps, self.first = int(state["bad_steps"]), state["first"]
+
+
+def first_nonfinite(replay: Replay) -> str | None:
+    """In words, the first tensor of a step run again that is not finite, parameters before all; None for none."""
+    for name, p in replay.model.named_parameters():
+        if not _finite(p):
+            return f"the weights {name}"
+    seen: list[str] = []
+    names = {module: name or "the model" for name, module in replay.model.named_modules()}
+
+    def look(module: nn.Module, _: Any, output: Any) -> None:
+        for tensor in output if isinstance(output, tuple | list) else (output,):
+            if not isinstance(tensor, Tensor) or not tensor.is_floating_point():
+                continue
+            if not _finite(tensor):
+                seen.append(f"the output of {names[module]}")
+            elif tensor.requires_grad:
+                cast(Any, tensor).register_hook(lambda g, name=names[module]: look_back(g, f"the output of {name}"))
+
+    def look_back(gradient: Tensor, name: str) -> None:
+        if not _finite(gradient):
+            seen.append(f"the gradient of {name}")
+
+    handles = [module.register_forward_hook(look) for module in names]
+    for name, p in replay.model.named_parameters():
+        if p.requires_grad:
+            handles.append(cast(Any, p).register_hook(lambda g, name=name: look_back(g, name)))
+    try:
+        replayed_gradients(replay)
+    finally:
+        for handle in handles:
+            handle.remove()
+    return seen[0] if seen else None
+
+
+def _finite(tensor: Tensor) -> bool:
+    return bool(tensor.detach().isfinite().all())

@@ -1,46 +1,116 @@
 """The family of monitors: one file, one question.
 
-A monitor's kind is a frozen spec; `build` gives the object that measures. There are two sorts, by what they look at:
+A monitor's kind is a frozen spec; `build` gives the object that measures. What it looks at decides its sort:
 
-    CastMonitor       every cast of the model, forward, backward and optimizer
+    CastMonitor       every cast of the model, forward and backward, and weights and requests on the weight's grid
     GradientMonitor   the gradients of all parameters, after backward and before clipping
+    MicroMonitor      the gradients of each micro-batch on its own
+    ReplayMonitor     the step once more, in eager: what needs whole tensors or another forward pass
+    UpdateMonitor     what the optimizer did to each parameter
+    WeightMonitor     every parameter after the step
 
-`measure` is a pure function of device tensors with a fixed set of results and no transfer to the host; what comes of
-it is summed (or maximised) over the micro-batches of a step, and fetched once. `report` then runs on the host, on plain
-numbers. So monitors cannot change a run: they neither draw random numbers nor touch a weight.
+`measure` looks at device tensors and gives scalars, without a transfer to the host; what comes of it is fetched once.
+`report` then runs on the host, on plain numbers. CastMonitors are traced into the graph of the model, so their results
+are a fixed set, which is summed (or maximised) over the micro-batches of a step in place. Monitors cannot change a run:
+they neither draw random numbers nor touch a weight, a gradient or a buffer of the model.
+
+A class says how results of several ranks become one: `sums` add up, of `maxima` the largest counts, and `alike` are the
+same on every rank, since weights and updates are. Its spec says in `metrics` what each number means, which direction is
+worse and when it alarms. State that must survive a restart is plain JSON data and tensors, from `state`.
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Annotated, Any, ClassVar
 
 from pydantic import Field
-from torch import Tensor
+from torch import Tensor, nn
 
-from altgrad.quantize import Cast
+from altgrad.monitors.metric import Metric
+from altgrad.optim import Update
+from altgrad.quantize import Cast, Grid
 from altgrad.spec import Kind
+
+Values = Mapping[str, float]
+Every = Annotated[int, Field(ge=1)]
+Found = dict[str, Tensor]
 
 
 @dataclass(frozen=True)
 class Report:
     """What a monitor has to say of one step.
 
-    metrics: by `<site or parameter>/<quantity>`. alarms: one line each. stop: why the run should end as diverged.
-    skip: whether this step's update must not be applied.
+    metrics: by `<site or parameter>/<quantity>`. alarms, notices: one line each. stop: why the run should end as
+    diverged. skip: whether this step's update must not be applied.
     """
 
     metrics: Mapping[str, float] = field(default_factory=dict)
     alarms: Sequence[str] = ()
     stop: str | None = None
     skip: bool = False
+    notices: Sequence[str] = ()
+
+
+@dataclass(frozen=True)
+class Context:
+    """What a monitor may know of its run. epoch: optimizer steps that show every example once, if that is known.
+
+    history(run, keys): rows of another run's metrics, each with its `step`; ValueError if there is no such run.
+    """
+
+    epoch: int | None = None
+    history: Callable[[str, Iterable[str]], Iterable[Mapping[str, float]]] | None = None
+
+
+NOTHING = Context()
+"""The context of a monitor that knows nothing of its run."""
+
+
+@dataclass(frozen=True)
+class Replay:
+    """A step that can be run again. Whoever runs it does so inside `altgrad.nn.unrecorded(model)`.
+
+    gradients: what backward made of it, by parameter, before clipping. losses(): runs each micro-batch forward, in
+    eager and in order, and gives their losses, which add up to the step's.
+    """
+
+    model: nn.Module
+    gradients: Mapping[str, Tensor]
+    losses: Callable[[], Iterator[Tensor]]
+
+
+@dataclass(frozen=True)
+class Weight:
+    """A parameter after the step, and the grid on which it is stored or cast; None for neither."""
+
+    name: str
+    values: Tensor
+    grid: Grid | None = None
 
 
 class Monitor:
-    """What a monitor spec builds: a CastMonitor or a GradientMonitor."""
+    """What a monitor spec builds: one of the sorts below."""
+
+    sums: ClassVar[tuple[str, ...]] = ()
+    """Names of results (`*` for what varies) that add up over micro-batches and ranks."""
+    maxima: ClassVar[tuple[str, ...]] = ()
+    """Names of results of which the largest counts."""
+    alike: ClassVar[tuple[str, ...]] = ()
+    """Names of results that are the same on every rank."""
+    step = 0
+    """The number of the step being looked at, from 1."""
+
+    def report(self, site: str, values: Values) -> Report:
+        """The step's results at one site or parameter."""
+        raise NotImplementedError
+
+    def close(self) -> Report:
+        """What is to be said of the step as a whole, after the last site."""
+        return Report()
 
     def state(self) -> dict[str, Any]:
-        """Plain JSON data that must survive a restart."""
+        """What must survive a restart: plain JSON data, and tensors at the first level."""
         return {}
 
     def restore(self, state: Mapping[str, Any]) -> None:
@@ -51,18 +121,9 @@ class Monitor:
 class CastMonitor(Monitor, ABC):
     """Looks at casts."""
 
-    sums: ClassVar[tuple[str, ...]] = ()
-    """Names of results that add up over micro-batches and ranks."""
-    maxima: ClassVar[tuple[str, ...]] = ()
-    """Names of results of which the largest counts."""
-
     @abstractmethod
-    def measure(self, cast: Cast) -> dict[str, Tensor]:
+    def measure(self, cast: Cast) -> Found:
         """One scalar for each name in `sums` and `maxima`. Pure, fixed shape, no host transfer."""
-
-    @abstractmethod
-    def report(self, site: str, values: Mapping[str, float]) -> Report:
-        """The step's results at one site."""
 
 
 class GradientMonitor(Monitor, ABC):
@@ -73,15 +134,66 @@ class GradientMonitor(Monitor, ABC):
         """A 1-D tensor of fixed length. Pure, no host transfer."""
 
     @abstractmethod
-    def report(self, parameters: Sequence[str], values: Sequence[float]) -> Report:
+    def report_all(self, parameters: Sequence[str], values: Sequence[float]) -> Report:
         """The step's results; `parameters` are the names `measure` saw, in order."""
+
+    def explain(self, report: Report, replay: Replay) -> Report:
+        """The report on a step that is not applied, with what running it again tells."""
+        return report
+
+
+class MicroMonitor(Monitor, ABC):
+    """Looks at the gradients of each micro-batch on its own."""
+
+    @abstractmethod
+    def add(self, gradients: Mapping[str, Tensor]) -> None:
+        """Take in one micro-batch's own gradients, which are lent for the call."""
+
+    @abstractmethod
+    def measure(self) -> dict[str, Found]:
+        """Scalars by parameter; forgets the step."""
+
+
+class ReplayMonitor(Monitor, ABC):
+    """Runs the step again."""
+
+    @abstractmethod
+    def measure(self, replay: Replay) -> dict[str, Found]:
+        """Scalars by site or parameter."""
+
+
+class UpdateMonitor(Monitor, ABC):
+    """Looks at what an optimizer step did to each parameter."""
+
+    @abstractmethod
+    def measure(self, update: Update) -> Found:
+        """Scalars; none where it has nothing to say of this parameter."""
+
+    def absent(self, parameter: str) -> Report:
+        """The report on a parameter that a step left out while others were updated."""
+        return Report()
+
+
+class WeightMonitor(Monitor, ABC):
+    """Looks at parameters after a step."""
+
+    @abstractmethod
+    def measure(self, weight: Weight) -> Found:
+        """Scalars; none where it has nothing to say of this parameter."""
 
 
 class MonitorSpec(Kind, family="monitor", package="altgrad.monitors"):
     """What every monitor spec has: it measures at the first step and at every `every`-th."""
 
-    every: Annotated[int, Field(ge=1)] = 10
+    metrics: ClassVar[tuple[Metric, ...]] = ()
+    """What it reports."""
+    every: Every = 10
 
     @abstractmethod
-    def build(self) -> Monitor:
-        """The object that measures."""
+    def build(self, context: Context = NOTHING) -> Monitor:
+        """The object that measures. ValueError where the context lacks what the spec asks for."""
+
+
+def at(site: str, values: Values) -> dict[str, float]:
+    """The values as metrics of a site."""
+    return {f"{site}/{name}": value for name, value in values.items()}

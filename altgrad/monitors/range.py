@@ -6,16 +6,21 @@ anything to be a share of is NaN, as is the sub-normal rate of a format without 
 many scales (of the tensor, its channels or blocks; summed over micro-batches) an amax would have had beyond the range
 of scales. It belongs to the cast that finds the scale; requested updates and stored weights are looked at under a
 scale that is given, so there it is 0.
+
+A scale that is far too small saturates, one that is far too large underflows, so a wrong scale in one layer raises the
+alarm there. Requests are exempt: nearly all of them underflow on the grid of the weight, which is what `stall` is for.
 """
 
-import math
 from collections.abc import Mapping
-from typing import ClassVar
+from typing import Annotated, Any, ClassVar
 
-from torch import Tensor
+from pydantic import Field
 
+from altgrad.measures import share
 from altgrad.measures.range import range_counts
-from altgrad.monitors.monitor import CastMonitor, MonitorSpec, Report
+from altgrad.monitors.latch import Latch
+from altgrad.monitors.metric import Metric
+from altgrad.monitors.monitor import NOTHING, CastMonitor, Context, Found, MonitorSpec, Report, Values
 from altgrad.quantize import Cast
 from altgrad.quantize.scaling import finite_amax
 
@@ -24,10 +29,32 @@ class Range(MonitorSpec):
     """Underflow, saturation, sub-normals, non-finite entries, amax and clamped scales of every cast."""
 
     kind: ClassVar[str] = "range"
+    metrics: ClassVar[tuple[Metric, ...]] = (
+        Metric(
+            "underflow_rate", "ratio", "values that became zero", "#(x != 0, Q(x) = 0) / #(x finite, x != 0)", "higher",
+            "above `underflow`, `patience` times in a row; not for requests",
+            "underflows%, a percentage of *all* elements, zeros included",
+        ),
+        Metric(
+            "saturation_rate", "ratio", "values beyond the largest one",
+            "#(|x rounded without bound| > max) / #(x finite)", "higher",
+            "above `saturation`, `patience` times in a row; not for requests",
+            "overflows%, a percentage of all elements, counted by the top code: it includes what fits there",
+        ),
+        Metric("subnormal_rate", "ratio", "values that became sub-normal", "#(0 < |Q(x)| < min normal) / #(x != 0)"),
+        Metric("nonfinite_count", "count", "inf and NaN entering the cast", "#(x inf or NaN)", "higher"),
+        Metric(
+            "amax", "tensor's own", "largest finite magnitude", "max |x|", elsewhere="cur_amax"
+        ),
+        Metric("clamped_scale_count", "count", "scales held at 2^-126 or 2^127", "#(scale out of range)", "higher"),
+    )  # fmt: skip
+    saturation: Annotated[float, Field(gt=0, le=1)] = 0.1
+    underflow: Annotated[float, Field(gt=0, le=1)] = 0.75
+    patience: Annotated[int, Field(ge=1)] = 3
 
-    def build(self) -> "RangeMonitor":
+    def build(self, context: Context = NOTHING) -> "RangeMonitor":
         """See MonitorSpec."""
-        return RangeMonitor()
+        return RangeMonitor(self)
 
 
 class RangeMonitor(CastMonitor):
@@ -38,25 +65,39 @@ class RangeMonitor(CastMonitor):
     )  # fmt: skip
     maxima: ClassVar[tuple[str, ...]] = ("amax",)
 
-    def measure(self, cast: Cast) -> dict[str, Tensor]:
+    def __init__(self, spec: Range) -> None:
+        self.limits = {"saturation_rate": spec.saturation, "underflow_rate": spec.underflow}
+        self.latches = {name: Latch(spec.patience) for name in self.limits}
+
+    def measure(self, cast: Cast) -> Found:
         """See CastMonitor."""
         found = range_counts(cast.exact, cast.unbounded, cast.rounded, cast.format)
         found["clamped"] = found["finite"].new_zeros(()) if cast.clamped is None else cast.clamped
         found["amax"] = finite_amax(cast.exact if cast.scale is None else cast.exact * cast.scale)
         return found
 
-    def report(self, site: str, values: Mapping[str, float]) -> Report:
-        """See CastMonitor."""
-        metrics = {
-            f"{site}/underflow_rate": _share(values["underflow"], values["nonzero"]),
-            f"{site}/saturation_rate": _share(values["saturated"], values["finite"]),
-            f"{site}/subnormal_rate": _share(values["subnormal"], values["nonzero"]),
-            f"{site}/nonfinite_count": values["nonfinite"],
-            f"{site}/amax": values["amax"],
-            f"{site}/clamped_scale_count": values["clamped"],
+    def report(self, site: str, values: Values) -> Report:
+        """See Monitor."""
+        rates = {
+            "underflow_rate": share(values["underflow"], values["nonzero"]),
+            "saturation_rate": share(values["saturated"], values["finite"]),
+            "subnormal_rate": share(values["subnormal"], values["nonzero"]),
+            "nonfinite_count": values["nonfinite"],
+            "amax": values["amax"],
+            "clamped_scale_count": values["clamped"],
         }
-        return Report(metrics)
+        alarms = [
+            f"{site}: {name.replace('_', ' ')} {rates[name]:.0%}, above {limit:.0%}; its scale or format does not fit."
+            for name, limit in self.limits.items()
+            if not site.endswith("/requested") and self.latches[name].see(site, rates[name] > limit)
+        ]
+        return Report({f"{site}/{name}": value for name, value in rates.items()}, alarms)
 
+    def state(self) -> dict[str, Any]:
+        """See Monitor."""
+        return {name: latch.state() for name, latch in self.latches.items()}
 
-def _share(part: float, whole: float) -> float:
-    return part / whole if whole else math.nan
+    def restore(self, state: Mapping[str, Any]) -> None:
+        """See Monitor."""
+        for name, latch in self.latches.items():
+            latch.restore(state[name])

@@ -1,125 +1,252 @@
 """Watch: the monitors of a run, wired to the model and the optimizer.
 
-Every quantizer shows its casts to the watch while `watching` is on. Results accumulate in place in one float64 table
-per monitor, a row for each site (float64 holds counts exactly up to 2^53). `fetch` brings everything due to the host in
-a single transfer. On a step where no cast monitor is due the quantizers do not look at their observers at all.
+Every quantizer shows its casts to the watch while `watching` is on, one bool for the model, and the optimizer its
+updates. What is measured before the update and decides about it (is it finite?) is fetched with the loss; everything
+else waits on the device until the step is over and comes to the host in a single transfer. On a step where no monitor
+is due the quantizers do not look at their observers at all.
+
+The optimizer may be one of ours, which shows requests, or any other of torch's: then the request is taken to be what
+became of the weights, and the grid is that of the weight's cast.
 """
 
-import itertools
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import replace
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
 
-from altgrad.monitors.monitor import CastMonitor, GradientMonitor, Monitor, MonitorSpec, Report
-from altgrad.nn import quantizers, weight_quantizers
+from altgrad.monitors.cast_tables import CastTables, cast_on, fetch, fetch_found
+from altgrad.monitors.monitor import (
+    NOTHING,
+    CastMonitor,
+    Context,
+    Found,
+    GradientMonitor,
+    MicroMonitor,
+    Monitor,
+    MonitorSpec,
+    Replay,
+    ReplayMonitor,
+    Report,
+    UpdateMonitor,
+    Weight,
+    WeightMonitor,
+)  # fmt: skip
+from altgrad.nn import quantizers, unrecorded, weight_quantizers
 from altgrad.optim import Optimizer, Update
-from altgrad.quantize import Cast
+from altgrad.quantize import Grid
 from altgrad.quantize.quantizer import Role
+
+Sort = TypeVar("Sort", bound=Monitor)
 
 
 class Watch:
-    """The monitors at work. One step goes: `begin`, forward and backward, `gradients`, the update, `casts`."""
+    """The monitors at work. One step goes: `begin`, forward and backward, `gradients`, the update, `finish`."""
 
-    def __init__(self, specs: Sequence[MonitorSpec], model: nn.Module, optimizer: Optimizer) -> None:
-        self.optimizer, self.due_at = optimizer, {spec.kind: spec.every for spec in specs}
-        self.monitors: dict[str, Monitor] = {spec.kind: spec.build() for spec in specs}
+    def __init__(
+        self,
+        specs: Sequence[MonitorSpec],
+        model: nn.Module,
+        optimizer: torch.optim.Optimizer,
+        context: Context = NOTHING,
+    ) -> None:
+        self.model, self.optimizer = model, optimizer
+        self.due_at = {spec.kind: spec.every for spec in specs}
+        self.monitors: dict[str, Monitor] = {spec.kind: spec.build(context) for spec in specs}
+        self.due: set[str] = set()
+        self.found: dict[str, dict[str, Found]] = {}
+        self.names: dict[Tensor, str] = {p: name for name, p in model.named_parameters()}
+        given = [p for group in optimizer.param_groups for p in group["params"]]
+        self.parameters = [self.names[p] for p in given if p in self.names]
+        self.updated: set[str] = set()
         self.quantizers = quantizers(model)
         self.weights = weight_quantizers(model)
-        sites = [q.site for q in self.quantizers]
-        sites += [f"{name}/{role}" for name in self.weights for role in ("requested", "stored")]
-        self.rows = {site: row for row, site in enumerate(sites)}
+        each = self.monitors.items()
+        self.casts = {kind: monitor for kind, monitor in each if isinstance(monitor, CastMonitor)}
+        self.gradient_monitors = {kind: monitor for kind, monitor in each if isinstance(monitor, GradientMonitor)}
+        self.micro_monitors = {kind: monitor for kind, monitor in each if isinstance(monitor, MicroMonitor)}
+        self.replay_monitors = {kind: monitor for kind, monitor in each if isinstance(monitor, ReplayMonitor)}
+        self.update_monitors = {kind: monitor for kind, monitor in each if isinstance(monitor, UpdateMonitor)}
+        self.weight_monitors = {kind: monitor for kind, monitor in each if isinstance(monitor, WeightMonitor)}
         device = next(model.parameters()).device
-        self.tables = {
-            kind: torch.zeros(len(sites), len(monitor.sums) + len(monitor.maxima), dtype=torch.float64, device=device)
-            for kind, monitor in self.monitors.items()
-            if isinstance(monitor, CastMonitor)
-        }
+        self.tables = CastTables(self.casts, [quantizer.site for quantizer in self.quantizers], device)
         for quantizer in self.quantizers:
-            quantizer.observers.append(self._see)
-        optimizer.observers.append(self._see_update)
-        self.due: set[str] = set()
+            quantizer.observers.append(self.tables.see)
+        self._before: list[tuple[Tensor, Tensor]] = []
+        if isinstance(optimizer, Optimizer):
+            optimizer.observers.append(self._see_update)
+            self._handles = []
+            self._own_names = {optimizer.names[p]: name for p, name in self.names.items() if p in optimizer.names}
+        else:
+            before, after = optimizer.register_step_pre_hook, optimizer.register_step_post_hook
+            self._handles = [before(self._before_step), after(self._after_step)]
+            self._own_names = {}
 
     def begin(self, step: int) -> None:
         """Open the step that will be number `step` (from 1): decides what is due and switches watching on or off."""
         self.due = {kind for kind, every in self.due_at.items() if step == 1 or step % every == 0}
-        watching = any(kind in self.tables for kind in self.due)
-        for quantizer in self.quantizers:
-            quantizer.watching = watching
-        self.optimizer.watching = watching
-        for table in self.tables.values():
-            table.zero_()
+        for monitor in self.monitors.values():
+            monitor.step = step
+        self.found = {kind: {} for kind in self.monitors if kind in self.due}
+        self.updated.clear()
+        self.tables.clear()
+        self._switch(bool(self._due(self.casts)))
+        if isinstance(self.optimizer, Optimizer):
+            self.optimizer.watching = self._watches_updates
+
+    @contextmanager
+    def micro_batch(self) -> Iterator[None]:
+        """Around the backward pass of one micro-batch: shows its own gradients to those who ask for them.
+
+        What had been accumulated is set aside meanwhile and the new gradient added to it as autograd would have done.
+        """
+        due = self._due(self.micro_monitors)
+        if not due:
+            yield
+            return
+        parameters = [p for p in self.names if p.requires_grad]
+        kept = [p.grad for p in parameters]
+        for p in parameters:
+            p.grad = None
+        yield
+        own = {self.names[p]: p.grad for p in parameters if p.grad is not None}
+        for monitor in due.values():
+            monitor.add(own)
+        for p, before in zip(parameters, kept, strict=True):
+            if before is not None:
+                p.grad = before if p.grad is None else before.add_(p.grad)
 
     def gradients(
-        self, loss: Tensor, norm: Tensor, gradients: Mapping[str, Tensor]
+        self, loss: Tensor, norm: Tensor, gradients: Mapping[str, Tensor], replay: Replay | None = None
     ) -> tuple[float, float, dict[str, Report]]:
-        """The loss and the gradient norm as numbers, and the due gradient monitors' reports, by way of one transfer."""
-        at_work = {kind: m for kind, m in self.monitors.items() if kind in self.due and isinstance(m, GradientMonitor)}
+        """The loss and the gradient norm as numbers, and the due gradient monitors' reports, by way of one transfer.
+
+        replay: the step to run again for those who need it; without one they report nothing.
+        """
+        self._switch(False)
+        at_work = self._due(self.gradient_monitors)
         found = {kind: monitor.measure(loss, gradients) for kind, monitor in at_work.items()}
-        (loss_now, norm_now), *values = _fetch([torch.stack([loss.detach(), norm]), *found.values()])
+        ((loss_now, norm_now), *values), _ = fetch([torch.stack([loss.detach(), norm.to(loss)]), *found.values()])
         names = list(gradients)
-        reports = {kind: m.report(names, value) for (kind, m), value in zip(at_work.items(), values, strict=True)}
+        reports = {kind: m.report_all(names, value) for (kind, m), value in zip(at_work.items(), values, strict=True)}
+        for kind, micro in self._due(self.micro_monitors).items():
+            self.found[kind] = micro.measure()
+        replays = self._due(self.replay_monitors)
+        skipped = [kind for kind, report in reports.items() if report.skip]
+        if replay is not None and (skipped or replays):
+            devices = [p.device for p in (next(self.model.parameters()),) if p.device.type == "cuda"]
+            with torch.random.fork_rng(devices), unrecorded(self.model):
+                for kind in skipped:
+                    reports[kind] = at_work[kind].explain(reports[kind], replay)
+                for kind, again in replays.items():
+                    self.found[kind] = again.measure(replay)
         return loss_now, norm_now, reports
 
-    def casts(self) -> dict[str, Report]:
-        """Reports of the cast monitors that are due, after one transfer; switches watching off."""
-        self.optimizer.watching = False
-        for quantizer in self.quantizers:
-            quantizer.watching = False
-        due = {kind: table for kind, table in self.tables.items() if kind in self.due}
+    @torch.no_grad()
+    def finish(self) -> dict[str, Report]:
+        """Reports of the other monitors that are due, after one transfer; switches watching off."""
+        self._switch(False)
+        if isinstance(self.optimizer, Optimizer):
+            self.optimizer.watching = False
+        if at_work := self._due(self.weight_monitors):
+            grids = self._grids()
+            for name, p in self.model.named_parameters():
+                weight = Weight(name, p.detach(), grids.get(name))
+                for kind, monitor in at_work.items():
+                    self._keep(kind, name, monitor.measure(weight))
+        tables = {kind: table for kind, table in self.tables.tables.items() if kind in self.due}
+        lists, numbers = fetch_found(list(tables.values()), self.found)
         reports = {}
-        for kind, values in zip(due, _fetch(list(due.values())), strict=True):
-            monitor = self.monitors[kind]
-            assert isinstance(monitor, CastMonitor)
-            names = monitor.sums + monitor.maxima
-            metrics: dict[str, float] = {}
-            alarms: list[str] = []
-            for site, row in self.rows.items():
-                told = monitor.report(site, dict(zip(names, values[row * len(names) :], strict=False)))
-                metrics.update(told.metrics)
-                alarms += told.alarms
-            reports[kind] = Report(metrics, alarms)
+        for kind, sites in numbers.items():
+            one = self.monitors[kind]
+            if isinstance(one, GradientMonitor):
+                continue
+            told = [one.report(site, values) for site, values in sites.items()]
+            if kind in tables:
+                values = lists[list(tables).index(kind)]
+                told = [one.report(site, row) for site, row in self.tables.sites(kind, values)] + told
+            if isinstance(one, UpdateMonitor) and self.updated:
+                told += [one.absent(name) for name in self.parameters if name not in self.updated]
+            reports[kind] = _joined([*told, one.close()])
         return reports
 
-    def state(self) -> dict[str, Any]:
-        """The monitors' state, as plain JSON data."""
+    def close(self) -> None:
+        """Look at nothing any more."""
+        self._switch(False)
+        for quantizer in self.quantizers:
+            quantizer.observers.remove(self.tables.see)
+        if isinstance(self.optimizer, Optimizer):
+            self.optimizer.watching = False
+            self.optimizer.observers.remove(self._see_update)
+        for handle in self._handles:
+            handle.remove()
+
+    def state(self) -> dict[str, dict[str, Any]]:
+        """The monitors' state by kind: plain JSON data, and tensors at its first level."""
         return {kind: monitor.state() for kind, monitor in self.monitors.items()}
 
-    def restore(self, state: Mapping[str, Any]) -> None:
+    def restore(self, state: Mapping[str, Mapping[str, Any]]) -> None:
         """Take back what `state` gave; monitors it does not know keep their own."""
         for kind, monitor in self.monitors.items():
             if kind in state:
                 monitor.restore(state[kind])
 
-    def _see(self, cast: Cast) -> None:
-        for kind, table in self.tables.items():
-            monitor = self.monitors[kind]
-            if kind not in self.due or not isinstance(monitor, CastMonitor):
-                continue
-            found = monitor.measure(cast)
-            row = table[self.rows[cast.site]]
-            sums = torch.stack([found[name].to(torch.float64) for name in monitor.sums])
-            row[: len(sums)] += sums
-            if monitor.maxima:
-                maxima = torch.stack([found[name].to(torch.float64) for name in monitor.maxima])
-                row[len(sums) :] = torch.maximum(row[len(sums) :], maxima)
+    def _due(self, monitors: Mapping[str, Sort]) -> dict[str, Sort]:
+        return {kind: monitor for kind, monitor in monitors.items() if kind in self.due}
+
+    @property
+    def _watches_updates(self) -> bool:
+        return bool(self._due(self.update_monitors) or self._due(self.casts))
+
+    def _switch(self, watching: bool) -> None:
+        for quantizer in self.quantizers:
+            quantizer.watching = watching
+
+    def _keep(self, kind: str, site: str, found: Found) -> None:
+        if found:
+            self.found[kind][site] = found
+
+    def _grids(self) -> dict[str, Grid]:
+        """The grid of every parameter that has one, by name: of its storage, else of its cast."""
+        parameters = dict(self.model.named_parameters(remove_duplicate=False))
+        found = {name: quantizer.grid(parameters[name]) for name, quantizer in self.weights.items()}
+        if isinstance(self.optimizer, Optimizer):
+            found |= {self._own_names.get(name, name): grid for name, _, grid in self.optimizer.grids()}
+        return found
 
     def _see_update(self, update: Update) -> None:
-        """The optimizer's role: the requested update and the stored weight, on the grid of the weight's own cast."""
-        quantizer = self.weights.get(update.name)
-        if quantizer is None:
+        update = replace(update, name=self._own_names.get(update.name, update.name))
+        if update.grid is None and update.name in self.weights:
+            update = replace(update, grid=self.weights[update.name].grid(update.before))
+        self.updated.add(update.name)
+        for kind, monitor in self._due(self.update_monitors).items():
+            self._keep(kind, update.name, monitor.measure(update))
+        if update.grid is None:
             return
-        scale = quantizer.scaling.scale(update.before, False)
         pairs: tuple[tuple[Role, Tensor], ...] = (("requested", update.requested), ("stored", update.after))
-        for role, tensor in pairs:
-            self._see(quantizer.on_grid(tensor, scale, f"{update.name}/{role}", role))
+        for kind, looker in self._due(self.casts).items():
+            for role, tensor in pairs:
+                site = f"{update.name}/{role}"
+                self._keep(kind, site, looker.measure(cast_on(update.grid, tensor, site, role)))
+
+    def _before_step(self, *_: Any) -> None:
+        """Of someone else's optimizer: keep the weights, if updates are looked at."""
+        given = [p for p, name in self.names.items() if p.grad is not None and name in self.parameters]
+        self._before = [(p, p.detach().clone()) for p in given] if self._watches_updates else []
+
+    @torch.no_grad()
+    def _after_step(self, *_: Any) -> None:
+        for p, before in self._before:
+            after = p.detach()
+            self._see_update(Update(self.names[p], before, after - before, after, gradient=p.grad))
+        self._before = []
 
 
-def _fetch(tensors: list[Tensor]) -> list[list[float]]:
-    """The values of all tensors, flattened, by way of one transfer."""
-    if not tensors:
-        return []
-    flat = torch.cat([tensor.reshape(-1).to(torch.float64) for tensor in tensors]).tolist()
-    ends = itertools.accumulate((tensor.numel() for tensor in tensors), initial=0)
-    return [flat[start:end] for start, end in itertools.pairwise(ends)]
+def _joined(reports: Sequence[Report]) -> Report:
+    metrics: dict[str, float] = {}
+    for report in reports:
+        metrics.update(report.metrics)
+    alarms = [alarm for report in reports for alarm in report.alarms]
+    return Report(metrics, alarms, notices=[notice for report in reports for notice in report.notices])

@@ -2,9 +2,10 @@
 
 from altgrad.nn.linear import QuantizedLayer, QuantizedLinear
 from altgrad.nn.policy import LayerPrecision, PrecisionPolicy
+from altgrad.nn.replay import casts_off, unrecorded
 from altgrad.nn.surgery import commit, dequantize_model, quantize_model, quantizers, weight_quantizers
 
 __all__ = [
     "LayerPrecision", "PrecisionPolicy", "QuantizedLayer", "QuantizedLinear",
-    "commit", "dequantize_model", "quantize_model", "quantizers", "weight_quantizers",
+    "casts_off", "commit", "dequantize_model", "quantize_model", "quantizers", "unrecorded", "weight_quantizers",
 ]  # fmt: skip

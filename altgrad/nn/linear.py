@@ -65,6 +65,8 @@ class QuantizedLayer(nn.Module):
 
     plain: ClassVar[type[nn.Module]]
     """The class that it was."""
+    recording = True
+    """Whether training passes count; see `altgrad.nn.replay.unrecorded`."""
     weight: Tensor
     casts: nn.ModuleDict
     precision: LayerPrecision
@@ -81,7 +83,7 @@ class QuantizedLayer(nn.Module):
 
     def forward(self, input: Tensor) -> Tensor:
         """y [..., out_features]."""
-        live = self.training and torch.is_grad_enabled()
+        live = self.training and self.recording and torch.is_grad_enabled()
         return typing.cast(Tensor, _Products.apply(input, self.weight, self.bias, self, live))
 
     def operands(

@@ -253,7 +253,7 @@ class _Seen:
             elif grid is not None and grid.scale is not None:
                 grid = Grid(grid.format, grid.scale.clone())
                 moved = round_to(old, grid.format, scale=grid.scale)
-            yield Update(name, old, requested, now.detach(), decay, grid, moved, storage)
+            yield Update(name, old, requested, now.detach(), decay, grid, moved, storage, now.grad)
 
 
 def _track(state: dict[str, Any], update: Update) -> None:

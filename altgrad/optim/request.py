@@ -69,7 +69,7 @@ class Update:
     before, after: the stored weight. requested: the change asked for, decoupled decay included, before storage rounded
     it; `decay` is that part of it which is decay alone. grid: on which the weight is stored or cast, as it was when the
     request was rounded; None for neither. moved: the weight before, on that grid (another value only where the scale
-    has changed); None under master. storage: the kind.
+    has changed); None under master. storage: the kind. gradient: what the optimizer was given, clipped if it was.
     """
 
     name: str
@@ -80,3 +80,4 @@ class Update:
     grid: Grid | None = None
     moved: Tensor | None = None
     storage: str = "master"
+    gradient: Tensor | None = None

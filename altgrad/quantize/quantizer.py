@@ -104,6 +104,8 @@ class Quantizer(nn.Module):
     """
 
     counter: Tensor
+    recording = True
+    """Whether training passes count; see `altgrad.nn.replay.unrecorded`."""
 
     def __init__(
         self,
@@ -140,7 +142,7 @@ class Quantizer(nn.Module):
     @property
     def live(self) -> bool:
         """Whether a pass now would count."""
-        return self.training and torch.is_grad_enabled()
+        return self.training and self.recording and torch.is_grad_enabled()
 
     def values(self, x: Tensor, live: bool, dtype: torch.dtype) -> Tensor:
         """`cast(x, live).values(dtype)`, without keeping what only observers look at."""
@@ -210,12 +212,6 @@ class Quantizer(nn.Module):
     def grid(self, x: Tensor) -> Grid:
         """The grid that x would enter now; records nothing."""
         return Grid(self.spec.format, self._scale(x, live=False))
-
-    def on_grid(self, x: Tensor, scale: Tensor | None, site: str, role: Role) -> Cast:
-        """Another tensor on this format at a given scale, rounded to nearest: for monitors; records nothing."""
-        exact = grid_units(x, scale)
-        unbounded = round_units(exact, self.spec.format, Rounding.nearest_even)
-        return Cast(site, role, self.spec.format, scale, exact, unbounded, bound_units(unbounded, self.spec.format))
 
     def values_and_mask(self, x: Tensor, live: bool, dtype: torch.dtype) -> tuple[Tensor, Tensor | None]:
         """The values, and where the gradient passes; None for everywhere."""

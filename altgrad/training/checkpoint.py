@@ -2,12 +2,14 @@
 
     model.safetensors       parameters and buffers by name (a tied parameter once)
     optimizer.safetensors   state by `<parameter>/<entry>`
+    monitors.safetensors    what monitors remember of weights, by `<kind>/<key>`
     state.json              the record of TrainState
 
 How they get to disk whole (written aside, synced, hashed, renamed) is the store's business.
 """
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
 
 from safetensors.torch import load_file, save_file
@@ -24,6 +26,7 @@ def save(state: TrainState, snapshots: Snapshots) -> Snapshot:
         {
             "model.safetensors": lambda path: save_file(_model_tensors(state.model), path),
             "optimizer.safetensors": lambda path: save_file(_optimizer_tensors(state), path),
+            "monitors.safetensors": lambda path: save_file(_contiguous(state.monitor_tensors()), path),
             "state.json": lambda path: _write_record(state, path),
         },
     )
@@ -38,7 +41,8 @@ def load(state: TrainState, snapshot: Snapshot) -> None:
             raise KeyError(", ".join(sorted(tensors.keys() ^ expected.keys())[:3]))
         state.model.load_state_dict(tensors, strict=False)
         _load_optimizer(state, load_file(snapshot.file("optimizer.safetensors")))
-        state.restore(json.loads(snapshot.file("state.json").read_text()))
+        tensors = load_file(snapshot.file("monitors.safetensors"))
+        state.restore(json.loads(snapshot.file("state.json").read_text()), tensors)
     except (KeyError, ValueError, RuntimeError) as error:
         raise CheckpointError(f"{snapshot.path} does not fit this run's spec: {str(error).splitlines()[0]}.") from None
 
@@ -53,6 +57,10 @@ def _model_tensors(model: nn.Module) -> dict[str, Tensor]:
         seen.add(tensor.data_ptr())
         found[name] = tensor.contiguous()
     return found
+
+
+def _contiguous(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    return {name: tensor.contiguous().clone() for name, tensor in tensors.items()}
 
 
 def _optimizer_tensors(state: TrainState) -> dict[str, Tensor]:

@@ -9,7 +9,7 @@ anywhere continues where it was.
 
 import statistics
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from altgrad.data.dataset import Dataset
-from altgrad.monitors import Report
+from altgrad.monitors import Replay, Report
 from altgrad.nn import commit
 from altgrad.quantize.noise import site_key
 from altgrad.store import Run, RunFiles, Sink, Snapshots, Tracker
@@ -138,14 +138,15 @@ class _Training:
         named = {name: p.grad for name, p in state.model.named_parameters() if p.grad is not None}
         gradients = list(named.values())
         norm = torch.nn.utils.get_total_norm(gradients)
-        loss_now, norm_now, seen = state.watch.gradients(loss, norm, named)
+        replay = Replay(state.model, named, self.replayed)
+        loss_now, norm_now, seen = state.watch.gradients(loss, norm, named, replay)
         if not any(report.skip for report in seen.values()):
             if spec.clip_norm is not None:
                 torch.nn.utils.clip_grads_with_norm_(state.model.parameters(), spec.clip_norm, norm)
             state.optimizer.step()
         state.optimizer.zero_grad()
         commit(state.model)
-        seen |= state.watch.casts()
+        seen |= state.watch.finish()
 
         state.step = number
         self.interval = self.interval[0] + time.perf_counter() - started, self.interval[1] + self.tokens_per_step
@@ -159,21 +160,31 @@ class _Training:
         total = torch.zeros((), device=self.device)
         self.tokens_per_step = 0
         for micro in range(spec.accumulate):
-            index = state.step * spec.accumulate + micro
-            # For dropout; whatever else draws would also be a function of the seed and the step alone.
-            torch.manual_seed(site_key(spec.seed, f"micro-batch {index}"))
-            batch = self.dataset.batch(index).to(self.device)
-            self.tokens_per_step += batch.targets.numel()
-            with torch.autocast(self.device.type, torch.bfloat16, enabled=spec.compute == "bfloat16"):
-                output = self.forward(batch.inputs)
-            loss = self.dataset.loss(output, batch) / spec.accumulate
-            torch.autograd.backward(loss * spec.loss_scale.factor)
+            with state.watch.micro_batch():
+                loss, tokens = self.loss(micro, self.forward, spec.compute)
+                torch.autograd.backward(loss * spec.loss_scale.factor)
+            self.tokens_per_step += tokens
             total += loss.detach()
         if spec.loss_scale.factor != 1:
             torch._foreach_mul_(
                 [p.grad for p in state.model.parameters() if p.grad is not None], 1 / spec.loss_scale.factor
             )
         return total
+
+    def loss(self, micro: int, forward: Callable[[Tensor], Tensor], compute: str) -> tuple[Tensor, int]:
+        """One micro-batch's share of the step's loss, and its tokens; the same every time it is asked for in a step."""
+        index = self.state.step * self.spec.accumulate + micro
+        # For dropout; whatever else draws would also be a function of the seed and the step alone.
+        torch.manual_seed(site_key(self.spec.seed, f"micro-batch {index}"))
+        batch = self.dataset.batch(index).to(self.device)
+        with torch.autocast(self.device.type, torch.bfloat16, enabled=compute == "bfloat16"):
+            output = forward(batch.inputs)
+        return self.dataset.loss(output, batch) / self.spec.accumulate, batch.targets.numel()
+
+    def replayed(self) -> Iterator[Tensor]:
+        """The step's losses once more, in eager and in float32: for monitors that look at whole tensors."""
+        for micro in range(self.spec.accumulate):
+            yield self.loss(micro, self.state.model, "float32")[0]
 
     def log(self, loss: float, norm: float, lr: float, seen: dict[str, Report]) -> None:
         """Write down what the step gave: numbers at the logging cadence, monitors whenever they were due."""
@@ -191,7 +202,10 @@ class _Training:
         self.tracker.metrics(state.step, values)
         for kind, report in seen.items():
             for alarm in report.alarms:
-                self.tracker.event(state.step, "alarm", alarm, monitor=kind)
+                message = f"{alarm} The step was not applied." if report.skip else alarm
+                self.tracker.event(state.step, "alarm", message, monitor=kind)
+            for notice in report.notices:
+                self.tracker.event(state.step, "notice", notice, monitor=kind)
 
     def evaluate(self) -> bool:
         """Log the validation split's numbers; False if interrupted."""

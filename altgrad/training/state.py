@@ -4,17 +4,20 @@ Randomness needs no saving: data order and random bits are functions of the seed
 dropout draws from is seeded anew in each micro-batch.
 """
 
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from altgrad.data.dataset import Dataset
-from altgrad.monitors import Watch
+from altgrad.monitors import Context, Watch
 from altgrad.nn import quantize_model, quantizers, weight_quantizers
 from altgrad.optim import Optimizer, parameter_groups
 from altgrad.spec import LocatedError
+from altgrad.store import Run
 from altgrad.training.initial import initialise
 from altgrad.training.run import RunSpec
 
@@ -51,20 +54,50 @@ class TrainState:
         for quantizer in quantizers(model):
             quantizer.engine = "compiled" if spec.engine == "compiled" else "eager"
         optimizer = build_optimizer(spec, model)
-        return cls(model, optimizer, Watch(spec.monitors, model, optimizer))
+        context = Context(-(-dataset.epoch_batches // spec.accumulate), history)
+        try:
+            watch = Watch(spec.monitors, model, optimizer, context)
+        except ValueError as error:
+            raise LocatedError(("monitors",), str(error)) from None
+        return cls(model, optimizer, watch)
 
     def record(self) -> dict[str, Any]:
         """What is not a tensor, as plain JSON data."""
         return {
             "step": self.step, "tokens": self.tokens, "evaluated": self.evaluated, "seconds": self.seconds,
-            "monitors": self.watch.state(),
+            "monitors": {
+                kind: {key: value for key, value in state.items() if not isinstance(value, Tensor)}
+                for kind, state in self.watch.state().items()
+            },
         }  # fmt: skip
 
-    def restore(self, record: dict[str, Any]) -> None:
-        """Take back what `record` gave."""
+    def monitor_tensors(self) -> dict[str, Tensor]:
+        """The tensors among the monitors' state, by `<kind>/<key>`."""
+        return {
+            f"{kind}/{key}": value
+            for kind, state in self.watch.state().items()
+            for key, value in state.items()
+            if isinstance(value, Tensor)
+        }
+
+    def restore(self, record: dict[str, Any], monitor_tensors: Mapping[str, Tensor]) -> None:
+        """Take back what `record` and `monitor_tensors` gave."""
         self.step, self.tokens, self.evaluated = record["step"], record["tokens"], record["evaluated"]
         self.seconds = record["seconds"]
-        self.watch.restore(record["monitors"])
+        device = next(self.model.parameters()).device
+        states: dict[str, dict[str, Any]] = {kind: dict(state) for kind, state in record["monitors"].items()}
+        for key, tensor in monitor_tensors.items():
+            kind, _, name = key.partition("/")
+            states[kind][name] = tensor.to(device)
+        self.watch.restore(states)
+
+
+def history(path: str, keys: Iterable[str]) -> Iterator[Mapping[str, float]]:
+    """Rows of another run's metrics. ValueError if its folder holds no run."""
+    run = Run(Path(path))
+    if not run.exists:
+        raise ValueError(f"twin {path} is no run's folder; name one such as runs/<project>/<run id>.")
+    return run.metrics(keys)
 
 
 def build_optimizer(spec: RunSpec, model: nn.Module) -> Optimizer:

@@ -59,3 +59,15 @@ def test_an_unknown_family_is_one_line_and_exit_code_2(family: str, message: str
 def test_committed_schemas_are_not_stale(name: str) -> None:
     committed = Path(__file__).resolve().parents[2] / "matrices" / f"{name}.schema.json"
     assert committed.read_text() == cli("schema", name).stdout
+
+
+def test_the_table_of_metrics_is_current() -> None:
+    result = cli("kinds", "monitor", "--markdown")
+    assert result.exit_code == 0
+    path = Path(__file__).resolve().parents[2] / "docs" / "METRICS.md"
+    assert path.read_text(encoding="utf-8") == result.stdout, "altgrad kinds monitor --markdown > docs/METRICS.md"
+
+
+def test_only_monitors_have_a_table_of_metrics() -> None:
+    result = cli("kinds", "optimizer", "--markdown")
+    assert result.exit_code == 2 and "altgrad kinds monitor --markdown" in result.stderr

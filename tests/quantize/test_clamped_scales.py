@@ -170,12 +170,14 @@ def test_the_range_monitor_reports_it_for_every_cast_of_a_step() -> None:
     quantize_model(net, PrecisionPolicy.uniform(weight=casts, input=casts, grad_output="e5m2"))
     with torch.no_grad():
         net[0].weight[:3] = 1e-40  # type: ignore[union-attr]
-    watch = Watch([MonitorSpec.of("range")], net, AdamW(net.named_parameters()))
+    optimizer = AdamW(net.named_parameters())
+    watch = Watch([MonitorSpec.of("range")], net, optimizer)
     watch.begin(1)
     for _ in range(2):
         net(torch.ones(5, 8)).sum().backward()
+    optimizer.step()
     commit(net)
-    metrics = watch.casts()["range"].metrics
+    metrics = watch.finish()["range"].metrics
     found = {key: value for key, value in metrics.items() if key.endswith("/clamped_scale_count")}
     assert found.pop("0/weight/clamped_scale_count") == 2 * 3
     assert {"1/weight/clamped_scale_count", "0/input/clamped_scale_count", "0.weight/stored/clamped_scale_count"} < (

@@ -173,17 +173,6 @@ def test_observing_changes_neither_values_nor_state():
     assert all(torch.equal(value, plain.state_dict()[name]) for name, value in watched.state_dict().items())
 
 
-def test_a_monitors_tensor_goes_on_the_grid_without_a_trace():
-    quantizer = make(rounding="stochastic", scaling="delayed")
-    quantizer.watching = True
-    quantizer.observers.append(pytest.fail)
-    before = {name: value.clone() for name, value in quantizer.state_dict().items()}
-    cast = quantizer.on_grid(ramp(), torch.tensor(0.5), "layer", "stored")
-    assert torch.equal(cast.values(torch.float32), round_to(ramp(), "e4m3fn", scale=0.5))
-    assert (cast.site, cast.role) == ("layer", "stored")
-    assert all(torch.equal(value, before[name]) for name, value in quantizer.state_dict().items())
-
-
 def test_only_stochastic_rounding_and_delayed_scaling_keep_state():
     assert not make().state_dict()
     assert set(make(rounding="stochastic").state_dict()) == {"counter"}

@@ -34,11 +34,18 @@ monitors: [{kind: range, every: 3}, finite]
 """
 
 
-def test_the_whole_quantised_model_is_two_graphs_without_breaks() -> None:
-    """Traced forward and backward, buffers and monitors included; the backend only runs what was traced."""
+@pytest.mark.parametrize(
+    "monitors",
+    ["[{kind: range, every: 3}, finite]", "[{kind: range, every: 3}, {kind: amax, every: 2}, updates, dead]"],
+)
+def test_the_whole_quantised_model_is_two_graphs_without_breaks(monitors: str) -> None:
+    """Traced forward and backward, buffers and monitors included; the backend only runs what was traced.
+
+    Whatever the cadences: every cast monitor measures whenever one is due.
+    """
     torch._dynamo.reset()
     counters.clear()
-    spec = RunSpec.parse(SPEC)
+    spec = RunSpec.parse(SPEC, sets=[f"monitors={monitors}"])
     data = spec.data.build(spec.seed, spec.model.context)
     losses = []
     for compiled in (False, True):
@@ -52,7 +59,7 @@ def test_the_whole_quantised_model_is_two_graphs_without_breaks() -> None:
             state.optimizer.step()
             state.optimizer.zero_grad()
             commit(state.model)
-            losses.append((loss.item(), state.watch.casts()))
+            losses.append((loss.item(), state.watch.finish()))
     assert counters["stats"]["unique_graphs"] == 2
     assert not counters["graph_break"]
     for plain, traced in zip(losses[:6], losses[6:], strict=True):

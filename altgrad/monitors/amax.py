@@ -1,0 +1,89 @@
+"""amax: how the range of each tensor drifts, and whether its scale keeps up.
+
+    amax_average   a <- rho a + (1 - rho) amax, bias-corrected     (altgrad.measures.amax_average)
+    fill           amax / (largest scale * max of the format): 1 where the largest value is just reached
+
+Delayed scaling chooses today's scale from yesterday's amaxes. A history that is not kept up, or a range that moves
+faster than the history is long, shows in `fill`: above 1 the tensor saturates, far below 1 it wastes binades. Stored
+weights and every scaled cast are looked at; without a scale there is nothing to go stale, and a request has no scale of
+its own.
+"""
+
+from collections.abc import Mapping
+from typing import Annotated, Any, ClassVar
+
+import torch
+from pydantic import Field
+
+from altgrad.measures import AmaxAverage, add_amax, amax_average_start, average_amax, share
+from altgrad.monitors.latch import Latch
+from altgrad.monitors.metric import Metric
+from altgrad.monitors.monitor import NOTHING, CastMonitor, Context, Found, MonitorSpec, Report, Values
+from altgrad.quantize import Cast
+from altgrad.quantize.scaling import finite_amax
+
+
+class Amax(MonitorSpec):
+    """The moving average of every cast's amax, and how much of the format's range it fills under its scale."""
+
+    kind: ClassVar[str] = "amax"
+    metrics: ClassVar[tuple[Metric, ...]] = (
+        Metric(
+            "amax_average", "tensor's own", "moving average of the largest magnitude",
+            "a <- rho a + (1 - rho) amax, over 1 - rho^k",
+        ),
+        Metric(
+            "fill", "ratio", "largest magnitude over the largest value that the scale can represent",
+            "amax / (scale * max)", "neither", "above 2 or below 2^-`binades`, `patience` times in a row",
+        ),
+    )  # fmt: skip
+    rho: Annotated[float, Field(ge=0, lt=1)] = 0.9
+    binades: Annotated[int, Field(ge=1)] = 4
+    patience: Annotated[int, Field(ge=1)] = 3
+
+    def build(self, context: Context = NOTHING) -> "AmaxMonitor":
+        """See MonitorSpec."""
+        return AmaxMonitor(self)
+
+
+class AmaxMonitor(CastMonitor):
+    """Keeps one average for each site."""
+
+    maxima: ClassVar[tuple[str, ...]] = ("amax", "reach")
+
+    def __init__(self, spec: Amax) -> None:
+        self.rho, self.lowest = spec.rho, 2.0**-spec.binades
+        self.averages: dict[str, AmaxAverage] = {}
+        self.latch = Latch(spec.patience)
+
+    def measure(self, cast: Cast) -> Found:
+        """See CastMonitor. reach: the largest value that the scale can represent; 0 without a scale."""
+        if cast.scale is None:
+            amax = finite_amax(cast.exact)
+            return {"amax": amax, "reach": torch.zeros_like(amax)}
+        return {"amax": finite_amax(cast.exact * cast.scale), "reach": cast.scale.amax() * float(cast.format.max)}
+
+    def report(self, site: str, values: Values) -> Report:
+        """See Monitor."""
+        amax = torch.tensor(values["amax"], dtype=torch.float64)
+        self.averages[site] = add_amax(self.averages.get(site, amax_average_start(amax)), amax, self.rho)
+        requested = site.endswith("/requested")
+        fill = share(values["amax"], 0.0 if requested else values["reach"])
+        metrics = {"amax_average": float(average_amax(self.averages[site])), "fill": fill}
+        stale = values["amax"] > 0 and (fill > 2 or fill < self.lowest)
+        alarms = []
+        if self.latch.see(site, stale):
+            alarms = [f"{site}: its amax is {fill:.3g} times what its scale represents; the scale is stale."]
+        return Report({f"{site}/{name}": value for name, value in metrics.items()}, alarms)
+
+    def state(self) -> dict[str, Any]:
+        """See Monitor."""
+        averages = {site: [float(part) for part in average] for site, average in self.averages.items()}
+        return {"averages": averages, "latch": self.latch.state()}
+
+    def restore(self, state: Mapping[str, Any]) -> None:
+        """See Monitor."""
+        self.averages = {
+            site: AmaxAverage(*torch.tensor(parts, dtype=torch.float64)) for site, parts in state["averages"].items()
+        }
+        self.latch.restore(state["latch"])

@@ -1,0 +1,97 @@
+"""codes: how much of the format its weights use.
+
+    utilisation    entropy of the histogram of codes / log2(number of finite codes), in [0, 1]
+    unused_share   finite codes that no weight has        top_share, zero_share   weights at +-max and at +-0
+
+Of the stored weight, or of the codes that masters round to (`altgrad.measures.code_utilisation`). A parameter whose
+values lie close together, as those of a LayerNorm around 1, occupies a handful of codes whatever its scale; the alarm
+says that an 8-bit grid is the wrong place to keep it.
+"""
+
+from collections.abc import Mapping
+from typing import Annotated, Any, ClassVar
+
+import torch
+from pydantic import Field
+from torch import Tensor
+
+from altgrad.formats import FloatFormat
+from altgrad.measures import code_utilisation
+from altgrad.measures.quantiles import tally
+from altgrad.monitors.latch import Latch
+from altgrad.monitors.metric import Metric
+from altgrad.monitors.monitor import (
+    NOTHING,
+    Context,
+    Every,
+    Found,
+    MonitorSpec,
+    Report,
+    Values,
+    Weight,
+    WeightMonitor,
+    at,
+)
+from altgrad.quantize import Grid, rung
+
+
+class Codes(MonitorSpec):
+    """The entropy of each gridded parameter's codes, unused codes, and the mass at the top code and at zero."""
+
+    kind: ClassVar[str] = "codes"
+    metrics: ClassVar[tuple[Metric, ...]] = (
+        Metric(
+            "utilisation", "ratio", "entropy of the codes over that of an even use", "H / log2(finite codes)", "lower",
+            "below `lowest`, twice in a row",
+        ),
+        Metric("unused_share", "ratio", "finite codes that no weight has", "unused / finite codes", "higher"),
+        Metric("top_share", "ratio", "weights at the largest value", "#(|Q(w)| = max) / n", "higher"),
+        Metric("zero_share", "ratio", "weights at zero", "#(Q(w) = 0) / n", "higher"),
+    )  # fmt: skip
+    every: Every = 100
+    lowest: Annotated[float, Field(ge=0, le=1)] = 0.15
+
+    def build(self, context: Context = NOTHING) -> "CodesMonitor":
+        """See MonitorSpec."""
+        return CodesMonitor(self.lowest)
+
+
+class CodesMonitor(WeightMonitor):
+    """The measures of a histogram of codes."""
+
+    alike: ClassVar[tuple[str, ...]] = ("utilisation", "unused_share", "top_share", "zero_share")
+
+    def __init__(self, lowest: float) -> None:
+        self.lowest, self.latch = lowest, Latch(2)
+
+    def measure(self, weight: Weight) -> Found:
+        """See WeightMonitor."""
+        if weight.grid is None:
+            return {}
+        return code_utilisation(_histogram(weight.values, weight.grid), weight.grid.format)
+
+    def report(self, site: str, values: Values) -> Report:
+        """See Monitor."""
+        alarms = []
+        if self.latch.see(site, values["utilisation"] < self.lowest):
+            alarms = [f"{site}: its values use {values['utilisation']:.1%} of the format; keep it in a wider one."]
+        return Report(at(site, values), alarms)
+
+    def state(self) -> dict[str, Any]:
+        """See Monitor."""
+        return self.latch.state()
+
+    def restore(self, state: Mapping[str, Any]) -> None:
+        """See Monitor."""
+        self.latch.restore(state)
+
+
+def _histogram(weights: Tensor, grid: Grid) -> Tensor:
+    """How often each code occurs among the finite weights, as `to_codes` would give them, but without a host sync."""
+    fmt: FloatFormat = grid.format
+    position = rung(weights, fmt, scale=grid.scale)
+    negative = torch.signbit(weights)
+    if not fmt.has_negative_zero:
+        negative = negative & (position != 0)
+    codes = position.abs() | (negative.to(torch.int32) << (fmt.bits - 1))
+    return tally(codes.clamp(min=0), weights.isfinite(), 1 << fmt.bits)

@@ -1,0 +1,140 @@
+"""dead: units that do nothing.
+
+    dead_share       features of what enters a layer that are 0 for every token of the window
+    cast_dead_share  the same after the layer's cast: what is dead here and alive before was killed by the format
+    dormant_share    features with a mean magnitude of at most 0.025 of the layer's mean
+    grad_dead_share  rows of the weight's gradient that were exactly 0 throughout the window
+
+A unit is a feature as the next layer receives it, behind its non-linearity, which is where it can be zero. The step is
+run forward again, casts on and unrecorded; gradients are the step's own. Layers are the Linear layers, quantised or not
+(`altgrad.measures.dead`). A window is `window` observations, and is reported when it is full.
+"""
+
+from collections.abc import Mapping
+from typing import Annotated, Any, ClassVar
+
+import torch
+from pydantic import Field
+from torch import Tensor, nn
+
+from altgrad.measures import activation_sums, alive_features, alive_rows, dead_share, dormant_share
+from altgrad.monitors.latch import Latch
+from altgrad.monitors.metric import Metric
+from altgrad.monitors.monitor import (
+    NOTHING,
+    Context,
+    Every,
+    Found,
+    MonitorSpec,
+    Replay,
+    ReplayMonitor,
+    Report,
+    Values,
+    at,
+)
+from altgrad.nn import QuantizedLayer
+from altgrad.nn.layout import is_layer, is_turned
+
+NAMES = ("dead_share", "cast_dead_share", "dormant_share", "grad_dead_share")
+
+
+class Dead(MonitorSpec):
+    """Dead and dormant features of what enters each layer, before and after its cast, and rows without gradient."""
+
+    kind: ClassVar[str] = "dead"
+    metrics: ClassVar[tuple[Metric, ...]] = (
+        Metric("dead_share", "ratio", "features 0 for every token", "#(all x = 0) / features", "higher",
+               "above `share`"),
+        Metric("cast_dead_share", "ratio", "features 0 for every token after the cast", "#(all Q(x) = 0) / features",
+               "higher", "above `share`"),
+        Metric("dormant_share", "ratio", "features that hardly fire", "#(mean |x| <= 0.025 layer mean) / features",
+               "higher"),
+        Metric("grad_dead_share", "ratio", "rows without any gradient", "#(row of dW = 0) / rows", "higher",
+               "above `share`"),
+    )  # fmt: skip
+    every: Every = 100
+    window: Annotated[int, Field(ge=1)] = 1
+    share: Annotated[float, Field(gt=0, le=1)] = 0.5
+
+    def build(self, context: Context = NOTHING) -> "DeadMonitor":
+        """See MonitorSpec."""
+        return DeadMonitor(self.window, self.share)
+
+
+class DeadMonitor(ReplayMonitor):
+    """Masks of what was alive, joined over a window, and sums of magnitudes."""
+
+    sums: ClassVar[tuple[str, ...]] = ()
+    alike: ClassVar[tuple[str, ...]] = NAMES
+
+    def __init__(self, window: int, limit: float) -> None:
+        self.window, self.limit = window, limit
+        self.observed = 0
+        self.masks: dict[str, Tensor] = {}
+        self.latches = {name: Latch() for name in NAMES if name != "dormant_share"}
+
+    @torch.no_grad()
+    def measure(self, replay: Replay) -> dict[str, Found]:
+        """See ReplayMonitor. Empty until the window is full."""
+        layers = {name: module for name, module in replay.model.named_modules() if is_layer(module)}
+        handles = [
+            layer.register_forward_pre_hook(lambda module, given, name=name: self._see(name, module, given[0]))
+            for name, layer in layers.items()
+        ]
+        try:
+            for _ in replay.losses():
+                pass
+        finally:
+            for handle in handles:
+                handle.remove()
+        for name, layer in layers.items():
+            gradient = replay.gradients.get(f"{name}.weight" if name else "weight")
+            if gradient is not None:
+                self._join(f"{name}/rows", alive_rows(gradient.T if is_turned(layer) else gradient))
+        self.observed += 1
+        if self.observed < self.window:
+            return {}
+        found = {name: self._shares(name) for name in layers if f"{name}/before" in self.masks}
+        self.observed, self.masks = 0, {}
+        return found
+
+    def report(self, site: str, values: Values) -> Report:
+        """See Monitor."""
+        alarms = [
+            f"{site}: {values[name]:.0%} of its units are {name.removesuffix('_share').replace('_', '-')}."
+            for name, latch in self.latches.items()
+            if latch.see(site, values[name] > self.limit)
+        ]
+        return Report(at(site, values), alarms)
+
+    def state(self) -> dict[str, Any]:
+        """See Monitor."""
+        latches = {name: latch.state() for name, latch in self.latches.items()}
+        return {"observed": self.observed, "latches": latches, **self.masks}
+
+    def restore(self, state: Mapping[str, Any]) -> None:
+        """See Monitor."""
+        self.observed = int(state["observed"])
+        self.masks = {key: value.clone() for key, value in state.items() if isinstance(value, Tensor)}
+        for name, latch in self.latches.items():
+            latch.restore(state["latches"][name])
+
+    def _see(self, name: str, layer: nn.Module, x: Tensor) -> None:
+        self._join(f"{name}/before", alive_features(x))
+        quantizer = layer.slot_casts.get(("forward", "input")) if isinstance(layer, QuantizedLayer) else None
+        seen = x if quantizer is None else quantizer.values(x.reshape(-1, x.shape[-1]), False, torch.float32)
+        self._join(f"{name}/after", alive_features(seen))
+        for part, value in activation_sums(x).items():
+            key = f"{name}/{part}"
+            self.masks[key] = self.masks[key] + value if key in self.masks else value
+
+    def _join(self, key: str, alive: Tensor) -> None:
+        self.masks[key] = self.masks[key] | alive if key in self.masks else alive
+
+    def _shares(self, name: str) -> Found:
+        part = {key: self.masks.get(f"{name}/{key}") for key in ("before", "after", "magnitude", "tokens", "rows")}
+        before, after, magnitude, tokens = (part[key] for key in ("before", "after", "magnitude", "tokens"))
+        assert before is not None and after is not None and magnitude is not None and tokens is not None
+        rows = torch.zeros(0, dtype=torch.bool, device=before.device) if part["rows"] is None else part["rows"]
+        found = dead_share(before, tokens), dead_share(after, tokens), dormant_share(magnitude, tokens)
+        return dict(zip(NAMES, (*found, dead_share(rows, tokens)), strict=True))

@@ -1,0 +1,70 @@
+"""gradient: how large the gradient of each parameter is, after backward and before clipping.
+
+    l2     sqrt(sum g^2), squared in float64, so that 1e30 has a norm and 1e-30 is not zero
+    linf   max |g|
+
+A gradient that is zero throughout, again and again, belongs to a parameter that does not learn: a layer cut off from
+the loss, or one whose gradients all underflow.
+"""
+
+from collections.abc import Mapping, Sequence
+from typing import Annotated, Any, ClassVar
+
+import torch
+from pydantic import Field
+from torch import Tensor
+
+from altgrad.measures import l2_norm, linf_norm
+from altgrad.monitors.latch import Latch
+from altgrad.monitors.metric import Metric
+from altgrad.monitors.monitor import NOTHING, Context, GradientMonitor, MonitorSpec, Report
+
+
+class Gradient(MonitorSpec):
+    """The Euclidean and the largest-magnitude norm of each parameter's gradient."""
+
+    kind: ClassVar[str] = "gradient"
+    metrics: ClassVar[tuple[Metric, ...]] = (
+        Metric(
+            "l2", "gradient's own", "Euclidean norm", "sqrt(sum g^2)", "higher",
+            "exactly 0, `patience` times in a row", "l2_norm of wgrad",
+        ),
+        Metric("linf", "gradient's own", "largest magnitude", "max |g|", "higher", elsewhere="cur_amax of wgrad"),
+    )  # fmt: skip
+    patience: Annotated[int, Field(ge=1)] = 3
+
+    def build(self, context: Context = NOTHING) -> "GradientNorms":
+        """See MonitorSpec."""
+        return GradientNorms(self.patience)
+
+
+class GradientNorms(GradientMonitor):
+    """Two norms for each parameter. Gradients are reduced over ranks before they are looked at."""
+
+    alike: ClassVar[tuple[str, ...]] = ("l2", "linf")
+
+    def __init__(self, patience: int) -> None:
+        self.latch = Latch(patience)
+
+    def measure(self, loss: Tensor, gradients: Mapping[str, Tensor]) -> Tensor:
+        """See GradientMonitor."""
+        norms = [norm(gradient) for gradient in gradients.values() for norm in (l2_norm, linf_norm)]
+        return torch.stack(norms) if norms else loss.new_zeros(0)
+
+    def report_all(self, parameters: Sequence[str], values: Sequence[float]) -> Report:
+        """See GradientMonitor."""
+        metrics: dict[str, float] = {}
+        alarms = []
+        for name, l2, linf in zip(parameters, values[::2], values[1::2], strict=True):
+            metrics |= {f"{name}/l2": l2, f"{name}/linf": linf}
+            if self.latch.see(name, l2 == 0):
+                alarms.append(f"{name}: its gradient is exactly zero, {self.latch.patience} times in a row.")
+        return Report(metrics, alarms)
+
+    def state(self) -> dict[str, Any]:
+        """See Monitor."""
+        return self.latch.state()
+
+    def restore(self, state: Mapping[str, Any]) -> None:
+        """See Monitor."""
+        self.latch.restore(state)

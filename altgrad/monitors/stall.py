@@ -1,0 +1,125 @@
+"""stall: updates that were asked for and left the weight's code as it was; and how many chance would have left.
+
+    stall_ratio            stalls / attempted, by the codes before and after at this step's scale
+    predicted_stall_ratio  what the storage's own law says of this request:
+                           nearest (kahan, eco)   |delta| < gap / 2 in its direction
+                           stochastic (index)     1 - min(1, |delta| / gap)
+                           master                 1 - min(1, |delta| / cell width)
+    stall_ratio_without_decay   of the requests that the optimizer made beside weight decay
+
+Under float32 masters a stall ratio near 1 is healthy, so it raises nothing by itself (see `updates`). Stochastic
+storage has an exact law, though: E[stalls] and its variance sum p (1 - p). A storage that rounds to nearest where it
+says stochastic is 5, 10, 100 standard errors away from it, and that is an alarm.
+"""
+
+import math
+from collections.abc import Mapping
+from typing import Annotated, Any, ClassVar
+
+import torch
+from pydantic import Field
+from torch import Tensor
+
+from altgrad.measures import predicted_stall_counts, share, stall_counts
+from altgrad.measures.flips import cell_fraction, gap_fraction
+from altgrad.monitors.latch import Latch
+from altgrad.monitors.metric import Metric
+from altgrad.monitors.monitor import NOTHING, Context, Found, MonitorSpec, Report, UpdateMonitor, Values, at
+from altgrad.optim import Update
+
+
+class Stall(MonitorSpec):
+    """The stall ratio of each parameter on a grid: real, as its storage predicts, and without weight decay."""
+
+    kind: ClassVar[str] = "stall"
+    metrics: ClassVar[tuple[Metric, ...]] = (
+        Metric(
+            "stall_ratio", "ratio", "requests that left the code unchanged", "stalls / attempted", "higher",
+            "stochastic storage, and `errors` standard errors off the prediction, `patience` times in a row",
+        ),
+        Metric(
+            "predicted_stall_ratio", "ratio", "what the storage's law expects of these requests",
+            "1 - sum min(1, |delta| / gap) / attempted; nearest: #(|delta| < gap / 2) / attempted",
+        ),
+        Metric(
+            "stall_ratio_without_decay", "ratio", "stall ratio of requests other than decay's", "stalls / attempted",
+            "higher",
+        ),
+    )  # fmt: skip
+    errors: Annotated[float, Field(gt=0)] = 6.0
+    patience: Annotated[int, Field(ge=1)] = 2
+
+    def build(self, context: Context = NOTHING) -> "StallMonitor":
+        """See MonitorSpec."""
+        return StallMonitor(self)
+
+
+class StallMonitor(UpdateMonitor):
+    """Counts of attempts and stalls, and the law of the storage at work."""
+
+    alike: ClassVar[tuple[str, ...]] = (
+        "attempted", "stalls", "expected", "variance", "stochastic", "attempted_without_decay", "stalls_without_decay"
+    )  # fmt: skip
+
+    def __init__(self, spec: Stall) -> None:
+        self.errors, self.latch = spec.errors, Latch(spec.patience)
+
+    def measure(self, update: Update) -> Found:
+        """See UpdateMonitor."""
+        if update.grid is None:
+            return {}
+        fmt, scale = update.grid.format, update.grid.scale
+        start = update.before if update.moved is None else update.moved
+        counts = stall_counts(start, update.after, update.requested, fmt, scale=scale)
+        without = counts
+        if update.decay:
+            own = update.requested - update.decay * update.before
+            without = stall_counts(start, update.after, own, fmt, scale=scale)
+        expected, variance = _law(update, start)
+        stochastic = torch.full_like(expected, update.storage == "stochastic")
+        return {
+            **counts, "expected": expected, "variance": variance, "stochastic": stochastic,
+            "attempted_without_decay": without["attempted"], "stalls_without_decay": without["stalls"],
+        }  # fmt: skip
+
+    def report(self, site: str, values: Values) -> Report:
+        """See Monitor."""
+        attempted = values["attempted"]
+        metrics = {
+            "stall_ratio": share(values["stalls"], attempted),
+            "predicted_stall_ratio": share(values["expected"], attempted),
+            "stall_ratio_without_decay": share(values["stalls_without_decay"], values["attempted_without_decay"]),
+        }
+        off = abs(values["stalls"] - values["expected"])
+        # Three more for what 24 random bits and float32 sums of weight and request leave open.
+        unlawful = values["stochastic"] == 1 and off > self.errors * math.sqrt(values["variance"]) + 3
+        alarms = []
+        if self.latch.see(site, unlawful):
+            alarms = [
+                f"{site}: {values['stalls']:.0f} of {attempted:.0f} requests stalled where stochastic storage leaves "
+                f"{values['expected']:.0f}; it does not round as it says."
+            ]
+        return Report(at(site, metrics), alarms)
+
+    def state(self) -> dict[str, Any]:
+        """See Monitor."""
+        return self.latch.state()
+
+    def restore(self, state: Mapping[str, Any]) -> None:
+        """See Monitor."""
+        self.latch.restore(state)
+
+
+def _law(update: Update, start: Tensor) -> tuple[Tensor, Tensor]:
+    """The expected number of stalls and its variance, float64 scalars. Where the scale moved, so did the request."""
+    assert update.grid is not None
+    fmt, scale = update.grid.format, update.grid.scale
+    delta = update.requested if update.moved is None else update.requested + (update.before - start)
+    attempted = update.requested != 0
+    if update.storage in ("nearest", "kahan", "eco"):
+        predicted = predicted_stall_counts(start, delta, fmt, scale=scale)["predicted_stalls"].to(torch.float64)
+        return predicted, torch.zeros_like(predicted)
+    fraction = cell_fraction if update.storage == "master" else gap_fraction
+    flips = fraction(start, delta, fmt, scale=scale).clamp(max=1).to(torch.float64)
+    stalls = torch.where(attempted, 1 - flips, 0)
+    return stalls.sum(), (stalls * flips).sum()

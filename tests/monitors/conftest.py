@@ -1,0 +1,137 @@
+"""Three small models under watch: a GPT stored in 8 bits, an MLP with casts, and a plain model with torch's AdamW."""
+
+import json
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from altgrad.models.model import ModelSpec
+from altgrad.monitors import MonitorSpec, Replay, Report, Watch
+from altgrad.nn import PrecisionPolicy, commit, quantize_model
+from altgrad.optim import OptimizerSpec, StorageSpec, parameter_groups
+
+STOCHASTIC = {"format": "e4m3fn", "rounding": "stochastic", "scaling": "delayed"}
+MICRO_BATCHES = 4
+MODELS = ("gpt", "mlp", "plain")
+
+
+@dataclass
+class Trial:
+    """A model, its optimizer, and a way to train it under watch. `between` runs after each backward pass."""
+
+    net: nn.Module
+    optimizer: torch.optim.Optimizer
+    batch: Callable[[], Tensor]
+    loss: Callable[[nn.Module, Tensor], Tensor]
+    reports: list[dict[str, Report]] = field(default_factory=list)
+    before: dict[str, Tensor] = field(default_factory=dict)
+    gradients: dict[str, Tensor] = field(default_factory=dict)
+    watch: Watch | None = None
+
+    def run(
+        self,
+        monitors: Sequence[str | Mapping[str, Any]],
+        steps: int = 20,
+        *,
+        every: int | None = 3,
+        restart: int | None = None,
+        between: Callable[[int, "Trial"], None] = lambda step, trial: None,
+    ) -> list[dict[str, Report]]:
+        """The reports of every step. restart: the step before which monitors are made anew from their saved state."""
+        plain = [{"kind": m} if isinstance(m, str) else dict(m) for m in monitors]
+        specs = [MonitorSpec.of({"every": every, **m} if every else m) for m in plain]
+        self.watch = watch = Watch(specs, self.net, self.optimizer)
+        for step in range(1, steps + 1):
+            if step == restart:
+                saved = through_json(watch.state())
+                watch.close()
+                self.watch = watch = Watch(specs, self.net, self.optimizer)
+                watch.restore(saved)
+            self.reports.append(self.step(step, watch, between))
+        watch.close()
+        return self.reports
+
+    def step(self, step: int, watch: Watch, between: Callable[[int, "Trial"], None]) -> dict[str, Report]:
+        watch.begin(step)
+        total = torch.zeros(())
+        for micro in range(MICRO_BATCHES):
+            with watch.micro_batch():
+                loss = self.micro(step, micro)
+                loss.backward()
+            total += loss.detach()
+        between(step, self)
+        grads = {name: p.grad for name, p in self.net.named_parameters() if p.grad is not None}
+        self.before = {name: p.detach().clone() for name, p in self.net.named_parameters()}
+        self.gradients = {name: g.clone() for name, g in grads.items()}
+
+        def again() -> Iterator[Tensor]:
+            for micro in range(MICRO_BATCHES):
+                yield self.micro(step, micro)
+
+        norm = torch.nn.utils.get_total_norm(list(grads.values()))
+        _, _, reports = watch.gradients(total, norm, grads, Replay(self.net, grads, again))
+        if not any(report.skip for report in reports.values()):
+            self.optimizer.step()
+        self.optimizer.zero_grad()
+        commit(self.net)
+        return reports | watch.finish()
+
+    def micro(self, step: int, micro: int) -> Tensor:
+        torch.manual_seed(100 * step + micro)
+        return self.loss(self.net, self.batch()) / MICRO_BATCHES
+
+
+def through_json(state: Mapping[str, Mapping[str, Any]]) -> dict[str, dict[str, Any]]:
+    """A state as a checkpoint brings it back: tensors copied, the rest through JSON."""
+    found: dict[str, dict[str, Any]] = {}
+    for kind, entries in state.items():
+        plain = {key: value for key, value in entries.items() if not isinstance(value, Tensor)}
+        tensors = {key: value.clone() for key, value in entries.items() if isinstance(value, Tensor)}
+        found[kind] = json.loads(json.dumps(plain)) | tensors
+    return found
+
+
+def gpt(
+    storage: Sequence[Mapping[str, Any]] = ({"match": "blocks.*", "kind": "stochastic", "format": "e4m3fn"},),
+) -> Trial:
+    torch.manual_seed(0)
+    spec = ModelSpec.of({"kind": "gpt", "layers": 1, "width": 16, "heads": 2, "context": 8, "dropout": 0.1})
+    net = spec.build(32, 32)
+    quantize_model(net, PrecisionPolicy.uniform(match="blocks.*", weight="e4m3fn", input="e4m3fn", grad_output="e5m2"))
+    rules = OptimizerSpec.of({"kind": "adamw", "lr": 1e-3, "weight_decay": 0.1})
+    kept = [StorageSpec.of(rule) for rule in storage]
+    optimizer = rules.build(parameter_groups(net, rules, kept))
+
+    def loss(model: nn.Module, tokens: Tensor) -> Tensor:
+        return nn.functional.cross_entropy(model(tokens[:, :-1]).flatten(0, 1), tokens[:, 1:].flatten())
+
+    return Trial(net, optimizer, lambda: torch.randint(32, (4, 9)), loss)
+
+
+def mlp() -> Trial:
+    torch.manual_seed(0)
+    net = nn.Sequential(nn.Linear(16, 32), nn.ReLU(), nn.BatchNorm1d(32), nn.Linear(32, 4))
+    quantize_model(net, PrecisionPolicy.uniform(weight=STOCHASTIC, input="e4m3fn", grad_output="e5m2"))
+    rules = OptimizerSpec.of({"kind": "adamw", "weight_decay": 0.01})
+    optimizer = rules.build(parameter_groups(net, rules))
+    return Trial(net, optimizer, lambda: torch.randn(8, 16), lambda model, x: model(x).square().mean())
+
+
+def plain() -> Trial:
+    torch.manual_seed(0)
+    net = nn.Sequential(nn.Linear(16, 32), nn.GELU(), nn.Linear(32, 4))
+    optimizer = torch.optim.AdamW(net.parameters(), lr=1e-3)
+    return Trial(net, optimizer, lambda: torch.randn(8, 16), lambda model, x: model(x).square().mean())
+
+
+MAKERS: dict[str, Callable[..., Trial]] = {"gpt": gpt, "mlp": mlp, "plain": plain}
+
+
+@pytest.fixture
+def trial() -> Callable[..., Trial]:
+    """trial("gpt"), "mlp" or "plain"; the GPT takes other storage rules."""
+    return lambda name, **options: MAKERS[name](**options)

@@ -1,0 +1,120 @@
+"""Claims about monitors in a run: every one resumes to the same numbers, every key is described, twins are compared."""
+
+from collections.abc import Callable
+from fnmatch import fnmatchcase
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from altgrad.monitors import MonitorSpec, describing
+from altgrad.spec import LocatedError
+from altgrad.store import Run, RunStore, run_id
+from altgrad.training import RunSpec, train
+from altgrad.training.log_keys import LOG_KEYS
+
+TINY = """
+project: tests
+model: {kind: gpt, layers: 1, width: 16, heads: 2, context: 16, dropout: 0.1}
+data: {kind: text, batch_size: 2}
+optimizer: {kind: manifold_adamw, lr: 3e-3, weight_decay: 0.1}
+storage:
+- {match: "blocks.*.mlp.*", kind: stochastic, format: e4m3fn, scale: tracked}
+steps: 8
+accumulate: 4
+threads: 1
+engine: eager
+evaluate_every: 1000
+checkpoint_every: 4
+precision:
+  rules:
+  - weight: {format: e4m3fn, scaling: delayed}
+    input: {format: e4m3fn, rounding: stochastic}
+    grad_output: e5m2
+"""
+ALL = [{"kind": kind, "every": 1 if kind == "finite" else 3} for kind in MonitorSpec.kinds()]
+
+
+@pytest.fixture(scope="module")
+def dataset() -> Any:
+    spec = RunSpec.parse(TINY)
+    found = spec.data.build(spec.seed, spec.model.context)
+    whole = found.evaluation
+    found.evaluation = lambda split: (batch for number, batch in enumerate(whole(split)) if number < 3)  # type: ignore[method-assign]
+    return found
+
+
+def start(folder: Path, monitors: Any, *sets: str) -> tuple[RunSpec, Run]:
+    spec = RunSpec.parse(TINY, "tiny.yaml", sets)
+    spec = spec.model_copy(update={"monitors": tuple(MonitorSpec.of(monitor) for monitor in monitors)})
+    run = RunStore(folder).run(spec.project, run_id(spec.name, spec.fingerprint(), spec.seed))
+    return spec, run if run.exists else run.create(spec.to_yaml(), {"steps": spec.steps})
+
+
+def after(calls: int) -> Callable[[], bool]:
+    left = iter(range(calls - 1))
+    return lambda: next(left, None) is None
+
+
+def lines(run: Run) -> list[dict[str, str]]:
+    rows = ({k: float(v).hex() for k, v in row.items() if not k.startswith("time/")} for row in run.metrics())
+    return [row for row in rows if len(row) > 1]
+
+
+def weights(run: Run, *names: str) -> list[bytes]:
+    newest = run.checkpoints.newest()
+    assert newest is not None
+    return [newest.file(f"{name}.safetensors").read_bytes() for name in names]
+
+
+def test_a_run_with_every_monitor_resumes_to_the_same_numbers_and_one_without_has_the_same_weights(
+    tmp_path: Path, dataset: Any
+) -> None:
+    spec, whole = start(tmp_path / "whole", ALL)
+    assert train(spec, whole, dataset).status == "completed"
+    for step in (2, 6):
+        spec, stopped = start(tmp_path / f"stopped-{step}", ALL)
+        assert train(spec, stopped, dataset, interrupted=after(3 + step)).status == "interrupted"
+        assert train(spec, stopped, dataset).status == "completed"
+        assert lines(stopped) == lines(whole)
+        kept = ("model", "optimizer", "monitors")
+        assert weights(stopped, *kept) == weights(whole, *kept)
+    spec, bare = start(tmp_path / "bare", [])
+    train(spec, bare, dataset)
+    assert weights(bare, "model", "optimizer") == weights(whole, "model", "optimizer")
+
+
+def test_every_key_of_a_run_is_described(tmp_path: Path, dataset: Any) -> None:
+    spec, run = start(tmp_path, ALL)
+    train(spec, run, dataset)
+    kinds = MonitorSpec.kinds()
+    seen = set()
+    for key in {key for row in run.metrics() for key in row if key != "step"}:
+        kind, _, rest = key.partition("/")
+        if kind in kinds:
+            seen.add(kind)
+            assert describing(kinds[kind].metrics, rest.rpartition("/")[2]), key
+        else:
+            assert any(fnmatchcase(key, metric.quantity) for metric in LOG_KEYS), key
+    assert seen == set(kinds) - {"finite"}
+
+
+def test_the_shadow_of_a_run_without_casts_is_its_gradient(tmp_path: Path, dataset: Any) -> None:
+    """Micro-batches, dropout and the loss scale included, the step that is run again is the step."""
+    for scale in ("1", "1024"):
+        sets = ("precision=none", f"loss_scale={scale}", "steps=1", "optimizer={kind: adamw}", "storage=[]")
+        spec, run = start(tmp_path, [{"kind": "shadow", "every": 1}], *sets)
+        train(spec, run, dataset)
+        cosines = [v for row in run.metrics(["shadow/*/cosine"]) for k, v in row.items() if k != "step"]
+        assert cosines and all(value > 1 - 1e-12 for value in cosines)
+
+
+def test_a_run_is_compared_with_its_twin_at_the_same_steps(tmp_path: Path, dataset: Any) -> None:
+    spec, twin = start(tmp_path, [{"kind": "rank", "every": 2}], "precision=none", "storage=[]")
+    train(spec, twin, dataset)
+    spec, run = start(tmp_path, [{"kind": "rank", "every": 2, "twin": str(twin.path)}])
+    assert train(spec, run, dataset).status == "completed"
+    spec, lost = start(tmp_path, [{"kind": "rank", "twin": "runs/no/such"}])
+    with pytest.raises(LocatedError, match="twin runs/no/such is no run's folder") as error:
+        train(spec, lost, dataset)
+    assert error.value.location == ("monitors",)
