@@ -82,11 +82,13 @@ class Replay:
 
 @dataclass(frozen=True)
 class Weight:
-    """A parameter after the step, and the grid on which it is stored or cast; None for neither."""
+    """A parameter after the step, the grid on which it is stored or cast (None for neither), and the float tensors of
+    its shape that the optimizer keeps for it."""
 
     name: str
     values: Tensor
     grid: Grid | None = None
+    states: Mapping[str, Tensor] = field(default_factory=dict)
 
 
 class Monitor:

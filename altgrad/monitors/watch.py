@@ -153,7 +153,7 @@ class Watch:
         if at_work := self._due(self.weight_monitors):
             grids = self._grids()
             for name, p in self.model.named_parameters():
-                weight = Weight(name, p.detach(), grids.get(name))
+                weight = Weight(name, p.detach(), grids.get(name), self._states(p))
                 for kind, monitor in at_work.items():
                     self._keep(kind, name, monitor.measure(weight))
         tables = {kind: table for kind, table in self.tables.tables.items() if kind in self.due}
@@ -215,6 +215,12 @@ class Watch:
         if isinstance(self.optimizer, Optimizer):
             found |= {self._own_names.get(name, name): grid for name, _, grid in self.optimizer.grids()}
         return found
+
+    def _states(self, p: Tensor) -> dict[str, Tensor]:
+        """The float tensors of p's shape that the optimizer keeps for it."""
+        kept = self.optimizer.state.get(p, {}).items()
+        found = {entry: s for entry, s in kept if isinstance(s, Tensor) and s.is_floating_point()}
+        return {entry: s for entry, s in found.items() if s.shape == p.shape and s.ndim > 0}
 
     def _see_update(self, update: Update) -> None:
         update = replace(update, name=self._own_names.get(update.name, update.name))

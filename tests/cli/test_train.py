@@ -86,7 +86,7 @@ def test_dry_run_shows_every_cast_and_writes_nothing(run_cli: Cli, spec: Path, t
         ({"weight: e4m3fn": "weight: e4m3f7"}, "tiny.yaml:8:13: "),
         ({"weight: e4m3fn": "weight: e4m3"}, "say e4m3fn (max 448: OCP, H100, TE, torch) or e4m3ieee (max 240)"),
         ({"match: blocks.*": "match: block.*"}, "tiny.yaml:7:12: 'block.*' matches no Linear layer."),
-        ({"kind: adamw": "kind: adamv"}, "tiny.yaml:11:19: 'adamv' is not an optimizer. Did you mean 'adamw'?"),
+        ({"kind: adamw": "kind: adamww"}, "tiny.yaml:11:19: 'adamww' is not an optimizer. Did you mean 'adamw'?"),
         ({"width: 16": "width: 17"}, "width 17 is not a multiple of heads 2"),
         ({"threads: 1": "threads: 1\nthreads: 2"}, "tiny.yaml:14:1: 'threads' stands here a second time."),
         ({"batch_size: 4": "source: nowhere.txt"}, "nowhere.txt is not a file"),
