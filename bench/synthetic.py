@@ -170,8 +170,12 @@ def main() -> None:
     for problem, fmts, arms in TABLE:
         for fmt in fmts:
             for arm in arms:
-                found = result(problem, arm, fmt)
-                level, less = interval(found.losses), against(problem, arm, ADAMW, fmt)
+                try:
+                    found = result(problem, arm, fmt)
+                    level, less = interval(found.losses), against(problem, arm, ADAMW, fmt)
+                except ValueError as error:  # no best rate inside the list, of this arm or of AdamW: said, not hidden
+                    print(f"| {problem.name} | {fmt} | {arm.name} | {error} | | |", flush=True)
+                    continue
                 cells = [f"{i.mean:.2f} [{i.low:.2f}, {i.high:.2f}]" for i in (level, less)]
                 rate = f"2^{round(math.log2(found.rate))}"
                 print(f"| {problem.name} | {fmt} | {arm.name} | {rate} | {cells[0]} | {cells[1]} |", flush=True)
