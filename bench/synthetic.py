@@ -8,7 +8,7 @@ rate falls in a line to a tenth.
                 regression on inputs of scale 1/|t|, every weight matters as much as any other. Geometry wins by
                 construction: what is wanted is relative precision at every scale, Adam's step has one size for all
                 weights, and a step of so many spacings is a share of each weight.
-    absolute    the same weights with c = 1: the large ones are all that counts, and one size suits them.
+    absolute    the same weights with c = 1. Expected to be even; geometry wins here too, by less (1.1 in e4m3fn).
     crossing    |t| within a binade, c = 1, half of the weights start at the wrong sign: steps that shrink with the
                 weight do not get across zero. Half, because f is normalised over the tensor: where all weights
                 shrink together, f stays near 1 and there is no geometry to lose by.
