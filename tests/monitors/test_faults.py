@@ -72,7 +72,7 @@ def test_nearest_storage_where_updates_are_smaller_than_half_a_gap(trial: Callab
 def test_storage_that_says_stochastic_and_rounds_to_nearest(
     trial: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def land(self: Any, wanted: torch.Tensor, state: Any, key: Any, request: Any) -> torch.Tensor:
+    def land(self: Any, wanted: torch.Tensor, state: Any, key: Any, request: Any, engine: Any) -> torch.Tensor:
         return on_grid(wanted, self.grid(wanted, state))
 
     monkeypatch.setattr(storage.Stochastic, "land", land)
