@@ -25,6 +25,7 @@ from torch import Tensor
 
 from altgrad.formats import FloatFormat
 from altgrad.quantize import Grid
+from altgrad.quantize.engine import held
 from altgrad.quantize.grid import grid_units, spacing_units
 from altgrad.quantize.noise import counted_bits, fold
 from altgrad.quantize.scaling import scale_of
@@ -106,7 +107,4 @@ def permutation(field: Tensor, key: int, step: Tensor | int = 0) -> Tensor:
 
 def _rms(x: Tensor) -> Tensor:
     """Root mean square, float64 scalar."""
-    found = x.to(torch.float64).square().mean().sqrt()
-    # A compiled loop would take the root of the mean anew for each vector that it is used with; the result of a
-    # reduction is kept.
-    return found.expand(16).amax() if torch.compiler.is_compiling() else found
+    return held(x.to(torch.float64).square().mean().sqrt())

@@ -141,7 +141,9 @@ def cast_values(
     function: Callable[..., Tensor] = nearest if rounding is Rounding.nearest_even else stochastic
     extra = () if function is nearest else (key,)
     whole = scale is None or scale.numel() == 1
-    inverse = scale.reciprocal() if scale is not None and whole and exact_reciprocal else None
+    if scale is not None and whole:
+        scale = held(scale)
+    inverse = held(scale.reciprocal()) if scale is not None and whole and exact_reciprocal else None
     if engine == "eager" or x.numel() < SMALL or torch.compiler.is_compiling():
         return function(x, scale, inverse, fmt.has_negative_zero, numbers(fmt), *extra)
     taken = x.detach().contiguous().view(-1) if whole else x.detach()
@@ -149,6 +151,14 @@ def cast_values(
         scale, inverse = scale.reshape(()), None if inverse is None else inverse.reshape(())
     form = _as_tensors(fmt, x.device)
     return _compiled(function)(taken, scale, inverse, fmt.has_negative_zero, form, *extra).view(x.shape)
+
+
+def held(x: Tensor) -> Tensor:
+    """A tensor of one element, computed once: in a compiled graph its loops would compute it anew for each vector.
+
+    The result of a reduction is kept, so there it is the largest of sixteen copies; eagerly it is x itself.
+    """
+    return x.reshape(1).expand(16).amax().reshape(x.shape) if torch.compiler.is_compiling() else x
 
 
 def missing_compiler(device: torch.device) -> str | None:
