@@ -104,8 +104,8 @@ class Monitor:
     """The number of the step being looked at, from 1."""
 
     def report(self, site: str, values: Values) -> Report:
-        """The step's results at one site or parameter."""
-        raise NotImplementedError
+        """The step's results at one site or parameter; nothing for gradient monitors, which report all at once."""
+        return Report()
 
     def close(self) -> Report:
         """What is to be said of the step as a whole, after the last site."""
