@@ -66,7 +66,18 @@ def test_every_monitor_looks_on_at_any_optimizer_and_changes_nothing(optimizer: 
     assert all(
         torch.equal(a, b) for a, b in zip(watched.state_dict().values(), alone.state_dict().values(), strict=True)
     )
-    gridded = {"alignment", "amax", "codes", "correlation", "flips", "range", "stall", "stiffness", "ulp"}
+    gridded = {
+        "alignment",
+        "amax",
+        "codes",
+        "correlation",
+        "flips",
+        "optimizer_state",
+        "range",
+        "stall",
+        "stiffness",
+        "ulp",
+    }
     without = {"finite"} | (set() if quantised or optimizer == "manifold_adamw" else gridded)
     assert {key.split("/")[0] for key in seen[0]} == set(KINDS) - without
     assert seen[2] == {} and watch.step == 6 and watch.alarms == []
