@@ -8,7 +8,7 @@ Almost every cast of a run rounds to nearest or stochastically and saturates. Fo
     exponent as int     bits & 0x7F800000, kept from falling below that of the smallest normal: 2^floor(log2|u|)
     nearest, M >= 1     (|u| + c) - c with c = 1.5 * 2^23 spacing: float32's own ties-to-even is the format's; c is the
                         binade's bits plus one integer
-    stochastic          the reciprocal of a power of two by subtracting its exponent field: no division
+    stochastic          spacing and its reciprocal by subtracting exponent fields: no division
 
 One power-of-two scale is divided by through its reciprocal, which is exact (2^-127, that of the largest scale, is a
 float32 sub-normal). Formats at the ends of float32, M = 0 ties and other rounding modes take the general definition.
@@ -32,7 +32,7 @@ from altgrad.quantize.noise import counted_bits
 
 Engine = Literal["eager", "compiled"]
 
-_EXPONENT, _SIGN, _LAST = 0x7F800000, -(1 << 31), 254 << 23
+_EXPONENT, _SIGN = 0x7F800000, -(1 << 31)
 SMALL = 4096
 """Tensors of fewer elements are cast eagerly under either engine: calling a compiled graph costs more than they do."""
 RECOMPILATIONS = 64
@@ -46,10 +46,10 @@ class Numbers(NamedTuple):
     """Bits of 2^e_min, the smallest binade with a spacing of its own."""
     shift: Any
     """What turns the bits of a binade into those of 1.5 * 2^23 spacings: 23 - M in the exponent field, and the half."""
-    gap: Any
-    """2^-M: spacing as a share of the binade."""
-    steps: Any
-    """2^M: gaps in a binade."""
+    fall: Any
+    """What taken from the bits of a binade leaves those of its spacing: M in the exponent field."""
+    turn: Any
+    """What the bits of a binade, taken from it, leave as those of 1 / spacing: 254 + M in the exponent field, wrapped."""
     top: Any
     """The largest value."""
 
@@ -66,7 +66,8 @@ def serves(fmt: FloatFormat, rounding: Rounding) -> bool:
 def numbers(fmt: FloatFormat) -> Numbers:
     """The format's numbers."""
     m = fmt.mantissa_bits
-    return Numbers((fmt.e_min + 127) << 23, ((23 - m) << 23) + (1 << 22), 2.0**-m, 2.0**m, float(fmt.max))
+    turn = ((254 + m) << 23) - (1 << 32 if m > 1 else 0)
+    return Numbers((fmt.e_min + 127) << 23, ((23 - m) << 23) + (1 << 22), m << 23, turn, float(fmt.max))
 
 
 def nearest(x: Tensor, scale: Tensor | None, inverse: Tensor | None, signed_zero: bool, form: Numbers) -> Tensor:
@@ -84,10 +85,10 @@ def stochastic(
 ) -> Tensor:
     """The same with P(up) = the share of the gap passed, 24 bits counted from `key` for each element."""
     x, magnitude, binade = _enter(x, scale, inverse, form)
-    steps = magnitude.mul_((_LAST - binade).view(torch.float32)).mul_(form.steps)
+    steps = magnitude.mul_((form.turn - binade).view(torch.float32))
     low = steps.floor()
     up = counted_bits(x.shape, key, device=x.device).to(torch.float32).mul_(2.0**-24) < steps.sub_(low)
-    return _leave(low.add_(up).mul_(binade.view(torch.float32)).mul_(form.gap), x, scale, signed_zero)
+    return _leave(low.add_(up).mul_(binade.sub_(form.fall).view(torch.float32)), x, scale, signed_zero)
 
 
 def _enter(x: Tensor, scale: Tensor | None, inverse: Tensor | None, form: Numbers) -> tuple[Tensor, Tensor, Tensor]:
@@ -117,10 +118,9 @@ def _compiled(function: Callable[..., Tensor]) -> Callable[..., Tensor]:
 
 @functools.cache
 def _as_tensors(fmt: FloatFormat, device: torch.device) -> Numbers:
-    lowest, shift, *others = numbers(fmt)
-    integers = (torch.tensor(value, dtype=torch.int32, device=device) for value in (lowest, shift))
-    floats = (torch.tensor(value, dtype=torch.float32, device=device) for value in others)
-    return Numbers(*integers, *floats)
+    *integers, top = numbers(fmt)
+    words = (torch.tensor(value, dtype=torch.int32, device=device) for value in integers)
+    return Numbers(*words, torch.tensor(top, dtype=torch.float32, device=device))
 
 
 def cast_values(
