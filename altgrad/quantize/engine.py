@@ -49,7 +49,7 @@ class Numbers(NamedTuple):
     fall: Any
     """What taken from the bits of a binade leaves those of its spacing: M in the exponent field."""
     turn: Any
-    """What the bits of a binade, taken from it, leave as those of 1 / spacing: 254 + M in the exponent field, wrapped."""
+    """Less the bits of a binade, those of 1 / spacing: 254 + M in the exponent field, wrapped."""
     top: Any
     """The largest value."""
 
@@ -118,9 +118,9 @@ def _compiled(function: Callable[..., Tensor]) -> Callable[..., Tensor]:
 
 @functools.cache
 def _as_tensors(fmt: FloatFormat, device: torch.device) -> Numbers:
-    *integers, top = numbers(fmt)
-    words = (torch.tensor(value, dtype=torch.int32, device=device) for value in integers)
-    return Numbers(*words, torch.tensor(top, dtype=torch.float32, device=device))
+    form = numbers(fmt)
+    words = [torch.tensor(value, dtype=torch.int32, device=device) for value in form[:-1]]
+    return Numbers._make([*words, torch.tensor(form.top, dtype=torch.float32, device=device)])
 
 
 def cast_values(
