@@ -2,6 +2,8 @@
 
     forward, backward (per micro-batch)  ->  look at the gradients  ->  clip  ->  update  ->  commit the scales
 
+Interventions are asked after each look: at the gradients, and at what the update did.
+
 After step k everything about it is logged before anything is saved, so that a run taken back to a checkpoint writes the
 same lines again. Work that may be interrupted comes first in the loop and remembers that it was done, so a run stopped
 anywhere continues where it was.
@@ -17,6 +19,7 @@ import torch
 from torch import Tensor
 
 from altgrad.data.dataset import Dataset
+from altgrad.interventions import Intervened, Moment
 from altgrad.monitors import Replay, Report
 from altgrad.nn import commit
 from altgrad.quantize.noise import site_key
@@ -105,8 +108,7 @@ class _Training:
         self.saved = max(snapshots.steps(), default=-1)
         self.interval = (0.0, 0)
         # Evaluation keeps the plain model: so there are two graphs, watched and unwatched, and no third.
-        compiled = spec.compile == "model"
-        self.forward = torch.compile(state.model, fullgraph=True) if compiled else state.model
+        self.forward = self.compiled()
 
     def carry_on(self) -> Outcome:
         """Steps, evaluations and checkpoints until the run completes, diverges or is interrupted."""
@@ -124,11 +126,16 @@ class _Training:
             if reason := self.step():
                 return self.stop("diverged", reason)
 
+    def compiled(self) -> Callable[[Tensor], Tensor]:
+        """The model as it is now, in one graph if the spec says so."""
+        return torch.compile(self.state.model, fullgraph=True) if self.spec.compile == "model" else self.state.model
+
     def step(self) -> str | None:
         """One optimizer step. Returns why the run should end, if it should."""
         state, spec, started = self.state, self.spec, time.perf_counter()
         number = state.step + 1
         state.watch.begin(number)
+        state.roster.begin(number)
         state.model.train()
         factor = spec.schedule.at(state.step, spec.steps)
         for group in state.optimizer.param_groups:
@@ -140,19 +147,25 @@ class _Training:
         norm = torch.nn.utils.get_total_norm(gradients)
         replay = Replay(state.model, named, self.replayed)
         loss_now, norm_now, seen = state.watch.gradients(loss, norm, named, replay)
-        if not any(report.skip for report in seen.values()):
+        skipped = any(report.skip for report in seen.values())
+        acted = state.roster.gradients(Moment(loss_now, norm_now, named, self.replayed, skipped))
+        if not (skipped or acted.skip):
+            norm = torch.nn.utils.get_total_norm(gradients) if acted.clipped else norm
             if spec.clip_norm is not None:
                 torch.nn.utils.clip_grads_with_norm_(state.model.parameters(), spec.clip_norm, norm)
             state.optimizer.step()
         state.optimizer.zero_grad()
         commit(state.model)
         seen |= state.watch.finish()
+        acted += state.roster.finish()
+        if acted.recast:
+            self.forward = self.compiled()
 
         state.step = number
         self.interval = self.interval[0] + time.perf_counter() - started, self.interval[1] + self.tokens_per_step
         state.tokens += self.tokens_per_step
-        self.log(loss_now, norm_now, spec.optimizer.lr * factor, seen)
-        return next((report.stop for report in seen.values() if report.stop), None)
+        self.log(loss_now, norm_now, spec.optimizer.lr * factor, seen, acted)
+        return None if acted.carry_on else next((report.stop for report in seen.values() if report.stop), None)
 
     def backward(self) -> Tensor:
         """Gradients of the mean loss over all micro-batches, which is returned."""
@@ -186,7 +199,7 @@ class _Training:
         for micro in range(self.spec.accumulate):
             yield self.loss(micro, self.state.model, "float32")[0]
 
-    def log(self, loss: float, norm: float, lr: float, seen: dict[str, Report]) -> None:
+    def log(self, loss: float, norm: float, lr: float, seen: dict[str, Report], acted: Intervened) -> None:
         """Write down what the step gave: numbers at the logging cadence, monitors whenever they were due."""
         state, spec = self.state, self.spec
         values: dict[str, float] = {}
@@ -199,6 +212,7 @@ class _Training:
             }  # fmt: skip
         for kind, report in seen.items():
             values |= {f"{kind}/{key}": value for key, value in report.metrics.items()}
+        values |= acted.metrics
         self.tracker.metrics(state.step, values)
         for kind, report in seen.items():
             for alarm in report.alarms:
@@ -206,6 +220,9 @@ class _Training:
                 self.tracker.event(state.step, "alarm", message, monitor=kind)
             for notice in report.notices:
                 self.tracker.event(state.step, "notice", notice, monitor=kind)
+        for kind, deed in acted.deeds:
+            event = "intervention" if deed.done else "notice"
+            self.tracker.event(state.step, event, deed.message, intervention=kind, **deed.details)
 
     def evaluate(self) -> bool:
         """Log the validation split's numbers; False if interrupted."""

@@ -40,9 +40,7 @@ def test_the_weight_is_on_the_new_grid_and_the_others_go_on_bit_for_bit(kind: st
     train(changed, 5)
     train(other, 5)
     before = by_name(changed)["w1"]
-    owed: Any = next(
-        changed.state[p].get("compensation", 0) for _, p, _ in gridded(changed) if changed.names[p] == "w1"
-    )
+    owed: Any = next(changed.state[p].get("compensation", 0) for name, p, _ in gridded(changed) if name == "w1")
     whole = before + owed
     change_storage_format(changed, "w1", FINER)
     scale = scale_of(finite_amax(whole), FINER, margin=1)
