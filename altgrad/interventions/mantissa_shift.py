@@ -141,7 +141,7 @@ class MantissaShifting(Intervention):
         model, optimizer = self.subject.model, self.subject.optimizer
         looks = look_at_casts(model, moment.losses)
         top = {name: _top_share(p, storage, optimizer.state[p]) for name, p, storage in gridded(optimizer)}
-        back = "" if self.good_step is None else f", back to the weights of step {self.good_step}"
+        back = "" if self.good_step is None else f", back to the weights before step {self.good_step}"
         if self.good:
             go_back(model, optimizer, self.good)
         known = {quantizer.site: quantizer.spec.format for quantizer in quantizers(model)}
