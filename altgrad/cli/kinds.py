@@ -52,12 +52,13 @@ def kinds(
 
 
 def _print_metrics(family: str | None) -> None:
+    from altgrad.interventions.intervention import InterventionSpec
     from altgrad.monitors.monitor import MonitorSpec
     from altgrad.training.log_keys import LOG_KEYS
 
     if family != "monitor":
         console.fail("--markdown prints the metrics of monitors; say `altgrad kinds monitor --markdown`.", 2)
-    for line in markdown(MonitorSpec.kinds(), LOG_KEYS):
+    for line in markdown(MonitorSpec.kinds(), InterventionSpec.kinds(), LOG_KEYS):
         console.say(line)
 
 

@@ -28,7 +28,8 @@ from altgrad.store import Run, RunStore, run_id
 from altgrad.training import RunSpec
 from altgrad.training.initial import fitting_weights
 from altgrad.training.resolution import resolve
-from altgrad.training.state import build_model, build_optimizer
+from altgrad.training.state import build_model, build_optimizer, build_roster
+from altgrad.training.twin import find_twin
 
 
 @dataclass(frozen=True)
@@ -58,8 +59,14 @@ class Prepared:
             console.say(f"the earlier run is now {aside.path}")
         return run
 
-    def check_start(self) -> None:
-        """SpecError if the weights that the run should start from cannot be read or do not fit."""
+    def check_start(self, runs: Path) -> None:
+        """SpecError if the weights that the run should start from cannot be read or do not fit, or its twin cannot
+        serve.
+        """
+        try:
+            find_twin(self.spec, RunStore(runs), self.dataset)
+        except ValueError as error:
+            raise SpecError(self.document.where(("twin",)), str(error)) from None
         if self.spec.init_from is None:
             return
         try:
@@ -73,7 +80,7 @@ class Prepared:
         """The run, created if it is new. Raises SpecError if the weights it should start from do not fit."""
         if run.exists:
             return run
-        self.check_start()
+        self.check_start(run.path.parent.parent)
         facts = {
             "fingerprint": self.spec.fingerprint(), "seed": self.spec.seed, "steps": self.spec.steps, "step": 0,
             "parameters": self.parameters, "quantised_parameters": self.quantised, "data": self.dataset.describe(),
@@ -101,6 +108,7 @@ def prepare(path: Path, sets: Sequence[str], device: str) -> Prepared:
             model = build_model(spec, dataset.vocabulary, dataset.outputs)
             decisions = spec.precision.decide(model)
             optimizer = build_optimizer(spec, model)
+            build_roster(spec, model, optimizer)
     except LocatedError as error:
         console.fail(str(SpecError(document.where(error.location), str(error))), 2)
     except ValueError as error:

@@ -48,7 +48,7 @@ def train(
     prepared = prepare(spec, sets or [], device)
     if dry_run:
         with console.one_line_errors():
-            prepared.check_start()
+            prepared.check_start(runs)
         describe(prepared, as_json)
         return
     _train(prepared, runs, resume, as_json)

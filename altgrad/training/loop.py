@@ -23,11 +23,13 @@ from altgrad.interventions import Intervened, Moment
 from altgrad.monitors import Replay, Report
 from altgrad.nn import commit
 from altgrad.quantize.noise import site_key
-from altgrad.store import Run, RunFiles, Sink, Snapshots, Tracker
+from altgrad.spec import LocatedError
+from altgrad.store import Run, RunFiles, RunStore, Sink, Snapshots, Tracker
 from altgrad.training import checkpoint
 from altgrad.training.evaluate import evaluate
 from altgrad.training.run import RunSpec
 from altgrad.training.state import TrainState
+from altgrad.training.twin import Twin, find_twin
 
 Status = Literal["completed", "diverged", "interrupted"]
 
@@ -56,7 +58,7 @@ def train(
 
     sinks: other places that metrics and events go to. interrupted: asked between steps and batches; when true, the
     state is saved and the run ends `interrupted`. Raises LockedError if another process holds the run, CheckpointError
-    if it has checkpoints but none that verifies, LocatedError for a spec that does not fit the model.
+    if it has checkpoints but none that verifies, LocatedError for a spec that does not fit the model or its twin.
     """
     assert spec.is_resolved and spec.threads is not None, "a run is trained from its resolved spec"
     torch.set_num_threads(spec.threads)
@@ -66,7 +68,8 @@ def train(
     with run.lock():
         snapshots = Snapshots(run.checkpoints.folder, spec.keep)
         newest = snapshots.newest()
-        state = TrainState.build(spec, dataset, device, fresh=newest is None)
+        twin = _twin(spec, run, dataset)
+        state = TrainState.build(spec, dataset, device, fresh=newest is None, twin=twin)
         if newest is not None:
             checkpoint.load(state, newest)
         files = RunFiles(run)
@@ -79,12 +82,19 @@ def train(
                 tracker.event(state.step, "notice", f"{each.path.name} was passed over: {each.reason}.")
             begun = "resumed" if newest is not None else "started"
             tracker.event(state.step, begun, f"{begun} at step {state.step} of {spec.steps}", device=str(device))
-            return _Training(spec, run, dataset, state, snapshots, files, tracker, interrupted).carry_on()
+            return _Training(spec, run, dataset, state, twin, snapshots, files, tracker, interrupted).carry_on()
         except Exception as error:
             run.update_meta(status="failed", reason=f"{type(error).__name__}: {error}")
             raise
         finally:
             tracker.close()
+
+
+def _twin(spec: RunSpec, run: Run, dataset: Dataset) -> Twin | None:
+    try:
+        return find_twin(spec, RunStore(run.path.parent.parent), dataset)
+    except ValueError as error:
+        raise LocatedError(("twin",), str(error)) from None
 
 
 class _Training:
@@ -96,12 +106,13 @@ class _Training:
         run: Run,
         dataset: Dataset,
         state: TrainState,
+        twin: Twin | None,
         snapshots: Snapshots,
         files: RunFiles,
         tracker: Tracker,
         interrupted: Callable[[], bool],
     ) -> None:
-        self.spec, self.run, self.dataset, self.state = spec, run, dataset, state
+        self.spec, self.run, self.dataset, self.state, self.twin = spec, run, dataset, state, twin
         self.snapshots, self.files, self.tracker, self.interrupted = snapshots, files, tracker, interrupted
         self.device = next(state.model.parameters()).device
         self.began = time.perf_counter() - state.seconds
@@ -210,6 +221,7 @@ class _Training:
                 "train/loss": loss, "train/lr": lr, "train/gradient_norm": norm, "train/tokens": state.tokens,
                 "time/tokens_per_second": rate, "time/wall_seconds": time.perf_counter() - self.began,
             }  # fmt: skip
+            values |= self.beside(values)
         for kind, report in seen.items():
             values |= {f"{kind}/{key}": value for key, value in report.metrics.items()}
         values |= acted.metrics
@@ -230,8 +242,13 @@ class _Training:
         if found is None:
             return False
         self.state.evaluated = self.state.step
-        self.tracker.metrics(self.state.step, {f"validation/{key}": value for key, value in found.items()})
+        values = {f"validation/{key}": value for key, value in found.items()}
+        self.tracker.metrics(self.state.step, values | self.beside(values))
         return True
+
+    def beside(self, values: dict[str, float]) -> dict[str, float]:
+        """How far these numbers are from the twin's."""
+        return {} if self.twin is None else self.twin.differences(self.state.step, values)
 
     def save(self) -> None:
         """Write a checkpoint of the present step, unless there is one."""

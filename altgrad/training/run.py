@@ -72,6 +72,8 @@ class RunSpec(Spec):
     monitors: tuple[MonitorSpec, ...] = Field(
         default_factory=lambda: (MonitorSpec.of("range"), MonitorSpec.of("finite"))
     )
+    twin: Annotated[str, Field(min_length=1)] | None = None
+    """A completed float32 or bfloat16 run with the same data order, by path or id, to compare with step by step."""
     interventions: tuple[InterventionSpec, ...] = ()
     """What may step in when numerics fail; each says in events.jsonl what it did."""
     log_every: Count = 1

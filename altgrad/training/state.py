@@ -4,9 +4,8 @@ Randomness needs no saving: data order and random bits are functions of the seed
 dropout draws from is seeded anew in each micro-batch.
 """
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -18,9 +17,9 @@ from altgrad.monitors import Context, Watch
 from altgrad.nn import quantize_model, quantizers, weight_quantizers
 from altgrad.optim import Optimizer, parameter_groups
 from altgrad.spec import LocatedError
-from altgrad.store import Run
 from altgrad.training.initial import initialise
 from altgrad.training.run import RunSpec
+from altgrad.training.twin import Twin
 
 
 @dataclass
@@ -39,7 +38,9 @@ class TrainState:
     """Wall time of earlier sittings."""
 
     @classmethod
-    def build(cls, spec: RunSpec, dataset: Dataset, device: torch.device, *, fresh: bool = True) -> "TrainState":
+    def build(
+        cls, spec: RunSpec, dataset: Dataset, device: torch.device, *, fresh: bool = True, twin: Twin | None = None
+    ) -> "TrainState":
         """Step 0 of a run; unless `fresh`, init_from is left unread, since a checkpoint follows.
 
         The weights are drawn on the CPU whatever the device, so they are the same everywhere. Raises LocatedError, with
@@ -56,7 +57,7 @@ class TrainState:
         for quantizer in quantizers(model):
             quantizer.engine = "compiled" if spec.engine == "compiled" else "eager"
         optimizer = build_optimizer(spec, model)
-        context = Context(-(-dataset.epoch_batches // spec.accumulate), history)
+        context = Context(-(-dataset.epoch_batches // spec.accumulate), None if twin is None else twin.rows)
         try:
             watch = Watch(spec.monitors, model, optimizer, context)
         except ValueError as error:
@@ -119,14 +120,6 @@ def _together(plain: States, tensors: Mapping[str, Tensor], device: torch.device
         kind, _, name = key.partition("/")
         states[kind][name] = tensor.to(device)
     return states
-
-
-def history(path: str, keys: Iterable[str]) -> Iterator[Mapping[str, float]]:
-    """Rows of another run's metrics. ValueError if its folder holds no run."""
-    run = Run(Path(path))
-    if not run.exists:
-        raise ValueError(f"twin {path} is no run's folder; name one such as runs/<project>/<run id>.")
-    return run.metrics(keys)
 
 
 def build_roster(spec: RunSpec, model: nn.Module, optimizer: Optimizer) -> Roster:
