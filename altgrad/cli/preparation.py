@@ -19,6 +19,7 @@ from altgrad.cli import console
 from altgrad.cli.progress import tokenising
 from altgrad.data.dataset import Dataset
 from altgrad.document import Document
+from altgrad.measures.metric import headline
 from altgrad.nn.policy import SLOTS, Decision
 from altgrad.nn.policy import describe as in_words
 from altgrad.optim import Optimizer
@@ -46,6 +47,15 @@ class Prepared:
     """Parameters that enter a format."""
     stored: Mapping[str, str]
     """Parameters that are kept on a grid, by name: how, in words."""
+
+    @property
+    def worse(self) -> dict[str, str]:
+        """What the panel compares between layers, by `<monitor>/<quantity>`: the direction that is worse.
+
+        Casts have a table of their own, which is range's.
+        """
+        told = {spec.kind: headline(spec.metrics) for spec in self.spec.monitors if spec.kind != "range"}
+        return {f"{kind}/{metric.quantity}": metric.worse for kind, metric in told.items() if metric is not None}
 
     def place(self, error: LocatedError) -> str:
         """The error as one line with file, line and column."""
@@ -84,7 +94,7 @@ class Prepared:
         facts = {
             "fingerprint": self.spec.fingerprint(), "seed": self.spec.seed, "steps": self.spec.steps, "step": 0,
             "parameters": self.parameters, "quantised_parameters": self.quantised, "data": self.dataset.describe(),
-            "references": dict(self.dataset.references),
+            "references": dict(self.dataset.references), "worse": self.worse,
             "altgrad": __version__, "torch": str(torch.__version__), "python": platform.python_version(),
         }  # fmt: skip
         return run.create(self.spec.to_yaml(), facts)

@@ -29,6 +29,14 @@ class Metric:
     elsewhere: str = ""
 
 
+def headline(metrics: Iterable[Metric]) -> Metric | None:
+    """The quantity to look at first: of those that can be worse in one direction, the first with an alarm, or else the
+    first; families of quantities (`*`) are none.
+    """
+    judged = [metric for metric in metrics if metric.worse != "neither" and "*" not in metric.quantity]
+    return next((metric for metric in judged if metric.alarm), judged[0] if judged else None)
+
+
 def describing(metrics: Iterable[Metric], quantity: str) -> Metric | None:
     """The first record that describes a quantity."""
     return next((metric for metric in metrics if fnmatchcase(quantity, metric.quantity)), None)
