@@ -138,7 +138,7 @@ def _now(watched: Watched, edges: int, columns: int) -> Section:
     others = sorted(key for key in watched.latest if key.startswith("validation/") and key not in known)
     shown += [(key.removeprefix("validation/").replace("_", " "), number(watched.latest[key], 4)) for key in others[:8]]
     reached = watched.number("validation/bits_per_byte")
-    beside_twin = (("loss - twin", "twin/train_loss_difference"), ("valid. - twin", "twin/validation_loss_difference"))
+    beside_twin = (("above twin", "twin/train_loss_difference"), ("val. above", "twin/validation_loss_difference"))
     shown += [(label, f"{watched.latest[key]:+.4f}") for label, key in beside_twin if key in watched.latest]
     references = [_reference(name, value, reached) for name, value in watched.references.items()]
     rows_of_numbers = math.ceil(len(shown) / columns)

@@ -10,8 +10,8 @@ from altgrad.cli.console import number
 from altgrad.cli.layout import EMPTY, Line, Section, Want, shorten
 from altgrad.cli.watched import Watched
 
-LABEL = 34
-ENTRY = 36
+LABEL = 36
+ENTRY = 32
 
 
 def worst_layers(watched: Watched, edges: int, width: int) -> Section | None:

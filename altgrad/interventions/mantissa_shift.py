@@ -171,7 +171,7 @@ class MantissaShifting(Intervention):
         self.bad = 0
         if not casts and not stored:
             self.shifts = self.spec.most
-            return Answer(deeds=[Deed(f"{cause}; no format could be changed.", done=False)], skip=True, recast=True)
+            return Answer(deeds=[Deed(f"No format could be changed: {cause}.", done=False)], skip=True, recast=True)
         self._shift(casts, stored, towards)
         self.good, self.good_step = take(model, optimizer), self.step
         return Answer(deeds=[self._deed(cause, casts | stored)], skip=True, carry_on=True, recast=True)
@@ -215,10 +215,10 @@ class MantissaShifting(Intervention):
 
     def _deed(self, cause: str, moves: Mapping[str, tuple[FloatFormat, str]]) -> Deed:
         first, (fmt, why) = next(iter(moves.items()))
-        others = f", and {len(moves) - 1} others" if len(moves) > 1 else ""
-        message = f"{cause}; now {first} is {fmt} ({why}){others}."
+        others = ("", ", and one other place", f", and {len(moves) - 1} other places")[min(len(moves), 3) - 1]
+        message = f"{first} is now {fmt} ({why}){others}: {cause}."
         details = {"formats": {place: str(fmt) for place, (fmt, _) in moves.items()}, "shift": self.shifts}
-        return Deed(message[0].upper() + message[1:], details)
+        return Deed(message, details)
 
     def state(self) -> dict[str, Any]:
         """See Intervention."""

@@ -244,4 +244,4 @@ def test_interventions_are_prominent_and_count_as_one_where_they_repeat() -> Non
 def test_the_distance_from_a_twin_is_among_the_numbers() -> None:
     watched = Watched("r", 100)
     watched.metrics(10, {"train/loss": 2.0, "twin/train_loss_difference": -0.0123})
-    assert re.search(r"loss - twin +-0\.0123", text(frame(watched, 200, 40)))
+    assert re.search(r"above twin +-0\.0123", text(frame(watched, 200, 40)))
