@@ -13,17 +13,16 @@ from __future__ import annotations
 import math
 import textwrap
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 
 from altgrad.cli.console import count, duration, number, percent
 from altgrad.cli.curves import Curve, extremes, logarithmic, plot
-from altgrad.cli.layout import Line, Part, Want, apart, beside, block, share, shorten
-from altgrad.cli.watched import SLOTS, Happening, Watched, Worst
+from altgrad.cli.layout import EMPTY, Line, Part, Section, Want, apart, beside, block, share, shorten
+from altgrad.cli.watched import PROMINENT, SLOTS, Happening, Watched, Worst
+from altgrad.cli.worst_layers import worst_layers
 
 SIDE_BY_SIDE = 150
 ROWS_FOR_BOXES = 32
 LABEL = 8
-EMPTY = Line(())
 SILENT_SECONDS = 30.0
 STATUS_STYLE = {
     "running": "green",
@@ -46,21 +45,6 @@ NUMBERS: tuple[tuple[str, str, Callable[[float], str]], ...] = (
 )
 
 
-@dataclass(frozen=True)
-class Section:
-    """A part of the picture: its title, a note at the other end of the edge, what it wants, and its rows for a size."""
-
-    title: Line
-    note: Line
-    want: Want
-    rows: Callable[[int, int], list[Line]]
-    foot: Line = EMPTY
-
-    def draw(self, width: int, height: int, boxed: bool) -> list[Line]:
-        inside = (width - 4, height - 2) if boxed else (width, height - 1)
-        return block(self.title, self.note, self.rows(*inside), width, height, self.foot if boxed else None)
-
-
 def frame(watched: Watched, width: int, height: int) -> list[Line]:
     """The picture in at most `height` rows, every one exactly `width` columns wide; any size from 1 x 1 is drawn."""
     boxed = height >= ROWS_FOR_BOXES
@@ -81,19 +65,25 @@ def _narrow(watched: Watched, width: int, height: int, boxed: bool) -> list[Line
         _events(watched, Want(edges + 2, edges + 6, 1)),
         _curve("validation loss", watched.validation, "magenta", Want(edges + 1, edges + 8, 2)),
     ]
+    layers = worst_layers(watched, edges, width)
+    parts += [] if layers is None else [layers]
     rows = share(height, [part.want for part in parts])
     drawn = [part.draw(width, given, boxed) if given else [] for part, given in zip(parts, rows, strict=True)]
-    now, train, sites, events, validation = drawn
-    return [*now, *train, *validation, *sites, *events]
+    now, train, sites, events, validation, *more = drawn
+    return [*now, *train, *validation, *sites, *[line for part in more for line in part], *events]
 
 
 def _wide(watched: Watched, width: int, height: int, boxed: bool) -> list[Line]:
     edges = 2 if boxed else 1
     fits = max(1, (height - 3 * edges) // 2 // len(SLOTS))
-    now, sites = _now(watched, edges, 1), _sites(watched, edges, min(4, fits))
+    table = max(100, width // 2 + 8)
+    layers = worst_layers(watched, edges, table)
+    now, sites = _now(watched, edges, 1), _sites(watched, edges, min(4, fits) if layers is None else 1)
     train = _curve("train loss", watched.train, "cyan", Want(edges + 1, edges + 16, 3))
     validation = _curve("validation loss", watched.validation, "magenta", train.want)
-    upper, lower = share(height, [train.want, sites.want])
+    more = 0 if layers is None else layers.want.most
+    want = Want(sites.want.least, sites.want.most + more, sites.want.weight)
+    upper, lower = share(height, [train.want, want])
     right = 50
     left = (width - right - 2) // 2
     middle = width - right - 2 - left
@@ -102,9 +92,11 @@ def _wide(watched: Watched, width: int, height: int, boxed: bool) -> list[Line]:
         curves = beside(train.draw(left, upper, boxed), validation.draw(middle, upper, boxed))
         drawn += beside(curves, now.draw(right, upper, boxed))
     if lower:
-        table = max(100, width // 2 + 8)
         events = _events(watched, Want(lower, lower))
-        drawn += beside(sites.draw(table, lower, boxed), events.draw(width - table - 1, lower, boxed))
+        below = max(0, lower - sites.want.most) if layers is not None and lower > sites.want.most + edges else 0
+        left_side = sites.draw(table, lower - below, boxed)
+        left_side += layers.draw(table, below, boxed) if layers is not None and below else []
+        drawn += beside(left_side, events.draw(width - table - 1, lower, boxed))
     return drawn
 
 
@@ -146,6 +138,8 @@ def _now(watched: Watched, edges: int, columns: int) -> Section:
     others = sorted(key for key in watched.latest if key.startswith("validation/") and key not in known)
     shown += [(key.removeprefix("validation/").replace("_", " "), number(watched.latest[key], 4)) for key in others[:8]]
     reached = watched.number("validation/bits_per_byte")
+    beside_twin = (("above twin", "twin/train_loss_difference"), ("val. above", "twin/validation_loss_difference"))
+    shown += [(label, f"{watched.latest[key]:+.4f}") for label, key in beside_twin if key in watched.latest]
     references = [_reference(name, value, reached) for name, value in watched.references.items()]
     rows_of_numbers = math.ceil(len(shown) / columns)
     in_one_row = columns > 1
@@ -253,9 +247,9 @@ def _rate(found: Sequence[Worst] | None, rank: int, width: int) -> Line:
 
 
 def _events(watched: Watched, want: Want) -> Section:
-    """Alarms with the step they first fired at, then whatever else happened, latest first."""
+    """Alarms and interventions with the step they first fired at, then whatever else happened, latest first."""
     happenings = watched.happenings()
-    alarms = sum(happening.event == "alarm" for happening in happenings)
+    counts = {name: sum(happening.event == name for happening in happenings) for name in PROMINENT}
 
     def rows(width: int, height: int) -> list[Line]:
         if not happenings:
@@ -263,15 +257,16 @@ def _events(watched: Watched, want: Want) -> Section:
         most = 3 if height >= 6 else 1
         return [line for happening in happenings[:height] for line in _happening(happening, width, most)]
 
-    noted = f"{alarms} alarm{'s' * (alarms > 1)}, latest first" if alarms else ""
+    told = [f"{times} {name}{'s' * (times > 1)}" for name, times in counts.items() if times]
+    noted = ", ".join([*told, "latest first"]) if told else ""
     return Section(Line.of("events"), Line.of((noted, "bold yellow")), want, rows)
 
 
 def _happening(happening: Happening, width: int, most: int) -> list[Line]:
     """Step, kind and message in at most `most` lines; the last is cut where that is not enough."""
     again = f"(×{happening.times}, last at {happening.last}) " if happening.times > 1 else ""
-    style = "bold yellow" if happening.event == "alarm" else "dim"
-    start = Line.of((f"{happening.first:>7} ", "dim"), (f"{happening.event:<9} ", style))
+    style = {"alarm": "bold yellow", "intervention": "bold magenta"}.get(happening.event, "dim")
+    start = Line.of((f"{happening.first:>7} ", "dim"), (f"{happening.event:<12} ", style))
     pieces = textwrap.wrap(again + happening.message, max(20, width - start.width)) if most > 1 else []
     if len(pieces) > most or not pieces:
         pieces = [*pieces[: most - 1], " ".join(pieces[most - 1 :]) or again + happening.message]

@@ -17,14 +17,15 @@ from altgrad.cli.metrics_table import markdown
 
 def kinds(
     family: Annotated[
-        str | None, typer.Argument(help="model, dataset, optimizer, monitor or scaling; all of them if left out.")
+        str | None,
+        typer.Argument(help="model, dataset, optimizer, monitor, intervention or scaling; all of them if left out."),
     ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")] = False,
     as_markdown: Annotated[
         bool, typer.Option("--markdown", help="With monitor: every metric key, as in docs/METRICS.md.")
     ] = False,
 ) -> None:
-    """List the kinds of a family (models, data sets, optimizers, monitors, scalings) with their fields."""
+    """List the kinds of a family (models, data sets, optimizers, monitors, ...) with their fields."""
     from altgrad.spec import did_you_mean
 
     roots = {root.family: root for root in _roots()}
@@ -51,23 +52,25 @@ def kinds(
 
 
 def _print_metrics(family: str | None) -> None:
+    from altgrad.interventions.intervention import InterventionSpec
     from altgrad.monitors.monitor import MonitorSpec
     from altgrad.training.log_keys import LOG_KEYS
 
     if family != "monitor":
         console.fail("--markdown prints the metrics of monitors; say `altgrad kinds monitor --markdown`.", 2)
-    for line in markdown(MonitorSpec.kinds(), LOG_KEYS):
+    for line in markdown(MonitorSpec.kinds(), InterventionSpec.kinds(), LOG_KEYS):
         console.say(line)
 
 
 def _roots() -> tuple[Any, ...]:
     from altgrad.data.dataset import DatasetSpec
+    from altgrad.interventions.intervention import InterventionSpec
     from altgrad.models.model import ModelSpec
     from altgrad.monitors.monitor import MonitorSpec
     from altgrad.optim.optimizer import OptimizerSpec
     from altgrad.quantize.scaling import ScalingSpec
 
-    return ModelSpec, DatasetSpec, OptimizerSpec, MonitorSpec, ScalingSpec
+    return ModelSpec, DatasetSpec, OptimizerSpec, MonitorSpec, InterventionSpec, ScalingSpec
 
 
 def _describe(kind: str, member: Any) -> dict[str, Any]:

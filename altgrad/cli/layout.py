@@ -9,7 +9,7 @@ and leave "nothing is ever wider than the window" to be hoped for; here it is on
 from __future__ import annotations
 
 import unicodedata
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 
@@ -180,3 +180,22 @@ def share(rows: int, wants: Sequence[Want]) -> list[int]:
         given[eager] += 1
         rows -= 1
     return given
+
+
+EMPTY = Line(())
+
+
+@dataclass(frozen=True)
+class Section:
+    """A part of the picture: its title, a note at the other end of the edge, what it wants, and its rows for a size."""
+
+    title: Line
+    note: Line
+    want: Want
+    rows: Callable[[int, int], list[Line]]
+    foot: Line = EMPTY
+
+    def draw(self, width: int, height: int, boxed: bool) -> list[Line]:
+        """The part in exactly `height` rows of `width` columns, in a box or below a rule."""
+        inside = (width - 4, height - 2) if boxed else (width, height - 1)
+        return block(self.title, self.note, self.rows(*inside), width, height, self.foot if boxed else None)

@@ -20,8 +20,8 @@ how it differs.
 _COLUMNS = ("quantity", "unit", "meaning", "formula", "worse", "alarm", "Transformer Engine")
 
 
-def markdown(monitors: Mapping[str, Any], log_keys: Iterable[Any]) -> Iterator[str]:
-    """The document, line by line. monitors: the specs of the family by kind; log_keys: Metrics by whole key."""
+def markdown(monitors: Mapping[str, Any], interventions: Mapping[str, Any], log_keys: Iterable[Any]) -> Iterator[str]:
+    """The document, line by line. Specs of both families by kind; log_keys: Metrics by whole key."""
     yield from _HEAD.splitlines()
     yield from ("", "## The training loop", "")
     yield from _table(log_keys)
@@ -31,6 +31,10 @@ def markdown(monitors: Mapping[str, Any], log_keys: Iterable[Any]) -> Iterator[s
         yield from ("", f"Every {every} step{'s' * (every > 1)} unless `every` says otherwise. {_ranks(spec)}")
         if spec.metrics:
             yield ""
+            yield from _table(spec.metrics)
+    for kind, spec in interventions.items():
+        if spec.metrics:
+            yield from ("", f"## {kind} (an intervention)", "", (spec.__doc__ or "").partition("\n")[0], "")
             yield from _table(spec.metrics)
 
 

@@ -114,7 +114,8 @@ class PlainLines:
 class Panel:
     """The live picture of a run in a terminal; `screen` and `watched` are for tests and onlookers.
 
-    `references` are named values of bits per byte to compare with (`{"unigram": 4.47}`). Always `close` it, in a
+    `references` are named values of bits per byte to compare with (`{"unigram": 4.47}`), `worse` is that of `Watched`.
+    Always `close` it, in a
     `finally`: the last picture then stays, with the cursor given back.
     """
 
@@ -124,8 +125,9 @@ class Panel:
         steps: int,
         references: Mapping[str, float] | None = None,
         screen: Screen | None = None,
+        worse: Mapping[str, str] | None = None,
     ) -> None:
-        self.watched = Watched(title, steps, references)
+        self.watched = Watched(title, steps, references, worse)
         self.heard = True
         self._instead: PlainLines | None = None
         self._mail: SimpleQueue[Callable[[], None] | None] = SimpleQueue()
@@ -202,9 +204,14 @@ class Panel:
         self._instead.event(self.watched.step, "notice", f"the panel could not be drawn ({error}); plain lines go on")
 
 
-def choose(title: str, steps: int, references: Mapping[str, float] | None = None) -> Panel | PlainLines:
+def choose(
+    title: str,
+    steps: int,
+    references: Mapping[str, float] | None = None,
+    worse: Mapping[str, str] | None = None,
+) -> Panel | PlainLines:
     """The panel where a person looks at a terminal that can show it, plain lines everywhere else."""
     columns, rows = console.size()
     if console.interactive() and console.drawable() and columns >= SMALLEST[0] and rows >= SMALLEST[1]:
-        return Panel(title, steps, references)
+        return Panel(title, steps, references, worse=worse)
     return PlainLines(title, steps, references)

@@ -19,6 +19,7 @@ from altgrad.cli import console
 from altgrad.cli.progress import tokenising
 from altgrad.data.dataset import Dataset
 from altgrad.document import Document
+from altgrad.measures.metric import headline
 from altgrad.nn.policy import SLOTS, Decision
 from altgrad.nn.policy import describe as in_words
 from altgrad.optim import Optimizer
@@ -28,7 +29,8 @@ from altgrad.store import Run, RunStore, run_id
 from altgrad.training import RunSpec
 from altgrad.training.initial import fitting_weights
 from altgrad.training.resolution import resolve
-from altgrad.training.state import build_model, build_optimizer
+from altgrad.training.state import build_model, build_optimizer, build_roster
+from altgrad.training.twin import find_twin
 
 
 @dataclass(frozen=True)
@@ -46,6 +48,15 @@ class Prepared:
     stored: Mapping[str, str]
     """Parameters that are kept on a grid, by name: how, in words."""
 
+    @property
+    def worse(self) -> dict[str, str]:
+        """What the panel compares between layers, by `<monitor>/<quantity>`: the direction that is worse.
+
+        Casts have a table of their own, which is range's.
+        """
+        told = {spec.kind: headline(spec.metrics) for spec in self.spec.monitors if spec.kind != "range"}
+        return {f"{kind}/{metric.quantity}": metric.worse for kind, metric in told.items() if metric is not None}
+
     def place(self, error: LocatedError) -> str:
         """The error as one line with file, line and column."""
         return str(SpecError(self.document.where(error.location), str(error)))
@@ -58,8 +69,14 @@ class Prepared:
             console.say(f"the earlier run is now {aside.path}")
         return run
 
-    def check_start(self) -> None:
-        """SpecError if the weights that the run should start from cannot be read or do not fit."""
+    def check_start(self, runs: Path) -> None:
+        """SpecError if the weights that the run should start from cannot be read or do not fit, or its twin cannot
+        serve.
+        """
+        try:
+            find_twin(self.spec, RunStore(runs), self.dataset)
+        except ValueError as error:
+            raise SpecError(self.document.where(("twin",)), str(error)) from None
         if self.spec.init_from is None:
             return
         try:
@@ -73,11 +90,11 @@ class Prepared:
         """The run, created if it is new. Raises SpecError if the weights it should start from do not fit."""
         if run.exists:
             return run
-        self.check_start()
+        self.check_start(run.path.parent.parent)
         facts = {
             "fingerprint": self.spec.fingerprint(), "seed": self.spec.seed, "steps": self.spec.steps, "step": 0,
             "parameters": self.parameters, "quantised_parameters": self.quantised, "data": self.dataset.describe(),
-            "references": dict(self.dataset.references),
+            "references": dict(self.dataset.references), "worse": self.worse,
             "altgrad": __version__, "torch": str(torch.__version__), "python": platform.python_version(),
         }  # fmt: skip
         return run.create(self.spec.to_yaml(), facts)
@@ -101,6 +118,7 @@ def prepare(path: Path, sets: Sequence[str], device: str) -> Prepared:
             model = build_model(spec, dataset.vocabulary, dataset.outputs)
             decisions = spec.precision.decide(model)
             optimizer = build_optimizer(spec, model)
+            build_roster(spec, model, optimizer)
     except LocatedError as error:
         console.fail(str(SpecError(document.where(error.location), str(error))), 2)
     except ValueError as error:

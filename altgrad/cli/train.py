@@ -48,7 +48,7 @@ def train(
     prepared = prepare(spec, sets or [], device)
     if dry_run:
         with console.one_line_errors():
-            prepared.check_start()
+            prepared.check_start(runs)
         describe(prepared, as_json)
         return
     _train(prepared, runs, resume, as_json)
@@ -83,7 +83,9 @@ def _train(prepared: Any, runs: Path, resume: str, as_json: bool) -> None:
             _finish(prepared, Outcome(run, "completed", prepared.spec.steps, last), as_json, already=True)
             return
         run = prepared.ensure(run)
-        sinks = [] if as_json else [panel.choose(run.id, prepared.spec.steps, prepared.dataset.references)]
+        sinks = (
+            [] if as_json else [panel.choose(run.id, prepared.spec.steps, prepared.dataset.references, prepared.worse)]
+        )
         for sink in sinks:
             recall(run, sink)
         with _polite() as request:

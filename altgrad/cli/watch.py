@@ -146,11 +146,12 @@ def watch(
         found = RunStore(runs).find(run)
         meta = found.meta()
         steps = meta.get("steps")
-        references = meta.get("references")
+        references, worse = meta.get("references"), meta.get("worse")
         sink = choose(
             found.id,
             steps if isinstance(steps, int) else 0,
             references if isinstance(references, dict) else None,
+            worse if isinstance(worse, dict) else None,
         )
         try:
             status = follow(found, sink)

@@ -29,6 +29,7 @@ SLOTS = {
     "requested": "optimizer",
     "stored": "optimizer",
 }
+PROMINENT = ("alarm", "intervention")
 SPEED_WINDOW = 100
 KINDS_OF_ALARM = 200
 # A number that stands alone; the one in `blocks.3.mlp` is part of a name.
@@ -45,7 +46,7 @@ class Worst:
 
 @dataclass(frozen=True)
 class Happening:
-    """An event, or all alarms that say the same: the step it first happened, how often, and when last."""
+    """An event, or all alarms (or deeds) that say the same: the step it first happened, how often, and when last."""
 
     first: int
     event: str
@@ -61,19 +62,38 @@ def _range_key(key: str) -> tuple[str, str, str] | None:
     return ("/".join(parts[1:-2]), parts[-2], parts[-1]) if parts[0] == "range" and len(parts) >= 4 else None
 
 
+@lru_cache(maxsize=65536)
+def _layer_key(key: str) -> tuple[str, str] | None:
+    """(`<group>/<quantity>`, site) of `<group>/<site>/<quantity>`, else None."""
+    group, _, rest = key.partition("/")
+    site, _, quantity = rest.rpartition("/")
+    return (f"{group}/{quantity}", site) if site else None
+
+
+def _key(group: str, site: str) -> str:
+    kind, _, quantity = group.partition("/")
+    return f"{kind}/{site}/{quantity}"
+
+
 class Watched:
-    """A run as seen from outside. `clock` gives seconds and only ever measures silence and what has passed since."""
+    """A run as seen from outside.
+
+    `worse` says of quantities, by `<group>/<quantity>`, whether `higher` or `lower` is worse: those are compared
+    between layers. `clock` gives seconds and only ever measures silence and what has passed since.
+    """
 
     def __init__(
         self,
         title: str,
         steps: int,
         references: Mapping[str, float] | None = None,
+        worse: Mapping[str, str] | None = None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self.title = clean(title)
         self.steps = max(0, steps)
         self.references = {clean(name): value for name, value in (references or {}).items()}
+        self.worse = {key: way for key, way in (worse or {}).items() if way in ("higher", "lower")}
         self.step = 0
         self.status = "running"
         self.train = Curve()
@@ -103,13 +123,16 @@ class Watched:
             self._speed.append((step, wall))
 
     def event(self, step: int, event: str, message: str, **details: object) -> None:
-        """Something happened. Alarms of one monitor that say the same but for their numbers count as one."""
+        """Something happened. Alarms of one monitor that say the same but for their numbers count as one, and so do
+        deeds of an intervention.
+        """
         self._heard = self._clock()
         message = clean(message)
         if event == "checkpoint":
             self.checkpoint = step
-        elif event == "alarm":
-            key = " ".join(str(details.get(name, "")) for name in ("monitor", "site")) + " " + NUMERAL.sub("#", message)
+        elif event in PROMINENT:
+            places = ("monitor", "intervention", "site")
+            key = " ".join(str(details.get(name, "")) for name in places) + " " + NUMERAL.sub("#", message)
             known = self._alarms.get(key)
             if known is not None:
                 self._alarms[key] = Happening(known.first, event, known.message, known.times + 1, step)
@@ -124,7 +147,7 @@ class Watched:
             self.status = clean(str(details.get("status", details.get("reason", "stopped"))))
 
     def happenings(self) -> list[Happening]:
-        """Alarms, latest first fired first, then everything else worth a line, latest first."""
+        """Alarms and interventions, latest first fired first, then everything else worth a line, latest first."""
         return [*sorted(self._alarms.values(), key=lambda alarm: -alarm.first), *reversed(self._notices)]
 
     def worst(self, quantity: str, count: int = 1) -> dict[str, list[Worst]]:
@@ -140,6 +163,20 @@ class Watched:
                     found[parsed[1]].append((value, parsed[0]))
         best = {slot: heapq.nsmallest(count, rows, key=lambda row: (-row[0], row[1])) for slot, rows in found.items()}
         return {slot: [Worst(clean(site), rate) for rate, site in rows] for slot, rows in best.items()}
+
+    def worst_layers(self, count: int = 1) -> dict[str, list[Worst]]:
+        """For each quantity of `worse` that is reported, its `count` worst sites or parameters now, worst first."""
+        found: dict[str, list[tuple[float, str]]] = {}
+        for key, value in self.latest.items():
+            parts = _layer_key(key)
+            way = None if parts is None else self.worse.get(parts[0])
+            if parts is not None and way is not None and not math.isnan(value):
+                found.setdefault(parts[0], []).append((-value if way == "higher" else value, parts[1]))
+        return {
+            group: [Worst(clean(site), self.latest[_key(group, site)]) for _, site in heapq.nsmallest(count, rows)]
+            for group in self.worse
+            if (rows := found.get(group))
+        }
 
     def number(self, key: str) -> float | None:
         """The last value of a metric, None if there never was one."""

@@ -1,34 +1,5 @@
-"""Metric: what a number that a monitor reports means, as data that docs, panel and report read from the class.
+"""Metric, under the name by which monitors know it. Interventions report numbers too, so its home is `measures`."""
 
-A key is `<kind of monitor>/<site or parameter>/<quantity>`; a Metric describes a quantity. `docs/METRICS.md` is printed
-from these records by `altgrad kinds monitor --markdown`.
-"""
+from altgrad.measures.metric import Metric, Worse, describing, headline
 
-from collections.abc import Iterable
-from dataclasses import dataclass
-from fnmatch import fnmatchcase
-from typing import Literal
-
-Worse = Literal["higher", "lower", "neither"]
-
-
-@dataclass(frozen=True)
-class Metric:
-    """One quantity. `*` in `quantity` stands for what varies, as the exponent of a binade.
-
-    unit: `ratio` for a plain one. formula: in the notation of `altgrad.measures`. worse: the direction to worry about.
-    alarm: when the monitor raises one; empty for never. elsewhere: Transformer Engine's name and how it differs.
-    """
-
-    quantity: str
-    unit: str
-    meaning: str
-    formula: str
-    worse: Worse = "neither"
-    alarm: str = ""
-    elsewhere: str = ""
-
-
-def describing(metrics: Iterable[Metric], quantity: str) -> Metric | None:
-    """The first record that describes a quantity."""
-    return next((metric for metric in metrics if fnmatchcase(quantity, metric.quantity)), None)
+__all__ = ["Metric", "Worse", "describing", "headline"]

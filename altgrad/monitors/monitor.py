@@ -56,11 +56,11 @@ class Report:
 class Context:
     """What a monitor may know of its run. epoch: optimizer steps that show every example once, if that is known.
 
-    history(run, keys): rows of another run's metrics, each with its `step`; ValueError if there is no such run.
+    twin(keys): rows of the metrics of the run's twin, each with its `step`; None for a run without one.
     """
 
     epoch: int | None = None
-    history: Callable[[str, Iterable[str]], Iterable[Mapping[str, float]]] | None = None
+    twin: Callable[[Iterable[str]], Iterable[Mapping[str, float]]] | None = None
 
 
 NOTHING = Context()

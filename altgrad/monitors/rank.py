@@ -5,9 +5,9 @@
     effective_rank, r99, numerical    every `full_every` steps, through the eigenvalues of the Gram matrix in float64
 
 Definitions in `altgrad.measures.ranks`; tensors of more than two dimensions are flattened to [first, rest], vectors
-have no rank. Stable ranks fall a lot in healthy training, so the alarm compares with a *twin*: another run, usually the
-same in bfloat16, whose folder is named by `twin` and whose `rank/.../stable_rank` is read from its metrics at the same
-steps (`altgrad.measures.trend`). It is raised once a matrix, when the rank has declined away from the twin's by more
+have no rank. Stable ranks fall a lot in healthy training, so the alarm compares with the run's *twin*, usually the same
+in bfloat16 (`twin` in the run spec), whose `rank/.../stable_rank` is read from its metrics at the same steps
+(`altgrad.measures.trend`). It is raised once a matrix, when the rank has declined away from the twin's by more
 than `drop`, or `sensitive_drop` for the layers that `sensitive_layers` match. Without a twin the same test on the run's
 own past gives a notice.
 """
@@ -52,22 +52,20 @@ class Rank(MonitorSpec):
         Metric("numerical_rank", "directions", "above float32's noise", "#(sigma > max(m, n) eps sigma_1)", "lower"),
     )  # fmt: skip
     full_every: Annotated[int, Field(ge=1)] = 100
-    twin: Annotated[str, Field(min_length=1)] | None = None
     drop: _Drop = 0.2
     sensitive_drop: _Drop = 0.1
     sensitive_layers: tuple[str, ...] = ("*classifier*", "*lm_head*", "*c_proj*")
 
     def build(self, context: Context = NOTHING) -> "RankMonitor":
-        """See MonitorSpec. ValueError for a twin that is no run, or that has no ranks."""
+        """See MonitorSpec. ValueError for a twin that has no ranks."""
+        if context.twin is None:
+            return RankMonitor(self, None)
         twin: dict[tuple[int, str], float] = {}
-        if self.twin is not None:
-            if context.history is None:
-                raise ValueError(f"rank: twin {self.twin} cannot be read here; leave it out.")
-            for row in context.history(self.twin, ["rank/*/stable_rank"]):
-                twin |= {(int(row["step"]), key): value for key, value in row.items() if key != "step"}
-            if not twin:
-                raise ValueError(f"rank: twin {self.twin} has no rank metrics; run it with the monitor rank.")
-        return RankMonitor(self, twin if self.twin is not None else None)
+        for row in context.twin(["rank/*/stable_rank"]):
+            twin |= {(int(row["step"]), key): value for key, value in row.items() if key != "step"}
+        if not twin:
+            raise ValueError("rank: the twin has no rank metrics; train it with the monitor rank.")
+        return RankMonitor(self, twin)
 
 
 class RankMonitor(WeightMonitor):

@@ -2,10 +2,18 @@
 
 from altgrad.nn.linear import QuantizedLayer, QuantizedLinear
 from altgrad.nn.policy import LayerPrecision, PrecisionPolicy
-from altgrad.nn.replay import casts_off, unrecorded
-from altgrad.nn.surgery import commit, dequantize_model, quantize_model, quantizers, weight_quantizers
+from altgrad.nn.replay import casts_off, observed, unrecorded
+from altgrad.nn.surgery import (
+    change_formats,
+    commit,
+    dequantize_model,
+    quantize_model,
+    quantizers,
+    weight_quantizers,
+)
 
 __all__ = [
     "LayerPrecision", "PrecisionPolicy", "QuantizedLayer", "QuantizedLinear",
-    "casts_off", "commit", "dequantize_model", "quantize_model", "quantizers", "unrecorded", "weight_quantizers",
+    "casts_off", "change_formats", "commit", "dequantize_model", "observed", "quantize_model", "quantizers",
+    "unrecorded", "weight_quantizers",
 ]  # fmt: skip

@@ -1,21 +1,22 @@
 """Running a model again without a trace: as it trains, or as the plain model that it quantises.
 
     unrecorded    casts are made, but no pass counts: no amax is noted, no random bits are used up, nobody watches
+    observed      passes count, so that each cast can be looked at, and every buffer comes back
     casts_off     every quantised layer is for the time the plain layer of its class, on the same Parameters
 
 A replay happens in the middle of a step, between backward and the update, so it must leave every buffer of the model as
-it was, also those that are not ours (the running statistics of a BatchNorm): `unrecorded` puts them back. For the plain
+it was, also those that are not ours (the running statistics of a BatchNorm): they are put back. For the plain
 layer the class is exchanged, as in surgery, and not a flag asked in forward: so what runs *is* nn.Linear, bit for bit.
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 import torch
 from torch import nn
 
 from altgrad.nn.linear import QuantizedLayer
-from altgrad.quantize import Quantizer
+from altgrad.quantize import Cast, Quantizer
 
 
 @contextmanager
@@ -35,6 +36,27 @@ def unrecorded(model: nn.Module) -> Iterator[None]:
         with torch.no_grad():
             for buffer, before in kept:
                 buffer.copy_(before)
+
+
+@contextmanager
+def observed(model: nn.Module, observe: Callable[[Cast], None]) -> Iterator[None]:
+    """For the length of a block every cast of a training pass is shown to `observe`, and to nobody else.
+
+    Buffers come back, so the pass leaves no trace: no amax, no random bits used up.
+    """
+    casts = [module for module in model.modules() if isinstance(module, Quantizer)]
+    before = [(cast, cast.watching, cast.observers) for cast in casts]
+    kept = [(buffer, buffer.clone()) for buffer in model.buffers()]
+    for cast in casts:
+        cast.watching, cast.observers = True, [observe]
+    try:
+        yield
+    finally:
+        for cast, watching, observers in before:
+            cast.watching, cast.observers = watching, observers
+        with torch.no_grad():
+            for buffer, value in kept:
+                buffer.copy_(value)
 
 
 @contextmanager

@@ -6,11 +6,14 @@ modules would lose hooks and every reference to the old ones.) Only these classe
 may compute something else.
 """
 
+from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any, cast
 
 import torch
 from torch import nn
 
+from altgrad.formats import FloatFormat
 from altgrad.nn.layout import is_plain
 from altgrad.nn.linear import QuantizedLayer, make_casts, quantized_class
 from altgrad.nn.policy import PrecisionPolicy
@@ -71,6 +74,22 @@ def weight_quantizers(model: nn.Module) -> dict[str, Quantizer]:
         if isinstance(module, QuantizedLayer) and ("forward", "weight") in module.slot_casts:
             found[f"{name}.weight" if name else "weight"] = module.slot_casts["forward", "weight"]
     return found
+
+
+def change_formats(model: nn.Module, formats: Mapping[str, FloatFormat]) -> None:
+    """Let casts of a quantised model, by site, enter other formats from now on, in place; see Quantizer.enter.
+
+    Every slot that such a cast serves follows. ValueError for a site that the model does not have.
+    """
+    known = {quantizer.site: quantizer for quantizer in quantizers(model)}
+    if unknown := sorted(formats.keys() - known.keys()):
+        raise ValueError(f"{unknown[0]} is no cast of this model; there are {', '.join(sorted(known)[:3])}, ...")
+    for site, fmt in formats.items():
+        known[site].enter(fmt)
+    for layer in model.modules():
+        if isinstance(layer, QuantizedLayer):
+            specs = {slot: quantizer.spec for slot, quantizer in layer.slot_casts.items()}
+            layer.precision = replace(layer.precision, slots={**layer.precision.slots, **specs})
 
 
 def commit(model: nn.Module) -> None:

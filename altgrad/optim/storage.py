@@ -129,6 +129,11 @@ class GridStorage(StorageSpec):
             state["rescale_flips"] = torch.zeros((), dtype=torch.int64, device=w.device)
         w.copy_(round_to(w, self.format, scale=state["storage_scale"]))
 
+    def convert(self, w: Tensor, state: State) -> None:
+        """Take over, in place, a weight that was kept so in another format: a scale of its own, then the grid."""
+        state["storage_scale"].copy_(_scale(self.scaling, self.format, w))
+        w.copy_(round_to(w, self.format, scale=state["storage_scale"]))
+
     def write(
         self, params: list[Tensor], states: list[State], keys: list[int], request: Request, engine: Engine = "eager"
     ) -> None:
@@ -192,6 +197,12 @@ class Kahan(GridStorage):
         """See GridStorage. Nothing is owed yet: what putting w on the grid lost is no request."""
         super().adopt(w, state)
         state["compensation"] = torch.zeros_like(w)
+
+    def convert(self, w: Tensor, state: State) -> None:
+        """See GridStorage. What is owed counts as part of the weight, and what the new grid loses is owed."""
+        whole = w.add_(state["compensation"]).clone()
+        super().convert(w, state)
+        state["compensation"].copy_(self._kept(whole - w))
 
     def land(self, wanted: Tensor, state: State, key: Tensor, request: Request, engine: Engine) -> Tensor:
         """See GridStorage."""

@@ -118,22 +118,35 @@ class Quantizer(nn.Module):
         reduced: Axis = "last",
     ) -> None:
         super().__init__()
-        self.spec = QuantizerSpec.made_from(spec, site)
-        self.site, self.role, self.reduced = site, role, reduced
+        self.site, self.role, self.reduced, self.rows = site, role, reduced, rows
         self.key = site_key(seed, site)
-        self.scaling = self.spec.scaling.build(self.spec.format, rows)
         self.observers: list[Callable[[Cast], None]] = []
         self.watching = False
         self.engine: Engine = "eager"
+        self._adopt(QuantizerSpec.made_from(spec, site))
+        if self.spec.rounding is Rounding.stochastic:
+            # High bits: optimizer steps committed. Low 16: live casts since, that is, micro-batches.
+            self.register_buffer("counter", torch.zeros((), dtype=torch.int64))
+
+    def _adopt(self, spec: QuantizerSpec) -> None:
+        self.spec = spec
+        self.scaling = spec.scaling.build(spec.format, self.rows)
         self.short = (
             serves(self.spec.format, self.spec.rounding)
             and self.spec.overflow == "saturate"
             and self.spec.random_bits is None
             and not self.spec.scaling.zero_scales
         )
-        if self.spec.rounding is Rounding.stochastic:
-            # High bits: optimizer steps committed. Low 16: live casts since, that is, micro-batches.
-            self.register_buffer("counter", torch.zeros((), dtype=torch.int64))
+
+    def enter(self, fmt: FloatFormat) -> None:
+        """Cast to another format from now on. The scaling begins anew, without history; random bits go on.
+
+        SpecError if the rest of the spec does not go together with it.
+        """
+        device = next((buffer.device for buffer in self.buffers()), None)
+        self._adopt(type(self.spec).made_from(self.spec.tree() | {"format": str(fmt)}, self.site))
+        if device is not None:
+            self.scaling.to(device)
 
     def forward(self, x: Tensor) -> Tensor:
         """x on the grid, in x's dtype."""

@@ -3,13 +3,14 @@
     model.safetensors       parameters and buffers by name (a tied parameter once)
     optimizer.safetensors   state by `<parameter>/<entry>`
     monitors.safetensors    what monitors remember of weights, by `<kind>/<key>`
+    interventions.safetensors   the same of interventions, in runs that have any
     state.json              the record of TrainState
 
 How they get to disk whole (written aside, synced, hashed, renamed) is the store's business.
 """
 
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 from safetensors.torch import load_file, save_file
@@ -18,31 +19,35 @@ from torch import Tensor, nn
 from altgrad.store import CheckpointError, Snapshot, Snapshots
 from altgrad.training.state import TrainState
 
+INTERVENTIONS = "interventions.safetensors"
+
 
 def save(state: TrainState, snapshots: Snapshots) -> Snapshot:
     """Write a snapshot of the state's step."""
-    return snapshots.write(
-        state.step,
-        {
-            "model.safetensors": lambda path: save_file(_model_tensors(state.model), path),
-            "optimizer.safetensors": lambda path: save_file(_optimizer_tensors(state), path),
-            "monitors.safetensors": lambda path: save_file(_contiguous(state.monitor_tensors()), path),
-            "state.json": lambda path: _write_record(state, path),
-        },
-    )
+    files: dict[str, Callable[[Path], None]] = {
+        "model.safetensors": lambda path: save_file(_model_tensors(state.model), path),
+        "optimizer.safetensors": lambda path: save_file(_optimizer_tensors(state), path),
+        "monitors.safetensors": lambda path: save_file(_contiguous(state.monitor_tensors()), path),
+        "state.json": lambda path: _write_record(state, path),
+    }
+    if state.roster.members:
+        files[INTERVENTIONS] = lambda path: save_file(_contiguous(state.intervention_tensors()), path)
+    return snapshots.write(state.step, files)
 
 
 def load(state: TrainState, snapshot: Snapshot) -> None:
     """Bring a freshly built state to the snapshot's step. Raises CheckpointError if it belongs to another spec."""
     try:
+        record = json.loads(snapshot.file("state.json").read_text())
+        state.prepare(record)
         tensors = load_file(snapshot.file("model.safetensors"))
         expected = _model_tensors(state.model)
         if tensors.keys() != expected.keys():
             raise KeyError(", ".join(sorted(tensors.keys() ^ expected.keys())[:3]))
         state.model.load_state_dict(tensors, strict=False)
         _load_optimizer(state, load_file(snapshot.file("optimizer.safetensors")))
-        tensors = load_file(snapshot.file("monitors.safetensors"))
-        state.restore(json.loads(snapshot.file("state.json").read_text()), tensors)
+        kept = load_file(snapshot.file(INTERVENTIONS)) if state.roster.members else {}
+        state.restore(record, load_file(snapshot.file("monitors.safetensors")), kept)
     except (KeyError, ValueError, RuntimeError) as error:
         raise CheckpointError(f"{snapshot.path} does not fit this run's spec: {str(error).splitlines()[0]}.") from None
 

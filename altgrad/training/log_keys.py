@@ -1,6 +1,7 @@
 """What the training loop itself logs, beside its monitors: the keys, described like those of monitors."""
 
 from altgrad.monitors import Metric
+from altgrad.training.twin import TWIN_KEYS
 
 LOG_KEYS: tuple[Metric, ...] = (
     Metric("train/loss", "nats", "loss of the step, mean over its micro-batches", "mean NLL", "higher"),
@@ -13,5 +14,6 @@ LOG_KEYS: tuple[Metric, ...] = (
     Metric("time/tokens_per_second", "1/s", "targets over time since the last logged step", "tokens / s", "lower"),
     Metric("time/median_tokens_per_second", "1/s", "over the run, its first tenth left out", "median", "lower"),
     Metric("time/wall_seconds", "s", "since the run began, all sittings", "t"),
+    *TWIN_KEYS,
 )
 """By whole key; a data set may add further validation numbers."""

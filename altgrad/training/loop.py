@@ -2,6 +2,8 @@
 
     forward, backward (per micro-batch)  ->  look at the gradients  ->  clip  ->  update  ->  commit the scales
 
+Interventions are asked after each look: at the gradients, and at what the update did.
+
 After step k everything about it is logged before anything is saved, so that a run taken back to a checkpoint writes the
 same lines again. Work that may be interrupted comes first in the loop and remembers that it was done, so a run stopped
 anywhere continues where it was.
@@ -17,14 +19,17 @@ import torch
 from torch import Tensor
 
 from altgrad.data.dataset import Dataset
+from altgrad.interventions import Intervened, Moment
 from altgrad.monitors import Replay, Report
 from altgrad.nn import commit
 from altgrad.quantize.noise import site_key
-from altgrad.store import Run, RunFiles, Sink, Snapshots, Tracker
+from altgrad.spec import LocatedError
+from altgrad.store import Run, RunFiles, RunStore, Sink, Snapshots, Tracker
 from altgrad.training import checkpoint
 from altgrad.training.evaluate import evaluate
 from altgrad.training.run import RunSpec
 from altgrad.training.state import TrainState
+from altgrad.training.twin import Twin, find_twin
 
 Status = Literal["completed", "diverged", "interrupted"]
 
@@ -53,7 +58,7 @@ def train(
 
     sinks: other places that metrics and events go to. interrupted: asked between steps and batches; when true, the
     state is saved and the run ends `interrupted`. Raises LockedError if another process holds the run, CheckpointError
-    if it has checkpoints but none that verifies, LocatedError for a spec that does not fit the model.
+    if it has checkpoints but none that verifies, LocatedError for a spec that does not fit the model or its twin.
     """
     assert spec.is_resolved and spec.threads is not None, "a run is trained from its resolved spec"
     torch.set_num_threads(spec.threads)
@@ -63,7 +68,8 @@ def train(
     with run.lock():
         snapshots = Snapshots(run.checkpoints.folder, spec.keep)
         newest = snapshots.newest()
-        state = TrainState.build(spec, dataset, device, fresh=newest is None)
+        twin = _twin(spec, run, dataset)
+        state = TrainState.build(spec, dataset, device, fresh=newest is None, twin=twin)
         if newest is not None:
             checkpoint.load(state, newest)
         files = RunFiles(run)
@@ -76,12 +82,19 @@ def train(
                 tracker.event(state.step, "notice", f"{each.path.name} was passed over: {each.reason}.")
             begun = "resumed" if newest is not None else "started"
             tracker.event(state.step, begun, f"{begun} at step {state.step} of {spec.steps}", device=str(device))
-            return _Training(spec, run, dataset, state, snapshots, files, tracker, interrupted).carry_on()
+            return _Training(spec, run, dataset, state, twin, snapshots, files, tracker, interrupted).carry_on()
         except Exception as error:
             run.update_meta(status="failed", reason=f"{type(error).__name__}: {error}")
             raise
         finally:
             tracker.close()
+
+
+def _twin(spec: RunSpec, run: Run, dataset: Dataset) -> Twin | None:
+    try:
+        return find_twin(spec, RunStore(run.path.parent.parent), dataset)
+    except ValueError as error:
+        raise LocatedError(("twin",), str(error)) from None
 
 
 class _Training:
@@ -93,20 +106,20 @@ class _Training:
         run: Run,
         dataset: Dataset,
         state: TrainState,
+        twin: Twin | None,
         snapshots: Snapshots,
         files: RunFiles,
         tracker: Tracker,
         interrupted: Callable[[], bool],
     ) -> None:
-        self.spec, self.run, self.dataset, self.state = spec, run, dataset, state
+        self.spec, self.run, self.dataset, self.state, self.twin = spec, run, dataset, state, twin
         self.snapshots, self.files, self.tracker, self.interrupted = snapshots, files, tracker, interrupted
         self.device = next(state.model.parameters()).device
         self.began = time.perf_counter() - state.seconds
         self.saved = max(snapshots.steps(), default=-1)
         self.interval = (0.0, 0)
         # Evaluation keeps the plain model: so there are two graphs, watched and unwatched, and no third.
-        compiled = spec.compile == "model"
-        self.forward = torch.compile(state.model, fullgraph=True) if compiled else state.model
+        self.forward = self.compiled()
 
     def carry_on(self) -> Outcome:
         """Steps, evaluations and checkpoints until the run completes, diverges or is interrupted."""
@@ -124,11 +137,16 @@ class _Training:
             if reason := self.step():
                 return self.stop("diverged", reason)
 
+    def compiled(self) -> Callable[[Tensor], Tensor]:
+        """The model as it is now, in one graph if the spec says so."""
+        return torch.compile(self.state.model, fullgraph=True) if self.spec.compile == "model" else self.state.model
+
     def step(self) -> str | None:
         """One optimizer step. Returns why the run should end, if it should."""
         state, spec, started = self.state, self.spec, time.perf_counter()
         number = state.step + 1
         state.watch.begin(number)
+        state.roster.begin(number)
         state.model.train()
         factor = spec.schedule.at(state.step, spec.steps)
         for group in state.optimizer.param_groups:
@@ -140,19 +158,25 @@ class _Training:
         norm = torch.nn.utils.get_total_norm(gradients)
         replay = Replay(state.model, named, self.replayed)
         loss_now, norm_now, seen = state.watch.gradients(loss, norm, named, replay)
-        if not any(report.skip for report in seen.values()):
+        skipped = any(report.skip for report in seen.values())
+        acted = state.roster.gradients(Moment(loss_now, norm_now, named, self.replayed, skipped))
+        if not (skipped or acted.skip):
+            norm = torch.nn.utils.get_total_norm(gradients) if acted.clipped else norm
             if spec.clip_norm is not None:
                 torch.nn.utils.clip_grads_with_norm_(state.model.parameters(), spec.clip_norm, norm)
             state.optimizer.step()
         state.optimizer.zero_grad()
         commit(state.model)
         seen |= state.watch.finish()
+        acted += state.roster.finish()
+        if acted.recast:
+            self.forward = self.compiled()
 
         state.step = number
         self.interval = self.interval[0] + time.perf_counter() - started, self.interval[1] + self.tokens_per_step
         state.tokens += self.tokens_per_step
-        self.log(loss_now, norm_now, spec.optimizer.lr * factor, seen)
-        return next((report.stop for report in seen.values() if report.stop), None)
+        self.log(loss_now, norm_now, spec.optimizer.lr * factor, seen, acted)
+        return None if acted.carry_on else next((report.stop for report in seen.values() if report.stop), None)
 
     def backward(self) -> Tensor:
         """Gradients of the mean loss over all micro-batches, which is returned."""
@@ -186,7 +210,7 @@ class _Training:
         for micro in range(self.spec.accumulate):
             yield self.loss(micro, self.state.model, "float32")[0]
 
-    def log(self, loss: float, norm: float, lr: float, seen: dict[str, Report]) -> None:
+    def log(self, loss: float, norm: float, lr: float, seen: dict[str, Report], acted: Intervened) -> None:
         """Write down what the step gave: numbers at the logging cadence, monitors whenever they were due."""
         state, spec = self.state, self.spec
         values: dict[str, float] = {}
@@ -197,8 +221,10 @@ class _Training:
                 "train/loss": loss, "train/lr": lr, "train/gradient_norm": norm, "train/tokens": state.tokens,
                 "time/tokens_per_second": rate, "time/wall_seconds": time.perf_counter() - self.began,
             }  # fmt: skip
+            values |= self.beside(values)
         for kind, report in seen.items():
             values |= {f"{kind}/{key}": value for key, value in report.metrics.items()}
+        values |= acted.metrics
         self.tracker.metrics(state.step, values)
         for kind, report in seen.items():
             for alarm in report.alarms:
@@ -206,6 +232,9 @@ class _Training:
                 self.tracker.event(state.step, "alarm", message, monitor=kind)
             for notice in report.notices:
                 self.tracker.event(state.step, "notice", notice, monitor=kind)
+        for kind, deed in acted.deeds:
+            event = "intervention" if deed.done else "notice"
+            self.tracker.event(state.step, event, deed.message, intervention=kind, **deed.details)
 
     def evaluate(self) -> bool:
         """Log the validation split's numbers; False if interrupted."""
@@ -213,8 +242,13 @@ class _Training:
         if found is None:
             return False
         self.state.evaluated = self.state.step
-        self.tracker.metrics(self.state.step, {f"validation/{key}": value for key, value in found.items()})
+        values = {f"validation/{key}": value for key, value in found.items()}
+        self.tracker.metrics(self.state.step, values | self.beside(values))
         return True
+
+    def beside(self, values: dict[str, float]) -> dict[str, float]:
+        """How far these numbers are from the twin's."""
+        return {} if self.twin is None else self.twin.differences(self.state.step, values)
 
     def save(self) -> None:
         """Write a checkpoint of the present step, unless there is one."""

@@ -7,6 +7,7 @@ pass per micro-batch is marked by `with watch.micro_batch():`.
 """
 
 from collections.abc import Callable, Iterable, Mapping
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -14,7 +15,7 @@ from torch import Tensor, nn
 
 from altgrad.monitors import Context, MonitorSpec, Replay, Report, Watch
 from altgrad.spec import Spec
-from altgrad.training.state import history
+from altgrad.training.twin import any_run
 
 
 class Monitors(Spec):
@@ -96,14 +97,16 @@ def watch(
     *,
     replay: Callable[[], Tensor] | None = None,
     epoch: int | None = None,
+    twin: str | Path | None = None,
 ) -> LoopWatch:
     """Watch a model in a loop of your own; call it after `quantize_model`, and before torch.compile.
 
     monitors: kinds, or mappings such as `{"kind": "stall", "every": 5}`; `altgrad kinds monitor` lists them. replay:
     computes the loss of the present batch again, for `shadow`, `dead` and `finite`, which without it say less; it is
-    called inside `optimizer.step()`. epoch: optimizer steps of an epoch. Of an optimizer that is not from altgrad.optim
-    the change it made is taken for its request. A step is not held back where `finite` raises an alarm: that is up to
-    the loop. With an optimizer that takes a closure, gradients are those before the closure ran.
+    called inside `optimizer.step()`. epoch: optimizer steps of an epoch. twin: the folder of a run with the same data,
+    for `rank`. Of an optimizer that is not from altgrad.optim the change it made is taken for its request. A step is
+    not held back where `finite` raises an alarm: that is up to the loop. With an optimizer that takes a closure,
+    gradients are those before the closure ran.
 
     SpecError for monitors that do not exist or are named twice, ValueError for a twin that is no run.
     """
@@ -111,4 +114,5 @@ def watch(
     kinds = [spec.kind for spec in specs]
     if twice := sorted({kind for kind in kinds if kinds.count(kind) > 1}):
         raise ValueError(f"monitors names {', '.join(twice)} twice; one of each is enough.")
-    return LoopWatch(model, optimizer, specs, Context(epoch, history), replay)
+    context = Context(epoch, None if twin is None else any_run(str(twin)).rows)
+    return LoopWatch(model, optimizer, specs, context, replay)

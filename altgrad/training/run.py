@@ -12,6 +12,7 @@ from typing import Annotated, Any, Literal
 from pydantic import Field, field_validator, model_validator
 
 from altgrad.data.dataset import DatasetSpec
+from altgrad.interventions import InterventionSpec
 from altgrad.models.model import ModelSpec
 from altgrad.monitors import MonitorSpec
 from altgrad.nn import PrecisionPolicy
@@ -71,6 +72,10 @@ class RunSpec(Spec):
     monitors: tuple[MonitorSpec, ...] = Field(
         default_factory=lambda: (MonitorSpec.of("range"), MonitorSpec.of("finite"))
     )
+    twin: Annotated[str, Field(min_length=1)] | None = None
+    """A completed float32 or bfloat16 run with the same data order, by path or id, to compare with step by step."""
+    interventions: tuple[InterventionSpec, ...] = ()
+    """What may step in when numerics fail; each says in events.jsonl what it did."""
     log_every: Count = 1
     evaluate_every: Count = 100
     checkpoint_every: Count = 100
@@ -109,9 +114,10 @@ class RunSpec(Spec):
                 f"loss_scale {self.loss_scale.factor:g} does nothing beside the scaled grad_output of {scaled[0]}; "
                 "leave it out, use scaling: unscaled there, or say {factor: ..., force: true}."
             )
-        kinds = [monitor.kind for monitor in self.monitors]
-        if twice := {kind for kind in kinds if kinds.count(kind) > 1}:
-            raise ValueError(f"monitors names {', '.join(sorted(twice))} twice; one of each is enough.")
+        for place, members in (("monitors", self.monitors), ("interventions", self.interventions)):
+            kinds = [member.kind for member in members]
+            if twice := {kind for kind in kinds if kinds.count(kind) > 1}:
+                raise ValueError(f"{place} names {', '.join(sorted(twice))} twice; one of each is enough.")
         return self
 
     @classmethod

@@ -4,22 +4,22 @@ Randomness needs no saving: data order and random bits are functions of the seed
 dropout draws from is seeded anew in each micro-batch.
 """
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from altgrad.data.dataset import Dataset
+from altgrad.interventions import Roster, Subject
 from altgrad.monitors import Context, Watch
 from altgrad.nn import quantize_model, quantizers, weight_quantizers
 from altgrad.optim import Optimizer, parameter_groups
 from altgrad.spec import LocatedError
-from altgrad.store import Run
 from altgrad.training.initial import initialise
 from altgrad.training.run import RunSpec
+from altgrad.training.twin import Twin
 
 
 @dataclass
@@ -29,6 +29,7 @@ class TrainState:
     model: nn.Module
     optimizer: Optimizer
     watch: Watch
+    roster: Roster
     step: int = 0
     tokens: int = 0
     evaluated: int = -1
@@ -37,7 +38,9 @@ class TrainState:
     """Wall time of earlier sittings."""
 
     @classmethod
-    def build(cls, spec: RunSpec, dataset: Dataset, device: torch.device, *, fresh: bool = True) -> "TrainState":
+    def build(
+        cls, spec: RunSpec, dataset: Dataset, device: torch.device, *, fresh: bool = True, twin: Twin | None = None
+    ) -> "TrainState":
         """Step 0 of a run; unless `fresh`, init_from is left unread, since a checkpoint follows.
 
         The weights are drawn on the CPU whatever the device, so they are the same everywhere. Raises LocatedError, with
@@ -54,50 +57,77 @@ class TrainState:
         for quantizer in quantizers(model):
             quantizer.engine = "compiled" if spec.engine == "compiled" else "eager"
         optimizer = build_optimizer(spec, model)
-        context = Context(-(-dataset.epoch_batches // spec.accumulate), history)
+        context = Context(-(-dataset.epoch_batches // spec.accumulate), None if twin is None else twin.rows)
         try:
             watch = Watch(spec.monitors, model, optimizer, context)
         except ValueError as error:
             raise LocatedError(("monitors",), str(error)) from None
-        return cls(model, optimizer, watch)
+        return cls(model, optimizer, watch, build_roster(spec, model, optimizer))
 
     def record(self) -> dict[str, Any]:
         """What is not a tensor, as plain JSON data."""
         return {
             "step": self.step, "tokens": self.tokens, "evaluated": self.evaluated, "seconds": self.seconds,
-            "monitors": {
-                kind: {key: value for key, value in state.items() if not isinstance(value, Tensor)}
-                for kind, state in self.watch.state().items()
-            },
+            "monitors": _plain(self.watch.state()), "interventions": _plain(self.roster.state()),
         }  # fmt: skip
 
     def monitor_tensors(self) -> dict[str, Tensor]:
         """The tensors among the monitors' state, by `<kind>/<key>`."""
-        return {
-            f"{kind}/{key}": value
-            for kind, state in self.watch.state().items()
-            for key, value in state.items()
-            if isinstance(value, Tensor)
-        }
+        return _tensors(self.watch.state())
 
-    def restore(self, record: dict[str, Any], monitor_tensors: Mapping[str, Tensor]) -> None:
-        """Take back what `record` and `monitor_tensors` gave."""
+    def intervention_tensors(self) -> dict[str, Tensor]:
+        """The tensors among the interventions' state, by `<kind>/<key>`."""
+        return _tensors(self.roster.state())
+
+    def prepare(self, record: Mapping[str, Any]) -> None:
+        """Change what interventions had changed, so that the tensors of a checkpoint find their places."""
+        self.roster.prepare(record["interventions"] if self.roster.members else {})
+
+    def restore(
+        self, record: dict[str, Any], monitor_tensors: Mapping[str, Tensor], intervention_tensors: Mapping[str, Tensor]
+    ) -> None:
+        """Take back what `record` and the tensors of monitors and interventions gave, after `prepare`."""
         self.step, self.tokens, self.evaluated = record["step"], record["tokens"], record["evaluated"]
         self.seconds = record["seconds"]
         device = next(self.model.parameters()).device
-        states: dict[str, dict[str, Any]] = {kind: dict(state) for kind, state in record["monitors"].items()}
-        for key, tensor in monitor_tensors.items():
-            kind, _, name = key.partition("/")
-            states[kind][name] = tensor.to(device)
-        self.watch.restore(states)
+        self.watch.restore(_together(record["monitors"], monitor_tensors, device))
+        if self.roster.members:
+            self.roster.restore(_together(record["interventions"], intervention_tensors, device))
 
 
-def history(path: str, keys: Iterable[str]) -> Iterator[Mapping[str, float]]:
-    """Rows of another run's metrics. ValueError if its folder holds no run."""
-    run = Run(Path(path))
-    if not run.exists:
-        raise ValueError(f"twin {path} is no run's folder; name one such as runs/<project>/<run id>.")
-    return run.metrics(keys)
+States = Mapping[str, Mapping[str, Any]]
+
+
+def _plain(states: States) -> dict[str, dict[str, Any]]:
+    return {
+        kind: {key: value for key, value in state.items() if not isinstance(value, Tensor)}
+        for kind, state in states.items()
+    }
+
+
+def _tensors(states: States) -> dict[str, Tensor]:
+    return {
+        f"{kind}/{key}": value
+        for kind, state in states.items()
+        for key, value in state.items()
+        if isinstance(value, Tensor)
+    }
+
+
+def _together(plain: States, tensors: Mapping[str, Tensor], device: torch.device) -> dict[str, dict[str, Any]]:
+    states = {kind: dict(state) for kind, state in plain.items()}
+    for key, tensor in tensors.items():
+        kind, _, name = key.partition("/")
+        states[kind][name] = tensor.to(device)
+    return states
+
+
+def build_roster(spec: RunSpec, model: nn.Module, optimizer: Optimizer) -> Roster:
+    """The run's interventions. Raises LocatedError for one that could never do anything."""
+    try:
+        return Roster(spec.interventions, Subject(model, optimizer, spec.compute))
+    except ValueError as error:
+        raise LocatedError(("interventions",), str(error)) from None
 
 
 def build_optimizer(spec: RunSpec, model: nn.Module) -> Optimizer:

@@ -184,3 +184,64 @@ def test_rows_are_shared_by_importance_first_and_then_by_weight() -> None:
 )
 def test_a_long_name_keeps_the_number_of_its_layer_as_long_as_it_can(width: int, shown: str) -> None:
     assert shorten("model.layers.11.self_attn.q_proj", width) == shown
+
+
+WORSE = {"stall/stall_ratio": "higher", "shadow/cosine": "lower", "dead/dead_share": "higher"}
+
+
+def compared() -> Watched:
+    watched = Watched("r", 100, {}, WORSE)
+    for block in range(4):
+        values = {"stall_ratio": 0.9 + block / 100, "predicted_stall_ratio": 1.0}
+        watched.metrics(10, {f"stall/blocks.{block}.mlp.up.weight/{name}": value for name, value in values.items()})
+        watched.metrics(10, {f"shadow/blocks.{block}.mlp.up.weight/cosine": math.nan if block == 2 else block / 4})
+    return watched
+
+
+def test_the_worst_layers_of_each_group_are_ranked_in_the_direction_that_is_worse() -> None:
+    found = compared().worst_layers(2)
+    assert list(found) == ["stall/stall_ratio", "shadow/cosine"]
+    assert [(worst.site, worst.rate) for worst in found["stall/stall_ratio"]] == [
+        ("blocks.3.mlp.up.weight", 0.93), ("blocks.2.mlp.up.weight", 0.92)
+    ]  # fmt: skip
+    assert [(worst.site, worst.rate) for worst in found["shadow/cosine"]] == [
+        ("blocks.0.mlp.up.weight", 0.0), ("blocks.1.mlp.up.weight", 0.25)
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize(("width", "height"), [(80, 49), (200, 49)])
+def test_worst_layers_are_shown_with_their_values(width: int, height: int) -> None:
+    shown = text(frame(compared(), width, height))
+    assert re.search(r"stall highest stall ratio +0\.930 blocks\.3\.mlp\.up", shown)
+    assert re.search(
+        r"shadow lowest cosine +0\.00 blocks\.0\.mlp\.up|shadow lowest cosine +0 blocks\.0\.mlp\.up", shown
+    )
+    assert ("blocks.2.mlp.up" in shown) == (width == 200)
+    assert "worst layers" not in text(frame(Watched("r", 100, {}, WORSE), width, height))
+
+
+@pytest.mark.parametrize("width", [1, 5, 40, 80, 150, 200])
+@pytest.mark.parametrize("height", [1, 7, 12, 23, 32, 60])
+def test_any_size_can_be_drawn_with_worst_layers(width: int, height: int) -> None:
+    assert {line.width for line in frame(compared(), width, height)} <= {width}
+
+
+def test_interventions_are_prominent_and_count_as_one_where_they_repeat() -> None:
+    watched = Watched("r", 100)
+    watched.event(5, "notice", "something")
+    for step, rate in ((20, "12%"), (30, "15%")):
+        message = f"blocks.0.mlp.up/grad_weight: {rate} of it saturates e5m2; clipped at 0.02."
+        watched.event(step, "intervention", message, intervention="partition_clip", site="blocks.0.mlp.up/grad_weight")
+    watched.event(40, "alarm", "another thing", monitor="range")
+    assert [(each.event, each.first, each.times) for each in watched.happenings()] == [
+        ("alarm", 40, 1), ("intervention", 20, 2), ("notice", 5, 1)
+    ]  # fmt: skip
+    shown = text(frame(watched, 80, 40))
+    assert "1 alarm, 1 intervention, latest first" in shown
+    assert re.search(r"20 intervention +\(×2, last at 30\) blocks\.0\.mlp\.up", shown)
+
+
+def test_the_distance_from_a_twin_is_among_the_numbers() -> None:
+    watched = Watched("r", 100)
+    watched.metrics(10, {"train/loss": 2.0, "twin/train_loss_difference": -0.0123})
+    assert re.search(r"above twin +-0\.0123", text(frame(watched, 200, 40)))

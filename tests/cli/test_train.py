@@ -187,3 +187,21 @@ def test_a_hub_out_of_reach_is_told_before_torch_is_loaded(tmp_path: Path) -> No
         check=False,
     )
     assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ("twin=nowhere", "--set twin=nowhere: twin 'nowhere' is no run in runs. `altgrad runs list` shows them."),
+        (
+            "interventions=[{kind: partition_clip, mode: norms}]",
+            "--set interventions=[{kind: partition_clip, mode: norms}]: interventions.0.mode is 'norms'",
+        ),
+    ],
+)
+def test_a_twin_or_an_intervention_that_cannot_be_is_one_line_and_writes_nothing(
+    run_cli: Cli, spec: Path, tmp_path: Path, change: str, message: str
+) -> None:
+    result = run_cli("train", spec, "--set", change)
+    assert (result.returncode, result.stdout) == (2, "") and result.stderr.startswith(message)
+    assert result.stderr.count("\n") == 1 and not (tmp_path / "runs").exists()

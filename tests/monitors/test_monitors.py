@@ -253,8 +253,8 @@ def test_the_rank_alarm_needs_a_twin_and_comes_once() -> None:
     steps = range(1, 65)
     twin = [{"step": s, "rank/w/stable_rank": 10.0, "rank/lm_head.weight/stable_rank": 10.0} for s in steps]
 
-    def told(spec: dict[str, Any], site: str, ranks: list[float]) -> tuple[list[int], list[int]]:
-        monitor: Any = MonitorSpec.of({"kind": "rank", **spec}).build(Context(history=lambda run, keys: twin))
+    def told(beside: bool, site: str, ranks: list[float]) -> tuple[list[int], list[int]]:
+        monitor: Any = MonitorSpec.of("rank").build(Context(twin=(lambda keys: twin) if beside else None))
         alarms, notices = [], []
         for monitor.step, rank in zip(steps, ranks, strict=True):
             report = monitor.report(site, {"stable_rank": rank})
@@ -263,13 +263,11 @@ def test_the_rank_alarm_needs_a_twin_and_comes_once() -> None:
         return alarms, notices
 
     ramp = [10 - 9 * (s - 1) / 63 for s in steps]
-    alarms, notices = told({"twin": "runs/a/b"}, "w", ramp)
+    alarms, notices = told(True, "w", ramp)
     assert len(alarms) == 1 and alarms[0] <= 32 and not notices
-    assert told({}, "w", ramp)[0] == [] and len(told({}, "w", ramp)[1]) == 1
+    assert told(False, "w", ramp)[0] == [] and len(told(False, "w", ramp)[1]) == 1
     slight = [10 - 1.5 * (s - 1) / 63 for s in steps]
-    assert told({"twin": "x"}, "w", slight) == ([], [])
-    assert len(told({"twin": "x"}, "lm_head.weight", slight)[0]) == 1
-    with pytest.raises(ValueError, match="cannot be read here"):
-        MonitorSpec.of({"kind": "rank", "twin": "x"}).build()
+    assert told(True, "w", slight) == ([], [])
+    assert len(told(True, "lm_head.weight", slight)[0]) == 1
     with pytest.raises(ValueError, match="has no rank metrics"):
-        MonitorSpec.of({"kind": "rank", "twin": "x"}).build(Context(history=lambda run, keys: []))
+        MonitorSpec.of("rank").build(Context(twin=lambda keys: []))

@@ -10,6 +10,7 @@ from altgrad.nn import (
     QuantizedLinear,
     casts_off,
     dequantize_model,
+    observed,
     quantize_model,
     quantizers,
     unrecorded,
@@ -58,3 +59,16 @@ def test_both_come_back_after_an_error() -> None:
     except KeyError:
         pass
     assert type(net[0]) is QuantizedLinear and net[0].recording and "recording" not in net[0].__dict__
+
+
+def test_an_observed_pass_shows_every_cast_to_the_observer_alone_and_changes_no_buffer() -> None:
+    net, x = network(), torch.randn(32, 8)
+    for quantizer in quantizers(net):
+        quantizer.observers.append(lambda cast: (_ for _ in ()).throw(AssertionError(cast.site)))
+    before = {name: tensor.clone() for name, tensor in net.state_dict().items()}
+    seen: list[str] = []
+    with observed(net, lambda cast: seen.append(cast.site)):
+        gradients(net, x)
+    assert sorted(seen) == sorted(quantizer.site for quantizer in quantizers(net))
+    assert all(torch.equal(tensor, before[name]) for name, tensor in net.state_dict().items())
+    assert not any(quantizer.watching for quantizer in quantizers(net))

@@ -135,4 +135,4 @@ def test_mistakes_are_one_line() -> None:
     with pytest.raises(ValueError, match="names stall twice"):
         altgrad.watch(net, optimizer, ["stall", "stall"])
     with pytest.raises(ValueError, match="twin nowhere is no run's folder"):
-        altgrad.watch(net, optimizer, [{"kind": "rank", "twin": "nowhere"}])
+        altgrad.watch(net, optimizer, ["rank"], twin="nowhere")

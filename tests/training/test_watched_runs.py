@@ -1,4 +1,4 @@
-"""Claims about monitors in a run: every one resumes to the same numbers, every key is described, twins are compared."""
+"""Claims about monitors in a run: every one resumes to the same numbers, every key is described."""
 
 from collections.abc import Callable
 from fnmatch import fnmatchcase
@@ -8,7 +8,6 @@ from typing import Any
 import pytest
 
 from altgrad.monitors import MonitorSpec, describing
-from altgrad.spec import LocatedError
 from altgrad.store import Run, RunStore, run_id
 from altgrad.training import RunSpec, train
 from altgrad.training.log_keys import LOG_KEYS
@@ -107,14 +106,3 @@ def test_the_shadow_of_a_run_without_casts_is_its_gradient(tmp_path: Path, datas
         train(spec, run, dataset)
         cosines = [v for row in run.metrics(["shadow/*/cosine"]) for k, v in row.items() if k != "step"]
         assert cosines and all(value > 1 - 1e-12 for value in cosines)
-
-
-def test_a_run_is_compared_with_its_twin_at_the_same_steps(tmp_path: Path, dataset: Any) -> None:
-    spec, twin = start(tmp_path, [{"kind": "rank", "every": 2}], "precision=none", "storage=[]")
-    train(spec, twin, dataset)
-    spec, run = start(tmp_path, [{"kind": "rank", "every": 2, "twin": str(twin.path)}])
-    assert train(spec, run, dataset).status == "completed"
-    spec, lost = start(tmp_path, [{"kind": "rank", "twin": "runs/no/such"}])
-    with pytest.raises(LocatedError, match="twin runs/no/such is no run's folder") as error:
-        train(spec, lost, dataset)
-    assert error.value.location == ("monitors",)

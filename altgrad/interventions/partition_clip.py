@@ -1,0 +1,152 @@
+"""partition_clip: a weight gradient that outgrows its format is clipped where the format ends.
+
+    t = s x_max  (mode range),        t = s x_max min(1, R_F / R_e5m2)  (mode norm)        |p.grad| <= t, elementwise
+
+For every layer that casts its grad_output for the weight gradient; the format is that cast's, and s the delayed
+power-of-two scale of p.grad *itself* (role grad_weight: it is looked at as if it were cast, and stays what it is).
+It acts in a step in which the saturation rate of p.grad at that scale is above `saturation` for the `patience`-th time
+in a row, and before the optimizer and before clipping by the norm, which would let one entry shrink all others.
+
+The history takes p.grad as backward made it. So after one step the scale has caught up with a jump, and a second
+saturated step in a row means that the gradient has grown by a binade again: patience 1 catches spikes, a larger one
+gradients that go on exploding. Thresholds follow the bias and powers of two in the gradient exactly.
+
+Of little use under Adam and its kin: each coordinate is divided by its own root mean square, so a steady factor on the
+largest ones cancels (norm mode is little else than such a factor), and what is left is the shorter memory of a single
+spike. It is made for SGD and for GridOptim, whose steps are as long as the gradient.
+"""
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Annotated, Any, ClassVar, Literal
+
+import torch
+from pydantic import Field
+from torch import Tensor
+
+from altgrad.interventions.intervention import Answer, Deed, Intervention, InterventionSpec, Moment, Subject
+from altgrad.measures import share
+from altgrad.measures.metric import Metric
+from altgrad.measures.partition import clip_threshold
+from altgrad.measures.range import range_counts
+from altgrad.nn import QuantizedLayer
+from altgrad.quantize import Delayed, Quantizer, QuantizerSpec
+
+
+class PartitionClip(InterventionSpec):
+    """Clip weight gradients at the end of their format's range while they saturate; nearly inert under Adam."""
+
+    kind: ClassVar[str] = "partition_clip"
+    metrics: ClassVar[tuple[Metric, ...]] = (
+        Metric(
+            "saturation_rate", "ratio", "of p.grad, as if it were cast", "#(|p.grad / s rounded| > max) / #(finite)",
+            "higher",
+        ),
+        Metric("threshold", "gradient's own", "where it is clipped if it is", "s max [min(1, R / R_e5m2)]"),
+        Metric("clipped_share", "ratio", "entries that were clipped", "#(|p.grad| > threshold) / n; else 0"),
+    )  # fmt: skip
+    mode: Literal["range", "norm"] = "range"
+    saturation: Annotated[float, Field(ge=0, lt=1)] = 0.01
+    patience: Annotated[int, Field(ge=1)] = 1
+    margin: Annotated[int, Field(ge=-16, le=16)] = 0
+    history: Annotated[int, Field(ge=1, le=65_536)] = 16
+    every: Annotated[int, Field(ge=1)] = 10
+    """At which steps numbers are reported, besides those at which it acts; it looks at each."""
+
+    def build(self, subject: Subject) -> "PartitionClipping":
+        """See InterventionSpec. ValueError if no layer casts grad_output for its weight gradient."""
+        return PartitionClipping(self, subject)
+
+
+@dataclass
+class _Site:
+    """One weight: its name, the quantizer that keeps the scale of its gradient, saturated steps in a row."""
+
+    parameter: str
+    quantizer: Quantizer
+    held: int = 0
+
+
+class PartitionClipping(Intervention):
+    """Keeps an amax history for each weight gradient."""
+
+    def __init__(self, spec: PartitionClip, subject: Subject) -> None:
+        self.spec = spec
+        self.sites: list[_Site] = []
+        device = next(subject.model.parameters()).device
+        for name, layer in subject.model.named_modules():
+            cast = layer.slot_casts.get(("grad_weight", "grad_output")) if isinstance(layer, QuantizedLayer) else None
+            if cast is not None:
+                monitored = QuantizerSpec(
+                    format=cast.spec.format, scaling=Delayed(history=spec.history, margin=spec.margin)
+                )
+                quantizer = Quantizer(monitored, f"{name}/grad_weight" if name else "grad_weight", "grad_weight")
+                self.sites.append(_Site(f"{name}.weight" if name else "weight", quantizer.to(device)))
+        if not self.sites:
+            raise ValueError("partition_clip clips in the format of grad_output, and no rule casts it; leave it out.")
+
+    @torch.no_grad()
+    def gradients(self, moment: Moment) -> Answer:
+        """See Intervention. A step that is skipped anyway, or whose loss is not finite, is not looked at."""
+        if moment.skipped or not math.isfinite(moment.loss):
+            return Answer()
+        present = [site for site in self.sites if site.parameter in moment.gradients]
+        looked = [self._look(site, moment.gradients[site.parameter]) for site in present]
+        if not looked:
+            return Answer()
+        numbers = torch.stack([entry for row in looked for entry in row]).tolist()
+        metrics: dict[str, float] = {}
+        deeds, clipped = [], False
+        for index, site in enumerate(present):
+            gradient, threshold = moment.gradients[site.parameter], looked[index][2]
+            saturated, finite, limit, beyond = numbers[4 * index : 4 * index + 4]
+            rate = share(saturated, finite)
+            site.held = site.held + 1 if rate > self.spec.saturation else 0
+            acts = site.held >= self.spec.patience
+            if acts:
+                bound = threshold.to(gradient.dtype)
+                gradient.clamp_(-bound, bound)
+                clipped = True
+            if site.held == self.spec.patience:
+                deeds.append(self._deed(site, rate, limit))
+            if acts or self.step == 1 or self.step % self.spec.every == 0:
+                told = {"saturation_rate": rate, "threshold": limit}
+                told["clipped_share"] = beyond / gradient.numel() if acts else 0.0
+                metrics |= {f"{site.quantizer.site}/{name}": value for name, value in told.items()}
+        return Answer(metrics, deeds, clipped=clipped)
+
+    def _look(self, site: _Site, gradient: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """Saturated and finite entries, the threshold, entries beyond it; the gradient then enters the history."""
+        fmt = site.quantizer.spec.format
+        cast = site.quantizer.cast(gradient, live=True)
+        assert cast.scale is not None
+        counts = range_counts(cast.exact, cast.unbounded, cast.rounded, fmt)
+        threshold = clip_threshold(fmt, cast.scale, self.spec.mode).to(torch.float64)
+        beyond = torch.count_nonzero(gradient.abs() > threshold)
+        site.quantizer.commit()
+        return counts["saturated"].to(threshold), counts["finite"].to(threshold), threshold, beyond.to(threshold)
+
+    def _deed(self, site: _Site, rate: float, threshold: float) -> Deed:
+        fmt = site.quantizer.spec.format
+        steps = f", {site.held} steps in a row" if self.spec.patience > 1 else ""
+        return Deed(
+            f"{site.quantizer.site}: {rate:.1%} of it saturates {fmt}{steps}; clipped at {threshold:.3g}.",
+            {"site": site.quantizer.site, "saturation_rate": rate, "threshold": threshold, "mode": self.spec.mode},
+        )
+
+    def state(self) -> dict[str, Any]:
+        """See Intervention."""
+        histories = {
+            f"{site.quantizer.site}:{name}": tensor
+            for site in self.sites
+            for name, tensor in site.quantizer.state_dict().items()
+        }
+        return {"held": {site.quantizer.site: site.held for site in self.sites}, **histories}
+
+    def restore(self, state: Mapping[str, Any]) -> None:
+        """See Intervention."""
+        for site in self.sites:
+            site.held = int(state["held"][site.quantizer.site])
+            for name, tensor in site.quantizer.state_dict().items():
+                tensor.copy_(state[f"{site.quantizer.site}:{name}"])
