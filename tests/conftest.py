@@ -8,6 +8,7 @@ import os
 import subprocess
 import sys
 from collections.abc import Callable, Iterator, Mapping
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -47,6 +48,19 @@ def as_gfloat() -> Callable[..., Any]:
     from bench.gfloat_format import gfloat_format
 
     return gfloat_format
+
+
+@pytest.fixture(scope="session")
+def short_data() -> Callable[..., Any]:
+    """`short_data(spec)` is the run's data with a few batches for validation: most tests are not about a whole pass."""
+
+    def build(spec: Any, batches: int = 3) -> Any:
+        found = spec.data.build(spec.seed, spec.model.context)
+        whole = found.evaluation
+        found.evaluation = lambda split: islice(whole(split), batches)
+        return found
+
+    return build
 
 
 @pytest.fixture

@@ -115,8 +115,7 @@ class Panel:
     """The live picture of a run in a terminal; `screen` and `watched` are for tests and onlookers.
 
     `references` are named values of bits per byte to compare with (`{"unigram": 4.47}`), `worse` is that of `Watched`.
-    Always `close` it, in a
-    `finally`: the last picture then stays, with the cursor given back.
+    Always `close` it, in a `finally`: the last picture then stays, with the cursor given back.
     """
 
     def __init__(

@@ -19,7 +19,7 @@ spike. It is made for SGD and for GridOptim, whose steps are as long as the grad
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Annotated, Any, ClassVar, Literal
+from typing import Annotated, Any, ClassVar
 
 import torch
 from pydantic import Field
@@ -28,7 +28,7 @@ from torch import Tensor
 from altgrad.interventions.intervention import Answer, Deed, Intervention, InterventionSpec, Moment, Subject
 from altgrad.measures import share
 from altgrad.measures.metric import Metric
-from altgrad.measures.partition import clip_threshold
+from altgrad.measures.partition import ClipMode, clip_threshold
 from altgrad.measures.range import range_counts
 from altgrad.nn import QuantizedLayer
 from altgrad.quantize import Delayed, Quantizer, QuantizerSpec
@@ -46,7 +46,7 @@ class PartitionClip(InterventionSpec):
         Metric("threshold", "gradient's own", "where it is clipped if it is", "s max [min(1, R / R_e5m2)]"),
         Metric("clipped_share", "ratio", "entries that were clipped", "#(|p.grad| > threshold) / n; else 0"),
     )  # fmt: skip
-    mode: Literal["range", "norm"] = "range"
+    mode: ClipMode = "range"
     saturation: Annotated[float, Field(ge=0, lt=1)] = 0.01
     patience: Annotated[int, Field(ge=1)] = 1
     margin: Annotated[int, Field(ge=-16, le=16)] = 0

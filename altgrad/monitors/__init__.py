@@ -1,6 +1,6 @@
 """Monitors: what a run's numerics look like, one file for each question."""
 
-from altgrad.monitors.metric import Metric, describing
+from altgrad.measures.metric import Metric, describing
 from altgrad.monitors.monitor import (
     CastMonitor,
     Context,

@@ -9,7 +9,7 @@ gather on grid values, or halfway between two, say that training feels the grid 
 from typing import ClassVar
 
 from altgrad.measures import alignment_sums, share
-from altgrad.monitors.metric import Metric
+from altgrad.measures.metric import Metric
 from altgrad.monitors.monitor import (
     NOTHING,
     Context,

@@ -16,8 +16,8 @@ import torch
 from pydantic import Field
 
 from altgrad.measures import AmaxAverage, add_amax, amax_average_start, average_amax, share
+from altgrad.measures.metric import Metric
 from altgrad.monitors.latch import Latch
-from altgrad.monitors.metric import Metric
 from altgrad.monitors.monitor import NOTHING, CastMonitor, Context, Found, MonitorSpec, Report, Values
 from altgrad.quantize import Cast
 from altgrad.quantize.scaling import finite_amax

@@ -17,9 +17,9 @@ from torch import Tensor
 
 from altgrad.formats import FloatFormat
 from altgrad.measures import code_utilisation
+from altgrad.measures.metric import Metric
 from altgrad.measures.quantiles import tally
 from altgrad.monitors.latch import Latch
-from altgrad.monitors.metric import Metric
 from altgrad.monitors.monitor import (
     NOTHING,
     Context,

@@ -11,7 +11,7 @@ Beside them, over the whole parameter: which requests are below half a spacing, 
 from typing import ClassVar
 
 from altgrad.measures import below_half_by_binade, log_correlation, share, stiffness_exponents
-from altgrad.monitors.metric import Metric
+from altgrad.measures.metric import Metric
 from altgrad.monitors.monitor import NOTHING, Context, Every, Found, MonitorSpec, Report, UpdateMonitor, Values, at
 from altgrad.monitors.sampled import sample_on
 from altgrad.optim import Update

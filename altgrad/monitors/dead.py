@@ -18,8 +18,8 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from altgrad.measures import activation_sums, alive_features, alive_rows, dead_share, dormant_share
+from altgrad.measures.metric import Metric
 from altgrad.monitors.latch import Latch
-from altgrad.monitors.metric import Metric
 from altgrad.monitors.monitor import (
     NOTHING,
     Context,

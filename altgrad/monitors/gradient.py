@@ -15,8 +15,8 @@ from pydantic import Field
 from torch import Tensor
 
 from altgrad.measures import l2_norm, linf_norm
+from altgrad.measures.metric import Metric
 from altgrad.monitors.latch import Latch
-from altgrad.monitors.metric import Metric
 from altgrad.monitors.monitor import NOTHING, Context, GradientMonitor, MonitorSpec, Report
 
 

@@ -12,7 +12,7 @@ from typing import ClassVar
 from torch import Tensor
 
 from altgrad.measures import GradientMoments, add_gradient, gsnr_summary, moments_start
-from altgrad.monitors.metric import Metric
+from altgrad.measures.metric import Metric
 from altgrad.monitors.monitor import NOTHING, Context, Every, Found, MicroMonitor, MonitorSpec, Report, Values, at
 
 

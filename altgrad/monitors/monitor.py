@@ -27,7 +27,7 @@ from typing import Annotated, Any, ClassVar
 from pydantic import Field
 from torch import Tensor, nn
 
-from altgrad.monitors.metric import Metric
+from altgrad.measures.metric import Metric
 from altgrad.optim import Update
 from altgrad.quantize import Cast, Grid
 from altgrad.spec import Kind

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from altgrad.measures import range_counts, share
-from altgrad.monitors.metric import Metric
+from altgrad.measures.metric import Metric
 from altgrad.monitors.monitor import (
     NOTHING,
     Context,

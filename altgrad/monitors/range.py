@@ -17,9 +17,9 @@ from typing import Annotated, Any, ClassVar
 from pydantic import Field
 
 from altgrad.measures import share
+from altgrad.measures.metric import Metric
 from altgrad.measures.range import range_counts
 from altgrad.monitors.latch import Latch
-from altgrad.monitors.metric import Metric
 from altgrad.monitors.monitor import NOTHING, CastMonitor, Context, Found, MonitorSpec, Report, Values
 from altgrad.quantize import Cast
 from altgrad.quantize.scaling import finite_amax

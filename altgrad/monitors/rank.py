@@ -29,7 +29,7 @@ from altgrad.measures import (
     power_start,
     stable_rank_step,
 )  # fmt: skip
-from altgrad.monitors.metric import Metric
+from altgrad.measures.metric import Metric
 from altgrad.monitors.monitor import NOTHING, Context, Found, MonitorSpec, Report, Values, Weight, WeightMonitor, at
 
 FIRST_STEPS = 20

@@ -16,8 +16,8 @@ from pydantic import Field
 from torch import Tensor
 
 from altgrad.measures import fidelity, fidelity_sums
+from altgrad.measures.metric import Metric
 from altgrad.monitors.latch import Latch
-from altgrad.monitors.metric import Metric
 from altgrad.monitors.monitor import (
     NOTHING,
     Context,

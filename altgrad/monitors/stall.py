@@ -22,8 +22,8 @@ from torch import Tensor
 
 from altgrad.measures import predicted_stall_counts, share, stall_counts
 from altgrad.measures.flips import cell_fraction, gap_fraction
+from altgrad.measures.metric import Metric
 from altgrad.monitors.latch import Latch
-from altgrad.monitors.metric import Metric
 from altgrad.monitors.monitor import NOTHING, Context, Found, MonitorSpec, Report, UpdateMonitor, Values, at
 from altgrad.optim import Update
 

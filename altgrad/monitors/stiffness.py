@@ -12,7 +12,7 @@ from typing import ClassVar
 import torch
 
 from altgrad.measures import share, stiffness_exponents, stiffness_histogram, stiffness_quantiles
-from altgrad.monitors.metric import Metric
+from altgrad.measures.metric import Metric
 from altgrad.monitors.monitor import (
     NOTHING,
     Context,

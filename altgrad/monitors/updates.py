@@ -21,8 +21,8 @@ from pydantic import Field
 from torch import Tensor
 
 from altgrad.measures import effective_update_sums, share, stall_counts, zero_update_counts
+from altgrad.measures.metric import Metric
 from altgrad.monitors.latch import Latch
-from altgrad.monitors.metric import Metric
 from altgrad.monitors.monitor import NOTHING, Context, Found, MonitorSpec, Report, UpdateMonitor, Values, at
 from altgrad.optim import Update
 from altgrad.quantize import round_to

@@ -138,8 +138,15 @@ class _Training:
                 return self.stop("diverged", reason)
 
     def compiled(self) -> Callable[[Tensor], Tensor]:
-        """The model as it is now, in one graph if the spec says so."""
-        return torch.compile(self.state.model, fullgraph=True) if self.spec.compile == "model" else self.state.model
+        """The model as it is now, in one graph if the spec says so.
+
+        Graphs made before are dropped: they are of formats that are gone, they count towards torch's limit of 8, and
+        beside them torch 2.13 takes a format that changed for a size that varies and fails on it.
+        """
+        if self.spec.compile != "model":
+            return self.state.model
+        torch.compiler.reset()
+        return torch.compile(self.state.model, fullgraph=True)
 
     def step(self) -> str | None:
         """One optimizer step. Returns why the run should end, if it should."""
