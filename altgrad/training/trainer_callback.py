@@ -88,10 +88,11 @@ class WatchCallback:
         self._hooks: list[Any] = []
         self._undo: list[Callable[[], None]] = []
         self._compute: Callable[..., Any] = trainer.compute_loss
+        self._clip: Callable[..., Any] = trainer.accelerator.clip_grad_norm_
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **given: Any) -> None:
         """Wire the monitors; after a checkpoint, with what they remembered."""
-        self._stop()
+        self.close()
         optimizer = self.trainer.optimizer
         while hasattr(optimizer, "optimizer"):  # accelerate's shell
             optimizer = optimizer.optimizer
@@ -158,7 +159,7 @@ class WatchCallback:
 
     def on_train_end(self, args: Any, state: Any, control: Any, **given: Any) -> None:
         """Stop watching; the last numbers stay in `watch`."""
-        self._stop()
+        self.close()
 
     def _resume(self, watch: LoopWatch, args: Any, state: Any) -> None:
         places = [_checkpoint(args, state), *(Path(p) for p in (args.resume_from_checkpoint,) if isinstance(p, str))]
@@ -173,8 +174,8 @@ class WatchCallback:
             kept["monitors"][kind][name] = tensor.to(self._device)
         watch.load_state_dict(kept)
 
-    def _stop(self) -> None:
-        """Take away all that was added; also what an exception left behind."""
+    def close(self) -> None:
+        """Take away all that was added. The end of `train` does it, and the next `train` after one that broke off."""
         self._end_micro_batch(last=True)
         self._batches.clear()
         while self._undo:
@@ -183,7 +184,7 @@ class WatchCallback:
             self.watch.close()
 
     def _wrap(self, owner: Any, name: str, replacement: Callable[..., Any]) -> Callable[..., Any]:
-        """Replace a method of this one object until `_stop`; gives the original."""
+        """Replace a method of this one object until `close`; gives the original."""
         original: Callable[..., Any] = getattr(owner, name)
         own = name in vars(owner)
         setattr(owner, name, replacement)

@@ -216,6 +216,27 @@ def test_only_keys_that_are_asked_for_are_logged_also_beside_evaluation(tmp_path
     assert callback.watch is not None and len(callback.watch.metrics) > 5 * len(rows[0])
 
 
+def test_what_broke_off_leaves_nothing_behind_once_closed(tmp_path: Path) -> None:
+    from transformers import TrainerCallback
+
+    class Breaking(TrainerCallback):
+        def on_substep_end(self, *given: Any, **named: Any) -> None:
+            raise KeyboardInterrupt
+
+    one = trainer(tmp_path, save_strategy="no")
+    callback = altgrad.watch_trainer(one, ALL)
+    one.add_callback(Breaking())
+    with pytest.raises(KeyboardInterrupt):
+        one.train()
+    callback.close()
+    assert "compute_loss" not in vars(one) and "clip_grad_norm_" not in vars(one.accelerator)
+    assert not any(p._backward_hooks for p in one.model.parameters())
+    assert not any(q.observers or q.watching for q in altgrad.nn.quantizers(one.model))
+    one.remove_callback(Breaking)
+    one.train()
+    assert callback.watch is not None and callback.watch.step == 4
+
+
 def test_mistakes_are_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     one = trainer(tmp_path)
     with pytest.raises(SpecError, match="'stal' is not a monitor. Did you mean 'stall'?"):
