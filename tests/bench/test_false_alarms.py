@@ -34,10 +34,10 @@ def test_every_monitor_that_alarms_is_there_at_its_own_thresholds() -> None:
 
 
 def test_a_planted_collapse_is_counted_and_a_healthy_series_is_not() -> None:
-    healthy = [10.0 + 0.1 * (step % 3) for step in range(STEPS)]
+    healthy = [10.0 + 0.1 * (step % 3) for step in range(120)]
     falling = [10.0] * 60 + [10.0 - 9.0 * step / 60 for step in range(1, 61)]
     for cadence in CADENCES:
-        looks = 1 + STEPS // cadence - (cadence == 1)
+        looks = 1 + 120 // cadence - (cadence == 1)
         assert rank_alarms({"a": healthy}, {"a": healthy}, cadence) == (looks, 0, 0)
         seen, beyond, matrices = rank_alarms({"a": healthy, "b": falling}, {"a": healthy, "b": healthy}, cadence)
         assert seen == 2 * looks and matrices == 1
