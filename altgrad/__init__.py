@@ -18,6 +18,7 @@ _HOMES = {
     "quantize_model": "altgrad.nn",
     "train": "altgrad.training",
     "watch": "altgrad.training",
+    "watch_trainer": "altgrad.training.trainer_callback",
 }
 
 __all__ = ["__version__", *sorted(_HOMES)]

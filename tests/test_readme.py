@@ -1,6 +1,7 @@
 """The README's examples run as printed."""
 
 import re
+import warnings
 from pathlib import Path
 
 import pytest
@@ -16,7 +17,12 @@ def blocks(language: str) -> list[str]:
 
 
 @pytest.mark.parametrize("code", blocks("python"))
-def test_library_examples_run(code: str) -> None:
+def test_library_examples_run(code: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    if "transformers" in code:
+        for needed in ("transformers", "accelerate"):
+            pytest.importorskip(needed, reason=f"{needed} is an optional extra; `pip install 'altgrad[hf]'` brings it")
+        warnings.simplefilter("ignore")  # of transformers itself
+    monkeypatch.chdir(tmp_path)
     exec(compile(code, "README.md", "exec"), {})
 
 

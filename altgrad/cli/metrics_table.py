@@ -15,7 +15,10 @@ share of nothing is NaN. "Worse" is the direction to worry about. Under "alarm" 
 monitor's spec; every alarm is raised once at each site, and the metric tells how it goes on.
 
 "Transformer Engine" names the statistic of its debug tools (`LogTensorStats`, `LogFp8TensorStats`) that is nearest, and
-how it differs.
+how it differs, as of version 2.20.2. What ends in % there is a percentage, not a ratio, and is put together over the
+micro-batches and ranks of a step for all tensors but weights. In `LogFp8TensorStats` a name may be led by a recipe
+(`mxfp8_underflows%`: as if cast so) and followed by `_columnwise`; `LogNvfp4TensorStats` has `underflows%` and `mse`.
+Its `mse`, `min`, `max`, `mean`, `std`, `l1_norm` and `max_blockwise_dynamic_range` have no counterpart here.
 """
 _COLUMNS = ("quantity", "unit", "meaning", "formula", "worse", "alarm", "Transformer Engine")
 

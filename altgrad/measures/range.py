@@ -8,7 +8,7 @@ With u the exact value in grid units, Q(u) its cast and n the numbers they are s
     non-finite   u is inf or NaN                  a count
 
 Saturation is judged on the *rounded* value: 450 rounds to 448 in e4m3fn and has not overflowed. (Transformer Engine
-divides its underflow count by all elements, zeros included; ours asks what became of the values there were.)
+counts it, and divides both counts by all elements, zeros included; ours asks what became of the values there were.)
 """
 
 import math

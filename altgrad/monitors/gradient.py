@@ -27,9 +27,13 @@ class Gradient(MonitorSpec):
     metrics: ClassVar[tuple[Metric, ...]] = (
         Metric(
             "l2", "gradient's own", "Euclidean norm", "sqrt(sum g^2)", "higher",
-            "exactly 0, `patience` times in a row", "l2_norm of wgrad",
+            "exactly 0, `patience` times in a row",
+            "l2_norm of wgrad, over micro-batches the root of their summed squares, not the norm of their sum",
         ),
-        Metric("linf", "gradient's own", "largest magnitude", "max |g|", "higher", elsewhere="cur_amax of wgrad"),
+        Metric(
+            "linf", "gradient's own", "largest magnitude", "max |g|", "higher",
+            elsewhere="cur_amax of wgrad, the largest of any micro-batch, not of their sum",
+        ),
     )  # fmt: skip
     patience: Annotated[int, Field(ge=1)] = 3
 

@@ -39,7 +39,10 @@ class OptimizerState(MonitorSpec):
     kind: ClassVar[str] = "optimizer_state"
     metrics: ClassVar[tuple[Metric, ...]] = (
         Metric("amax", "state's own", "largest finite magnitude", "max |s|", "higher"),
-        Metric("binades", "binades", "dynamic range", "log2(max |s| / min non-zero |s|)", "higher"),
+        Metric(
+            "binades", "binades", "dynamic range", "log2(max |s| / min non-zero |s|)", "higher",
+            elsewhere="dynamic_range, of weights, activations and gradients, not of optimizer states",
+        ),
         Metric("underflow_rate", "ratio", "what the weight's format would make 0", "#(Q(s) = 0 != s) / #(s != 0)",
                "higher"),
         Metric("nonfinite_count", "count", "inf or NaN", "#(s inf or NaN)", "higher"),

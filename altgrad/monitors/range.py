@@ -33,20 +33,25 @@ class Range(MonitorSpec):
         Metric(
             "underflow_rate", "ratio", "values that became zero", "#(x != 0, Q(x) = 0) / #(x finite, x != 0)", "higher",
             "above `underflow`, `patience` times in a row; not for requests",
-            "underflows%, a percentage of *all* elements, zeros included",
+            "underflows%, the same count as a percentage of *all* elements, zeros included",
         ),
         Metric(
             "saturation_rate", "ratio", "values beyond the largest one",
             "#(|x rounded without bound| > max) / #(x finite)", "higher",
             "above `saturation`, `patience` times in a row; not for requests",
-            "overflows%, a percentage of all elements, counted by the top code: it includes what fits there",
+            "overflows%, of delayed scaling alone: percentage of all elements beyond scale * max *before* rounding, "
+            "which includes what rounds back to it",
         ),
         Metric("subnormal_rate", "ratio", "values that became sub-normal", "#(0 < |Q(x)| < min normal) / #(x != 0)"),
         Metric("nonfinite_count", "count", "inf and NaN entering the cast", "#(x inf or NaN)", "higher"),
         Metric(
-            "amax", "tensor's own", "largest finite magnitude", "max |x|", elsewhere="cur_amax"
+            "amax", "tensor's own", "largest finite magnitude", "max |x|",
+            elsewhere="cur_amax, which inf and NaN enter",
         ),
-        Metric("clamped_scale_count", "count", "scales held at 2^-126 or 2^127", "#(scale out of range)", "higher"),
+        Metric(
+            "clamped_scale_count", "count", "scales held at 2^-126 or 2^127", "#(scale out of range)", "higher",
+            elsewhere="scale_inv_min and scale_inv_max are the extreme scales themselves, not a count",
+        ),
     )  # fmt: skip
     saturation: Annotated[float, Field(gt=0, le=1)] = 0.1
     underflow: Annotated[float, Field(gt=0, le=1)] = 0.75

@@ -102,8 +102,7 @@ class Watch:
 
         What had been accumulated is set aside meanwhile and the new gradient added to it as autograd would have done.
         """
-        due = self._due(self.micro_monitors)
-        if not due:
+        if not self.wants_micro_batches:
             yield
             return
         parameters = [p for p in self.names if p.requires_grad]
@@ -111,12 +110,20 @@ class Watch:
         for p in parameters:
             p.grad = None
         yield
-        own = {self.names[p]: p.grad for p in parameters if p.grad is not None}
-        for monitor in due.values():
-            monitor.add(own)
+        self.add_micro_batch({self.names[p]: p.grad for p in parameters if p.grad is not None})
         for p, before in zip(parameters, kept, strict=True):
             if before is not None:
                 p.grad = before if p.grad is None else before.add_(p.grad)
+
+    @property
+    def wants_micro_batches(self) -> bool:
+        """Whether a monitor that looks at every micro-batch is due."""
+        return bool(self._due(self.micro_monitors))
+
+    def add_micro_batch(self, gradients: Mapping[str, Tensor]) -> None:
+        """Show one micro-batch's own gradients, lent for the call, to those who ask for them."""
+        for monitor in self._due(self.micro_monitors).values():
+            monitor.add(gradients)
 
     def gradients(
         self, loss: Tensor, norm: Tensor, gradients: Mapping[str, Tensor], replay: Replay | None = None

@@ -98,16 +98,48 @@ def test_so_it_does_among_noise_beside_a_twin_that_falls_too(length: int, noise:
 
 
 @pytest.mark.parametrize(
-    ("rho", "deviation", "drop"), [(0, 0.1, 0.2), (0.9, 0.05, 0.2), (0, 0.05, 0.1), (0.9, 0.03, 0.1), (0.9, 0.05, 0.1)]
+    ("rho", "deviation", "drop", "limit"),
+    [
+        (0, 0.1, 0.2, 10),
+        (0.9, 0.05, 0.2, 10),
+        (0.9, 0.1, 0.2, 20),
+        (0, 0.1, 0.1, 10),
+        (0.9, 0.05, 0.1, 20),
+        (0.9, 0.1, 0.1, 100),
+    ],
 )
-def test_healthy_series_raise_fewer_than_one_in_a_hundred(rho: float, deviation: float, drop: float) -> None:
+def test_healthy_series_raise_fewer_than_one_in_a_hundred(
+    rho: float, deviation: float, drop: float, limit: int
+) -> None:
     """A rank that loses 79 % beside a twin that loses as much, for 10 seeds of 1,000 observations."""
     raised = 0
     for seed in range(10):
         rng = np.random.default_rng(seed)
         twins = 60 * np.exp(math.log(0.21) * np.arange(1000) / 1000)
         raised += sum(v.raised for v in verdicts(twins * np.exp(correlated(rng, 1000, rho, deviation)), twins, drop))
-    assert raised < 100
+    assert raised < limit
+
+
+@pytest.mark.parametrize("length", [32, 100, 1000])
+@pytest.mark.parametrize("swing", [0.2, 0.6])
+def test_a_collapse_after_swings_is_still_seen_before_half_of_it_is_done(length: int, swing: float) -> None:
+    """The rank has been down by half of `swing` and up again, so the next time it must fall farther to be new."""
+    steps = np.arange(400)
+    ranks = collapse(length, 400)
+    ranks[:400] *= np.exp(-swing / 2 * np.sin(2 * np.pi * steps / 200))
+    found = verdicts(ranks, np.full(len(ranks), 10.0))
+    late = [number for number, verdict in enumerate(found) if verdict.raised and number >= 400]
+    assert late[0] < 400 + length / 2
+    assert found[late[0]].drop > 1 - math.exp(-min(swing, 0.5))
+
+
+def test_what_came_back_raises_nothing_until_it_is_farther_than_it_came_back() -> None:
+    level = np.concatenate(
+        [np.zeros(20), np.linspace(0, -0.4, 20), np.linspace(-0.4, 0, 20), np.linspace(0, -0.45, 40)]
+    )
+    found = verdicts(10 * np.exp(level), np.full(len(level), 10.0))
+    raised = [number for number, verdict in enumerate(found) if verdict.raised]
+    assert 20 < raised[0] < 40 and not any(42 <= number < 90 for number in raised) and raised[-1] >= 90
 
 
 def test_a_level_that_was_low_from_the_first_raises_nothing() -> None:

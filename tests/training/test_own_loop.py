@@ -1,7 +1,7 @@
 """Claims about altgrad.watch: it looks on at anyone's loop, changes nothing, and can be taken away again."""
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
@@ -123,6 +123,29 @@ def test_alarms_are_told_and_a_poisoned_gradient_is_named() -> None:
     optimizer.step()
     (alarm,) = watch.alarms
     assert alarm == "the gradient of 3.weight is not finite, nor is one other tensor."
+
+
+def test_look_shows_gradients_before_clipping_and_replay_may_give_micro_batches() -> None:
+    net = network(False)
+    optimizer = torch.optim.SGD(net.parameters(), lr=0.1)
+    x = torch.randn(8, 8)
+
+    def losses() -> Iterator[Tensor]:
+        torch.manual_seed(0)
+        yield from (net(half).square().mean() / 2 for half in x.chunk(2))
+
+    watch = altgrad.watch(
+        net, optimizer, [{"kind": kind, "every": 1} for kind in ("gradient", "shadow")], replay=losses
+    )
+    for loss in losses():
+        loss.backward()
+    norm = net[0].weight.grad.norm().item()  # type: ignore[index, operator, union-attr]
+    watch.look()
+    torch.nn.utils.clip_grad_norm_(net.parameters(), norm / 100)
+    optimizer.step()
+    assert watch.metrics["gradient/0.weight/l2"] == pytest.approx(norm)
+    assert watch.metrics["shadow/0.weight/sqnr_db"] == math.inf
+    assert not watch.looked and watch.stop is None
 
 
 def test_mistakes_are_one_line() -> None:
