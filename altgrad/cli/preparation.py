@@ -77,7 +77,7 @@ class Prepared:
         facts = {
             "fingerprint": self.spec.fingerprint(), "seed": self.spec.seed, "steps": self.spec.steps, "step": 0,
             "parameters": self.parameters, "quantised_parameters": self.quantised, "data": self.dataset.describe(),
-            "references": dict(self.dataset.references),
+            "references": dict(self.dataset.references), "scores": list(self.dataset.scores),
             "altgrad": __version__, "torch": str(torch.__version__), "python": platform.python_version(),
         }  # fmt: skip
         return run.create(self.spec.to_yaml(), facts)

@@ -14,7 +14,7 @@ import math
 import re
 import time
 from collections import deque
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 
@@ -31,6 +31,7 @@ SLOTS = {
 }
 SPEED_WINDOW = 100
 KINDS_OF_ALARM = 200
+TEXT_SCORES = ("bits_per_byte", "perplexity")
 # A number that stands alone; the one in `blocks.3.mlp` is part of a name.
 NUMERAL = re.compile(r"(?<![\w.])[-+]?\d[\d.,]*(e[-+]?\d+)?%?(?!\w)")
 
@@ -54,6 +55,16 @@ class Happening:
     last: int
 
 
+def in_words(score: str) -> str:
+    """`bits_per_byte` as `bits per byte`."""
+    return score.replace("_", " ")
+
+
+def in_short(score: str) -> str:
+    """`bits_per_byte` as `bits/byte`; other scores have no shorter name."""
+    return "bits/byte" if score == "bits_per_byte" else in_words(score)
+
+
 @lru_cache(maxsize=65536)
 def _range_key(key: str) -> tuple[str, str, str] | None:
     """(site, slot, quantity) of `range/<site>/<slot>/<quantity>`, else None; a site may hold further slashes."""
@@ -70,10 +81,13 @@ class Watched:
         steps: int,
         references: Mapping[str, float] | None = None,
         clock: Callable[[], float] = time.monotonic,
+        scores: Sequence[str] = TEXT_SCORES,
     ) -> None:
         self.title = clean(title)
         self.steps = max(0, steps)
         self.references = {clean(name): value for name, value in (references or {}).items()}
+        self.scores = tuple(clean(name) for name in scores)
+        """What the validation split is judged by beside the loss, the main number first."""
         self.step = 0
         self.status = "running"
         self.train = Curve()

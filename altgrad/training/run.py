@@ -109,6 +109,13 @@ class RunSpec(Spec):
                 f"loss_scale {self.loss_scale.factor:g} does nothing beside the scaled grad_output of {scaled[0]}; "
                 "leave it out, use scaling: unscaled there, or say {factor: ..., force: true}."
             )
+        if self.model.answers != self.data.answers:
+            raise ValueError(
+                f"model {self.model.kind} answers for every {self.model.answers}, data {self.data.kind} asks for every "
+                f"{self.data.answers}; gpt goes with text, encoder with labels, hf with either by its head."
+            )
+        if self.compile and not self.data.one_shape:
+            raise ValueError("compile: model is for batches of one shape; set data.lengths: mixed.")
         kinds = [monitor.kind for monitor in self.monitors]
         if twice := {kind for kind in kinds if kinds.count(kind) > 1}:
             raise ValueError(f"monitors names {', '.join(sorted(twice))} twice; one of each is enough.")
