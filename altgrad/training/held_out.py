@@ -33,8 +33,13 @@ class Judged:
 def restored(run: Run, device: torch.device | str = "cpu") -> tuple[RunSpec, Dataset, nn.Module, int]:
     """A run's spec, data, and model at its newest checkpoint, with the checkpoint's step.
 
-    ValueError where it has none, or where its data cannot be read or is no longer what it was trained on.
+    ValueError where it has none, where its data cannot be read or is no longer what it was trained on, and for a device
+    that is not here.
     """
+    try:
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError):
+        raise ValueError(f"device {device} is not here; name another, such as cpu.") from None
     spec = RunSpec.parse(run.spec_text(), str(run.path / "spec.yaml"))
     newest = run.checkpoints.newest()
     if newest is None:
