@@ -2,11 +2,11 @@
 
     python -m bench.classification [--seeds N] [--runs DIR] [--only ARM]... [--page]
 
-Arms are runs of matrices/eulaw_finetune.yaml (a pretrained MiniLM encoder) with its six blocks in e4m3fn/e5m2, in BF16
-and in float32, and of matrices/eulaw_classifier.yaml (a small encoder from scratch). BF16 is every operand of the
-blocks' products rounded to bfloat16 with float32 sums, as tensor cores do; `compute: bfloat16`, which a GPU would take,
-is 25 times slower than float32 on a CPU without bfloat16 instructions. The reference is fitted here by scikit-learn on
-the same rows: TF-IDF of words and pairs, logistic regression with C = 10 for each label.
+Arms are runs of matrices/eulaw_finetune.yaml (a pretrained MiniLM encoder) with its six blocks in e4m3fn/e5m2 and in
+BF16, and of matrices/eulaw_classifier.yaml (a small encoder from scratch). BF16 is every operand of the blocks'
+products rounded to bfloat16 with float32 sums, as tensor cores do; `compute: bfloat16`, which a GPU would take, is 25
+times slower than float32 on a CPU without bfloat16 instructions. The reference is fitted here by scikit-learn on the
+same rows: TF-IDF of words and pairs, logistic regression with C = 10 for each label.
 
 All are judged on the test split twice: at 0.5, and with the one threshold that is best on validation. A run that is in
 DIR already is not trained again, so the bench can be stopped and goes on where it was. --page writes the tables to
@@ -39,7 +39,6 @@ BF16 = f"precision.rules=[{{match: '*encoder.layer*', weight: {_BF16}, input: {_
 ARMS: dict[str, tuple[str, tuple[str, ...]]] = {
     "MiniLM, e4m3fn/e5m2": ("eulaw_finetune.yaml", ()),
     "MiniLM, BF16": ("eulaw_finetune.yaml", (BF16, "name=minilm-bf16")),
-    "MiniLM, float32": ("eulaw_finetune.yaml", ("precision=none", "name=minilm-float32")),
     "encoder from scratch, e4m3fn/e5m2": ("eulaw_classifier.yaml", ()),
 }
 JUDGED = "judged.json"
