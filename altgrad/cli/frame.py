@@ -17,7 +17,7 @@ from collections.abc import Callable, Sequence
 from altgrad.cli.console import count, duration, number, percent
 from altgrad.cli.curves import Curve, extremes, logarithmic, plot
 from altgrad.cli.layout import EMPTY, Line, Part, Section, Want, apart, beside, block, share, shorten
-from altgrad.cli.watched import PROMINENT, SLOTS, Happening, Watched, Worst
+from altgrad.cli.watched import PROMINENT, SLOTS, Happening, Watched, Worst, in_short, in_words
 from altgrad.cli.worst_layers import worst_layers
 
 SIDE_BY_SIDE = 150
@@ -32,12 +32,12 @@ STATUS_STYLE = {
     "dead": "bold red",
 }
 
-# What is measured at nearly every run; anything else under validation/ (a classifier's scores) follows by its own name.
-NUMBERS: tuple[tuple[str, str, Callable[[float], str]], ...] = (
+# What every run has, before and after the scores of its task; anything else under validation/ follows by its own name.
+LOSSES: tuple[tuple[str, str, Callable[[float], str]], ...] = (
     ("train loss", "train/loss", lambda x: number(x, 4)),
     ("validation", "validation/loss", lambda x: number(x, 4)),
-    ("bits/byte", "validation/bits_per_byte", lambda x: number(x, 4)),
-    ("perplexity", "validation/perplexity", lambda x: number(x, 4)),
+)
+PACE: tuple[tuple[str, str, Callable[[float], str]], ...] = (
     ("lr", "train/lr", number),
     ("grad norm", "train/gradient_norm", number),
     ("tokens/s", "time/tokens_per_second", count),
@@ -129,15 +129,18 @@ def _bar(share_done: float, width: int) -> Line:
 
 
 def _now(watched: Watched, edges: int, columns: int) -> Section:
-    """Current numbers in a grid of `columns`, by rows; references for bits per byte below."""
+    """Current numbers in a grid of `columns`, by rows; references for the main score below."""
     shown: list[tuple[str, str]] = []
-    for label, key, form in NUMBERS:
+    scores = [(in_short(score), f"validation/{score}", lambda x: number(x, 4)) for score in watched.scores]
+    numbers = (*LOSSES, *scores, *PACE)
+    for label, key, form in numbers:
         value = watched.number(key)
         shown.append((label, "–" if value is None else form(value)))
-    known = {key for _, key, _ in NUMBERS}
+    known = {key for _, key, _ in numbers}
     others = sorted(key for key in watched.latest if key.startswith("validation/") and key not in known)
-    shown += [(key.removeprefix("validation/").replace("_", " "), number(watched.latest[key], 4)) for key in others[:8]]
-    reached = watched.number("validation/bits_per_byte")
+    shown += [(in_words(key.removeprefix("validation/")), number(watched.latest[key], 4)) for key in others[:8]]
+    main = watched.scores[0] if watched.scores else "loss"
+    reached = watched.number(f"validation/{main}")
     beside_twin = (("above twin", "twin/train_loss_difference"), ("val. above", "twin/validation_loss_difference"))
     shown += [(label, f"{watched.latest[key]:+.4f}") for label, key in beside_twin if key in watched.latest]
     references = [_reference(name, value, reached) for name, value in watched.references.items()]
@@ -161,7 +164,7 @@ def _now(watched: Watched, edges: int, columns: int) -> Section:
                 line = line.then(reference).then(Line.of("   "))
             lines.append(line)
         elif references:
-            lines += [EMPTY, Line.of(("bits per byte to compare", "dim")), *references]
+            lines += [EMPTY, Line.of((f"{in_words(main)} to compare", "dim")), *references]
         return lines[:height] if in_one_row else lines
 
     least = edges + rows_of_numbers + bool(references)

@@ -9,6 +9,7 @@ import typer
 
 from altgrad import __version__
 from altgrad.cli import console, formats, runs, schema
+from altgrad.cli.evaluate import evaluate, export
 from altgrad.cli.kinds import kinds
 from altgrad.cli.quantize_model import quantize_model
 from altgrad.cli.train import train
@@ -24,6 +25,8 @@ app = typer.Typer(
 )
 app.command()(train)
 app.command()(watch)
+app.command()(evaluate)
+app.command()(export)
 app.command("quantize-model")(quantize_model)
 app.command()(kinds)
 app.add_typer(runs.app, name="runs")

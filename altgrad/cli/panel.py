@@ -15,7 +15,7 @@ import atexit
 import contextlib
 import threading
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from queue import Empty, SimpleQueue
 from typing import TextIO
 
@@ -23,7 +23,7 @@ from altgrad.cli import console
 from altgrad.cli.console import Screen, count, duration, number
 from altgrad.cli.frame import frame
 from altgrad.cli.layout import clean
-from altgrad.cli.watched import Watched
+from altgrad.cli.watched import TEXT_SCORES, Watched, in_short, in_words
 
 REFRESH_SECONDS = 0.25
 DRAWING_SHARE = 0.05
@@ -44,15 +44,16 @@ class PlainLines:
         steps: int,
         references: Mapping[str, float] | None = None,
         stream: TextIO | None = None,
+        scores: Sequence[str] = TEXT_SCORES,
     ) -> None:
-        self.watched = Watched(title, steps, references)
+        self.watched = Watched(title, steps, references, scores=scores)
         self.heard = True
         self._stream = stream
         self._held: dict[str, float] = {}
         self._say(f"{self.watched.title}: {steps} steps")
         if references:
             named = ", ".join(f"{name} {number(value)}" for name, value in self.watched.references.items())
-            self._say(f"bits per byte to compare: {named}")
+            self._say(f"{in_words(scores[0])} to compare: {named}")
 
     def metrics(self, step: int, values: Mapping[str, float]) -> None:
         """Take numbers in; prints the previous step's line once another step begins."""
@@ -98,8 +99,8 @@ class PlainLines:
         ]
         if "validation/loss" in held:
             parts.append(column("validation/loss", "validation", lambda x: number(x, 4), 7))
-        if "validation/bits_per_byte" in held:
-            parts.append(f"{number(held['validation/bits_per_byte'], 4)} bits/byte")
+        main = self.watched.scores[:1]
+        parts += [f"{number(held[f'validation/{x}'], 4)} {in_short(x)}" for x in main if f"validation/{x}" in held]
         return "  ".join(parts).rstrip()
 
     def _place(self, step: int) -> str:
@@ -114,8 +115,9 @@ class PlainLines:
 class Panel:
     """The live picture of a run in a terminal; `screen` and `watched` are for tests and onlookers.
 
-    `references` are named values of bits per byte to compare with (`{"unigram": 4.47}`), `worse` is that of `Watched`.
-    Always `close` it, in a `finally`: the last picture then stays, with the cursor given back.
+    `scores` are the numbers that the validation split is judged by, the main one first; `references` are named values
+    of that one to compare with (`{"unigram": 4.47}`); `worse` is that of `Watched`. Always `close` it, in a `finally`:
+    the last picture then stays, with the cursor given back.
     """
 
     def __init__(
@@ -125,8 +127,9 @@ class Panel:
         references: Mapping[str, float] | None = None,
         screen: Screen | None = None,
         worse: Mapping[str, str] | None = None,
+        scores: Sequence[str] = TEXT_SCORES,
     ) -> None:
-        self.watched = Watched(title, steps, references, worse)
+        self.watched = Watched(title, steps, references, worse, scores=scores)
         self.heard = True
         self._instead: PlainLines | None = None
         self._mail: SimpleQueue[Callable[[], None] | None] = SimpleQueue()
@@ -199,7 +202,8 @@ class Panel:
     def _give_up(self, error: Exception) -> None:
         with contextlib.suppress(Exception):
             self._screen.close()
-        self._instead = PlainLines(self.watched.title, self.watched.steps, self.watched.references)
+        known = self.watched
+        self._instead = PlainLines(known.title, known.steps, known.references, scores=known.scores)
         self._instead.event(self.watched.step, "notice", f"the panel could not be drawn ({error}); plain lines go on")
 
 
@@ -208,9 +212,10 @@ def choose(
     steps: int,
     references: Mapping[str, float] | None = None,
     worse: Mapping[str, str] | None = None,
+    scores: Sequence[str] = TEXT_SCORES,
 ) -> Panel | PlainLines:
     """The panel where a person looks at a terminal that can show it, plain lines everywhere else."""
     columns, rows = console.size()
     if console.interactive() and console.drawable() and columns >= SMALLEST[0] and rows >= SMALLEST[1]:
-        return Panel(title, steps, references, worse=worse)
-    return PlainLines(title, steps, references)
+        return Panel(title, steps, references, worse=worse, scores=scores)
+    return PlainLines(title, steps, references, scores=scores)

@@ -27,7 +27,9 @@ from altgrad.optim.storage import GridStorage
 from altgrad.spec import LocatedError, SpecError
 from altgrad.store import Run, RunStore, run_id
 from altgrad.training import RunSpec
+from altgrad.training.held_out import same_data
 from altgrad.training.initial import fitting_weights
+from altgrad.training.lineage import leak_warning
 from altgrad.training.resolution import resolve
 from altgrad.training.state import build_model, build_optimizer, build_roster
 from altgrad.training.twin import find_twin
@@ -47,6 +49,8 @@ class Prepared:
     """Parameters that enter a format."""
     stored: Mapping[str, str]
     """Parameters that are kept on a grid, by name: how, in words."""
+    warning: str | None = None
+    """Why the run's numbers may mean nothing, if there is reason to fear so."""
 
     @property
     def worse(self) -> dict[str, str]:
@@ -87,14 +91,20 @@ class Prepared:
             raise SpecError(self.document.where(("init_from",)), str(error)) from None
 
     def ensure(self, run: Run) -> Run:
-        """The run, created if it is new. Raises SpecError if the weights it should start from do not fit."""
+        """The run, created if it is new.
+
+        Raises SpecError if the weights it should start from do not fit, ValueError if it is there and was made with
+        other data.
+        """
         if run.exists:
+            same_data(run, self.dataset)
             return run
         self.check_start(run.path.parent.parent)
         facts = {
             "fingerprint": self.spec.fingerprint(), "seed": self.spec.seed, "steps": self.spec.steps, "step": 0,
             "parameters": self.parameters, "quantised_parameters": self.quantised, "data": self.dataset.describe(),
-            "references": dict(self.dataset.references), "worse": self.worse,
+            "references": dict(self.dataset.references), "scores": list(self.dataset.scores), "worse": self.worse,
+            **({} if self.warning is None else {"warning": self.warning}),
             "altgrad": __version__, "torch": str(torch.__version__), "python": platform.python_version(),
         }  # fmt: skip
         return run.create(self.spec.to_yaml(), facts)
@@ -125,12 +135,13 @@ def prepare(path: Path, sets: Sequence[str], device: str) -> Prepared:
         console.fail(str(SpecError(document.where(("model",)), str(error))), 2)
     tokens = dataset.batch(0).inputs.numel()
     spec, notice = resolve(spec, model, tokens, where)
-    if notice is not None:
-        console.say(notice, sys.stderr)
+    warning = leak_warning(spec)
+    for line in filter(None, (notice, warning)):
+        console.say(line, sys.stderr)
     count = sum(p.numel() for p in model.parameters())
     stored = _stored(optimizer)
     quantised = _quantised(model, decisions, stored)
-    return Prepared(spec, document, dataset, where, count, decisions, quantised, stored)
+    return Prepared(spec, document, dataset, where, count, decisions, quantised, stored, warning)
 
 
 def _device(name: str) -> torch.device:

@@ -13,6 +13,8 @@ import typer
 
 from altgrad.cli.console import duration, fail, number, one_line_errors, print_json, say, table
 from altgrad.cli.layout import clean
+from altgrad.cli.watch import recorded_scores
+from altgrad.cli.watched import in_short
 from altgrad.store import STATUSES, LockedError, Run, RunStore, seconds_since
 from altgrad.store.files import encode
 
@@ -34,7 +36,7 @@ def list_runs(
     runs: Folder = RUNS,
     as_json: Json = False,
 ) -> None:
-    """List runs: status, step, validation loss, and the time since each was started."""
+    """List runs: status, step, validation loss and main score, and the time since each was started."""
     with one_line_errors():
         if status is not None and status not in (*STATUSES, "dead"):
             raise ValueError(f"{status!r} is not a status; use one of {', '.join((*STATUSES, 'dead'))}.")
@@ -45,7 +47,7 @@ def list_runs(
     elif not found:
         say(f"No such runs in {runs}." if project or status else f"No runs in {runs}.")
     else:
-        table(["id", "status", "step", "validation loss", "age"], [_row(facts, project) for facts in found])
+        table(["id", "status", "step", "validation loss", "score", "age"], [_row(facts, project) for facts in found])
 
 
 @app.command()
@@ -156,13 +158,15 @@ def _summary(run: Run) -> dict[str, Any]:
         meta, status = run.meta(), run.status
         age = seconds_since(str(meta.get("created")))
     except (ValueError, TypeError, OSError):
-        return facts | {"status": "damaged", "step": None, "steps": None, LOSS: None, "age": None}
-    last = run.last(LOSS)
+        return facts | {"status": "damaged", "step": None, "steps": None, LOSS: None, "score": None, "age": None}
+    main = next(iter(recorded_scores(meta)), "loss")
+    last = run.last(LOSS, f"validation/{main}")
     return facts | {
         "status": status,
         "step": last.get("step"),
         "steps": meta.get("steps"),
         LOSS: last.get(LOSS),
+        "score": None if f"validation/{main}" not in last else {"name": main, "value": last[f"validation/{main}"]},
         "age": age,
     }
 
@@ -186,12 +190,13 @@ def _details(run: Run) -> dict[str, Any]:
 
 
 def _row(facts: dict[str, Any], project: str | None) -> list[str]:
-    loss = facts[LOSS]
+    loss, score = facts[LOSS], facts["score"]
     return [
         facts["id"] if project else f"{facts['project']}/{facts['id']}",
         facts["status"],
         _step(facts),
         "-" if loss is None else number(loss, 5),
+        "-" if score is None else f"{number(score['value'], 4)} {in_short(score['name'])}",
         duration(facts["age"]),
     ]
 

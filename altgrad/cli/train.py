@@ -18,6 +18,7 @@ import typer
 
 from altgrad.cli import console, panel
 from altgrad.cli.watch import recall
+from altgrad.cli.watched import TEXT_SCORES, in_words
 
 
 def train(
@@ -79,13 +80,13 @@ def _train(prepared: Any, runs: Path, resume: str, as_json: bool) -> None:
     with console.one_line_errors():
         run = prepared.open_run(runs, resume)
         if run.exists and run.status == "completed":
-            last = {key: value for key, value in run.last(*_VALIDATION).items() if key != "step"}
+            keys = [f"validation/{key}" for key in ("loss", *prepared.dataset.scores)]
+            last = {key: value for key, value in run.last(*keys).items() if key != "step"}
             _finish(prepared, Outcome(run, "completed", prepared.spec.steps, last), as_json, already=True)
             return
         run = prepared.ensure(run)
-        sinks = (
-            [] if as_json else [panel.choose(run.id, prepared.spec.steps, prepared.dataset.references, prepared.worse)]
-        )
+        known = prepared.dataset.references, prepared.worse, prepared.dataset.scores
+        sinks = [] if as_json else [panel.choose(run.id, prepared.spec.steps, *known)]
         for sink in sinks:
             recall(run, sink)
         with _polite() as request:
@@ -103,9 +104,6 @@ def _train(prepared: Any, runs: Path, resume: str, as_json: bool) -> None:
         raise typer.Exit(75 if request.signal == signal.SIGTERM else 130)
 
 
-_VALIDATION = ("validation/loss", "validation/perplexity", "validation/bits_per_byte")
-
-
 def _finish(prepared: Any, outcome: Any, as_json: bool, *, already: bool = False) -> None:
     """Where the run is, and its validation numbers beside what is known of the data."""
     if as_json:
@@ -117,13 +115,18 @@ def _finish(prepared: Any, outcome: Any, as_json: bool, *, already: bool = False
         return
     verb = "was completed before" if already else outcome.status
     console.say(f"{verb} at step {outcome.step}{': ' + outcome.reason if outcome.reason else ''}")
-    found = outcome.validation.get("validation/bits_per_byte")
-    if found is not None:
-        references = prepared.dataset.references.items()
-        known = ", ".join(f"{name} {value:.2f}" for name, value in references)
-        beside = f"   (for comparison: {known})" if known else ""
-        console.say(f"validation bits per byte  {found:.3f}{beside}")
+    references = ", ".join(f"{name} {value:.2f}" for name, value in prepared.dataset.references.items())
+    beside = f"   (for comparison: {references})" if references else ""
+    for score in _shown(prepared.dataset.scores):
+        if (found := outcome.validation.get(f"validation/{score}")) is not None:
+            console.say(f"validation {in_words(score)}  {found:.3f}{beside}")
+        beside = ""
     console.say(f"run  {outcome.run.path}")
+
+
+def _shown(scores: tuple[str, ...]) -> tuple[str, ...]:
+    """All of a classifier's; of text bits per byte alone, of which perplexity is only another form."""
+    return scores[:1] if scores[:1] == TEXT_SCORES[:1] else scores
 
 
 @dataclass

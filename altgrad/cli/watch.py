@@ -13,7 +13,7 @@ import json
 import os
 import time
 from array import array
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Annotated, Any
 from zlib import crc32
@@ -22,6 +22,7 @@ import typer
 
 from altgrad.cli import console
 from altgrad.cli.panel import Panel, PlainLines, choose
+from altgrad.cli.watched import TEXT_SCORES
 from altgrad.store.files import decode
 from altgrad.store.runs import EVENTS, METRICS, Run, RunStore
 
@@ -82,6 +83,12 @@ def _row(line: bytes) -> dict[str, Any] | None:
     except (ValueError, RecursionError):
         return None
     return row if isinstance(row, dict) and isinstance(row.get("step"), int) else None
+
+
+def recorded_scores(meta: Mapping[str, Any]) -> list[str]:
+    """What a run said its validation split is judged by; runs of earlier versions, all of text, said nothing."""
+    found = meta.get("scores")
+    return [str(name) for name in found] if isinstance(found, list) else list(TEXT_SCORES)
 
 
 def recall(run: Run, sink: Panel | PlainLines) -> None:
@@ -152,6 +159,7 @@ def watch(
             steps if isinstance(steps, int) else 0,
             references if isinstance(references, dict) else None,
             worse if isinstance(worse, dict) else None,
+            recorded_scores(meta),
         )
         try:
             status = follow(found, sink)

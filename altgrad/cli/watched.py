@@ -14,7 +14,7 @@ import math
 import re
 import time
 from collections import deque
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 
@@ -32,6 +32,7 @@ SLOTS = {
 PROMINENT = ("alarm", "intervention")
 SPEED_WINDOW = 100
 KINDS_OF_ALARM = 200
+TEXT_SCORES = ("bits_per_byte", "perplexity")
 # A number that stands alone; the one in `blocks.3.mlp` is part of a name.
 NUMERAL = re.compile(r"(?<![\w.])[-+]?\d[\d.,]*(e[-+]?\d+)?%?(?!\w)")
 
@@ -53,6 +54,16 @@ class Happening:
     message: str
     times: int
     last: int
+
+
+def in_words(score: str) -> str:
+    """`bits_per_byte` as `bits per byte`."""
+    return score.replace("_", " ")
+
+
+def in_short(score: str) -> str:
+    """`bits_per_byte` as `bits/byte`; other scores have no shorter name."""
+    return "bits/byte" if score == "bits_per_byte" else in_words(score)
 
 
 @lru_cache(maxsize=65536)
@@ -89,11 +100,14 @@ class Watched:
         references: Mapping[str, float] | None = None,
         worse: Mapping[str, str] | None = None,
         clock: Callable[[], float] = time.monotonic,
+        scores: Sequence[str] = TEXT_SCORES,
     ) -> None:
         self.title = clean(title)
         self.steps = max(0, steps)
         self.references = {clean(name): value for name, value in (references or {}).items()}
         self.worse = {key: way for key, way in (worse or {}).items() if way in ("higher", "lower")}
+        self.scores = tuple(clean(name) for name in scores)
+        """What the validation split is judged by beside the loss, the main number first."""
         self.step = 0
         self.status = "running"
         self.train = Curve()

@@ -15,27 +15,43 @@ from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from types import MappingProxyType
+from typing import Any, ClassVar, Literal
 
 import torch
 from torch import Tensor
 
 from altgrad.spec import Kind
 
-__all__ = ["SPLITS", "Batch", "Dataset", "DatasetSpec", "Evaluator"]
+__all__ = ["IGNORED", "PADDING", "SPLITS", "Answers", "Batch", "Dataset", "DatasetSpec", "Evaluator"]
 
 SPLITS = ("train", "validation", "test")
 """The names of splits, everywhere."""
+
+PADDING = -1
+"""An input that is none: it fills a row up to the length of its batch. No tokenizer has ids below zero."""
+
+IGNORED = -100
+"""A target that counts for nothing (torch's own default for cross-entropy)."""
+
+Answers = Literal["token", "text"]
+"""What gets an answer of its own, a row of the last axis: every token, or every text as a whole."""
 
 
 @dataclass(frozen=True)
 class Batch:
     """One micro-batch. `inputs` goes to the model; `targets` goes to the data set's own loss and evaluator.
 
-    For text both are int64 `[batch, time]`, and a target below zero counts for nothing.
+    `inputs` is int64 `[batch, time]`, and PADDING where a row has ended. `targets` is int64 `[batch, time]` where every
+    token gets an answer, float32 `[batch, outputs]` where every text does; a target below zero counts for nothing.
     """
 
     inputs: Tensor
     targets: Tensor
+
+    @property
+    def tokens(self) -> int:
+        """How many inputs are no padding. Asked of a batch on the CPU; elsewhere it waits for the device."""
+        return int((self.inputs >= 0).sum())
 
     def to(self, device: torch.device | str) -> "Batch":
         """The same batch on `device`."""
@@ -53,6 +69,10 @@ class Evaluator(ABC):
     def result(self) -> dict[str, float]:
         """The split's numbers by name, `loss` among them. Waits for the device; ValueError if nothing was added."""
 
+    def table(self) -> list[dict[str, Any]]:
+        """What there is to say of each of the task's classes, one row each; empty where a task has none."""
+        return []
+
 
 class Dataset(ABC):
     """Data ready to be asked. What `DatasetSpec.build` returns.
@@ -66,6 +86,8 @@ class Dataset(ABC):
     epoch_batches: int
     references: Mapping[str, float] = MappingProxyType({})
     """What others reach on the validation split, by name, in the unit the evaluator's main number has."""
+    scores: tuple[str, ...] = ()
+    """The evaluator's numbers that people ask for first, beside `loss`, the main one in front."""
 
     @abstractmethod
     def batch(self, index: int) -> Batch:
@@ -80,8 +102,12 @@ class Dataset(ABC):
         """The training loss: the mean over the batch, a float32 scalar."""
 
     @abstractmethod
-    def evaluator(self) -> Evaluator:
-        """A fresh evaluator for one pass over a split."""
+    def evaluator(self, tuned_on: Evaluator | None = None) -> Evaluator:
+        """A fresh evaluator for one pass over a split.
+
+        tuned_on: what this data set's evaluator gathered on another split, to take over what is chosen by looking at
+        answers (a threshold). Without it such choices are made on the split itself.
+        """
 
     @abstractmethod
     def describe(self) -> dict[str, str | int | float]:
@@ -90,6 +116,14 @@ class Dataset(ABC):
 
 class DatasetSpec(Kind, family="dataset", package="altgrad.data"):
     """What every data spec has: a way to build the data set for a model that takes `context` positions."""
+
+    answers: ClassVar[Answers] = "token"
+    """What the model must give an answer for."""
+
+    @property
+    def one_shape(self) -> bool:
+        """Whether all batches have the same shape, so that one compiled graph serves them all."""
+        return True
 
     @abstractmethod
     def build(self, seed: int, context: int) -> Dataset:

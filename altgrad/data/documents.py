@@ -25,14 +25,17 @@ from typing import Any, Protocol
 from altgrad.data.dataset import SPLITS
 
 __all__ = [
-    "SAMPLE", "Corpus", "FileCorpus", "checked_text", "content_hash", "hashed_split", "locate", "read_documents",
+    "SAMPLE", "Corpus", "FileCorpus", "Row", "checked_text", "content_hash", "hashed_split", "locate", "read_documents",
+    "read_rows",
 ]  # fmt: skip
 
 SAMPLE = "eulaw"
 """The name of the packaged sample; see sample/NOTICE for what it is and whose."""
 
-_SUFFIXES = (".parquet", ".jsonl", ".txt")
-_Row = tuple[int, object, object]  # row number, text, split or None where the file has no split column
+SUFFIXES = (".parquet", ".jsonl", ".txt")
+
+Row = tuple[int, tuple[object, ...], str | None]
+"""Its number from 1, the cells of the columns asked for, and its split; None where the file has no such column."""
 
 
 class Corpus(Protocol):
@@ -94,13 +97,13 @@ class FileCorpus:
         return found
 
 
-def locate(source: str) -> Path:
-    """The file that `source` means: the packaged sample, or an existing, non-empty file of a known suffix."""
+def locate(source: str, sample: str = "eulaw_lm.parquet", suffixes: tuple[str, ...] = SUFFIXES) -> Path:
+    """The file that `source` means: the packaged sample, or an existing, non-empty file of one of the suffixes."""
     if source == SAMPLE:
-        return Path(__file__).parent / "sample" / "eulaw_lm.parquet"
+        return Path(__file__).parent / "sample" / sample
     path = Path(source).expanduser()
-    if path.suffix not in _SUFFIXES:
-        raise ValueError(f"{source} ends in none of {', '.join(_SUFFIXES)}, and is not {SAMPLE}, the packaged sample.")
+    if path.suffix not in suffixes:
+        raise ValueError(f"{source} ends in none of {', '.join(suffixes)}, and is not {SAMPLE}, the packaged sample.")
     if not path.is_file():
         raise ValueError(f"{source} is not a file; give the path of one, or {SAMPLE} for the packaged sample.")
     if path.stat().st_size == 0:
@@ -122,17 +125,22 @@ def read_documents(path: Path, column: str) -> dict[str, list[str]]:
     """
     if path.suffix == ".txt":
         return _cut(path, checked_text(path, 1, column, _decoded(path, path.read_bytes())))
-    rows = _parquet_rows(path, column) if path.suffix == ".parquet" else _jsonl_rows(path, column)
     found: dict[str, list[str]] = {split: [] for split in SPLITS}
-    for row, value, split in rows:
+    for row, (value,), split in read_rows(path, (column,)):
         text = checked_text(path, row, column, value)
-        if split is None:
-            split = hashed_split(text)
-        elif split not in SPLITS:
-            raise ValueError(f"{path}: row {row}: column 'split' holds {split!r}; it takes {', '.join(SPLITS)}.")
         if text:
-            found[str(split)].append(text)
+            found[hashed_split(text) if split is None else split].append(text)
     return found
+
+
+def read_rows(path: Path, columns: tuple[str, ...]) -> Iterator[Row]:
+    """The rows of a .parquet or .jsonl file in order, cells as Python values. ValueError for a column or split that is
+    not there."""
+    reader = _parquet_rows if path.suffix == ".parquet" else _jsonl_rows
+    for row, values, split in reader(path, columns):
+        if split is not None and split not in SPLITS:
+            raise ValueError(f"{path}: row {row}: column 'split' holds {split!r}; it takes {', '.join(SPLITS)}.")
+        yield row, values, split
 
 
 def checked_text(name: Path | str, row: int, column: str, value: object) -> str:
@@ -175,7 +183,7 @@ def _cut(path: Path, text: str) -> dict[str, list[str]]:
     return {split: [part.decode()] for split, part in zip(SPLITS, parts, strict=True)}
 
 
-def _jsonl_rows(path: Path, column: str) -> Iterator[_Row]:
+def _jsonl_rows(path: Path, columns: tuple[str, ...]) -> Iterator[Row]:
     has_split: bool | None = None
     # Lines end at "\n" only: JSON strings may hold the other characters that str.splitlines() cuts at.
     for row, line in enumerate(path.read_bytes().split(b"\n"), start=1):
@@ -185,35 +193,39 @@ def _jsonl_rows(path: Path, column: str) -> Iterator[_Row]:
             record = json.loads(_decoded(path, line, row))
         except json.JSONDecodeError as error:
             raise ValueError(f"{path}: row {row}: not JSON ({error.msg} at column {error.colno}).") from None
-        if not isinstance(record, dict) or column not in record:
+        missing = [column for column in columns if not isinstance(record, dict) or column not in record]
+        if missing:
             keys = ", ".join(record) if isinstance(record, dict) else f"a JSON {type(record).__name__}"
-            raise ValueError(f"{path}: row {row}: no column '{column}'; the row has {keys or 'nothing'}.")
+            raise ValueError(f"{path}: row {row}: no column '{missing[0]}'; the row has {keys or 'nothing'}.")
         has_split = "split" in record if has_split is None else has_split
         if has_split != ("split" in record):
             raise ValueError(
                 f"{path}: row {row}: column 'split' must be in every row or in none; the first row differs."
             )
-        yield row, record[column], (record["split"] or "") if has_split else None
+        yield row, tuple(record[column] for column in columns), (record["split"] or "") if has_split else None
 
 
-def _parquet_rows(path: Path, column: str) -> Iterator[_Row]:
+def _parquet_rows(path: Path, columns: tuple[str, ...]) -> Iterator[Row]:
     import pyarrow
     from pyarrow import parquet
 
     try:
         with parquet.ParquetFile(path) as file:
             names = file.schema_arrow.names
-            if column not in names:
-                raise ValueError(f"{path}: no column '{column}'; the file has {', '.join(names)}.")
+            for column in columns:
+                if column not in names:
+                    raise ValueError(f"{path}: no column '{column}'; the file has {', '.join(names)}.")
             # One file, read as one file: pyarrow's data set reader would also infer columns from folder names.
             splits = ["split"] if "split" in names else []
             row = 0
-            for chunk in file.iter_batches(columns=list(dict.fromkeys([column, *splits]))):
-                texts = chunk.column(column)
-                marks = chunk.column("split").to_pylist() if splits else [None] * len(texts)
-                for text, split in zip(texts, marks, strict=True):
+            for chunk in file.iter_batches(columns=list(dict.fromkeys([*columns, *splits]))):
+                cells = zip(*(chunk.column(column) for column in columns), strict=True)
+                marks = chunk.column("split").to_pylist() if splits else [None] * chunk.num_rows
+                for row_cells, split in zip(cells, marks, strict=True):
                     row += 1
-                    yield row, _scalar(path, row, column, text), (split or "") if splits else None
+                    values = zip(columns, row_cells, strict=True)
+                    read = tuple(_scalar(path, row, column, cell) for column, cell in values)
+                    yield row, read, (split or "") if splits else None
     except (pyarrow.ArrowException, OSError) as error:
         raise ValueError(f"{path} cannot be read as parquet: {str(error).splitlines()[0]}") from None
 

@@ -31,7 +31,7 @@ from altgrad.data.dataset import SPLITS
 from altgrad.data.documents import SAMPLE, checked_text, hashed_split
 from altgrad.data.hub_id import Hub, downloaded, how_to_copy, reachable
 
-__all__ = ["Hub", "HubCorpus", "SourceSetting", "read_hub"]
+__all__ = ["Hub", "HubCorpus", "SourceSetting", "hub_rows", "hub_splits", "read_hub"]
 
 _READ = ("parquet", "arrow", "json", "csv", "text")
 _PREPARED = "cache"  # what the library calls the reader of its own copies
@@ -75,17 +75,12 @@ def read_hub(source: Hub, column: str) -> HubCorpus:
     ValueError, in one line, if the source is not there (within two seconds where there is no network), is of a form
     that could run code, or lacks the config, the column, or the splits.
     """
-    with ExitStack() as stack:
-        splits = _load(source, stack)
-        found: dict[str, list[str]] = {split: [] for split in SPLITS}
-        alone = len(splits) == 1
-        if not alone and not set(SPLITS[:2]) <= set(splits):
-            raise ValueError(
-                f"{source.name} has the splits {', '.join(splits)}; it takes train and validation, or one split alone."
-            )
-        for split in list(splits) if alone else [split for split in SPLITS if split in splits]:
-            for text in _texts(source, str(split), splits[split], column):
-                found[hashed_split(text) if alone else split].append(text)
+    found: dict[str, list[str]] = {split: [] for split in SPLITS}
+    with hub_splits(source) as splits:
+        for name, rows in splits.items():
+            for row, (value,) in hub_rows(source, name, rows, (column,)):
+                if text := checked_text(f"{source.name}, {name}", row, column, value):
+                    found[hashed_split(text) if len(splits) == 1 else name].append(text)
     digest, size = hashlib.sha256(), 0
     for split, texts in found.items():
         digest.update(f"{split} {len(texts)}\n".encode())
@@ -96,15 +91,35 @@ def read_hub(source: Hub, column: str) -> HubCorpus:
     return HubCorpus(source.name, size, digest.hexdigest(), found)
 
 
-def _texts(source: Hub, split: str, rows: Any, column: str) -> Iterator[str]:
-    if column not in rows.column_names:
-        raise ValueError(f"{source.name} has no column '{column}'; it has {', '.join(rows.column_names)}.")
+@contextmanager
+def hub_splits(source: Hub) -> Iterator[dict[str, Any]]:
+    """The splits as objects of the library, train, validation and test in this order, or the only one there is.
+
+    They can be read inside the block. ValueError as `read_hub` says.
+    """
+    with ExitStack() as stack:
+        splits = _load(source, stack)
+        if len(splits) > 1 and not set(SPLITS[:2]) <= set(splits):
+            raise ValueError(
+                f"{source.name} has the splits {', '.join(splits)}; it takes train and validation, or one split alone."
+            )
+        names = list(splits) if len(splits) == 1 else [split for split in SPLITS if split in splits]
+        yield {str(name): splits[name] for name in names}
+
+
+def hub_rows(source: Hub, split: str, rows: Any, columns: tuple[str, ...]) -> Iterator[tuple[int, tuple[object, ...]]]:
+    """Every row of a split: its number from 1 and the cells of the columns. ValueError for a column it lacks."""
+    for column in columns:
+        if column not in rows.column_names:
+            raise ValueError(f"{source.name} has no column '{column}'; it has {', '.join(rows.column_names)}.")
     row = 0
-    for chunk in rows.select_columns([column]).iter(batch_size=1000):
-        for value in chunk[column]:
-            row += 1
-            if text := checked_text(f"{source.name}, {split}", row, column, value):
-                yield text
+    try:
+        for chunk in rows.select_columns(list(columns)).iter(batch_size=1000):
+            for values in zip(*(chunk[column] for column in columns), strict=True):
+                row += 1
+                yield row, values
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{source.name}, {split}: after row {row}: not UTF-8 ({error.reason}).") from None
 
 
 def _load(source: Hub, stack: ExitStack) -> Any:

@@ -30,18 +30,14 @@ from pydantic import Field
 from torch import Tensor
 from torch.nn import functional
 
-from altgrad.data.dataset import Batch, Dataset, DatasetSpec, Evaluator
+from altgrad.data.dataset import IGNORED, Batch, Dataset, DatasetSpec, Evaluator
 from altgrad.data.documents import SAMPLE, Corpus, FileCorpus, locate
 from altgrad.data.hub import Hub, SourceSetting, read_hub
 from altgrad.data.order import counted_bits, visiting_order
 from altgrad.data.tokenizer import TokenizerSetting
 from altgrad.data.tokens import Tokens, load_tokens
 
-__all__ = ["IGNORED", "Text", "TextDataset", "TextEvaluator"]
-
-IGNORED = -100
-"""A target that counts for nothing (torch's own default for cross-entropy)."""
-
+__all__ = ["Text", "TextDataset", "TextEvaluator"]
 
 SAMPLE_REFERENCES = {"unigram": 4.47, "order-6 n-gram": 1.17}
 """Bits per byte on the packaged sample's validation split of byte-level count models fitted on its training split."""
@@ -85,6 +81,8 @@ class Text(DatasetSpec):
 
 class TextDataset(Dataset):
     """Rings of tokens, one per split; see the head of this file. `origin` is told by `describe`."""
+
+    scores = ("bits_per_byte", "perplexity")
 
     def __init__(self, tokens: Tokens, *, seed: int, context: int, batch_size: int, origin: dict[str, str]) -> None:
         self.vocabulary = self.outputs = len(tokens.token_bytes)
@@ -132,8 +130,8 @@ class TextDataset(Dataset):
         """Mean cross-entropy in nats over all targets of the batch; computed in float32 whatever the logits are."""
         return _cross_entropy(output, batch.targets, "mean")
 
-    def evaluator(self) -> "TextEvaluator":
-        """For one pass over one split."""
+    def evaluator(self, tuned_on: Evaluator | None = None) -> "TextEvaluator":
+        """For one pass over one split; there is nothing to tune."""
         return TextEvaluator(torch.from_numpy(self._tokens.token_bytes))
 
     def describe(self) -> dict[str, str | int | float]:

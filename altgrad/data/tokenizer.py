@@ -31,6 +31,7 @@ from numpy.typing import NDArray
 from pydantic import Field, PlainValidator
 
 from altgrad.spec import Spec
+from altgrad.spec.folder import named_folder
 
 __all__ = ["BPE", "ByteTokenizer", "SubwordTokenizer", "Tokenizer", "TokenizerSetting", "make_tokenizer"]
 
@@ -149,7 +150,7 @@ def make_tokenizer(setting: str | BPE, training: Iterable[str]) -> ByteTokenizer
 
 def tokenizer_files(setting: str) -> tuple[Path, Path]:
     """tokenizer.json and tokenizer_config.json of a folder. ValueError without the first; the second may be absent."""
-    folder = Path(setting).expanduser()
+    folder = named_folder(setting)
     if not (folder / "tokenizer.json").is_file():
         raise ValueError(
             f"{setting} has no tokenizer.json; tokenizer is bytes, {{bpe: 4096}}, gpt2 or a folder with one."

@@ -16,7 +16,7 @@ picture of a layer's numerics, and the reference people know is this shape.
 
 import math
 from collections.abc import Mapping
-from typing import Annotated, ClassVar, Literal, Self
+from typing import Annotated, ClassVar, Literal, Protocol, Self
 
 import torch
 from pydantic import Field, model_validator
@@ -86,10 +86,26 @@ class Attention(nn.Module):
         return out
 
 
+class Widths(Protocol):
+    """What an MLP has to know of its model's spec."""
+
+    @property
+    def width(self) -> int:
+        """Of the residual stream."""
+
+    @property
+    def bias(self) -> bool:
+        """Whether linear layers have one."""
+
+    @property
+    def gelu(self) -> str:
+        """`exact` or `tanh`."""
+
+
 class MLP(nn.Module):
     """down(gelu(up(x))), four times as wide inside."""
 
-    def __init__(self, spec: GPT) -> None:
+    def __init__(self, spec: Widths) -> None:
         super().__init__()
         self.up = nn.Linear(spec.width, 4 * spec.width, bias=spec.bias)
         self.down = nn.Linear(4 * spec.width, spec.width, bias=spec.bias)

@@ -8,10 +8,9 @@ from collections.abc import Callable
 import torch
 from torch import nn
 
-from altgrad.data.dataset import Dataset
+from altgrad.data.dataset import Dataset, Evaluator
 
 
-@torch.no_grad()
 def evaluate(
     model: nn.Module,
     dataset: Dataset,
@@ -24,18 +23,33 @@ def evaluate(
 
     Leaves the model in the mode it was in.
     """
-    device = next(model.parameters()).device
     evaluator = dataset.evaluator()
+    done = gather(model, dataset, split, evaluator, compute=compute, interrupted=interrupted)
+    return evaluator.result() if done else None
+
+
+@torch.no_grad()
+def gather(
+    model: nn.Module,
+    dataset: Dataset,
+    split: str,
+    evaluator: Evaluator,
+    *,
+    compute: str = "float32",
+    interrupted: Callable[[], bool] = lambda: False,
+) -> bool:
+    """Give the evaluator the model's answers to a whole split; False if `interrupted` said so on the way."""
+    device = next(model.parameters()).device
     training = model.training
     model.eval()
     try:
         for batch in dataset.evaluation(split):
             if interrupted():
-                return None
+                return False
             here = batch.to(device)
             with torch.autocast(device.type, torch.bfloat16, enabled=compute == "bfloat16"):
                 output = model(here.inputs)
             evaluator.add(output, here)
     finally:
         model.train(training)
-    return evaluator.result()
+    return True

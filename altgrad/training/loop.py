@@ -207,10 +207,11 @@ class _Training:
         index = self.state.step * self.spec.accumulate + micro
         # For dropout; whatever else draws would also be a function of the seed and the step alone.
         torch.manual_seed(site_key(self.spec.seed, f"micro-batch {index}"))
-        batch = self.dataset.batch(index).to(self.device)
+        batch = self.dataset.batch(index)
+        tokens, batch = batch.tokens, batch.to(self.device)
         with torch.autocast(self.device.type, torch.bfloat16, enabled=compute == "bfloat16"):
             output = forward(batch.inputs)
-        return self.dataset.loss(output, batch) / self.spec.accumulate, batch.targets.numel()
+        return self.dataset.loss(output, batch) / self.spec.accumulate, tokens
 
     def replayed(self) -> Iterator[Tensor]:
         """The step's losses once more, in eager and in float32: for monitors that look at whole tensors."""
@@ -283,6 +284,6 @@ class _Training:
         self.tracker.event(state.step, "stopped", reason or f"completed {state.step} steps", status=status)
         self.files.sync()
         self.run.update_meta(status=status, step=state.step, reason=reason)
-        keys = ("loss", "bits_per_byte", "perplexity")
+        keys = ("loss", *self.dataset.scores)
         found = self.run.last(*(f"validation/{key}" for key in keys))
         return Outcome(self.run, status, state.step, {k: v for k, v in found.items() if k != "step"}, reason)

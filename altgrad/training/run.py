@@ -114,6 +114,13 @@ class RunSpec(Spec):
                 f"loss_scale {self.loss_scale.factor:g} does nothing beside the scaled grad_output of {scaled[0]}; "
                 "leave it out, use scaling: unscaled there, or say {factor: ..., force: true}."
             )
+        if self.model.answers != self.data.answers:
+            raise ValueError(
+                f"model {self.model.kind} answers for every {self.model.answers}, data {self.data.kind} asks for every "
+                f"{self.data.answers}; gpt goes with text, encoder with labels, hf with either by its head."
+            )
+        if self.compile and not self.data.one_shape:
+            raise ValueError("compile: model is for batches of one shape; set data.lengths: mixed.")
         for place, members in (("monitors", self.monitors), ("interventions", self.interventions)):
             kinds = [member.kind for member in members]
             if twice := {kind for kind in kinds if kinds.count(kind) > 1}:

@@ -24,6 +24,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from altgrad.models.huggingface import library
 from altgrad.monitors import MonitorSpec
 from altgrad.nn import commit
 from altgrad.training.own_loop import LoopWatch, monitor_specs, watch
@@ -51,15 +52,11 @@ def watch_trainer(
     in one process; a twin that is no run is a ValueError when training begins. ModuleNotFoundError without
     transformers.
     """
-    try:
-        from transformers import TrainerCallback
-    except ModuleNotFoundError as error:
-        says = f"{error.name} is not installed; `pip install 'altgrad[hf]'` brings what Trainer needs."
-        raise ModuleNotFoundError(says, name=error.name) from None
+    base = library().TrainerCallback
     if trainer.is_deepspeed_enabled or trainer.is_fsdp_enabled or trainer.args.n_gpu > 1:
         raise ValueError("this trainer splits or replicates the model; monitors look at whole ones: one GPU a process.")
     # The base is only known here: transformers is not loaded for the sake of a class.
-    kind = type("WatchCallback", (WatchCallback, TrainerCallback), {})
+    kind = type("WatchCallback", (WatchCallback, base), {})
     callback: WatchCallback = kind(trainer, monitor_specs(monitors), tuple(log))
     trainer.add_callback(callback)
     return callback

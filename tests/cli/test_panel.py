@@ -9,8 +9,10 @@ from rich.console import Console
 
 from altgrad.cli import panel
 from altgrad.cli.console import Screen
+from altgrad.cli.frame import frame
 from altgrad.cli.layout import Line
 from altgrad.cli.panel import Panel, PlainLines, choose
+from altgrad.cli.watched import Watched
 
 STEPS = 400
 REFERENCES = {"unigram": 4.47, "order-6 n-gram": 1.17}
@@ -122,3 +124,18 @@ def test_a_pipe_gets_plain_lines(capsys: pytest.CaptureFixture[str]) -> None:
     sink.close()
     assert isinstance(sink, PlainLines)
     assert capsys.readouterr().out == "quickstart: 400 steps\n"
+
+
+def test_a_classifier_shows_its_own_scores_in_the_picture_and_in_lines() -> None:
+    values = {"train/loss": 0.3, "validation/loss": 0.4, "validation/f1_micro": 0.625, "validation/f1_macro": 0.5125}
+    scores = ("f1_micro", "f1_macro")
+    file = io.StringIO()
+    lines = PlainLines("classifier", 10, {"TF-IDF": 0.63}, file, scores=scores)
+    lines.metrics(10, values)
+    lines.close()
+    assert "f1 micro to compare: TF-IDF 0.630" in file.getvalue()
+    assert "validation 0.4000   0.6250 f1 micro" in file.getvalue()
+    watched = Watched("classifier", 10, scores=scores)
+    watched.metrics(10, values)
+    picture = "\n".join(line.text for line in frame(watched, 120, 40))
+    assert "f1 micro 0.6250" in picture and "f1 macro 0.5125" in picture and "bits/byte" not in picture

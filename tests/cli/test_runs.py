@@ -50,7 +50,7 @@ def test_a_listing_has_status_step_loss_and_age(store: RunStore, runs: Callable[
     listing = runs("list")
     assert listing.exit_code == 0
     rows = [line.split() for line in listing.stdout.splitlines()]
-    assert rows[0] == ["id", "status", "step", "validation", "loss", "age"]
+    assert rows[0] == ["id", "status", "step", "validation", "loss", "score", "age"]
     assert [row[:4] for row in rows[1:]] == [
         ["demo/a", "dead", "3/4", "1.5000"],
         ["demo/b", "completed", "3/4", "nan"],
@@ -71,7 +71,18 @@ def test_a_listing_as_json_is_strict_json_with_the_same_facts(store: RunStore, r
     assert row.pop("age") >= 0
     assert row.pop("path") == str(store.root / "demo" / "b")
     known = {"project": "demo", "id": "b", "status": "completed"}
-    assert row == known | {"step": 3, "steps": 4, "validation/loss": "nan"}
+    assert row == known | {"step": 3, "steps": 4, "validation/loss": "nan", "score": None}
+
+
+def test_a_listing_shows_the_score_a_run_says_it_is_judged_by(store: RunStore, runs: Callable[..., Any]) -> None:
+    for name, scores, logged in (("c", ["f1_micro", "f1_macro"], "f1_micro"), ("t", None, "bits_per_byte")):
+        run = make(store, name, **({} if scores is None else {"scores": scores}))
+        with (run.path / "metrics.jsonl").open("a") as file:
+            file.write(json.dumps({"step": 3, f"validation/{logged}": 0.625}) + "\n")
+    lines = runs("list").stdout.splitlines()
+    assert "0.6250 f1 micro" in lines[1] and "0.6250 bits/byte" in lines[2]
+    (row, _) = json.loads(runs("list", "--json").stdout)
+    assert row["score"] == {"name": "f1_micro", "value": 0.625}
 
 
 def test_an_empty_store_is_no_error(store: RunStore, runs: Callable[..., Any]) -> None:

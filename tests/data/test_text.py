@@ -10,9 +10,9 @@ import pytest
 import torch
 from torch.nn import functional
 
-from altgrad.data.dataset import Batch, DatasetSpec
+from altgrad.data.dataset import IGNORED, Batch, DatasetSpec
 from altgrad.data.documents import SAMPLE, locate
-from altgrad.data.text import IGNORED, Text, TextDataset
+from altgrad.data.text import Text, TextDataset
 
 
 @pytest.fixture(scope="module")

@@ -1,0 +1,69 @@
+"""altgrad evaluate RUN and altgrad export RUN: what a trained run is worth on a split it never saw, and its weights.
+
+A threshold is chosen on the validation split and taken over to the one that is asked for. The weights are those of the
+newest checkpoint. Torch is imported when a command runs.
+"""
+
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import typer
+
+from altgrad.cli import console
+from altgrad.store import RunStore
+
+RunName = Annotated[str, typer.Argument(metavar="RUN", help="An id, its unique beginning, project/id, or a path.")]
+Folder = Annotated[Path, typer.Option("--runs", metavar="DIR", help="The folder that holds all runs.")]
+
+
+def evaluate(
+    run: RunName,
+    split: Annotated[Literal["validation", "test"], typer.Option(help="The split to judge.")] = "test",
+    device: Annotated[str, typer.Option(help="cpu, cuda or cuda:1.")] = "cpu",
+    runs: Folder = Path("runs"),
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON instead of tables.")] = False,
+) -> None:
+    """Judge a run's newest checkpoint on a split: all its numbers and, for a classifier, each label's."""
+    with console.one_line_errors():
+        found = RunStore(runs).find(run)
+        from altgrad.training.held_out import judge
+
+        judged = judge(found, split, device)
+    if as_json:
+        facts = {"run": str(found.path), "split": split, "step": judged.step, "validation": judged.validation}
+        console.print_json({**facts, "found": judged.found, "table": judged.table})
+        return
+    console.say(f"{found.id} at step {judged.step}, {split}")
+    header = ["", "validation", split] if split != "validation" else ["", split]
+    rows = [
+        [name.replace("_", " "), _shown(judged.validation[name]), _shown(value)] for name, value in judged.found.items()
+    ]
+    console.table(header, [row if split != "validation" else row[:2] for row in rows])
+    if judged.table:
+        console.say("")
+        names = list(judged.table[0])
+        console.table(
+            [name.replace("_", " ") for name in names], [[_shown(row[name]) for name in names] for row in judged.table]
+        )
+
+
+def export(
+    run: RunName,
+    out: Annotated[Path, typer.Option("--out", metavar="DIR", help="A new folder.", show_default=False)],
+    runs: Folder = Path("runs"),
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON instead of text.")] = False,
+) -> None:
+    """Write a run of kind hf as a folder that Hugging Face's libraries load."""
+    with console.one_line_errors():
+        found = RunStore(runs).find(run)
+        from altgrad.training.export import export as write
+
+        step = write(found, out)
+    if as_json:
+        console.print_json({"run": str(found.path), "step": step, "out": str(out)})
+    else:
+        console.say(f"{found.id} at step {step} is now {out}")
+
+
+def _shown(value: Any) -> str:
+    return f"{value:.4f}" if isinstance(value, float) else str(value)

