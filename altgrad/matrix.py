@@ -246,7 +246,7 @@ def runs(matrix: Matrix, folder: Path, cls: type[Run], sets: Iterable[str] = ())
 
 def _changed(base: Document, cls: type[Spec], cell: Place, sets: Iterable[str]) -> Document:
     """The base with a cell's changes, not validated yet."""
-    document = copy.deepcopy(base)
+    document = base.copy()
     changes = dict(cell.changes)
     if cell.arm and "name" in cls.model_fields:
         changes.setdefault("name", cell.arm)

@@ -18,6 +18,7 @@ import typer
 
 from altgrad.cli import console, panel
 from altgrad.cli.watch import recall
+from altgrad.store.heartbeat import beating
 
 
 def train(
@@ -38,20 +39,27 @@ def train(
     as_json: Annotated[
         bool, typer.Option("--json", help="Print one JSON object at the end, and nothing else.")
     ] = False,
+    exact: Annotated[
+        bool, typer.Option("--exact", help="Refuse (exit 3) to run anything but the spec as it stands.")
+    ] = False,
+    heartbeat: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="Say in this file, every 5 s, that the process is alive.")
+    ] = None,
 ) -> None:
     """Train the run a spec describes; repeat the command to continue it."""
     # cuBLAS decides at its first use whether it may be non-deterministic.
     os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
-    _refuse_what_is_out_of_reach(spec, sets or [])
-    from altgrad.cli.preparation import describe, prepare
+    with beating(heartbeat):
+        _refuse_what_is_out_of_reach(spec, sets or [])
+        from altgrad.cli.preparation import describe, prepare
 
-    prepared = prepare(spec, sets or [], device)
-    if dry_run:
-        with console.one_line_errors():
-            prepared.check_start()
-        describe(prepared, as_json)
-        return
-    _train(prepared, runs, resume, as_json)
+        prepared = prepare(spec, sets or [], device, exact)
+        if dry_run:
+            with console.one_line_errors():
+                prepared.check_start()
+            describe(prepared, as_json)
+        else:
+            _train(prepared, runs, resume, as_json)
 
 
 def _refuse_what_is_out_of_reach(path: Path, sets: list[str]) -> None:
