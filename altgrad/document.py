@@ -125,10 +125,6 @@ class Document:
             raise SpecError(place, f"not valid YAML: {error.problem or error.context}.") from None
         return document
 
-    def copy(self) -> "Document":
-        """Another document that says the same; what is put into one does not reach the other."""
-        return Document(copy.deepcopy(self.data), self.name, dict(self.values), dict(self.keys))
-
     def where(self, location: Location, *, key: bool = False) -> str:
         """Position of the deepest part of `location` that was written, its key rather than its value if `key`."""
         if key and location in self.keys:

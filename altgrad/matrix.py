@@ -246,7 +246,8 @@ def runs(matrix: Matrix, folder: Path, cls: type[Run], sets: Iterable[str] = ())
 
 def _changed(base: Document, cls: type[Spec], cell: Place, sets: Iterable[str]) -> Document:
     """The base with a cell's changes, not validated yet."""
-    document = base.copy()
+    # Where things were written is text by place, never changed in place: it is shared, and only the data is copied.
+    document = Document(copy.deepcopy(base.data), base.name, dict(base.values), dict(base.keys))
     changes = dict(cell.changes)
     if cell.arm and "name" in cls.model_fields:
         changes.setdefault("name", cell.arm)
