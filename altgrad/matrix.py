@@ -5,6 +5,7 @@
     arms:                                                   # named ways to run it, each with a reason
       adamw: {purpose: the baseline}
       manifold: {set: {optimizer.kind: manifold_adamw}, purpose: steps in spacings, expect: no worse}
+      madam: {set: {optimizer.kind: madam}, axes: {optimizer.lr: [1e-2]}, purpose: relative steps}
     twin: bf16                                              # one more arm: nothing cast, bfloat16 products
     axes:
       storage.0.format: [e4m3fn, e5m2, e3m4]
@@ -33,7 +34,7 @@ from typing import Annotated, Any, Literal, TypeVar
 
 from pydantic import Field, model_validator
 
-from altgrad.document import Document, SpecError
+from altgrad.document import Document, Location, SpecError
 from altgrad.spec import LocatedError, Spec, did_you_mean
 from altgrad.spec.assignment import assign, put
 
@@ -53,6 +54,8 @@ class Arm(Spec):
 
     set: dict[str, Any] = Field(default_factory=dict)
     """Dotted path -> value."""
+    axes: dict[str, Any] = Field(default_factory=dict)
+    """Axes of its own, in place of the matrix's of the same path: learning rates of another optimizer, say."""
     purpose: str = ""
     expect: str = ""
 
@@ -67,7 +70,7 @@ class Smoke(Spec):
 
     set: dict[str, Any] = Field(default_factory=dict)
     axes: dict[str, Any] = Field(default_factory=dict)
-    """Replaces the axes that it names."""
+    """Replaces the axes that it names; an arm's own of such a path keeps its first value."""
     arms: tuple[str, ...] | None = None
     """The arms that stay, the twin's name among them; null: all."""
     seeds: Seeds | None = None
@@ -95,7 +98,7 @@ class Matrix(Spec):
     zip: tuple[tuple[str, ...], ...] = ()
     """Groups of axes that advance together."""
     include: tuple[dict[str, Any], ...] = ()
-    """More cells, each a mapping of path -> value, with an `arm` to name it."""
+    """More cells, each a mapping of path -> value; `arm` names one."""
     exclude: tuple[dict[str, Any], ...] = ()
     """Cells to leave out: those that agree with an entry in everything it names, `arm` among it."""
     expect: dict[str, str] = Field(default_factory=dict)
@@ -111,10 +114,13 @@ class Matrix(Spec):
 
     @model_validator(mode="after")
     def _agree(self) -> "Matrix":
-        for path, values in self.axes.items():
-            if not isinstance(values, list | tuple) or not values:
-                raise LocatedError(("axes", path), f"{path} is {values!r}; an axis is a list of one value or more.")
+        _check_axes(self.axes, ("axes",))
         self._check_zip()
+        zipped = {path for group in self.zip for path in group}
+        for name, arm in self.arms.items():
+            _check_axes(arm.axes, ("arms", name, "axes"))
+            if both := next((path for path in arm.axes if path in zipped), None):
+                raise LocatedError(("arms", name, "axes", both), f"{both} is zipped, so no arm has its own.")
         for number, entry in enumerate(self.exclude):
             known = {**self.axes, ARM: None}
             if unknown := next((path for path in entry if path not in known), None):
@@ -144,7 +150,8 @@ class Matrix(Spec):
                 raise LocatedError(("zip", number), f"zipped axes must be equally long: {told}.")
 
     def _check_smoke(self, smoke: Smoke) -> None:
-        for what, known in (("axes", self.axes), ("arms", self.all_arms())):
+        axes = self.axes.keys() | {path for arm in self.arms.values() for path in arm.axes}
+        for what, known in (("axes", axes), ("arms", self.all_arms())):
             for name in getattr(smoke, what) or ():
                 if name not in known:
                     message = f"smoke names '{name}', which is not among the {what}.{did_you_mean(name, known)}"
@@ -166,13 +173,22 @@ class Matrix(Spec):
         smoke = self.smoke
         if smoke is None:
             raise ValueError("this matrix has no `smoke:`; run it whole, or write one.")
-        arms, twin = dict(self.arms), self.twin
+        arms, twin = {name: self._smoked(arm, smoke) for name, arm in self.arms.items()}, self.twin
         if smoke.arms is not None:
             arms = {name: arm for name, arm in arms.items() if name in smoke.arms}
             twin = twin if twin in smoke.arms else None
         fields = {name: getattr(self, name) for name in type(self).model_fields}
-        fields |= {"set": {**self.set, **smoke.set}, "axes": {**self.axes, **smoke.axes}, "arms": arms, "twin": twin}
+        axes = {path: smoke.axes.get(path, values) for path, values in self.axes.items()}
+        fields |= {"set": {**self.set, **smoke.set}, "axes": axes, "arms": arms, "twin": twin}
         return Matrix(**fields | {"seeds": smoke.seeds or self.seeds, "smoke": None})
+
+    def _smoked(self, arm: Arm, smoke: Smoke) -> Arm:
+        """Where the smoke variant names an axis that arm and matrix share, its values are the matrix's."""
+        axes = {
+            path: values[:1] if path in smoke.axes and path in self.axes else smoke.axes.get(path, values)
+            for path, values in arm.axes.items()
+        }
+        return arm.model_copy(update={"axes": axes})
 
     def cells(self) -> list["Place"]:
         """The combinations, without seeds, in the order written: arms vary slowest, then the first axis."""
@@ -191,10 +207,11 @@ class Matrix(Spec):
         return found
 
     def _combinations(self, arm: Arm) -> Iterator[Cell]:
-        axes = {path: values for path, values in self.axes.items() if not _decides(arm.set, path)}
+        axes = {path: values for path, values in self.axes.items() if not _decides(arm.set, path)} | arm.axes
         grouped = {path: tuple(other for other in group if other in axes) for group in self.zip for path in group}
         groups = list(dict.fromkeys(grouped.get(path, (path,)) for path in axes))
-        steps = [[dict(zip(group, row, strict=True)) for row in _rows(axes, group)] for group in groups]
+        rows = [zip(*(axes[path] for path in group), strict=True) for group in groups]
+        steps = [[dict(zip(group, row, strict=True)) for row in own] for group, own in zip(groups, rows, strict=True)]
         for parts in itertools.product(*steps):
             yield {path: value for part in parts for path, value in part.items()}
 
@@ -258,16 +275,18 @@ def _changed(base: Document, cls: type[Spec], cell: Place, sets: Iterable[str]) 
     return document
 
 
+def _check_axes(axes: Cell, where: Location) -> None:
+    for path, values in axes.items():
+        if not isinstance(values, list | tuple) or not values:
+            raise LocatedError((*where, path), f"{path} is {values!r}; an axis is a list of one value or more.")
+
+
 def _decides(settings: Cell, path: str) -> bool:
     """Whether these settings leave nothing of the axis: they set it, part of it, or what it lies in (but see above)."""
     return any(
         path == own or own.startswith(f"{path}.") or (path.startswith(f"{own}.") and not isinstance(value, dict))
         for own, value in settings.items()
     )
-
-
-def _rows(axes: Mapping[str, Any], group: tuple[str, ...]) -> Iterator[tuple[Any, ...]]:
-    return zip(*(axes[path] for path in group), strict=True)
 
 
 def _agrees(cell: Cell, entry: Cell) -> bool:

@@ -62,6 +62,20 @@ def test_an_arm_passes_over_the_axes_that_it_decides_itself() -> None:
     assert by_arm == {"all": whole, "none": [{"o.lr": 3}, {"o.lr": 4}], "part": by_arm["none"], "open": whole}
 
 
+def test_an_arm_may_have_axes_of_its_own() -> None:
+    whole = matrix(
+        arms={"x": {}, "y": {"axes": {"lr": [7, 8], "k": [1]}}}, axes={"lr": [1, 2], "a": [3]},
+        smoke={"axes": {"lr": [1]}},
+    )  # fmt: skip
+    found = [(place.arm, place.axes) for place in whole.cells()]
+    assert found == [
+        ("x", {"lr": 1, "a": 3}), ("x", {"lr": 2, "a": 3}),
+        ("y", {"lr": 7, "a": 3, "k": 1}), ("y", {"lr": 8, "a": 3, "k": 1}),
+    ]  # fmt: skip
+    short = [(place.arm, place.axes["lr"]) for place in whole.smoked().cells()]
+    assert short == [("x", 1), ("y", 7)], "a smoke variant's rate is of the matrix's scale, not of the arm's"
+
+
 def test_a_twin_is_one_more_arm_that_casts_nothing() -> None:
     found = runs(
         matrix(twin="bf16", axes={WEIGHT: ["e4m3fn", "e5m2"], "optimizer.lr": [1e-3, 2e-3]}), MATRICES, RunSpec
@@ -157,6 +171,8 @@ def test_a_matrix_survives_yaml() -> None:
         ("base: b.yaml\nseeds: [1, 1]", "seed 1 stands there twice"),
         ("base: b.yaml\nseeds: {a: [1], b: [1]}", "seed 1 stands there twice"),
         ("base: b.yaml\narms: {x: {sets: {}}}", "Did you mean 'set'?"),
+        ("base: b.yaml\narms: {x: {axes: {a: 3}}}", "a is 3; an axis is a list"),
+        ("base: b.yaml\naxes: {a: [1], b: [1]}\nzip: [[a, b]]\narms: {x: {axes: {a: [3]}}}", "a is zipped, so no arm"),
         ("base: b.yaml\ntwin: bf16\narms: {bf16: {}}", "twin makes an arm 'bf16', and there is one"),
         ("base: b.yaml\naxes: {a: [1]}\nsmoke: {axes: {b: [1]}}", "smoke names 'b', which is not among the axes."),
         ("base: b.yaml\naxis: {}", "Did you mean 'axes'?"),

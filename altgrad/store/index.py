@@ -2,9 +2,9 @@
 
 Reading a run means opening its meta.json and the end of its metrics.jsonl. Both change rarely, so what they said is
 kept in `<store>/.index.json` with the time (ns) and size of the two files it was read from; a listing then asks each
-run's folder for those alone and reads anew what differs. The index holds nothing that the folders do not: an entry is used
-only while both files are what they were, and an index that is missing, damaged or of another layout is built again. It
-is never asked whether a run is alive: that is the lock's to say, each time.
+run's folder for those alone and reads anew what differs. The index holds nothing that the folders do not: an entry is
+used only while both files are what they were, and an index that is missing, damaged or of another layout is built
+again. It is never asked whether a run is alive: that is the lock's to say, each time.
 
 A database was the road not taken: it would have to be told of every change by every process that makes one, while
 folders are copied, moved and deleted with ordinary tools.
