@@ -36,6 +36,7 @@ REFUSALS = 5
 TrackState = Literal["waiting", "pending", "running", "completed", "diverged", "failed"]
 DONE = ("completed", "diverged", "failed")
 OWN_FAULT = (1, 2, 5)
+OVER = (0, 4, *OWN_FAULT)
 
 
 @dataclass
@@ -148,20 +149,24 @@ class Sweep:
     def _look_at(self, track: Track, state: State) -> None:
         assert track.pulse is not None
         silence = track.pulse.silence()
-        if track.pulse.beaten and track.state == "pending":
+        if track.pulse.beaten and track.pulse.exit is None and track.state == "pending":
             track.state, track.since = "running", self.clock()
         elif state == "running" and track.state == "pending" and not track.since:
             track.since = self.clock()
-        if track.pulse.exit is not None:
-            self._conclude(track, track.pulse.exit, "")
+        if not track.handle:  # somebody else's: neither engine nor heartbeat is ours
+            if track.run.status != "running":
+                self._conclude(track, None, "the process that had it is gone")
         elif state == "ended":
             # It may have written its last word between the look at the file and the engine's answer.
             track.pulse.silence()
             said = "" if track.pulse.beaten else self.folder.reason(track.planned.id)
-            self._conclude(track, track.pulse.exit, said or "its process was killed")
-        elif not track.handle:
-            if track.run.status != "running":
-                self._conclude(track, None, "the process that had it is gone")
+            self._conclude(track, track.pulse.exit, "" if track.pulse.exit is not None else said or "it was killed")
+        elif track.pulse.exit is not None:
+            # An engine may have another turn in mind for what was merely interrupted; what is over is over.
+            if state == "unknown" or track.pulse.exit in OVER:
+                self._conclude(track, track.pulse.exit, "")
+            elif state == "pending":
+                track.state = "pending"
         elif track.pulse.beaten and silence > self.patience:
             self.launcher.cancel([track.handle], kill=True)
             self._conclude(track, None, f"no heartbeat for {silence:.0f} s")
