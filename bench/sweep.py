@@ -1,6 +1,6 @@
 """python -m bench.sweep: what driving a sweep costs, as ratios where a machine is shared.
 
-    driver       CPU of the driver for each run, beside the CPU of the run itself (its worker)
+    driver       CPU of the driver for each run, beside the time that the run takes
     workers      wall time with 1 worker and with 2, of the same sweep of short runs; warm and cold starts
     matrix       5,000 runs expanded, validated and resolved
     store        10,000 synthetic runs listed by `altgrad runs list`, with the index and while it is built
@@ -30,22 +30,19 @@ steps: 60
 evaluate_every: 60
 checkpoint_every: 30
 """
-WORDS = [
-    "the",
-    "law",
-    "of",
-    "a",
-    "union",
-    "shall",
-    "not",
-    "be",
-    "member",
-    "state",
-    "article",
-    "data",
-    "right",
-    "person",
-]
+WORDS = "the law of a union shall not be member state article data right person"
+
+DRIVER = """
+import time
+from pathlib import Path
+from altgrad.sweep import Sweep, SweepFolder, make_plan
+from altgrad.sweep.launchers.local import Local
+plan = make_plan(Path("m.yaml"))
+began, launcher = time.process_time(), Local(jobs=1).build()
+assert Sweep(plan, SweepFolder(Path("driver"), plan.name), launcher, "local").run(lambda _: None)
+print(time.process_time() - began)
+launcher.close()
+"""
 
 
 def main() -> None:
@@ -56,7 +53,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory(prefix="altgrad-bench-") as name:
         folder = Path(name)
         draw = random.Random(0)
-        text = "\n\n".join(" ".join(draw.choice(WORDS) for _ in range(60)) for _ in range(80))
+        text = "\n\n".join(" ".join(draw.choice(WORDS.split()) for _ in range(60)) for _ in range(80))
         (folder / "words.txt").write_text(text)
         (folder / "base.yaml").write_text(BASE)
         sweeps(folder, arguments.runs)
@@ -65,7 +62,7 @@ def main() -> None:
 
 
 def command(folder: Path, *arguments: str) -> tuple[float, float]:
-    """Seconds of wall and of CPU (the process alone) of `altgrad ...`."""
+    """Seconds of wall and of CPU (with its children's, where it waits for them) of `altgrad ...`."""
     began = time.perf_counter()
     process = subprocess.Popen(
         [sys.executable, "-m", "altgrad.cli.main", *arguments],
@@ -87,9 +84,17 @@ def sweeps(folder: Path, runs: int) -> None:
             launcher = f"{{kind: local, jobs: {jobs}, warm: {warm}}}"
             name = f"{'warm' if warm == 'true' else 'cold'}, {jobs} worker{'s' * (jobs > 1)}"
             wall[name], cpu = command(folder, "sweep", "m.yaml", "--json", "--launcher", launcher, "--runs", name)
-            print(f"{name:16}  {wall[name] / runs:6.2f} s a run, {cpu / runs:5.2f} s CPU of the driver a run")
+            print(f"{name:16}  {wall[name] / runs:6.2f} s a run, {cpu / runs:5.2f} s CPU a run in all")
     _, again = command(folder, "sweep", "m.yaml", "--json", "--runs", "warm, 1 worker")
-    print(f"nothing to do     {again:6.2f} s CPU: the driver's start, {again / runs:.2f} s a run of the figures above")
+    print(f"nothing to do     {again:6.2f} s CPU: the command's start, torch among it")
+    done = subprocess.run(
+        [sys.executable, "-c", DRIVER], cwd=folder, env=os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"},
+        stdout=subprocess.PIPE, text=True, check=True,
+    )  # fmt: skip
+    driver = float(done.stdout) / runs
+    whole = wall["warm, 1 worker"] / runs
+    share = f"{driver / whole:.2%} of the {whole:.2f} s that it takes"
+    print(f"driver            {1e3 * driver:6.1f} ms CPU a run, {share}")
     print(f"altgrad train     {one:6.2f} s for the same run by itself")
     for kind in ("warm", "cold"):
         print(f"{kind}: 2 workers are {wall[f'{kind}, 1 worker'] / wall[f'{kind}, 2 workers']:.2f} times as fast as 1")

@@ -197,6 +197,8 @@ def _rows(picture: Picture, width: int, height: int) -> list[Line]:
     name = max(12, min(max((len(row.id) for row in listed), default=12), width - 62))
     head = f"{'run':{name}}  {'state':9}  {'step':>11}  {'loss':>7}  {'valid.':>7}  {'alarms':>6}  {'ETA':>7}"
     lines = [Line.of((head, "dim"))] if height else []
+    if not listed and picture.rows:
+        return [Line.of(("starting workers: the first one loads torch, a few seconds", "dim"))][:height]
     for row in listed[: max(0, height - 1)]:
         lines.append(_row(row, name))
     return lines
