@@ -229,11 +229,11 @@ class Sweep:
             self.folder.write_record(track.planned.id, record)
 
     def _refused(self, tracks: Sequence[Track], error: Exception) -> None:
-        """An engine that is busy is asked again, with longer and longer waits; one that stays so ends the sweep."""
+        """An engine that is full is asked again, with longer and longer waits; one that takes nothing ends the sweep."""
         self.refusals += 1
-        if self.refusals > REFUSALS:
+        if self.refusals > REFUSALS and not any(track.active for track in self.tracks):
             raise error
-        wait = 5.0 * 2**self.refusals
+        wait = 5.0 * 2 ** min(self.refusals, REFUSALS)
         self.news.append(f"{self.launcher_kind} refused ({str(error).splitlines()[0][:200]}); again in {wait:.0f} s")
         for track in tracks:
             track.not_before = self.clock() + wait

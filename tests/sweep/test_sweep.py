@@ -8,7 +8,7 @@ import os
 import random
 import signal
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import pytest
@@ -16,7 +16,8 @@ from typer.testing import CliRunner
 
 from altgrad.cli.main import app
 from altgrad.store import LockedError
-from altgrad.sweep import Launcher, Sweep, make_plan
+from altgrad.sweep import Job, Launcher, Sweep, make_plan
+from altgrad.sweep.launchers.local import Local, LocalLauncher
 from tests.sweep.driving import came_to, drive, finish, kill_some, killing, make, start, trained_once, workers
 
 MATRIX = """\
@@ -42,13 +43,13 @@ def wait_for(claim: Callable[[], object], seconds: float = 300) -> None:
 
 
 def test_a_sweep_whose_workers_are_killed_comes_to_the_same_numbers(bench: Path, launcher: Launcher) -> None:
-    write(bench, ["e4m3fn"], 1)
+    write(bench, ["e4m3fn"], 1, "set: {steps: 30}\n")
     drive(launcher, "m.yaml", "calm")
     with killing(bench / "fire", 0.5, random.Random(3)) as killed:
         driver = drive(launcher, "m.yaml", "fire", retries=20)
     assert came_to(bench / "calm") == came_to(bench / "fire")
     trained_once(bench / "fire")
-    assert killed[0] == sum(track.died for track in driver.tracks)
+    assert 0 < sum(track.died for track in driver.tracks) <= killed[0]
 
 
 @pytest.mark.long
@@ -64,6 +65,30 @@ def test_50_runs_with_a_fifth_of_the_workers_killed_come_to_the_same_numbers(ben
     assert came_to(bench / "calm") == came_to(bench / "fire")
     trained_once(bench / "fire")
     assert killed >= 5 and len(came_to(bench / "fire")) == 50
+
+
+def test_a_busy_engine_is_asked_again_and_a_dead_one_ends_the_sweep(bench: Path, launcher: Launcher) -> None:
+    class Refusing(LocalLauncher):
+        asked = 0
+
+        def submit(self, jobs: Sequence[Job]) -> list[str]:
+            self.asked += 1
+            raise OSError("sbatch: QOSMaxSubmitJobPerUserLimit")
+
+    write(bench, ["e4m3fn"], 1)
+    now = [0.0]
+    refusing = Refusing(Local(jobs=1), 0)
+    refusing.poll_seconds = 0.0
+    driver = make(refusing, "m.yaml", clock=lambda: now[0])
+    waits = []
+
+    def look(driver: Sweep) -> None:
+        waits.extend(track.not_before - now[0] for track in driver.tracks if track.not_before > now[0])
+        now[0] += 200
+
+    with pytest.raises(OSError, match="QOSMaxSubmit"):
+        driver.run(look)
+    assert refusing.asked == 6 and sorted(set(waits)) == [10, 20, 40, 80, 160]
 
 
 class _Death(BaseException):
@@ -117,7 +142,7 @@ def test_a_worker_that_stops_beating_is_dead_whatever_its_engine_says(bench: Pat
     driver = make(launcher, "m.yaml", patience=9.0)
     assert driver.run(stop_one)
     (track,) = driver.tracks
-    assert track.state == "completed" and track.died == 1
+    assert track.state == "completed" and track.died >= 1
     assert any("no heartbeat for" in line for line in driver.news)
 
 

@@ -60,7 +60,6 @@ class LocalLauncher(Launcher):
         return [self._start(job) for job in jobs]
 
     def _start(self, job: Job) -> str:
-        self.taken = {handle: slot for handle, slot in self.taken.items() if _alive(handle)}
         slot = next(slot for slot in range(len(self.taken) + 1) if slot not in self.taken.values())
         environment = job.environment()
         if self.gpus:
@@ -103,7 +102,10 @@ class LocalLauncher(Launcher):
         for pid, process in list(self.own.items()):
             if process.poll() is not None:
                 del self.own[pid]
-        return {handle: self._state(handle) for handle in handles}
+        found = {handle: self._state(handle) for handle in handles}
+        # Also those of an earlier driver: their GPUs are taken too.
+        self.taken = {handle: int(handle.rpartition("#")[2]) for handle, state in found.items() if state == "running"}
+        return found
 
     def _state(self, handle: str) -> State:
         if not handle.partition("@")[2].startswith(f"{socket.gethostname()}#"):
