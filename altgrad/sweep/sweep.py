@@ -229,7 +229,7 @@ class Sweep:
             self.folder.write_record(track.planned.id, record)
 
     def _refused(self, tracks: Sequence[Track], error: Exception) -> None:
-        """An engine that is full is asked again, with longer and longer waits; one that takes nothing ends the sweep."""
+        """An engine that is full is asked again, longer and longer apart; one that takes nothing ends the sweep."""
         self.refusals += 1
         if self.refusals > REFUSALS and not any(track.active for track in self.tracks):
             raise error
