@@ -63,7 +63,7 @@ def sweep(
             describe_plan(plan, whole, jobs, as_json)
             return
         spec = _launcher(LauncherSpec, launcher, jobs)
-        engine = spec.build()
+        engine = spec.build(max(run.spec.threads or 1 for run in plan.runs))
         try:
             driver = Sweep(
                 plan, folder, engine, spec.kind, device=device, retries=retries, rerun_failed=rerun == "failed"

@@ -31,7 +31,7 @@ def describe_plan(plan: Plan, whole: int, jobs: int | None, as_json: bool) -> No
     probed = [row for row in rows if row["seconds"] is not None]
     rate = sum(row["seconds"] for row in probed) / sum(row["steps"] for row in probed)
     alone = sum(row["seconds"] if row["seconds"] is not None else rate * row["steps"] for row in rows)
-    at_once = min(len(plan.runs), jobs or Local().build().room(0))
+    at_once = min(len(plan.runs), jobs or Local().build(max(run.spec.threads or 1 for run in plan.runs)).room(0))
     facts = {"sweep": plan.name, "runs": len(plan.runs), "of": whole, "seconds_alone": alone, "jobs": at_once}
     if as_json:
         console.print_json(facts | {"seconds": alone / at_once, "arms": rows})

@@ -72,6 +72,9 @@ def test_gpus_are_dealt_out_one_or_several_runs_to_each(monkeypatch: pytest.Monk
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "3,5")
     assert LocalLauncher(Local(), 2).gpus == ["3", "5"]
     assert LocalLauncher(Local(jobs=7), 0).room(2) == 5
+    monkeypatch.setattr("os.sched_getaffinity", lambda pid: set(range(8)))
+    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
+    assert Local().build().room(0) == 8 and Local().build(threads=3).room(0) == 2, "cores for the threads of a run"
 
 
 @pytest.fixture

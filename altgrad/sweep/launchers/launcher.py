@@ -104,5 +104,5 @@ class LauncherSpec(Kind, family="launcher", package="altgrad.sweep.launchers"):
     """Runs at once; null: as many as there are GPUs, or cores for the threads of a run."""
 
     @abstractmethod
-    def build(self) -> Launcher:
-        """Take hold of the engine. ValueError, in one line, where it is not here."""
+    def build(self, threads: int = 1) -> Launcher:
+        """Take hold of the engine. ValueError, in one line, where it is not here. threads: the most that a run has."""

@@ -33,20 +33,21 @@ class Local(LauncherSpec):
     warm: bool = True
     """Fork workers from a process that has torch loaded, where a run allows it."""
 
-    def build(self) -> "LocalLauncher":
+    def build(self, threads: int = 1) -> "LocalLauncher":
         """See LauncherSpec."""
-        return LocalLauncher(self, torch.cuda.device_count() if torch.cuda.is_available() else 0)
+        gpus = torch.cuda.device_count() if torch.cuda.is_available() else 0
+        return LocalLauncher(self, gpus, max(1, _cores() // threads))
 
 
 class LocalLauncher(Launcher):
     """Handles are `pid:start time@host#slot`."""
 
-    def __init__(self, spec: Local, gpus: int) -> None:
+    def __init__(self, spec: Local, gpus: int, at_once: int = 1) -> None:
         self.spec = spec
         visible = os.environ.get("CUDA_VISIBLE_DEVICES")
         names = visible.split(",") if visible else [str(index) for index in range(gpus)]
         self.gpus = [name for name in names for _ in range(spec.per_gpu)] if gpus else []
-        self.jobs = spec.jobs or len(self.gpus) or os.cpu_count() or 1
+        self.jobs = spec.jobs or len(self.gpus) or at_once
         self.own: dict[int, subprocess.Popen[bytes]] = {}
         self.taken: dict[str, int] = {}
         self.server: subprocess.Popen[bytes] | None = None
@@ -131,6 +132,11 @@ class LocalLauncher(Launcher):
                     stream.close()
             self.server.wait()
             self.server = None
+
+
+def _cores() -> int:
+    """Cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def _started(pid: int) -> str:

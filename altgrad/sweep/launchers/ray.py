@@ -28,7 +28,7 @@ class Ray(LauncherSpec):
     gpus: Annotated[float, Field(ge=0)] = 0
     """GPUs for each run; 0.5 lets two share one."""
 
-    def build(self) -> "RayLauncher":
+    def build(self, threads: int = 1) -> "RayLauncher":
         """See LauncherSpec."""
         return RayLauncher(self)
 

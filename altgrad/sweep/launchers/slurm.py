@@ -50,7 +50,7 @@ class Slurm(LauncherSpec):
     extra: dict[str, Any] = Field(default_factory=dict)
     """Further sbatch options by name, as `constraint: h100`."""
 
-    def build(self) -> "SlurmLauncher":
+    def build(self, threads: int = 1) -> "SlurmLauncher":
         """See LauncherSpec."""
         if shutil.which("sbatch") is None or shutil.which("squeue") is None:
             raise ValueError("launcher slurm needs sbatch and squeue, which are not here; run it on a login node.")
