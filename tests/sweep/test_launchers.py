@@ -127,7 +127,9 @@ def test_without_slurm_it_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
         Slurm().build()
 
 
-def test_a_slurm_task_that_is_warned_has_the_worker_save_and_asks_for_another_turn(tmp_path: Path) -> None:
+def test_a_slurm_task_that_is_warned_has_the_worker_save_and_asks_for_another_turn(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     worker = (
         "import signal, sys, time\n"
         "signal.signal(signal.SIGTERM, lambda *_: (print('saved', flush=True), sys.exit(75)))\n"
@@ -137,20 +139,26 @@ def test_a_slurm_task_that_is_warned_has_the_worker_save_and_asks_for_another_tu
     log.touch()
     task = pickle.loads(pickle.dumps(Task([sys.executable, "-c", worker], str(log), 1)))
     again: list[object] = []
+    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGUSR2)}
+    signal.signal(signal.SIGUSR2, lambda number, frame: again.append(task.checkpoint()))  # as submitit does
 
     def warn() -> None:
         while "begun" not in log.read_text():
             time.sleep(0.02)
-        again.append(task.checkpoint())
+        os.kill(os.getpid(), signal.SIGUSR2)
 
     thread = threading.Thread(target=warn)
-    before = signal.getsignal(signal.SIGINT)
     thread.start()
+    sent: list[int] = []
+    kill = os.kill
+    monkeypatch.setattr("os.kill", lambda pid, number: (sent.append(number), kill(pid, number)))
     try:
         assert task() == 75
     finally:
-        signal.signal(signal.SIGINT, before)
+        for number, handler in before.items():
+            signal.signal(number, handler)
     thread.join()
+    assert sent == [signal.SIGUSR2, signal.SIGTERM], "it listened, so it is not killed"
     assert log.read_text() == "begun\nsaved\n" and len(again) == 1
 
 

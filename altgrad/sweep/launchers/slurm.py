@@ -13,7 +13,9 @@ import os
 import shutil
 import signal
 import subprocess
+import time
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Annotated, Any, ClassVar
 
@@ -152,13 +154,19 @@ class Task:
             return self.process.wait()
 
     def save(self) -> None:
-        """Ask the worker to save and stop, and wait for that."""
-        if self.process is not None:
-            self.process.terminate()
-            try:
-                self.process.wait(SAVING_SECONDS)
-            except subprocess.TimeoutExpired:
-                self.process.kill()
+        """Ask the worker to save and stop, and wait for that; kill it if it takes too long.
+
+        This runs in a signal handler, in the middle of `wait`, which holds Popen's own lock: so the kernel is asked.
+        """
+        if self.process is None:
+            return
+        pid, deadline = self.process.pid, time.monotonic() + SAVING_SECONDS
+        with suppress(ProcessLookupError, ChildProcessError):  # it is gone and was waited for
+            os.kill(pid, signal.SIGTERM)
+            while os.waitid(os.P_PID, pid, os.WEXITED | os.WNOHANG | os.WNOWAIT) is None:
+                if time.monotonic() > deadline:
+                    os.kill(pid, signal.SIGKILL)
+                time.sleep(0.05)
 
     def checkpoint(self) -> Any:
         """What submitit calls before a time limit or a preemption: save, then the same task once more."""
