@@ -50,16 +50,22 @@ def train(
     # cuBLAS decides at its first use whether it may be non-deterministic.
     os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
     with beating(heartbeat):
-        _refuse_what_is_out_of_reach(spec, sets or [])
-        from altgrad.cli.preparation import describe, prepare
+        _check_and_train(spec, sets, resume, dry_run, device, runs, as_json, exact)
 
-        prepared = prepare(spec, sets or [], device, exact)
-        if dry_run:
-            with console.one_line_errors():
-                prepared.check_start()
-            describe(prepared, as_json)
-        else:
-            _train(prepared, runs, resume, as_json)
+
+def _check_and_train(
+    spec: Path, sets: list[str] | None, resume: str, dry_run: bool, device: str, runs: Path, as_json: bool, exact: bool
+) -> None:
+    _refuse_what_is_out_of_reach(spec, sets or [])
+    from altgrad.cli.preparation import describe, prepare
+
+    prepared = prepare(spec, sets or [], device, exact)
+    if dry_run:
+        with console.one_line_errors():
+            prepared.check_start()
+        describe(prepared, as_json)
+        return
+    _train(prepared, runs, resume, as_json)
 
 
 def _refuse_what_is_out_of_reach(path: Path, sets: list[str]) -> None:
