@@ -9,7 +9,7 @@ STAMP := .venv/installed
 TEST_ENV := HF_HUB_OFFLINE=1 OMP_NUM_THREADS=1 MKL_NUM_THREADS=1
 PYTEST := $(TEST_ENV) $(BIN)/python -m pytest -n 2
 
-.PHONY: help demo test test-long exhaustive lint venv clean
+.PHONY: help demo test test-long cluster exhaustive lint venv clean
 
 help: ## list the targets
 	@sed -n 's/^\([a-z-]*\):[^#]*## /\1\t/p' Makefile | expand -t 12
@@ -18,10 +18,14 @@ demo: $(STAMP) ## train the quickstart run on the packaged sample
 	$(BIN)/altgrad train matrices/quickstart.yaml
 
 test: lint ## lint, then every test that takes seconds
-	@$(PYTEST) -m "not long"
+	@$(PYTEST) -m "not long and not cluster"
 
 test-long: $(STAMP) ## the tests that take minutes
 	@$(PYTEST) -m long
+
+cluster: $(STAMP) ## sweeps on a one-node Slurm that the tests start: as root, after apt install slurm-wlm munge
+	@$(BIN)/python -m pip install -qq --disable-pip-version-check -c constraints.txt ray
+	@$(TEST_ENV) $(BIN)/python -m pytest -m cluster tests/cluster
 
 exhaustive: $(STAMP) ## casts on all 2^32 float32 patterns, every 8-bit format: about 20 minutes; goes on where it stopped
 	@OMP_NUM_THREADS=1 $(BIN)/python -m bench.exhaustive

@@ -1,7 +1,9 @@
-"""TEST_MATRIX.md names files that are there, and every requirement once."""
+"""TEST_MATRIX.md names files that are there, every requirement once, and what the matrices combine."""
 
 import re
 from pathlib import Path
+
+from bench.combinations import PAGE, matrices, table
 
 ROOT = Path(__file__).resolve().parents[1]
 ROWS = [
@@ -29,3 +31,16 @@ def test_every_requirement_has_one_row_with_tests_or_a_plan() -> None:
     ids = [row[0] for row in ROWS]
     assert len(ids) == 49 and len(set(ids)) == 49
     assert all(row[3] or row[2].startswith("planned:") for row in ROWS)
+
+
+def test_the_table_of_combinations_is_what_the_matrices_say() -> None:
+    assert table() in PAGE.read_text(), "run python -m bench.combinations"
+
+
+def test_every_combination_has_a_purpose_and_an_expectation() -> None:
+    assert len(matrices()) == 7
+    for line in table().splitlines():
+        cells = [cell.strip() for cell in line.split("|")[1:-1]]
+        if cells and cells[0] not in ("arm", "---", "bf16", "fp32"):
+            assert len(cells) == 7 and all(cells), line
+    assert "fails" in next(line for line in table().splitlines() if line.startswith("| e7m0f |"))

@@ -12,6 +12,7 @@ from altgrad.cli import console, formats, runs, schema
 from altgrad.cli.evaluate import evaluate, export
 from altgrad.cli.kinds import kinds
 from altgrad.cli.quantize_model import quantize_model
+from altgrad.cli.sweep import sweep
 from altgrad.cli.train import train
 from altgrad.cli.watch import watch
 
@@ -24,6 +25,7 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 app.command()(train)
+app.command()(sweep)
 app.command()(watch)
 app.command()(evaluate)
 app.command()(export)

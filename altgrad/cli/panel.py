@@ -23,7 +23,8 @@ from altgrad.cli import console
 from altgrad.cli.console import Screen, count, duration, number
 from altgrad.cli.frame import frame
 from altgrad.cli.layout import clean
-from altgrad.cli.watched import TEXT_SCORES, Watched, in_short, in_words
+from altgrad.cli.watched import Watched, in_short, in_words
+from altgrad.store.scores import TEXT_SCORES
 
 REFRESH_SECONDS = 0.25
 DRAWING_SHARE = 0.05

@@ -110,8 +110,11 @@ class Prepared:
         return run.create(self.spec.to_yaml(), facts)
 
 
-def prepare(path: Path, sets: Sequence[str], device: str) -> Prepared:
-    """Check everything a run depends on. On any fault prints one line and leaves: 2 for the spec, 3 for the machine."""
+def prepare(path: Path, sets: Sequence[str], device: str, exact: bool = False) -> Prepared:
+    """Check everything a run depends on. On any fault prints one line and leaves: 2 for the spec, 3 for the machine.
+
+    exact: the spec must say all that the machine would else decide, and the machine must be able to do it.
+    """
     where = _device(device)
     try:
         document = Document.load(path)
@@ -134,7 +137,11 @@ def prepare(path: Path, sets: Sequence[str], device: str) -> Prepared:
     except ValueError as error:
         console.fail(str(SpecError(document.where(("model",)), str(error))), 2)
     tokens = dataset.batch(0).inputs.numel()
+    asked = spec
     spec, notice = resolve(spec, model, tokens, where)
+    if exact and spec != asked:
+        why = notice or f"it leaves threads or engine to the machine (here {spec.threads} and {spec.engine})"
+        console.fail(f"{path}: --exact: this would be another run than the spec says: {why}.", 3)
     warning = leak_warning(spec)
     for line in filter(None, (notice, warning)):
         console.say(line, sys.stderr)

@@ -6,6 +6,7 @@ strings "nan", "inf" and "-inf".
 """
 
 import json
+from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -13,10 +14,10 @@ import typer
 
 from altgrad.cli.console import duration, fail, number, one_line_errors, print_json, say, table
 from altgrad.cli.layout import clean
-from altgrad.cli.watch import recorded_scores
 from altgrad.cli.watched import in_short
 from altgrad.store import STATUSES, LockedError, Run, RunStore, seconds_since
 from altgrad.store.files import encode
+from altgrad.store.index import Summary, summaries, summary
 
 app = typer.Typer(help="Runs in the store: list, show, compare, find, remove.", no_args_is_help=True)
 
@@ -33,6 +34,7 @@ LOSS = "validation/loss"
 def list_runs(
     project: Annotated[str | None, typer.Option(help="Only runs of this project.")] = None,
     status: Annotated[str | None, typer.Option(help="Only runs of this status, such as completed or dead.")] = None,
+    match: Annotated[str | None, typer.Option(metavar="PATTERN", help="Only ids like this, as 'e5m2-*'.")] = None,
     runs: Folder = RUNS,
     as_json: Json = False,
 ) -> None:
@@ -40,12 +42,13 @@ def list_runs(
     with one_line_errors():
         if status is not None and status not in (*STATUSES, "dead"):
             raise ValueError(f"{status!r} is not a status; use one of {', '.join((*STATUSES, 'dead'))}.")
-        found = [_summary(run) for run in RunStore(runs).runs(project)]
+        listed = summaries(RunStore(runs), project)
+        found = [_listed(one) for one in listed if match is None or fnmatchcase(one.run.id, match)]
         found = [facts for facts in found if status in (None, facts["status"])]
     if as_json:
         print_json(found)
     elif not found:
-        say(f"No such runs in {runs}." if project or status else f"No runs in {runs}.")
+        say(f"No such runs in {runs}." if project or status or match else f"No runs in {runs}.")
     else:
         table(["id", "status", "step", "validation loss", "score", "age"], [_row(facts, project) for facts in found])
 
@@ -152,23 +155,21 @@ def _confirmed(question: str) -> bool:
 
 
 def _summary(run: Run) -> dict[str, Any]:
-    """What a listing says of a run; one that was damaged is listed as that, since the others must still be seen."""
-    facts: dict[str, Any] = {"project": run.project, "id": run.id, "path": str(run.path)}
+    """What a listing says of a run, read from the run itself."""
+    return _listed(summary(run))
+
+
+def _listed(found: Summary) -> dict[str, Any]:
+    """A run's facts; one that was damaged is listed as that, since the others must still be seen."""
+    facts: dict[str, Any] = {"project": found.run.project, "id": found.run.id, "path": str(found.run.path)}
     try:
-        meta, status = run.meta(), run.status
-        age = seconds_since(str(meta.get("created")))
-    except (ValueError, TypeError, OSError):
+        age = seconds_since(str(found.meta.get("created")))
+    except (ValueError, TypeError):
         return facts | {"status": "damaged", "step": None, "steps": None, LOSS: None, "score": None, "age": None}
-    main = next(iter(recorded_scores(meta)), "loss")
-    last = run.last(LOSS, f"validation/{main}")
-    return facts | {
-        "status": status,
-        "step": last.get("step"),
-        "steps": meta.get("steps"),
-        LOSS: last.get(LOSS),
-        "score": None if f"validation/{main}" not in last else {"name": main, "value": last[f"validation/{main}"]},
-        "age": age,
-    }
+    score = None if found.score is None else {"name": found.main, "value": found.score}
+    steps = found.meta.get("steps")
+    known = {"status": found.status, "step": found.step, "steps": steps, LOSS: found.loss, "score": score, "age": age}
+    return facts | known
 
 
 def _details(run: Run) -> dict[str, Any]:

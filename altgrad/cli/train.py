@@ -18,7 +18,9 @@ import typer
 
 from altgrad.cli import console, panel
 from altgrad.cli.watch import recall
-from altgrad.cli.watched import TEXT_SCORES, in_words
+from altgrad.cli.watched import in_words
+from altgrad.store.heartbeat import beating
+from altgrad.store.scores import TEXT_SCORES
 
 
 def train(
@@ -39,14 +41,27 @@ def train(
     as_json: Annotated[
         bool, typer.Option("--json", help="Print one JSON object at the end, and nothing else.")
     ] = False,
+    exact: Annotated[
+        bool, typer.Option("--exact", help="Refuse (exit 3) to run anything but the spec as it stands.")
+    ] = False,
+    heartbeat: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="Say in this file, every 5 s, that the process is alive.")
+    ] = None,
 ) -> None:
     """Train the run a spec describes; repeat the command to continue it."""
     # cuBLAS decides at its first use whether it may be non-deterministic.
     os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+    with beating(heartbeat):
+        _check_and_train(spec, sets, resume, dry_run, device, runs, as_json, exact)
+
+
+def _check_and_train(
+    spec: Path, sets: list[str] | None, resume: str, dry_run: bool, device: str, runs: Path, as_json: bool, exact: bool
+) -> None:
     _refuse_what_is_out_of_reach(spec, sets or [])
     from altgrad.cli.preparation import describe, prepare
 
-    prepared = prepare(spec, sets or [], device)
+    prepared = prepare(spec, sets or [], device, exact)
     if dry_run:
         with console.one_line_errors():
             prepared.check_start(runs)

@@ -13,7 +13,7 @@ import json
 import os
 import time
 from array import array
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Annotated, Any
 from zlib import crc32
@@ -22,9 +22,9 @@ import typer
 
 from altgrad.cli import console
 from altgrad.cli.panel import Panel, PlainLines, choose
-from altgrad.cli.watched import TEXT_SCORES
 from altgrad.store.files import decode
 from altgrad.store.runs import EVENTS, METRICS, Run, RunStore
+from altgrad.store.scores import recorded_scores
 
 POLL_SECONDS = 0.5
 # What an event row has besides its details.
@@ -83,12 +83,6 @@ def _row(line: bytes) -> dict[str, Any] | None:
     except (ValueError, RecursionError):
         return None
     return row if isinstance(row, dict) and isinstance(row.get("step"), int) else None
-
-
-def recorded_scores(meta: Mapping[str, Any]) -> list[str]:
-    """What a run said its validation split is judged by; runs of earlier versions, all of text, said nothing."""
-    found = meta.get("scores")
-    return [str(name) for name in found] if isinstance(found, list) else list(TEXT_SCORES)
 
 
 def recall(run: Run, sink: Panel | PlainLines) -> None:

@@ -20,6 +20,7 @@ from functools import lru_cache
 
 from altgrad.cli.curves import Curve
 from altgrad.cli.layout import clean
+from altgrad.store.scores import TEXT_SCORES
 
 # Where numerics go wrong in the order of a step: each row of the table of worst sites, with the pass it belongs to.
 SLOTS = {
@@ -32,7 +33,6 @@ SLOTS = {
 PROMINENT = ("alarm", "intervention")
 SPEED_WINDOW = 100
 KINDS_OF_ALARM = 200
-TEXT_SCORES = ("bits_per_byte", "perplexity")
 # A number that stands alone; the one in `blocks.3.mlp` is part of a name.
 NUMERAL = re.compile(r"(?<![\w.])[-+]?\d[\d.,]*(e[-+]?\d+)?%?(?!\w)")
 

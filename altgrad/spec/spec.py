@@ -13,6 +13,7 @@ needs it, never at program start. Pydantic's own discriminated unions would need
 built, and put the tag into error locations; so dispatch is ours, in a dozen lines.
 """
 
+import functools
 import hashlib
 import importlib
 import json
@@ -171,9 +172,7 @@ class Kind(Spec):
     @classmethod
     def kinds(cls) -> dict[str, type[Self]]:
         """Every member of this family by kind, sorted; imports the family's package if that has not happened yet."""
-        package = importlib.import_module(cls.package)
-        for module in pkgutil.iter_modules(getattr(package, "__path__", [])):
-            importlib.import_module(f"{cls.package}.{module.name}")
+        _import_all(cls.package)
         found: dict[str, type[Self]] = {}
         waiting = cls.__subclasses__()
         while waiting:
@@ -191,6 +190,13 @@ class Kind(Spec):
     def tree(self) -> dict[str, Any]:
         """Plain data with `kind` first."""
         return {"kind": self.kind, **super().tree()}
+
+
+@functools.cache
+def _import_all(package: str) -> None:
+    """Import every module of a package, once: a matrix of thousands of runs asks thousands of times."""
+    for module in pkgutil.iter_modules(getattr(importlib.import_module(package), "__path__", [])):
+        importlib.import_module(f"{package}.{module.name}")
 
 
 def _tuples(value: Any) -> Any:

@@ -215,7 +215,7 @@ class RunStore:
         projects = [self.root / check_name(project, "project")] if project is not None else _folders(self.root)
         for folder in projects:
             for path in _folders(folder):
-                if (path / META).is_file() and (set_aside or not _SET_ASIDE.fullmatch(path.name)):
+                if os.path.isfile(f"{path}/{META}") and (set_aside or not _SET_ASIDE.fullmatch(path.name)):
                     yield Run(path)
 
     def find(self, text: str) -> Run:
@@ -250,7 +250,9 @@ def _meta_text(meta: Mapping[str, Any]) -> bytes:
 def _folders(folder: Path) -> list[Path]:
     if not folder.is_dir():
         return []
-    return sorted(path for path in folder.iterdir() if not path.name.startswith(".") and path.is_dir())
+    with os.scandir(folder) as entries:
+        names = sorted(entry.name for entry in entries if not entry.name.startswith(".") and entry.is_dir())
+    return [folder / name for name in names]
 
 
 def _sweep(folder: Path) -> None:

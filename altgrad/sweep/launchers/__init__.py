@@ -1,0 +1,1 @@
+"""Ways to run workers: this machine, Slurm, Ray. Each is one file."""
