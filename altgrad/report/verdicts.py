@@ -29,15 +29,3 @@ def judge(found: Interval, margin: float = MARGIN) -> Verdict:
     if -margin < found.low and found.high < margin:
         return "no practical benefit"
     return "direction only" if found.low > 0 or found.high < 0 else "undecided"
-
-
-def in_words(verdict: Verdict, found: Interval, margin: float = MARGIN) -> str:
-    """What a verdict says of the manifold-aware optimizer, as a clause without a subject."""
-    if verdict == "direction only":
-        return f"is {'better' if found.mean > 0 else 'worse'}, but perhaps by less than {margin:g} nats"
-    return {
-        "benefit": f"is better by at least {margin:g} nats",
-        "harm": f"is worse by at least {margin:g} nats",
-        "no practical benefit": f"differs by less than {margin:g} nats",
-        "undecided": "may be better or worse: the interval is too wide to say",
-    }[verdict]
