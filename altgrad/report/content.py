@@ -25,7 +25,7 @@ Symbol = Literal["circle", "square", "diamond", "cross", "triangle-up", "x"]
 
 @dataclass(frozen=True)
 class Axis:
-    """A label with its unit; `categories`, where the axis counts things by name; limits where they are not "
+    """A label with its unit; `ticks` where they should stand; `categories`, where the axis counts things by name; limits where they are not "
     "the data's."""
 
     label: str
@@ -33,6 +33,7 @@ class Axis:
     categories: tuple[str, ...] = ()
     limits: tuple[float, float] | None = None
     reverse: bool = False
+    ticks: tuple[float, ...] = ()
 
 
 @dataclass(frozen=True)

@@ -54,8 +54,10 @@ def paired_difference(first: Mapping[int, Record], second: Mapping[int, Record],
     return found
 
 
-def heat(records: Sequence[Record], monitor: str, quantity: str, buckets: int = 30) -> tuple[Array, list[str], Array]:
-    """(middles of the steps, sites, z[site, step]): the worst (largest) value in each bucket, its mean over runs."""
+def heat(
+    records: Sequence[Record], monitor: str, quantity: str, buckets: int = 30, *, lowest: bool = False
+) -> tuple[Array, list[str], Array]:
+    """(middles of the steps, sites, z[site, step]): the largest (or lowest) value in each bucket, its mean over runs."""
     sited = [record.sited(monitor, quantity) for record in records]
     sites = list(dict.fromkeys(site for by_site in sited for site in by_site))
     last = max((s[0][-1] for by_site in sited for s in by_site.values() if len(s[0])), default=0.0)
@@ -63,7 +65,9 @@ def heat(records: Sequence[Record], monitor: str, quantity: str, buckets: int = 
     edges = np.linspace(0, last or 1.0, min(buckets, max(points, 1)) + 1)
     z = np.full((len(sites), len(edges) - 1), math.nan)
     for row, site in enumerate(sites):
-        found = np.stack([by_bucket(*by_site[site], edges) for by_site in sited if site in by_site])
+        sign = -1.0 if lowest else 1.0
+        series = [by_site[site] for by_site in sited if site in by_site]
+        found = np.stack([sign * by_bucket(steps, sign * values, edges) for steps, values in series])
         present = np.isfinite(found)
         count = present.sum(0)
         z[row] = np.where(count > 0, np.where(present, found, 0).sum(0) / np.maximum(count, 1), math.nan)

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from altgrad.report.content import Axis, Band, Curve, Dots, Figure, Heat, Mark, Panel
-from altgrad.report.plotly_figures import limits, written
+from altgrad.report.plotly_figures import limits, short_number, written
 
 LIGHT = {
     "text": "#1b1f24", "faint": "#8b949e", "blue": "#0072B2", "orange": "#E69F00", "green": "#009E73",
@@ -70,9 +70,10 @@ def _draw(figure: Figure, colours: dict[str, str]) -> Any:
         tall = figure.rows * (figure.height / _PIXELS + 0.55) + 0.45
         picture = Canvas(figsize=(_WIDTH, tall), layout="constrained")
         legend: dict[str, Any] = {}
-        for index, panel in enumerate(figure.panels):
-            axes = picture.add_subplot(figure.rows, figure.columns, index + 1)
-            _panel(axes, panel, colours, legend, picture)
+        places = [picture.add_subplot(figure.rows, figure.columns, index + 1) for index in range(len(figure.panels))]
+        scales = sum(isinstance(mark, Heat) and mark.scale for panel in figure.panels for mark in panel.marks)
+        for axes, panel in zip(places, figure.panels, strict=True):
+            _panel(axes, panel, colours, legend, picture, scales < len(places))
         if legend:
             columns = min(len(legend), 4)
             picture.legend(legend.values(), legend.keys(), loc="outside upper left", ncols=columns)
@@ -82,9 +83,11 @@ def _draw(figure: Figure, colours: dict[str, str]) -> Any:
         return picture
 
 
-def _panel(axes: Any, panel: Panel, colours: dict[str, str], legend: dict[str, Any], picture: Any) -> None:
+def _panel(
+    axes: Any, panel: Panel, colours: dict[str, str], legend: dict[str, Any], picture: Any, shared: bool
+) -> None:
     for mark in panel.marks:
-        handle = _mark(axes, mark, colours, picture)
+        handle = _mark(axes, mark, colours, picture, shared)
         if isinstance(mark, Curve | Dots) and mark.in_legend and handle is not None:
             legend.setdefault(mark.name, handle)
     if not any(isinstance(mark, Heat) for mark in panel.marks):
@@ -106,11 +109,14 @@ def _axis(axes: Any, axis: Axis, which: str) -> None:
         getattr(axes, f"set_{which}lim")(-0.6, len(axis.categories) - 0.4)
     elif axis.limits:
         getattr(axes, f"set_{which}lim")(*axis.limits)
+    if axis.ticks:
+        getattr(axes, f"set_{which}ticks")(axis.ticks, [short_number(tick) for tick in axis.ticks])
+        getattr(axes, f"set_{which}ticks")([], minor=True)
     if axis.reverse:
         getattr(axes, f"invert_{which}axis")()
 
 
-def _mark(axes: Any, mark: Mark, colours: dict[str, str], picture: Any) -> Any:
+def _mark(axes: Any, mark: Mark, colours: dict[str, str], picture: Any, shared: bool) -> Any:
     if isinstance(mark, Curve):
         colour = colours[mark.tone]
         if mark.low is not None and mark.high is not None:
@@ -123,7 +129,7 @@ def _mark(axes: Any, mark: Mark, colours: dict[str, str], picture: Any) -> Any:
     if isinstance(mark, Dots):
         return _dots(axes, mark, colours)
     if isinstance(mark, Heat):
-        return _heat(axes, mark, colours, picture)
+        return _heat(axes, mark, picture, shared)
     span = axes.axvspan if mark.along == "x" else axes.axhspan
     if isinstance(mark, Band):
         return span(mark.low, mark.high, color=colours["band"], linewidth=0, zorder=0)
@@ -146,7 +152,7 @@ def _dots(axes: Any, mark: Dots, colours: dict[str, str]) -> Any:
     return handle
 
 
-def _heat(axes: Any, mark: Heat, colours: dict[str, str], picture: Any) -> None:
+def _heat(axes: Any, mark: Heat, picture: Any, shared: bool) -> None:
     low, high = limits(mark)
     named = bool(len(mark.x)) and isinstance(mark.x[0], str)
     x: Any = range(len(mark.x)) if named else mark.x
@@ -157,7 +163,8 @@ def _heat(axes: Any, mark: Heat, colours: dict[str, str], picture: Any) -> None:
         rasterized=mark.z.size > 2000,
     )  # fmt: skip
     if mark.scale:
-        bar = picture.colorbar(shown, ax=axes, pad=0.02)
+        # One scale may serve all panels; drawn beside the first alone, it would make that one narrower.
+        bar = picture.colorbar(shown, ax=picture.axes if shared else axes, pad=0.02, shrink=0.5 if shared else 1.0)
         bar.outline.set_visible(False)
         bar.set_label(mark.unit)
     if mark.write:

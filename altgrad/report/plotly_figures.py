@@ -86,6 +86,8 @@ def _axis(axis: Axis) -> dict[str, Any]:
             found["range"] = [math.log10(axis.limits[0]), math.log10(axis.limits[1])]
     elif axis.limits:
         found["range"] = list(axis.limits)
+    if axis.ticks:
+        found |= {"tickvals": list(axis.ticks), "ticktext": [short_number(tick) for tick in axis.ticks]}
     if axis.reverse:
         found["range"] = found["range"][::-1] if "range" in found else None
         if found["range"] is None:
@@ -211,6 +213,14 @@ def limits(mark: Heat) -> tuple[float, float]:
 def written(value: float) -> str:
     """A cell's number: three significant figures; nothing for NaN."""
     return "" if not math.isfinite(value) else f"{value:.3g}"
+
+
+def short_number(value: float) -> str:
+    """A tick's number: `3e-3`, `0.5`, `20`."""
+    if value and not 0.01 <= abs(value) < 1e4:
+        digits, exponent = f"{value:.1e}".split("e")
+        return f"{float(digits):g}e{int(exponent)}"
+    return f"{value:g}"
 
 
 def _text(text: Any) -> str:

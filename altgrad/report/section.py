@@ -54,10 +54,12 @@ def rate(value: float) -> str:
     return f"{float(digits):g}e{int(exponent)}" if value else "0"
 
 
-def bounds(found: Interval, digits: int = 4) -> str:
-    """`[+0.001, +0.009]`; says so where one pair gives none."""
+def bounds(found: Interval, digits: int = 4, *, sign: bool = True) -> str:
+    """`[+0.001, +0.009]`; says so where one value gives none."""
     if found.n < 2:
         return "no interval (n = 1)" if found.n else "no pairs"
+    if not sign:
+        return f"[{found.low:.{digits}f}, {found.high:.{digits}f}]"
     return f"[{signed(found.low, digits)}, {signed(found.high, digits)}]"
 
 

@@ -38,7 +38,7 @@ class Baseline(Section):
         twins = _twins(arms)
         if twins is None:
             blocks.append(Headline("There is no BF16 or FP32 run to compare with."))
-            blocks.append(Limit("Run the same spec with `precision: none`, `storage: []` and `compute: bfloat16`."))
+            blocks.append(Limit("Run the same spec with precision: none, storage: [] and compute: bfloat16."))
         else:
             name, records = twins
             blocks += _gaps(arms, name, records)

@@ -43,7 +43,7 @@ def symptoms(events: list[Mapping[str, Any]]) -> list[Symptom]:
             continue
         message, monitor = str(event.get("message", "")), str(event.get("monitor", "?"))
         match = SITE.search(message)
-        site = str(event.get("site") or (match[0] if match else "?"))
+        site = str(event.get("site") or (match[0].rstrip(".") if match else "?"))
         step = event.get("step")
         found.append(
             Symptom(

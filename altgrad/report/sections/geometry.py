@@ -65,7 +65,7 @@ class Geometry(Section):
 
 
 def stiffness_field(arm: Arm) -> str | None:
-    """`own`, a control or a format's name, for plain ManifoldAdamW arms; None for the others."""
+    """own, a control or a format's name, for plain ManifoldAdamW arms; None for the others."""
     if arm.optimizer != MANIFOLD or arm.frozen:
         return None
     if not arm.variant:
@@ -106,7 +106,7 @@ def _figure(table: dict[tuple[str, str], Interval], formats: list[str], fields: 
         (Heat(fields, formats, z, "B (nats)", diverging=True, write=True),),
     )
     caption = (
-        f"Loss saved against {STANDARD} in the same storage. If geometry mattered, the column `own` would be "
+        f"Loss saved against {STANDARD} in the same storage. If geometry mattered, the column own would be "
         "the strongest in "
         "each row; equal columns mean that the field does not matter. Empty cells were not run."
     )

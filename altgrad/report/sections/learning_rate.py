@@ -76,6 +76,7 @@ def _curves(project: Project, condition: str, arms: dict[Arm, Losses]) -> Figure
     methods = sorted({arm.method for arm in arms}, key=lambda m: (m != "adamw", len(m), m))
     lost = {(r.arm, r.rate) for r in project.results(condition) if r.diverged}
     low, high = _span(arms, lost)
+    ticks = tuple(sorted({r for losses in arms.values() for r in losses if r > 0}))
     panels = []
     for place in places:
         marks: list[Curve | Dots] = []
@@ -92,7 +93,7 @@ def _curves(project: Project, condition: str, arms: dict[Arm, Losses]) -> Figure
                 name = f"{arm.method}: some seed diverged"
                 marks.append(Dots(fell, np.full(len(fell), high), name, tone, "x"))
         y = Axis("validation loss (nats)", limits=(low, high + 0.04 * (high - low)))
-        panels.append(Panel(Axis("peak learning rate", log=True), y, tuple(marks), place))
+        panels.append(Panel(Axis("peak learning rate", log=True, ticks=ticks), y, tuple(marks), place))
     caption = (
         "Mean over seeds; the shade reaches from the best to the worst seed. A curve whose lowest point is inside has "
         "found its lr*. Crosses at the top are rates at which a seed diverged."
@@ -122,7 +123,7 @@ def _table(project: Project, condition: str, arms: dict[Arm, Losses], sides: dic
         rows.append(
             (
                 arm.place, arm.method, rate(side.choice.rate), {"": "inside"}.get(side.choice.edge, side.choice.edge),
-                ", ".join(rate(r) for r in sorted(losses)), plain(found.mean, 5), bounds(found), str(found.n),
+                ", ".join(rate(r) for r in sorted(losses)), plain(found.mean, 5), bounds(found, sign=False), str(found.n),
                 f"{sum(r.diverged for r in runs)} of {len(runs)}",
             )
         )  # fmt: skip

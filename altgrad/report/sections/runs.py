@@ -102,7 +102,8 @@ def _arms(records: list[Record]) -> Table:
         rows.append(
             (
                 arm.place, arm.method, str(len(inside)),
-                str(sum(r.status == "completed" and not r.diverged for r in inside)), str(sum(r.diverged for r in inside)),
+                str(sum(r.status == "completed" and not r.diverged for r in inside)),
+                str(sum(r.diverged for r in inside)),
                 str(sum(not r.ended for r in inside)),
                 ", ".join(map(str, seeds[:12])) + (", …" if len(seeds) > 12 else ""),
                 str(len({r.condition for r in inside})),

@@ -53,7 +53,7 @@ class Stability(Section):
 
 def _figure(arms: dict[Arm, list[Record]], monitor: str, quantity: str, title: str, unit: str) -> Figure | None:
     panels = []
-    found = {arm: heat(records, monitor, quantity) for arm, records in arms.items()}
+    found = {arm: heat(records, monitor, quantity, lowest=quantity == "cosine") for arm, records in arms.items()}
     values = np.concatenate([z[np.isfinite(z)] for _, _, z in found.values()]) if found else np.array([])
     if not len(values) or not values.any():
         return None
@@ -63,13 +63,13 @@ def _figure(arms: dict[Arm, list[Record]], monitor: str, quantity: str, title: s
             continue
         kept = worst(sites, z, low_is_bad=quantity == "cosine")
         names = [short(sites[i]) for i in kept]
-        mark = Heat(list(steps), names, z[kept], unit, limits=limits, scale=True)
+        mark = Heat(list(steps), names, z[kept], unit, limits=limits, scale=not panels)
         title_ = f"{arm.label} (n {len(arms[arm])})"
         panels.append(Panel(Axis("optimizer step"), Axis("", categories=tuple(names), reverse=True), (mark,), title_))
     if not panels:
         return None
     caption = (
-        f"{unit[0].upper()}{unit[1:]}: the largest value in each span of steps, averaged over seeds. A stripe "
+        f"{unit[0].upper()}{unit[1:]}: the worst value in each span of steps, averaged over seeds. A stripe "
         "is one sick layer, "
         "a column is one bad moment."
         + (" The worst sites are shown." if any(len(s) > SITES for _, s, _ in found.values()) else "")

@@ -40,7 +40,7 @@ class StiffnessField(Section):
             if found is None or len(panels) >= ARMS:
                 continue
             steps, exponents, z = found
-            panels.append(_panel(arm, len(records), steps, exponents, z))
+            panels.append(_panel(arm, len(records), steps, exponents, z, scale=not panels))
             drift = float(np.nansum(np.abs(z[:, -1] - z[:, 0])) / 2)
             if math.isfinite(drift):
                 moved.append((drift, arm))
@@ -89,7 +89,7 @@ def field_over_time(records: list[Record]) -> tuple[list[float], list[int], np.n
     return steps_, exponents, z
 
 
-def _panel(arm: Arm, n: int, steps: list[float], exponents: list[int], z: np.ndarray) -> Panel:
+def _panel(arm: Arm, n: int, steps: list[float], exponents: list[int], z: np.ndarray, scale: bool) -> Panel:
     fmt = parsed(arm.format)
     names = [f"2^{e}" for e in exponents]
     if len(names) > ROWS:  # what lies far below is a thin tail: one row for all of it
@@ -97,7 +97,7 @@ def _panel(arm: Arm, n: int, steps: list[float], exponents: list[int], z: np.nda
         names = [*names[: ROWS - 1], f"≤ {names[ROWS - 1]}"]
     elif fmt is not None and fmt.mantissa_bits and exponents[-1] == 1 - (fmt.bias or 0) - fmt.mantissa_bits:
         names[-1] = f"{names[-1]} (even)"
-    heat = Heat(list(steps), names, z, "share of weights", limits=(0.0, 1.0))
+    heat = Heat(list(steps), names, z, "share of weights", limits=(0.0, 1.0), scale=scale)
     return Panel(
         Axis("optimizer step"), Axis("spacing", categories=tuple(names), reverse=True), (heat,), f"{arm.label} (n {n})"
     )

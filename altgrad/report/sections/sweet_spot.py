@@ -82,7 +82,7 @@ def _table(
         rows.append((each, listed(best) if len(best) < len(found) else "no difference shown", *cells))
     if not rows:
         return None
-    note = f"{words[0].upper()}{words[1:]}. ± is a 95 % interval, simultaneous over a row; `may be best` is Hsu's set."
+    note = f"{words[0].upper()}{words[1:]}. ± is a 95 % interval, simultaneous over a row; may be best is Hsu's set."
     title = f"{method}: formats by layer type"
     return Table(
         f"sweet-spot-{method.replace('_', '-')}", title, ("layer type", "may be best", *formats), tuple(rows), note=note

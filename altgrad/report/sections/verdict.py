@@ -165,7 +165,7 @@ def limits_of(family: FamilyOfFormats) -> list[Limit]:
             Limit(
                 "The seeds that B is computed from also chose the learning rates, so intervals are somewhat "
                 "too narrow. "
-                "Confirmation seeds at lr* alone would cure it (`--tuning-seeds` says which were which)."
+                "Confirmation seeds at lr* alone would cure it (--tuning-seeds says which were which)."
             )
         )
     edges = [
