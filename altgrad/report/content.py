@@ -25,8 +25,11 @@ Symbol = Literal["circle", "square", "diamond", "cross", "triangle-up", "x"]
 
 @dataclass(frozen=True)
 class Axis:
-    """A label with its unit; `ticks` where they should stand; `categories`, where the axis counts things by name; limits where they are not "
-    "the data's."""
+    """A label with its unit.
+
+    ticks: where they should stand. categories: where the axis counts things by name. limits: where they are not the
+    data's.
+    """
 
     label: str
     log: bool = False

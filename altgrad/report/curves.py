@@ -24,7 +24,7 @@ def common_steps(series: Sequence[Series]) -> Array:
 
 
 def mean_over_runs(series: Sequence[Series]) -> tuple[Array, Array, Array, Array]:
-    """(steps, mean, low, high) with 95 % t intervals by step; a single run has low = mean = high.
+    """(steps, mean, low, high) with 95 % t intervals by step; fewer than 3 runs have low = mean = high.
 
     Runs are read at their own points and interpolated between them; a NaN in any run is a gap.
     """
@@ -36,7 +36,7 @@ def mean_over_runs(series: Sequence[Series]) -> tuple[Array, Array, Array, Array
     values = np.stack([np.interp(steps, s, v, right=math.nan) for s, v in series])
     n = len(values)
     mean = values.mean(0)
-    if n == 1:
+    if n < 3:
         return steps, mean, mean, mean
     half = critical_value(n, 1) * values.std(0, ddof=1) / math.sqrt(n)
     return steps, mean, mean - half, mean + half
@@ -57,7 +57,7 @@ def paired_difference(first: Mapping[int, Record], second: Mapping[int, Record],
 def heat(
     records: Sequence[Record], monitor: str, quantity: str, buckets: int = 30, *, lowest: bool = False
 ) -> tuple[Array, list[str], Array]:
-    """(middles of the steps, sites, z[site, step]): the largest (or lowest) value in each bucket, its mean over runs."""
+    """(middles of the steps, sites, z[site, step]): each bucket's largest (lowest) value, averaged over runs."""
     sited = [record.sited(monitor, quantity) for record in records]
     sites = list(dict.fromkeys(site for by_site in sited for site in by_site))
     last = max((s[0][-1] for by_site in sited for s in by_site.values() if len(s[0])), default=0.0)

@@ -5,8 +5,8 @@ the interval  mean +- c sd / sqrt(n); c is Student's for one format, and for sev
 of their |t|, so that *all* intervals cover their truths together in 95 % of studies. Percentile bootstrap was the road
 not taken: at n = 5 it covers 83 %.
 
-Seeds may be missing in some formats: each interval uses its own pairs, c is that of the smallest n, and correlations
-come from the seeds that all formats have.
+Seeds may be missing in some formats: each interval uses its own pairs and the c of their number, and correlations come
+from the seeds that all formats have.
 """
 
 import math
@@ -70,18 +70,16 @@ def common_correlation(columns: NDArray[np.float64]) -> float:
 def table(paired: Paired) -> NDArray[np.float64]:
     """[seeds that all have, names], in the order of the names and of sorted seeds."""
     shared = sorted(set.intersection(*(set(by_seed) for by_seed in paired.values()))) if paired else []
-    return np.array([[by_seed[seed] for by_seed in paired.values()] for seed in shared]).reshape(-1, len(paired))
+    return np.array([[by_seed[seed] for by_seed in paired.values()] for seed in shared]).reshape(len(shared), len(paired))
 
 
 def simultaneous(paired: Paired, level: float = LEVEL) -> dict[str, Interval]:
-    """Intervals that cover together with probability `level`; names without any pair get an empty one."""
-    counts = [len(by_seed) for by_seed in paired.values() if by_seed]
-    if not counts:
-        return {name: interval(np.array([]), math.inf) for name in paired}
-    present = {name: by_seed for name, by_seed in paired.items() if by_seed}
-    critical = critical_value(min(counts), len(counts), common_correlation(table(present)), level)
-    lonely = {n: max(critical, critical_value(n, 1, level=level)) for n in set(counts)}
-    return {
-        name: interval(np.array([by_seed[s] for s in sorted(by_seed)]), lonely.get(len(by_seed), critical))
-        for name, by_seed in paired.items()
-    }
+    """Intervals that cover together with probability `level`; a name with fewer than two pairs has, and costs, none."""
+    present = {name: by_seed for name, by_seed in paired.items() if len(by_seed) > 1}
+    correlation = common_correlation(table(present))
+    found = {}
+    for name, by_seed in paired.items():
+        n = len(by_seed)
+        critical = critical_value(n, len(present), correlation, level) if n > 1 else math.inf
+        found[name] = interval(np.array([by_seed[seed] for seed in sorted(by_seed)]), critical)
+    return found

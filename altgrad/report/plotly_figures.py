@@ -51,7 +51,7 @@ def _place(figure: Figure, index: int, panel: Panel, layout: dict[str, Any]) -> 
     """The two axes of a panel on the page, and its title above it."""
     row, column = divmod(index, figure.columns)
     wide = 1 / figure.columns
-    gap = 0.16 * wide if figure.columns > 1 else 0.0
+    gap = 0.24 * wide if figure.columns > 1 else 0.0
     total = figure.rows * figure.height + (figure.rows - 1) * _ROW_GAP
     left, right = column * wide + gap * (column > 0), (column + 1) * wide - gap / 4 * (column < figure.columns - 1)
     top = 1 - row * (figure.height + _ROW_GAP) / total

@@ -49,11 +49,13 @@ def choose_rate(losses: Losses, tuning: Collection[int]) -> Choice | None:
 def split_seeds(grids: Collection[Losses]) -> tuple[set[int], set[int]]:
     """(tuning seeds, confirmation seeds), told apart by what was run in all arms together.
 
-    Tuning seeds were run at the most rates. The others, run at lr* and perhaps half a decade around it, confirm. Where
-    every seed was run alike there are no confirmation seeds apart: the second set is empty.
+    Only arms that were swept count. Tuning seeds were run at the most of their rates; the others, run at lr* and
+    perhaps half a decade around it, confirm. Where every seed was run alike there are no confirmation seeds apart: the second
+    set is empty.
     """
     widths: dict[int, int] = {}
-    for losses in grids:
+    swept = [losses for losses in grids if len(losses) > 1] or list(grids)
+    for losses in swept:
         for by_seed in losses.values():
             for seed in by_seed:
                 widths[seed] = widths.get(seed, 0) + 1
@@ -61,4 +63,4 @@ def split_seeds(grids: Collection[Losses]) -> tuple[set[int], set[int]]:
         return set(), set()
     most = max(widths.values())
     tuning = {seed for seed, width in widths.items() if width > 0.75 * most}
-    return tuning, set(widths) - tuning
+    return tuning, {seed for losses in grids for by_seed in losses.values() for seed in by_seed} - tuning

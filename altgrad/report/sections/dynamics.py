@@ -86,9 +86,8 @@ def _difference(project: Project, family: FamilyOfFormats) -> Figure:
         if len(marks) > 1:
             panels.append(Panel(Axis("optimizer step"), Axis("AdamW − Manifold (nats)"), tuple(marks), words))
     caption = (
-        "Paired by seed and data order, mean with its 95 % t interval at each step (not simultaneous over "
-        "steps). Above zero "
-        "ManifoldAdamW is ahead."
+        "Paired by seed and data order, mean with its 95 % t interval (from 3 seeds on) at each step, not simultaneous "
+        "over steps. Above zero ManifoldAdamW is ahead."
     )
     if not panels:
         panels = [Panel(Axis("optimizer step"), Axis("nats"), (Rule(0.0, "y"),), "no losses in common")]

@@ -123,8 +123,8 @@ def _table(project: Project, condition: str, arms: dict[Arm, Losses], sides: dic
         rows.append(
             (
                 arm.place, arm.method, rate(side.choice.rate), {"": "inside"}.get(side.choice.edge, side.choice.edge),
-                ", ".join(rate(r) for r in sorted(losses)), plain(found.mean, 5), bounds(found, sign=False), str(found.n),
-                f"{sum(r.diverged for r in runs)} of {len(runs)}",
+                ", ".join(rate(r) for r in sorted(losses)), plain(found.mean, 5), bounds(found, sign=False),
+                str(found.n), f"{sum(r.diverged for r in runs)} of {len(runs)}",
             )
         )  # fmt: skip
     header = (

@@ -40,7 +40,9 @@ class Stability(Section):
                 blocks.append(figure)
             else:
                 blocks.append(
-                    Limit(f"{title}: the {monitor} monitor logged nothing for these arms, or nothing but zeros.")
+                    Limit(
+                        f"{title}: the {monitor} monitor logged nothing for these arms, or nothing but perfect values."
+                    )
                 )
         shown = counted(len(chosen), "arm")
         head = Headline(
@@ -52,10 +54,10 @@ class Stability(Section):
 
 
 def _figure(arms: dict[Arm, list[Record]], monitor: str, quantity: str, title: str, unit: str) -> Figure | None:
-    panels = []
+    panels: list[Panel] = []
     found = {arm: heat(records, monitor, quantity, lowest=quantity == "cosine") for arm, records in arms.items()}
     values = np.concatenate([z[np.isfinite(z)] for _, _, z in found.values()]) if found else np.array([])
-    if not len(values) or not values.any():
+    if not len(values) or not values.any() or (quantity == "cosine" and values.min() > 1 - 1e-6):
         return None
     limits = (float(values.min()), float(values.max()) if values.max() > values.min() else float(values.min()) + 1)
     for arm, (steps, sites, z) in found.items():

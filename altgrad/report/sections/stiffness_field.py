@@ -33,17 +33,20 @@ class StiffnessField(Section):
         """See Section."""
         family = main_family(project)
         arms = at_best_rate(project, family.condition if family else project.main())
-        panels: list[Panel] = []
+        top = 0.0
+        drawn: list[tuple[Arm, int, list[float], list[int], np.ndarray]] = []
         moved: list[tuple[float, Arm]] = []
         for arm, records in sorted(arms.items(), key=lambda item: len(item[0].variant)):
             found = field_over_time(records)
-            if found is None or len(panels) >= ARMS:
+            if found is None or len(drawn) >= ARMS:
                 continue
             steps, exponents, z = found
-            panels.append(_panel(arm, len(records), steps, exponents, z, scale=not panels))
+            top = max(top, float(np.nanmax(z)))
+            drawn.append((arm, len(records), steps, exponents, z))
             drift = float(np.nansum(np.abs(z[:, -1] - z[:, 0])) / 2)
             if math.isfinite(drift):
                 moved.append((drift, arm))
+        panels = [_panel(*each, scale=not index, top=top) for index, each in enumerate(drawn)]
         if not panels:
             return [Limit("The stiffness monitor was off, or no parameter had a grid: there is no field to show.")]
         drift, arm = max(moved, key=lambda each: each[0])
@@ -89,7 +92,9 @@ def field_over_time(records: list[Record]) -> tuple[list[float], list[int], np.n
     return steps_, exponents, z
 
 
-def _panel(arm: Arm, n: int, steps: list[float], exponents: list[int], z: np.ndarray, scale: bool) -> Panel:
+def _panel(
+    arm: Arm, n: int, steps: list[float], exponents: list[int], z: np.ndarray, *, scale: bool, top: float
+) -> Panel:
     fmt = parsed(arm.format)
     names = [f"2^{e}" for e in exponents]
     if len(names) > ROWS:  # what lies far below is a thin tail: one row for all of it
@@ -97,7 +102,7 @@ def _panel(arm: Arm, n: int, steps: list[float], exponents: list[int], z: np.nda
         names = [*names[: ROWS - 1], f"≤ {names[ROWS - 1]}"]
     elif fmt is not None and fmt.mantissa_bits and exponents[-1] == 1 - (fmt.bias or 0) - fmt.mantissa_bits:
         names[-1] = f"{names[-1]} (even)"
-    heat = Heat(list(steps), names, z, "share of weights", limits=(0.0, 1.0), scale=scale)
+    heat = Heat(list(steps), names, z, "share of weights", limits=(0.0, top or 1.0), scale=scale)
     return Panel(
         Axis("optimizer step"), Axis("spacing", categories=tuple(names), reverse=True), (heat,), f"{arm.label} (n {n})"
     )

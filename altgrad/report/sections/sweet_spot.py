@@ -30,6 +30,7 @@ CRITERIA = (
     ),
     ("stall", "stall_ratio", -1, "stalled share of attempted updates; lower is better"),
 )
+NOISE = 1e-6
 
 
 class SweetSpot(Section):
@@ -67,6 +68,8 @@ def _table(
     formats = sorted(inside, key=format_order)
     values = {f: _by_type(inside[f], monitor, quantity) for f in formats}
     types = list(dict.fromkeys(t for by_type in values.values() for t in by_type))
+    if _spread(values) < NOISE:
+        return None  # watched, but of something that no cast enters: float noise is no ranking
     rows = []
     for each in types:
         found = {f: values[f][each] for f in formats if values[f].get(each)}
@@ -87,6 +90,15 @@ def _table(
     return Table(
         f"sweet-spot-{method.replace('_', '-')}", title, ("layer type", "may be best", *formats), tuple(rows), note=note
     )
+
+
+def _spread(values: dict[str, dict[str, dict[int, float]]]) -> float:
+    """The widest gap between values of one layer type."""
+    by_type: dict[str, list[float]] = {}
+    for types in values.values():
+        for each, by_seed in types.items():
+            by_type.setdefault(each, []).extend(by_seed.values())
+    return max((max(found) - min(found) for found in by_type.values() if found), default=0.0)
 
 
 def _by_type(records: list[Record], monitor: str, quantity: str) -> dict[str, dict[int, float]]:

@@ -168,12 +168,11 @@ def limits_of(family: FamilyOfFormats) -> list[Limit]:
                 "Confirmation seeds at lr* alone would cure it (--tuning-seeds says which were which)."
             )
         )
-    edges = [
-        f"{effect.format} {side.arm.method} ({'one rate' if side.choice.edge == 'only' else f'{side.choice.edge} end'})"
-        for effect in family.effects for side in (effect.standard, effect.manifold) if side.choice.edge
-    ]  # fmt: skip
-    if edges:
-        limits.append(Limit(f"lr* is not known to be the optimum, being at the edge of its grid: {', '.join(edges)}."))
+    sides = [(effect.format, side) for effect in family.effects for side in (effect.standard, effect.manifold)]
+    if all(side.choice.edge == "only" for _, side in sides):
+        limits.append(Limit("Every arm was run at one learning rate: none is known to be its best."))
+    elif edges := [f"{name} {s.arm.method} ({s.choice.edge})" for name, s in sides if s.choice.edge]:
+        limits.append(Limit(f"lr* may not be the optimum, being at the edge of its grid: {', '.join(edges)}."))
     few = [name for name, found in family.intervals.items() if found.n < 5]
     if few:
         limits.append(Limit(f"Fewer than 5 pairs: {', '.join(few)}. Intervals then lean on normality."))
