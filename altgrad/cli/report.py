@@ -44,10 +44,11 @@ def report(
     """Write a project's report: verdict with intervals, reasons and figures, as HTML, Markdown, LaTeX and data."""
     if missing := [name for name in NEEDED if importlib.util.find_spec(name) is None]:
         fail(f"altgrad report needs {', '.join(missing)}; install them with: pip install 'altgrad[report]'.", 3)
+    with one_line_errors():
+        found = _read(project, runs, source, _seeds(tuning_seeds))
     from altgrad.report.report import write_report
 
     with one_line_errors():
-        found = _read(project, runs, source, _seeds(tuning_seeds))
         folder = out or Path("reports") / found.name
         write_report(found, folder, static=static)
     _tell(found, folder, as_json)

@@ -95,11 +95,16 @@ def condition_of(spec: Mapping[str, Any]) -> str:
 
 
 def differing(conditions: Iterable[str]) -> dict[str, str]:
-    """For each condition the leaves in which it differs from the others, in words; `` where there is only one."""
+    """For each condition the leaves in which it differs from the first one (the first: from any), in words."""
     trees = {text: dict(_leaves(json.loads(text))) for text in conditions}
     paths = _unique(path for tree in trees.values() for path in tree)
-    told = [path for path in paths if len({str(tree.get(path)) for tree in trees.values()}) > 1]
-    return {text: ", ".join(f"{p} {tree.get(p, 'absent')}" for p in told[:6]) for text, tree in trees.items()}
+    first = next(iter(trees), "")
+    found = {}
+    for text, tree in trees.items():
+        others = trees.values() if text == first else [trees[first]]
+        told = [path for path in paths if any(str(tree.get(path)) != str(other.get(path)) for other in others)]
+        found[text] = ", ".join(f"{path} {tree.get(path, 'absent')}" for path in told[:6])
+    return found
 
 
 def rate_of(spec: Mapping[str, Any]) -> float:

@@ -70,7 +70,9 @@ def common_correlation(columns: NDArray[np.float64]) -> float:
 def table(paired: Paired) -> NDArray[np.float64]:
     """[seeds that all have, names], in the order of the names and of sorted seeds."""
     shared = sorted(set.intersection(*(set(by_seed) for by_seed in paired.values()))) if paired else []
-    return np.array([[by_seed[seed] for by_seed in paired.values()] for seed in shared]).reshape(len(shared), len(paired))
+    return np.array([[by_seed[seed] for by_seed in paired.values()] for seed in shared]).reshape(
+        len(shared), len(paired)
+    )
 
 
 def simultaneous(paired: Paired, level: float = LEVEL) -> dict[str, Interval]:

@@ -50,8 +50,8 @@ def split_seeds(grids: Collection[Losses]) -> tuple[set[int], set[int]]:
     """(tuning seeds, confirmation seeds), told apart by what was run in all arms together.
 
     Only arms that were swept count. Tuning seeds were run at the most of their rates; the others, run at lr* and
-    perhaps half a decade around it, confirm. Where every seed was run alike there are no confirmation seeds apart: the second
-    set is empty.
+    perhaps half a decade around it, confirm. Where every seed was run alike there are no confirmation seeds apart:
+    the second set is empty.
     """
     widths: dict[int, int] = {}
     swept = [losses for losses in grids if len(losses) > 1] or list(grids)

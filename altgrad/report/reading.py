@@ -83,8 +83,8 @@ class Record:
 
     @property
     def outcome(self) -> float:
-        """The loss that enters statistics: the last one, or `ignorance` if it diverged; NaN if it is no result."""
-        if not self.ended:
+        """The loss that enters statistics: the last one, or `ignorance` if it diverged; NaN without result or spec."""
+        if not self.ended or not self.spec:
             return math.nan
         if self.diverged:
             return self.ignorance

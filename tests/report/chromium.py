@@ -11,7 +11,8 @@ COMPLAINTS = ("Runtime.consoleAPICalled", "Runtime.exceptionThrown", "Log.entryA
 STATE = """JSON.stringify({
     done: document.documentElement.dataset.done || "",
     figures: document.querySelectorAll("[data-figure]").length,
-    drawn: [...document.querySelectorAll("[data-figure]")].filter(e => e.querySelector(".main-svg .xaxislayer-above")).length,
+    drawn: [...document.querySelectorAll("[data-figure]")]
+        .filter(e => e.querySelector(".main-svg .xaxislayer-above")).length,
     pictures: [...document.querySelectorAll("figure img")].filter(e => e.complete && e.naturalWidth > 0).length,
     wide: document.documentElement.scrollWidth - document.documentElement.clientWidth,
     background: getComputedStyle(document.body).backgroundColor,
@@ -28,7 +29,7 @@ class Chromium:
         os.set_inheritable(answers, True)
         # Descriptors 3 and 4 are what --remote-debugging-pipe speaks on; a shell puts them there.
         flags = f"--headless=new --no-sandbox --disable-gpu --remote-debugging-pipe --user-data-dir={folder}"
-        shell = f'exec {program} {flags} --no-first-run --proxy-server=127.0.0.1:9 3<&{commands} 4>&{answers}'
+        shell = f"exec {program} {flags} --no-first-run --proxy-server=127.0.0.1:9 3<&{commands} 4>&{answers}"
         self._process = subprocess.Popen(
             ["bash", "-c", shell], pass_fds=(commands, answers), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
         )
@@ -65,7 +66,9 @@ class Chromium:
 
     def open(self, page: Path, *, width: int = 1200, dark: bool = False, script: bool = True) -> dict[str, Any]:
         """The page's state once all is drawn."""
-        self.call("Emulation.setDeviceMetricsOverride", width=width, height=900, deviceScaleFactor=1, mobile=width < 600)
+        self.call(
+            "Emulation.setDeviceMetricsOverride", width=width, height=900, deviceScaleFactor=1, mobile=width < 600
+        )
         scheme = {"name": "prefers-color-scheme", "value": "dark" if dark else "light"}
         self.call("Emulation.setEmulatedMedia", features=[scheme])
         self.call("Page.navigate", url=page.resolve().as_uri())

@@ -50,7 +50,9 @@ def test_one_run_is_reported_and_nothing_is_concluded(tmp_path: Path, make_run: 
     assert "cannot answer the question" in text and "no BF16 or FP32 run" in text
 
 
-def test_only_diverged_runs_enter_as_the_loss_of_knowing_nothing(tmp_path: Path, make_run: Make, make_spec: Spec) -> None:
+def test_only_diverged_runs_enter_as_the_loss_of_knowing_nothing(
+    tmp_path: Path, make_run: Make, make_spec: Spec
+) -> None:
     for optimizer in ("adamw", "manifold_adamw"):
         for seed in range(3):
             make_run(tmp_path, make_spec("e5m2", optimizer, 1.0, seed), status="diverged")
@@ -96,7 +98,9 @@ def test_nan_metrics_count_as_divergence_and_are_told(tmp_path: Path, make_run: 
     assert "diverged" in told(load(RunStore(tmp_path), "study"))
 
 
-def test_runs_of_other_versions_are_read_and_their_versions_told(tmp_path: Path, make_run: Make, make_spec: Spec) -> None:
+def test_runs_of_other_versions_are_read_and_their_versions_told(
+    tmp_path: Path, make_run: Make, make_spec: Spec
+) -> None:
     tree = make_spec("e5m2")
     make_run(tmp_path, tree)
     make_run(tmp_path, {**make_spec("e5m2", seed=1), "novelty": {"level": 3}}, altgrad="9.9.0")
@@ -104,7 +108,7 @@ def test_runs_of_other_versions_are_read_and_their_versions_told(tmp_path: Path,
     make_run(tmp_path, bare, altgrad="0.0.1")
     project = load(RunStore(tmp_path), "study")
     assert len(project.conditions) == 3
-    assert any("novelty.level 3" in words for words in project.conditions.values())
+    assert "novelty.level 3" in project.conditions.values()
     text = told(project)
     assert "9.9.0" in text and "more than one version" in text
 
@@ -133,7 +137,9 @@ def test_arms_are_told_apart_by_what_is_compared_and_by_nothing_else(make_spec: 
     assert smooth.variant == "S smooth, p 0.5" and smooth.is_manifold
     assert not arm_of(make_spec("e5m2", "manifold_adamw", power=0.0)).is_manifold
     assert arm_of(make_spec("bf16")).is_baseline and arm_of(make_spec("fp32", lr=0)).frozen
-    rules = [{"match": "blocks.*", "weight": {"format": "e4m3fn"}, "input": {"format": "e4m3fn"}, "grad_output": "e5m2"}]
+    rules = [
+        {"match": "blocks.*", "weight": {"format": "e4m3fn"}, "input": {"format": "e4m3fn"}, "grad_output": "e5m2"}
+    ]
     cast = arm_of({**make_spec("fp32"), "precision": {"rules": rules}})
     assert (cast.format, cast.storage, cast.casts) == ("e4m3fn", "master", "input e4m3fn, grad e5m2")
     assert arm_of({}).format == "FP32" and arm_of({"storage": "?", "optimizer": 3}).optimizer == "?"
@@ -151,7 +157,7 @@ def test_thinning_keeps_spikes_ends_and_the_first_gap() -> None:
     assert by_bucket(steps, values, np.array([0.0, 5000, 9999])).tolist()[0] == 99
 
 
-def test_beta_over_rms_is_close_to_the_truth_on_gaussian_weights(study: Path) -> None:
+def test_beta_over_rms_is_within_15_percent_on_gaussian_weights(study: Path) -> None:
     record = next(r for r in load(RunStore(study), "study").results() if r.arm.format == "e5m2")
     weights = np.random.default_rng(0).normal(0, 3.0, 200_000)
     exponents = np.clip(np.floor(np.log2(np.abs(weights))), -14, 15) - 2
@@ -159,7 +165,7 @@ def test_beta_over_rms_is_close_to_the_truth_on_gaussian_weights(study: Path) ->
         f"stiffness/a.weight/binade_{int(e)}_share": (np.array([1.0]), np.array([(exponents == e).mean()]))
         for e in np.unique(exponents)
     }
-    assert smallest_normal_share(record) == pytest.approx(2.0**-14 / 3.0, rel=0.1)
+    assert smallest_normal_share(record) == pytest.approx(2.0**-14 / 3.0, rel=0.15)
 
 
 def test_phases_follow_from_monitor_and_site() -> None:
@@ -190,10 +196,9 @@ def test_runs_come_from_wandb_with_every_step(make_spec: Spec) -> None:
         pages.append(page_size)
         return iter(rows)
 
-    runs = [
-        SimpleNamespace(name="a", id="1", state="finished", config=make_spec("e5m2", seed=1), created_at="", scan_history=scan_history),
-        SimpleNamespace(name="b", id="2", state="crashed", config={"lr": 3}, created_at="", scan_history=lambda page_size: iter(())),
-    ]  # fmt: skip
+    ours = {"name": "a", "state": "finished", "config": make_spec("e5m2", seed=1), "scan_history": scan_history}
+    foreign = {"name": "b", "state": "crashed", "config": {"lr": 3}, "scan_history": lambda page_size: iter(())}
+    runs = [SimpleNamespace(id="1", created_at="", **facts) for facts in (ours, foreign)]
     project = load_from_wandb("wandb:team/study", api=SimpleNamespace(runs=lambda path: runs))
     assert project.name == "study" and pages == [1000]
     assert project.records[0].loss == 2.0 and project.records[0].arm.format == "e5m2"

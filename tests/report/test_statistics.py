@@ -80,8 +80,8 @@ def test_one_interval_is_that_of_scipy_and_statsmodels() -> None:
     assert simultaneous({"only": dict(enumerate(values))})["only"] == found
 
 
-@pytest.mark.parametrize("k", [2, 5, 8])
-@pytest.mark.parametrize("n", [4, 8, 9, 30])
+@pytest.mark.parametrize("k", [2, 8])
+@pytest.mark.parametrize("n", [4, 9, 30])
 def test_critical_values_of_independent_formats_are_sidaks(n: int, k: int) -> None:
     exact = stats.t.ppf((1 + 0.95 ** (1 / k)) / 2, n - 1)
     assert critical_value(n, k) == pytest.approx(exact, rel=0.025)

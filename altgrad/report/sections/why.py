@@ -2,8 +2,9 @@
 
 Geometry is beta / rms(w), beta the smallest normal value at the weight's scale: below it the grid is even, and a format
 without weights there looks the same to every optimizer. rms(w) is not logged; it is estimated here from the histogram
-of spacings (monitor `stiffness`), a binade [a, 2a) standing for its even spread, a^2 * 7/3, and the sub-normal range
-for beta^2 / 3. Everything else is the mean over parameters and the last quarter of the run, AdamW's side.
+of spacings (monitor `stiffness`), a binade [a, 2a) standing for its even spread, a^2 * 7/3, and what lies below
+2 beta for 4/3 beta^2 (within 15 % on Gaussian weights). Everything else is the mean over parameters and the last
+quarter of the run, AdamW's side.
 """
 
 import math
