@@ -18,8 +18,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 Array = NDArray[np.float64]
-DRAWS = 40_000
-_STEP = 0.05
+DRAWS = 30_000
+_STEP = 0.1
 
 
 def t_quantile(probability: float, df: int) -> float:
@@ -54,7 +54,7 @@ def rank_correlation(x: Array, y: Array) -> tuple[float, float]:
 
 
 def critical_value(n: int, k: int, correlation: float = 0.0, level: float = 0.95, *, one_sided: bool = False) -> float:
-    """See the head of the file; inf for n < 2. `correlation` is cut to [0, 0.95] and rounded down to a twentieth."""
+    """See the head of the file; inf for n < 2. `correlation` is cut to [0, 0.95] and rounded down to a tenth."""
     assert k >= 1
     if n < 2:
         return float("inf")

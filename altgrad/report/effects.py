@@ -156,7 +156,9 @@ def _family(
         if sides[0] is None or sides[1] is None:
             continue
         (first, again), (second, too) = sides[0], sides[1]
-        if again != too:  # one side was confirmed, the other not: what they share is the tuning seeds
+        shared = first.by_seed.keys() & second.by_seed.keys()
+        if again != too or not shared:  # confirmed at other rates than these: all seeds at lr* must serve
+            again = True
             first, second = (
                 Side(s.arm, s.choice, arms[s.arm][s.choice.rate], s.diverged, s.runs) for s in (first, second)
             )

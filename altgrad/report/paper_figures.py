@@ -30,11 +30,11 @@ _WIDTH, _PIXELS = 6.8, 130.0
 
 
 def save(figure: Figure, folder: Path) -> tuple[Path, Path]:
-    """Write `<key>.png` (160 dpi) and `<key>.pdf`; returns both."""
+    """Write `<key>.png` (130 dpi) and `<key>.pdf`; returns both."""
     picture = _draw(figure, LIGHT)
     png, pdf = folder / f"{figure.key}.png", folder / f"{figure.key}.pdf"
     with _style(LIGHT):
-        picture.savefig(png, dpi=160, facecolor=LIGHT["page"], metadata={"Software": None})
+        picture.savefig(png, dpi=130, facecolor=LIGHT["page"], metadata={"Software": None})
         picture.savefig(pdf, metadata={"CreationDate": None})
     return png, pdf
 

@@ -17,7 +17,7 @@ QUANTITIES = (
     ("stall", "stall_ratio", "stalls", "updates that changed no code (ratio)"),
     ("shadow", "cosine", "gradient cosine", "cosine with the reference gradient (ratio)"),
 )
-ARMS, SITES = 4, 40
+ARMS, SITES = 4, 24
 
 
 class Stability(Section):
