@@ -81,7 +81,7 @@ def _axis(axis: Axis) -> dict[str, Any]:
         found["tickvals"], found["ticktext"] = list(range(len(axis.categories))), [_text(c) for c in axis.categories]
         found |= {"range": [-0.6, len(axis.categories) - 0.4], "showgrid": False}
     elif axis.log:
-        found |= {"type": "log", "exponentformat": "power"}
+        found |= {"type": "log", "exponentformat": "e"}  # powers would be set a quarter larger than other ticks
         if axis.limits:
             found["range"] = [math.log10(axis.limits[0]), math.log10(axis.limits[1])]
     elif axis.limits:
@@ -180,7 +180,10 @@ def _heat(mark: Heat, axes: dict[str, str], data: list[Any]) -> None:
         "type": "heatmap", "x": _positions(mark.x), "y": _positions(mark.y), "z": mark.z, "zmin": low, "zmax": high,
         "colorscale": "@diverging" if mark.diverging else "@sequential", "xgap": 1, "ygap": 1, "hoverongaps": False,
         "showscale": mark.scale, "showlegend": False, "hoverinfo": "text", **axes,
-        "colorbar": {"title": {"text": _text(mark.unit), "side": "right"}, "thickness": 12, "outlinewidth": 0},
+        "colorbar": {
+            "title": {"text": _text(mark.unit), "side": "right", "font": {"size": 13}},
+            "thickness": 12, "outlinewidth": 0,
+        },
         "hovertext": [
             [_text(f"{y}, {x}: {written(v)} {mark.unit}") for x, v in zip(mark.x, row, strict=True)]
             for y, row in zip(mark.y, mark.z, strict=True)

@@ -90,7 +90,7 @@ def _gaps(arms: dict[Arm, list[Record]], name: str, twins: list[Record]) -> list
     blocks: list[Block] = []
     if low:
         label, i = min(low.items(), key=lambda item: item[1].mean)
-        blocks.append(Headline(f"Closest to {name}: {label}, {signed(i.mean)} nats above it, {bounds(i)}, n {i.n}."))
+        blocks.append(Headline(f"Closest to {name}: {label}, at {signed(i.mean)} nats from it, {bounds(i)}, n {i.n}."))
     note = (
         f"Arms at their lr*, paired by seed with the {name} run; intervals are simultaneous over the rows. "
         f"Positive: worse than {name}."

@@ -13,10 +13,10 @@ from altgrad.report.reading import LOSS, TRAIN_LOSS, Record, Series
 from altgrad.report.section import Section, counted, signed
 
 QUANTITIES = (
-    ("stall", "stall_ratio", "stall ratio", "updates that changed no code / attempted (ratio)"),
-    ("flips", "flip_rate", "flips", "codes changed in a step / weights (ratio)"),
-    ("flips", "sign_flip_rate", "sign flips", "signs changed in a step / weights (ratio)"),
-    ("updates", "effective_update_ratio", "effective update", "realised along requested / requested (ratio)"),
+    ("stall", "stall_ratio", "stall ratio", "stalled / attempted (ratio)"),
+    ("flips", "flip_rate", "flips", "codes changed / weights (ratio)"),
+    ("flips", "sign_flip_rate", "sign flips", "signs changed / weights (ratio)"),
+    ("updates", "effective_update_ratio", "effective update", "realised / requested (ratio)"),
 )
 
 

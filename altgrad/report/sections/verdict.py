@@ -119,7 +119,7 @@ def _forest(family: FamilyOfFormats, index: int, where: str) -> Figure:
         "practical use. Orange "
         "formats may be the ones that benefit most."
     )
-    axis = Axis("B: loss saved by geometry-aware steps (nats)", limits=(-reach, reach))
+    axis = Axis("B: loss saved by geometry (nats)", limits=(-reach, reach))
     panel = Panel(axis, Axis("", categories=labels, reverse=True), tuple(marks))
     return Figure(f"verdict-{index}", "Benefit by format", caption, (panel,), height=90 + 46 * len(names))
 
