@@ -1,5 +1,6 @@
 """Projects in any state are read: what is broken is listed, what is sound is used."""
 
+import inspect
 import math
 from collections.abc import Callable
 from pathlib import Path
@@ -211,3 +212,10 @@ def test_runs_come_from_wandb_with_every_step(make_spec: Spec) -> None:
 
     with pytest.raises(ValueError, match="W&B did not give the runs of a/b: no such project"):
         load_from_wandb("wandb:a/b", api=SimpleNamespace(runs=refuse))
+
+
+def test_what_is_asked_of_wandb_is_what_its_client_offers() -> None:
+    public = pytest.importorskip("wandb.apis.public", reason="wandb is not installed")
+    assert "page_size" in inspect.signature(public.Run.scan_history).parameters
+    assert "path" in inspect.signature(public.Api.runs).parameters
+    assert all(hasattr(public.Run, name) for name in ("id", "state", "config"))
