@@ -26,7 +26,7 @@ QUANTITIES = {
     "sign_flip_rate", "flip_rate", "stable_rank", "effective_rank", "cosine", "sqnr_db", "q50_spacing", "mean_offset",
     "aligned_share", "nonfinite_count", "realised_below_half", "requested_q50_ulp", "utilisation",
 }  # fmt: skip
-PLAIN_POINTS, SITED_POINTS = 600, 40
+PLAIN_POINTS, SITED_POINTS = 600, 100  # by site: so many that no column of a heat map is left without a point
 EVENTS_KEPT = 400
 
 UNKNOWN = Arm("?", "", "", "?")

@@ -13,9 +13,10 @@ import pytest
 from altgrad.report.arms import arm_of, condition_of
 from altgrad.report.effects import families
 from altgrad.report.project import Project, final, layer_type, load
-from altgrad.report.reading import read
+from altgrad.report.reading import SITED_POINTS, read
 from altgrad.report.report import chapters
 from altgrad.report.sections.failures import phase_of, symptoms
+from altgrad.report.sections.stability import short
 from altgrad.report.sections.why import smallest_normal_share
 from altgrad.report.thinning import by_bucket, thin
 from altgrad.report.wandb_runs import load_from_wandb
@@ -219,3 +220,17 @@ def test_what_is_asked_of_wandb_is_what_its_client_offers() -> None:
     assert "page_size" in inspect.signature(public.Run.scan_history).parameters
     assert "path" in inspect.signature(public.Api.runs).parameters
     assert all(hasattr(public.Run, name) for name in ("id", "state", "config"))
+
+
+@pytest.mark.parametrize("n", [51, 101, 500, 10_007])
+def test_thinning_by_site_leaves_no_column_of_a_heat_map_empty(n: int) -> None:
+    steps = np.arange(float(n))
+    for values in (np.zeros(n), np.sin(steps)):
+        kept, thinned = thin(steps, values, SITED_POINTS)
+        assert np.isfinite(by_bucket(kept, thinned, np.linspace(0, n - 1, 30 + 1))).all()
+
+
+def test_long_sites_keep_the_block_and_the_slot() -> None:
+    assert short("blocks.0.attention.qkv.weight/requested") == "0.attention.qkv.weight/requested"
+    assert short("blocks.11.attention.projection.weight/requested") == "11.attenti…tion.weight/requested"
+    assert len(short("a" * 200)) == 32

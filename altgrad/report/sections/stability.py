@@ -92,6 +92,6 @@ def worst(sites: list[str], z: np.ndarray, *, low_is_bad: bool = False, limit: i
 
 
 def short(site: str) -> str:
-    """A site for an axis: without `.weight` and `blocks.`, its end kept where it is long."""
+    """A site for an axis: without `.weight` and `blocks.`, its middle left out where it is long."""
     text = site.removesuffix(".weight").removeprefix("blocks.")
-    return text if len(text) <= 28 else "…" + text[-27:]
+    return text if len(text) <= 32 else f"{text[:10]}…{text[-21:]}"
