@@ -14,8 +14,10 @@ PYTEST := $(TEST_ENV) $(BIN)/python -m pytest -n 2
 help: ## list the targets
 	@sed -n 's/^\([a-z-]*\):[^#]*## /\1\t/p' Makefile | expand -t 12
 
-demo: $(STAMP) ## train the quickstart run on the packaged sample
+demo: $(STAMP) ## train the quickstart run and its BF16 twin on the packaged sample, and report on both
 	$(BIN)/altgrad train matrices/quickstart.yaml
+	$(BIN)/altgrad train matrices/quickstart.yaml --set name=gpt-bf16 --set precision=none --set compute=bfloat16
+	$(BIN)/altgrad report --project quickstart
 
 test: lint ## lint, then every test that takes seconds
 	@$(PYTEST) -m "not long and not cluster"

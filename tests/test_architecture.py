@@ -41,7 +41,7 @@ BESIDE = ("matrix", "symptoms", "store")
 TORCH_FREE = {"formats", "document", "spec", *BESIDE}
 TORCH_LOADERS = {"torch", "torchvision", "torchmetrics", "transformers", "accelerate"}
 LAZY = {"wandb", "datasets", "pandas", "pyarrow", "rich", "matplotlib", "plotly", "scipy", "sklearn", "transformers"}
-LAZY |= {"ray", "submitit", "jinja2", "huggingface_hub", "torchmetrics"}
+LAZY |= {"ray", "submitit", "jinja2", "huggingface_hub", "torchmetrics", "statsmodels"}
 BANNED_NAMES = {"util", "utils", "helper", "helpers", "common", "misc"}
 FILE_LINES, FUNCTION_LINES = 300, 60
 
@@ -204,8 +204,8 @@ def late_imports(sources: Sequence[Source], modules: set[str]) -> Iterator[str]:
 
 
 def libraries(sources: Sequence[Source], modules: set[str]) -> Iterator[str]:
-    """torch stays out of the torch-free rooms; other heavy libraries are imported in functions of one file each."""
-    owners: dict[str, dict[str, str]] = defaultdict(dict)
+    """torch stays out of the torch-free rooms; other heavy libraries are imported in functions of one file a room."""
+    owners: dict[tuple[str, str], dict[str, str]] = defaultdict(dict)
     start = loaded_at_start(sources, modules)
     for source in sources:
         for found in imports(source, modules):
@@ -218,7 +218,9 @@ def libraries(sources: Sequence[Source], modules: set[str]) -> Iterator[str]:
             if library in LAZY:
                 if found.function is None:
                     yield source.fault(found.line, f"import {library} inside the function that needs it")
-                owners[library].setdefault(source.path, source.fault(found.line, f"{library} has another owner:"))
+                owners[library, source.room].setdefault(
+                    source.path, source.fault(found.line, f"{library} has another owner:")
+                )
     for places in owners.values():
         first, *others = sorted(places)
         yield from (f"{places[other]} {first}" for other in others)

@@ -12,6 +12,7 @@ from altgrad.cli import console, formats, runs, schema
 from altgrad.cli.evaluate import evaluate, export
 from altgrad.cli.kinds import kinds
 from altgrad.cli.quantize_model import quantize_model
+from altgrad.cli.report import report
 from altgrad.cli.sweep import sweep
 from altgrad.cli.train import train
 from altgrad.cli.watch import watch
@@ -30,6 +31,7 @@ app.command()(watch)
 app.command()(evaluate)
 app.command()(export)
 app.command("quantize-model")(quantize_model)
+app.command()(report)
 app.command()(kinds)
 app.add_typer(runs.app, name="runs")
 app.add_typer(formats.app, name="formats")

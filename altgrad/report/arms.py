@@ -1,0 +1,169 @@
+"""What a run is an instance of, read from its spec: the arm (what is compared) and the condition (what is held equal).
+
+    arm         format of stored weights (or of their cast) x storage x casts x optimizer and its own settings
+    condition   everything else that decides a result: model, data, steps, schedule, decay, the other parameters' rates
+    free        seed, lr, names, monitors, cadences, engine, threads: they tell runs apart, not arms
+
+Specs are read as plain data, so runs of other versions, with keys that this one does not know, are read too: what is
+unknown is part of the condition.
+"""
+
+import json
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, replace
+from typing import Any
+
+FREE = {
+    "project", "name", "seed", "monitors", "log_every", "evaluate_every", "checkpoint_every", "keep", "engine",
+    "compile", "threads", "precision", "storage", "compute", "optimizer", "interventions", "init_from",
+}  # fmt: skip
+SHARED = {"weight_decay", "groups"}
+STANDARD, MANIFOLD = "adamw", "manifold_adamw"
+BASELINES = {"float32": "FP32", "bfloat16": "BF16"}
+
+
+@dataclass(frozen=True)
+class Arm:
+    """One thing that is compared. `casts` is empty where activations and gradients enter no format.
+
+    variant: what makes this arm of its optimizer different, as `S smooth, p 0.5`; empty for the optimizer's default.
+    """
+
+    format: str
+    storage: str
+    casts: str
+    optimizer: str
+    variant: str = ""
+    frozen: bool = False
+
+    @property
+    def is_baseline(self) -> bool:
+        """Whether nothing enters a low-precision format and weights may move."""
+        return self.format in BASELINES.values() and not self.casts and not self.frozen
+
+    @property
+    def is_manifold(self) -> bool:
+        """Whether its steps are measured in spacings (at some power above 0)."""
+        return self.optimizer == MANIFOLD and not self.variant.startswith("off")
+
+    @property
+    def method(self) -> str:
+        """Optimizer and variant."""
+        return "frozen" if self.frozen else f"{self.optimizer} ({self.variant})" if self.variant else self.optimizer
+
+    @property
+    def place(self) -> str:
+        """Format, how it is stored, and the casts beside it."""
+        stored = "" if self.storage in ("", "master") else f" {self.storage}"
+        return f"{self.format}{stored}" + (f", {self.casts}" if self.casts else "")
+
+    @property
+    def label(self) -> str:
+        """All of it in one line."""
+        return f"{self.place}, {self.method}"
+
+    def with_(self, **changes: Any) -> "Arm":
+        """The same arm but for these."""
+        return replace(self, **changes)
+
+
+def arm_of(spec: Mapping[str, Any]) -> Arm:
+    """The arm of a spec; whatever a damaged or foreign one lacks is `?`."""
+    optimizer = _mapping(spec.get("optimizer"))
+    weights, casts = _casts(spec)
+    storages = [rule for rule in _mappings(spec.get("storage")) if rule.get("kind") not in (None, "master")]
+    if storages:
+        format_ = "+".join(_unique(rule.get("format", "?") for rule in storages))
+        storage = "+".join(_unique(rule["kind"] for rule in storages))
+        if weights:
+            casts = f"weight {weights}" + (f", {casts}" if casts else "")
+    elif weights:
+        format_, storage = weights, "master"
+    else:
+        format_, storage = BASELINES.get(str(spec.get("compute", "float32")), "?"), ""
+    kind = str(optimizer.get("kind", "?"))
+    return Arm(format_, storage, casts, kind, _variant(kind, optimizer), optimizer.get("lr") == 0)
+
+
+def condition_of(spec: Mapping[str, Any]) -> str:
+    """What must be equal for two runs to be comparable, as canonical JSON."""
+    optimizer = _mapping(spec.get("optimizer"))
+    rest: dict[str, Any] = {key: value for key, value in spec.items() if key not in FREE}
+    rest |= {f"optimizer.{key}": optimizer.get(key) for key in SHARED}
+    rest |= {"init_from": bool(spec.get("init_from"))}
+    return json.dumps(rest, sort_keys=True, default=str)
+
+
+def differing(conditions: Iterable[str]) -> dict[str, str]:
+    """For each condition the leaves in which it differs from the first one (the first: from any), in words."""
+    trees = {text: dict(_leaves(json.loads(text))) for text in conditions}
+    paths = _unique(path for tree in trees.values() for path in tree)
+    first = next(iter(trees), "")
+    found = {}
+    for text, tree in trees.items():
+        others = trees.values() if text == first else [trees[first]]
+        told = [path for path in paths if any(str(tree.get(path)) != str(other.get(path)) for other in others)]
+        found[text] = ", ".join(f"{path} {tree.get(path, 'absent')}" for path in told[:6])
+    return found
+
+
+def rate_of(spec: Mapping[str, Any]) -> float:
+    """The peak learning rate; NaN where there is none."""
+    rate = _mapping(spec.get("optimizer")).get("lr")
+    return float(rate) if isinstance(rate, int | float) else float("nan")
+
+
+def _variant(kind: str, optimizer: Mapping[str, Any]) -> str:
+    if kind != MANIFOLD:
+        return ""
+    words = []
+    precondition = str(optimizer.get("precondition", "update"))
+    if precondition == "off" or optimizer.get("power") == 0:
+        return "off"
+    if precondition != "update":
+        words.append(precondition)
+    if (stiffness := str(optimizer.get("stiffness", "own"))) != "own":
+        words.append(f"S {stiffness}")
+    if (power := optimizer.get("power", 1.0)) != 1:
+        words.append(f"p {power:g}" if isinstance(power, int | float) else f"p {power}")
+    if (kappa := optimizer.get("kappa", 2**-6)) != 2**-6:
+        words.append(f"kappa {kappa}")
+    if (normalise := optimizer.get("normalise", "rms")) != "rms":
+        words.append(str(normalise))
+    return ", ".join(words)
+
+
+def _casts(spec: Mapping[str, Any]) -> tuple[str, str]:
+    """(formats that weights are cast to, the other casts in words)."""
+    rules = _mappings(_mapping(spec.get("precision")).get("rules"))
+    weights = _unique(_format(rule.get("weight")) for rule in rules)
+    words = []
+    for operand, short in (("input", "input"), ("grad_output", "grad")):
+        if found := _unique(_format(rule.get(operand)) for rule in rules):
+            words.append(f"{short} {'+'.join(found)}")
+    return "+".join(weights), ", ".join(words)
+
+
+def _format(cast: Any) -> str:
+    found = cast.get("format", "") if isinstance(cast, Mapping) else cast
+    return "" if found in (None, "none") else str(found)
+
+
+def _mapping(value: Any) -> Mapping[str, Any]:
+    return value if isinstance(value, Mapping) else {}
+
+
+def _mappings(value: Any) -> list[Mapping[str, Any]]:
+    return [each for each in value if isinstance(each, Mapping)] if isinstance(value, list | tuple) else []
+
+
+def _unique(values: Iterable[Any]) -> list[str]:
+    return list(dict.fromkeys(str(value) for value in values if value))
+
+
+def _leaves(tree: Any, path: str = "") -> Iterable[tuple[str, Any]]:
+    if isinstance(tree, Mapping):
+        for key, value in tree.items():
+            yield from _leaves(value, f"{path}.{key}" if path else str(key))
+    else:
+        yield path, tree
