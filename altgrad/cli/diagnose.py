@@ -27,6 +27,16 @@ def diagnose(
     no_data: Annotated[
         bool, typer.Option("--no-data", help="Leave out activations and gradients, which take one step of the run.")
     ] = False,
+    replay: Annotated[
+        bool,
+        typer.Option(
+            "--replay", help="Instead: take the run's next step under other formats, and say who is to blame."
+        ),
+    ] = False,
+    against: Annotated[
+        str | None,
+        typer.Option("--against", metavar="RUN", help="Instead: where TARGET parts from this run, and by which casts."),
+    ] = None,
     policy_out: Annotated[
         Path | None,
         typer.Option(
@@ -41,12 +51,19 @@ def diagnose(
     ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON instead of text.")] = False,
 ) -> None:
-    """Say what is wrong with a run or how formats suit a model: symptoms, weights, format advice."""
+    """Say what is wrong with a run or how formats suit a model: symptoms, weights, format advice.
+
+    --replay and --against answer other questions about a run, by taking steps of it again; see docs/DIAGNOSE.md.
+    """
     from altgrad.cli.diagnosis import Asked, examine
     from altgrad.cli.diagnosis_page import page
 
     with console.one_line_errors():
-        facts = examine(Asked(target, formats, not no_data, runs))
+        if policy_out is not None and (replay or against):
+            raise ValueError("--policy-out goes with the format advice; leave out --replay and --against.")
+        if replay and against:
+            raise ValueError("--replay and --against are two questions; ask one at a time.")
+        facts = examine(Asked(target, formats, not no_data, runs, replay, against))
         if policy_out is not None:
             write_atomic(policy_out, facts["advised_spec"].encode(), durable=False)
         if html is not None:

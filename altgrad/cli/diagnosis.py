@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 
+from altgrad.cli.diagnosis_replay import against, replayed
 from altgrad.cli.quantization import jobs_by_format
 from altgrad.diagnose.advice import CANDIDATES, Advice, advise, policy_yaml, rules
 from altgrad.diagnose.ailments import ailments
@@ -28,23 +29,34 @@ Json = dict[str, Any]
 
 @dataclass(frozen=True)
 class Asked:
-    """The command's arguments. data: whether a step of the run may be taken to see activations and gradients."""
+    """The command's arguments.
+
+    data: whether a step of the run may be taken to see activations and gradients. replay, against: the other questions.
+    """
 
     target: str
     formats: str | None
     data: bool
     runs: Path
+    replay: bool = False
+    against: str | None = None
 
 
 def examine(asked: Asked) -> Json:
     """All facts. ValueError, in one line, for a target that is none and for formats that no tensor can enter."""
     formats = formats_of(asked.formats)
     found = find_run(asked.target, asked.runs)
+    if found is None and (asked.replay or asked.against):
+        raise ValueError(f"{asked.target} is no run, and only a run's steps can be taken again.")
     if found is None:
         return _model(Path(asked.target), formats)
     run, step = found
+    if asked.against is not None:
+        return against(run, RunStore(asked.runs).find(asked.against))
     restored = restore(run, step)
     torch.set_num_threads(restored.spec.threads or torch.get_num_threads())
+    if asked.replay:
+        return replayed(restored, formats)
     return _run(restored, formats, asked.data)
 
 

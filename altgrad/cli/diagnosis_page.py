@@ -31,9 +31,14 @@ _WEIGHTS = (
 def page(facts: Json, width: int) -> list[Line]:
     """The whole page, no line wider than `width` columns (at least 60)."""
     parts = [_head(facts)]
-    if "symptoms" in facts:
-        parts.append(_symptoms(facts, width))
-    parts += [_weights(facts["weights"], width), _advice(facts, width), _policy(facts["policy"])]
+    if facts["kind"] == "replay":
+        parts += [_variants(facts, width), _attribution(facts, width)]
+    elif facts["kind"] == "against":
+        parts.append(_against(facts, width))
+    else:
+        if facts["kind"] == "run":
+            parts.append(_symptoms(facts, width))
+        parts += [_weights(facts["weights"], width), _advice(facts, width), _policy(facts["policy"])]
     lines: list[Line] = []
     for part in parts:
         lines += [*([_NOTHING] if lines else []), *part]
@@ -45,8 +50,10 @@ def _head(facts: Json) -> list[Line]:
     if facts["kind"] == "run":
         style = {"completed": "green", "diverged": "red", "failed": "red"}.get(facts["status"], "yellow")
         parts += ["  ", (f"● {facts['status']}", style), (f"  at step {facts['step']}", "dim")]
-        if facts["reason"]:
-            parts += [("  " + clean(facts["reason"]), "dim")]
+    elif facts["step"] is not None:
+        parts += [(f"  the step after {facts['step']}", "dim")]
+    if facts.get("reason"):
+        parts += [("  " + clean(facts["reason"]), "dim")]
     return [Line.of(*parts)]
 
 
@@ -166,6 +173,62 @@ def _policy(text: str) -> list[Line]:
     shown = lines if len(lines) <= 24 else lines[:22]
     left = [] if len(lines) <= 24 else [Line.of((f"  ... {len(lines) - 22} more lines; --policy-out FILE", "dim"))]
     return [_title("Policy", "--policy-out FILE writes it"), *(Line.of("  " + line) for line in shown), *left]
+
+
+def _variants(facts: Json, width: int) -> list[Line]:
+    header = ["casts", "loss", "difference", "cosine", "SQNR dB", "bias", "worst matrix"]
+    rows = []
+    for each in facts["variants"]:
+        if each["error"]:
+            rows.append([each["name"], "-", "-", "-", "-", "-", each["error"][:40]])
+            continue
+        worst = f"{each['worst_cosine']:.3f} {shorten(each['worst'], 24)}"
+        rows.append(
+            [
+                each["name"], number(each["loss"], 5), f"{each['loss_difference']:+.1e}", f"{each['cosine']:.4f}",
+                f"{each['sqnr_db']:.1f}", f"{each['bias_coefficient']:.3f}", worst,
+            ]
+        )  # fmt: skip
+    return [_title("The same step under other casts", "gradient against casts off"), *_table(header, rows, width)]
+
+
+def _attribution(facts: Json, width: int) -> list[Line]:
+    ordered = sorted(facts["attribution"], key=lambda row: -abs(row["share"]))
+    top = max((abs(row["share"]) for row in ordered), default=0.0)
+    rows = [
+        [row["site"], row["format"], percent(row["share"]), _bar(row["share"], top), f"{row['loss']:+.1e}"]
+        for row in ordered[:16]
+    ]
+    header = ["site", "format", "gradient's error", "", "loss"]
+    left = [Line.of((f"  and {len(ordered) - 16} sites with less", "dim"))] if len(ordered) > 16 else []
+    total = sum(row["share"] for row in ordered)
+    note = f"first order, estimates; shares add up to {total:.0%}"
+    return [_title("Owed to which casts", note), *_table(header, rows, width), *left]
+
+
+def _bar(value: float, top: float) -> str:
+    return ("█" * round(12 * abs(value) / top) if top else "") or "·"
+
+
+def _against(facts: Json, width: int) -> list[Line]:
+    parting, found = facts["departure"], facts["bisection"]
+    band = f"band {number(parting['band'])} from {parting['source']}, {parting['observed']} common steps"
+    where = "nowhere" if parting["step"] is None else f"at step {parting['step']}"
+    lines = [
+        _title("Departure", band),
+        Line.of(("  losses part  ", "dim"), (where, "bold"), f"  by {parting['difference']:+.3g}"),
+        _NOTHING,
+        _title("Casts", f"{found['replays']} replays of the step after {found['replayed_step']}"),
+    ]
+    for site in found["sites"]:
+        lines.append(Line.of(("  ● ", "red"), (clean(site), "bold")))
+    if found["sites"]:
+        text = f"{len(found['sites'])} of {found['of']} operands that differ; alone they make "
+        text += f"{percent(min(found['explained'], 1.0))} of the deviation {number(found['deviation'])} of the gradient"
+        lines += [Line.of("  " + part) for part in textwrap.wrap(text, max(20, width - 2))]
+    if found["note"]:
+        lines += [Line.of(("  " + part, "yellow")) for part in textwrap.wrap(found["note"], max(20, width - 2))]
+    return lines
 
 
 def _notes(notes: Sequence[str]) -> list[Line]:
