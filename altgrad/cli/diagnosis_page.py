@@ -217,6 +217,7 @@ def _against(facts: Json, width: int) -> list[Line]:
     lines = [
         _title("Departure", band),
         Line.of(("  losses part  ", "dim"), (where, "bold"), f"  by {parting['difference']:+.3g}"),
+        *([Line.of(("  what follows is where the next step of the two differs", "dim"))] * (parting["step"] is None)),
         _NOTHING,
         _title("Casts", f"{found['replays']} replays of the step after {found['replayed_step']}"),
     ]

@@ -33,8 +33,8 @@ def against(suspect: Run, reference: Run) -> Json:
     specs = [RunSpec.parse(run.spec_text(), str(run.path / "spec.yaml")) for run in (reference, suspect)]
     require_alike(*specs)
     torch.set_num_threads(specs[1].threads or torch.get_num_threads())
-    family = [run for run in siblings_of(reference)]
-    parting = departure(reference.metrics(_LOSS), suspect.metrics(_LOSS), [run.metrics(_LOSS) for run in family])
+    family = [run.metrics(_LOSS) for run in siblings_of(reference)]
+    parting = departure(reference.metrics(_LOSS), suspect.metrics(_LOSS), family)
     found = bisect(reference, suspect, parting.step)
     return {
         "name": f"{suspect.project}/{suspect.id} against {reference.project}/{reference.id}", "kind": "against",

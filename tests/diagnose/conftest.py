@@ -1,5 +1,6 @@
 """A small run that every question is asked about."""
 
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -42,3 +43,9 @@ def made(folder: Path, *sets: str) -> Run:
 def tiny(tmp_path_factory: pytest.TempPathFactory) -> Run:
     """The run, completed."""
     return made(tmp_path_factory.mktemp("runs"))
+
+
+@pytest.fixture
+def make() -> Callable[..., Run]:
+    """`made`, for tests that want a run of their own."""
+    return made

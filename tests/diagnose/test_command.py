@@ -98,6 +98,26 @@ def test_the_html_page_holds_the_same_text_and_no_markup_of_others(invoke: Invok
     assert "<b>" not in html_page("t", [Line.of(("<b>x</b>", "red"))])
 
 
+def test_a_replay_lists_the_variants_and_every_site(invoke: Invoke, tiny: Run) -> None:
+    found = facts(invoke(tiny.path, "--replay", "--formats", "e4m3fn,e2m1", "--json"))
+    names = ["casts off", "as the run", "rounding: stochastic", "all e4m3fn", "all e2m1"]
+    assert [each["name"] for each in found["variants"]] == names and len(found["attribution"]) == 24
+    text = invoke(tiny.path, "--replay", "--formats", "e2m1").output
+    assert "Owed to which casts" in text and "all e2m1" in text
+
+
+def test_two_runs_are_told_apart_by_the_cast_that_was_broken(
+    invoke: Invoke, tiny: Run, make: Callable[..., Run]
+) -> None:
+    broken = "precision={rules: [{match: blocks.1.mlp.up, weight: e4m3fn, input: e0m2, grad_output: e5m2}, "
+    broken += "{match: 'blocks.*', weight: e4m3fn, input: e4m3fn, grad_output: e5m2}]}"
+    suspect = make(tiny.path.parent.parent, broken)
+    found = facts(invoke(suspect.path, "--against", tiny.path, "--json"))
+    assert found["bisection"]["sites"] == ["blocks.1.mlp.up/input"] and found["bisection"]["of"] == 1
+    assert found["departure"]["observed"] == 24
+    assert "blocks.1.mlp.up/input" in invoke(suspect.path, "--against", tiny.path).output
+
+
 @pytest.mark.parametrize(
     ("args", "message"),
     [
@@ -106,6 +126,10 @@ def test_the_html_page_holds_the_same_text_and_no_markup_of_others(invoke: Invok
         (("w.safetensors", "--formats", "e4m3"), "e4m3fn"),
         (("w.safetensors", "--formats", ","), "names no format"),
         (("w.safetensors", "--formats", "e10m5"), "casts run in float32"),
+        (("w.safetensors", "--replay"), "is no run"),
+        (("w.safetensors", "--against", "x"), "is no run"),
+        (("x", "--replay", "--against", "y"), "one at a time"),
+        (("x", "--replay", "--policy-out", "y"), "goes with the format advice"),
     ],
 )
 def test_mistakes_are_one_line(invoke: Invoke, model: Path, args: tuple[str, ...], message: str) -> None:
