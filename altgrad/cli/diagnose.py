@@ -14,9 +14,7 @@ from altgrad.store.files import write_atomic
 
 Target = Annotated[
     str,
-    typer.Argument(
-        metavar="TARGET", help="A run, a checkpoint's folder, a Hugging Face folder or a .safetensors file."
-    ),
+    typer.Argument(metavar="TARGET", help="A run, a checkpoint, a Hugging Face folder or a .safetensors file."),
 ]
 Formats = Annotated[
     str | None, typer.Option("--formats", metavar="F,F", help="Formats to weigh.  [default: seven of 8 bits]")
@@ -41,9 +39,7 @@ PolicyOut = Annotated[
     ),
 ]
 Runs = Annotated[Path, typer.Option("--runs", metavar="DIR", help="The folder that holds all runs.")]
-Html = Annotated[
-    Path | None, typer.Option("--html", metavar="FILE", help="Write the same page there, as one HTML file.")
-]
+Html = Annotated[Path | None, typer.Option("--html", metavar="FILE", help="Write the same page there, as HTML.")]
 Json = Annotated[bool, typer.Option("--json", help="Print JSON instead of text.")]
 
 

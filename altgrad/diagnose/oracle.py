@@ -1,0 +1,251 @@
+"""How often weights will move, before training: a rehearsal of the optimizer and the storage without the model.
+
+The move rate of a parameter is the share of the requested changes that change its code: 1 - stall ratio. It follows
+from three things: the weights and their grid (what a gap is, in which direction: SCIENCE 4's laws), the learning rate
+over the run, and the distribution of the optimizer's steps in units of it. The first two are known before training. The
+third is for Adam nearly a matter of statistics alone, for its step m / sqrt(v) does not depend on the gradient's size.
+
+So nothing is approximated by a formula where the thing itself can be run: the spec's own optimizer and storage take the
+steps of its own schedule, on rows of its own initial weights, with gradients drawn instead of computed:
+
+    white         g ~ N(0, 1), new at each step: what remains of a gradient when batches share no signal
+    calibrated    g = rms_i (sqrt(c) mu_t + sqrt(1 - c) n_t), or 0 where nothing comes in; mu_t = a mu_{t-1} + ...
+
+c and a, the share of a gradient that persists and how long, each element's rms and how often it is not 0 come from 20
+steps of real training. A signal makes Adam's steps up to four times as long as noise does (|u| near 1 instead of 0.23),
+which is what calibration is for; docs/ORACLE.md has both beside measured runs. Not modelled: clipping by norm, and how
+the signal dies out later than in those 20 steps.
+"""
+
+import math
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from altgrad.data.dataset import Dataset
+from altgrad.measures import stall_counts
+from altgrad.nn import commit, weight_quantizers
+from altgrad.optim import Optimizer, Update, parameter_groups
+from altgrad.optim.storage import StorageSpec
+from altgrad.training import RunSpec
+from altgrad.training.state import TrainState
+
+CALIBRATION_STEPS = 20
+_ROWS_OF = 1 << 13  # elements of a parameter that are rehearsed
+
+
+class Moves:
+    """Counts attempted changes and stalls by parameter: an observer of an Optimizer that is `watching`."""
+
+    def __init__(self) -> None:
+        self.attempted: dict[str, int] = {}
+        self.moved: dict[str, int] = {}
+
+    def __call__(self, update: Update) -> None:
+        """Count one update; a parameter without a grid has no code that could change."""
+        if update.grid is None:
+            return
+        start = update.before if update.moved is None else update.moved
+        grid = update.grid
+        counts = stall_counts(start, update.after, update.requested, grid.format, scale=grid.scale)
+        tried, stalls = int(counts["attempted"]), int(counts["stalls"])
+        self.attempted[update.name] = self.attempted.get(update.name, 0) + tried
+        self.moved[update.name] = self.moved.get(update.name, 0) + tried - stalls
+
+    def rates(self) -> dict[str, float]:
+        """Moves over attempts by parameter; NaN where none was attempted."""
+        return {name: self.moved[name] / tried if tried else math.nan for name, tried in self.attempted.items()}
+
+
+@dataclass(frozen=True)
+class Signal:
+    """What 20 steps say of one parameter's gradients.
+
+    persistent: c, in [0, 1]. memory: a, the share of the persistent part that is left a step later. rms, presence: of
+    each rehearsed element, its root mean square where it is not 0 and how often it is not.
+    """
+
+    persistent: float
+    memory: float
+    rms: Tensor
+    presence: Tensor
+
+
+@dataclass(frozen=True)
+class Forecast:
+    """Expected move rate over the steps rehearsed, by parameter, and over all of them by their size."""
+
+    rates: Mapping[str, float]
+    overall: float
+    steps: int
+    calibrated: bool
+
+
+def rehearse(
+    spec: RunSpec,
+    model: nn.Module,
+    *,
+    steps: int,
+    lr_factor: float = 1.0,
+    signals: Mapping[str, Signal] | None = None,
+) -> Forecast:
+    """The move rates of the first `steps` steps of this spec from the model's weights, which stay as they are.
+
+    model: as the spec builds it. lr_factor multiplies every learning rate. signals: from `calibrate`; None for white
+    gradients. LocatedError for groups and storage rules that decide nothing.
+    """
+    optimizer, sampled, sizes = _sample(spec, model)
+    moves = Moves()
+    optimizer.watching = True
+    optimizer.observers.append(moves)
+    drawn = _gradients(spec.seed, sampled, signals)
+    for step in range(steps):
+        factor = spec.schedule.at(min(step, spec.steps), spec.steps) * lr_factor
+        for group in optimizer.param_groups:
+            group["lr"] = group["initial_lr"] * factor
+        for name, gradient in next(drawn).items():
+            sampled[name].grad = gradient
+        optimizer.step()
+    rates = moves.rates()
+    known = {name: rate for name, rate in rates.items() if not math.isnan(rate)}
+    whole = sum(sizes[name] for name in known)
+    overall = sum(rate * sizes[name] for name, rate in known.items()) / whole if whole else math.nan
+    return Forecast(rates, overall, steps, signals is not None)
+
+
+def smallest_lr(
+    spec: RunSpec, model: nn.Module, target: float, *, steps: int, signals: Mapping[str, Signal] | None = None
+) -> float | None:
+    """The smallest peak learning rate, to 5 %, whose expected overall move rate reaches `target`; None below 2^20 lr.
+
+    ValueError for a target outside (0, 1).
+    """
+    if not 0 < target < 1:
+        raise ValueError(f"target {target}; a move rate to reach lies between 0 and 1, such as 0.01.")
+
+    def reaches(exponent: float) -> bool:
+        found = rehearse(spec, model, steps=steps, lr_factor=2.0**exponent, signals=signals)
+        return found.overall >= target
+
+    low, high = -20.0, 20.0
+    if spec.optimizer.lr == 0 or not reaches(high):
+        return None
+    while high - low > math.log2(1.05):
+        middle = (low + high) / 2
+        low, high = (low, middle) if reaches(middle) else (middle, high)
+    return spec.optimizer.lr * 2.0**high
+
+
+def calibrate(spec: RunSpec, dataset: Dataset, steps: int = CALIBRATION_STEPS) -> dict[str, Signal]:
+    """The signals of a fresh model's gradients, from its first steps as the spec trains it; nothing is written."""
+    state = TrainState.build(spec, dataset, torch.device("cpu"))
+    rows = {name: _rows(p, weight_quantizers(state.model).get(name)) for name, p in state.model.named_parameters()}
+    seen: dict[str, list[Tensor]] = {name: [] for name in rows}
+    for _ in train_steps(spec, dataset, state, steps):
+        for name, p in state.model.named_parameters():
+            if p.grad is not None:
+                seen[name].append(_take(p.grad, rows[name]).clone())
+    return {name: signal(torch.stack(gradients)) for name, gradients in seen.items() if gradients}
+
+
+def train_steps(spec: RunSpec, dataset: Dataset, state: TrainState, steps: int) -> Iterator[float]:
+    """Train without a store, as `altgrad.training.loop` does; yields each step's loss after backward, before the update."""
+    state.model.train()
+    for step in range(steps):
+        for group in state.optimizer.param_groups:
+            group["lr"] = group["initial_lr"] * spec.schedule.at(min(step, spec.steps), spec.steps)
+        total = 0.0
+        for micro in range(spec.accumulate):
+            batch = dataset.batch(step * spec.accumulate + micro)
+            loss = dataset.loss(state.model(batch.inputs), batch) / spec.accumulate
+            torch.autograd.backward(loss)
+            total += float(loss.detach())
+        if spec.clip_norm is not None:
+            torch.nn.utils.clip_grad_norm_(state.model.parameters(), spec.clip_norm)
+        yield total
+        state.optimizer.step()
+        state.optimizer.zero_grad()
+        commit(state.model)
+
+
+def signal(gradients: Tensor) -> Signal:
+    """What the gradients of consecutive steps, [steps, ...], say; see Signal."""
+    g = gradients.double()
+    count = g.shape[0]
+    present = (g != 0).double().mean(0)
+    rms = (g.square().sum(0) / (present * count).clamp(min=1)).sqrt()
+    unit = torch.where(rms > 0, g / torch.where(rms > 0, rms, 1.0), 0.0).flatten(1)
+    energy = unit.square().mean()
+
+    def correlation(lags: range) -> float:
+        found = [float((unit[lag:] * unit[:-lag]).mean() / energy) for lag in lags if 0 < lag < count]
+        return sum(found) / len(found) if found and float(energy) else 0.0
+
+    near, far = correlation(range(1, 3)), correlation(range(count // 2 - 1, count // 2 + 2))
+    near = min(max(near, 0.0), 1.0)
+    memory = min(max(far, 1e-6) / near, 1.0) ** (1 / max(1.0, count / 2 - 1.5)) if near > 0 else 0.0
+    return Signal(near, memory, rms.float(), present.float())
+
+
+def _sample(spec: RunSpec, model: nn.Module) -> tuple[Optimizer, dict[str, nn.Parameter], dict[str, int]]:
+    """The spec's optimizer over rows of the weights, those rows, and the sizes of the whole by name."""
+    groups = parameter_groups(model, spec.optimizer, spec.storage)
+    quantizers = weight_quantizers(model)
+    sampled: dict[str, nn.Parameter] = {}
+    sizes: dict[str, int] = {}
+    for group in groups:
+        members = []
+        for name, p in group["params"]:
+            sampled[name] = nn.Parameter(_take(p.detach(), _rows(p, quantizers.get(name))).clone())
+            sizes[name] = p.numel()
+            members.append((name, sampled[name]))
+        group["params"] = members
+    optimizer = spec.optimizer.build(groups, seed=spec.seed)
+    optimizer.casts = {sampled[name]: quantizer for name, quantizer in quantizers.items()}
+    assert all(isinstance(storage, StorageSpec) for storage in optimizer.storages)
+    return optimizer, sampled, sizes
+
+
+def _rows(p: Tensor, quantizer: Any) -> Tensor | None:
+    """Rows spread over the parameter, that of its amax among them, so that it has the whole's scale; None for all."""
+    whole = quantizer is not None and getattr(quantizer.spec.scaling, "granularity", "tensor") != "tensor"
+    whole = whole or (quantizer is not None and quantizer.spec.scaling.kind not in ("current", "delayed", "unscaled"))
+    if p.ndim < 2 or whole or p.numel() <= _ROWS_OF:
+        return None
+    wanted = max(2, _ROWS_OF * p.shape[0] // p.numel())
+    spread = torch.arange(wanted) * p.shape[0] // wanted
+    top = int(p.detach().abs().flatten(1).amax(1).argmax())
+    return torch.cat((spread, torch.tensor([top]))).unique()
+
+
+def _take(x: Tensor, rows: Tensor | None) -> Tensor:
+    return x if rows is None else x[rows]
+
+
+def _gradients(
+    seed: int, sampled: Mapping[str, Tensor], signals: Mapping[str, Signal] | None
+) -> Iterator[dict[str, Tensor]]:
+    """Drawn gradients, step after step."""
+    generator = torch.Generator().manual_seed(seed)
+
+    def noise(like: Tensor) -> Tensor:
+        return torch.randn(like.shape, generator=generator)
+
+    slow = {name: noise(p) for name, p in sampled.items()} if signals is not None else {}
+    while True:
+        if signals is None:
+            yield {name: noise(p) for name, p in sampled.items()}
+            continue
+        found = {}
+        for name, p in sampled.items():
+            if (own := signals.get(name)) is None:
+                continue
+            a, c = own.memory, own.persistent
+            slow[name] = a * slow[name] + math.sqrt(1 - a * a) * noise(p)
+            g = math.sqrt(c) * slow[name] + math.sqrt(1 - c) * noise(p)
+            there = torch.rand(p.shape, generator=generator) < own.presence
+            found[name] = torch.where(there, g * own.rms, 0.0)
+        yield found
