@@ -29,7 +29,6 @@ from altgrad.data.dataset import Dataset
 from altgrad.measures import stall_counts
 from altgrad.nn import commit, weight_quantizers
 from altgrad.optim import Optimizer, Update, parameter_groups
-from altgrad.optim.storage import StorageSpec
 from altgrad.training import RunSpec
 from altgrad.training.state import TrainState
 
@@ -65,7 +64,7 @@ class Signal:
     """What 20 steps say of one parameter's gradients.
 
     persistent: c, in [0, 1]. memory: a, the share of the persistent part that is left a step later. rms, presence: of
-    each rehearsed element, its root mean square where it is not 0 and how often it is not.
+    each element of the parameter, its root mean square where it is not 0 and how often it is not.
     """
 
     persistent: float
@@ -97,7 +96,7 @@ def rehearse(
     model: as the spec builds it. lr_factor multiplies every learning rate. signals: from `calibrate`; None for white
     gradients. LocatedError for groups and storage rules that decide nothing.
     """
-    optimizer, sampled, sizes = _sample(spec, model)
+    optimizer, sampled = _sample(spec, model)
     moves = Moves()
     optimizer.watching = True
     optimizer.observers.append(moves)
@@ -107,12 +106,12 @@ def rehearse(
         for group in optimizer.param_groups:
             group["lr"] = group["initial_lr"] * factor
         for name, gradient in next(drawn).items():
-            sampled[name].grad = gradient
+            sampled[name].weight.grad = gradient
         optimizer.step()
     rates = moves.rates()
     known = {name: rate for name, rate in rates.items() if not math.isnan(rate)}
-    whole = sum(sizes[name] for name in known)
-    overall = sum(rate * sizes[name] for name, rate in known.items()) / whole if whole else math.nan
+    whole = sum(sampled[name].size for name in known)
+    overall = sum(rate * sampled[name].size for name, rate in known.items()) / whole if whole else math.nan
     return Forecast(rates, overall, steps, signals is not None)
 
 
@@ -142,13 +141,12 @@ def smallest_lr(
 def calibrate(spec: RunSpec, dataset: Dataset, steps: int = CALIBRATION_STEPS) -> dict[str, Signal]:
     """The signals of a fresh model's gradients, from its first steps as the spec trains it; nothing is written."""
     state = TrainState.build(spec, dataset, torch.device("cpu"))
-    rows = {name: _rows(p, weight_quantizers(state.model).get(name)) for name, p in state.model.named_parameters()}
-    seen: dict[str, list[Tensor]] = {name: [] for name in rows}
+    seen: dict[str, _Record] = {}
     for _ in train_steps(spec, dataset, state, steps):
         for name, p in state.model.named_parameters():
             if p.grad is not None:
-                seen[name].append(_take(p.grad, rows[name]).clone())
-    return {name: signal(torch.stack(gradients)) for name, gradients in seen.items() if gradients}
+                seen.setdefault(name, _Record(p)).add(p.grad)
+    return {name: record.signal() for name, record in seen.items()}
 
 
 def train_steps(spec: RunSpec, dataset: Dataset, state: TrainState, steps: int) -> Iterator[float]:
@@ -171,12 +169,35 @@ def train_steps(spec: RunSpec, dataset: Dataset, state: TrainState, steps: int) 
         commit(state.model)
 
 
-def signal(gradients: Tensor) -> Signal:
-    """What the gradients of consecutive steps, [steps, ...], say; see Signal."""
+class _Record:
+    """What is kept of one parameter's gradients: sums over all of it, and some rows step by step."""
+
+    def __init__(self, p: Tensor) -> None:
+        self._rows = _rows(p, None)
+        self._energy, self._present = torch.zeros_like(p), torch.zeros_like(p)
+        self._steps: list[Tensor] = []
+
+    def add(self, gradient: Tensor) -> None:
+        """Count one step's gradient."""
+        self._energy += gradient.square()
+        self._present += gradient != 0
+        self._steps.append(_take(gradient, self._rows).clone())
+
+    def signal(self) -> Signal:
+        """See Signal."""
+        rms = (self._energy / self._present.clamp(min=1)).sqrt()
+        persistent, memory = persistence(torch.stack(self._steps))
+        return Signal(persistent, memory, rms, self._present / len(self._steps))
+
+
+def persistence(gradients: Tensor) -> tuple[float, float]:
+    """c and a of the gradients of consecutive steps, [steps, ...]: see Signal.
+
+    c is the correlation at a distance of one and two steps, a what is left of it at half the steps.
+    """
     g = gradients.double()
     count = g.shape[0]
-    present = (g != 0).double().mean(0)
-    rms = (g.square().sum(0) / (present * count).clamp(min=1)).sqrt()
+    rms = g.square().mean(0).sqrt()
     unit = torch.where(rms > 0, g / torch.where(rms > 0, rms, 1.0), 0.0).flatten(1)
     energy = unit.square().mean()
 
@@ -187,26 +208,31 @@ def signal(gradients: Tensor) -> Signal:
     near, far = correlation(range(1, 3)), correlation(range(count // 2 - 1, count // 2 + 2))
     near = min(max(near, 0.0), 1.0)
     memory = min(max(far, 1e-6) / near, 1.0) ** (1 / max(1.0, count / 2 - 1.5)) if near > 0 else 0.0
-    return Signal(near, memory, rms.float(), present.float())
+    return near, memory
 
 
-def _sample(spec: RunSpec, model: nn.Module) -> tuple[Optimizer, dict[str, nn.Parameter], dict[str, int]]:
-    """The spec's optimizer over rows of the weights, those rows, and the sizes of the whole by name."""
+@dataclass(frozen=True)
+class _Sampled:
+    """Rows of a parameter that are rehearsed for the whole of it, which has `size` elements."""
+
+    weight: nn.Parameter
+    rows: Tensor | None
+    size: int
+
+
+def _sample(spec: RunSpec, model: nn.Module) -> tuple[Optimizer, dict[str, _Sampled]]:
+    """The spec's optimizer over rows of the weights, and those by name."""
     groups = parameter_groups(model, spec.optimizer, spec.storage)
     quantizers = weight_quantizers(model)
-    sampled: dict[str, nn.Parameter] = {}
-    sizes: dict[str, int] = {}
+    sampled: dict[str, _Sampled] = {}
     for group in groups:
-        members = []
         for name, p in group["params"]:
-            sampled[name] = nn.Parameter(_take(p.detach(), _rows(p, quantizers.get(name))).clone())
-            sizes[name] = p.numel()
-            members.append((name, sampled[name]))
-        group["params"] = members
+            rows = _rows(p, quantizers.get(name))
+            sampled[name] = _Sampled(nn.Parameter(_take(p.detach(), rows).clone()), rows, p.numel())
+        group["params"] = [(name, sampled[name].weight) for name, _ in group["params"]]
     optimizer = spec.optimizer.build(groups, seed=spec.seed)
-    optimizer.casts = {sampled[name]: quantizer for name, quantizer in quantizers.items()}
-    assert all(isinstance(storage, StorageSpec) for storage in optimizer.storages)
-    return optimizer, sampled, sizes
+    optimizer.casts = {sampled[name].weight: q for name, q in quantizers.items() if name in sampled}
+    return optimizer, sampled
 
 
 def _rows(p: Tensor, quantizer: Any) -> Tensor | None:
@@ -226,26 +252,27 @@ def _take(x: Tensor, rows: Tensor | None) -> Tensor:
 
 
 def _gradients(
-    seed: int, sampled: Mapping[str, Tensor], signals: Mapping[str, Signal] | None
+    seed: int, sampled: Mapping[str, _Sampled], signals: Mapping[str, Signal] | None
 ) -> Iterator[dict[str, Tensor]]:
     """Drawn gradients, step after step."""
     generator = torch.Generator().manual_seed(seed)
 
-    def noise(like: Tensor) -> Tensor:
-        return torch.randn(like.shape, generator=generator)
+    def noise(name: str) -> Tensor:
+        return torch.randn(sampled[name].weight.shape, generator=generator)
 
-    slow = {name: noise(p) for name, p in sampled.items()} if signals is not None else {}
+    if signals is None:
+        while True:
+            yield {name: noise(name) for name in sampled}
+    own = {name: signals[name] for name in sampled if name in signals}
+    rms = {name: _take(each.rms, sampled[name].rows) for name, each in own.items()}
+    presence = {name: _take(each.presence, sampled[name].rows) for name, each in own.items()}
+    slow = {name: noise(name) for name in own}
     while True:
-        if signals is None:
-            yield {name: noise(p) for name, p in sampled.items()}
-            continue
         found = {}
-        for name, p in sampled.items():
-            if (own := signals.get(name)) is None:
-                continue
-            a, c = own.memory, own.persistent
-            slow[name] = a * slow[name] + math.sqrt(1 - a * a) * noise(p)
-            g = math.sqrt(c) * slow[name] + math.sqrt(1 - c) * noise(p)
-            there = torch.rand(p.shape, generator=generator) < own.presence
-            found[name] = torch.where(there, g * own.rms, 0.0)
+        for name, each in own.items():
+            a, c = each.memory, each.persistent
+            g = math.sqrt(c) * slow[name] + math.sqrt(1 - c) * noise(name)
+            slow[name] = a * slow[name] + math.sqrt(1 - a * a) * noise(name)
+            there = torch.rand(g.shape, generator=generator) < presence[name]
+            found[name] = torch.where(there, g * rms[name], 0.0)
         yield found
