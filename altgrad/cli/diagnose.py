@@ -1,7 +1,7 @@
 """altgrad diagnose TARGET: what is wrong with a run, how a model's weights lie, which formats would suit it.
 
 Everything is computed by `altgrad.diagnose` and drawn by `altgrad.cli.diagnosis_page`; torch is loaded when the command
-runs. TARGET is a run, one of its checkpoints, a Hugging Face folder, or a .safetensors file.
+runs. TARGET is a run, one of its checkpoints, a Hugging Face folder, a .safetensors file, or the YAML of a run.
 """
 
 from pathlib import Path
@@ -14,7 +14,7 @@ from altgrad.store.files import write_atomic
 
 Target = Annotated[
     str,
-    typer.Argument(metavar="TARGET", help="A run, a checkpoint, a Hugging Face folder or a .safetensors file."),
+    typer.Argument(metavar="TARGET", help="A run, a checkpoint, a model (folder, .safetensors), or a run spec."),
 ]
 Formats = Annotated[
     str | None, typer.Option("--formats", metavar="F,F", help="Formats to weigh.  [default: seven of 8 bits]")
@@ -30,6 +30,14 @@ Against = Annotated[
     str | None,
     typer.Option("--against", metavar="RUN", help="Instead: where TARGET parts from this run, and by which casts."),
 ]
+Oracle = Annotated[
+    bool,
+    typer.Option("--oracle", help="Instead, before training: how often weights will move. A spec is asked only this."),
+]
+MoveRate = Annotated[
+    float, typer.Option("--move-rate", metavar="R", help="Oracle: the rate whose smallest learning rate is sought.")
+]
+Calibrate = Annotated[bool, typer.Option("--calibrate", help="Oracle: take 20 steps to see what gradients are like.")]
 PolicyOut = Annotated[
     Path | None,
     typer.Option(
@@ -49,6 +57,9 @@ def diagnose(
     no_data: NoData = False,
     replay: Replay = False,
     against: Against = None,
+    oracle: Oracle = False,
+    move_rate: MoveRate = 0.01,
+    calibrate: Calibrate = False,
     policy_out: PolicyOut = None,
     runs: Runs = Path("runs"),
     html: Html = None,
@@ -56,16 +67,18 @@ def diagnose(
 ) -> None:
     """Say what is wrong with a run or how formats suit a model: symptoms, weights, format advice.
 
-    --replay and --against answer other questions about a run, by taking steps of it again; see docs/DIAGNOSE.md.
+    --replay and --against answer other questions about a run, by taking steps of it again; --oracle foretells how many
+    updates of a run will change a stored weight. See docs/DIAGNOSE.md.
     """
     from altgrad.cli.diagnosis import Asked, examine
 
     with console.one_line_errors():
-        if policy_out is not None and (replay or against):
-            raise ValueError("--policy-out goes with the format advice; leave out --replay and --against.")
-        if replay and against:
-            raise ValueError("--replay and --against are two questions; ask one at a time.")
-        facts = examine(Asked(target, formats, not no_data, runs, replay, against))
+        asked = Asked(target, formats, not no_data, runs, replay, against, oracle, move_rate, calibrate)
+        if policy_out is not None and asked.advises_nothing:
+            raise ValueError("--policy-out goes with the format advice; leave out --replay, --against and --oracle.")
+        if sum((replay, against is not None, oracle)) > 1:
+            raise ValueError("--replay, --against and --oracle are questions of their own; ask one at a time.")
+        facts = examine(asked)
         if policy_out is not None:
             write_atomic(policy_out, facts["advised_spec"].encode(), durable=False)
         _show(facts, html, as_json)

@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 
+from altgrad.cli.diagnosis_oracle import FEW, foretold, is_spec
 from altgrad.cli.diagnosis_replay import against, replayed
 from altgrad.cli.quantization import jobs_by_format
 from altgrad.diagnose.advice import CANDIDATES, Advice, advise, policy_yaml, rules
@@ -22,6 +23,7 @@ from altgrad.formats import FloatFormat
 from altgrad.nn import PrecisionPolicy
 from altgrad.nn.layout import is_layer
 from altgrad.store import Run, RunStore
+from altgrad.training import RunSpec
 from altgrad.training.weights import find_weights
 
 Json = dict[str, Any]
@@ -40,17 +42,34 @@ class Asked:
     runs: Path
     replay: bool = False
     against: str | None = None
+    oracle: bool = False
+    move_rate: float = 0.01
+    calibrate: bool = False
+
+    @property
+    def advises_nothing(self) -> bool:
+        """Whether another question than formats is asked."""
+        return self.replay or self.against is not None or self.oracle or is_spec(self.target)
 
 
 def examine(asked: Asked) -> Json:
     """All facts. ValueError, in one line, for a target that is none and for formats that no tensor can enter."""
+    if is_spec(asked.target):
+        if asked.replay or asked.against:
+            raise ValueError(f"{asked.target} is no run, and only a run's steps can be taken again.")
+        return _foretold(asked, RunSpec.load(Path(asked.target)), asked.target)
     formats = formats_of(asked.formats)
     found = find_run(asked.target, asked.runs)
     if found is None and (asked.replay or asked.against):
         raise ValueError(f"{asked.target} is no run, and only a run's steps can be taken again.")
+    if found is None and asked.oracle:
+        raise ValueError(f"{asked.target} has no optimizer or schedule; --oracle takes a run or the YAML of one.")
     if found is None:
         return _model(Path(asked.target), formats)
     run, step = found
+    if asked.oracle:
+        spec = RunSpec.parse(run.spec_text(), str(run.path / "spec.yaml"))
+        return _foretold(asked, spec, f"{run.project}/{run.id}")
     if asked.against is not None:
         return against(run, RunStore(asked.runs).find(asked.against))
     restored = restore(run, step)
@@ -58,6 +77,11 @@ def examine(asked: Asked) -> Json:
     if asked.replay:
         return replayed(restored, formats)
     return _run(restored, formats, asked.data)
+
+
+def _foretold(asked: Asked, spec: RunSpec, name: str) -> Json:
+    formats = formats_of(",".join(FEW) if asked.formats is None else asked.formats)
+    return foretold(spec, name, formats, asked.move_rate, asked.calibrate)
 
 
 def formats_of(names: str | None) -> list[FloatFormat]:

@@ -7,10 +7,12 @@ first.
 
 import statistics
 import textwrap
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 from altgrad.cli.console import number, percent
+from altgrad.cli.diagnosis_oracle import oracle_page
+from altgrad.cli.diagnosis_table import kinds, table, title
 from altgrad.cli.layout import Line, clean, shorten
 from altgrad.diagnose.advice import kind_of
 
@@ -33,6 +35,8 @@ def page(facts: Json, width: int) -> list[Line]:
     parts = [_head(facts)]
     if facts["kind"] == "replay":
         parts += [_variants(facts, width), _attribution(facts, width)]
+    elif facts["kind"] == "oracle":
+        parts.append(oracle_page(facts, width))
     elif facts["kind"] == "against":
         parts.append(_against(facts, width))
     else:
@@ -57,20 +61,16 @@ def _head(facts: Json) -> list[Line]:
     return [Line.of(*parts)]
 
 
-def _title(text: str, note: str = "") -> Line:
-    return Line.of((text, "bold cyan"), (f"  {note}" if note else "", "dim"))
-
-
 def _symptoms(facts: Json, width: int) -> list[Line]:
     found, logged = facts["symptoms"], f"{facts['logged_steps']} logged steps"
     watched = ", ".join(facts["monitors"]) or "none"
     if not found:
-        lines = [_title("Symptoms", f"none in {logged}; monitors: {watched}")]
+        lines = [title("Symptoms", f"none in {logged}; monitors: {watched}")]
     else:
         groups: dict[str, list[Json]] = {}
         for finding in found:
             groups.setdefault(finding["name"], []).append(finding)
-        lines = [_title("Symptoms", f"{len(groups)} in {logged}; monitors: {watched}")]
+        lines = [title("Symptoms", f"{len(groups)} in {logged}; monitors: {watched}")]
         for group in groups.values():
             lines += _symptom(group, width)
     for event in facts["alarms"][:5]:
@@ -100,13 +100,6 @@ def _symptom(group: Sequence[Json], width: int) -> list[Line]:
     return lines
 
 
-def _kinds(rows: Iterable[Json], key: Callable[[Json], str]) -> dict[str, list[Json]]:
-    found: dict[str, list[Json]] = {}
-    for row in rows:
-        found.setdefault(key(row), []).append(row)
-    return found
-
-
 def _median(rows: Sequence[Json], name: str) -> float:
     known = [row[name] for row in rows if row[name] == row[name]]
     return statistics.median(known) if known else float("nan")
@@ -115,7 +108,7 @@ def _median(rows: Sequence[Json], name: str) -> float:
 def _weights(pictures: Sequence[Json], width: int) -> list[Line]:
     header = ["weights", "format", "rms", "normal", "offset", "used", "stable", "r99", "field"]
     rows = []
-    for name, group in _kinds(pictures, lambda row: kind_of(row["name"])).items():
+    for name, group in kinds(pictures, lambda row: kind_of(row["name"])).items():
         formats = sorted({row["format"] for row in group})
         rows.append(
             [
@@ -126,7 +119,7 @@ def _weights(pictures: Sequence[Json], width: int) -> list[Line]:
                 number(_median(group, "stable_rank")), number(_median(group, "r99")), _field(group),
             ]
         )  # fmt: skip
-    return [_title("Weights", "medians over layers of one kind"), *_table(header, rows, width), *_notes(_WEIGHTS)]
+    return [title("Weights", "medians over layers of one kind"), *table(header, rows, width), *_notes(_WEIGHTS)]
 
 
 def _field(group: Sequence[Json]) -> str:
@@ -158,7 +151,7 @@ def _advice(facts: Json, width: int) -> list[Line]:
             cells.append(f"{estimate}{sqnr:.1f}{mark}")
         rows.append(cells)
     seen = "weights, and one step's activations and gradients" if facts["data"] else "weights alone"
-    return [_title("Format advice", f"from {seen}"), *_table(header, rows, width), *_notes(_ADVICE)]
+    return [title("Format advice", f"from {seen}"), *table(header, rows, width), *_notes(_ADVICE)]
 
 
 def _pairs(advice: Sequence[Json]) -> dict[tuple[str, str], list[Json]]:
@@ -172,7 +165,7 @@ def _policy(text: str) -> list[Line]:
     lines = text.rstrip().split("\n")
     shown = lines if len(lines) <= 24 else lines[:22]
     left = [] if len(lines) <= 24 else [Line.of((f"  ... {len(lines) - 22} more lines; --policy-out FILE", "dim"))]
-    return [_title("Policy", "--policy-out FILE writes it"), *(Line.of("  " + line) for line in shown), *left]
+    return [title("Policy", "--policy-out FILE writes it"), *(Line.of("  " + line) for line in shown), *left]
 
 
 def _variants(facts: Json, width: int) -> list[Line]:
@@ -189,7 +182,7 @@ def _variants(facts: Json, width: int) -> list[Line]:
                 f"{each['sqnr_db']:.1f}", f"{each['bias_coefficient']:.3f}", worst,
             ]
         )  # fmt: skip
-    return [_title("The same step under other casts", "gradient against casts off"), *_table(header, rows, width)]
+    return [title("The same step under other casts", "gradient against casts off"), *table(header, rows, width)]
 
 
 def _attribution(facts: Json, width: int) -> list[Line]:
@@ -203,7 +196,7 @@ def _attribution(facts: Json, width: int) -> list[Line]:
     left = [Line.of((f"  and {len(ordered) - 16} sites with less", "dim"))] if len(ordered) > 16 else []
     total = sum(row["share"] for row in ordered)
     note = f"first order, estimates; shares add up to {total:.0%}"
-    return [_title("Owed to which casts", note), *_table(header, rows, width), *left]
+    return [title("Owed to which casts", note), *table(header, rows, width), *left]
 
 
 def _bar(value: float, top: float) -> str:
@@ -215,11 +208,11 @@ def _against(facts: Json, width: int) -> list[Line]:
     band = f"band {number(parting['band'])} from {parting['source']}, {parting['observed']} common steps"
     where = "nowhere" if parting["step"] is None else f"at step {parting['step']}"
     lines = [
-        _title("Departure", band),
+        title("Departure", band),
         Line.of(("  losses part  ", "dim"), (where, "bold"), f"  by {parting['difference']:+.3g}"),
         *([Line.of(("  what follows is where the next step of the two differs", "dim"))] * (parting["step"] is None)),
         _NOTHING,
-        _title("Casts", f"{found['replays']} replays of the step after {found['replayed_step']}"),
+        title("Casts", f"{found['replays']} replays of the step after {found['replayed_step']}"),
     ]
     for site in found["sites"]:
         lines.append(Line.of(("  ● ", "red"), (clean(site), "bold")))
@@ -234,24 +227,3 @@ def _against(facts: Json, width: int) -> list[Line]:
 
 def _notes(notes: Sequence[str]) -> list[Line]:
     return [Line.of(("  " + note, "dim")) for note in notes]
-
-
-def _table(header: Sequence[str], rows: Sequence[Sequence[str]], width: int) -> list[Line]:
-    """Aligned columns two blanks apart, the first shortened to what is left of the width."""
-    cells = [[clean(cell) for cell in row] for row in rows]
-    widths = [max(len(row[n]) for row in [header, *cells]) for n in range(len(header))]
-    widths[0] = max(8, min(widths[0], width - 2 - sum(size + 2 for size in widths[1:])))
-    lines = [_row(header, widths, "bold", "bold")]
-    for row in cells:
-        name, times, count = row[0].partition(" x")
-        short = shorten(name, widths[0] - len(times + count)) + times + count
-        lines.append(_row([short, *row[1:]], widths, "cyan", ""))
-    return lines
-
-
-def _row(cells: Sequence[str], widths: Sequence[int], first: str, others: str) -> Line:
-    parts: list[str | tuple[str, str]] = ["  ", (cells[0].ljust(widths[0]), first)]
-    for cell, size in zip(cells[1:], widths[1:], strict=True):
-        style = "bold green" if "*" in cell else others
-        parts += ["  ", (cell.ljust(size), style)]
-    return Line.of(*parts)

@@ -100,13 +100,13 @@ def rules(advice: Iterable[Advice], others: Iterable[str] = ()) -> list[dict[str
             done |= set(members)
     for name, casts in layers.items():
         if name not in done:
-            single.append({"match": _literal(name), **casts})
+            single.append({"match": literal(name), **casts})
     return single + shared
 
 
 def kind_of(name: str) -> str:
     """A layer's name with `*` for its numbers: layers of one kind share it."""
-    return re.sub(r"(?<![^.])\d+(?![^.])", "*", _literal(name))
+    return re.sub(r"(?<![^.])\d+(?![^.])", "*", literal(name))
 
 
 def policy_yaml(found: Sequence[Mapping[str, Any]]) -> str:
@@ -115,5 +115,6 @@ def policy_yaml(found: Sequence[Mapping[str, Any]]) -> str:
     return text
 
 
-def _literal(name: str) -> str:
+def literal(name: str) -> str:
+    """A pattern that matches this name alone."""
     return re.sub(r"([\[?*])", r"[\1]", name)

@@ -129,6 +129,8 @@ def test_two_runs_are_told_apart_by_the_cast_that_was_broken(
         (("w.safetensors", "--replay"), "is no run"),
         (("w.safetensors", "--against", "x"), "is no run"),
         (("x", "--replay", "--against", "y"), "one at a time"),
+        (("x", "--oracle", "--policy-out", "y"), "goes with the format advice"),
+        (("w.safetensors", "--oracle"), "no optimizer or schedule"),
         (("x", "--replay", "--policy-out", "y"), "goes with the format advice"),
     ],
 )
@@ -136,3 +138,13 @@ def test_mistakes_are_one_line(invoke: Invoke, model: Path, args: tuple[str, ...
     result = invoke(*args)
     assert result.exit_code == 2 and message in result.output
     assert len(result.output.strip().splitlines()) == 1
+
+
+def test_the_oracle_foretells_a_spec_and_a_run_and_names_a_rate(invoke: Invoke, tiny: Run, tmp_path: Path) -> None:
+    (tmp_path / "tiny.yaml").write_text((tiny.path / "spec.yaml").read_text())
+    found = facts(invoke("tiny.yaml", "--formats", "e4m3fn", "--move-rate", "0.02", "--json"))
+    assert found["kind"] == "oracle" and found["target"] == 0.02 and len(found["variants"]) == 6
+    assert 0 < found["own"]["overall"] < 1 and found["own"]["smallest_lr"] > 0
+    result = invoke(tiny.path, "--oracle", "--calibrate", "--formats", "e4m3fn", "--html", "o.html")
+    assert "Stall oracle" in result.output and "smallest lr for 1.00%" in result.output
+    assert "manifold_adamw" in (tmp_path / "o.html").read_text()
