@@ -31,6 +31,7 @@ from altgrad.diagnose.signals import Signal, rehearsed_rows, take_rows
 from altgrad.measures import stall_counts
 from altgrad.nn import weight_quantizers
 from altgrad.optim import Optimizer, Update, parameter_groups
+from altgrad.quantize.noise import site_key
 from altgrad.training import RunSpec
 
 _RANGE, _NEAR, _TRIES = 20.0, math.log2(1.05), 24
@@ -129,10 +130,10 @@ def smallest_lr(
             return None
         low, high = (low, exponent) if off >= 0 else (exponent, high)
         if abs(off) <= _NEAR or high - low <= _NEAR:
-            return spec.optimizer.lr * 2.0**exponent
+            return float(spec.optimizer.lr * 2.0**exponent)
         guess = exponent - off
         exponent = guess if low < guess < high else (low + high) / 2
-    return None if high == _RANGE or low == -_RANGE else spec.optimizer.lr * 2.0**high
+    return None if high == _RANGE or low == -_RANGE else float(spec.optimizer.lr * 2.0**high)
 
 
 @dataclass(frozen=True)
@@ -163,7 +164,8 @@ def _gradients(
     seed: int, sampled: Mapping[str, _Sampled], signals: Mapping[str, Signal] | None
 ) -> Iterator[dict[str, Tensor]]:
     """Drawn gradients, step after step."""
-    generator = torch.Generator().manual_seed(seed)
+    # Not the seed itself: the weights were drawn from that, and gradients would be like them.
+    generator = torch.Generator().manual_seed(site_key(seed, "drawn gradients"))
 
     def noise(name: str) -> Tensor:
         return torch.randn(sampled[name].weight.shape, generator=generator)

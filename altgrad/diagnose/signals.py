@@ -3,7 +3,8 @@
 A rehearsal draws gradients instead of computing them (`altgrad.diagnose.oracle`). Twenty steps of real training say
 what to draw: of every element its rms and how often anything comes in; of every parameter the share c of its gradients
 that persists from step to step, and the share a of that which is left a step later. c and a come from the correlation
-of gradients at distances of one and two steps and of half the steps, every element in units of its own rms.
+of gradients at distances of one and two steps and of half the steps, every element in units of its own rms: right for a
+signal of lasting sign, low for one whose own size varies, which the rms takes up.
 """
 
 import math
@@ -135,7 +136,7 @@ def rehearsed_rows(p: Tensor, quantizer: Any) -> Tensor | None:
     wanted = max(2, _ROWS_OF * p.shape[0] // p.numel())
     spread = torch.arange(wanted) * p.shape[0] // wanted
     top = int(p.detach().abs().flatten(1).amax(1).argmax())
-    return torch.cat((spread, torch.tensor([top]))).unique()
+    return torch.tensor(sorted({*spread.tolist(), top}))
 
 
 def take_rows(x: Tensor, rows: Tensor | None) -> Tensor:

@@ -140,7 +140,10 @@ def test_mistakes_are_one_line(invoke: Invoke, model: Path, args: tuple[str, ...
     assert len(result.output.strip().splitlines()) == 1
 
 
-def test_the_oracle_foretells_a_spec_and_a_run_and_names_a_rate(invoke: Invoke, tiny: Run, tmp_path: Path) -> None:
+def test_the_oracle_foretells_a_spec_and_a_run_and_names_a_rate(
+    invoke: Invoke, make: Callable[..., Run], tmp_path: Path
+) -> None:
+    tiny = make(tmp_path, "steps=2")
     (tmp_path / "tiny.yaml").write_text((tiny.path / "spec.yaml").read_text())
     found = facts(invoke("tiny.yaml", "--formats", "e4m3fn", "--move-rate", "0.02", "--json"))
     assert found["kind"] == "oracle" and found["target"] == 0.02 and len(found["variants"]) == 6

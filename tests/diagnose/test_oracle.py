@@ -19,7 +19,7 @@ from altgrad.training.state import TrainState
 from tests.diagnose.conftest import TINY
 
 LR = 1e-4
-SGD = ("optimizer={kind: sgd, lr: 1e-4}", "schedule=constant", "precision={rules: []}")
+SGD = ("optimizer={kind: sgd, lr: 1e-4, momentum: 0}", "schedule=constant", "precision={rules: []}")
 ONE = "storage=[{match: weight, kind: %s, format: %s}]"
 
 
@@ -61,7 +61,7 @@ def test_sgd_under_stochastic_storage_moves_as_the_directional_law_says(fmt: str
 
 @pytest.mark.parametrize("fmt", ["e4m3fn", "e0m7"])
 def test_sgd_under_nearest_storage_moves_where_half_a_gap_is_passed(fmt: str) -> None:
-    sets = (*SGD, "optimizer={kind: sgd, lr: 5e-4}", ONE % ("nearest", fmt))
+    sets = (*SGD, "optimizer={kind: sgd, lr: 5e-4, momentum: 0}", ONE % ("nearest", fmt))
     expected = sum(float(torch.tensor(norm.sf(gaps(fmt, sign)[1].numpy() / 1e-3)).mean()) for sign in (-1, 1))
     assert rehearse(spec(*sets), Matrix(), steps=1).overall == pytest.approx(expected, rel=0.06)
 
@@ -82,14 +82,14 @@ def test_a_rehearsal_changes_no_weight_and_repeats_itself() -> None:
 
 
 @pytest.mark.parametrize("kind", ["nearest", "stochastic"])
-@pytest.mark.parametrize("target", [0.001, 0.02, 0.3])
-def test_the_smallest_lr_reaches_its_target_and_nine_tenths_of_it_do_not(kind: str, target: float) -> None:
+@pytest.mark.parametrize("target", [0.01, 0.3])
+def test_the_smallest_lr_reaches_its_target_and_a_smaller_one_moves_less(kind: str, target: float) -> None:
     own, model = spec(*SGD, ONE % (kind, "e4m3fn")), Matrix()
     lr = smallest_lr(own, model, target, steps=4)
     assert lr is not None
     at = rehearse(own, model, steps=4, lr_factor=lr / LR).overall
     below = rehearse(own, model, steps=4, lr_factor=0.9 * lr / LR).overall
-    assert at == pytest.approx(target, rel=0.06) and below < target
+    assert at == pytest.approx(target, rel=0.06) and below < at
 
 
 def test_no_lr_is_named_where_none_reaches_the_target() -> None:
@@ -103,16 +103,23 @@ def test_no_lr_is_named_where_none_reaches_the_target() -> None:
             smallest_lr(off, Matrix(), target, steps=2)
 
 
-@pytest.mark.parametrize(("c", "a"), [(0.5, 1.0), (0.8, 0.9), (0.3, 0.95)])
-def test_persistence_finds_what_was_put_into_the_gradients(c: float, a: float) -> None:
+@pytest.mark.parametrize("a", [1.0, 0.95])
+@pytest.mark.parametrize("c", [0.2, 0.5, 0.9])
+def test_persistence_finds_what_was_put_into_gradients_of_lasting_sign(c: float, a: float) -> None:
+    """A sign that turns now and then, with correlation a from one step to the next, under noise of energy 1 - c."""
     generator = torch.Generator().manual_seed(1)
-    slow, steps = torch.randn(20000, generator=generator), []
+    sign, steps = torch.randn(20000, generator=generator).sign(), []
     for _ in range(20):
-        steps.append(math.sqrt(c) * slow + math.sqrt(1 - c) * torch.randn(20000, generator=generator))
-        slow = a * slow + math.sqrt(1 - a * a) * torch.randn(20000, generator=generator)
+        steps.append(math.sqrt(c) * sign + math.sqrt(1 - c) * torch.randn(20000, generator=generator))
+        sign = torch.where(torch.rand(20000, generator=generator) < (1 - a) / 2, -sign, sign)
     share, memory = persistence(torch.stack(steps))
-    assert share == pytest.approx(c, abs=0.1) and memory == pytest.approx(a, abs=0.05)
-    assert persistence(torch.randn(20, 20000, generator=generator))[0] < 0.03
+    assert share == pytest.approx(c * a, abs=0.06) and memory == pytest.approx(a, abs=0.02)
+
+
+def test_noise_does_not_persist() -> None:
+    noise = torch.randn(20, 20000, generator=torch.Generator().manual_seed(0))
+    assert persistence(noise)[0] < 0.03
+    assert persistence(torch.zeros(20, 8)) == (0.0, 0.0)
 
 
 def test_a_persistent_gradient_makes_adam_move_more() -> None:
@@ -145,7 +152,9 @@ def test_forecasts_of_a_model_come_near_its_training(kind: str) -> None:
 def test_an_outlook_has_every_storage_and_leaves_other_weights_alone(monkeypatch: Any) -> None:
     own = spec("optimizer={kind: adamw, lr: 2e-3}", "steps=4")
     found, variants = outlook(own, own.data.build(0, 16), [FloatFormat.parse("e4m3fn")], 0.01)
-    names = {f"blocks.{n}.{m}.weight" for n in (0, 1) for m in ("mlp.up", "mlp.down", "attention.qkv", "attention.proj")}
+    names = {
+        f"blocks.{n}.{m}.weight" for n in (0, 1) for m in ("mlp.up", "mlp.down", "attention.qkv", "attention.proj")
+    }
     assert found is not None and set(found.rates) == names
     assert [(each.storage, each.optimizer) for each in variants] == [
         (kind, optimizer) for optimizer in ("adamw", "manifold_adamw") for kind in STORAGES
