@@ -105,6 +105,12 @@ def rehearse(
     return Forecast(rates, overall, steps, signals is not None)
 
 
+def require_target(rate: float) -> None:
+    """ValueError for a move rate outside (0, 1)."""
+    if not 0 < rate < 1:
+        raise ValueError(f"move rate {rate}; one to reach lies between 0 and 1, such as 0.01.")
+
+
 def smallest_lr(
     spec: RunSpec, model: nn.Module, target: float, *, steps: int, signals: Mapping[str, Signal] | None = None
 ) -> float | None:
@@ -113,8 +119,7 @@ def smallest_lr(
     None where no rate within 2^20 of the spec's does it. By false position in the logarithms of both, where the law is
     nearly a line, between bounds that bracket. ValueError for a target outside (0, 1).
     """
-    if not 0 < target < 1:
-        raise ValueError(f"target {target}; a move rate to reach lies between 0 and 1, such as 0.01.")
+    require_target(target)
     if spec.optimizer.lr == 0:
         return None
 

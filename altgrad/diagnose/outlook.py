@@ -3,7 +3,9 @@
 The weights that a variant is about are those that have a grid in the spec (a storage rule or a cast of the weight);
 where it has none, those of its linear layers, heads left out. Each variant keeps exactly these in its format and
 storage and changes nothing else; under `master` it is the cast of the weight that moves. A learning rate means another
-thing to another optimizer: of those, `smallest_lr` is the column to compare.
+thing to another optimizer: of those, `smallest_lr` is the column to compare. Pairs of optimizer and storage that have
+no meaning are left out. Signals, where asked for, are those of the spec as it is, also for its variants; what that
+costs is the column `shared` of docs/ORACLE.md.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
@@ -15,7 +17,7 @@ from torch import nn
 
 from altgrad.data.dataset import Dataset
 from altgrad.diagnose.advice import literal
-from altgrad.diagnose.oracle import rehearse, smallest_lr
+from altgrad.diagnose.oracle import rehearse, require_target, smallest_lr
 from altgrad.diagnose.samples import linear_layers
 from altgrad.diagnose.signals import Signal, calibrate
 from altgrad.formats import FloatFormat
@@ -49,6 +51,7 @@ def outlook(
 
     ValueError for a target outside (0, 1), and LocatedError for a spec that does not fit its model.
     """
+    require_target(target)
     signals = calibrate(spec, dataset) if calibrated else None
     own = TrainState.build(spec, dataset, torch.device("cpu"))
     names = [name for name, _, _ in own.optimizer.grids()]
@@ -62,7 +65,10 @@ def outlook(
             for kind in STORAGES:
                 rules = tuple(_kept(name, kind, fmt) for name in names)
                 variant = plain.model_copy(update={"storage": rules, "optimizer": optimizer})
-                each.append(_forecast(variant, model, target, signals, (str(fmt), kind)))
+                try:
+                    each.append(_forecast(variant, model, target, signals, (str(fmt), kind)))
+                except ValueError:  # rungs, which only index storage takes
+                    continue
     return found, each
 
 

@@ -32,7 +32,7 @@ def runs(tiny: Run) -> tuple[Restored, RunSpec]:
     return restore(tiny), RunSpec.parse(tiny.spec_text())
 
 
-@pytest.mark.parametrize("number", range(20))
+@pytest.mark.parametrize("number", [n if n < 3 else pytest.param(n, marks=pytest.mark.long) for n in range(20)])
 def test_a_planted_fault_is_found_in_few_replays(runs: tuple[Restored, RunSpec], tiny: Run, number: int) -> None:
     place = PLACES[number * 7 % 24]
     found = against_uncast(tiny, runs[1], [place], list(FAULTS)[number % 3])

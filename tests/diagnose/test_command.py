@@ -131,10 +131,12 @@ def test_two_runs_are_told_apart_by_the_cast_that_was_broken(
         (("x", "--replay", "--against", "y"), "one at a time"),
         (("x", "--oracle", "--policy-out", "y"), "goes with the format advice"),
         (("w.safetensors", "--oracle"), "no optimizer or schedule"),
+        (("bad.yaml",), "bad.yaml:1"),
         (("x", "--replay", "--policy-out", "y"), "goes with the format advice"),
     ],
 )
 def test_mistakes_are_one_line(invoke: Invoke, model: Path, args: tuple[str, ...], message: str) -> None:
+    (model.parent / "bad.yaml").write_text("modle: 3\n")
     result = invoke(*args)
     assert result.exit_code == 2 and message in result.output
     assert len(result.output.strip().splitlines()) == 1
