@@ -57,7 +57,8 @@ def outlook(
     names = [name for name, _, _ in own.optimizer.grids()]
     found = _forecast(spec, own.model, target, signals, ("as the spec", "as the spec")) if names else None
     plain = spec.model_copy(update={"precision": PrecisionPolicy(), "storage": (), "monitors": ()})
-    model = TrainState.build(plain, dataset, torch.device("cpu")).model
+    any_rule = OptimizerSpec.made_from(cast(Any, {"kind": "adamw"}))  # for the weights; the spec's may want its storage
+    model = TrainState.build(plain.model_copy(update={"optimizer": any_rule}), dataset, torch.device("cpu")).model
     names = names or [f"{name}.weight" for name in linear_layers(model)]
     each = []
     for optimizer in _optimizers(spec.optimizer):

@@ -160,3 +160,11 @@ def test_an_outlook_has_every_storage_and_leaves_other_weights_alone(monkeypatch
         (kind, optimizer) for optimizer in ("adamw", "manifold_adamw") for kind in STORAGES
     ]
     assert all(set(each.rates) == names for each in variants)
+
+
+def test_an_optimizer_that_asks_for_rungs_is_foretold_and_left_out_beside_storages_that_take_values() -> None:
+    index = ("storage=[{match: '*', kind: index, format: e4m3fn}]", "optimizer={kind: grid_optim, landing: index}")
+    own = spec(*index, "steps=2", "precision={rules: []}")
+    found, variants = outlook(own, own.data.build(0, 16), [FloatFormat.parse("e4m3fn")], 0.01)
+    assert found is not None and found.optimizer == "grid_optim" and found.overall > 0
+    assert {each.optimizer for each in variants} == {"adamw", "manifold_adamw"}
