@@ -37,7 +37,9 @@ Oracle = Annotated[
 MoveRate = Annotated[
     float, typer.Option("--move-rate", metavar="R", help="Oracle: the rate whose smallest learning rate is sought.")
 ]
-Calibrate = Annotated[bool, typer.Option("--calibrate", help="Oracle: take 20 steps to see what gradients are like.")]
+Calibrate = Annotated[
+    bool, typer.Option("--calibrate", help="Oracle: take 20 steps of each to see what gradients are like.")
+]
 PolicyOut = Annotated[
     Path | None,
     typer.Option(

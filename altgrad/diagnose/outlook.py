@@ -4,8 +4,8 @@ The weights that a variant is about are those that have a grid in the spec (a st
 where it has none, those of its linear layers, heads left out. Each variant keeps exactly these in its format and
 storage and changes nothing else; under `master` it is the cast of the weight that moves. A learning rate means another
 thing to another optimizer: of those, `smallest_lr` is the column to compare. Pairs of optimizer and storage that have
-no meaning are left out. Signals, where asked for, are those of the spec as it is, also for its variants; what that
-costs is the column `shared` of docs/ORACLE.md.
+no meaning are left out. Signals, where asked for, come from 20 steps of each variant: those of another run are no
+better than white noise (docs/ORACLE.md, `shared`).
 """
 
 from collections.abc import Iterator, Mapping, Sequence
@@ -19,7 +19,7 @@ from altgrad.data.dataset import Dataset
 from altgrad.diagnose.advice import literal
 from altgrad.diagnose.oracle import rehearse, require_target, smallest_lr
 from altgrad.diagnose.samples import linear_layers
-from altgrad.diagnose.signals import Signal, calibrate
+from altgrad.diagnose.signals import calibrate
 from altgrad.formats import FloatFormat
 from altgrad.nn import PrecisionPolicy
 from altgrad.optim.optimizer import OptimizerSpec
@@ -52,10 +52,10 @@ def outlook(
     ValueError for a target outside (0, 1), and LocatedError for a spec that does not fit its model.
     """
     require_target(target)
-    signals = calibrate(spec, dataset) if calibrated else None
+    data = dataset if calibrated else None
     own = TrainState.build(spec, dataset, torch.device("cpu"))
     names = [name for name, _, _ in own.optimizer.grids()]
-    found = _forecast(spec, own.model, target, signals, ("as the spec", "as the spec")) if names else None
+    found = _forecast(spec, own.model, target, data, ("as the spec", "as the spec")) if names else None
     plain = spec.model_copy(update={"precision": PrecisionPolicy(), "storage": (), "monitors": ()})
     any_rule = OptimizerSpec.made_from(cast(Any, {"kind": "adamw"}))  # for the weights; the spec's may want its storage
     model = TrainState.build(plain.model_copy(update={"optimizer": any_rule}), dataset, torch.device("cpu")).model
@@ -67,15 +67,14 @@ def outlook(
                 rules = tuple(_kept(name, kind, fmt) for name in names)
                 variant = plain.model_copy(update={"storage": rules, "optimizer": optimizer})
                 try:
-                    each.append(_forecast(variant, model, target, signals, (str(fmt), kind)))
+                    each.append(_forecast(variant, model, target, data, (str(fmt), kind)))
                 except ValueError:  # rungs, which only index storage takes
                     continue
     return found, each
 
 
-def _forecast(
-    spec: RunSpec, model: nn.Module, target: float, signals: Mapping[str, Signal] | None, names: tuple[str, str]
-) -> Outlook:
+def _forecast(spec: RunSpec, model: nn.Module, target: float, data: Dataset | None, names: tuple[str, str]) -> Outlook:
+    signals = None if data is None else calibrate(spec, data)
     forecast = rehearse(spec, model, steps=STEPS, signals=signals)
     needed = smallest_lr(spec, model, target, steps=STEPS, signals=signals)
     lr = spec.optimizer.lr
