@@ -119,15 +119,20 @@ def print_json(value: Any) -> None:
     say(json.dumps(encode(value), allow_nan=False, indent=1))
 
 
+def picture(lines: Sequence[Line]) -> None:
+    """Lines as they are: in colour on a terminal, plain in a pipe."""
+    if interactive():
+        terminal().print(styled(lines))
+    else:
+        for line in lines:
+            say(line.text.rstrip())
+
+
 def table(header: Sequence[str], rows: Sequence[Sequence[str]], *, title: str = "") -> None:
     """A table; without a header, the first column names the second. In a pipe no cell is ever cut or wrapped."""
     if not header and not rows:
         return
-    if interactive():
-        terminal().print(styled(_table(title, header, rows, width())))
-    else:
-        for line in _table(title, header, rows, None):
-            say(line.text.rstrip())
+    picture(_table(title, header, rows, width() if interactive() else None))
 
 
 def _table(title: str, header: Sequence[str], rows: Sequence[Sequence[str]], columns: int | None) -> list[Line]:

@@ -9,6 +9,7 @@ import typer
 
 from altgrad import __version__
 from altgrad.cli import console, formats, runs, schema
+from altgrad.cli.diagnose import diagnose
 from altgrad.cli.evaluate import evaluate, export
 from altgrad.cli.kinds import kinds
 from altgrad.cli.quantize_model import quantize_model
@@ -32,6 +33,7 @@ app.command()(evaluate)
 app.command()(export)
 app.command("quantize-model")(quantize_model)
 app.command()(report)
+app.command()(diagnose)
 app.command()(kinds)
 app.add_typer(runs.app, name="runs")
 app.add_typer(formats.app, name="formats")

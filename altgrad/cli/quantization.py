@@ -21,12 +21,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from altgrad.cli.selection import EMBEDDINGS, HEADS, Choice, choose
+from altgrad.cli.selection import Choice, choose
 from altgrad.formats import CATALOG, FloatFormat
 from altgrad.measures.code_utilisation import code_histogram, code_utilisation
 from altgrad.measures.range import range_counts
 from altgrad.measures.sqnr import decibels, energies
 from altgrad.nn import PrecisionPolicy
+from altgrad.nn.layout import EMBEDDINGS, HEADS
 from altgrad.nn.policy import describe
 from altgrad.quantize import Quantizer
 from altgrad.quantize.codes import to_codes, to_storage

@@ -5,7 +5,7 @@ after them, with a Linear wherever a weight may belong to one, and the policy de
 `first` and `last`, the first match, and the error for a rule that decides nothing come with that.
 
 A weight matrix and a table of embeddings look alike in a file. By name (EMBEDDINGS) tables are no Linears; where no
-policy names the layers, output heads (HEADS) are left alone too, as is the habit in FP8 training and inference.
+policy names the layers, output heads (HEADS, of `altgrad.nn.layout`) are left alone too.
 """
 
 from collections.abc import Collection, Sequence
@@ -14,13 +14,12 @@ from dataclasses import dataclass
 from torch import nn
 
 from altgrad.nn import PrecisionPolicy
+from altgrad.nn.layout import EMBEDDINGS
 from altgrad.nn.policy import matches
 from altgrad.quantize import QuantizerSpec
 from altgrad.quantize.quantizer import Axis
 from altgrad.training.weights import StoredTensor
 
-EMBEDDINGS = ("*embed*", "*wte", "*wpe", "*positions", "*shared", "*relative_attention_bias")
-HEADS = ("*lm_head", "head", "*.head", "*classifier", "*score", "*output_projection")
 _CASTABLE = ("F32", "BF16", "F16")
 _FLOATS = (*_CASTABLE, "F64")
 _LONGEST_LIST = 10_000

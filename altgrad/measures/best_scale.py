@@ -43,15 +43,22 @@ _FINE, _COARSE = _Effort(256, 8, 100), _Effort(8, 2, 10)
 
 
 class Magnitudes:
-    """The finite magnitudes of a tensor, sorted, with running sums in float64: 24 bytes an element."""
+    """Magnitudes, sorted, with running counts, sums and sums of squares in float64."""
 
-    def __init__(self, x: Tensor) -> None:
-        """x: any shape, float32, bf16 or fp16."""
+    def __init__(self, values: Tensor, counts: Tensor) -> None:
+        """values: float64 [n], ascending, not negative, finite. counts: float64 [n], how often each occurs."""
+        self.sorted = values
+        zero = values.new_zeros(1)
+        self.count = torch.cat((zero, counts.cumsum(0)))
+        self.sum = torch.cat((zero, (values * counts).cumsum(0)))
+        self.square_sum = torch.cat((zero, (values.square() * counts).cumsum(0)))
+
+    @classmethod
+    def of(cls, x: Tensor) -> "Magnitudes":
+        """Those of the finite elements of x (any shape, float32, bf16 or fp16): 32 bytes an element."""
         flat = x.detach().flatten().to(torch.float64).abs()
-        self.sorted = flat[flat < math.inf].sort().values
-        zero = self.sorted.new_zeros(1)
-        self.sum = torch.cat((zero, self.sorted.cumsum(0)))
-        self.square_sum = torch.cat((zero, self.sorted.square().cumsum(0)))
+        values = flat[flat < math.inf].sort().values
+        return cls(values, torch.ones_like(values))
 
     @property
     def amax(self) -> Tensor:
@@ -72,7 +79,7 @@ class Magnitudes:
         """The part of `errors` that no scale below can undo: sum of (|x| - s max)^2 over |x| > s max, for each s."""
         top = scales * float(fmt.max)
         first = torch.searchsorted(self.sorted, top, right=True)
-        count = self.sorted.numel() - first
+        count = self.count[-1] - self.count[first]
         above, squares = self.sum[-1] - self.sum[first], self.square_sum[-1] - self.square_sum[first]
         return (squares - 2 * top * above + top.square() * count).clamp(min=0)
 
@@ -92,8 +99,8 @@ class Magnitudes:
         edges = torch.searchsorted(self.sorted, scales[:, None] * ((values[1:] + values[:-1]) / 2))
         last = torch.full((len(scales), 1), self.sorted.numel())
         edges = torch.cat((torch.zeros_like(last), edges, last), dim=1)
-        sums = self.sum[edges].diff(dim=1)
-        return (values * sums).sum(1), (values.square() * edges.diff(dim=1)).sum(1)
+        sums, counts = self.sum[edges].diff(dim=1), self.count[edges].diff(dim=1)
+        return (values * sums).sum(1), (values.square() * counts).sum(1)
 
 
 def best_power_of_two(magnitudes: Magnitudes, fmt: FloatFormat) -> float:

@@ -60,7 +60,7 @@ def fit_formats(x: Tensor, formats: Sequence[FloatFormat]) -> dict[str, FormatFi
     values = values[values.isfinite()]
     if values.numel() == 0:
         raise ValueError("a tensor without finite values fits every format alike; give one that has some.")
-    magnitudes = Magnitudes(values)
+    magnitudes = Magnitudes.of(values)
     return {str(fmt): _fit(values, magnitudes, fmt) for fmt in formats}
 
 

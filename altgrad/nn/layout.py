@@ -11,6 +11,11 @@ most of a mixture of experts uncast in silence.
 from torch import Tensor, nn
 from torch.nn.modules.conv import _ConvNd
 
+EMBEDDINGS = ("*embed*", "*wte", "*wpe", "*positions", "*shared", "*relative_attention_bias")
+"""Names of tables, which hold no Linear though in a file they look like one."""
+HEADS = ("*lm_head", "head", "*.head", "*classifier", "*score", "*output_projection")
+"""Names of output heads, which FP8 training and inference leave alone unless told otherwise."""
+
 CONV1D = "transformers.pytorch_utils.Conv1D"
 
 

@@ -5,8 +5,9 @@ from pathlib import Path
 import pytest
 from torch import nn
 
-from altgrad.cli.selection import EMBEDDINGS, HEADS, choose
+from altgrad.cli.selection import choose
 from altgrad.nn import PrecisionPolicy
+from altgrad.nn.layout import EMBEDDINGS, HEADS
 from altgrad.training.weights import StoredTensor
 
 EVERYTHING = PrecisionPolicy.uniform(weight="e3m4")

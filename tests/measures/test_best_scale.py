@@ -45,7 +45,7 @@ def test_the_error_of_a_scale_is_that_of_its_cast(name: str, case: str) -> None:
     least = max(amax / float(fmt.max), 2.0**-126)
     scales = [least * factor for factor in (0.01, 0.3, 0.5, 0.77, 1.0, 1.3, 2.0, 5.0)]
     scales = [scale for scale in scales if 2.0**-126 <= scale < 2.0**127]
-    found = Magnitudes(x).errors(torch.tensor(scales, dtype=torch.float32).double(), fmt)
+    found = Magnitudes.of(x).errors(torch.tensor(scales, dtype=torch.float32).double(), fmt)
     # what is left is the rounding of the cast's own division and product, in float32
     assert found.tolist() == pytest.approx([error(x, fmt, scale) for scale in scales], rel=1e-4, abs=1e-7 * energy)
 
@@ -54,8 +54,8 @@ def test_the_error_of_a_scale_is_that_of_its_cast(name: str, case: str) -> None:
 @CASES
 def test_the_best_power_of_two_beats_every_other(name: str, case: str) -> None:
     x, fmt = tensors()[case], FloatFormat.parse(name)
-    best = best_power_of_two(Magnitudes(x), fmt)
-    errors = Magnitudes(x).errors(torch.tensor(POWERS, dtype=torch.float64), fmt)
+    best = best_power_of_two(Magnitudes.of(x), fmt)
+    errors = Magnitudes.of(x).errors(torch.tensor(POWERS, dtype=torch.float64), fmt)
     found = errors[POWERS.index(best)]
     assert found <= errors.min() + 1e-12 * x.double().square().sum()
 
@@ -64,7 +64,7 @@ def test_the_best_power_of_two_beats_every_other(name: str, case: str) -> None:
 @CASES
 def test_no_real_scale_of_thousands_is_a_hundredth_of_a_decibel_better(name: str, case: str) -> None:
     x, fmt = tensors()[case], FloatFormat.parse(name)
-    magnitudes = Magnitudes(x)
+    magnitudes = Magnitudes.of(x)
     top = 4 * max(float(magnitudes.amax) / float(fmt.max), 2.0**-126)
     tried = torch.exp2(-torch.linspace(0, 12, 4000, dtype=torch.float64)) * top
     tried = tried[(tried >= 2.0**-126) & (tried <= 2.0**127)]
@@ -79,7 +79,7 @@ def test_no_real_scale_of_thousands_is_a_hundredth_of_a_decibel_better(name: str
 def test_values_of_the_format_keep_their_scale_and_have_no_error(name: str) -> None:
     fmt = FloatFormat.parse(name)
     x = torch.tensor(fmt.magnitudes, dtype=torch.float32) * 0.25
-    magnitudes = Magnitudes(x)
+    magnitudes = Magnitudes.of(x)
     best = best_power_of_two(magnitudes, fmt)
     assert error(x, fmt, best) == 0
     assert best == best_real(magnitudes, fmt)
@@ -87,18 +87,18 @@ def test_values_of_the_format_keep_their_scale_and_have_no_error(name: str) -> N
 
 def test_the_largest_of_equally_good_powers_of_two_is_taken() -> None:
     """1 is a value of e4m3fn under every scale from 2^-8 to 2^9."""
-    assert best_power_of_two(Magnitudes(torch.tensor([1.0])), FloatFormat.parse("e4m3fn")) == 2.0**-8
+    assert best_power_of_two(Magnitudes.of(torch.tensor([1.0])), FloatFormat.parse("e4m3fn")) == 2.0**-8
 
 
 @FORMATS
 def test_the_search_commutes_with_powers_of_two(name: str) -> None:
     fmt, x = FloatFormat.parse(name), torch.randn(500, generator=torch.Generator().manual_seed(3))
     for find in (best_power_of_two, best_real):
-        assert find(Magnitudes(x * 2.0**-9), fmt) == find(Magnitudes(x), fmt) * 2.0**-9
+        assert find(Magnitudes.of(x * 2.0**-9), fmt) == find(Magnitudes.of(x), fmt) * 2.0**-9
 
 
 def test_e0m7_wants_four_times_the_scale_of_e1m6() -> None:
-    magnitudes = Magnitudes(torch.randn(500, generator=torch.Generator().manual_seed(4)))
+    magnitudes = Magnitudes.of(torch.randn(500, generator=torch.Generator().manual_seed(4)))
     for find in (best_power_of_two, best_real):
         assert find(magnitudes, FloatFormat.parse("e0m7")) == 4 * find(magnitudes, FloatFormat.parse("e1m6"))
 
@@ -106,29 +106,29 @@ def test_e0m7_wants_four_times_the_scale_of_e1m6() -> None:
 @pytest.mark.parametrize("x", [torch.zeros(4), torch.empty(0), torch.tensor([math.nan, math.inf])])
 def test_a_tensor_without_a_magnitude_has_scale_1(x: torch.Tensor) -> None:
     fmt = FloatFormat.parse("e4m3fn")
-    assert best_power_of_two(Magnitudes(x), fmt) == best_real(Magnitudes(x), fmt) == 1
+    assert best_power_of_two(Magnitudes.of(x), fmt) == best_real(Magnitudes.of(x), fmt) == 1
 
 
 def test_one_value_has_a_real_scale_without_error() -> None:
     for name in ("e0m1", "e7m0", "e4m3fn"):
         fmt, x = FloatFormat.parse(name), torch.tensor([0.0, -5.0, 5.0])
-        assert error(x, fmt, best_real(Magnitudes(x), fmt)) == 0
+        assert error(x, fmt, best_real(Magnitudes.of(x), fmt)) == 0
 
 
 def test_what_is_not_finite_does_not_count() -> None:
     x = torch.tensor([0.5, -0.2, 0.7])
     spoiled = torch.cat((x, torch.tensor([math.nan, math.inf, -math.inf])))
     fmt = FloatFormat.parse("e2m1")
-    assert best_real(Magnitudes(spoiled), fmt) == best_real(Magnitudes(x), fmt)
+    assert best_real(Magnitudes.of(spoiled), fmt) == best_real(Magnitudes.of(x), fmt)
 
 
 def test_a_format_outside_float32_is_refused() -> None:
     with pytest.raises(ValueError, match="e10m5 spans"):
-        best_power_of_two(Magnitudes(torch.ones(1)), FloatFormat.parse("e10m5"))
+        best_power_of_two(Magnitudes.of(torch.ones(1)), FloatFormat.parse("e10m5"))
 
 
 @pytest.mark.parametrize("name", ["bf16", "fp16", "e0m15"])
 def test_wide_formats_find_a_scale_no_worse_than_that_of_amax(name: str) -> None:
     fmt, x = FloatFormat.parse(name), torch.randn(4000, generator=torch.Generator().manual_seed(5))
-    best = best_real(Magnitudes(x), fmt)
+    best = best_real(Magnitudes.of(x), fmt)
     assert error(x, fmt, best) <= error(x, fmt, float(x.abs().amax()) / float(fmt.max)) * (1 + 1e-4)

@@ -1,0 +1,229 @@
+"""The page that `altgrad diagnose` draws: lines of styled text from the facts that --json prints.
+
+Layers of one kind (the same name but for its numbers) share a row with their median, so that the page of a large model
+is as long as that of a small one; --json has every layer. A row is never wider than the window: names are shortened
+first.
+"""
+
+import statistics
+import textwrap
+from collections.abc import Sequence
+from typing import Any
+
+from altgrad.cli.console import number, percent
+from altgrad.cli.diagnosis_oracle import oracle_page
+from altgrad.cli.diagnosis_table import kinds, table, title
+from altgrad.cli.layout import Line, clean, shorten
+from altgrad.diagnose.advice import kind_of
+
+Json = dict[str, Any]
+_BARS = "▁▂▃▄▅▆▇█"
+_WHERE = {"forward": "cyan", "backward": "magenta", "optimizer": "yellow", "training": "red"}
+_NOTHING = Line.of("")
+_ADVICE = (
+    "SQNR in dB at the power-of-two amax scale, median over the layers; * the choice (*n: of n layers). Exact for the",
+    "tensors seen, ~ where it is an estimate. One cast of one tensor: where to start, not what training will say.",
+)
+_WEIGHTS = (
+    "field: weights by spacing 2^k (small left, one column a binade); used: entropy of the codes over its maximum;",
+    "offset: distance from the grid in spacings (masters 0.25, stored weights 0).",
+)
+
+
+def page(facts: Json, width: int) -> list[Line]:
+    """The whole page, no line wider than `width` columns (at least 60)."""
+    parts = [_head(facts)]
+    if facts["kind"] == "replay":
+        parts += [_variants(facts, width), _attribution(facts, width)]
+    elif facts["kind"] == "oracle":
+        parts.append(oracle_page(facts, width))
+    elif facts["kind"] == "against":
+        parts.append(_against(facts, width))
+    else:
+        if facts["kind"] == "run":
+            parts.append(_symptoms(facts, width))
+        parts += [_weights(facts["weights"], width), _advice(facts, width), _policy(facts["policy"])]
+    lines: list[Line] = []
+    for part in parts:
+        lines += [*([_NOTHING] if lines else []), *part]
+    return [line if line.width <= width else line.fit(width) for line in lines]
+
+
+def _head(facts: Json) -> list[Line]:
+    parts: list[str | tuple[str, str]] = [(clean(facts["name"]), "bold")]
+    if facts["kind"] == "run":
+        style = {"completed": "green", "diverged": "red", "failed": "red"}.get(facts["status"], "yellow")
+        parts += ["  ", (f"● {facts['status']}", style), (f"  at step {facts['step']}", "dim")]
+    elif facts["step"] is not None:
+        parts += [(f"  the step after {facts['step']}", "dim")]
+    if facts.get("reason"):
+        parts += [("  " + clean(facts["reason"]), "dim")]
+    return [Line.of(*parts)]
+
+
+def _symptoms(facts: Json, width: int) -> list[Line]:
+    found, logged = facts["symptoms"], f"{facts['logged_steps']} logged steps"
+    watched = ", ".join(facts["monitors"]) or "none"
+    if not found:
+        lines = [title("Symptoms", f"none in {logged}; monitors: {watched}")]
+    else:
+        groups: dict[str, list[Json]] = {}
+        for finding in found:
+            groups.setdefault(finding["name"], []).append(finding)
+        lines = [title("Symptoms", f"{len(groups)} in {logged}; monitors: {watched}")]
+        for group in groups.values():
+            lines += _symptom(group, width)
+    for event in facts["alarms"][:5]:
+        start = f"  alarm at step {event['step']}  "
+        first, *rest = textwrap.wrap(clean(str(event["message"])), max(20, width - len(start))) or [""]
+        lines.append(Line.of((start, "yellow"), first))
+        lines += [Line.of(" " * len(start) + more) for more in rest]
+    if len(facts["alarms"]) > 5:
+        lines.append(Line.of((f"  and {len(facts['alarms']) - 5} more alarms", "dim")))
+    return lines
+
+
+def _symptom(group: Sequence[Json], width: int) -> list[Line]:
+    first = group[0]
+    worst = max(group, key=lambda finding: finding["observations"])
+    places = [finding["place"] for finding in group if finding["place"]]
+    where = f" {places[0]}" + (f" and {len(places) - 1} more" if len(places) > 1 else "") if places else ""
+    over = "" if any(finding["lasts"] for finding in group) else "  (over by the end)"
+    head = Line.of(("● ", "red"), (first["title"], "bold"), f"  [{first['where']}]", (" " + clean(where) + over, "dim"))
+    lines = [head]
+    for word, style, text in (
+        ("seen", "dim", worst["evidence"]), ("why", "dim", first["why"]), ("try", "green", first["remedy"])
+    ):  # fmt: skip
+        start, *rest = textwrap.wrap(text, max(20, width - 10))
+        lines.append(Line.of((f"    {word:<4}  ", style), start))
+        lines += [Line.of(" " * 10 + more) for more in rest]
+    return lines
+
+
+def _median(rows: Sequence[Json], name: str) -> float:
+    known = [row[name] for row in rows if row[name] == row[name]]
+    return statistics.median(known) if known else float("nan")
+
+
+def _weights(pictures: Sequence[Json], width: int) -> list[Line]:
+    header = ["weights", "format", "rms", "normal", "offset", "used", "stable", "r99", "field"]
+    rows = []
+    for name, group in kinds(pictures, lambda row: kind_of(row["name"])).items():
+        formats = sorted({row["format"] for row in group})
+        rows.append(
+            [
+                f"{name} x{len(group)}" if len(group) > 1 else name,
+                formats[0] if len(formats) == 1 else f"{len(formats)} formats",
+                number(_median(group, "rms")), percent(_median(group, "share_normal")),
+                f"{_median(group, 'mean_offset'):.2f}", percent(_median(group, "utilisation")),
+                number(_median(group, "stable_rank")), number(_median(group, "r99")), _field(group),
+            ]
+        )  # fmt: skip
+    return [title("Weights", "medians over layers of one kind"), *table(header, rows, width), *_notes(_WEIGHTS)]
+
+
+def _field(group: Sequence[Json]) -> str:
+    counts: dict[int, int] = {}
+    for row in group:
+        for exponent, count in row["stiffness"].items():
+            counts[int(exponent)] = counts.get(int(exponent), 0) + count
+    if not counts:
+        return ""
+    top, high = max(counts.values()), max(counts)
+    low = max(min(counts), high - 11)
+    bars = "".join(" " if not counts.get(k) else _BARS[round(7 * counts[k] / top)] for k in range(low, high + 1))
+    return f"2^{low} {bars} 2^{high}"
+
+
+def _advice(facts: Json, width: int) -> list[Line]:
+    advice = facts["advice"]
+    formats = list(advice[0]["formats"]) if advice else []
+    header = ["layer", "operand", *formats]
+    rows = []
+    for (layer, operand), group in _pairs(advice).items():
+        cells = [f"{layer} x{len(group)}" if len(group) > 1 else layer, operand]
+        for name in formats:
+            each = [row["formats"][name] for row in group]
+            chosen = sum(row["format"] == name for row in group)
+            mark = "*" if chosen == len(group) else f"*{chosen}" if chosen else ""
+            estimate = "" if all(row["exact_at_powers_of_two"] for row in each) else "~"
+            sqnr = statistics.median(row["amax_power_of_two"]["sqnr_db"] for row in each)
+            cells.append(f"{estimate}{sqnr:.1f}{mark}")
+        rows.append(cells)
+    seen = "weights, and one step's activations and gradients" if facts["data"] else "weights alone"
+    return [title("Format advice", f"from {seen}"), *table(header, rows, width), *_notes(_ADVICE)]
+
+
+def _pairs(advice: Sequence[Json]) -> dict[tuple[str, str], list[Json]]:
+    found: dict[tuple[str, str], list[Json]] = {}
+    for row in advice:
+        found.setdefault((kind_of(row["layer"]), row["operand"]), []).append(row)
+    return found
+
+
+def _policy(text: str) -> list[Line]:
+    lines = text.rstrip().split("\n")
+    shown = lines if len(lines) <= 24 else lines[:22]
+    left = [] if len(lines) <= 24 else [Line.of((f"  ... {len(lines) - 22} more lines; --policy-out FILE", "dim"))]
+    return [title("Policy", "--policy-out FILE writes it"), *(Line.of("  " + line) for line in shown), *left]
+
+
+def _variants(facts: Json, width: int) -> list[Line]:
+    header = ["casts", "loss", "difference", "cosine", "SQNR dB", "bias", "worst matrix"]
+    rows = []
+    for each in facts["variants"]:
+        if each["error"]:
+            rows.append([each["name"], "-", "-", "-", "-", "-", each["error"][:40]])
+            continue
+        worst = f"{each['worst_cosine']:.3f} {shorten(each['worst'], 24)}"
+        rows.append(
+            [
+                each["name"], number(each["loss"], 5), f"{each['loss_difference']:+.1e}", f"{each['cosine']:.4f}",
+                f"{each['sqnr_db']:.1f}", f"{each['bias_coefficient']:.3f}", worst,
+            ]
+        )  # fmt: skip
+    return [title("The same step under other casts", "gradient against casts off"), *table(header, rows, width)]
+
+
+def _attribution(facts: Json, width: int) -> list[Line]:
+    ordered = sorted(facts["attribution"], key=lambda row: -abs(row["share"]))
+    top = max((abs(row["share"]) for row in ordered), default=0.0)
+    rows = [
+        [row["site"], row["format"], percent(row["share"]), _bar(row["share"], top), f"{row['loss']:+.1e}"]
+        for row in ordered[:16]
+    ]
+    header = ["site", "format", "gradient's error", "", "loss"]
+    left = [Line.of((f"  and {len(ordered) - 16} sites with less", "dim"))] if len(ordered) > 16 else []
+    total = sum(row["share"] for row in ordered)
+    note = f"first order, estimates; shares add up to {total:.0%}"
+    return [title("Owed to which casts", note), *table(header, rows, width), *left]
+
+
+def _bar(value: float, top: float) -> str:
+    return ("█" * round(12 * abs(value) / top) if top else "") or "·"
+
+
+def _against(facts: Json, width: int) -> list[Line]:
+    parting, found = facts["departure"], facts["bisection"]
+    band = f"band {number(parting['band'])} from {parting['source']}, {parting['observed']} common steps"
+    where = "nowhere" if parting["step"] is None else f"at step {parting['step']}"
+    lines = [
+        title("Departure", band),
+        Line.of(("  losses part  ", "dim"), (where, "bold"), f"  by {parting['difference']:+.3g}"),
+        *([Line.of(("  what follows is where the next step of the two differs", "dim"))] * (parting["step"] is None)),
+        _NOTHING,
+        title("Casts", f"{found['replays']} replays of the step after {found['replayed_step']}"),
+    ]
+    for site in found["sites"]:
+        lines.append(Line.of(("  ● ", "red"), (clean(site), "bold")))
+    if found["sites"]:
+        text = f"{len(found['sites'])} of {found['of']} operands that differ; alone they make "
+        text += f"{percent(min(found['explained'], 1.0))} of the deviation {number(found['deviation'])} of the gradient"
+        lines += [Line.of("  " + part) for part in textwrap.wrap(text, max(20, width - 2))]
+    if found["note"]:
+        lines += [Line.of(("  " + part, "yellow")) for part in textwrap.wrap(found["note"], max(20, width - 2))]
+    return lines
+
+
+def _notes(notes: Sequence[str]) -> list[Line]:
+    return [Line.of(("  " + note, "dim")) for note in notes]

@@ -1,0 +1,155 @@
+"""Claims about `altgrad diagnose`: what it says of a run and of a model, its JSON, its page, and its refusals."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import typer
+from safetensors.torch import save_file
+from typer.testing import CliRunner, Result
+
+from altgrad.cli.diagnose import diagnose
+from altgrad.cli.diagnosis import Asked, examine
+from altgrad.cli.diagnosis_page import page
+from altgrad.cli.html_page import html_page
+from altgrad.cli.layout import Line
+from altgrad.store import Run
+from altgrad.training import RunSpec
+
+Invoke = Callable[..., Result]
+
+
+@pytest.fixture
+def invoke(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Invoke:
+    monkeypatch.chdir(tmp_path)
+    app = typer.Typer()
+    app.command("diagnose")(diagnose)
+    return lambda *args: CliRunner().invoke(app, [str(arg) for arg in args])
+
+
+@pytest.fixture
+def model(tmp_path: Path) -> Path:
+    torch.manual_seed(0)
+    tensors = {f"blocks.{n}.mlp.up.weight": torch.randn(24, 8) for n in range(3)}
+    tensors |= {"embed.weight": torch.randn(9, 8), "lm_head.weight": torch.randn(9, 8), "norm.weight": torch.ones(8)}
+    save_file(tensors, tmp_path / "w.safetensors")
+    return tmp_path / "w.safetensors"
+
+
+def facts(result: Result) -> Any:
+    assert result.exit_code == 0, result.output
+    return json.loads(result.output)
+
+
+@pytest.fixture(scope="module")
+def found(tiny: Run) -> Any:
+    return examine(Asked(str(tiny.path), "e4m3fn,e3m4", True, Path("runs")))
+
+
+def test_a_run_whose_storage_drops_its_steps_is_told_so_with_a_remedy(found: Any) -> None:
+    assert found["status"] == "completed" and found["step"] == 24
+    stalled = [each for each in found["symptoms"] if each["name"] == "stalled_storage"]
+    assert {each["place"] for each in stalled} == {f"blocks.{n}.mlp.{m}.weight" for n in (0, 1) for m in ("up", "down")}
+    assert all("stochastic" in each["remedy"] and each["lasts"] for each in stalled)
+
+
+def test_a_run_s_advice_covers_all_three_operands_and_is_a_spec(found: Any) -> None:
+    assert {row["operand"] for row in found["advice"]} == {"weight", "input", "grad_output"}
+    assert not any("head" in row["layer"] for row in found["advice"])
+    spec = RunSpec.parse(found["advised_spec"])
+    assert spec.name == "tiny-advised" and spec.precision.rules
+
+
+def test_stored_weights_lie_on_the_grid_and_masters_do_not(found: Any) -> None:
+    offsets = {row["name"]: row["mean_offset"] for row in found["weights"]}
+    assert offsets["blocks.0.mlp.up.weight"] == 0 and 0.2 < offsets["embed.weight"] < 0.3
+
+
+def test_without_data_only_weights_are_seen_and_a_checkpoint_is_a_target(invoke: Invoke, tiny: Run) -> None:
+    found = facts(invoke(tiny.path / "checkpoints" / "step-00000012", "--no-data", "--formats", "e4m3fn", "--json"))
+    assert found["step"] == 12 and {row["operand"] for row in found["advice"]} == {"weight"}
+
+
+def test_a_model_s_policy_spares_embeddings_and_head(invoke: Invoke, model: Path, tmp_path: Path) -> None:
+    found = facts(invoke(model, "--formats", "e4m3fn,e3m4", "--json", "--policy-out", "p.yaml"))
+    assert found["kind"] == "model" and "symptoms" not in found
+    assert [row["layer"] for row in found["advice"]] == [f"blocks.{n}.mlp.up" for n in range(3)]
+    assert set(found["advice"][0]["formats"]) == {"e4m3fn", "e3m4"}
+    assert "blocks.*.mlp.up" in (tmp_path / "p.yaml").read_text()
+
+
+@pytest.mark.parametrize("width", [60, 80, 160])
+def test_no_line_is_wider_than_the_window(found: Any, width: int) -> None:
+    lines = page(found, width)
+    assert max(line.width for line in lines) <= width
+    assert any("Format advice" in line.text for line in lines)
+
+
+def test_the_html_page_holds_the_same_text_and_no_markup_of_others(invoke: Invoke, tiny: Run, tmp_path: Path) -> None:
+    command = (tiny.path, "--no-data", "--formats", "e4m3fn", "--html", "d.html", "--policy-out", "p.yaml")
+    assert invoke(*command).exit_code == 0
+    assert RunSpec.load(tmp_path / "p.yaml").name == "tiny-advised"
+    text = (tmp_path / "d.html").read_text()
+    assert "Format advice" in text and "default-src 'none'" in text
+    assert "<script" not in text and "://" not in text
+    assert "<b>" not in html_page("t", [Line.of(("<b>x</b>", "red"))])
+
+
+def test_a_replay_lists_the_variants_and_every_site(invoke: Invoke, tiny: Run) -> None:
+    found = facts(invoke(tiny.path, "--replay", "--formats", "e4m3fn,e2m1", "--json"))
+    names = ["casts off", "as the run", "rounding: stochastic", "all e4m3fn", "all e2m1"]
+    assert [each["name"] for each in found["variants"]] == names and len(found["attribution"]) == 24
+    text = invoke(tiny.path, "--replay", "--formats", "e2m1").output
+    assert "Owed to which casts" in text and "all e2m1" in text
+
+
+def test_two_runs_are_told_apart_by_the_cast_that_was_broken(
+    invoke: Invoke, tiny: Run, make: Callable[..., Run]
+) -> None:
+    broken = "precision={rules: [{match: blocks.1.mlp.up, weight: e4m3fn, input: e0m2, grad_output: e5m2}, "
+    broken += "{match: 'blocks.*', weight: e4m3fn, input: e4m3fn, grad_output: e5m2}]}"
+    suspect = make(tiny.path.parent.parent, broken)
+    found = facts(invoke(suspect.path, "--against", tiny.path, "--json"))
+    assert found["bisection"]["sites"] == ["blocks.1.mlp.up/input"] and found["bisection"]["of"] == 1
+    assert found["departure"]["observed"] == 24
+    assert "blocks.1.mlp.up/input" in invoke(suspect.path, "--against", tiny.path).output
+
+
+@pytest.mark.parametrize(
+    ("args", "message"),
+    [
+        (("nothing-here",), "is no run in runs"),
+        (("nothing.safetensors",), "is not there"),
+        (("w.safetensors", "--formats", "e4m3"), "e4m3fn"),
+        (("w.safetensors", "--formats", ","), "names no format"),
+        (("w.safetensors", "--formats", "e10m5"), "casts run in float32"),
+        (("w.safetensors", "--replay"), "is no run"),
+        (("w.safetensors", "--against", "x"), "is no run"),
+        (("x", "--replay", "--against", "y"), "one at a time"),
+        (("x", "--oracle", "--policy-out", "y"), "goes with the format advice"),
+        (("w.safetensors", "--oracle"), "no optimizer or schedule"),
+        (("bad.yaml",), "bad.yaml:1"),
+        (("x", "--replay", "--policy-out", "y"), "goes with the format advice"),
+    ],
+)
+def test_mistakes_are_one_line(invoke: Invoke, model: Path, args: tuple[str, ...], message: str) -> None:
+    (model.parent / "bad.yaml").write_text("modle: 3\n")
+    result = invoke(*args)
+    assert result.exit_code == 2 and message in result.output
+    assert len(result.output.strip().splitlines()) == 1
+
+
+def test_the_oracle_foretells_a_spec_and_a_run_and_names_a_rate(
+    invoke: Invoke, make: Callable[..., Run], tmp_path: Path
+) -> None:
+    tiny = make(tmp_path, "steps=2")
+    (tmp_path / "tiny.yaml").write_text((tiny.path / "spec.yaml").read_text())
+    found = facts(invoke("tiny.yaml", "--formats", "e4m3fn", "--move-rate", "0.02", "--json"))
+    assert found["kind"] == "oracle" and found["target"] == 0.02 and len(found["variants"]) == 6
+    assert 0 < found["own"]["overall"] < 1 and found["own"]["smallest_lr"] > 0
+    result = invoke(tiny.path, "--oracle", "--calibrate", "--formats", "e4m3fn", "--html", "o.html")
+    assert "Stall oracle" in result.output and "smallest lr for 1.00%" in result.output
+    assert "manifold_adamw" in (tmp_path / "o.html").read_text()
