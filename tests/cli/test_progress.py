@@ -20,13 +20,14 @@ pytest.importorskip("tokenizers")
 ROOT = Path(__file__).resolve().parents[2]
 
 TOKENISE = """
-import sys, time
+import signal, sys, time
 from pathlib import Path
 from altgrad.cli import progress
 from altgrad.data.documents import FileCorpus
 from altgrad.data.tokenizer import BPE
 from altgrad.data.tokens import load_tokens, on_progress
 
+signal.signal(signal.SIGINT, signal.default_int_handler)  # tests in the background of a shell inherit it ignored
 progress._QUIET_SECONDS, progress._REDRAW_SECONDS = 0, 0
 with progress.tokenising():
     if sys.argv[1] == "wait":
