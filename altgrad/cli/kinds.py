@@ -17,14 +17,14 @@ from altgrad.cli.metrics_table import markdown
 
 def kinds(
     family: Annotated[
-        str | None, typer.Argument(help="model, dataset, optimizer, monitor or scaling; all of them if left out.")
+        str | None, typer.Argument(help="model, dataset, optimizer, monitor, scaling or sink; all if left out.")
     ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")] = False,
     as_markdown: Annotated[
         bool, typer.Option("--markdown", help="With monitor: every metric key, as in docs/METRICS.md.")
     ] = False,
 ) -> None:
-    """List the kinds of a family (models, data sets, optimizers, monitors, scalings) with their fields."""
+    """List the kinds of a family (models, data sets, optimizers, monitors, scalings, sinks) with their fields."""
     from altgrad.spec import did_you_mean
 
     roots = {root.family: root for root in _roots()}
@@ -66,8 +66,9 @@ def _roots() -> tuple[Any, ...]:
     from altgrad.monitors.monitor import MonitorSpec
     from altgrad.optim.optimizer import OptimizerSpec
     from altgrad.quantize.scaling import ScalingSpec
+    from altgrad.store.mirror import SinkSpec
 
-    return ModelSpec, DatasetSpec, OptimizerSpec, MonitorSpec, ScalingSpec
+    return ModelSpec, DatasetSpec, OptimizerSpec, MonitorSpec, ScalingSpec, SinkSpec
 
 
 def _describe(kind: str, member: Any) -> dict[str, Any]:

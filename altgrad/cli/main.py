@@ -11,6 +11,7 @@ from altgrad import __version__
 from altgrad.cli import console, formats, runs, schema
 from altgrad.cli.kinds import kinds
 from altgrad.cli.quantize_model import quantize_model
+from altgrad.cli.sync import sync
 from altgrad.cli.train import train
 from altgrad.cli.watch import watch
 
@@ -25,6 +26,7 @@ app = typer.Typer(
 app.command()(train)
 app.command()(watch)
 app.command("quantize-model")(quantize_model)
+app.command()(sync)
 app.command()(kinds)
 app.add_typer(runs.app, name="runs")
 app.add_typer(formats.app, name="formats")

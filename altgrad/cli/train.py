@@ -83,14 +83,13 @@ def _train(prepared: Any, runs: Path, resume: str, as_json: bool) -> None:
             _finish(prepared, Outcome(run, "completed", prepared.spec.steps, last), as_json, already=True)
             return
         run = prepared.ensure(run)
-        sinks = [] if as_json else [panel.choose(run.id, prepared.spec.steps, prepared.dataset.references)]
-        for sink in sinks:
-            recall(run, sink)
+        sink = panel.Warnings() if as_json else panel.choose(run.id, prepared.spec.steps, prepared.dataset.references)
+        recall(run, sink)
         with _polite() as request:
             try:
                 outcome = train_run(
                     prepared.spec, run, prepared.dataset,
-                    device=prepared.device, sinks=sinks, interrupted=lambda: request.signal is not None,
+                    device=prepared.device, sinks=[sink], interrupted=lambda: request.signal is not None,
                 )  # fmt: skip
             except LocatedError as error:
                 console.fail(prepared.place(error), 2)

@@ -21,6 +21,7 @@ from altgrad.monitors import Replay, Report
 from altgrad.nn import commit
 from altgrad.quantize.noise import site_key
 from altgrad.store import Run, RunFiles, Sink, Snapshots, Tracker
+from altgrad.store.mirror import Mirror
 from altgrad.training import checkpoint
 from altgrad.training.evaluate import evaluate
 from altgrad.training.run import RunSpec
@@ -67,7 +68,7 @@ def train(
         if newest is not None:
             checkpoint.load(state, newest)
         files = RunFiles(run)
-        tracker = Tracker(files, *sinks)
+        tracker = Tracker(files, *sinks, *(Mirror(each, run) for each in spec.track))
         try:
             # Without a checkpoint even step 0, the evaluation before training, is done again.
             files.rewind(state.step if newest is not None else -1)

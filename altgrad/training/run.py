@@ -2,7 +2,9 @@
 
 Two runs with equal resolved specs, on one machine and one version, give the same bits. So what changes last bits is
 part of it: the engine and the number of threads are resolved when a run is first made, stored in its spec.yaml and used
-again on resume. Where a run happens (the device, the folder) is not; it is noted in meta.json.
+again on resume. Where a run happens (the device, the folder) is not; it is noted in meta.json. Where it is also shown
+(`track`) stands in the spec, so that a matrix can say it, but is left out of the fingerprint: a run is the same run
+whoever looks on.
 """
 
 import math
@@ -17,6 +19,7 @@ from altgrad.monitors import MonitorSpec
 from altgrad.nn import PrecisionPolicy
 from altgrad.optim import OptimizerSpec, Schedule, StorageSpec
 from altgrad.spec import Spec
+from altgrad.store.mirror import SinkSpec
 
 Count = Annotated[int, Field(ge=1)]
 
@@ -82,6 +85,8 @@ class RunSpec(Spec):
     """model: the whole model becomes one compiled graph, forward and backward, casts and monitors included."""
     threads: Count | None = None
     """CPU threads; null means as many as torch takes on the machine where the run is first made."""
+    track: tuple[SinkSpec, ...] = ()
+    """Where its numbers go besides the store, such as [wandb]; decides nothing of the run."""
 
     @field_validator("project", "name")
     @classmethod
@@ -112,7 +117,14 @@ class RunSpec(Spec):
         kinds = [monitor.kind for monitor in self.monitors]
         if twice := {kind for kind in kinds if kinds.count(kind) > 1}:
             raise ValueError(f"monitors names {', '.join(sorted(twice))} twice; one of each is enough.")
+        sinks = [sink.kind for sink in self.track]
+        if twice := {kind for kind in sinks if sinks.count(kind) > 1}:
+            raise ValueError(f"track names {', '.join(sorted(twice))} twice; one of each is enough.")
         return self
+
+    def deciding(self) -> dict[str, Any]:
+        """See Spec."""
+        return {key: value for key, value in self.tree().items() if key != "track"}
 
     @classmethod
     def noun(cls) -> str:
