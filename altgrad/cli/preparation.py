@@ -17,8 +17,10 @@ from torch import nn
 from altgrad import __version__
 from altgrad.cli import console
 from altgrad.cli.progress import tokenising
+from altgrad.cli.together import own_device, size
 from altgrad.data.dataset import Dataset
 from altgrad.document import Document
+from altgrad.nn import Ranks
 from altgrad.nn.policy import SLOTS, Decision
 from altgrad.nn.policy import describe as in_words
 from altgrad.optim import Optimizer
@@ -85,7 +87,7 @@ class Prepared:
 
 def prepare(path: Path, sets: Sequence[str], device: str) -> Prepared:
     """Check everything a run depends on. On any fault prints one line and leaves: 2 for the spec, 3 for the machine."""
-    where = _device(device)
+    where = _device(own_device(device))
     try:
         document = Document.load(path)
         spec = RunSpec.check(document, sets)
@@ -101,18 +103,27 @@ def prepare(path: Path, sets: Sequence[str], device: str) -> Prepared:
             model = build_model(spec, dataset.vocabulary, dataset.outputs)
             decisions = spec.precision.decide(model)
             optimizer = build_optimizer(spec, model)
+            _share_out(spec)
     except LocatedError as error:
         console.fail(str(SpecError(document.where(error.location), str(error))), 2)
     except ValueError as error:
         console.fail(str(SpecError(document.where(("model",)), str(error))), 2)
     tokens = dataset.batch(0).inputs.numel()
     spec, notice = resolve(spec, model, tokens, where)
-    if notice is not None:
+    if notice is not None and console.first_rank():
         console.say(notice, sys.stderr)
     count = sum(p.numel() for p in model.parameters())
     stored = _stored(optimizer)
     quantised = _quantised(model, decisions, stored)
     return Prepared(spec, document, dataset, where, count, decisions, quantised, stored)
+
+
+def _share_out(spec: RunSpec) -> None:
+    """LocatedError if torchrun's processes cannot share out the micro-batches of a step."""
+    try:
+        Ranks(0, size()).share_of(spec.accumulate)
+    except ValueError as error:
+        raise LocatedError(("accumulate",), str(error)) from None
 
 
 def _device(name: str) -> torch.device:

@@ -49,7 +49,8 @@ def train(
     if dry_run:
         with console.one_line_errors():
             prepared.check_start()
-        describe(prepared, as_json)
+        if console.first_rank():
+            describe(prepared, as_json)
         return
     _train(prepared, runs, resume, as_json)
 
@@ -72,24 +73,23 @@ def _refuse_what_is_out_of_reach(path: Path, sets: list[str]) -> None:
 
 
 def _train(prepared: Any, runs: Path, resume: str, as_json: bool) -> None:
+    from altgrad.cli.together import together
     from altgrad.spec import LocatedError
     from altgrad.training import Outcome
     from altgrad.training import train as train_run
 
-    with console.one_line_errors():
-        run = prepared.open_run(runs, resume)
-        if run.exists and run.status == "completed":
+    with console.one_line_errors(), together(prepared.device) as ranks:
+        run = _made(prepared, runs, resume, ranks)
+        if run.status == "completed":
             last = {key: value for key, value in run.last(*_VALIDATION).items() if key != "step"}
             _finish(prepared, Outcome(run, "completed", prepared.spec.steps, last), as_json, already=True)
             return
-        run = prepared.ensure(run)
-        sink = panel.Warnings() if as_json else panel.choose(run.id, prepared.spec.steps, prepared.dataset.references)
-        recall(run, sink)
+        sinks = _sinks(prepared, run, as_json)
         with _polite() as request:
             try:
                 outcome = train_run(
                     prepared.spec, run, prepared.dataset,
-                    device=prepared.device, sinks=[sink], interrupted=lambda: request.signal is not None,
+                    device=prepared.device, sinks=sinks, interrupted=lambda: request.signal is not None,
                 )  # fmt: skip
             except LocatedError as error:
                 console.fail(prepared.place(error), 2)
@@ -97,14 +97,33 @@ def _train(prepared: Any, runs: Path, resume: str, as_json: bool) -> None:
     if outcome.status == "diverged":
         raise typer.Exit(4)
     if outcome.status == "interrupted":
-        raise typer.Exit(75 if request.signal == signal.SIGTERM else 130)
+        raise typer.Exit(130 if request.signal == signal.SIGINT else 75)
+
+
+def _made(prepared: Any, runs: Path, resume: str, ranks: Any) -> Any:
+    """The run, made by the first rank if it is new; the others wait for it."""
+    if ranks.is_first:
+        run = prepared.ensure(prepared.open_run(runs, resume))
+    ranks.words("the run is there")
+    return run if ranks.is_first else prepared.open_run(runs, "auto")
+
+
+def _sinks(prepared: Any, run: Any, as_json: bool) -> list[Any]:
+    """Who is shown the numbers: on the first rank whoever looks, who is told what came before."""
+    if not console.first_rank():
+        return []
+    sink = panel.Warnings() if as_json else panel.choose(run.id, prepared.spec.steps, prepared.dataset.references)
+    recall(run, sink)
+    return [sink]
 
 
 _VALIDATION = ("validation/loss", "validation/perplexity", "validation/bits_per_byte")
 
 
 def _finish(prepared: Any, outcome: Any, as_json: bool, *, already: bool = False) -> None:
-    """Where the run is, and its validation numbers beside what is known of the data."""
+    """Where the run is, and its validation numbers beside what is known of the data; said once, by the first rank."""
+    if not console.first_rank():
+        return
     if as_json:
         facts = {
             "run": str(outcome.run.path), "status": outcome.status, "step": outcome.step, "reason": outcome.reason,

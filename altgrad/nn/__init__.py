@@ -2,10 +2,20 @@
 
 from altgrad.nn.linear import QuantizedLayer, QuantizedLinear
 from altgrad.nn.policy import LayerPrecision, PrecisionPolicy
+from altgrad.nn.ranks import ALONE, Ranks
 from altgrad.nn.replay import casts_off, unrecorded
-from altgrad.nn.surgery import commit, dequantize_model, quantize_model, quantizers, weight_quantizers
+from altgrad.nn.surgery import (
+    check_passes,
+    commit,
+    dequantize_model,
+    quantize_model,
+    quantizers,
+    seek,
+    weight_quantizers,
+)
 
 __all__ = [
-    "LayerPrecision", "PrecisionPolicy", "QuantizedLayer", "QuantizedLinear",
-    "casts_off", "commit", "dequantize_model", "quantize_model", "quantizers", "unrecorded", "weight_quantizers",
+    "ALONE", "LayerPrecision", "PrecisionPolicy", "QuantizedLayer", "QuantizedLinear", "Ranks", "casts_off",
+    "check_passes", "commit", "dequantize_model", "quantize_model", "quantizers", "seek", "unrecorded",
+    "weight_quantizers",
 ]  # fmt: skip

@@ -10,6 +10,7 @@ anywhere continues where it was.
 import statistics
 import time
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Literal
 
@@ -18,8 +19,9 @@ from torch import Tensor
 
 from altgrad.data.dataset import Dataset
 from altgrad.monitors import Replay, Report
-from altgrad.nn import commit
+from altgrad.nn import Ranks, check_passes, commit, seek
 from altgrad.quantize.noise import site_key
+from altgrad.spec import LocatedError
 from altgrad.store import Run, RunFiles, Sink, Snapshots, Tracker
 from altgrad.store.mirror import Mirror
 from altgrad.training import checkpoint
@@ -55,24 +57,36 @@ def train(
     sinks: other places that metrics and events go to. interrupted: asked between steps and batches; when true, the
     state is saved and the run ends `interrupted`. Raises LockedError if another process holds the run, CheckpointError
     if it has checkpoints but none that verifies, LocatedError for a spec that does not fit the model.
+
+    With a process group (torchrun), all its ranks call this and train the run together; the first alone writes.
     """
     assert spec.is_resolved and spec.threads is not None, "a run is trained from its resolved spec"
+    ranks = Ranks.present()
+    try:
+        ranks.share_of(spec.accumulate)
+    except ValueError as error:
+        raise LocatedError(("accumulate",), str(error)) from None
     torch.set_num_threads(spec.threads)
     device = torch.device(device)
     if device.type == "cuda":
         torch.use_deterministic_algorithms(True, warn_only=True)
-    with run.lock():
+    with run.lock() if ranks.is_first else nullcontext():
         snapshots = Snapshots(run.checkpoints.folder, spec.keep)
+        ranks.words("the run is held")
         newest = snapshots.newest()
         state = TrainState.build(spec, dataset, device, fresh=newest is None)
         if newest is not None:
             checkpoint.load(state, newest)
+        state.watch.ranks = ranks
+        ranks.words("the checkpoint is read")
+        if not ranks.is_first:
+            return _Training(spec, run, dataset, state, snapshots, None, Tracker(*sinks), interrupted).carry_on()
         files = RunFiles(run)
         tracker = Tracker(files, *sinks, *(Mirror(each, run) for each in spec.track))
         try:
             # Without a checkpoint even step 0, the evaluation before training, is done again.
             files.rewind(state.step if newest is not None else -1)
-            run.update_meta(status="running", device=str(device))
+            run.update_meta(status="running", device=str(device), ranks=ranks.size)
             for each in newest.rejected if newest is not None else ():
                 tracker.event(state.step, "notice", f"{each.path.name} was passed over: {each.reason}.")
             begun = "resumed" if newest is not None else "started"
@@ -95,12 +109,16 @@ class _Training:
         dataset: Dataset,
         state: TrainState,
         snapshots: Snapshots,
-        files: RunFiles,
+        files: RunFiles | None,
         tracker: Tracker,
         interrupted: Callable[[], bool],
     ) -> None:
         self.spec, self.run, self.dataset, self.state = spec, run, dataset, state
-        self.snapshots, self.files, self.tracker, self.interrupted = snapshots, files, tracker, interrupted
+        self.snapshots, self.files, self.tracker = snapshots, files, tracker
+        self.ranks = ranks = state.watch.ranks
+        # Whoever was asked to stop, all do, after the same step.
+        self.interrupted = interrupted if ranks.size == 1 else lambda: ranks.any(interrupted())
+        self.trained: list[torch.nn.Parameter] | None = None
         self.device = next(state.model.parameters()).device
         self.began = time.perf_counter() - state.seconds
         self.saved = max(snapshots.steps(), default=-1)
@@ -139,14 +157,15 @@ class _Training:
         named = {name: p.grad for name, p in state.model.named_parameters() if p.grad is not None}
         gradients = list(named.values())
         norm = torch.nn.utils.get_total_norm(gradients)
-        replay = Replay(state.model, named, self.replayed)
+        replay = Replay(state.model, named, self.replayed, self.ranks)
         loss_now, norm_now, seen = state.watch.gradients(loss, norm, named, replay)
         if not any(report.skip for report in seen.values()):
             if spec.clip_norm is not None:
                 torch.nn.utils.clip_grads_with_norm_(state.model.parameters(), spec.clip_norm, norm)
             state.optimizer.step()
         state.optimizer.zero_grad()
-        commit(state.model)
+        sums, maxima = state.watch.recorded()
+        commit(state.model, self.ranks, sums=sums, maxima=maxima)
         seen |= state.watch.finish()
 
         state.step = number
@@ -160,7 +179,9 @@ class _Training:
         state, spec = self.state, self.spec
         total = torch.zeros((), device=self.device)
         self.tokens_per_step = 0
-        for micro in range(spec.accumulate):
+        for micro in self.ranks.share_of(spec.accumulate):
+            if self.ranks.size > 1:
+                seek(state.model, micro)
             with state.watch.micro_batch():
                 loss, tokens = self.loss(micro, self.forward, spec.compute)
                 torch.autograd.backward(loss * spec.loss_scale.factor)
@@ -170,7 +191,24 @@ class _Training:
             torch._foreach_mul_(
                 [p.grad for p in state.model.parameters() if p.grad is not None], 1 / spec.loss_scale.factor
             )
-        return total
+        return total if self.ranks.size == 1 else self.together(total)
+
+    def together(self, loss: Tensor) -> Tensor:
+        """Add the ranks' gradients up, in place, and their tokens; returns the step's loss."""
+        parameters = [p for p in self.state.model.parameters() if p.requires_grad]
+        if self.trained is None:  # decided at the first step: one without a gradient anywhere keeps none
+            having = torch.tensor([float(p.grad is not None) for p in parameters], device=self.device)
+            self.ranks.add([having])
+            self.trained = [p for p, count in zip(parameters, having.tolist(), strict=True) if count]
+            check_passes(self.state.model, self.ranks.share_of(self.spec.accumulate)[-1] + 1)
+        seek(self.state.model, self.spec.accumulate)
+        for p in self.trained:
+            p.grad = torch.zeros_like(p) if p.grad is None else p.grad
+        self.ranks.add([p.grad for p in self.trained if p.grad is not None])
+        numbers = torch.stack([loss.to(torch.float64), loss.new_tensor(self.tokens_per_step, dtype=torch.float64)])
+        self.ranks.add([numbers])
+        self.tokens_per_step = int(numbers[1])
+        return numbers[0].to(loss.dtype)
 
     def loss(self, micro: int, forward: Callable[[Tensor], Tensor], compute: str) -> tuple[Tensor, int]:
         """One micro-batch's share of the step's loss, and its tokens; the same every time it is asked for in a step."""
@@ -184,7 +222,7 @@ class _Training:
 
     def replayed(self) -> Iterator[Tensor]:
         """The step's losses once more, in eager and in float32: for monitors that look at whole tensors."""
-        for micro in range(self.spec.accumulate):
+        for micro in self.ranks.share_of(self.spec.accumulate):
             yield self.loss(micro, self.state.model, "float32")[0]
 
     def log(self, loss: float, norm: float, lr: float, seen: dict[str, Report]) -> None:
@@ -218,8 +256,8 @@ class _Training:
         return True
 
     def save(self) -> None:
-        """Write a checkpoint of the present step, unless there is one."""
-        if self.saved == self.state.step:
+        """Write a checkpoint of the present step, unless there is one or this is not the first rank."""
+        if self.saved == self.state.step or self.files is None:
             return
         self.files.sync()
         self.state.seconds = time.perf_counter() - self.began
@@ -236,6 +274,8 @@ class _Training:
     def stop(self, status: Status, reason: str) -> Outcome:
         """Close the run. A diverged state is not saved: the last good checkpoint stays the newest."""
         state = self.state
+        if self.files is None:
+            return Outcome(self.run, status, state.step, {}, reason)
         if status == "interrupted":
             self.save()
         if status == "completed":
