@@ -22,6 +22,7 @@ ROOT = Path(__file__).resolve().parents[2]
 JOB = Path(__file__).with_name("rank_job.py")
 
 DELAYED = "{format: e4m3fn, scaling: {kind: delayed, history: 3}}"
+REAL = "{format: e4m3fn, scaling: {kind: current, scale: real}}"
 EVERY_MONITOR = (
     "[{kind: range, every: 1}, {kind: amax, every: 1}, finite, {kind: gradient, every: 1}, {kind: gsnr, every: 5}, "
     "{kind: shadow, every: 5}, {kind: dead, every: 5, window: 2}, {kind: stall, every: 5}, {kind: flips, every: 5}]"
@@ -32,7 +33,7 @@ CASES: dict[str, list[str]] = {
                  "input: {format: e4m3fn, scaling: unscaled}}]"],
     "delayed": [f"precision.rules=[{{weight: {DELAYED}, input: {DELAYED}, "
                 "grad_output: {format: e5m2, scaling: delayed}}]"],
-    "current": ["precision.rules=[{weight: e4m3fn, input: e4m3fn, grad_output: e5m2}]"],
+    "current": [f"precision.rules=[{{weight: e4m3fn, input: {REAL}, grad_output: e5m2}}]"],
     "stochastic": ["precision.rules=[{weight: e4m3fn, input: {format: e4m3fn, rounding: stochastic}, "
                    "grad_output: {format: e5m2, rounding: stochastic}}]",
                    "storage=[{match: blocks.*.weight, kind: stochastic, format: e3m4}]"],
@@ -146,6 +147,7 @@ evaluate_every: 4
 """
 
 
+@pytest.mark.long
 def test_torchrun_of_the_cli_prints_once_and_keeps_one_run(tmp_path: Path) -> None:
     (tmp_path / "tiny.yaml").write_text(CLI_SPEC)
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", "-m"]
