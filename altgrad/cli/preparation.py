@@ -28,6 +28,7 @@ from altgrad.optim.storage import GridStorage
 from altgrad.spec import LocatedError, SpecError
 from altgrad.store import Run, RunStore, run_id
 from altgrad.training import RunSpec
+from altgrad.training.estimate import Estimate, estimate, shapes_only
 from altgrad.training.initial import fitting_weights
 from altgrad.training.resolution import resolve
 from altgrad.training.state import build_model, build_optimizer
@@ -47,6 +48,8 @@ class Prepared:
     """Parameters that enter a format."""
     stored: Mapping[str, str]
     """Parameters that are kept on a grid, by name: how, in words."""
+    shapes: tuple[nn.Module, Optimizer]
+    """Model and optimizer without memory."""
 
     def place(self, error: LocatedError) -> str:
         """The error as one line with file, line and column."""
@@ -65,11 +68,18 @@ class Prepared:
         if self.spec.init_from is None:
             return
         try:
-            with torch.device("meta"):
+            with shapes_only():
                 model = build_model(self.spec, self.dataset.vocabulary, self.dataset.outputs)
             fitting_weights(model, self.spec.model, self.spec.init_from)
         except ValueError as error:
             raise SpecError(self.document.where(("init_from",)), str(error)) from None
+
+    def estimate(self) -> Estimate:
+        """What the run would take; SpecError for monitors that lack what they ask for. Once only."""
+        try:
+            return estimate(self.spec, self.dataset, *self.shapes)
+        except ValueError as error:
+            raise SpecError(self.document.where(("monitors",)), str(error)) from None
 
     def ensure(self, run: Run) -> Run:
         """The run, created if it is new. Raises SpecError if the weights it should start from do not fit."""
@@ -99,7 +109,7 @@ def prepare(path: Path, sets: Sequence[str], device: str) -> Prepared:
     except (ValueError, OSError) as error:
         console.fail(str(SpecError(document.where(("data",)), str(error))), 2)
     try:
-        with torch.device("meta"):
+        with shapes_only():
             model = build_model(spec, dataset.vocabulary, dataset.outputs)
             decisions = spec.precision.decide(model)
             optimizer = build_optimizer(spec, model)
@@ -115,7 +125,7 @@ def prepare(path: Path, sets: Sequence[str], device: str) -> Prepared:
     count = sum(p.numel() for p in model.parameters())
     stored = _stored(optimizer)
     quantised = _quantised(model, decisions, stored)
-    return Prepared(spec, document, dataset, where, count, decisions, quantised, stored)
+    return Prepared(spec, document, dataset, where, count, decisions, quantised, stored, (model, optimizer))
 
 
 def _share_out(spec: RunSpec) -> None:
@@ -164,9 +174,11 @@ def describe(prepared: Prepared, as_json: bool) -> None:
     """The table of casts: every Linear, its six slots, its storage, and the line of the spec that decided it."""
     rows = [_row(prepared, decision) for decision in prepared.decisions]
     share = prepared.quantised / prepared.parameters
+    found = prepared.estimate()
     if as_json:
         facts = {"layers": rows, "parameters": prepared.parameters, "quantised_parameters": prepared.quantised}
         facts["stored"] = dict(prepared.stored)
+        facts["estimate"] = found.facts()
         console.print_json(facts)
         return
     header = ["layer", "forward: input", "weight", "grad_input: grad_output", "weight", "grad_weight: grad_output"]
@@ -180,6 +192,20 @@ def describe(prepared: Prepared, as_json: bool) -> None:
         f"{prepared.parameters:,} parameters, {prepared.quantised:,} of them ({share:.1%}) enter a format; "
         f"{prepared.spec.steps} steps on {prepared.device}"
     )
+    console.say(
+        f"a step: {found.flops_per_step:.3g} FLOPs over {found.tokens_per_step:,} tokens, backward taken as two forward"
+    )
+    parts = ("weights", "gradients", "storage", "optimizer", "casts", "monitors")
+    kept = ", ".join(f"{part} {in_bytes(getattr(found, part))}" for part in parts)
+    console.say(f"bytes: {kept}; together {in_bytes(found.total)}, and activations")
+    if found.codes:
+        console.say(f"stored weights as codes: {in_bytes(found.codes)}")
+
+
+def in_bytes(count: int) -> str:
+    """A number of bytes with three figures and a decimal prefix: `28.2 GB`, `312 B`."""
+    shown = console.count(count)
+    return f"{shown} B" if shown[-1].isdigit() else f"{shown[:-1]} {shown[-1]}B"
 
 
 def _row(prepared: Prepared, decision: Decision) -> dict[str, Any]:
