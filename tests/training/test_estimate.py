@@ -1,5 +1,10 @@
 """Claims about what a run takes: counted on shapes, it is what real tensors come to."""
 
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -10,6 +15,7 @@ from altgrad.training import RunSpec
 from altgrad.training.estimate import Estimate, estimate, forward_flops, shapes_only
 from altgrad.training.state import TrainState, build_model, build_optimizer
 
+ROOT = Path(__file__).resolve().parents[2]
 SPEC = """
 model: {kind: gpt, layers: 3, width: 32, heads: 2, context: 16}
 data: {kind: text, batch_size: 2}
@@ -84,6 +90,21 @@ def test_seven_billion_parameters_are_estimated_without_memory() -> None:
     assert found.optimizer == pytest.approx(8 * found.parameters, rel=1e-3)
     assert found.storage == pytest.approx(4 * found.codes, rel=1e-3)
     assert found.flops_per_step == pytest.approx(6 * found.parameters * found.tokens_per_step, rel=0.05)
+
+
+def test_a_dry_run_of_seven_billion_parameters_stays_within_two_gigabytes(tmp_path: Path) -> None:
+    """The whole command, in a process of its own: its peak of resident memory, as the kernel counted it."""
+    (tmp_path / "seven.yaml").write_text(SPEC)
+    sets = [word for change in SEVEN for word in ("--set", change)]
+    program = "import resource, sys; from altgrad.cli.main import main\n"
+    program += "try: main()\nfinally: print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss, file=sys.stderr)"
+    command = [sys.executable, "-c", program, "train", "seven.yaml", "--dry-run", "--json", *sets]
+    environment = os.environ | {"PYTHONPATH": str(ROOT)}
+    done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, check=True)
+    facts = json.loads(done.stdout)
+    assert facts["parameters"] == pytest.approx(7.05e9, rel=1e-2) and facts["estimate"]["total"] > 150e9
+    assert int(done.stderr.split()[-1]) * 1024 < 2e9
+    assert not (tmp_path / "runs").exists()
 
 
 def test_nothing_is_drawn_for_shapes() -> None:

@@ -12,7 +12,8 @@ import pytest
 import torch
 from torch import nn
 
-from altgrad.nn import PrecisionPolicy, Ranks, check_passes, quantize_model
+from altgrad.monitors import Context, Watch
+from altgrad.nn import PrecisionPolicy, Ranks, check_passes, commit, quantize_model, quantizers
 from altgrad.spec import LocatedError
 from altgrad.store import Run, RunStore
 from altgrad.training import RunSpec, train
@@ -50,15 +51,32 @@ def together(ranks: int, folder: Path, cases: dict[str, tuple[list[str], int | N
     assert done.returncode == 0, done.stderr[-3000:]
 
 
-@pytest.fixture(scope="module")
-def runs(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], tuple[Run, Run]]:
-    """Each case by one rank and by two; `moved` by two for its first 7 steps, then by one."""
-    folder = tmp_path_factory.mktemp("ranks")
-    cases: dict[str, tuple[list[str], int | None]] = {name: (sets, None) for name, sets in CASES.items()}
-    together(2, folder / "two", cases | {"moved": (CASES["delayed"], 7)})
-    for name, sets in CASES.items():
-        run_case(folder / "one", name, sets, None)
+Both = Callable[[str], tuple[Run, Run]]
+
+
+def on_one_and_two(folder: Path, names: list[str]) -> Both:
+    """Each case by two ranks and by one; `moved` by two for its first 7 steps."""
+    cases: dict[str, tuple[list[str], int | None]] = {name: (CASES[name], None) for name in names}
+    moved: dict[str, tuple[list[str], int | None]] = {"moved": (CASES["delayed"], 7)} if "delayed" in names else {}
+    together(2, folder / "two", cases | moved)
+    for name in names:
+        run_case(folder / "one", name, CASES[name], None)
     return lambda name: (RunStore(folder / "one").run("ranks", name), RunStore(folder / "two").run("ranks", name))
+
+
+QUICK = ["unscaled", "delayed"]
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory: pytest.TempPathFactory) -> Both:
+    """The cases that every test run takes."""
+    return on_one_and_two(tmp_path_factory.mktemp("ranks"), QUICK)
+
+
+@pytest.fixture(scope="module")
+def more_runs(tmp_path_factory: pytest.TempPathFactory) -> Both:
+    """The other cases."""
+    return on_one_and_two(tmp_path_factory.mktemp("ranks"), [name for name in CASES if name not in QUICK])
 
 
 def losses(run: Run) -> list[float]:
@@ -75,17 +93,27 @@ def metrics(run: Run) -> list[dict[str, float]]:
     return [{key: value for key, value in row.items() if not key.startswith("time/")} for row in run.metrics()]
 
 
-@pytest.mark.parametrize("name", ["plain", "unscaled", "delayed", "current", "stochastic"])
-def test_two_ranks_are_one_rank_with_two_micro_batches(runs: Callable[[str], tuple[Run, Run]], name: str) -> None:
-    one, two = runs(name)
+def are_the_same(one: Run, two: Run) -> None:
     assert len(losses(two)) == 20 and two.status == "completed" and two.meta()["ranks"] == 2
     assert losses(two) == pytest.approx(losses(one), abs=1e-6)
     # Of two summands the order does not matter, so here the agreement is exact, optimizer state and scales included.
     assert weights(two) == weights(one)
 
 
-def test_every_monitor_says_the_same_on_two_ranks(runs: Callable[[str], tuple[Run, Run]]) -> None:
-    one, two = (metrics(run) for run in runs("watched"))
+@pytest.mark.parametrize("name", QUICK)
+def test_two_ranks_are_one_rank_with_two_micro_batches(runs: Both, name: str) -> None:
+    are_the_same(*runs(name))
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("name", ["plain", "current", "stochastic"])
+def test_two_ranks_are_one_rank_in_other_casts_and_storages_too(more_runs: Both, name: str) -> None:
+    are_the_same(*more_runs(name))
+
+
+@pytest.mark.long
+def test_every_monitor_says_the_same_on_two_ranks(more_runs: Both) -> None:
+    one, two = (metrics(run) for run in more_runs("watched"))
     assert len(one) == len(two) and sum(map(len, one)) > 1000
     for first, second in zip(one, two, strict=True):
         assert first.keys() == second.keys()
@@ -95,24 +123,52 @@ def test_every_monitor_says_the_same_on_two_ranks(runs: Callable[[str], tuple[Ru
     assert counts and all(one[1][key] == two[1][key] or one[1][key] != one[1][key] for key in counts)
 
 
-def test_a_current_scale_is_that_of_a_micro_batch_on_any_number_of_ranks(
-    runs: Callable[[str], tuple[Run, Run]], tmp_path: Path
-) -> None:
+def test_a_current_scale_is_that_of_a_micro_batch_on_any_number_of_ranks(tmp_path: Path) -> None:
     """One batch as large as both micro-batches has one scale instead of two, and so is another run; uncast not."""
     for name, same in (("plain", True), ("current", False)):
-        sets = [*CASES[name], "accumulate=1", "data.batch_size=4", "model.dropout=0"]
+        sets = [*CASES[name], "accumulate=1", "data.batch_size=4", "model.dropout=0", "steps=5"]
         run_case(tmp_path, name, sets, None)
-        run_case(tmp_path, f"{name}-2", [*CASES[name], "model.dropout=0"], None)
+        run_case(tmp_path, f"{name}-2", [*CASES[name], "model.dropout=0", "steps=5"], None)
         large, small = (losses(RunStore(tmp_path).run("ranks", each)) for each in (name, f"{name}-2"))
         assert (large == pytest.approx(small, abs=2e-5)) == same
 
 
-def test_a_run_goes_on_with_another_number_of_ranks(runs: Callable[[str], tuple[Run, Run]]) -> None:
+def test_a_run_goes_on_with_another_number_of_ranks(runs: Both) -> None:
     whole, (_, moved) = runs("delayed")[0], runs("moved")
     assert moved.status == "interrupted" and moved.meta()["step"] == 7 and moved.meta()["ranks"] == 2
     run_case(moved.path.parents[1], "moved", CASES["delayed"], None)
     assert moved.meta()["ranks"] == 1 and moved.status == "completed"
     assert metrics(moved) == metrics(whole) and weights(moved) == weights(whole)
+
+
+class Counting(Ranks):
+    """The first of two ranks, whose other says the half of what it says; `asked` are the sizes of its collectives."""
+
+    def gather(self, tensor: torch.Tensor) -> list[torch.Tensor]:
+        ASKED.append(tensor.numel())
+        return [tensor, tensor / 2]
+
+
+ASKED: list[int] = []
+
+
+def test_amaxes_and_monitors_sums_and_maxima_are_reduced_in_one_collective_at_the_commit() -> None:
+    model = nn.Sequential(nn.Linear(4, 4), nn.Linear(4, 4))
+    delayed = {"format": "e4m3fn", "scaling": "delayed"}
+    policy: Any = {"rules": [{"match": "*", "weight": delayed, "input": delayed, "grad_output": delayed}]}
+    quantize_model(model, PrecisionPolicy.made_from(policy))
+    spec = RunSpec.parse(TINY, sets=["monitors=[{kind: range, every: 1}, {kind: amax, every: 1}]"])
+    watch = Watch(spec.monitors, model, torch.optim.SGD(model.parameters()), Context())
+    watch.begin(1)
+    model(torch.linspace(-1, 1, 8).reshape(2, 4)).sum().backward()
+    sums, maxima = watch.recorded()
+    before = [tensor.clone() for tensor in (*sums, *maxima)]
+    ASKED.clear()
+    commit(model, Counting(0, 2), sums=sums, maxima=maxima)
+    amaxes = sum(amax.numel() for quantizer in quantizers(model) for amax in quantizer.scaling.recorded())
+    assert before and amaxes == 6 and ASKED == [sum(tensor.numel() for tensor in before) + amaxes]
+    for tensor, was, factor in zip([*sums, *maxima], before, [1.5] * len(sums) + [1.0] * len(maxima), strict=True):
+        assert tensor.numel() == 0 or torch.allclose(tensor.double(), was.double() * factor, equal_nan=True)
 
 
 def test_micro_batches_that_cannot_be_dealt_out_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
