@@ -41,8 +41,8 @@ def small_disk(folder: Path) -> Iterator[Path]:
         subprocess.run(["umount", "-l", str(folder)], check=True)
 
 
-def sitting(folder: Path, case: str, rows: int, keys: int, pace: float) -> tuple[list[float], float, int, int]:
-    """Seconds of each row and of the end, rows lost, warnings."""
+def sitting(folder: Path, case: str, rows: int, keys: int, pace: float) -> tuple[list[float], float, int, int, int]:
+    """Seconds of each row and of the end, local rows lost, rows that the service has, warnings."""
     server = WandbServer()
     environment = dict(server.environment)
     with contextlib.ExitStack() as stack:
@@ -73,7 +73,8 @@ def sitting(folder: Path, case: str, rows: int, keys: int, pace: float) -> tuple
         tracker.close()
         end = time.perf_counter() - began
         warnings = sum(event["event"] == "warning" for event in run.events())
-        return taken, end, rows - sum(1 for _ in run.metrics()), warnings
+        shown = len(server.runs[run.id].history) if run.id in server.runs else 0
+        return taken, end, rows - sum(1 for _ in run.metrics()), shown, warnings
 
 
 def main() -> None:
@@ -82,23 +83,25 @@ def main() -> None:
     parser.add_argument("--rows", type=int, default=120)
     parser.add_argument("--pace", type=float, default=0.1)
     parser.add_argument("--step", type=float, default=0.18, help="Seconds of the step that a row belongs to.")
+    parser.add_argument("--cases", nargs="*", default=list(CASES), choices=CASES)
     asked = parser.parse_args()
-    print("| case | keys | a row: us | beyond no sink, % of a step | the end: s | rows lost | warnings |")
-    print("|---|---|---|---|---|---|---|")
+    print("| case | keys | a row: us | beyond no sink, % of a step | the end: s | rows lost | rows at W&B | warnings |")
+    print("|---|---|---|---|---|---|---|---|")
     for keys in (5, 400):
         alone = 0.0
-        for case in CASES if keys == 5 else CASES[:2]:
+        for case in [case for case in asked.cases if keys == 5 or case in CASES[:2]]:
             with tempfile.TemporaryDirectory() as folder:
                 try:
-                    taken, end, lost, warnings = sitting(Path(folder), case, asked.rows, keys, asked.pace)
+                    taken, end, lost, shown, warnings = sitting(Path(folder), case, asked.rows, keys, asked.pace)
                 except subprocess.CalledProcessError:
-                    print(f"| {case} | {keys} | not measured: it takes root to mount a small disk | | | | |")
+                    print(f"| {case} | {keys} | not measured: it takes root to mount a small disk | | | | | |")
                     continue
             median = statistics.median(taken)
             alone = median if case == "no sink" else alone
             share = 100 * (median - alone) / asked.step
             print(
-                f"| {case} | {keys} | {1e6 * median:.0f} | {share:.3f} | {end:.1f} | {lost} | {warnings} |", flush=True
+                f"| {case} | {keys} | {1e6 * median:.0f} | {share:.3f} | {end:.1f} | {lost} | {shown} | {warnings} |",
+                flush=True,
             )
 
 

@@ -141,7 +141,7 @@ def _codes(optimizer: Optimizer) -> int:
         if isinstance(storage, GridStorage)
         for p in group["params"]
     )
-    return -(-bits // 8)
+    return int(-(-bits // 8))
 
 
 def _bytes(value: Any) -> int:

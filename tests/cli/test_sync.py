@@ -59,6 +59,8 @@ def test_a_run_whose_wandb_is_out_of_reach_completes_and_is_synced_later(run_cli
     run = tmp_path / facts["run"]
     events = [json.loads(line)["event"] for line in (run / "events.jsonl").read_text().splitlines()]
     assert events.count("warning") == 1
+    places = [path for path in tmp_path.rglob("*") if path.is_file()]
+    assert len(places) > 5 and not [path for path in places if KEY.encode() in path.read_bytes()]
     server = WandbServer()
     try:
         for _ in range(2):

@@ -166,7 +166,7 @@ def test_amaxes_and_monitors_sums_and_maxima_are_reduced_in_one_collective_at_th
     ASKED.clear()
     commit(model, Counting(0, 2), sums=sums, maxima=maxima)
     amaxes = sum(amax.numel() for quantizer in quantizers(model) for amax in quantizer.scaling.recorded())
-    assert before and amaxes == 6 and ASKED == [sum(tensor.numel() for tensor in before) + amaxes]
+    assert before and amaxes == 6 and [sum(tensor.numel() for tensor in before) + amaxes] == ASKED
     for tensor, was, factor in zip([*sums, *maxima], before, [1.5] * len(sums) + [1.0] * len(maxima), strict=True):
         assert tensor.numel() == 0 or torch.allclose(tensor.double(), was.double() * factor, equal_nan=True)
 
