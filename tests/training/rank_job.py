@@ -1,4 +1,4 @@
-"""Started by torchrun: trains each case of a list with all ranks. Arguments: a folder and {name: [sets, stop]}."""
+"""One rank, started as by torchrun: trains each case with all ranks. Arguments: a folder and {name: [sets, stop]}."""
 
 import json
 import sys

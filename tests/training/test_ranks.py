@@ -1,7 +1,8 @@
-"""Claims about several ranks: two are one that takes their micro-batches in turn; started by torchrun, over gloo."""
+"""Claims about several ranks: two are one that takes their micro-batches in turn; over gloo."""
 
 import json
 import os
+import socket
 import subprocess
 import sys
 from collections.abc import Callable
@@ -44,11 +45,19 @@ CASES: dict[str, list[str]] = {
 
 
 def together(ranks: int, folder: Path, cases: dict[str, tuple[list[str], int | None]]) -> None:
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={ranks}"]
+    """Starts the ranks as torchrun would, without its own process, which imports torch once more."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
     environment = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "GLOO_SOCKET_IFNAME": "lo"}
-    command += [str(JOB), str(folder), json.dumps(cases)]
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr[-3000:]
+    environment |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "WORLD_SIZE": str(ranks)}
+    command = [sys.executable, str(JOB), str(folder), json.dumps(cases)]
+    started = [
+        subprocess.Popen(command, env=environment | {"RANK": str(rank)}, stderr=subprocess.PIPE, text=True)
+        for rank in range(ranks)
+    ]
+    said = [process.communicate()[1] for process in started]
+    assert not any(process.returncode for process in started), "".join(said)[-3000:]
 
 
 Both = Callable[[str], tuple[Run, Run]]
