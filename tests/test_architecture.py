@@ -41,7 +41,7 @@ BESIDE = ("matrix", "symptoms", "store")
 TORCH_FREE = {"formats", "document", "spec", *BESIDE}
 TORCH_LOADERS = {"torch", "torchvision", "torchmetrics", "transformers", "accelerate"}
 LAZY = {"wandb", "datasets", "pandas", "pyarrow", "rich", "matplotlib", "plotly", "scipy", "sklearn", "transformers"}
-LAZY |= {"ray", "submitit", "jinja2", "huggingface_hub", "torchmetrics", "statsmodels"}
+LAZY |= {"ray", "submitit", "jinja2", "huggingface_hub", "torchmetrics", "statsmodels", "tensorboard"}
 BANNED_NAMES = {"util", "utils", "helper", "helpers", "common", "misc"}
 FILE_LINES, FUNCTION_LINES = 300, 60
 

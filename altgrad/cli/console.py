@@ -95,8 +95,14 @@ def fail(message: str, code: int = 1) -> NoReturn:
     Codes: 1 failed, 2 spec or usage, 3 environment, 4 diverged, 5 checkpoint unusable, 75 stopped by SIGTERM, 130
     Ctrl-C.
     """
-    say(" ".join(message.split()), sys.stderr)
+    if first_rank() or code != 2:  # of a mistake in the spec every rank would say the same
+        say(" ".join(message.split()), sys.stderr)
     raise SystemExit(code) from None
+
+
+def first_rank() -> bool:
+    """Whether this process speaks for its run: torchrun starts several and numbers them."""
+    return os.environ.get("RANK", "0") == "0" or "WORLD_SIZE" not in os.environ
 
 
 @contextlib.contextmanager

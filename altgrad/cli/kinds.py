@@ -18,7 +18,7 @@ from altgrad.cli.metrics_table import markdown
 def kinds(
     family: Annotated[
         str | None,
-        typer.Argument(help="model, dataset, optimizer, monitor, intervention or scaling; all of them if left out."),
+        typer.Argument(help="model, dataset, optimizer, monitor, intervention, scaling or sink; all if left out."),
     ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")] = False,
     as_markdown: Annotated[
@@ -69,8 +69,9 @@ def _roots() -> tuple[Any, ...]:
     from altgrad.monitors.monitor import MonitorSpec
     from altgrad.optim.optimizer import OptimizerSpec
     from altgrad.quantize.scaling import ScalingSpec
+    from altgrad.store.mirror import SinkSpec
 
-    return ModelSpec, DatasetSpec, OptimizerSpec, MonitorSpec, InterventionSpec, ScalingSpec
+    return ModelSpec, DatasetSpec, OptimizerSpec, MonitorSpec, InterventionSpec, ScalingSpec, SinkSpec
 
 
 def _describe(kind: str, member: Any) -> dict[str, Any]:

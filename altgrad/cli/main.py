@@ -15,6 +15,7 @@ from altgrad.cli.kinds import kinds
 from altgrad.cli.quantize_model import quantize_model
 from altgrad.cli.report import report
 from altgrad.cli.sweep import sweep
+from altgrad.cli.sync import sync
 from altgrad.cli.train import train
 from altgrad.cli.watch import watch
 
@@ -34,6 +35,7 @@ app.command()(export)
 app.command("quantize-model")(quantize_model)
 app.command()(report)
 app.command()(diagnose)
+app.command()(sync)
 app.command()(kinds)
 app.add_typer(runs.app, name="runs")
 app.add_typer(formats.app, name="formats")

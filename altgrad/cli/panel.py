@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import atexit
 import contextlib
+import sys
 import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -206,6 +207,21 @@ class Panel:
         known = self.watched
         self._instead = PlainLines(known.title, known.steps, known.references, scores=known.scores)
         self._instead.event(self.watched.step, "notice", f"the panel could not be drawn ({error}); plain lines go on")
+
+
+class Warnings:
+    """Nothing but warnings, on stderr: for those who asked for one JSON object on stdout."""
+
+    def metrics(self, step: int, values: Mapping[str, float]) -> None:
+        """Nothing is shown."""
+
+    def event(self, step: int, event: str, message: str, **details: object) -> None:
+        """Print a warning as a line."""
+        if event == "warning":
+            console.say(f"warning: {clean(message)}", sys.stderr)
+
+    def close(self) -> None:
+        """Nothing is held."""
 
 
 def choose(

@@ -17,6 +17,7 @@ from torch import nn
 from altgrad import __version__
 from altgrad.cli import console
 from altgrad.cli.progress import tokenising
+from altgrad.cli.together import own_device, size
 from altgrad.data.dataset import Dataset
 from altgrad.document import Document
 from altgrad.measures.metric import headline
@@ -27,6 +28,7 @@ from altgrad.optim.storage import GridStorage
 from altgrad.spec import LocatedError, SpecError
 from altgrad.store import Run, RunStore, run_id
 from altgrad.training import RunSpec
+from altgrad.training.estimate import Estimate, estimate, shapes_only
 from altgrad.training.held_out import same_data
 from altgrad.training.initial import fitting_weights
 from altgrad.training.lineage import leak_warning
@@ -49,6 +51,8 @@ class Prepared:
     """Parameters that enter a format."""
     stored: Mapping[str, str]
     """Parameters that are kept on a grid, by name: how, in words."""
+    shapes: tuple[nn.Module, Optimizer]
+    """Model and optimizer without memory."""
     warning: str | None = None
     """Why the run's numbers may mean nothing, if there is reason to fear so."""
 
@@ -84,11 +88,18 @@ class Prepared:
         if self.spec.init_from is None:
             return
         try:
-            with torch.device("meta"):
+            with shapes_only():
                 model = build_model(self.spec, self.dataset.vocabulary, self.dataset.outputs)
             fitting_weights(model, self.spec.model, self.spec.init_from)
         except ValueError as error:
             raise SpecError(self.document.where(("init_from",)), str(error)) from None
+
+    def estimate(self) -> Estimate:
+        """What the run would take; SpecError for monitors that lack what they ask for. Once only."""
+        try:
+            return estimate(self.spec, self.dataset, *self.shapes)
+        except ValueError as error:
+            raise SpecError(self.document.where(("monitors",)), str(error)) from None
 
     def ensure(self, run: Run) -> Run:
         """The run, created if it is new.
@@ -115,7 +126,7 @@ def prepare(path: Path, sets: Sequence[str], device: str, exact: bool = False) -
 
     exact: the spec must say all that the machine would else decide, and the machine must be able to do it.
     """
-    where = _device(device)
+    where = _device(own_device(device))
     try:
         document = Document.load(path)
         spec = RunSpec.check(document, sets)
@@ -127,11 +138,12 @@ def prepare(path: Path, sets: Sequence[str], device: str, exact: bool = False) -
     except (ValueError, OSError) as error:
         console.fail(str(SpecError(document.where(("data",)), str(error))), 2)
     try:
-        with torch.device("meta"):
+        with shapes_only():
             model = build_model(spec, dataset.vocabulary, dataset.outputs)
             decisions = spec.precision.decide(model)
             optimizer = build_optimizer(spec, model)
             build_roster(spec, model, optimizer)
+            spec.check_ranks(size())
     except LocatedError as error:
         console.fail(str(SpecError(document.where(error.location), str(error))), 2)
     except ValueError as error:
@@ -144,11 +156,12 @@ def prepare(path: Path, sets: Sequence[str], device: str, exact: bool = False) -
         console.fail(f"{path}: --exact: this would be another run than the spec says: {why}.", 3)
     warning = leak_warning(spec)
     for line in filter(None, (notice, warning)):
-        console.say(line, sys.stderr)
+        if console.first_rank():
+            console.say(line, sys.stderr)
     count = sum(p.numel() for p in model.parameters())
     stored = _stored(optimizer)
     quantised = _quantised(model, decisions, stored)
-    return Prepared(spec, document, dataset, where, count, decisions, quantised, stored, warning)
+    return Prepared(spec, document, dataset, where, count, decisions, quantised, stored, (model, optimizer), warning)
 
 
 def _device(name: str) -> torch.device:
@@ -189,9 +202,11 @@ def describe(prepared: Prepared, as_json: bool) -> None:
     """The table of casts: every Linear, its six slots, its storage, and the line of the spec that decided it."""
     rows = [_row(prepared, decision) for decision in prepared.decisions]
     share = prepared.quantised / prepared.parameters
+    found = prepared.estimate()
     if as_json:
         facts = {"layers": rows, "parameters": prepared.parameters, "quantised_parameters": prepared.quantised}
         facts["stored"] = dict(prepared.stored)
+        facts["estimate"] = found.facts()
         console.print_json(facts)
         return
     header = ["layer", "forward: input", "weight", "grad_input: grad_output", "weight", "grad_weight: grad_output"]
@@ -205,6 +220,20 @@ def describe(prepared: Prepared, as_json: bool) -> None:
         f"{prepared.parameters:,} parameters, {prepared.quantised:,} of them ({share:.1%}) enter a format; "
         f"{prepared.spec.steps} steps on {prepared.device}"
     )
+    console.say(
+        f"a step: {found.flops_per_step:.3g} FLOPs over {found.tokens_per_step:,} tokens, backward taken as two forward"
+    )
+    parts = ("weights", "gradients", "storage", "optimizer", "casts", "monitors")
+    kept = ", ".join(f"{part} {in_bytes(getattr(found, part))}" for part in parts)
+    console.say(f"bytes: {kept}; together {in_bytes(found.total)}, and activations")
+    if found.codes:
+        console.say(f"stored weights as codes: {in_bytes(found.codes)}")
+
+
+def in_bytes(count: int) -> str:
+    """A number of bytes with three figures and a decimal prefix: `28.2 GB`, `312 B`."""
+    shown = console.count(count)
+    return f"{shown} B" if shown[-1].isdigit() else f"{shown[:-1]} {shown[-1]}B"
 
 
 def _row(prepared: Prepared, decision: Decision) -> dict[str, Any]:

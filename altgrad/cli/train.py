@@ -65,7 +65,8 @@ def _check_and_train(
     if dry_run:
         with console.one_line_errors():
             prepared.check_start(runs)
-        describe(prepared, as_json)
+        if console.first_rank():
+            describe(prepared, as_json)
         return
     _train(prepared, runs, resume, as_json)
 
@@ -88,22 +89,19 @@ def _refuse_what_is_out_of_reach(path: Path, sets: list[str]) -> None:
 
 
 def _train(prepared: Any, runs: Path, resume: str, as_json: bool) -> None:
+    from altgrad.cli.together import together
     from altgrad.spec import LocatedError
     from altgrad.training import Outcome
     from altgrad.training import train as train_run
 
-    with console.one_line_errors():
-        run = prepared.open_run(runs, resume)
-        if run.exists and run.status == "completed":
+    with console.one_line_errors(), together(prepared.device) as ranks:
+        run = _made(prepared, runs, resume, ranks)
+        if run.status == "completed":
             keys = [f"validation/{key}" for key in ("loss", *prepared.dataset.scores)]
             last = {key: value for key, value in run.last(*keys).items() if key != "step"}
             _finish(prepared, Outcome(run, "completed", prepared.spec.steps, last), as_json, already=True)
             return
-        run = prepared.ensure(run)
-        known = prepared.dataset.references, prepared.worse, prepared.dataset.scores
-        sinks = [] if as_json else [panel.choose(run.id, prepared.spec.steps, *known)]
-        for sink in sinks:
-            recall(run, sink)
+        sinks = _sinks(prepared, run, as_json)
         with _polite() as request:
             try:
                 outcome = train_run(
@@ -116,11 +114,31 @@ def _train(prepared: Any, runs: Path, resume: str, as_json: bool) -> None:
     if outcome.status == "diverged":
         raise typer.Exit(4)
     if outcome.status == "interrupted":
-        raise typer.Exit(75 if request.signal == signal.SIGTERM else 130)
+        raise typer.Exit(130 if request.signal == signal.SIGINT else 75)
+
+
+def _made(prepared: Any, runs: Path, resume: str, ranks: Any) -> Any:
+    """The run, made by the first rank if it is new; the others wait for it."""
+    if ranks.is_first:
+        run = prepared.ensure(prepared.open_run(runs, resume))
+    ranks.words("the run is there")
+    return run if ranks.is_first else prepared.open_run(runs, "auto")
+
+
+def _sinks(prepared: Any, run: Any, as_json: bool) -> list[Any]:
+    """Who is shown the numbers: on the first rank whoever looks, who is told what came before."""
+    if not console.first_rank():
+        return []
+    known = prepared.dataset.references, prepared.worse, prepared.dataset.scores
+    sink = panel.Warnings() if as_json else panel.choose(run.id, prepared.spec.steps, *known)
+    recall(run, sink)
+    return [sink]
 
 
 def _finish(prepared: Any, outcome: Any, as_json: bool, *, already: bool = False) -> None:
-    """Where the run is, and its validation numbers beside what is known of the data."""
+    """Where the run is, and its validation numbers beside what is known of the data; said once, by the first rank."""
+    if not console.first_rank():
+        return
     if as_json:
         facts = {
             "run": str(outcome.run.path), "status": outcome.status, "step": outcome.step, "reason": outcome.reason,

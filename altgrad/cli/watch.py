@@ -25,6 +25,7 @@ from altgrad.cli.panel import Panel, PlainLines, choose
 from altgrad.store.files import decode
 from altgrad.store.runs import EVENTS, METRICS, Run, RunStore
 from altgrad.store.scores import recorded_scores
+from altgrad.store.tracker import Sink
 
 POLL_SECONDS = 0.5
 # What an event row has besides its details.
@@ -85,10 +86,10 @@ def _row(line: bytes) -> dict[str, Any] | None:
     return row if isinstance(row, dict) and isinstance(row.get("step"), int) else None
 
 
-def recall(run: Run, sink: Panel | PlainLines) -> None:
+def recall(run: Run, sink: Sink) -> None:
     """Tell a panel what the run said before it was stopped, so that the curves of a resumed run begin at its beginning.
 
-    Plain lines are told nothing: whoever keeps them has the earlier ones.
+    Plain lines and others are told nothing: whoever keeps them has the earlier ones.
     """
     if isinstance(sink, Panel):
         _tell(sink, Tail(run.path / METRICS), Tail(run.path / EVENTS))

@@ -32,7 +32,7 @@ from altgrad.monitors.monitor import (
     Values,
     at,
 )
-from altgrad.nn import QuantizedLayer
+from altgrad.nn import QuantizedLayer, Ranks
 from altgrad.nn.layout import is_layer, is_turned
 
 NAMES = ("dead_share", "cast_dead_share", "dormant_share", "grad_dead_share")
@@ -76,6 +76,7 @@ class DeadMonitor(ReplayMonitor):
     @torch.no_grad()
     def measure(self, replay: Replay) -> dict[str, Found]:
         """See ReplayMonitor. Empty until the window is full."""
+        window, self.masks = self.masks, {}
         layers = {name: module for name, module in replay.model.named_modules() if is_layer(module)}
         handles = [
             layer.register_forward_pre_hook(lambda module, given, name=name: self._see(name, module, given[0]))
@@ -87,6 +88,9 @@ class DeadMonitor(ReplayMonitor):
         finally:
             for handle in handles:
                 handle.remove()
+        self._merge(replay.ranks)
+        for key, value in window.items():
+            self._join(key, value)
         for name, layer in layers.items():
             gradient = replay.gradients.get(f"{name}.weight" if name else "weight")
             if gradient is not None:
@@ -125,11 +129,21 @@ class DeadMonitor(ReplayMonitor):
         seen = x if quantizer is None else quantizer.values(x.reshape(-1, x.shape[-1]), False, torch.float32)
         self._join(f"{name}/after", alive_features(seen))
         for part, value in activation_sums(x).items():
-            key = f"{name}/{part}"
-            self.masks[key] = self.masks[key] + value if key in self.masks else value
+            self._join(f"{name}/{part}", value)
 
-    def _join(self, key: str, alive: Tensor) -> None:
-        self.masks[key] = self.masks[key] | alive if key in self.masks else alive
+    def _join(self, key: str, value: Tensor) -> None:
+        """Masks of what was alive are joined, sums added."""
+        if key in self.masks:
+            value = self.masks[key] | value if value.dtype == torch.bool else self.masks[key] + value
+        self.masks[key] = value
+
+    def _merge(self, ranks: Ranks) -> None:
+        """What the tokens of all ranks make of the step."""
+        if ranks.size == 1:
+            return
+        alive = {key: mask.to(torch.uint8) for key, mask in self.masks.items() if mask.dtype == torch.bool}
+        ranks.join([value for key, value in self.masks.items() if key not in alive], list(alive.values()))
+        self.masks |= {key: mask.to(torch.bool) for key, mask in alive.items()}
 
     def _shares(self, name: str) -> Found:
         part = {key: self.masks.get(f"{name}/{key}") for key in ("before", "after", "magnitude", "tokens", "rows")}

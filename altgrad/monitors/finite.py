@@ -121,7 +121,8 @@ def first_nonfinite(replay: Replay) -> str | None:
     finally:
         for handle in handles:
             handle.remove()
-    return seen[0] if seen else None
+    # All ranks run it again, and the first that saw something speaks for all.
+    return next(filter(None, replay.ranks.words(seen[0] if seen else None)), None)
 
 
 def _finite(tensor: Tensor) -> bool:

@@ -7,13 +7,15 @@ at, not the accumulated one. Costs 16 bytes a parameter during the steps at whic
 """
 
 from collections.abc import Mapping
+from functools import reduce
 from typing import ClassVar
 
 from torch import Tensor
 
-from altgrad.measures import GradientMoments, add_gradient, gsnr_summary, moments_start
+from altgrad.measures import GradientMoments, add_gradient, gsnr_summary, merge_moments, moments_start
 from altgrad.measures.metric import Metric
 from altgrad.monitors.monitor import NOTHING, Context, Every, Found, MicroMonitor, MonitorSpec, Report, Values, at
+from altgrad.nn import Ranks
 
 
 class Gsnr(MonitorSpec):
@@ -45,6 +47,14 @@ class GsnrMonitor(MicroMonitor):
         """See MicroMonitor."""
         for name, gradient in gradients.items():
             self.moments[name] = add_gradient(self.moments.get(name) or moments_start(gradient), gradient)
+
+    def merge(self, ranks: Ranks) -> None:
+        """See MicroMonitor. Parameter by parameter, so that no more than one is held several times."""
+        if ranks.size == 1:
+            return
+        for name, own in self.moments.items():
+            parts = zip(*(ranks.gather(part) for part in own), strict=True)
+            self.moments[name] = reduce(merge_moments, (GradientMoments(*part) for part in parts))
 
     def measure(self) -> dict[str, Found]:
         """See MicroMonitor."""

@@ -28,6 +28,7 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from altgrad.measures.metric import Metric
+from altgrad.nn import ALONE, Ranks
 from altgrad.optim import Update
 from altgrad.quantize import Cast, Grid
 from altgrad.spec import Kind
@@ -78,6 +79,8 @@ class Replay:
     model: nn.Module
     gradients: Mapping[str, Tensor]
     losses: Callable[[], Iterator[Tensor]]
+    ranks: Ranks = ALONE
+    """Who runs it together: `losses` gives this rank's micro-batches, `gradients` are those of all."""
 
 
 @dataclass(frozen=True)
@@ -146,6 +149,10 @@ class GradientMonitor(Monitor, ABC):
 
 class MicroMonitor(Monitor, ABC):
     """Looks at the gradients of each micro-batch on its own."""
+
+    @abstractmethod
+    def merge(self, ranks: Ranks) -> None:
+        """Take in what the other ranks have seen, before `measure`; every rank does the same."""
 
     @abstractmethod
     def add(self, gradients: Mapping[str, Tensor]) -> None:

@@ -93,7 +93,7 @@ class ShadowMonitor(ReplayMonitor):
 
 
 def replayed_gradients(replay: Replay) -> dict[str, Tensor]:
-    """Gradients of the step run again, by parameter; `.grad` stays what it was."""
+    """Gradients of the step run again, of all ranks, by parameter; `.grad` stays what it was."""
     parameters = {name: p for name, p in replay.model.named_parameters() if p.requires_grad}
     total: dict[str, Tensor] = {}
     with torch.enable_grad():
@@ -102,4 +102,5 @@ def replayed_gradients(replay: Replay) -> dict[str, Tensor]:
             for name, gradient in zip(parameters, found, strict=True):
                 if gradient is not None:
                     total[name] = total[name] + gradient if name in total else gradient
+    replay.ranks.add(list(total.values()))
     return total

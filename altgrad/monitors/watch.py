@@ -34,7 +34,7 @@ from altgrad.monitors.monitor import (
     Weight,
     WeightMonitor,
 )  # fmt: skip
-from altgrad.nn import quantizers, unrecorded, weight_quantizers
+from altgrad.nn import ALONE, quantizers, unrecorded, weight_quantizers
 from altgrad.optim import Optimizer, Update
 from altgrad.quantize import Grid
 from altgrad.quantize.quantizer import Role
@@ -53,6 +53,8 @@ class Watch:
         context: Context = NOTHING,
     ) -> None:
         self.model, self.optimizer = model, optimizer
+        self.ranks = ALONE
+        """Who trains together; set by whoever does so, see `recorded`."""
         self.due_at = {spec.kind: spec.every for spec in specs}
         self.monitors: dict[str, Monitor] = {spec.kind: spec.build(context) for spec in specs}
         self.due: set[str] = set()
@@ -139,6 +141,7 @@ class Watch:
         names = list(gradients)
         reports = {kind: m.report_all(names, value) for (kind, m), value in zip(at_work.items(), values, strict=True)}
         for kind, micro in self._due(self.micro_monitors).items():
+            micro.merge(self.ranks)
             self.found[kind] = micro.measure()
         replays = self._due(self.replay_monitors)
         skipped = [kind for kind, report in reports.items() if report.skip]
@@ -150,6 +153,14 @@ class Watch:
                 for kind, again in replays.items():
                     self.found[kind] = again.measure(replay)
         return loss_now, norm_now, reports
+
+    def recorded(self) -> tuple[list[Tensor], list[Tensor]]:
+        """What the due cast monitors gathered of this rank's passes: what is to be summed over ranks, and of what the
+        largest counts; both are to be changed in place before `finish`."""
+        due = [self.tables.tables[kind] for kind in self._due(self.casts)]
+        cuts = [len(monitor.sums) for monitor in self._due(self.casts).values()]
+        both = list(zip(due, cuts, strict=True))
+        return [table[:, :cut] for table, cut in both], [table[:, cut:] for table, cut in both]
 
     @torch.no_grad()
     def finish(self) -> dict[str, Report]:

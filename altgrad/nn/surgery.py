@@ -6,18 +6,19 @@ modules would lose hooks and every reference to the old ones.) Only these classe
 may compute something else.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any, cast
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from altgrad.formats import FloatFormat
 from altgrad.nn.layout import is_plain
 from altgrad.nn.linear import QuantizedLayer, make_casts, quantized_class
 from altgrad.nn.policy import PrecisionPolicy
-from altgrad.quantize import Quantizer
+from altgrad.nn.ranks import ALONE, Ranks
+from altgrad.quantize import Quantizer, Rounding
 
 
 def quantize_model(model: nn.Module, policy: PrecisionPolicy | Any, *, seed: int = 0) -> nn.Module:
@@ -92,7 +93,32 @@ def change_formats(model: nn.Module, formats: Mapping[str, FloatFormat]) -> None
             layer.precision = replace(layer.precision, slots={**layer.precision.slots, **specs})
 
 
-def commit(model: nn.Module) -> None:
-    """Close an optimizer step for every Quantizer: call once after `optimizer.step()`."""
-    for quantizer in quantizers(model):
+def commit(
+    model: nn.Module, ranks: Ranks = ALONE, *, sums: Sequence[Tensor] = (), maxima: Sequence[Tensor] = ()
+) -> None:
+    """Close an optimizer step for every Quantizer: call once after `optimizer.step()`.
+
+    With several ranks, each of them calls it, and what their passes recorded becomes one by a single collective, in
+    which `sums` and `maxima` go along, in place.
+    """
+    made = quantizers(model)
+    if ranks.size > 1:
+        ranks.join(sums, [*maxima, *(amax for quantizer in made for amax in quantizer.scaling.recorded())])
+    for quantizer in made:
         quantizer.commit()
+
+
+def check_passes(model: nn.Module, passes: int) -> None:
+    """ValueError if a quantizer's random bits are not at this pass of the step, as of a layer that runs twice."""
+    for quantizer in quantizers(model):
+        if quantizer.spec.rounding is Rounding.stochastic and int(quantizer.counter) & 0xFFFF != passes:
+            raise ValueError(
+                f"{quantizer.site} is cast more than once a micro-batch, with stochastic rounding, whose bits several "
+                "ranks cannot then share out; train on one rank, or use another rounding there."
+            )
+
+
+def seek(model: nn.Module, micro_batch: int) -> None:
+    """Have the random bits of the coming pass be those of this micro-batch of the step, whoever took those before."""
+    for quantizer in quantizers(model):
+        quantizer.seek(micro_batch)

@@ -127,7 +127,8 @@ class GridStorage(StorageSpec):
         state["storage_step"] = torch.zeros((), dtype=torch.int64, device=w.device)
         if self.scale == "tracked":
             state["rescale_flips"] = torch.zeros((), dtype=torch.int64, device=w.device)
-        w.copy_(round_to(w, self.format, scale=state["storage_scale"]))
+        if not w.is_meta:  # a shape alone has nothing to round, and a large model has hundreds
+            w.copy_(round_to(w, self.format, scale=state["storage_scale"]))
 
     def convert(self, w: Tensor, state: State) -> None:
         """Take over, in place, a weight that was kept so in another format: a scale of its own, then the grid."""

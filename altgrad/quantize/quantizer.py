@@ -239,6 +239,11 @@ class Quantizer(nn.Module):
         if self.spec.rounding is Rounding.stochastic:
             self.counter.bitwise_right_shift_(16).add_(1).bitwise_left_shift_(16)
 
+    def seek(self, pass_: int) -> None:
+        """Have the next live pass be number `pass_` of the optimizer step (from 0) to the random bits."""
+        if self.spec.rounding is Rounding.stochastic:
+            self.counter.bitwise_right_shift_(16).bitwise_left_shift_(16).add_(pass_)
+
     def extra_repr(self) -> str:
         """Shown by print(model)."""
         return f"{self.spec.format}, {self.spec.rounding}, {self.spec.scaling.kind}"

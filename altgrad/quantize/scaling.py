@@ -124,6 +124,10 @@ class Scaling(nn.Module, ABC):
         """Close an optimizer step: what its live passes recorded becomes history."""
         return
 
+    def recorded(self) -> Sequence[Tensor]:
+        """What live passes have recorded since the last commit; of several ranks the largest counts, in place."""
+        return ()
+
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
         """What `.to`, `.half` and `.cuda` do. A scale rounded to bf16 is another scale, so only devices change."""
 
@@ -271,6 +275,9 @@ class _DelayedScale(Scaling):
         known = (amax > 0) & (amax < math.inf)
         self.committed.copy_(torch.where(known, self.spec.scale_of(amax, self.format), self.committed))
         self.ready.logical_or_(known)
+
+    def recorded(self) -> Sequence[Tensor]:
+        return (self.amax_now,)
 
     def _recorded(self) -> Tensor:
         """The amax that the history comes to."""

@@ -106,8 +106,12 @@ class Spec(Shape):
         return yaml.dump(self.tree(), Dumper=_Dumper, sort_keys=False, allow_unicode=True, width=120)
 
     def fingerprint(self) -> str:
-        """sha256, as hex, of the resolved spec; equal specs and only they share it."""
-        return hashlib.sha256(json.dumps(self.tree(), sort_keys=True).encode()).hexdigest()
+        """sha256, as hex, of what decides (`deciding`) in the resolved spec; equal specs and only they share it."""
+        return hashlib.sha256(json.dumps(self.deciding(), sort_keys=True).encode()).hexdigest()
+
+    def deciding(self) -> dict[str, Any]:
+        """The part of `tree` that decides what comes of this spec, which is all of it unless a class says otherwise."""
+        return self.tree()
 
 
 class Kind(Spec):

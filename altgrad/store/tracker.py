@@ -9,9 +9,9 @@ the step of its checkpoint (`RunFiles.rewind`) and writes the same lines again: 
 k before it checkpoints step k.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack
-from typing import Protocol, TypeAlias
+from typing import Protocol, TypeAlias, runtime_checkable
 
 from altgrad.store.files import Appender, truncate_jsonl, utc_now
 from altgrad.store.runs import EVENTS, METRICS, Run
@@ -35,28 +35,49 @@ class Sink(Protocol):
         """Finish; nothing is sent after this."""
 
 
+@runtime_checkable
+class FallibleSink(Sink, Protocol):
+    """A sink that may fail without stopping the run, and says so here."""
+
+    def complaints(self) -> Iterator[str]:
+        """What went wrong since the last time this was asked, each in one line."""
+
+
 class Tracker:
-    """A sink that passes everything on to its sinks, in their order."""
+    """A sink that passes everything on to its sinks, in their order; what one complains of is a `warning` to all."""
 
     def __init__(self, *sinks: Sink) -> None:
         self.sinks = sinks
+        self._fallible = [sink for sink in sinks if isinstance(sink, FallibleSink)]
+        self._step = 0
 
     def metrics(self, step: int, values: Mapping[str, float]) -> None:
         """Pass the values on; without values nothing is passed."""
+        self._step = step
         if values:
             for sink in self.sinks:
                 sink.metrics(step, values)
+        self._pass_complaints(self.sinks)
 
     def event(self, step: int, event: str, message: str, **details: JSON) -> None:
         """Pass the event on."""
+        self._step = step
         for sink in self.sinks:
             sink.event(step, event, message, **details)
+        self._pass_complaints(self.sinks)
 
     def close(self) -> None:
-        """Close every sink, the last first, even if one of them raises."""
+        """Close every sink, the last first, even if one of them raises; those left hear its complaints."""
         with ExitStack() as stack:
-            for sink in self.sinks:
+            for number, sink in enumerate(self.sinks):
+                stack.callback(self._pass_complaints, self.sinks[:number])
                 stack.callback(sink.close)
+
+    def _pass_complaints(self, sinks: Sequence[Sink]) -> None:
+        for fallible in self._fallible:
+            for complaint in fallible.complaints():
+                for sink in sinks:
+                    sink.event(self._step, "warning", complaint)
 
 
 class RunFiles:

@@ -11,22 +11,23 @@ anywhere continues where it was.
 
 import statistics
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Literal
 
 import torch
-from torch import Tensor
 
 from altgrad.data.dataset import Dataset
 from altgrad.interventions import Intervened, Moment
 from altgrad.monitors import Replay, Report
-from altgrad.nn import commit
-from altgrad.quantize.noise import site_key
+from altgrad.nn import Ranks, commit
 from altgrad.spec import LocatedError
 from altgrad.store import Run, RunFiles, RunStore, Sink, Snapshots, Tracker
+from altgrad.store.mirror import Mirror
 from altgrad.training import checkpoint
 from altgrad.training.evaluate import evaluate
+from altgrad.training.gradients import Gradients
 from altgrad.training.run import RunSpec
 from altgrad.training.state import TrainState
 from altgrad.training.twin import Twin, find_twin
@@ -59,25 +60,34 @@ def train(
     sinks: other places that metrics and events go to. interrupted: asked between steps and batches; when true, the
     state is saved and the run ends `interrupted`. Raises LockedError if another process holds the run, CheckpointError
     if it has checkpoints but none that verifies, LocatedError for a spec that does not fit the model or its twin.
+
+    With a process group (torchrun), all its ranks call this and train the run together; the first alone writes.
     """
     assert spec.is_resolved and spec.threads is not None, "a run is trained from its resolved spec"
+    ranks = Ranks.present()
+    spec.check_ranks(ranks.size)
     torch.set_num_threads(spec.threads)
     device = torch.device(device)
     if device.type == "cuda":
         torch.use_deterministic_algorithms(True, warn_only=True)
-    with run.lock():
+    with run.lock() if ranks.is_first else nullcontext():
         snapshots = Snapshots(run.checkpoints.folder, spec.keep)
+        ranks.words("the run is held")
         newest = snapshots.newest()
         twin = _twin(spec, run, dataset)
         state = TrainState.build(spec, dataset, device, fresh=newest is None, twin=twin)
         if newest is not None:
             checkpoint.load(state, newest)
+        state.watch.ranks = ranks
+        ranks.words("the checkpoint is read")
+        if not ranks.is_first:
+            return _Training(spec, run, dataset, state, twin, snapshots, None, Tracker(*sinks), interrupted).carry_on()
         files = RunFiles(run)
-        tracker = Tracker(files, *sinks)
+        tracker = Tracker(files, *sinks, *(Mirror(each, run) for each in spec.track))
         try:
             # Without a checkpoint even step 0, the evaluation before training, is done again.
             files.rewind(state.step if newest is not None else -1)
-            run.update_meta(status="running", device=str(device))
+            run.update_meta(status="running", device=str(device), ranks=ranks.size)
             for each in newest.rejected if newest is not None else ():
                 tracker.event(state.step, "notice", f"{each.path.name} was passed over: {each.reason}.")
             begun = "resumed" if newest is not None else "started"
@@ -108,18 +118,19 @@ class _Training:
         state: TrainState,
         twin: Twin | None,
         snapshots: Snapshots,
-        files: RunFiles,
+        files: RunFiles | None,
         tracker: Tracker,
         interrupted: Callable[[], bool],
     ) -> None:
         self.spec, self.run, self.dataset, self.state, self.twin = spec, run, dataset, state, twin
-        self.snapshots, self.files, self.tracker, self.interrupted = snapshots, files, tracker, interrupted
-        self.device = next(state.model.parameters()).device
+        self.snapshots, self.files, self.tracker = snapshots, files, tracker
+        self.ranks = ranks = state.watch.ranks
+        # Whoever was asked to stop, all do, after the same step.
+        self.interrupted = interrupted if ranks.size == 1 else lambda: ranks.any(interrupted())
         self.began = time.perf_counter() - state.seconds
         self.saved = max(snapshots.steps(), default=-1)
         self.interval = (0.0, 0)
-        # Evaluation keeps the plain model: so there are two graphs, watched and unwatched, and no third.
-        self.forward = self.compiled()
+        self.gradients = Gradients(spec, dataset, state)
 
     def carry_on(self) -> Outcome:
         """Steps, evaluations and checkpoints until the run completes, diverges or is interrupted."""
@@ -137,17 +148,6 @@ class _Training:
             if reason := self.step():
                 return self.stop("diverged", reason)
 
-    def compiled(self) -> Callable[[Tensor], Tensor]:
-        """The model as it is now, in one graph if the spec says so.
-
-        Graphs made before are dropped: they are of formats that are gone, they count towards torch's limit of 8, and
-        beside them torch 2.13 takes a format that changed for a size that varies and fails on it.
-        """
-        if self.spec.compile != "model":
-            return self.state.model
-        torch.compiler.reset()
-        return torch.compile(self.state.model, fullgraph=True)
-
     def step(self) -> str | None:
         """One optimizer step. Returns why the run should end, if it should."""
         state, spec, started = self.state, self.spec, time.perf_counter()
@@ -159,64 +159,32 @@ class _Training:
         for group in state.optimizer.param_groups:
             group["lr"] = group["initial_lr"] * factor
 
-        loss = self.backward()
+        loss = self.gradients.backward()
         named = {name: p.grad for name, p in state.model.named_parameters() if p.grad is not None}
         gradients = list(named.values())
         norm = torch.nn.utils.get_total_norm(gradients)
-        replay = Replay(state.model, named, self.replayed)
+        replay = Replay(state.model, named, self.gradients.replayed, self.ranks)
         loss_now, norm_now, seen = state.watch.gradients(loss, norm, named, replay)
         skipped = any(report.skip for report in seen.values())
-        acted = state.roster.gradients(Moment(loss_now, norm_now, named, self.replayed, skipped))
+        acted = state.roster.gradients(Moment(loss_now, norm_now, named, self.gradients.replayed, skipped))
         if not (skipped or acted.skip):
             norm = torch.nn.utils.get_total_norm(gradients) if acted.clipped else norm
             if spec.clip_norm is not None:
                 torch.nn.utils.clip_grads_with_norm_(state.model.parameters(), spec.clip_norm, norm)
             state.optimizer.step()
         state.optimizer.zero_grad()
-        commit(state.model)
+        sums, maxima = state.watch.recorded()
+        commit(state.model, self.ranks, sums=sums, maxima=maxima)
         seen |= state.watch.finish()
         acted += state.roster.finish()
         if acted.recast:
-            self.forward = self.compiled()
+            self.gradients.recompile()
 
         state.step = number
-        self.interval = self.interval[0] + time.perf_counter() - started, self.interval[1] + self.tokens_per_step
-        state.tokens += self.tokens_per_step
+        self.interval = self.interval[0] + time.perf_counter() - started, self.interval[1] + self.gradients.tokens
+        state.tokens += self.gradients.tokens
         self.log(loss_now, norm_now, spec.optimizer.lr * factor, seen, acted)
         return None if acted.carry_on else next((report.stop for report in seen.values() if report.stop), None)
-
-    def backward(self) -> Tensor:
-        """Gradients of the mean loss over all micro-batches, which is returned."""
-        state, spec = self.state, self.spec
-        total = torch.zeros((), device=self.device)
-        self.tokens_per_step = 0
-        for micro in range(spec.accumulate):
-            with state.watch.micro_batch():
-                loss, tokens = self.loss(micro, self.forward, spec.compute)
-                torch.autograd.backward(loss * spec.loss_scale.factor)
-            self.tokens_per_step += tokens
-            total += loss.detach()
-        if spec.loss_scale.factor != 1:
-            torch._foreach_mul_(
-                [p.grad for p in state.model.parameters() if p.grad is not None], 1 / spec.loss_scale.factor
-            )
-        return total
-
-    def loss(self, micro: int, forward: Callable[[Tensor], Tensor], compute: str) -> tuple[Tensor, int]:
-        """One micro-batch's share of the step's loss, and its tokens; the same every time it is asked for in a step."""
-        index = self.state.step * self.spec.accumulate + micro
-        # For dropout; whatever else draws would also be a function of the seed and the step alone.
-        torch.manual_seed(site_key(self.spec.seed, f"micro-batch {index}"))
-        batch = self.dataset.batch(index)
-        tokens, batch = batch.tokens, batch.to(self.device)
-        with torch.autocast(self.device.type, torch.bfloat16, enabled=compute == "bfloat16"):
-            output = forward(batch.inputs)
-        return self.dataset.loss(output, batch) / self.spec.accumulate, tokens
-
-    def replayed(self) -> Iterator[Tensor]:
-        """The step's losses once more, in eager and in float32: for monitors that look at whole tensors."""
-        for micro in range(self.spec.accumulate):
-            yield self.loss(micro, self.state.model, "float32")[0]
 
     def log(self, loss: float, norm: float, lr: float, seen: dict[str, Report], acted: Intervened) -> None:
         """Write down what the step gave: numbers at the logging cadence, monitors whenever they were due."""
@@ -259,8 +227,8 @@ class _Training:
         return {} if self.twin is None else self.twin.differences(self.state.step, values)
 
     def save(self) -> None:
-        """Write a checkpoint of the present step, unless there is one."""
-        if self.saved == self.state.step:
+        """Write a checkpoint of the present step, unless there is one or this is not the first rank."""
+        if self.saved == self.state.step or self.files is None:
             return
         self.files.sync()
         self.state.seconds = time.perf_counter() - self.began
@@ -277,6 +245,8 @@ class _Training:
     def stop(self, status: Status, reason: str) -> Outcome:
         """Close the run. A diverged state is not saved: the last good checkpoint stays the newest."""
         state = self.state
+        if self.files is None:
+            return Outcome(self.run, status, state.step, {}, reason)
         if status == "interrupted":
             self.save()
         if status == "completed":

@@ -2,7 +2,9 @@
 
 Two runs with equal resolved specs, on one machine and one version, give the same bits. So what changes last bits is
 part of it: the engine and the number of threads are resolved when a run is first made, stored in its spec.yaml and used
-again on resume. Where a run happens (the device, the folder) is not; it is noted in meta.json.
+again on resume. Where a run happens (the device, the folder) is not; it is noted in meta.json. Where it is also shown
+(`track`) stands in the spec, so that a matrix can say it, but is left out of the fingerprint: a run is the same run
+whoever looks on.
 """
 
 import math
@@ -15,9 +17,10 @@ from altgrad.data.dataset import DatasetSpec
 from altgrad.interventions import InterventionSpec
 from altgrad.models.model import ModelSpec
 from altgrad.monitors import MonitorSpec
-from altgrad.nn import PrecisionPolicy
+from altgrad.nn import PrecisionPolicy, Ranks
 from altgrad.optim import OptimizerSpec, Schedule, StorageSpec
-from altgrad.spec import Spec
+from altgrad.spec import LocatedError, Spec
+from altgrad.store.mirror import SinkSpec
 
 Count = Annotated[int, Field(ge=1)]
 
@@ -87,6 +90,8 @@ class RunSpec(Spec):
     """model: the whole model becomes one compiled graph, forward and backward, casts and monitors included."""
     threads: Count | None = None
     """CPU threads; null means as many as torch takes on the machine where the run is first made."""
+    track: tuple[SinkSpec, ...] = ()
+    """Where its numbers go besides the store, such as [wandb]; decides nothing of the run."""
 
     @field_validator("project", "name")
     @classmethod
@@ -121,11 +126,28 @@ class RunSpec(Spec):
             )
         if self.compile and not self.data.one_shape:
             raise ValueError("compile: model is for batches of one shape; set data.lengths: mixed.")
-        for place, members in (("monitors", self.monitors), ("interventions", self.interventions)):
+        several = {"monitors": self.monitors, "interventions": self.interventions, "track": self.track}
+        for place, members in several.items():
             kinds = [member.kind for member in members]
             if twice := {kind for kind in kinds if kinds.count(kind) > 1}:
                 raise ValueError(f"{place} names {', '.join(sorted(twice))} twice; one of each is enough.")
         return self
+
+    def check_ranks(self, size: int) -> None:
+        """LocatedError if several processes cannot train this run together."""
+        try:
+            Ranks(0, size).share_of(self.accumulate)
+        except ValueError as error:
+            raise LocatedError(("accumulate",), str(error)) from None
+        if size > 1 and self.interventions:
+            raise LocatedError(
+                ("interventions",),
+                f"interventions act on what one process sees, and there are {size}; leave them out, or train on one.",
+            )
+
+    def deciding(self) -> dict[str, Any]:
+        """See Spec."""
+        return {key: value for key, value in self.tree().items() if key != "track"}
 
     @classmethod
     def noun(cls) -> str:

@@ -47,7 +47,7 @@ def test_kinds_of_one_family_as_json() -> None:
     ("family", "message"),
     [
         ("monitr", "'monitr' is not a family. Did you mean 'monitor'?\n"),
-        ("x", "'x' is not a family. There are model, dataset, optimizer, monitor, intervention, scaling.\n"),
+        ("x", "'x' is not a family. There are model, dataset, optimizer, monitor, intervention, scaling, sink.\n"),
     ],
 )
 def test_an_unknown_family_is_one_line_and_exit_code_2(family: str, message: str) -> None:

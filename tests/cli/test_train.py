@@ -69,12 +69,13 @@ def _losses(run: Path) -> list[str]:
 def test_dry_run_shows_every_cast_and_writes_nothing(run_cli: Cli, spec: Path, tmp_path: Path) -> None:
     done = run_cli("train", spec.name, "--dry-run")
     lines = done.stdout.splitlines()
-    assert done.returncode == 0 and len(lines) == 1 + 2 * 4 + 1 + 1
+    assert done.returncode == 0 and len(lines) == 1 + 2 * 4 + 1 + 3
     assert all("rule 0 at tiny.yaml:7:5" in line for line in lines[1:9]) and "no rule matches" in lines[9]
     assert lines[1].split()[:3] == ["blocks.0.attention.qkv", "e4m3fn", "current"]
     facts = json.loads(run_cli("train", spec.name, "--dry-run", "--json").stdout)
     assert facts["layers"][0]["slots"]["grad_weight.grad_output"] == "e5m2 current"
     assert facts["quantised_parameters"] == 2 * (16 * 48 + 16 * 16 + 2 * 16 * 64)
+    assert lines[-1].startswith("bytes: weights ") and facts["estimate"]["weights"] == 4 * facts["parameters"]
     assert sorted(path.name for path in tmp_path.iterdir()) == ["tiny.yaml"]
 
 

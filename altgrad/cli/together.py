@@ -1,0 +1,54 @@
+"""One run in several processes: what torchrun says in the environment, made a process group.
+
+    torchrun --nproc-per-node 2 --no-python altgrad train spec.yaml
+
+torchrun numbers its processes in RANK and LOCAL_RANK and gives WORLD_SIZE; without them a process is on its own. Ranks
+on CPUs talk through gloo, on GPUs through NCCL, each rank with the GPU of its local number.
+"""
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
+import torch.distributed as dist
+
+from altgrad.cli import console
+from altgrad.nn import ALONE, Ranks
+
+
+def size() -> int:
+    """How many processes torchrun started; 1 without it."""
+    return int(os.environ.get("WORLD_SIZE", "1")) if "RANK" in os.environ else 1
+
+
+def own_device(name: str) -> str:
+    """`auto` and `cuda` as the GPU that is this rank's own; anything else as it is."""
+    if size() > 1 and (name == "cuda" or (name == "auto" and torch.cuda.is_available())):
+        return f"cuda:{os.environ.get('LOCAL_RANK', '0')}"
+    return name
+
+
+@contextmanager
+def together(device: torch.device) -> Iterator[Ranks]:
+    """The ranks of this run, for the length of a block. A rank that loses the others says so in one line, and leaves
+    with 1.
+    """
+    if size() == 1:
+        yield ALONE
+        return
+    if device.type == "cuda":
+        torch.cuda.set_device(device)
+    try:
+        dist.init_process_group("nccl" if device.type == "cuda" else "gloo")
+        ranks = Ranks.present()
+        yield ranks
+    except RuntimeError as error:
+        rank = os.environ["RANK"]
+        lost = any(word in str(error) for word in ("Connection", "connection", "NCCL", "Socket", "timed out"))
+        if not lost:
+            raise
+        console.fail(f"rank {rank} lost the others: {str(error).splitlines()[0][:160]}.", 1)
+    finally:
+        if dist.is_initialized():
+            dist.destroy_process_group()
