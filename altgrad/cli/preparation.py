@@ -21,6 +21,7 @@ from altgrad.cli.together import own_device, size
 from altgrad.data.dataset import Dataset
 from altgrad.document import Document
 from altgrad.measures.metric import headline
+from altgrad.nn import Ranks
 from altgrad.nn.policy import SLOTS, Decision
 from altgrad.nn.policy import describe as in_words
 from altgrad.optim import Optimizer
@@ -94,10 +95,11 @@ class Prepared:
         except ValueError as error:
             raise SpecError(self.document.where(("init_from",)), str(error)) from None
 
-    def estimate(self) -> Estimate:
+    def estimate(self, runs: Path) -> Estimate:
         """What the run would take; SpecError for monitors that lack what they ask for. Once only."""
+        twin = find_twin(self.spec, RunStore(runs), self.dataset)
         try:
-            return estimate(self.spec, self.dataset, *self.shapes)
+            return estimate(self.spec, self.dataset, *self.shapes, twin)
         except ValueError as error:
             raise SpecError(self.document.where(("monitors",)), str(error)) from None
 
@@ -143,7 +145,7 @@ def prepare(path: Path, sets: Sequence[str], device: str, exact: bool = False) -
             decisions = spec.precision.decide(model)
             optimizer = build_optimizer(spec, model)
             build_roster(spec, model, optimizer)
-            spec.check_ranks(size())
+            spec.check_ranks(Ranks(0, size()))
     except LocatedError as error:
         console.fail(str(SpecError(document.where(error.location), str(error))), 2)
     except ValueError as error:
@@ -155,13 +157,13 @@ def prepare(path: Path, sets: Sequence[str], device: str, exact: bool = False) -
         why = notice or f"it leaves threads or engine to the machine (here {spec.threads} and {spec.engine})"
         console.fail(f"{path}: --exact: this would be another run than the spec says: {why}.", 3)
     warning = leak_warning(spec)
-    for line in filter(None, (notice, warning)):
-        if console.first_rank():
-            console.say(line, sys.stderr)
+    for line in filter(None, (notice, warning) if console.first_rank() else ()):
+        console.say(line, sys.stderr)
     count = sum(p.numel() for p in model.parameters())
     stored = _stored(optimizer)
     quantised = _quantised(model, decisions, stored)
-    return Prepared(spec, document, dataset, where, count, decisions, quantised, stored, (model, optimizer), warning)
+    shapes = model, optimizer
+    return Prepared(spec, document, dataset, where, count, decisions, quantised, stored, shapes, warning)
 
 
 def _device(name: str) -> torch.device:
@@ -198,11 +200,11 @@ def _quantised(model: nn.Module, decisions: Sequence[Decision], stored: Mapping[
     return sum(weight.numel() for weight in weights if isinstance(weight, torch.Tensor))
 
 
-def describe(prepared: Prepared, as_json: bool) -> None:
+def describe(prepared: Prepared, runs: Path, as_json: bool) -> None:
     """The table of casts: every Linear, its six slots, its storage, and the line of the spec that decided it."""
     rows = [_row(prepared, decision) for decision in prepared.decisions]
     share = prepared.quantised / prepared.parameters
-    found = prepared.estimate()
+    found = prepared.estimate(runs)
     if as_json:
         facts = {"layers": rows, "parameters": prepared.parameters, "quantised_parameters": prepared.quantised}
         facts["stored"] = dict(prepared.stored)

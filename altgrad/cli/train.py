@@ -65,8 +65,8 @@ def _check_and_train(
     if dry_run:
         with console.one_line_errors():
             prepared.check_start(runs)
-        if console.first_rank():
-            describe(prepared, as_json)
+            if console.first_rank():
+                describe(prepared, runs, as_json)
         return
     _train(prepared, runs, resume, as_json)
 
@@ -120,7 +120,8 @@ def _train(prepared: Any, runs: Path, resume: str, as_json: bool) -> None:
 def _made(prepared: Any, runs: Path, resume: str, ranks: Any) -> Any:
     """The run, made by the first rank if it is new; the others wait for it."""
     if ranks.is_first:
-        run = prepared.ensure(prepared.open_run(runs, resume))
+        run = prepared.open_run(runs, resume)
+        run = run if run.exists and run.status == "completed" else prepared.ensure(run)
     ranks.words("the run is there")
     return run if ranks.is_first else prepared.open_run(runs, "auto")
 

@@ -121,6 +121,8 @@ class InterventionSpec(Kind, family="intervention", package="altgrad.interventio
 
     metrics: ClassVar[tuple[Metric, ...]] = ()
     """What it reports."""
+    alike: ClassVar[bool] = False
+    """Whether all it decides by is the same on every rank (weights, summed gradients); if not, it is for one rank."""
 
     @abstractmethod
     def build(self, subject: Subject) -> Intervention:

@@ -38,6 +38,7 @@ class PartitionClip(InterventionSpec):
     """Clip weight gradients at the end of their format's range while they saturate; nearly inert under Adam."""
 
     kind: ClassVar[str] = "partition_clip"
+    alike: ClassVar[bool] = True
     metrics: ClassVar[tuple[Metric, ...]] = (
         Metric(
             "saturation_rate", "ratio", "of p.grad, as if it were cast", "#(|p.grad / s rounded| > max) / #(finite)",

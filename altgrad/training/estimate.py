@@ -10,8 +10,9 @@ forward, since each product has two in backward. No formula of our own says what
     optimizer   its state, after the first step                       casts       histories of scales, counters
     monitors    their tables and what they keep of weights and gradients while they are due
 
-Activations and passing temporaries are not counted: they depend on the kernels. Shapes decide everything, so nothing is
-drawn: weights that are not there need no initialisation, which takes most of the time otherwise.
+Activations and passing temporaries are not counted, since they depend on the kernels, nor what interventions keep.
+Shapes decide everything, so nothing is drawn: weights that are not there need no initialisation, which takes most of
+the time otherwise.
 """
 
 from collections.abc import Iterator, Mapping
@@ -30,6 +31,7 @@ from altgrad.nn import casts_off
 from altgrad.optim import Optimizer
 from altgrad.optim.storage import GridStorage
 from altgrad.training.run import RunSpec
+from altgrad.training.twin import Twin
 
 
 @dataclass(frozen=True)
@@ -71,17 +73,20 @@ def shapes_only() -> Iterator[None]:
         yield
 
 
-def estimate(spec: RunSpec, dataset: Dataset, model: nn.Module, optimizer: Optimizer) -> Estimate:
+def estimate(
+    spec: RunSpec, dataset: Dataset, model: nn.Module, optimizer: Optimizer, twin: Twin | None = None
+) -> Estimate:
     """What the run takes on one rank.
 
     model, optimizer: as `build_model` and `build_optimizer` of altgrad.training.state make them under `shapes_only`;
-    used up. ValueError for monitors that lack what they ask for.
+    used up. ValueError for monitors that lack what they ask for of the run or its twin.
     """
     batch = dataset.batch(0)
     optimizer.engine = "eager"
     parameters = list(model.parameters())
     storage = _bytes(list(optimizer.state.values()))
-    watch = Watch(spec.monitors, model, optimizer, Context(-(-dataset.epoch_batches // spec.accumulate), None))
+    context = Context(-(-dataset.epoch_batches // spec.accumulate), None if twin is None else twin.rows)
+    watch = Watch(spec.monitors, model, optimizer, context)
     kept, watched = _step(optimizer, watch)
     return Estimate(
         parameters=sum(p.numel() for p in parameters),

@@ -65,7 +65,7 @@ def train(
     """
     assert spec.is_resolved and spec.threads is not None, "a run is trained from its resolved spec"
     ranks = Ranks.present()
-    spec.check_ranks(ranks.size)
+    spec.check_ranks(ranks)
     torch.set_num_threads(spec.threads)
     device = torch.device(device)
     if device.type == "cuda":

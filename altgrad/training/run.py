@@ -126,24 +126,29 @@ class RunSpec(Spec):
             )
         if self.compile and not self.data.one_shape:
             raise ValueError("compile: model is for batches of one shape; set data.lengths: mixed.")
-        several = {"monitors": self.monitors, "interventions": self.interventions, "track": self.track}
-        for place, members in several.items():
+        for place, members in (
+            ("monitors", self.monitors),
+            ("interventions", self.interventions),
+            ("track", self.track),
+        ):
             kinds = [member.kind for member in members]
             if twice := {kind for kind in kinds if kinds.count(kind) > 1}:
                 raise ValueError(f"{place} names {', '.join(sorted(twice))} twice; one of each is enough.")
         return self
 
-    def check_ranks(self, size: int) -> None:
-        """LocatedError if several processes cannot train this run together."""
+    def check_ranks(self, ranks: Ranks) -> None:
+        """LocatedError, in one line, if so many ranks cannot train this run together."""
         try:
-            Ranks(0, size).share_of(self.accumulate)
+            ranks.share_of(self.accumulate)
         except ValueError as error:
             raise LocatedError(("accumulate",), str(error)) from None
-        if size > 1 and self.interventions:
-            raise LocatedError(
-                ("interventions",),
-                f"interventions act on what one process sees, and there are {size}; leave them out, or train on one.",
-            )
+        for number, spec in enumerate(self.interventions):
+            if ranks.size > 1 and not spec.alike:
+                raise LocatedError(
+                    ("interventions", number),
+                    f"{spec.kind} decides by one rank's micro-batches, and {ranks.size} ranks would come to differ; "
+                    "train on one rank, or leave it out.",
+                )
 
     def deciding(self) -> dict[str, Any]:
         """See Spec."""

@@ -41,6 +41,8 @@ CASES: dict[str, list[str]] = {
                    "storage=[{match: blocks.*.weight, kind: stochastic, format: e3m4}]"],
     "watched": [f"precision.rules=[{{weight: {DELAYED}, input: {DELAYED}, grad_output: e5m2}}]", "accumulate=4",
                 f"monitors={EVERY_MONITOR}", "steps=10"],
+    "clipped": ["precision.rules=[{grad_output: {format: e5m2, scaling: delayed}}]",
+                "interventions=[{kind: partition_clip, margin: -4, saturation: 0, every: 1}]"],
 }  # fmt: skip
 
 
@@ -150,6 +152,14 @@ def test_a_run_goes_on_with_another_number_of_ranks(runs: Both) -> None:
     assert metrics(moved) == metrics(whole) and weights(moved) == weights(whole)
 
 
+@pytest.mark.long
+def test_partition_clip_does_the_same_on_two_ranks(more_runs: Both) -> None:
+    one, two = more_runs("clipped")
+    are_the_same(one, two)
+    clipped = [value for row in metrics(one) for key, value in row.items() if key.endswith("/clipped_share")]
+    assert metrics(one) == metrics(two) and max(clipped) > 0
+
+
 class Counting(Ranks):
     """The first of two ranks, whose other says the half of what it says; `asked` are the sizes of its collectives."""
 
@@ -187,6 +197,17 @@ def test_micro_batches_that_cannot_be_dealt_out_are_refused(tmp_path: Path, monk
     with pytest.raises(LocatedError, match="accumulate is 2, on 3 ranks; .* a multiple of 3") as error:
         train(spec, Run(tmp_path), None)  # type: ignore[arg-type]
     assert error.value.location == ("accumulate",)
+
+
+def test_an_intervention_that_sees_one_ranks_micro_batches_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    spec = RunSpec.parse(TINY, sets=["interventions=[partition_clip, mantissa_shift]"])
+    spec.check_ranks(Ranks())
+    monkeypatch.setattr(Ranks, "present", classmethod(lambda cls: cls(0, 2)))
+    with pytest.raises(LocatedError, match="mantissa_shift decides by one rank's micro-batches, and 2 ranks") as error:
+        train(spec, Run(tmp_path), None)  # type: ignore[arg-type]
+    assert error.value.location == ("interventions", 1)
 
 
 def test_a_layer_that_runs_twice_with_random_bits_is_refused_on_several_ranks() -> None:
@@ -227,6 +248,7 @@ def test_torchrun_of_the_cli_prints_once_and_keeps_one_run(tmp_path: Path) -> No
     assert json.loads((run / "meta.json").read_text())["ranks"] == 2
 
 
+@pytest.mark.long
 def test_the_cli_says_before_anything_starts_that_ranks_cannot_share_a_step(
     run_cli: Callable[..., subprocess.CompletedProcess[str]], tmp_path: Path
 ) -> None:
