@@ -10,6 +10,7 @@ from typing import Any
 COMPLAINTS = ("Runtime.consoleAPICalled", "Runtime.exceptionThrown", "Log.entryAdded")
 STATE = """JSON.stringify({
     done: document.documentElement.dataset.done || "",
+    loaded: document.readyState === "complete" && [...document.images].every(e => e.complete),
     figures: document.querySelectorAll("[data-figure]").length,
     drawn: [...document.querySelectorAll("[data-figure]")]
         .filter(e => e.querySelector(".main-svg .xaxislayer-above")).length,
@@ -76,7 +77,7 @@ class Chromium:
             time.sleep(0.2)
             found = self.call("Runtime.evaluate", expression=STATE, returnByValue=True)["result"].get("value")
             state = dict(json.loads(found)) if found else {}
-            if state.get("done") or (not script and state.get("pictures")):
+            if state.get("done") or (not script and state.get("pictures") and state["loaded"]):
                 return state
         raise AssertionError(f"the page was not drawn within a minute: {state}")
 
