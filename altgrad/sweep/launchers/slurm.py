@@ -137,6 +137,12 @@ def _states(listing: str) -> list[tuple[str, State]]:
     return found
 
 
+def ignore_warnings() -> None:
+    """Slurm warns every process of the step, the worker too, which would die of it; its task is the one to act."""
+    signal.signal(signal.SIGUSR1, signal.SIG_IGN)
+    signal.signal(signal.SIGUSR2, signal.SIG_IGN)
+
+
 class Task:
     """What one array task does: run the worker's command until it ends, and save in time. submitit pickles it."""
 
@@ -149,7 +155,9 @@ class Task:
         threads = str(self.threads)
         environment = {**os.environ, "OMP_NUM_THREADS": threads, "MKL_NUM_THREADS": threads}
         with Path(self.log).open("ab") as log:
-            self.process = subprocess.Popen(self.command, env=environment, stdout=log, stderr=log)
+            self.process = subprocess.Popen(
+                self.command, env=environment, stdout=log, stderr=log, preexec_fn=ignore_warnings
+            )
             signal.signal(signal.SIGINT, lambda number, frame: self.save())
             return self.process.wait()
 
