@@ -105,7 +105,7 @@ def make(one: Planned, store: RunStore, twin: Run | None) -> bool:
     spec = one.spec.model_copy(update={"monitors": monitors(twin.path if twin else None)})
     if not run.exists:
         run.create(spec.to_yaml(), {"steps": spec.steps})
-    dataset: Any = spec.data.build(spec.seed, getattr(spec.model, "context"))  # noqa: B009
+    dataset = spec.data.build(spec.seed, spec.model.context)
     whole = dataset.evaluation
 
     def shortened(split: str) -> Iterator[Batch]:

@@ -14,7 +14,6 @@ of every Linear is exactly 0 there, and so is its gradient. A zero enters no ama
 counters see texts alone. With `bias: true` padding has values, as in any encoder of BERT's kind.
 """
 
-import math
 from typing import Annotated, ClassVar, Literal, Self
 
 import torch
@@ -24,6 +23,7 @@ from torch.nn import functional
 
 from altgrad.models.gpt import MLP
 from altgrad.models.model import Answers, ModelSpec
+from altgrad.models.weights import draw_weights
 
 __all__ = ["Encoder", "EncoderModel", "pooled"]
 
@@ -131,15 +131,7 @@ class EncoderModel(nn.Module):
     @torch.no_grad()
     def initialise(self) -> None:
         """Draw every weight afresh from the global torch generator; also what an encoder moved off `meta` needs."""
-        residual = 0.02 / math.sqrt(2 * len(self.blocks))
-        for name, parameter in self.named_parameters():
-            if name.endswith("bias"):
-                nn.init.zeros_(parameter)
-            elif parameter.ndim == 1:
-                nn.init.ones_(parameter)
-            else:
-                into_residual = name.endswith(("attention.proj.weight", "mlp.down.weight"))
-                nn.init.normal_(parameter, std=residual if into_residual else 0.02)
+        draw_weights(self, len(self.blocks))
 
     def forward(self, inputs: Tensor) -> Tensor:
         """Logits of every label. `time` may be 1 to `context`; more is a ValueError."""

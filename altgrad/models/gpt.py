@@ -14,7 +14,6 @@ keeps every cast of a run at a named linear layer. Rotary positions and gated ML
 picture of a layer's numerics, and the reference people know is this shape.
 """
 
-import math
 from collections.abc import Mapping
 from typing import Annotated, ClassVar, Literal, Protocol, Self
 
@@ -25,6 +24,7 @@ from torch.nn import functional
 
 from altgrad.models.gpt2_names import from_gpt2
 from altgrad.models.model import ModelSpec
+from altgrad.models.weights import draw_weights
 
 __all__ = ["GPT", "Decoder"]
 
@@ -159,15 +159,7 @@ class Decoder(nn.Module):
     @torch.no_grad()
     def initialise(self) -> None:
         """Draw every weight afresh from the global torch generator; also what a decoder moved off `meta` needs."""
-        residual = 0.02 / math.sqrt(2 * len(self.blocks))
-        for name, parameter in self.named_parameters():
-            if name.endswith("bias"):
-                nn.init.zeros_(parameter)
-            elif parameter.ndim == 1:
-                nn.init.ones_(parameter)
-            else:
-                into_residual = name.endswith(("attention.proj.weight", "mlp.down.weight"))
-                nn.init.normal_(parameter, std=residual if into_residual else 0.02)
+        draw_weights(self, len(self.blocks))
 
     def forward(self, inputs: Tensor) -> Tensor:
         """Logits for the token after each position. `time` may be 1 to `context`; more is a ValueError."""

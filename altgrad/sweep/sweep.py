@@ -34,7 +34,7 @@ RETRIES = 3
 LEAVING_SECONDS = 60.0
 REFUSALS = 5
 TrackState = Literal["waiting", "pending", "running", "completed", "diverged", "failed"]
-DONE = ("completed", "diverged", "failed")
+DONE: tuple[TrackState, ...] = ("completed", "diverged", "failed")
 OWN_FAULT = (1, 2, 5)
 OVER = (0, 4, *OWN_FAULT)
 
@@ -123,8 +123,8 @@ class Sweep:
         if not track.run.exists:
             return
         status = track.run.status
-        if status in ("completed", "diverged", "failed"):
-            track.state = status  # type: ignore[assignment]
+        if done := _done(status):
+            track.state = done
             track.reason = str(track.run.meta().get("reason") or "")
         elif status == "running":
             self._adopt(track, "", 0)
@@ -184,8 +184,8 @@ class Sweep:
             if code is not None or (run.path / META).stat().st_mtime_ns != track.meta_changed:
                 status = str(meta.get("status"))
         track.handle, track.pulse, track.since = "", None, 0.0
-        if status in ("completed", "diverged") and code in (None, 0, 4):
-            track.state, track.reason = status, reason  # type: ignore[assignment]
+        if (done := _done(status)) and done != "failed" and code in (None, 0, 4):
+            track.state, track.reason = done, reason
             self.folder.write_record(track.planned.id, None)
         elif code in OWN_FAULT or (code is None and status == "failed"):
             said = self.folder.reason(track.planned.id) if code in (2, 5) or not reason else reason
@@ -268,6 +268,11 @@ class Sweep:
             look(self)
             time.sleep(self.launcher.poll_seconds)
         self.launcher.cancel(handles, kill=True)
+
+
+def _done(status: str) -> TrackState | None:
+    """The state of a run whose folder says so, if it is one that ends it."""
+    return next((state for state in DONE if state == status), None)
 
 
 def _from(step: int) -> str:
