@@ -2,7 +2,9 @@
 
 Every row of a table took turns with `copy_` into an existing tensor and with `clone`, round by round; the ratios are
 medians over rounds with their quartiles. "counted" is the cast together with every count of the range monitor and amax,
-the same pure functions fused. Peers that are not installed are named and left out. Times include writing the result.
+the same pure functions fused. Peers that are not installed are named and left out. Times include writing the result:
+into fresh pages or into memory that was used before, which `--memory` decides, since a large copy costs six times as
+much in the one as in the other.
 """
 
 import argparse
@@ -17,7 +19,7 @@ from altgrad.measures import range_counts
 from altgrad.quantize.engine import cast_values
 from altgrad.quantize.grid import bound_units, round_to, round_units
 from bench.peers import PEERS, Cast
-from bench.timing import in_turn, machine, summary
+from bench.timing import in_turn, machine, memory, summary
 
 SCALE = 2.0**-6
 
@@ -68,7 +70,7 @@ def peers(x: Tensor, name: str) -> tuple[dict[str, Callable[[], object]], list[s
     return tasks, [peer.name for peer in PEERS if peer not in present]
 
 
-def table(size: int, threads: int, name: str, rounds: int, with_peers: bool) -> None:
+def table(size: int, threads: int, name: str, rounds: int, with_peers: bool, kind: str) -> None:
     """Print one table as Markdown."""
     torch.set_num_threads(threads)
     torch.manual_seed(0)
@@ -79,7 +81,7 @@ def table(size: int, threads: int, name: str, rounds: int, with_peers: bool) -> 
     tasks = {"copy_": lambda: target.copy_(x), "clone": lambda: x.clone()} | ours(x, name) | others
     taken = in_turn(tasks, rounds=rounds)
     to_copy, to_clone = summary(taken, "copy_"), summary(taken, "clone")
-    print(f"\n{name}, 2^{size.bit_length() - 1} elements, {threads} thread(s), {device}\n")
+    print(f"\n{name}, 2^{size.bit_length() - 1} elements, {threads} thread(s), {device}, memory {kind}\n")
     print("| | ns/element | x copy_ (quartiles) | x clone (quartiles) |\n|---|---|---|---|")
     for task in tasks:
         seconds, low, middle, high = to_copy[task]
@@ -97,13 +99,15 @@ def main() -> None:
     parser.add_argument("--threads", type=int, nargs="+", default=[1, 2])
     parser.add_argument("--formats", nargs="+", default=["e5m2", "e4m3fn", "e3m4"])
     parser.add_argument("--rounds", type=int, default=100)
+    parser.add_argument("--memory", choices=["fresh", "kept"], default="kept", help="where results are written")
     parser.add_argument("--peers", action="store_true", help="also time what other packages do (slow)")
     options = parser.parse_args()
     print(machine())
+    kind = options.memory if memory(options.memory == "fresh") else "as malloc has it"
     for size in options.bits:
         for threads in options.threads:
             for name in options.formats:
-                table(1 << size, threads, name, max(5, min(options.rounds, (100 << 22) >> size)), options.peers)
+                table(1 << size, threads, name, max(5, min(options.rounds, (100 << 22) >> size)), options.peers, kind)
 
 
 if __name__ == "__main__":
