@@ -16,7 +16,7 @@ SPEC = """\
 project: demo
 name: tiny
 model: {kind: gpt, layers: 1, width: 16, heads: 2, context: 64}
-data: {kind: text, batch_size: 4}
+data: {kind: text, batch_size: 32}
 optimizer: {kind: adamw, lr: 3e-3}
 steps: 6
 threads: 1

@@ -17,7 +17,7 @@ SPEC = """\
 project: demo
 name: tiny
 model: {kind: gpt, layers: 2, width: 16, heads: 2, context: 64}
-data: {kind: text, batch_size: 4}
+data: {kind: text, batch_size: 32}
 precision:
   rules:
   - match: blocks.*
@@ -90,7 +90,7 @@ def test_dry_run_shows_every_cast_and_writes_nothing(run_cli: Cli, spec: Path, t
         ({"kind: adamw": "kind: adamww"}, "tiny.yaml:11:19: 'adamww' is not an optimizer. Did you mean 'adamw'?"),
         ({"width: 16": "width: 17"}, "width 17 is not a multiple of heads 2"),
         ({"threads: 1": "threads: 1\nthreads: 2"}, "tiny.yaml:14:1: 'threads' stands here a second time."),
-        ({"batch_size: 4": "source: nowhere.txt"}, "nowhere.txt is not a file"),
+        ({"batch_size: 32": "source: nowhere.txt"}, "nowhere.txt is not a file"),
         ({"model: {": "model: ["}, "not valid YAML"),
     ],
 )
@@ -171,7 +171,7 @@ def test_help_loads_no_torch() -> None:
 
 
 def test_a_hub_out_of_reach_is_told_before_torch_is_loaded(tmp_path: Path) -> None:
-    (tmp_path / "hub.yaml").write_text(SPEC.replace("batch_size: 4", "source: {hub: coastalcph/lex_glue}"))
+    (tmp_path / "hub.yaml").write_text(SPEC.replace("batch_size: 32", "source: {hub: coastalcph/lex_glue}"))
     code = (
         "import sys\nfrom altgrad.cli.main import app\nfrom typer.testing import CliRunner\n"
         "done = CliRunner().invoke(app, ['train', 'hub.yaml'])\n"
