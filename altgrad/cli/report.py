@@ -22,11 +22,12 @@ def report(
     ] = None,
     runs: Annotated[Path, typer.Option("--runs", metavar="DIR", help="The folder that holds all runs.")] = Path("runs"),
     source: Annotated[
-        str | None,
+        list[str] | None,
         typer.Option(
             "--from",
-            metavar="wandb:ENTITY/PROJECT",
-            help="Read the runs from Weights & Biases instead, all their steps.",
+            metavar="wandb:ENTITY/PROJECT|FILE",
+            help="Read the runs from Weights & Biases instead, all their steps, or from a report's runs.parquet ("
+            "several if the project was run in several places).",
         ),
     ] = None,
     out: Annotated[
@@ -45,7 +46,7 @@ def report(
     if missing := [name for name in NEEDED if importlib.util.find_spec(name) is None]:
         fail(f"altgrad report needs {', '.join(missing)}; install them with: pip install 'altgrad[report]'.", 3)
     with one_line_errors():
-        found = _read(project, runs, source, _seeds(tuning_seeds))
+        found = _read(project, runs, source or [], _seeds(tuning_seeds))
     from altgrad.report.report import write_report
 
     with one_line_errors():
@@ -61,14 +62,17 @@ def _seeds(text: str | None) -> tuple[int, ...]:
     return tuple(int(word) for word in words)
 
 
-def _read(project: str | None, runs: Path, source: str | None, tuning: tuple[int, ...]) -> Any:
+def _read(project: str | None, runs: Path, sources: list[str], tuning: tuple[int, ...]) -> Any:
+    from altgrad.report.archive import load_archives
     from altgrad.report.project import load
     from altgrad.report.wandb_runs import load_from_wandb
 
-    if source is not None:
-        if project is not None:
-            raise ValueError("--project and --from both name runs; give one of them.")
-        return load_from_wandb(source, tuning=tuning)
+    if sources and project is not None:
+        raise ValueError("--project and --from both name runs; give one of them.")
+    if len(sources) == 1 and sources[0].startswith("wandb:"):
+        return load_from_wandb(sources[0], tuning=tuning)
+    if sources:
+        return load_archives([Path(source) for source in sources], tuning=tuning)
     if project is None:
         known = sorted({run.project for run in RunStore(runs).runs()})
         if len(known) != 1:

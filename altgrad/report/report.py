@@ -1,6 +1,6 @@
 """write_report: sections in, files out.
 
-    report.html  report.md  data.parquet  data.csv  figures/<key>.{png,pdf}  tables/<key>.tex
+    report.html  report.md  data.parquet  data.csv  runs.parquet  figures/<key>.{png,pdf}  tables/<key>.tex
 
 Everything is written into a folder aside, which replaces the old report at the end, so a report is never half new.
 """
@@ -12,6 +12,7 @@ from pathlib import Path
 
 from altgrad import __version__
 from altgrad.report import export, markdown, paper_figures
+from altgrad.report.archive import write_archive
 from altgrad.report.content import Block, Figure
 from altgrad.report.page import Chapter, html
 from altgrad.report.project import Project
@@ -49,6 +50,7 @@ def write_report(
                     paper_figures.save(block, aside / "figures")
                     progress(f"figure {block.key}")
         export.write(project, aside)
+        write_archive(project, aside / "runs.parquet")
         if folder.exists():
             shutil.rmtree(folder)
         aside.rename(folder)

@@ -1,0 +1,75 @@
+"""runs.parquet: the records a report was made from, one row a run, so that it can be made again without the runs.
+
+    altgrad report --from reports/NAME/runs.parquet
+
+Specs, meta data and events are JSON texts; series are lists side by side, thinned as the report has them. Archives of
+one project can be read together, as when a study was run in several sittings: of a run that stands in two, the later
+archive's counts.
+"""
+
+import json
+from collections.abc import Collection, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from altgrad.report.project import Project
+from altgrad.report.reading import Record, take_spec
+
+NAME = b"altgrad_project"
+TEXTS, NESTED = ("id", "status", "reason"), ("spec", "meta", "events")
+
+
+def write_archive(project: Project, path: Path) -> None:
+    """Every record of the project, in its order."""
+    import pyarrow as pa
+    from pyarrow import parquet
+
+    numbers = pa.list_(pa.list_(pa.float64()))
+    kinds = {**dict.fromkeys((*TEXTS, *NESTED), pa.string()), "step": pa.int64(), "problems": pa.list_(pa.string()),
+             "keys": pa.list_(pa.string()), "steps": numbers, "values": numbers}  # fmt: skip
+    schema = pa.schema(list(kinds.items()), metadata={NAME: project.name.encode()})
+    rows = [_row(record) for record in project.records]
+    parquet.write_table(pa.Table.from_pylist(rows, schema=schema), path, compression="zstd")
+
+
+def _row(record: Record) -> dict[str, Any]:
+    texts = {name: getattr(record, name) for name in TEXTS}
+    nested = {name: json.dumps(getattr(record, name), default=str) for name in NESTED}
+    return {**texts, **nested, "step": record.step, "problems": record.problems, "keys": list(record.series),
+            "steps": [s for s, _ in record.series.values()],
+            "values": [v.astype(np.float64) for _, v in record.series.values()]}  # fmt: skip
+
+
+def load_archives(paths: Sequence[Path], *, tuning: Collection[int] = ()) -> Project:
+    """The project that the archives hold. ValueError for a file that is none, or for archives of two projects."""
+    import pyarrow as pa
+    from pyarrow import parquet
+
+    records: dict[str, Record] = {}
+    names = []
+    for path in paths:
+        try:
+            table = parquet.read_table(path)
+            names.append((table.schema.metadata or {})[NAME].decode())
+            records |= {row["id"]: _record(row) for row in table.to_pylist()}
+        except (OSError, pa.ArrowException, ValueError, KeyError, TypeError) as error:
+            reason = f" ({' '.join(str(error).split())[:120]})" if isinstance(error, OSError) else ""
+            raise ValueError(
+                f"{path} is no runs.parquet of a report{reason}; --from takes that, or wandb:..."
+            ) from None
+    if len(set(names)) > 1:
+        raise ValueError(f"--from names archives of {' and '.join(sorted(set(names)))}; a report is of one project.")
+    source = ", ".join(path.name for path in paths)
+    return Project(names[0], source, [records[id] for id in sorted(records)], frozenset(tuning) or None)
+
+
+def _record(row: dict[str, Any]) -> Record:
+    record = Record(**{name: row[name] for name in TEXTS}, meta=json.loads(row["meta"]))
+    if spec := json.loads(row["spec"]):
+        take_spec(record, spec)
+    record.events, record.problems, record.step = json.loads(row["events"]), row["problems"], row["step"]
+    for key, steps, values in zip(row["keys"], row["steps"], row["values"], strict=True):
+        record.series[key] = np.array(steps, dtype=np.float64), np.array(values, dtype=np.float64)
+    return record
