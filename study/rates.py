@@ -1,0 +1,102 @@
+"""python -m study.rates NAME: from tuning seeds to the runs that come next, as study/README.md says.
+
+Reads project NAME's results. Where lr* of either arm of a format is an end of the grid of rates, writes
+study/matrices/NAME-edges.yaml: both arms of those formats at the next quarter decade, on the tuning seeds. Otherwise
+writes study/matrices/NAME-ARM.yaml for each arm: every format at that arm's lr*, on the confirmation seeds.
+"""
+
+import argparse
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from altgrad.report.effects import FamilyOfFormats, families
+from altgrad.report.project import load
+from altgrad.store import RunStore
+
+ROOT = Path(__file__).resolve().parents[1]
+TUNING, FIRST = (0, 1, 2), 10
+START = (3.56e-3, 6.32e-3, 1.12e-2, 2.0e-2)
+FURTHEST = 3
+QUARTER = 10**0.25
+
+
+def further(rates: Sequence[float], edge: str) -> float | None:
+    """The next rate beyond that end of the grid, to three digits; None after three steps beyond the first grid."""
+    end = max(rates) if edge == "high" else min(rates)
+    beyond = sum(rate > max(START) if edge == "high" else rate < min(START) for rate in rates)
+    rounded = float(f"{end * QUARTER if edge == 'high' else end / QUARTER:.2e}")
+    return None if beyond >= FURTHEST else rounded
+
+
+def edges(family: FamilyOfFormats) -> dict[str, set[float]]:
+    """Rates to try next, by format: those beyond an end on which one of the two arms has its lr*."""
+    found: dict[str, set[float]] = {}
+    for effect in family.effects:
+        rates = sorted({*effect.standard.choice.rates, *effect.manifold.choice.rates})
+        for choice in (effect.standard.choice, effect.manifold.choice):
+            if choice.rate in (rates[0], rates[-1]):
+                rate = further(rates, "high" if choice.rate == rates[-1] else "low")
+                if rate is not None:
+                    found.setdefault(effect.format, set()).add(rate)
+    return found
+
+
+def chosen(family: FamilyOfFormats) -> dict[str, dict[str, float]]:
+    """lr* by arm (`adamw`, `manifold`) and format."""
+    return {
+        "adamw": {effect.format: effect.standard.choice.rate for effect in family.effects},
+        "manifold": {effect.format: effect.manifold.choice.rate for effect in family.effects},
+    }
+
+
+def matrix(
+    source: Mapping[str, Any],
+    arms: Sequence[str],
+    cells: Sequence[tuple[str, float]],
+    seeds: Mapping[str, Sequence[int]],
+) -> dict[str, Any]:
+    """The matrix `source` with these arms alone, at these (format, rate) pairs and seeds."""
+    formats, rates = zip(*cells, strict=True)
+    paths = ("storage.0.format", "optimizer.lr")
+    return {
+        "base": "../../matrices/" + source["base"],
+        "purpose": f"{source['purpose']}: what its tuning seeds lead to, written by `python -m study.rates`",
+        "set": source["set"],
+        "arms": {name: source["arms"][name] for name in arms},
+        "axes": dict(zip(paths, (list(formats), list(rates)), strict=True)),
+        "zip": [list(paths)],
+        "seeds": {name: list(some) for name, some in seeds.items()},
+    }
+
+
+def main() -> None:
+    """Parse the options, write the next matrices and say what to run."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("project", help="study-primary, say; matrices/ holds its matrix with underscores")
+    parser.add_argument("--runs", type=Path, default=Path("runs"))
+    parser.add_argument("--pairs", type=int, default=8, help="confirmation seeds")
+    options = parser.parse_args()
+    source = yaml.safe_load((ROOT / "matrices" / f"{options.project.replace('-', '_')}.yaml").read_text())
+    project = load(RunStore(options.runs), options.project, tuning=TUNING)
+    (family,) = (family for family in families(project) if family.is_primary)
+    if more := edges(family):
+        cells = [(name, rate) for name, rates in more.items() for rate in sorted(rates)]
+        _write(f"{options.project}-edges", matrix(source, ["adamw", "manifold"], cells, {"tuning": TUNING}))
+        return
+    seeds = {"confirmation": range(FIRST, FIRST + options.pairs)}
+    for arm, rates in chosen(family).items():
+        _write(f"{options.project}-{arm}", matrix(source, [arm], list(rates.items()), seeds))
+
+
+def _write(name: str, content: dict[str, Any]) -> None:
+    path = ROOT / "study" / "matrices" / f"{name}.yaml"
+    path.parent.mkdir(exist_ok=True)
+    path.write_text(yaml.safe_dump(content, sort_keys=False, width=120))
+    print(f"altgrad sweep {path.relative_to(ROOT)}")
+
+
+if __name__ == "__main__":
+    main()

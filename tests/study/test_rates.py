@@ -1,0 +1,67 @@
+"""What study.rates writes next is what the plan says, on results whose best rates are known."""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import yaml
+
+from altgrad.matrix import Matrix, runs
+from altgrad.report.effects import FamilyOfFormats, families
+from altgrad.report.project import Project
+from altgrad.report.reading import Record, take_spec
+from altgrad.training import RunSpec
+from study.rates import ROOT, START, chosen, edges, further, matrix
+
+FOLDER = ROOT / "matrices"
+SOURCE = yaml.safe_load((FOLDER / "study_primary.yaml").read_text())
+KINDS = {"adamw": "adamw", "manifold": "manifold_adamw"}
+
+
+def family(best: dict[str, dict[str, float]]) -> FamilyOfFormats:
+    """Results of the matrix's own specs whose loss is least at the given rate of each arm and format."""
+    _, first = runs(Matrix.load(FOLDER / "study_primary.yaml"), FOLDER, RunSpec)[0]
+    records = []
+    for arm, by_format in best.items():
+        for format_, optimum in by_format.items():
+            for number, (rate, seed) in enumerate((rate, seed) for rate in START for seed in (0, 1, 2)):
+                spec: dict[str, Any] = first.tree() | {"seed": seed}
+                spec["optimizer"] = {**spec["optimizer"], "kind": KINDS[arm], "lr": rate}
+                spec["storage"] = [{**spec["storage"][0], "format": format_}]
+                record = Record(f"{arm}-{format_}-{number}", "completed")
+                take_spec(record, spec)
+                record.series["validation/loss"] = np.array([300.0]), np.array([max(rate / optimum, optimum / rate)])
+                records.append(record)
+    (found,) = families(Project("study-primary", "", records, frozenset({0, 1, 2})))
+    return found
+
+
+def test_a_rate_at_an_end_is_extended_for_that_format_alone() -> None:
+    best = {"adamw": {"e4m3f": 6.32e-3, "e7m0f": 1.12e-2}, "manifold": {"e4m3f": 1.12e-2, "e7m0f": 2.0e-2}}
+    assert edges(family(best)) == {"e7m0f": {3.56e-2}}
+    assert edges(family({"adamw": {"e4m3f": 3.56e-3}, "manifold": {"e4m3f": 2.0e-2}})) == {"e4m3f": {2.0e-3, 3.56e-2}}
+
+
+def test_without_ends_each_arm_is_confirmed_at_its_own_rate_by_a_matrix_that_can_be_started(tmp_path: Path) -> None:
+    best = {"adamw": {"e4m3f": 6.32e-3, "e5m2f": 1.12e-2}, "manifold": {"e4m3f": 1.12e-2, "e5m2f": 6.32e-3}}
+    found = family(best)
+    assert edges(found) == {} and chosen(found) == best
+    for arm, cells in best.items():
+        content = matrix(SOURCE, [arm], list(cells.items()), {"confirmation": [10, 11]})
+        (tmp_path / "study.yaml").write_text((FOLDER / "study.yaml").read_text())
+        (tmp_path / f"{arm}.yaml").write_text(yaml.safe_dump(content | {"base": "study.yaml"}))
+        made = [spec.tree() for _, spec in runs(Matrix.load(tmp_path / f"{arm}.yaml"), tmp_path, RunSpec)]
+        rows = {(s["seed"], s["optimizer"]["kind"], s["storage"][0]["format"], s["optimizer"]["lr"]) for s in made}
+        assert rows == {(seed, KINDS[arm], format_, rate) for seed in (10, 11) for format_, rate in cells.items()}
+        assert all(s["steps"] == 300 and s["model"]["context"] == 64 for s in made)
+
+
+@pytest.mark.parametrize(("rates", "edge", "expected"), [
+    (START, "high", 3.56e-2), (START, "low", 2.0e-3),
+    ((*START, 3.56e-2, 6.33e-2, 1.13e-1), "high", None),
+])  # fmt: skip
+def test_grids_grow_by_quarter_decades_and_three_at_most(
+    rates: tuple[float, ...], edge: str, expected: float | None
+) -> None:
+    assert further(rates, edge) == expected
