@@ -27,7 +27,7 @@ def markdown(name: str, chapters: Sequence[Chapter], headline: str, made: str) -
             if isinstance(block, Figure):
                 lines += [f"![{escaped(block.title)}](figures/{block.key}.png)", "", escaped(block.caption), ""]
             elif isinstance(block, Table):
-                lines += [*_table(block), ""]
+                lines += [*markdown_table(block), ""]
             elif isinstance(block, Headline):
                 lines += [f"**{escaped(block.text)}**", ""]
             elif isinstance(block, Limit):
@@ -67,7 +67,8 @@ def escaped(text: str) -> str:
     return _MARKDOWN.sub(r"\\\1", " ".join(text.split())).replace("\\<", "&lt;").replace("\\>", "&gt;")
 
 
-def _table(table: Table) -> list[str]:
+def markdown_table(table: Table) -> list[str]:
+    """Its lines, under its title in bold."""
     rule = ["--:" if index in table.numeric else "---" for index in range(len(table.header))]
     rows = [table.header, tuple(rule), *table.rows]
     lines = [f"**{escaped(table.title)}**", ""]
