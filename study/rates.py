@@ -1,8 +1,11 @@
 """python -m study.rates NAME: from tuning seeds to the runs that come next, as study/README.md says.
 
-Reads project NAME's results. Where lr* of either arm of a format is an end of the grid of rates, writes
-study/matrices/NAME-edges.yaml: both arms of those formats at the next quarter decade, on the tuning seeds. Otherwise
-writes study/matrices/NAME-ARM.yaml for each arm: every format at that arm's lr*, on the confirmation seeds.
+Reads project NAME's results and writes matrices into study/matrices/:
+
+1. where lr* of either arm of a format is an end of the grid, NAME-edges.yaml: both arms of that format at the next
+   quarter decade, on the tuning seeds;
+2. else, where the eighth of a decade to either side of an lr* was not run, NAME-finer-ARM.yaml: those rates, on them;
+3. else NAME-ARM.yaml: every format at that arm's lr*, on the confirmation seeds.
 """
 
 import argparse
@@ -18,17 +21,21 @@ from altgrad.store import RunStore
 
 ROOT = Path(__file__).resolve().parents[1]
 TUNING, FIRST = (0, 1, 2), 10
-START = (3.56e-3, 6.32e-3, 1.12e-2, 2.0e-2)
+START = (2.0e-3, 3.56e-3, 6.32e-3, 1.12e-2)
 FURTHEST = 3
-QUARTER = 10**0.25
+QUARTER, EIGHTH = 10**0.25, 10**0.125
 
 
 def further(rates: Sequence[float], edge: str) -> float | None:
     """The next rate beyond that end of the grid, to three digits; None after three steps beyond the first grid."""
     end = max(rates) if edge == "high" else min(rates)
     beyond = sum(rate > max(START) if edge == "high" else rate < min(START) for rate in rates)
-    rounded = float(f"{end * QUARTER if edge == 'high' else end / QUARTER:.2e}")
-    return None if beyond >= FURTHEST else rounded
+    return None if beyond >= FURTHEST else rounded(end * QUARTER if edge == "high" else end / QUARTER)
+
+
+def rounded(rate: float) -> float:
+    """To three digits, as rates stand in the matrices."""
+    return float(f"{rate:.2e}")
 
 
 def edges(family: FamilyOfFormats) -> dict[str, set[float]]:
@@ -41,6 +48,17 @@ def edges(family: FamilyOfFormats) -> dict[str, set[float]]:
                 rate = further(rates, "high" if choice.rate == rates[-1] else "low")
                 if rate is not None:
                     found.setdefault(effect.format, set()).add(rate)
+    return found
+
+
+def finer(family: FamilyOfFormats) -> dict[str, list[tuple[str, float]]]:
+    """By arm, (format, rate): an eighth of a decade to either side of lr*, where no run has been."""
+    found: dict[str, list[tuple[str, float]]] = {}
+    for effect in family.effects:
+        for arm, choice in (("adamw", effect.standard.choice), ("manifold", effect.manifold.choice)):
+            for rate in (rounded(choice.rate / EIGHTH), rounded(choice.rate * EIGHTH)):
+                if not any(abs(rate / run - 1) < 0.02 for run in choice.rates):
+                    found.setdefault(arm, []).append((effect.format, rate))
     return found
 
 
@@ -85,6 +103,10 @@ def main() -> None:
     if more := edges(family):
         cells = [(name, rate) for name, rates in more.items() for rate in sorted(rates)]
         _write(f"{options.project}-edges", matrix(source, ["adamw", "manifold"], cells, {"tuning": TUNING}))
+        return
+    if between := finer(family):
+        for arm, some in between.items():
+            _write(f"{options.project}-finer-{arm}", matrix(source, [arm], some, {"tuning": TUNING}))
         return
     seeds = {"confirmation": range(FIRST, FIRST + options.pairs)}
     for arm, rates in chosen(family).items():

@@ -12,20 +12,20 @@ from altgrad.report.effects import FamilyOfFormats, families
 from altgrad.report.project import Project
 from altgrad.report.reading import Record, take_spec
 from altgrad.training import RunSpec
-from study.rates import ROOT, START, chosen, edges, further, matrix
+from study.rates import ROOT, START, chosen, edges, finer, further, matrix
 
 FOLDER = ROOT / "matrices"
 SOURCE = yaml.safe_load((FOLDER / "study_primary.yaml").read_text())
 KINDS = {"adamw": "adamw", "manifold": "manifold_adamw"}
 
 
-def family(best: dict[str, dict[str, float]]) -> FamilyOfFormats:
+def family(best: dict[str, dict[str, float]], rates: tuple[float, ...] = START) -> FamilyOfFormats:
     """Results of the matrix's own specs whose loss is least at the given rate of each arm and format."""
     _, first = runs(Matrix.load(FOLDER / "study_primary.yaml"), FOLDER, RunSpec)[0]
     records = []
     for arm, by_format in best.items():
         for format_, optimum in by_format.items():
-            for number, (rate, seed) in enumerate((rate, seed) for rate in START for seed in (0, 1, 2)):
+            for number, (rate, seed) in enumerate((rate, seed) for rate in rates for seed in (0, 1, 2)):
                 spec: dict[str, Any] = first.tree() | {"seed": seed}
                 spec["optimizer"] = {**spec["optimizer"], "kind": KINDS[arm], "lr": rate}
                 spec["storage"] = [{**spec["storage"][0], "format": format_}]
@@ -38,13 +38,21 @@ def family(best: dict[str, dict[str, float]]) -> FamilyOfFormats:
 
 
 def test_a_rate_at_an_end_is_extended_for_that_format_alone() -> None:
-    best = {"adamw": {"e4m3f": 6.32e-3, "e7m0f": 1.12e-2}, "manifold": {"e4m3f": 1.12e-2, "e7m0f": 2.0e-2}}
-    assert edges(family(best)) == {"e7m0f": {3.56e-2}}
-    assert edges(family({"adamw": {"e4m3f": 3.56e-3}, "manifold": {"e4m3f": 2.0e-2}})) == {"e4m3f": {2.0e-3, 3.56e-2}}
+    best = {"adamw": {"e4m3f": 3.56e-3, "e7m0f": 6.32e-3}, "manifold": {"e4m3f": 6.32e-3, "e7m0f": 1.12e-2}}
+    assert edges(family(best)) == {"e7m0f": {1.99e-2}}
+    assert edges(family({"adamw": {"e4m3f": 2.0e-3}, "manifold": {"e4m3f": 1.12e-2}})) == {"e4m3f": {1.12e-3, 1.99e-2}}
+
+
+def test_a_best_rate_is_looked_at_an_eighth_of_a_decade_to_either_side_and_then_no_more() -> None:
+    best = {"adamw": {"e4m3f": 3.56e-3}, "manifold": {"e4m3f": 6.32e-3}}
+    rates = {"adamw": [("e4m3f", 2.67e-3), ("e4m3f", 4.75e-3)], "manifold": [("e4m3f", 4.74e-3), ("e4m3f", 8.43e-3)]}
+    assert finer(family(best)) == rates
+    everything = tuple(sorted({*START, *(rate for cells in rates.values() for _, rate in cells)}))
+    assert finer(family(best, everything)) == {}
 
 
 def test_without_ends_each_arm_is_confirmed_at_its_own_rate_by_a_matrix_that_can_be_started(tmp_path: Path) -> None:
-    best = {"adamw": {"e4m3f": 6.32e-3, "e5m2f": 1.12e-2}, "manifold": {"e4m3f": 1.12e-2, "e5m2f": 6.32e-3}}
+    best = {"adamw": {"e4m3f": 3.56e-3, "e5m2f": 6.32e-3}, "manifold": {"e4m3f": 6.32e-3, "e5m2f": 3.56e-3}}
     found = family(best)
     assert edges(found) == {} and chosen(found) == best
     for arm, cells in best.items():
@@ -54,12 +62,12 @@ def test_without_ends_each_arm_is_confirmed_at_its_own_rate_by_a_matrix_that_can
         made = [spec.tree() for _, spec in runs(Matrix.load(tmp_path / f"{arm}.yaml"), tmp_path, RunSpec)]
         rows = {(s["seed"], s["optimizer"]["kind"], s["storage"][0]["format"], s["optimizer"]["lr"]) for s in made}
         assert rows == {(seed, KINDS[arm], format_, rate) for seed in (10, 11) for format_, rate in cells.items()}
-        assert all(s["steps"] == 300 and s["model"]["context"] == 64 for s in made)
+        assert all(s["steps"] == 800 and s["model"]["context"] == 32 for s in made)
 
 
 @pytest.mark.parametrize(("rates", "edge", "expected"), [
-    (START, "high", 3.56e-2), (START, "low", 2.0e-3),
-    ((*START, 3.56e-2, 6.33e-2, 1.13e-1), "high", None),
+    (START, "high", 1.99e-2), (START, "low", 1.12e-3),
+    ((*START, 1.99e-2, 3.54e-2, 6.29e-2), "high", None),
 ])  # fmt: skip
 def test_grids_grow_by_quarter_decades_and_three_at_most(
     rates: tuple[float, ...], edge: str, expected: float | None

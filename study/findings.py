@@ -1,0 +1,145 @@
+"""python -m study.findings: FINDINGS.md from FINDINGS.md.j2 and results/*.parquet; `--check` only says whether it is.
+
+No number is written by hand: the template asks for it by name, and a name that the results do not have is an error. The
+statistics are the report's own, so a table here is the table there.
+"""
+
+import argparse
+import math
+import sys
+from collections.abc import Mapping
+from functools import cached_property, lru_cache
+from pathlib import Path
+
+import jinja2
+
+from altgrad.report.archive import load_archives
+from altgrad.report.arms import Arm
+from altgrad.report.content import Table
+from altgrad.report.effects import Effect, FamilyOfFormats, families
+from altgrad.report.markdown import markdown_table
+from altgrad.report.project import Project, final
+from altgrad.report.rates import Choice, choose_rate
+from altgrad.report.report import chapters
+from altgrad.report.section import bounds, listed, signed
+from study.rates import TUNING
+
+HERE = Path(__file__).resolve().parent
+PAGE, TEMPLATE = HERE / "FINDINGS.md", HERE / "FINDINGS.md.j2"
+
+
+class Results:
+    """One project of the study, from every archive results/NAME*.parquet."""
+
+    def __init__(self, name: str) -> None:
+        paths = sorted((HERE / "results").glob(f"{name}*.parquet"))
+        if not paths:
+            raise KeyError(f"study/results has no {name}*.parquet")
+        self.project: Project = load_archives(paths, tuning=TUNING)
+
+    @cached_property
+    def family(self) -> FamilyOfFormats:
+        """The comparison of AdamW and manifold, format by format."""
+        return families(self.project)[0]
+
+    @cached_property
+    def _tables(self) -> dict[str, Table]:
+        blocks = [block for chapter in chapters(self.project) for block in chapter.blocks]
+        return {block.key: block for block in blocks if isinstance(block, Table)}
+
+    def table(self, key: str) -> str:
+        """A table of the report, by its key."""
+        return "\n".join(markdown_table(self._tables[key]))
+
+    @property
+    def runs(self) -> int:
+        """How many there are, whatever became of them."""
+        return len(self.project.records)
+
+    @property
+    def diverged(self) -> int:
+        """How many of them diverged."""
+        return sum(record.diverged for record in self.project.records)
+
+    @property
+    def best(self) -> str:
+        """The formats that may benefit most."""
+        return listed(self.family.best)
+
+    def with_verdict(self, verdict: str) -> str:
+        """The formats of one verdict; `none` if there are none."""
+        return listed([name for name, found in self.family.verdicts.items() if found == verdict]) or "none"
+
+    def effect(self, format_: str) -> Effect:
+        """The two sides of one format."""
+        return next(effect for effect in self.family.effects if effect.format == format_)
+
+    def benefit(self, format_: str) -> str:
+        """B with its interval."""
+        found = self.family.intervals[format_]
+        return f"{signed(found.mean)} {bounds(found)}, n = {found.n}"
+
+    def mean(self, format_: str, side: str) -> float:
+        """Mean confirmed loss of one side, `standard` or `manifold`."""
+        by_seed: Mapping[int, float] = getattr(self.effect(format_), side).by_seed
+        return math.fsum(by_seed.values()) / len(by_seed)
+
+    def spread(self) -> tuple[float, float]:
+        """The least and the largest standard deviation of paired differences over formats that are not all zero."""
+        found = [i.sd for i in self.family.intervals.values() if i.sd > 0]
+        return min(found), max(found)
+
+    def alone(self, label: str) -> Choice:
+        """lr* and tuning loss of the arm that the report calls `label`."""
+        arms = self.project.arms(self.family.condition)
+        losses = next(losses for arm, losses in arms.items() if label in (arm.label, arm.format, arm.method))
+        choice = choose_rate(losses, TUNING)
+        assert choice is not None
+        return choice
+
+    def late(self, format_: str, side: str, monitor: str, quantity: str) -> float:
+        """A monitor's quantity over the last quarter, mean over parameters and runs of one side at its rate."""
+        of: Effect = self.effect(format_)
+        arm: Arm = getattr(of, side).arm
+        rate: float = getattr(of, side).choice.rate
+        records = self.project.of(arm, self.family.condition, rate)
+        values = [final(record, monitor, quantity) for record in records]
+        return math.fsum(values) / len(values)
+
+    def identical(self, one: str, other: str) -> int:
+        """How many pairs of runs, alike but for these two formats, agree in every loss; an error if any does not."""
+        losses = {
+            (r.arm.format, r.arm.optimizer, r.rate, r.seed): r.series
+            for r in self.project.results(self.family.condition)
+        }
+        pairs = [
+            (s, losses[(other, *key[1:])]) for key, s in losses.items() if key[0] == one and (other, *key[1:]) in losses
+        ]
+        for mine, theirs in pairs:
+            for key in ("train/loss", "validation/loss"):
+                assert mine[key][1].tolist() == theirs[key][1].tolist(), f"{one} and {other} differ in {key}"
+        return len(pairs)
+
+
+def render() -> str:
+    """The page as the results have it."""
+    environment = jinja2.Environment(undefined=jinja2.StrictUndefined, keep_trailing_newline=True, autoescape=False)
+    template = environment.from_string(TEMPLATE.read_text(encoding="utf-8"))
+    return template.render(of=lru_cache(Results))
+
+
+def main() -> None:
+    """Write the page, or compare it."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument(
+        "--check", action="store_true", help="write nothing; exit code 1 if FINDINGS.md is another text"
+    )
+    options = parser.parse_args()
+    text = render()
+    if options.check:
+        sys.exit(0 if PAGE.exists() and PAGE.read_text(encoding="utf-8") == text else 1)
+    PAGE.write_text(text, encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()
