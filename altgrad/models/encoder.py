@@ -21,7 +21,7 @@ from pydantic import Field, model_validator
 from torch import Tensor, nn
 from torch.nn import functional
 
-from altgrad.models.gpt import MLP
+from altgrad.models.gpt import Block
 from altgrad.models.model import Answers, ModelSpec
 from altgrad.models.weights import draw_weights
 
@@ -94,23 +94,6 @@ class EncoderAttention(nn.Module):
         return out
 
 
-class EncoderBlock(nn.Module):
-    """One pre-norm block."""
-
-    def __init__(self, spec: Encoder) -> None:
-        super().__init__()
-        self.norm1 = nn.LayerNorm(spec.width, bias=spec.bias)
-        self.attention = EncoderAttention(spec)
-        self.norm2 = nn.LayerNorm(spec.width, bias=spec.bias)
-        self.mlp = MLP(spec)
-        self.dropout = spec.dropout
-
-    def forward(self, x: Tensor, mask: Tensor) -> Tensor:
-        """`[batch, time, width]` to the same."""
-        x = x + functional.dropout(self.attention(self.norm1(x), mask), self.dropout, self.training)
-        return x + functional.dropout(self.mlp(self.norm2(x)), self.dropout, self.training)
-
-
 class EncoderModel(nn.Module):
     """The module that `Encoder.build` returns: int64 `[batch, time]`, below 0 for padding, to `[batch, outputs]`.
 
@@ -123,7 +106,7 @@ class EncoderModel(nn.Module):
         self.context, self.pooling = spec.context, spec.pooling
         self.embed = nn.Embedding(vocabulary, spec.width)
         self.positions = nn.Embedding(spec.context, spec.width)
-        self.blocks = nn.ModuleList(EncoderBlock(spec) for _ in range(spec.layers))
+        self.blocks = nn.ModuleList(Block(spec, EncoderAttention(spec)) for _ in range(spec.layers))
         self.norm = nn.LayerNorm(spec.width, bias=spec.bias)
         self.classifier = nn.Linear(spec.width, outputs)
         self.initialise()

@@ -87,7 +87,7 @@ class Attention(nn.Module):
 
 
 class Widths(Protocol):
-    """What an MLP has to know of its model's spec."""
+    """What a block has to know of its model's spec."""
 
     @property
     def width(self) -> int:
@@ -100,6 +100,10 @@ class Widths(Protocol):
     @property
     def gelu(self) -> str:
         """`exact` or `tanh`."""
+
+    @property
+    def dropout(self) -> float:
+        """Of what each sublayer adds to the residual stream."""
 
 
 class MLP(nn.Module):
@@ -120,17 +124,17 @@ class MLP(nn.Module):
 class Block(nn.Module):
     """One pre-norm block: attention, then MLP, each added to the residual stream."""
 
-    def __init__(self, spec: GPT) -> None:
+    def __init__(self, spec: Widths, attention: nn.Module) -> None:
         super().__init__()
         self.norm1 = nn.LayerNorm(spec.width, bias=spec.bias)
-        self.attention = Attention(spec)
+        self.attention = attention
         self.norm2 = nn.LayerNorm(spec.width, bias=spec.bias)
         self.mlp = MLP(spec)
         self.dropout = spec.dropout
 
-    def forward(self, x: Tensor) -> Tensor:
-        """`[batch, time, width]` to the same."""
-        x = x + functional.dropout(self.attention(self.norm1(x)), self.dropout, self.training)
+    def forward(self, x: Tensor, *given: Tensor) -> Tensor:
+        """`[batch, time, width]` to the same; what else is given goes to attention."""
+        x = x + functional.dropout(self.attention(self.norm1(x), *given), self.dropout, self.training)
         return x + functional.dropout(self.mlp(self.norm2(x)), self.dropout, self.training)
 
 
@@ -149,7 +153,7 @@ class Decoder(nn.Module):
         self.context = spec.context
         self.embed = nn.Embedding(vocabulary, spec.width)
         self.positions = nn.Embedding(spec.context, spec.width)
-        self.blocks = nn.ModuleList(Block(spec) for _ in range(spec.layers))
+        self.blocks = nn.ModuleList(Block(spec, Attention(spec)) for _ in range(spec.layers))
         self.norm = nn.LayerNorm(spec.width, bias=spec.bias)
         self.head = nn.Linear(spec.width, outputs, bias=False)
         if spec.tied:

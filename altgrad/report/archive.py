@@ -1,4 +1,6 @@
-"""runs.parquet: the records a report was made from, one row a run, so that it can be made again without the runs.
+"""The parquet files of a report: data.parquet, tidy, and runs.parquet.
+
+runs.parquet has the records a report was made from, one row a run, so that it can be made again without the runs.
 
     altgrad report --from reports/NAME/runs.parquet
 
@@ -14,11 +16,36 @@ from typing import Any
 
 import numpy as np
 
+from altgrad.report.facts import COLUMNS, facts
 from altgrad.report.project import Project
 from altgrad.report.reading import Record, take_spec
 
 NAME = b"altgrad_project"
 TEXTS, NESTED = ("id", "status", "reason"), ("spec", "meta", "events")
+
+
+def write_tidy(project: Project, path: Path) -> None:
+    """One row a value: COLUMNS, step, metric, value."""
+    import pyarrow as pa
+    from pyarrow import parquet
+
+    types = [pa.string()] * 6 + [pa.bool_(), pa.float64(), pa.int64(), pa.string(), pa.bool_()]
+    fields = list(zip(COLUMNS, types, strict=True))
+    schema = pa.schema([*fields, ("step", pa.float64()), ("metric", pa.string()), ("value", pa.float64())])
+    with parquet.ParquetWriter(path, schema, compression="zstd") as writer:
+        for record in project.records:
+            steps, metrics, values = [np.array([record.step])], ["outcome"], [np.array([record.outcome])]
+            for key, (s, v) in record.series.items():
+                steps.append(s)
+                values.append(v)
+                metrics += [key] * len(s)
+            columns: list[Any] = [
+                pa.repeat(pa.scalar(fact, kind), len(metrics)) for fact, kind in zip(facts(record), types, strict=True)
+            ]
+            columns += [np.concatenate(steps).astype(float), pa.array(metrics), np.concatenate(values).astype(float)]
+            writer.write_table(
+                pa.Table.from_arrays([pa.array(c) if isinstance(c, np.ndarray) else c for c in columns], schema=schema)
+            )
 
 
 def write_archive(project: Project, path: Path) -> None:

@@ -1,6 +1,8 @@
-"""data.parquet and data.csv: every number that the report was made from, tidy: one row a value.
+"""data.parquet, data.csv and runs.parquet: every number that the report was made from.
 
-    run, arm parts, lr, seed, status, step, metric, value
+    data.parquet   run, arm parts, lr, seed, status, step, metric, value: tidy, one row a value
+    data.csv       one line a run
+    runs.parquet   one row a run, from which the report can be made again
 
 `metric` is a key of docs/METRICS.md, `outcome` the loss that enters statistics. Series are the thinned ones; the whole
 ones are in the store.
@@ -10,28 +12,17 @@ import csv
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
+from altgrad.report.archive import write_archive, write_tidy
+from altgrad.report.facts import COLUMNS, facts
 from altgrad.report.project import Project
-from altgrad.report.reading import PLAIN, Record
-
-COLUMNS = ("run", "format", "storage", "casts", "optimizer", "variant", "frozen", "lr", "seed", "status", "diverged")
-LONG = (*COLUMNS, "step", "metric", "value")
-
-
-def facts(record: Record) -> tuple[Any, ...]:
-    """A run's values of COLUMNS."""
-    arm = record.arm
-    return (
-        record.id, arm.format, arm.storage, arm.casts, arm.optimizer, arm.variant, arm.frozen, record.rate, record.seed,
-        record.status, record.diverged,
-    )  # fmt: skip
+from altgrad.report.reading import PLAIN
 
 
 def write(project: Project, folder: Path) -> None:
-    """data.parquet (every series) and data.csv (one line a run: its facts, condition, outcome and last losses)."""
+    """All three; data.csv has of each run its facts, condition, outcome and last losses."""
     _csv(project, folder / "data.csv")
-    _parquet(project, folder / "data.parquet")
+    write_tidy(project, folder / "data.parquet")
+    write_archive(project, folder / "runs.parquet")
 
 
 def _csv(project: Project, path: Path) -> None:
@@ -52,26 +43,3 @@ def _csv(project: Project, path: Path) -> None:
 def _inert(cell: Any) -> Any:
     """A spreadsheet takes a text that begins with one of these for a formula."""
     return f"'{cell}" if isinstance(cell, str) and cell[:1] in ("=", "+", "-", "@", "\t", "\r") else cell
-
-
-def _parquet(project: Project, path: Path) -> None:
-    import pyarrow as pa
-    from pyarrow import parquet
-
-    types = [pa.string()] * 6 + [pa.bool_(), pa.float64(), pa.int64(), pa.string(), pa.bool_()]
-    fields = list(zip(COLUMNS, types, strict=True))
-    schema = pa.schema([*fields, ("step", pa.float64()), ("metric", pa.string()), ("value", pa.float64())])
-    with parquet.ParquetWriter(path, schema, compression="zstd") as writer:
-        for record in project.records:
-            steps, metrics, values = [np.array([record.step])], ["outcome"], [np.array([record.outcome])]
-            for key, (s, v) in record.series.items():
-                steps.append(s)
-                values.append(v)
-                metrics += [key] * len(s)
-            columns: list[Any] = [
-                pa.repeat(pa.scalar(fact, kind), len(metrics)) for fact, kind in zip(facts(record), types, strict=True)
-            ]
-            columns += [np.concatenate(steps).astype(float), pa.array(metrics), np.concatenate(values).astype(float)]
-            writer.write_table(
-                pa.Table.from_arrays([pa.array(c) if isinstance(c, np.ndarray) else c for c in columns], schema=schema)
-            )

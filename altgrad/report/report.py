@@ -12,7 +12,6 @@ from pathlib import Path
 
 from altgrad import __version__
 from altgrad.report import export, markdown, paper_figures
-from altgrad.report.archive import write_archive
 from altgrad.report.content import Block, Figure
 from altgrad.report.page import Chapter, html
 from altgrad.report.project import Project
@@ -50,7 +49,6 @@ def write_report(
                     paper_figures.save(block, aside / "figures")
                     progress(f"figure {block.key}")
         export.write(project, aside)
-        write_archive(project, aside / "runs.parquet")
         if folder.exists():
             shutil.rmtree(folder)
         aside.rename(folder)
