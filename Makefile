@@ -9,7 +9,7 @@ STAMP := .venv/installed
 TEST_ENV := HF_HUB_OFFLINE=1 OMP_NUM_THREADS=1 MKL_NUM_THREADS=1
 PYTEST := $(TEST_ENV) $(BIN)/python -m pytest -n 2
 
-.PHONY: help demo test test-long cluster exhaustive lint venv clean
+.PHONY: help demo test test-long cluster exhaustive study-smoke lint venv clean
 
 help: ## list the targets
 	@sed -n 's/^\([a-z-]*\):[^#]*## /\1\t/p' Makefile | expand -t 12
@@ -31,6 +31,9 @@ cluster: $(STAMP) ## sweeps on a one-node Slurm that the tests start: as root, a
 
 exhaustive: $(STAMP) ## casts on all 2^32 float32 patterns, every 8-bit format: about 20 minutes; goes on where it stopped
 	@OMP_NUM_THREADS=1 $(BIN)/python -m bench.exhaustive
+
+study-smoke: $(STAMP) ## whether the study's main findings keep their direction on fresh seeds: some minutes
+	@$(BIN)/python -m study.smoke
 
 lint: $(STAMP) ## ruff and mypy
 	@$(BIN)/ruff check .

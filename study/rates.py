@@ -90,6 +90,20 @@ def matrix(
     }
 
 
+def source_of(project: str) -> dict[str, Any]:
+    """The matrix in matrices/ that a project of the study started from."""
+    found: dict[str, Any] = yaml.safe_load((ROOT / "matrices" / f"{project.replace('-', '_')}.yaml").read_text())
+    return found
+
+
+def write_matrix(name: str, content: dict[str, Any]) -> Path:
+    """Put it into study/matrices/; where it is."""
+    path = ROOT / "study" / "matrices" / f"{name}.yaml"
+    path.parent.mkdir(exist_ok=True)
+    path.write_text(yaml.safe_dump(content, sort_keys=False, width=120), encoding="utf-8")
+    return path
+
+
 def main() -> None:
     """Parse the options, write the next matrices and say what to run."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -97,7 +111,7 @@ def main() -> None:
     parser.add_argument("--runs", type=Path, default=Path("runs"))
     parser.add_argument("--pairs", type=int, default=8, help="confirmation seeds")
     options = parser.parse_args()
-    source = yaml.safe_load((ROOT / "matrices" / f"{options.project.replace('-', '_')}.yaml").read_text())
+    source = source_of(options.project)
     project = load(RunStore(options.runs), options.project, tuning=TUNING)
     (family,) = (family for family in families(project) if family.is_primary)
     if more := edges(family):
@@ -114,10 +128,7 @@ def main() -> None:
 
 
 def _write(name: str, content: dict[str, Any]) -> None:
-    path = ROOT / "study" / "matrices" / f"{name}.yaml"
-    path.parent.mkdir(exist_ok=True)
-    path.write_text(yaml.safe_dump(content, sort_keys=False, width=120))
-    print(f"altgrad sweep {path.relative_to(ROOT)}")
+    print(f"altgrad sweep {write_matrix(name, content).relative_to(ROOT)}")
 
 
 if __name__ == "__main__":

@@ -1,0 +1,55 @@
+"""python -m study.smoke: do the main findings keep their direction on three fresh seeds? A few minutes of CPU.
+
+The formats whose PRIMARY verdict has a sign, each arm at the rate the study chose for it, on seeds that the study never
+used. Says of each whether the sign came out the same, and exits 1 if one did not. `make study-smoke` calls it.
+"""
+
+import math
+import subprocess
+import sys
+from pathlib import Path
+
+from altgrad.report.effects import FamilyOfFormats, families
+from altgrad.report.project import load
+from altgrad.store import RunStore
+from study.findings import Results
+from study.rates import ROOT, chosen, matrix, source_of, write_matrix
+
+SEEDS = (20, 21, 22)
+SIGNED = ("benefit", "harm", "direction only")
+NAME = "study-smoke"
+
+
+def plan(family: FamilyOfFormats) -> list[Path]:
+    """Matrices to sweep, one for each arm."""
+    signed = [effect.format for effect in family.effects if family.verdicts[effect.format] in SIGNED]
+    source = source_of("study-primary")
+    source["set"] = source["set"] | {"project": NAME}
+    found = []
+    for arm, rates in chosen(family).items():
+        cells = [(name, rates[name]) for name in signed]
+        found.append(write_matrix(f"{NAME}-{arm}", matrix(source, [arm], cells, {"fresh": SEEDS})))
+    return found
+
+
+def main() -> None:
+    """Sweep, compare, say."""
+    family = Results("study-primary").family
+    for path in plan(family):
+        done = subprocess.run([sys.executable, "-m", "altgrad.cli.main", "sweep", str(path)], cwd=ROOT, check=False)
+        if done.returncode:
+            sys.exit(done.returncode)
+    (fresh,) = families(load(RunStore(ROOT / "runs"), NAME))
+    same = True
+    for effect in fresh.effects:
+        pairs = effect.pairs.values()
+        mean, known = math.fsum(pairs) / len(pairs), family.intervals[effect.format].mean
+        agrees = mean * known > 0
+        same &= agrees
+        word = "the same direction" if agrees else "the OTHER direction"
+        print(f"{effect.format}: B {known:+.4f} in the study, {mean:+.4f} on {len(pairs)} fresh seeds: {word}")
+    sys.exit(0 if same else 1)
+
+
+if __name__ == "__main__":
+    main()
