@@ -162,6 +162,16 @@ def test_an_outlook_has_every_storage_and_leaves_other_weights_alone(monkeypatch
     assert all(set(each.rates) == names for each in variants)
 
 
+def test_an_error_of_a_variant_is_not_taken_for_one_that_has_no_meaning(monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken(*given: Any, **named: Any) -> None:
+        raise ValueError("a mistake of ours")
+
+    own = spec("optimizer={kind: adamw, lr: 2e-3}", "steps=2", "storage=[]", "precision={rules: []}")
+    monkeypatch.setattr("altgrad.diagnose.outlook.smallest_lr", broken)
+    with pytest.raises(ValueError, match="a mistake of ours"):
+        outlook(own, own.data.build(0, 16), [FloatFormat.parse("e4m3fn")], 0.01)
+
+
 def test_an_optimizer_that_asks_for_rungs_is_foretold_and_left_out_beside_storages_that_take_values() -> None:
     index = ("storage=[{match: '*', kind: index, format: e4m3fn}]", "optimizer={kind: grid_optim, landing: index}")
     own = spec(*index, "steps=2", "precision={rules: []}")
