@@ -39,7 +39,7 @@ def client(server: WandbServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
     """The client is sent to the loopback, and what it keeps to a folder of the test."""
     for name, value in (server.environment | {"WANDB_CACHE_DIR": str(tmp_path), "WANDB_DIR": str(tmp_path)}).items():
         monkeypatch.setenv(name, value)
-    server.answer, server.pages, server.page, server.exported = "well", [], 50, 0
+    server.answer, server.pages, server.page, server.exported, server.broken = "well", [], 50, 0, ""
 
 
 @pytest.fixture(scope="module")
@@ -116,6 +116,16 @@ def test_runs_without_history_or_of_others_are_listed(server: WandbServer) -> No
     assert empty.seed == 4 and empty.series == {} and empty.status == "completed"
     assert empty.problems == ["completed, but without any validation loss."]
     assert foreign.problems == ["its config holds no AltGrad spec."] and foreign.status == "running"
+
+
+def test_a_history_that_breaks_off_is_a_problem_of_its_run(server: WandbServer) -> None:
+    config = {"optimizer": {"kind": "adamw", "lr": 1e-3}, "seed": 4}
+    rows = ['{"_step":0,"step":0,"validation/loss":5.5}', '{"_step":1,"step":10,"validation/loss":3}']
+    server.runs["cut"] = Kept("cut", config=config, exit_code=0, lines={"wandb-history.jsonl": rows})
+    server.exported, server.broken = 1, "HistoryPage"
+    (record,) = load_from_wandb("wandb:tester/cut").records
+    assert record.seed == 4 and record.status == "completed"
+    assert record.problems[0].startswith("its history broke off: ") and "\n" not in record.problems[0]
 
 
 def test_a_report_is_written_from_wandb(

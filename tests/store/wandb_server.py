@@ -49,6 +49,7 @@ class WandbServer:
     """Serves until closed; `runs` by id.
 
     page: most runs in an answer. pages: spans of history that were asked for. exported: a run's rows in Parquet.
+    broken: a query that is answered with 500.
     """
 
     def __init__(self) -> None:
@@ -56,7 +57,7 @@ class WandbServer:
         self.answer = "well"
         self.authorized: set[str] = set()
         self.requests = 0
-        self.page, self.exported = 50, 0
+        self.page, self.exported, self.broken = 50, 0, ""
         self.pages: list[tuple[int, int]] = []
         self.lock = threading.Lock()
         ours = self
@@ -75,7 +76,8 @@ class WandbServer:
                 ours.authorized.add(self.headers.get("Authorization") or "")
                 if ours.answer == "hang":
                     time.sleep(60)
-                status, found = (500, {}) if ours.answer == "error" else (200, ours.reply(self.path, body))
+                failed = ours.answer == "error" or (ours.broken and f"query {ours.broken} ".encode() in body)
+                status, found = (500, {}) if failed else (200, ours.reply(self.path, body))
                 text = found if isinstance(found, bytes) else json.dumps(found).encode()
                 self.send_response(status)
                 self.send_header("Content-Type", "application/json")
