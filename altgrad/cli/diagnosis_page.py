@@ -195,7 +195,7 @@ def _attribution(facts: Json, width: int) -> list[Line]:
     header = ["site", "format", "gradient's error", "", "loss"]
     left = [Line.of((f"  and {len(ordered) - 16} sites with less", "dim"))] if len(ordered) > 16 else []
     total = sum(row["share"] for row in ordered)
-    note = f"first order, estimates; shares add up to {total:.0%}"
+    note = f"first order, mean of {facts['attribution_batches']} batches; shares add up to {total:.0%}"
     return [title("Owed to which casts", note), *table(header, rows, width), *left]
 
 

@@ -6,7 +6,7 @@ from typing import Any
 
 import torch
 
-from altgrad.diagnose.attribution import attribution
+from altgrad.diagnose.attribution import BATCHES, mean_attribution
 from altgrad.diagnose.bisection import bisect, departure, require_alike, siblings_of
 from altgrad.diagnose.restored import Restored
 from altgrad.diagnose.variants import variants
@@ -24,7 +24,8 @@ def replayed(restored: Restored, formats: Sequence[FloatFormat]) -> Json:
     return {
         "name": f"{run.project}/{run.id}", "kind": "replay", "path": str(run.path), "step": restored.step,
         "variants": [asdict(each) for each in variants(restored, formats)],
-        "attribution": [asdict(each) for each in attribution(restored)],
+        "attribution": [asdict(each) for each in mean_attribution(restored)],
+        "attribution_batches": BATCHES,
     }  # fmt: skip
 
 

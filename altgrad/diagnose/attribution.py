@@ -19,14 +19,18 @@ V the layer's own part of v,
 each times eps, summed over the slots that the site serves. All passes run with every error held as it was recorded
 (`altgrad.diagnose.sites`), so what is differentiated is smooth.
 
-The truth beside it is leaving one site out: L - L_without, and <e, G - G_without> / |e|^2; with the others held, and
-as it happens, when everything behind the site rounds anew. `leave_one_out` takes a pass a site for each.
+The truth beside it is leaving one site out, a pass a site (`leave_one_out`): with the others' errors held,
+L - L_without and <e, G - G_without> / |e|^2; and as it happens, when everything behind the site rounds anew,
+L - L_without and what the squared error loses, (|e|^2 - |e_without|^2) / |e|^2. The overlap <e, .> would be no truth
+there: whatever rounds anew leaves e, so the first site of a model would answer for every cast behind it. With errors
+independent and of mean 0 both have the mean |J_i eps_i|^2 / |e|^2, the share's; one step's is a draw.
 """
 
 import math
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from statistics import fmean
 from typing import Any
 
 import torch
@@ -37,6 +41,9 @@ from altgrad.diagnose.sites import Errors, Held, Recorded, casts_as, quantised_l
 from altgrad.diagnose.variants import Taken, take
 from altgrad.nn import QuantizedLayer, casts_off
 from altgrad.nn.layout import is_turned
+
+BATCHES = 8
+"""One step's shares are a draw; the mean of eight ranks sites about as leaving each out does (docs/DIAGNOSE.md)."""
 
 _STEP = 1e-2
 """Length of h v, as a share of the weights' norm; 1e-3 gives the same figures to three digits."""
@@ -88,8 +95,11 @@ def recorded_step(restored: Restored) -> Step:
     return Step(taken, reference, errors)
 
 
-def attribution(restored: Restored, step: Step | None = None) -> list[Attribution]:
-    """Every site's part, in module order. ValueError for a run that casts nothing."""
+def attribution(restored: Restored, step: Step | None = None, *, at: float = 1.0) -> list[Attribution]:
+    """Every site's part, in module order. ValueError for a run that casts nothing.
+
+    at: where derivatives are taken, between no cast (0) and all of them (1).
+    """
     model = restored.model
     served = slots_by_site(model)
     if not served:
@@ -103,11 +113,12 @@ def attribution(restored: Restored, step: Step | None = None) -> list[Attributio
         return [Attribution(site, formats[site], 0.0, 0.0) for site in served]
     parameters = dict(model.named_parameters())
     h = _STEP * _norm({p: parameters[p].detach() for p in weights}) / length
-    still = _seen(restored, step.errors)
+    point = {site: [(eps * at, mask) for eps, mask in each] for site, each in step.errors.items()}
+    still = _seen(restored, point)
     with _moved(parameters, error, h):
-        ahead = _seen(restored, step.errors)
+        ahead = _seen(restored, point)
     with _moved(parameters, error, -h):
-        behind = _seen(restored, step.errors)
+        behind = _seen(restored, point)
     size = step.deviation
     found = []
     for site, slots in served.items():
@@ -119,7 +130,7 @@ def attribution(restored: Restored, step: Step | None = None) -> list[Attributio
             x, g = still[name][number]
             x_dot = (ahead[name][number][0] - behind[name][number][0]) / (2 * h)
             g_dot = (ahead[name][number][1] - behind[name][number][1]) / (2 * h)
-            held = _Operands(layer, step.errors, number, x, g)
+            held = _Operands(layer, point, number, x, g)
             for slot in slots:
                 loss += _dot(held.loss(slot), eps)
                 share += _dot(held.along(slot, x_dot, g_dot, direction), eps)
@@ -127,8 +138,20 @@ def attribution(restored: Restored, step: Step | None = None) -> list[Attributio
     return found
 
 
+def mean_attribution(restored: Restored, batches: int = BATCHES) -> list[Attribution]:
+    """Every site's part in the mean over the batches of so many steps to come, all taken from here.
+
+    ValueError for a run that casts nothing.
+    """
+    each = [attribution(replace(restored, ahead=number)) for number in range(batches)]
+    return [
+        replace(rows[0], loss=fmean(row.loss for row in rows), share=fmean(row.share for row in rows))
+        for rows in zip(*each, strict=True)
+    ]
+
+
 def leave_one_out(restored: Restored, step: Step, *, hold: bool) -> list[Attribution]:
-    """The truth by leaving out each site in turn, the others held to their errors or rounding anew."""
+    """The truth by leaving out each site in turn, the others held to their errors or rounding anew; see above."""
     found, size = [], step.deviation
     formats = {q.site: str(q.spec.format) for q in _quantizers(restored.model)}
     for site in slots_by_site(restored.model):
@@ -138,8 +161,11 @@ def leave_one_out(restored: Restored, step: Step, *, hold: bool) -> list[Attribu
 
         with casts_as(restored.model, others):
             without = take(restored)
-        gone = {p: step.cast.gradients[p] - g for p, g in without.gradients.items()}
-        share = step.overlap(gone) / size if size else 0.0
+        share = 0.0
+        if size and hold:
+            share = step.overlap({p: step.cast.gradients[p] - g for p, g in without.gradients.items()}) / size
+        elif size:
+            share = 1 - Step(without, step.reference, step.errors).deviation / size
         found.append(Attribution(site, formats[site], step.cast.loss - without.loss, share))
     return found
 

@@ -23,6 +23,7 @@ import itertools
 import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -50,8 +51,13 @@ class Moves:
             return
         start = update.before if update.moved is None else update.moved
         grid = update.grid
-        counts = stall_counts(start, update.after, update.requested, grid.format, scale=grid.scale)
-        tried, stalls = int(counts["attempted"]), int(counts["stalls"])
+        if update.storage == "master":
+            counts = stall_counts(start, update.after, update.requested, grid.format, scale=grid.scale)
+            tried, stalls = int(counts["attempted"]), int(counts["stalls"])
+        else:  # values of the grid, which are equal where their codes are, and in an eighth of the time
+            attempted = update.requested != 0
+            same = (start == update.after).logical_or_(start.isnan() & update.after.isnan())
+            tried, stalls = int(attempted.count_nonzero()), int(same.logical_and_(attempted).count_nonzero())
         self.attempted[update.name] = self.attempted.get(update.name, 0) + tried
         self.moved[update.name] = self.moved.get(update.name, 0) + tried - stalls
 
@@ -77,25 +83,28 @@ def rehearse(
     steps: int,
     lr_factor: float = 1.0,
     signals: Mapping[str, Signal] | None = None,
+    drawn: "Drawn | None" = None,
 ) -> Forecast:
     """The move rates over a run of this spec from the model's weights, which stay as they are.
 
     model: as the spec builds it. steps: where the spec has more, its schedule is squeezed into so many. lr_factor
-    multiplies every learning rate. signals: from `calibrate`; None for white gradients. Parameters without a grid have
-    no rate. LocatedError for groups and storage rules that decide nothing.
+    multiplies every learning rate. signals: from `calibrate`; None for white gradients. drawn: shared by rehearsals
+    that need the same gradients; without it they are drawn anew. Parameters without a grid have no rate. LocatedError
+    for groups and storage rules that decide nothing.
     """
     steps = min(steps, spec.steps)
     optimizer, sampled = _sample(spec, model)
     moves = Moves()
     optimizer.watching = True
     optimizer.observers.append(moves)
-    gridded = {name: sampled[name] for name, _, _ in optimizer.grids()}
-    drawn = _gradients(spec.seed, gridded, signals)
+    on_grids = {name for name, _, _ in optimizer.grids()}
+    gridded = {name: each for name, each in sampled.items() if name in on_grids}
+    gradients = (Drawn() if drawn is None else drawn).steps(spec.seed, gridded, signals)
     for step in range(steps):
         factor = spec.schedule.at(step * spec.steps // steps, spec.steps) * lr_factor
         for group in optimizer.param_groups:
             group["lr"] = group["initial_lr"] * factor
-        for name, gradient in next(drawn).items():
+        for name, gradient in next(gradients).items():
             sampled[name].weight.grad = gradient
         optimizer.step()
     rates = moves.rates()
@@ -112,20 +121,33 @@ def require_target(rate: float) -> None:
 
 
 def smallest_lr(
-    spec: RunSpec, model: nn.Module, target: float, *, steps: int, signals: Mapping[str, Signal] | None = None
+    spec: RunSpec,
+    model: nn.Module,
+    target: float,
+    *,
+    steps: int,
+    signals: Mapping[str, Signal] | None = None,
+    drawn: "Drawn | None" = None,
+    known: Forecast | None = None,
 ) -> float | None:
     """The smallest peak learning rate, to about 5 %, at which the expected overall move rate is `target`.
 
     None where no rate within 2^20 of the spec's does it. By false position in the logarithms of both, where the law is
-    nearly a line, between bounds that bracket. ValueError for a target outside (0, 1).
+    nearly a line, between bounds that bracket. drawn: see `rehearse`. known: what it found at the spec's own rate.
+    ValueError for a target outside (0, 1).
     """
     require_target(target)
     if spec.optimizer.lr == 0:
         return None
+    drawn = Drawn() if drawn is None else drawn
 
     def above(exponent: float) -> float:
         """log2 of the rate over the target."""
-        found = rehearse(spec, model, steps=steps, lr_factor=2.0**exponent, signals=signals).overall
+        if exponent == 0 and known is not None:
+            found = known.overall
+        else:
+            factor = 2.0**exponent
+            found = rehearse(spec, model, steps=steps, lr_factor=factor, signals=signals, drawn=drawn).overall
         return math.log2(found / target) if found > 0 else -_RANGE if found == 0 else math.nan
 
     low, high, exponent = -_RANGE, _RANGE, 0.0
@@ -151,7 +173,10 @@ class _Sampled:
 
 
 def _sample(spec: RunSpec, model: nn.Module) -> tuple[Optimizer, dict[str, _Sampled]]:
-    """The spec's optimizer over rows of the weights, and those by name."""
+    """The spec's optimizer over rows of the weights, and those by name, in the order of the spec's groups.
+
+    Groups that differ in nothing but the rule that made them are one, whose steps are taken together.
+    """
     groups = parameter_groups(model, spec.optimizer, spec.storage)
     quantizers = weight_quantizers(model)
     sampled: dict[str, _Sampled] = {}
@@ -159,10 +184,42 @@ def _sample(spec: RunSpec, model: nn.Module) -> tuple[Optimizer, dict[str, _Samp
         for name, p in group["params"]:
             rows = rehearsed_rows(p, quantizers.get(name))
             sampled[name] = _Sampled(nn.Parameter(take_rows(p.detach(), rows).clone()), rows, p.numel())
-        group["params"] = [(name, sampled[name].weight) for name, _ in group["params"]]
-    optimizer = spec.optimizer.build(groups, seed=spec.seed)
+    together: dict[str, dict[str, Any]] = {}
+    for group in groups:
+        alike = group | {"params": None, "storage": {**group["storage"].tree(), "match": None}}
+        found = together.setdefault(repr(alike), group | {"params": []})
+        found["params"] += [(name, sampled[name].weight) for name, _ in group["params"]]
+    optimizer = spec.optimizer.build(together.values(), seed=spec.seed)
     optimizer.casts = {sampled[name].weight: q for name, q in quantizers.items() if name in sampled}
     return optimizer, sampled
+
+
+class Drawn:
+    """Drawn gradients, kept for rehearsals at other rates and of other formats, which need the same ones.
+
+    Those of one question at a time are kept, so many steps as any rehearsal of it has taken.
+    """
+
+    def __init__(self) -> None:
+        self._question: tuple[object, ...] = ()
+        self._signals: Mapping[str, Signal] | None = None
+        self._kept: list[dict[str, Tensor]] = []
+        self._more: Iterator[dict[str, Tensor]] = iter(())
+
+    def steps(
+        self, seed: int, sampled: Mapping[str, _Sampled], signals: Mapping[str, Signal] | None
+    ) -> Iterator[dict[str, Tensor]]:
+        """By parameter, step after step."""
+        rows = {name: None if each.rows is None else tuple(each.rows.tolist()) for name, each in sampled.items()}
+        question = (seed, *((name, each.weight.shape, rows[name]) for name, each in sampled.items()))
+        if question != self._question or signals is not self._signals:
+            self._question, self._signals, self._kept = question, signals, []
+            self._more = _gradients(seed, dict(sampled), signals)
+        kept, more = self._kept, self._more
+        for step in itertools.count():
+            if step == len(kept):
+                kept.append(next(more))
+            yield kept[step]
 
 
 def _gradients(

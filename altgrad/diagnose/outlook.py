@@ -17,7 +17,7 @@ from torch import nn
 
 from altgrad.data.dataset import Dataset
 from altgrad.diagnose.advice import literal
-from altgrad.diagnose.oracle import rehearse, require_target, smallest_lr
+from altgrad.diagnose.oracle import Drawn, rehearse, require_target, smallest_lr
 from altgrad.diagnose.samples import linear_layers
 from altgrad.diagnose.signals import calibrate
 from altgrad.formats import FloatFormat
@@ -55,28 +55,30 @@ def outlook(
     data = dataset if calibrated else None
     own = TrainState.build(spec, dataset, torch.device("cpu"))
     names = [name for name, _, _ in own.optimizer.grids()]
-    found = _forecast(spec, own.model, target, data, ("as the spec", "as the spec")) if names else None
+    drawn = Drawn()
+    found = _forecast(spec, own.model, target, data, ("as the spec", "as the spec"), drawn) if names else None
     plain = spec.model_copy(update={"precision": PrecisionPolicy(), "storage": (), "monitors": ()})
     any_rule = OptimizerSpec.made_from(cast(Any, {"kind": "adamw"}))  # for the weights; the spec's may want its storage
     model = TrainState.build(plain.model_copy(update={"optimizer": any_rule}), dataset, torch.device("cpu")).model
     names = names or [f"{name}.weight" for name in linear_layers(model)]
     each = []
     for optimizer in _optimizers(spec.optimizer):
+        if _lands_on_rungs(optimizer):
+            continue
         for fmt in formats:
             for kind in STORAGES:
                 rules = tuple(_kept(name, kind, fmt) for name in names)
                 variant = plain.model_copy(update={"storage": rules, "optimizer": optimizer})
-                try:
-                    each.append(_forecast(variant, model, target, data, (str(fmt), kind)))
-                except ValueError:  # rungs, which only index storage takes
-                    continue
+                each.append(_forecast(variant, model, target, data, (str(fmt), kind), drawn))
     return found, each
 
 
-def _forecast(spec: RunSpec, model: nn.Module, target: float, data: Dataset | None, names: tuple[str, str]) -> Outlook:
+def _forecast(
+    spec: RunSpec, model: nn.Module, target: float, data: Dataset | None, names: tuple[str, str], drawn: Drawn
+) -> Outlook:
     signals = None if data is None else calibrate(spec, data)
-    forecast = rehearse(spec, model, steps=STEPS, signals=signals)
-    needed = smallest_lr(spec, model, target, steps=STEPS, signals=signals)
+    forecast = rehearse(spec, model, steps=STEPS, signals=signals, drawn=drawn)
+    needed = smallest_lr(spec, model, target, steps=STEPS, signals=signals, drawn=drawn, known=forecast)
     lr = spec.optimizer.lr
     return Outlook(*names, spec.optimizer.kind, lr, forecast.overall, needed, dict(forecast.rates))
 
@@ -88,6 +90,11 @@ def _optimizers(own: OptimizerSpec) -> Iterator[OptimizerSpec]:
     for kind in ("adamw", "manifold_adamw"):
         if kind != own.kind:
             yield OptimizerSpec.made_from(cast(Any, {**shared, "kind": kind}))
+
+
+def _lands_on_rungs(optimizer: OptimizerSpec) -> bool:
+    """Whether it asks for whole rungs (GridOptim's landing), which only `index` storage takes, none of STORAGES."""
+    return optimizer.tree().get("landing") == "index"
 
 
 def _kept(name: str, kind: str, fmt: FloatFormat) -> StorageSpec:

@@ -21,12 +21,13 @@ from altgrad.training.state import TrainState
 
 @dataclass(frozen=True)
 class Restored:
-    """A run at a step."""
+    """A run at a step. ahead: the batches are those of so many steps later."""
 
     run: Run
     spec: RunSpec
     dataset: Dataset
     state: TrainState
+    ahead: int = 0
 
     @property
     def model(self) -> nn.Module:
@@ -44,7 +45,7 @@ class Restored:
         As `altgrad.training.loop` has them, in float32; their sum is the loss of the step.
         """
         for micro in range(self.spec.accumulate):
-            index = self.step * self.spec.accumulate + micro
+            index = (self.step + self.ahead) * self.spec.accumulate + micro
             torch.manual_seed(site_key(self.spec.seed, f"micro-batch {index}"))
             batch = self.dataset.batch(index).to(next(model.parameters()).device)
             yield self.dataset.loss(model(batch.inputs), batch) / self.spec.accumulate

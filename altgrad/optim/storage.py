@@ -145,12 +145,16 @@ class GridStorage(StorageSpec):
             wanted = torch.add(w * one.keep if one.keep != 1 else w, step)
             if self.scale == "tracked":
                 self._rescale(w, wanted, state)
-            w.copy_(self.land(wanted, state, fold(key, state["storage_step"]), one, engine))
+            w.copy_(self.land(wanted, state, key, one, engine))
             state["storage_step"].add_(1)
 
     @abstractmethod
-    def land(self, wanted: Tensor, state: State, key: Tensor, request: Request, engine: Engine) -> Tensor:
-        """The stored weight for a wanted one: a grid value. key: of this step's random bits."""
+    def land(self, wanted: Tensor, state: State, key: int, request: Request, engine: Engine) -> Tensor:
+        """The stored weight for a wanted one: a grid value. key: the parameter's; `_bits` has that of the step."""
+
+    def _bits(self, state: State, key: int) -> Tensor:
+        """The key of this step's random bits. Only who rounds by them asks: it takes as long as the rest of a step."""
+        return fold(key, state["storage_step"])
 
     def _rescale(self, w: Tensor, wanted: Tensor, state: State) -> None:
         """Move the scale where `wanted` has outgrown it or shrunk to a quarter; no host sync."""
@@ -168,7 +172,7 @@ class Nearest(GridStorage):
 
     kind: ClassVar[str] = "nearest"
 
-    def land(self, wanted: Tensor, state: State, key: Tensor, request: Request, engine: Engine) -> Tensor:
+    def land(self, wanted: Tensor, state: State, key: int, request: Request, engine: Engine) -> Tensor:
         """See GridStorage."""
         return on_grid(wanted, self.grid(wanted, state), engine=engine)
 
@@ -178,9 +182,9 @@ class Stochastic(GridStorage):
 
     kind: ClassVar[str] = "stochastic"
 
-    def land(self, wanted: Tensor, state: State, key: Tensor, request: Request, engine: Engine) -> Tensor:
+    def land(self, wanted: Tensor, state: State, key: int, request: Request, engine: Engine) -> Tensor:
         """See GridStorage."""
-        return on_grid(wanted, self.grid(wanted, state), Rounding.stochastic, key, engine)
+        return on_grid(wanted, self.grid(wanted, state), Rounding.stochastic, self._bits(state, key), engine)
 
 
 class Kahan(GridStorage):
@@ -205,7 +209,7 @@ class Kahan(GridStorage):
         super().convert(w, state)
         state["compensation"].copy_(self._kept(whole - w))
 
-    def land(self, wanted: Tensor, state: State, key: Tensor, request: Request, engine: Engine) -> Tensor:
+    def land(self, wanted: Tensor, state: State, key: int, request: Request, engine: Engine) -> Tensor:
         """See GridStorage."""
         whole = wanted + state["compensation"]
         stored = on_grid(whole, self.grid(wanted, state), engine=engine)
@@ -228,9 +232,10 @@ class Eco(GridStorage):
         """See StorageSpec."""
         return True
 
-    def land(self, wanted: Tensor, state: State, key: Tensor, request: Request, engine: Engine) -> Tensor:
+    def land(self, wanted: Tensor, state: State, key: int, request: Request, engine: Engine) -> Tensor:
         """See GridStorage."""
-        stored = on_grid(wanted, self.grid(wanted, state), Rounding.parse(self.rounding), key, engine)
+        bits = self._bits(state, key) if self.rounding == "stochastic" else None
+        stored = on_grid(wanted, self.grid(wanted, state), Rounding.parse(self.rounding), bits, engine)
         (value,), (momentum,), beta = request.values, request.numerators, request.beta
         assert beta, "the optimizer was asked whether it has momentum"
         if value != 0:
@@ -265,7 +270,7 @@ class Index(GridStorage):
             w.copy_(at_rung(position + whole, grid.format, scale=grid.scale))
             state["storage_step"].add_(1)
 
-    def land(self, wanted: Tensor, state: State, key: Tensor, request: Request, engine: Engine) -> Tensor:
+    def land(self, wanted: Tensor, state: State, key: int, request: Request, engine: Engine) -> Tensor:
         """Never asked: rungs land where they are."""
         raise AssertionError("index storage lands on rungs")
 

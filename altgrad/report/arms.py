@@ -91,7 +91,7 @@ def condition_of(spec: Mapping[str, Any]) -> str:
     rest: dict[str, Any] = {key: value for key, value in spec.items() if key not in FREE}
     rest |= {f"optimizer.{key}": optimizer.get(key) for key in SHARED}
     rest |= {"init_from": bool(spec.get("init_from"))}
-    return json.dumps(rest, sort_keys=True, default=str)
+    return json.dumps(_settled(rest), sort_keys=True, default=str)
 
 
 def differing(conditions: Iterable[str]) -> dict[str, str]:
@@ -159,6 +159,15 @@ def _mappings(value: Any) -> list[Mapping[str, Any]]:
 
 def _unique(values: Iterable[Any]) -> list[str]:
     return list(dict.fromkeys(str(value) for value in values if value))
+
+
+def _settled(value: Any) -> Any:
+    """Numbers in one way of writing: a service that knows one kind of number gives 0.0 back as 0."""
+    if isinstance(value, Mapping):
+        return {key: _settled(each) for key, each in value.items()}
+    if isinstance(value, list | tuple):
+        return [_settled(each) for each in value]
+    return int(value) if isinstance(value, float) and value.is_integer() else value
 
 
 def _leaves(tree: Any, path: str = "") -> Iterable[tuple[str, Any]]:

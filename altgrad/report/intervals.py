@@ -38,6 +38,12 @@ class Interval:
         """Half the interval's length."""
         return (self.high - self.low) / 2
 
+    @property
+    def drawn(self) -> tuple[float, float]:
+        """Low and high for a picture: the mean where there is no end."""
+        low, high = (end if math.isfinite(end) else self.mean for end in (self.low, self.high))
+        return low, high
+
 
 def interval(values: NDArray[np.float64], critical: float) -> Interval:
     """mean +- critical * sd / sqrt(n); all NaN for no values."""

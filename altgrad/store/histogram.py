@@ -9,6 +9,7 @@ import re
 from collections import defaultdict
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 _BIN = re.compile(r"(.+/)binade_(-?[0-9]+)_(.+)")
 
@@ -36,3 +37,19 @@ def split(values: Mapping[str, float]) -> tuple[dict[str, float], dict[str, Hist
 def _joined(found: Mapping[int, float]) -> Histogram:
     low, high = min(found), max(found)
     return Histogram(tuple(range(low, high + 2)), tuple(found.get(exponent, 0.0) for exponent in range(low, high + 1)))
+
+
+def bins(key: str, histogram: Mapping[str, Any]) -> dict[str, float]:
+    """The numbers that `split` made a histogram of, from W&B's form of one, without those that are 0; else nothing.
+
+    (Monitors leave binades without a weight out, and a histogram cannot tell these from a share of 0.)
+    """
+    group, found, quantity = key.rpartition("/binade_")
+    edges, heights = histogram.get("bins"), histogram.get("values")
+    if not found or not isinstance(edges, list) or not isinstance(heights, list) or len(edges) != len(heights) + 1:
+        return {}
+    return {
+        f"{group}/binade_{int(edge)}_{quantity}": height
+        for edge, height in zip(edges, heights, strict=False)
+        if height != 0
+    }

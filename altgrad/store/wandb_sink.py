@@ -98,7 +98,9 @@ def config(run: Run) -> dict[str, Any]:
     """The resolved spec with what is known of the run beside it; never what decides where it is tracked."""
     spec = dict(Document.parse(run.spec_text(), SPEC).data)
     spec.pop("track", None)
-    known = ("altgrad", "torch", "python", "device", "parameters", "quantised_parameters", "fingerprint", "data")
+    known = (
+        "created", "altgrad", "torch", "python", "device", "parameters", "quantised_parameters", "fingerprint", "data",
+    )  # fmt: skip
     meta = run.meta()
     return spec | {"run": {key: meta[key] for key in known if key in meta}}
 

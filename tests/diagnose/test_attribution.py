@@ -2,13 +2,20 @@
 
 import math
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import pytest
 import torch
 from scipy.stats import spearmanr
 
-from altgrad.diagnose.attribution import Attribution, attribution, leave_one_out, recorded_step
+from altgrad.diagnose.attribution import (
+    Attribution,
+    attribution,
+    leave_one_out,
+    mean_attribution,
+    recorded_step,
+)
 from altgrad.diagnose.restored import Restored, restore
 from altgrad.diagnose.sites import Held, casts_as, slots_by_site, specs_as
 from altgrad.diagnose.variants import take, variants
@@ -54,6 +61,23 @@ def test_attribution_ranks_sites_as_leaving_each_out_does(restored: Restored, po
     forward = [site for site, slots in served.items() if any(product == "forward" for product, _ in slots)]
     assert ranks(found, true, "loss", forward) >= 0.9
     assert sum(each.share for each in found) == pytest.approx(1, abs=0.2)
+
+
+def test_the_mean_over_batches_ranks_sites_as_leaving_each_out_does_when_everything_rounds_anew(
+    restored: Restored,
+) -> None:
+    sites, count = list(slots_by_site(restored.model)), 16
+    true = dict.fromkeys(sites, 0.0)
+    for number in range(count):
+        here = replace(restored, ahead=number)
+        for each in leave_one_out(here, recorded_step(here), hold=False):
+            true[each.site] += each.share / count
+    found = {each.site: each.share for each in mean_attribution(restored, 8)}
+    assert spearmanr([found[site] for site in sites], [true[site] for site in sites])[0] >= 0.9
+    (one, two) = (attribution(replace(restored, ahead=number)) for number in (0, 1))
+    both = mean_attribution(restored, 2)
+    assert [each.loss for each in both] == pytest.approx([(a.loss + b.loss) / 2 for a, b in zip(one, two, strict=True)])
+    assert one == attribution(restored) and one != two
 
 
 def test_held_errors_repeat_the_step_to_the_bit(restored: Restored) -> None:

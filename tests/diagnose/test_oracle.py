@@ -8,11 +8,13 @@ import torch
 from scipy.stats import norm
 from torch import nn
 
-from altgrad.diagnose.oracle import Moves, rehearse, smallest_lr
+from altgrad.diagnose.oracle import Drawn, Moves, rehearse, smallest_lr
 from altgrad.diagnose.outlook import STORAGES, outlook
 from altgrad.diagnose.signals import Signal, calibrate, persistence, train_steps
 from altgrad.formats import FloatFormat
-from altgrad.quantize import gap, round_to
+from altgrad.measures import stall_counts
+from altgrad.optim import Update
+from altgrad.quantize import Grid, gap, round_to
 from altgrad.quantize.scaling import scale_of
 from altgrad.training import RunSpec
 from altgrad.training.state import TrainState
@@ -72,6 +74,33 @@ def test_adam_s_first_step_is_of_length_lr_whatever_the_gradient() -> None:
     own = spec("optimizer={kind: adamw, lr: 1e-4}", "schedule=constant", "precision={rules: []}",
                ONE % ("stochastic", "e4m3fn"))  # fmt: skip
     assert rehearse(own, Matrix(), steps=1).overall == pytest.approx(expected, rel=0.05)
+
+
+@pytest.mark.parametrize("fmt", ["e4m3fn", "e0m3", "e7m0"])
+def test_moves_of_stored_weights_are_counted_as_changes_of_their_codes(fmt: str) -> None:
+    """Between any two values of a grid, both zeros and NaN among them."""
+    parsed, scale = FloatFormat.parse(fmt), torch.tensor(2.0**-7)
+    grid = [sign * m for m in parsed.magnitudes for sign in (1, -1)]
+    values = torch.tensor([*grid, math.nan]) * scale
+    before, after = (x.flatten() for x in torch.meshgrid(values, values, indexing="ij"))
+    requested = torch.where(torch.arange(len(before)) % 3 == 0, 0.0, after - before)
+    moves = Moves()
+    moves(Update("w", before, requested, after, grid=Grid(parsed, scale), moved=before, storage="nearest"))
+    counts = stall_counts(before, after, requested, parsed, scale=scale)
+    assert moves.attempted["w"] == int(counts["attempted"])
+    assert moves.moved["w"] == int(counts["attempted"] - counts["stalls"])
+
+
+def test_rehearsals_that_share_their_draws_come_to_what_each_comes_to_alone() -> None:
+    model, drawn = Matrix(), Drawn()
+    specs = [spec(*SGD, ONE % ("stochastic", fmt)) for fmt in ("e4m3fn", "e5m2")]
+    shared = [rehearse(each, model, steps=steps, drawn=drawn) for steps in (2, 4) for each in specs]
+    assert shared == [rehearse(each, model, steps=steps) for steps in (2, 4) for each in specs]
+    ones = torch.ones(64, 96)
+    signals = {"weight": Signal(0.5, 1.0, ones, ones, [1.0])}
+    assert rehearse(specs[0], model, steps=2, signals=signals, drawn=drawn) == rehearse(
+        specs[0], model, steps=2, signals=signals
+    )
 
 
 def test_a_rehearsal_changes_no_weight_and_repeats_itself() -> None:
@@ -160,6 +189,16 @@ def test_an_outlook_has_every_storage_and_leaves_other_weights_alone(monkeypatch
         (kind, optimizer) for optimizer in ("adamw", "manifold_adamw") for kind in STORAGES
     ]
     assert all(set(each.rates) == names for each in variants)
+
+
+def test_an_error_of_a_variant_is_not_taken_for_one_that_has_no_meaning(monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken(*given: Any, **named: Any) -> None:
+        raise ValueError("a mistake of ours")
+
+    own = spec("optimizer={kind: adamw, lr: 2e-3}", "steps=2", "storage=[]", "precision={rules: []}")
+    monkeypatch.setattr("altgrad.diagnose.outlook.smallest_lr", broken)
+    with pytest.raises(ValueError, match="a mistake of ours"):
+        outlook(own, own.data.build(0, 16), [FloatFormat.parse("e4m3fn")], 0.01)
 
 
 def test_an_optimizer_that_asks_for_rungs_is_foretold_and_left_out_beside_storages_that_take_values() -> None:

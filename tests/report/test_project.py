@@ -1,10 +1,8 @@
 """Projects in any state are read: what is broken is listed, what is sound is used."""
 
-import inspect
 import math
 from collections.abc import Callable
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -19,7 +17,6 @@ from altgrad.report.sections.failures import phase_of, symptoms
 from altgrad.report.sections.stability import short
 from altgrad.report.sections.why import smallest_normal_share
 from altgrad.report.thinning import by_bucket, thin
-from altgrad.report.wandb_runs import load_from_wandb
 from altgrad.store import Run, RunStore
 
 Make = Callable[..., Run]
@@ -188,38 +185,6 @@ def test_final_is_the_mean_over_the_last_quarter(study: Path) -> None:
     record = next(r for r in load(RunStore(study), "study").results() if r.arm.storage)
     assert 0.5 < final(record, "stall", "stall_ratio") < 1
     assert math.isnan(final(record, "stall", "unheard_of"))
-
-
-def test_runs_come_from_wandb_with_every_step(make_spec: Spec) -> None:
-    rows = [{"_step": step, "step": step, "validation/loss": 3.0 - step / 100} for step in range(101)]
-    pages: list[int] = []
-
-    def scan_history(page_size: int) -> Any:
-        pages.append(page_size)
-        return iter(rows)
-
-    ours = {"name": "a", "state": "finished", "config": make_spec("e5m2", seed=1), "scan_history": scan_history}
-    foreign = {"name": "b", "state": "crashed", "config": {"lr": 3}, "scan_history": lambda page_size: iter(())}
-    runs = [SimpleNamespace(id="1", created_at="", **facts) for facts in (ours, foreign)]
-    project = load_from_wandb("wandb:team/study", api=SimpleNamespace(runs=lambda path: runs))
-    assert project.name == "study" and pages == [1000]
-    assert project.records[0].loss == 2.0 and project.records[0].arm.format == "e5m2"
-    assert project.records[1].problems == ["its config holds no AltGrad spec."]
-    with pytest.raises(ValueError, match="write wandb:ENTITY/PROJECT"):
-        load_from_wandb("team/study")
-
-    def refuse(path: str) -> Any:
-        raise RuntimeError("no\nsuch project")
-
-    with pytest.raises(ValueError, match="W&B did not give the runs of a/b: no such project"):
-        load_from_wandb("wandb:a/b", api=SimpleNamespace(runs=refuse))
-
-
-def test_what_is_asked_of_wandb_is_what_its_client_offers() -> None:
-    public = pytest.importorskip("wandb.apis.public", reason="wandb is not installed")
-    assert "page_size" in inspect.signature(public.Run.scan_history).parameters
-    assert "path" in inspect.signature(public.Api.runs).parameters
-    assert all(hasattr(public.Run, name) for name in ("id", "state", "config"))
 
 
 @pytest.mark.parametrize("n", [51, 101, 500, 10_007])

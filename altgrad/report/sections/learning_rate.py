@@ -8,6 +8,7 @@ import numpy as np
 
 from altgrad.report.arms import MANIFOLD, Arm
 from altgrad.report.content import (
+    FORMAT_TONES,
     Axis,
     Block,
     Curve,
@@ -19,9 +20,8 @@ from altgrad.report.content import (
     Panel,
     Table,
     Text,
-    Tone,
 )
-from altgrad.report.effects import side_of
+from altgrad.report.effects import Side, side_of
 from altgrad.report.intervals import t_interval
 from altgrad.report.project import Losses, Project, arm_order
 from altgrad.report.rates import split_seeds
@@ -29,7 +29,6 @@ from altgrad.report.section import Section, bounds, plain, rate
 
 PANELS = 12
 DASHES: tuple[Dash, ...] = ("solid", "dash", "dashdot", "dot")
-HUES: tuple[Tone, ...] = ("blue", "orange", "green", "pink", "sky", "red", "gold")
 POWER = re.compile(r"p ([0-9.e-]+)")
 
 
@@ -82,7 +81,7 @@ def _curves(project: Project, condition: str, arms: dict[Arm, Losses]) -> Figure
         marks: list[Curve | Dots] = []
         for arm in (a for a in arms if a.place == place):
             look = methods.index(arm.method)
-            tone, dash = HUES[look % len(HUES)], DASHES[look % len(DASHES)]
+            tone, dash = FORMAT_TONES[look % len(FORMAT_TONES)], DASHES[look % len(DASHES)]
             rates = [r for r in sorted(arms[arm]) if r > 0]
             sound = [r for r in rates if (arm, r) not in lost]
             losses = [np.array(list(arms[arm][r].values())) for r in sound]
@@ -112,7 +111,7 @@ def _span(arms: dict[Arm, Losses], lost: set[tuple[Arm, float]]) -> tuple[float,
     return min(found) - pad, max(found) + pad
 
 
-def _table(project: Project, condition: str, arms: dict[Arm, Losses], sides: dict) -> Table:  # type: ignore[type-arg]
+def _table(project: Project, condition: str, arms: dict[Arm, Losses], sides: dict[Arm, Side]) -> Table:
     rows = []
     for arm, losses in arms.items():
         runs = project.of(arm, condition)
@@ -156,15 +155,14 @@ def _dial(project: Project, condition: str, arms: dict[Arm, Losses], tuning: set
     for index, (place, by_power) in enumerate(powers.items()):
         p = sorted(by_power)
         found = [t_interval(by_power[each]) for each in p]
-        low, high = (np.array([v if math.isfinite(v) else i.mean for v, i in zip(ends, found, strict=True)])
-                     for ends in ([i.low for i in found], [i.high for i in found]))  # fmt: skip
+        low, high = (np.array(ends) for ends in zip(*(i.drawn for i in found), strict=True))
         marks.append(
             Curve(
                 np.array(p),
                 np.array([i.mean for i in found]),
                 place,
-                HUES[index % 7],
-                DASHES[index % 4],
+                FORMAT_TONES[index % len(FORMAT_TONES)],
+                DASHES[index % len(DASHES)],
                 low,
                 high,
                 True,

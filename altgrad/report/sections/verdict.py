@@ -5,16 +5,16 @@ from typing import ClassVar
 
 import numpy as np
 
-from altgrad.report.content import Axis, Band, Block, Dots, Figure, Headline, Limit, Panel, Rule, Table, Text
+from altgrad.report.content import Axis, Band, Block, Dots, Figure, Headline, Limit, Panel, Rule, Symbol, Table, Text
 from altgrad.report.effects import FamilyOfFormats, families
 from altgrad.report.project import Project
 from altgrad.report.section import Section, bounds, counted, listed, plain, rate, signed
-from altgrad.report.verdicts import MARGIN
+from altgrad.report.verdicts import MARGIN, Verdict
 
-SYMBOLS = {"benefit": "circle", "harm": "square", "no practical benefit": "diamond"}
+SYMBOLS: dict[Verdict, Symbol] = {"benefit": "circle", "harm": "square", "no practical benefit": "diamond"}
 
 
-class Verdict(Section):
+class Verdicts(Section):
     """B by format with simultaneous intervals, five verdicts, and the set that may benefit most."""
 
     kind: ClassVar[str] = "verdict"
@@ -102,13 +102,13 @@ def _forest(family: FamilyOfFormats, index: int, where: str) -> Figure:
         found = family.intervals[name]
         ends = [v for v in (found.low, found.high, found.mean) if math.isfinite(v)]
         reach = max([reach, *(abs(v) * 1.1 for v in ends)])
-        low, high = (np.array([v if math.isfinite(v) else found.mean]) for v in (found.low, found.high))
+        low, high = (np.array([end]) for end in found.drawn)
         best = name in family.best and len(names) > 1
         symbol = SYMBOLS.get(family.verdicts[name], "triangle-up")
         marks.append(
             Dots(
                 np.array([found.mean]), np.array([float(place)]), f"{family.verdicts[name]}{', may be best' * best}",
-                "orange" if best else "blue", symbol, low, high, "x",  # type: ignore[arg-type]
+                "orange" if best else "blue", symbol, low, high, "x",
             )
         )  # fmt: skip
     labels = tuple(f"{name}  (n = {family.intervals[name].n})" for name in names)

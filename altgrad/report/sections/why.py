@@ -126,7 +126,7 @@ def _scatter(family: FamilyOfFormats, values: dict[str, list[float]]) -> Figure:
         for format_, row in values.items():
             found = family.intervals[format_]
             if math.isfinite(row[index]) and math.isfinite(found.mean):
-                low, high = (np.array([v if math.isfinite(v) else found.mean]) for v in (found.low, found.high))
+                low, high = (np.array([end]) for end in found.drawn)
                 marks.append(
                     Dots(np.array([row[index]]), np.array([found.mean]), format_, colours[format_], low=low, high=high)
                 )
