@@ -30,6 +30,7 @@ import torch
 from torch import Tensor
 
 from altgrad.formats import FloatFormat
+from altgrad.measures.count import count
 from altgrad.quantize import gap, round_to, rung
 from altgrad.quantize.grid import NO_RUNG, Scale, grid_units
 
@@ -44,8 +45,8 @@ def flip_counts(before: Tensor, after: Tensor, fmt: FloatFormat | str, *, scale:
     old, new = rung(before, fmt, scale=scale), rung(after, fmt, scale=scale)
     known = (old != NO_RUNG) & (new != NO_RUNG)
     return {
-        "flips": torch.count_nonzero(old != new),
-        "sign_flips": torch.count_nonzero(known & (old.sign() * new.sign() < 0)),
+        "flips": count(old != new),
+        "sign_flips": count(known & (old.sign() * new.sign() < 0)),
         "weights": torch.full((), old.numel(), dtype=torch.int64, device=old.device),
     }
 
@@ -55,8 +56,8 @@ def rescale_flip_counts(
 ) -> dict[str, Tensor]:
     """Codes of the same weights that a new scale changed: int64 scalars rescale_flips and weights."""
     changed = rung(weights, fmt, scale=old_scale) != rung(weights, fmt, scale=new_scale)
-    count = torch.full((), weights.numel(), dtype=torch.int64, device=weights.device)
-    return {"rescale_flips": torch.count_nonzero(changed), "weights": count}
+    size = torch.full((), weights.numel(), dtype=torch.int64, device=weights.device)
+    return {"rescale_flips": count(changed), "weights": size}
 
 
 class Trail(NamedTuple):

@@ -47,7 +47,7 @@ class CorrelationMonitor(UpdateMonitor):
 
     alike: ClassVar[tuple[str, ...]] = (*NAMES, "below_half_*", "attempted_*")
 
-    def measure(self, update: Update) -> Found:
+    def measure(self, update: Update, kept: Found) -> Found:
         """See UpdateMonitor."""
         if update.grid is None:
             return {}

@@ -64,7 +64,7 @@ class StallMonitor(UpdateMonitor):
     def __init__(self, spec: Stall) -> None:
         self.errors, self.latch = spec.errors, Latch(spec.patience)
 
-    def measure(self, update: Update) -> Found:
+    def measure(self, update: Update, kept: Found) -> Found:
         """See UpdateMonitor."""
         if update.grid is None:
             return {}
@@ -72,9 +72,8 @@ class StallMonitor(UpdateMonitor):
         start = update.before if update.moved is None else update.moved
         counts = stall_counts(start, update.after, update.requested, fmt, scale=scale)
         without = counts
-        if update.decay:
-            own = update.requested - update.decay * update.before
-            without = stall_counts(start, update.after, own, fmt, scale=scale)
+        if update.undecayed is not None:
+            without = stall_counts(start, update.after, update.undecayed, fmt, scale=scale)
         expected, variance = _law(update, start)
         stochastic = torch.full_like(expected, update.storage == "stochastic")
         return {

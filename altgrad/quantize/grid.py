@@ -246,10 +246,13 @@ def rung(x: Tensor, fmt: FloatFormat | str, *, scale: Scale = None) -> Tensor:
     fmt = _domain(fmt)
     u = grid_units(x, scale)
     q = bound_units(round_units(u, fmt, Rounding.nearest_even), fmt)
-    gaps = spacing_units(q, fmt)
-    steps = (q / gaps).nan_to_num()
-    binades = torch.frexp(gaps).exponent + (fmt.mantissa_bits - fmt.e_min - 1)
-    position = steps + (binades * 2.0**fmt.mantissa_bits).copysign(q)
+    binade = _binade(q, fmt)
+    steps = (q / (binade * 2.0**-fmt.mantissa_bits)).nan_to_num()
+    if fmt.e_min >= -126:
+        passed = (binade.view(torch.int32) >> 23) - (fmt.e_min + 127)
+    else:  # the lowest binades are float32 sub-normals, which have no exponent field
+        passed = torch.frexp(binade).exponent - (fmt.e_min + 1)
+    position = steps + (passed * 2.0**fmt.mantissa_bits).copysign(q)
     return torch.where(q.isnan(), NO_RUNG, position.to(torch.int32))
 
 
