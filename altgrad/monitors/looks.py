@@ -3,15 +3,15 @@
 A monitor asks one thing, and most of what it does to answer is done by others too: the codes before and after, the
 spacing, the request in grid units. Each on its own reads a parameter a dozen times. Under the compiled engine all due
 measures of a parameter are traced into one graph, which computes what they share once, reads each tensor once, writes
-nothing the size of a parameter but what is kept, and gives one vector of results. The measures are the same functions
-under both engines: counts agree, sums to rounding.
+nothing the size of a parameter but what is kept, and gives one vector of results. What sorts a sample stays outside.
+The measures are the same functions under both engines: counts agree, sums to rounding.
 
 One graph serves all parameters of one format and storage, and there is one for each set of monitors due together. What
 can vary within it (sizes, scales, all tensors) is its input; what decides its shape is constant (`Form`).
 """
 
 from collections.abc import Callable, Mapping
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import torch
 from torch import Tensor
@@ -67,14 +67,23 @@ class Looks:
             if update.name not in held:
                 held[update.name] = monitor.start(update)
             kept[kind] = held[update.name]
-        form = Form(kinds, *(((), None) if grid is None else (casts, grid.format)), update.storage)
-        if form not in self.graphs:
-            self.graphs[form] = self._made(self._of_update(form))
         tensors = {name: tensor for name in TENSORS if (tensor := getattr(update, name)) is not None}
-        scale = None if grid is None else grid.scale
+        scale, fmt = (None, None) if grid is None else (grid.scale, grid.format)
         if self.engine == "compiled":
             tensors, scale, kept = _flat(tensors, scale, kept)
-        return self.graphs[form](tensors, scale, kept)
+        parts: list[Seen] = []
+        for whole in (True, False):
+            some = tuple(kind for kind in kinds if cast(UpdateMonitor, self.monitors[kind]).whole == whole)
+            form = Form(some, casts if whole and grid is not None else (), fmt, update.storage)
+            if not form.kinds and not form.casts:
+                continue
+            if form not in self.graphs:
+                run = self._of_update(form)
+                self.graphs[form] = self._made(run) if whole else run
+            parts.append(self.graphs[form](tensors, scale, {kind: kept[kind] for kind in some}))
+        if not parts:
+            return update.before.new_empty(0, dtype=torch.float64), ()
+        return torch.cat([found for found, _ in parts]), sum((names for _, names in parts), ())
 
     def state(self, kind: str) -> Found:
         """What a monitor keeps, by `<parameter>/<name>`."""
@@ -110,8 +119,8 @@ class Looks:
             found = {(k, "", name): x for k, m in at_work for name, x in m.measure(update, kept[k]).items()}
             if grid is not None:
                 for role, tensor in zip(ROLES, (update.requested, update.after), strict=True):
-                    cast = cast_on(grid, tensor, role, role)
-                    found |= {(k, role, name): x for k, m in lookers for name, x in m.measure(cast).items()}
+                    made = cast_on(grid, tensor, role, role)
+                    found |= {(k, role, name): x for k, m in lookers for name, x in m.measure(made).items()}
             return _stacked(found, update.before)
 
         return run

@@ -174,6 +174,9 @@ class ReplayMonitor(Monitor, ABC):
 class UpdateMonitor(Monitor, ABC):
     """Looks at what an optimizer step did to each parameter."""
 
+    whole: ClassVar[bool] = True
+    """Whether it passes over whole tensors and may share that pass; false for what takes samples and sorts them."""
+
     def start(self, update: Update) -> Found:
         """What is kept of a parameter from one look to the next, made at the first: tensors, by name."""
         return {}
@@ -182,8 +185,8 @@ class UpdateMonitor(Monitor, ABC):
     def measure(self, update: Update, kept: Found) -> Found:
         """Scalars; none where it has nothing to say of this parameter.
 
-        kept: what `start` gave, to be changed in place. Else pure, and of fixed shape: what all monitors measure of a
-        parameter may be one graph (`altgrad.monitors.looks`), and tensors come flattened where one scale serves them.
+        kept: what `start` gave, to be changed in place. Else pure, and of fixed shape: what `whole` monitors measure of
+        a parameter may be one graph (`altgrad.monitors.looks`), and tensors come flattened where one scale serves them.
         """
 
     def absent(self, parameter: str) -> Report:

@@ -4,8 +4,8 @@
 
 Below 1/2, nearest storage drops a step (but for the finer side of a power of two); 0.01 flips one weight in a hundred
 under stochastic storage. The realised step is the change of the stored weight: whole numbers on a grid, and what the
-optimizer asked for under masters. Quantiles need a sort, so they are of 2^12 well-spread weights of a parameter (the
-share below a median then has a standard error of 0.008), or of all, if it has no more. Shares are of all weights.
+optimizer asked for under masters. Quantiles need a sort, so all figures are of 2^12 well-spread weights of a parameter
+(a share of 1/2 then has a standard error of 0.008), or of all, if it has no more.
 """
 
 from typing import ClassVar
@@ -43,8 +43,9 @@ class Ulp(MonitorSpec):
 
 
 class UlpMonitor(UpdateMonitor):
-    """Quantiles over a sample of each parameter on a grid, and counts over all of it."""
+    """Quantiles and counts over a sample of each parameter on a grid."""
 
+    whole: ClassVar[bool] = False
     alike: ClassVar[tuple[str, ...]] = ("requested_*", "realised_*")
 
     def measure(self, update: Update, kept: Found) -> Found:
@@ -54,12 +55,9 @@ class UlpMonitor(UpdateMonitor):
         start = update.before if update.moved is None else update.moved
         grid, (w, requested, after) = sample_on(update.grid, start, update.requested, update.after, size=SIZE)
         found: Found = {}
-        for what, delta, sampled in (
-            ("requested", update.requested, requested), ("realised", update.after - start, after - w)
-        ):  # fmt: skip
-            few = ulps(sampled, w, grid.format, scale=grid.scale).abs()
-            found |= {f"{what}_{n}": q for n, q in zip(NAMES, quantiles(few, SHARES).unbind(), strict=True)}
-            steps = ulps(delta, start, update.grid.format, scale=update.grid.scale)
+        for what, delta in (("requested", requested), ("realised", after - w)):
+            steps = ulps(delta, w, grid.format, scale=grid.scale).abs()
+            found |= {f"{what}_{n}": q for n, q in zip(NAMES, quantiles(steps, SHARES).unbind(), strict=True)}
             found |= {f"{what}_{name}": number for name, number in ulp_counts(steps).items()}
         return found
 
