@@ -2,8 +2,10 @@
 
 Every quantizer shows its casts to the watch while `watching` is on, one bool for the model, and the optimizer its
 updates. What is measured before the update and decides about it (is it finite?) is fetched with the loss; everything
-else waits on the device until the step is over and comes to the host in a single transfer. On a step where no monitor
-is due the quantizers do not look at their observers at all.
+else waits on the device until the step is over and comes to the host in a single transfer. So a step has one transfer,
+and one more where monitors are due: a decision about the update cannot wait for what the update did. Measures of one
+parameter share a pass (`altgrad.monitors.looks`). On a step where no monitor is due the quantizers do not look at their
+observers at all.
 
 The optimizer may be one of ours, which shows requests, or any other of torch's: then the request is taken to be what
 became of the weights, and the grid is that of the weight's cast.
