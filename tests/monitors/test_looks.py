@@ -66,6 +66,7 @@ def test_a_look_at_an_update_is_the_same_compiled(storage: str) -> None:
         assert torch.equal(value, looks[1].state("flips")[key]), key
 
 
+@pytest.mark.long
 def test_a_look_at_a_gradient_is_the_same_compiled() -> None:
     looks: list[Any] = [Looks(MONITORS, engine) for engine in ("eager", "compiled")]
     for gradient in (torch.randn(40, 30), 1e30 * torch.randn(7), torch.tensor([0.0, math.nan]), torch.zeros(3, 1, 2)):
