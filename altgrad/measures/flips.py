@@ -126,7 +126,7 @@ def cell_fraction(masters: Tensor, delta: Tensor, fmt: FloatFormat | str, *, sca
     q = round_to(u, fmt)
     ends = gap(q, fmt, q) + gap(q, fmt, -q)  # twice the width, since 3/4 of the finest gaps may leave float32
     part = _part(q, d, ends, _parsed(fmt))
-    return torch.where(u.isfinite(), 2 * part, 0.0)
+    return torch.where(u.abs() < torch.inf, 2 * part, 0.0)
 
 
 def expected_flips(weights: Tensor, delta: Tensor, fmt: FloatFormat | str, *, scale: Scale = None) -> Tensor:
@@ -142,8 +142,8 @@ def expected_master_flips(masters: Tensor, delta: Tensor, fmt: FloatFormat | str
 def _part(u: Tensor, d: Tensor, length: Tensor, fmt: FloatFormat) -> Tensor:
     """|d| / length, where u has a neighbour on the side of d."""
     outward = ((u > 0) & (d > 0)) | ((u < 0) & (d < 0))
-    barred = (outward & (u.abs() >= float(fmt.max))) | ~u.isfinite()
-    part = torch.where(d.isnan(), torch.inf, d.abs() / length)
+    barred = (outward & (u.abs() >= float(fmt.max))) | ~(u.abs() < torch.inf)
+    part = torch.where(d == d, d.abs() / length, torch.inf)
     return torch.where(barred, 0.0, part)
 
 

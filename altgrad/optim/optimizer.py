@@ -247,7 +247,7 @@ class _Seen:
         for name, old, step, scale, now, grid in zip(
             names, self.before, steps, self.scales, params, grids, strict=True
         ):
-            requested = step + decay * old if decay else step
+            requested = torch.add(step, old, alpha=decay) if decay else step
             moved = None
             if grid is not None and storage == "master":
                 grid = Grid(grid.format, scale)

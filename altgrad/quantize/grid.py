@@ -85,7 +85,19 @@ def spacing_units(u: Tensor, fmt: FloatFormat) -> Tensor:
 
 
 def binade(u: Tensor, lowest: float | Tensor, highest: float | Tensor) -> Tensor:
-    """2^floor(log2|u|), clamped; u float32."""
+    """2^floor(log2|u|), clamped; u float32.
+
+    Inductor's C++ reads the bits of one number at a time, so there the binades of a format in the middle of float32 are
+    computed: with q = (2^23 + 1) |u|, q - (1 - 2^-24) q rounds to 2^floor(log2|u|) (Rump, Ogita and Oishi, SIAM J. Sci.
+    Comput. 31(1), 2008, algorithm 3.5), if q does not overflow; below 2^-100 the clamp decides.
+    """
+    if (
+        torch.compiler.is_compiling() and u.device.type == "cpu"
+        and isinstance(lowest, float) and isinstance(highest, float) and lowest > 2.0**-100 and highest < 2.0**100
+    ):  # fmt: skip
+        q = u.abs().clamp(max=highest) * (2.0**23 + 1)
+        found = (q - q * (1 - 2.0**-24)).clamp(lowest, highest)
+        return torch.where(u == u, found, highest)
     return (u.view(torch.int32) & _EXPONENT_FIELD).view(torch.float32).clamp_(lowest, highest)  # type: ignore[arg-type]
 
 
@@ -247,13 +259,15 @@ def rung(x: Tensor, fmt: FloatFormat | str, *, scale: Scale = None) -> Tensor:
     u = grid_units(x, scale)
     q = bound_units(round_units(u, fmt, Rounding.nearest_even), fmt)
     binade = _binade(q, fmt)
-    steps = (q / (binade * 2.0**-fmt.mantissa_bits)).nan_to_num()
-    if fmt.e_min >= -126:
+    steps = torch.where(q == q, q / (binade * 2.0**-fmt.mantissa_bits), 0.0)
+    if torch.compiler.is_compiling() and fmt.e_min >= -126:
+        passed = binade.log2().round() - fmt.e_min  # a vector at a time, see `binade`
+    elif fmt.e_min >= -126:
         passed = (binade.view(torch.int32) >> 23) - (fmt.e_min + 127)
     else:  # the lowest binades are float32 sub-normals, which have no exponent field
         passed = torch.frexp(binade).exponent - (fmt.e_min + 1)
     position = steps + (passed * 2.0**fmt.mantissa_bits).copysign(q)
-    return torch.where(q.isnan(), NO_RUNG, position.to(torch.int32))
+    return torch.where(q == q, position.to(torch.int32), NO_RUNG)
 
 
 def at_rung(position: Tensor, fmt: FloatFormat | str, *, scale: Scale = None) -> Tensor:
