@@ -25,6 +25,7 @@ import torch
 from torch import Tensor
 
 from altgrad.formats import FloatFormat, Rounding
+from altgrad.quantize.binade import binade, binades
 from altgrad.quantize.noise import counted_bits
 
 Overflow = Literal["saturate", "inf"]
@@ -82,28 +83,6 @@ def _scaled(q: Tensor, scale: Scale) -> Tensor:
 def spacing_units(u: Tensor, fmt: FloatFormat) -> Tensor:
     """Spacing at u, both in grid units; u float32. The smallest gap from zero on, that of max beyond max."""
     return _binade(u, fmt).mul_(2.0**-fmt.mantissa_bits)
-
-
-def binade(u: Tensor, lowest: float | Tensor, highest: float | Tensor) -> Tensor:
-    """2^floor(log2|u|), clamped; u float32.
-
-    Inductor's C++ reads the bits of one number at a time, so there the binades of a format in the middle of float32 are
-    computed: with q = (2^23 + 1) |u|, q - (1 - 2^-24) q rounds to 2^floor(log2|u|) (Rump, Ogita and Oishi, SIAM J. Sci.
-    Comput. 31(1), 2008, algorithm 3.5), if q does not overflow; below 2^-100 the clamp decides.
-    """
-    if (
-        torch.compiler.is_compiling() and u.device.type == "cpu"
-        and isinstance(lowest, float) and isinstance(highest, float) and lowest > 2.0**-100 and highest < 2.0**100
-    ):  # fmt: skip
-        q = u.abs().clamp(max=highest) * (2.0**23 + 1)
-        found = (q - q * (1 - 2.0**-24)).clamp(lowest, highest)
-        return torch.where(u == u, found, highest)
-    return (u.view(torch.int32) & _EXPONENT_FIELD).view(torch.float32).clamp_(lowest, highest)  # type: ignore[arg-type]
-
-
-def binades(fmt: FloatFormat) -> tuple[float, float]:
-    """The lowest and the highest binade in which the format has a spacing of its own, in grid units."""
-    return 2.0**fmt.e_min, 2.0 ** max(fmt.e_min, fmt.max_binade)
 
 
 def _binade(u: Tensor, fmt: FloatFormat) -> Tensor:
