@@ -24,4 +24,5 @@ def linf_norm(x: Tensor) -> Tensor:
     """max |x|: a float64 scalar; 0 if empty, NaN or inf where x has one. x: any shape, any float dtype."""
     if x.numel() == 0:
         return torch.zeros((), dtype=torch.float64, device=x.device)
-    return torch.linalg.vector_norm(x.detach(), math.inf).to(torch.float64)
+    largest: Tensor = torch.linalg.vector_norm(x.detach(), math.inf)
+    return largest.to(torch.float64)

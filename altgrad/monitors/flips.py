@@ -69,8 +69,9 @@ class FlipsMonitor(UpdateMonitor):
         """See UpdateMonitor. The trail of a weight on a grid, and the scale of a master."""
         if update.grid is None:
             return {}
-        scaled = update.moved is None and update.grid.scale is not None
-        return trail_start(update.before)._asdict() | ({"scale": update.grid.scale.clone()} if scaled else {})
+        trail: Found = trail_start(update.before)._asdict()
+        scale = update.grid.scale
+        return trail if update.moved is not None or scale is None else trail | {"scale": scale.clone()}
 
     def measure(self, update: Update, kept: Found) -> Found:
         """See UpdateMonitor."""
