@@ -4,11 +4,12 @@ A GPT of 6 layers, 384 wide, on 4 x 256 tokens with a vocabulary of 8192; weight
 compiled graph, AdamW included. Steps of all arms take turns, round by round:
 
     none due       every monitor there, none of them due
-    default set    range and finite, both due
-    cheap          all but those that look at a step every 100 steps, all due
-    all            every monitor due
+    default set    range and finite, both due: a step as the 10th
+    cheap          all but those that look at a step every 100 steps, all due: as the 10th
+    all            every monitor due: as the 100th, when `rank` takes its decompositions, too
 
-"averaged" is what default cadences come to: 1 + (cheap - 1) / 10 + (all - cheap) / 100.
+Steps are numbered as monitors at their default cadences want them, the same one over and over. "averaged" is what these
+cadences come to: 1 + (cheap - 1) / 10 + (all - cheap) / 100.
 """
 
 import argparse
@@ -25,17 +26,20 @@ from altgrad.optim import AdamW
 from bench.timing import in_turn, machine, summary
 
 VOCABULARY = 8192
+NONE_DUE = 2
 
 
-def arm(kinds: Sequence[str], *, due: bool, compiled: bool, device: str) -> Callable[[], None]:
-    """One training step of a fresh model, as a function."""
+def arm(kinds: Sequence[str], number: int, *, layers: int, compiled: bool, device: str) -> Callable[[], None]:
+    """Training step `number` of a fresh model, as a function."""
     torch.manual_seed(0)
-    spec = ModelSpec.of({"kind": "gpt", "layers": 6, "width": 384, "heads": 6, "context": 256})
+    spec = ModelSpec.of({"kind": "gpt", "layers": layers, "width": 384, "heads": 6, "context": 256})
     model: Any = spec.build(VOCABULARY, VOCABULARY).to(device)
     policy = PrecisionPolicy.uniform(match="blocks.*", weight="e4m3fn", input="e4m3fn", grad_output="e5m2")
     quantize_model(model, policy)
     optimizer = AdamW(model.named_parameters(), lr=1e-4)
-    watch = Watch([MonitorSpec.of({"kind": kind, "every": 1 << 30}) for kind in kinds], model, optimizer)
+    optimizer.engine = "compiled" if compiled else "eager"
+    cadence = {"every": 1 << 30} if number == NONE_DUE else {}
+    watch = Watch([MonitorSpec.of({"kind": kind, **cadence}) for kind in kinds], model, optimizer)
     forward = torch.compile(model, fullgraph=True) if compiled else model
     tokens = torch.randint(VOCABULARY, (4, 257), device=device)
 
@@ -43,7 +47,7 @@ def arm(kinds: Sequence[str], *, due: bool, compiled: bool, device: str) -> Call
         return functional.cross_entropy(run(tokens[:, :-1]).flatten(0, 1), tokens[:, 1:].flatten())
 
     def step() -> None:
-        watch.begin(1 if due else 2)
+        watch.begin(number)
         with watch.micro_batch():
             (found := loss(forward)).backward()
         named = {name: p.grad for name, p in model.named_parameters() if p.grad is not None}
@@ -63,26 +67,32 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--rounds", type=int, default=10)
     parser.add_argument("--no-compile", action="store_true")
+    parser.add_argument("--layers", type=int, default=6)
+    parser.add_argument("--only", nargs="+", metavar="SET", help="these sets, and none")
     parser.add_argument("--each", action="store_true", help="also every monitor on its own")
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
     every = {kind: spec.model_fields["every"].default for kind, spec in MonitorSpec.kinds().items()}
     cheap = [kind for kind, cadence in every.items() if cadence < 100]
-    sets = {"none": ([], False), "none due": (list(every), False), "default set": (["range", "finite"], True)}
-    sets |= {"cheap": (cheap, True), "all": (list(every), True)}
-    sets |= {kind: ([kind], True) for kind in every if options.each}
+    sets = {"none": ([], NONE_DUE), "none due": (list(every), NONE_DUE), "default set": (["range", "finite"], 10)}
+    sets |= {"cheap": (cheap, 10), "all": (list(every), 100)}
+    sets |= {kind: ([kind], max(10, cadence)) for kind, cadence in every.items() if options.each}
+    if options.only:
+        sets = {name: sets[name] for name in ("none", *options.only)}
     device = "cuda" if torch.cuda.is_available() else "cpu"
     arms = {
-        name: arm(kinds, due=due, compiled=not options.no_compile, device=device) for name, (kinds, due) in sets.items()
+        name: arm(kinds, number, layers=options.layers, compiled=not options.no_compile, device=device)
+        for name, (kinds, number) in sets.items()
     }
     found = summary(in_turn(arms, rounds=options.rounds, warm_up=2), "none")
     how = "eager" if options.no_compile else "compiled"
-    print(f"{machine()}, {options.threads} thread(s), {device}, {how}\n")
+    print(f"{machine()}, {options.threads} thread(s), {device}, {how}, {options.layers} layers\n")
     print("| monitors | seconds | x none (quartiles) |\n|---|---|---|")
     for name, (seconds, low, middle, high) in found.items():
         print(f"| {name} | {seconds:.3f} | {middle:.3f} ({low:.3f}-{high:.3f}) |")
-    some, whole = found["cheap"][2], found["all"][2]
-    print(f"| averaged at default cadence | | {1 + (some - 1) / 10 + (whole - some) / 100:.3f} |")
+    if {"cheap", "all"} <= found.keys():
+        some, whole = found["cheap"][2], found["all"][2]
+        print(f"| averaged at default cadence | | {1 + (some - 1) / 10 + (whole - some) / 100:.3f} |")
 
 
 if __name__ == "__main__":

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from altgrad.formats import FloatFormat, Rounding
+from altgrad.measures.count import count
 from altgrad.measures.share import share
 from altgrad.quantize.grid import Scale, grid_units, round_units, spacing_units
 
@@ -30,8 +31,8 @@ def alignment_sums(weights: Tensor, fmt: FloatFormat | str, *, scale: Scale = No
     offset, aligned = _offset(weights, fmt, scale)
     return {
         "offset": offset.nansum(dtype=torch.float64),
-        "aligned": torch.count_nonzero(aligned),
-        "inside": torch.count_nonzero(~offset.isnan()),
+        "aligned": count(aligned),
+        "inside": count(~offset.isnan()),
     }
 
 

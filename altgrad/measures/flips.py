@@ -30,6 +30,7 @@ import torch
 from torch import Tensor
 
 from altgrad.formats import FloatFormat
+from altgrad.measures.count import count
 from altgrad.quantize import gap, round_to, rung
 from altgrad.quantize.grid import NO_RUNG, Scale, grid_units
 
@@ -44,8 +45,8 @@ def flip_counts(before: Tensor, after: Tensor, fmt: FloatFormat | str, *, scale:
     old, new = rung(before, fmt, scale=scale), rung(after, fmt, scale=scale)
     known = (old != NO_RUNG) & (new != NO_RUNG)
     return {
-        "flips": torch.count_nonzero(old != new),
-        "sign_flips": torch.count_nonzero(known & (old.sign() * new.sign() < 0)),
+        "flips": count(old != new),
+        "sign_flips": count(known & (old.sign() * new.sign() < 0)),
         "weights": torch.full((), old.numel(), dtype=torch.int64, device=old.device),
     }
 
@@ -55,8 +56,8 @@ def rescale_flip_counts(
 ) -> dict[str, Tensor]:
     """Codes of the same weights that a new scale changed: int64 scalars rescale_flips and weights."""
     changed = rung(weights, fmt, scale=old_scale) != rung(weights, fmt, scale=new_scale)
-    count = torch.full((), weights.numel(), dtype=torch.int64, device=weights.device)
-    return {"rescale_flips": torch.count_nonzero(changed), "weights": count}
+    size = torch.full((), weights.numel(), dtype=torch.int64, device=weights.device)
+    return {"rescale_flips": count(changed), "weights": size}
 
 
 class Trail(NamedTuple):
@@ -125,7 +126,7 @@ def cell_fraction(masters: Tensor, delta: Tensor, fmt: FloatFormat | str, *, sca
     q = round_to(u, fmt)
     ends = gap(q, fmt, q) + gap(q, fmt, -q)  # twice the width, since 3/4 of the finest gaps may leave float32
     part = _part(q, d, ends, _parsed(fmt))
-    return torch.where(u.isfinite(), 2 * part, 0.0)
+    return torch.where(u.abs() < torch.inf, 2 * part, 0.0)
 
 
 def expected_flips(weights: Tensor, delta: Tensor, fmt: FloatFormat | str, *, scale: Scale = None) -> Tensor:
@@ -141,8 +142,8 @@ def expected_master_flips(masters: Tensor, delta: Tensor, fmt: FloatFormat | str
 def _part(u: Tensor, d: Tensor, length: Tensor, fmt: FloatFormat) -> Tensor:
     """|d| / length, where u has a neighbour on the side of d."""
     outward = ((u > 0) & (d > 0)) | ((u < 0) & (d < 0))
-    barred = (outward & (u.abs() >= float(fmt.max))) | ~u.isfinite()
-    part = torch.where(d.isnan(), torch.inf, d.abs() / length)
+    barred = (outward & (u.abs() >= float(fmt.max))) | ~(u.abs() < torch.inf)
+    part = torch.where(d == d, d.abs() / length, torch.inf)
     return torch.where(barred, 0.0, part)
 
 

@@ -4,6 +4,8 @@ L2 squares in float64, in which the squares of float32 neither overflow nor vani
 not so, is divided by its largest magnitude first. The norm over tensors is `l2_norm` of their stacked norms.
 """
 
+import math
+
 import torch
 from torch import Tensor
 
@@ -22,4 +24,5 @@ def linf_norm(x: Tensor) -> Tensor:
     """max |x|: a float64 scalar; 0 if empty, NaN or inf where x has one. x: any shape, any float dtype."""
     if x.numel() == 0:
         return torch.zeros((), dtype=torch.float64, device=x.device)
-    return x.detach().abs().amax().to(torch.float64)
+    largest: Tensor = torch.linalg.vector_norm(x.detach(), math.inf)
+    return largest.to(torch.float64)

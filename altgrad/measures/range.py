@@ -13,10 +13,10 @@ counts it, and divides both counts by all elements, zeros included; ours asks wh
 
 import math
 
-import torch
 from torch import Tensor
 
 from altgrad.formats import FloatFormat
+from altgrad.measures.count import count
 
 
 def range_counts(exact: Tensor, unbounded: Tensor, rounded: Tensor, fmt: FloatFormat) -> dict[str, Tensor]:
@@ -37,13 +37,6 @@ def range_counts(exact: Tensor, unbounded: Tensor, rounded: Tensor, fmt: FloatFo
         "subnormal": nonzero & (size > 0) & (size < lowest),
         "saturated": finite & (unbounded.abs() > float(fmt.max)),
     }
-    found = {name: _count(mask) for name, mask in counts.items()}
+    found = {name: count(mask) for name, mask in counts.items()}
     found["nonfinite"] = exact.numel() - found["finite"]
     return found
-
-
-def _count(mask: Tensor) -> Tensor:
-    """How many are true, int64. A compiled graph counts in int32 where that holds: its vectors are twice as wide."""
-    if not torch.compiler.is_compiling() or mask.numel() >= 1 << 31:
-        return torch.count_nonzero(mask)
-    return mask.sum(dtype=torch.int32).to(torch.int64)

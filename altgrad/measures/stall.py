@@ -23,6 +23,7 @@ import torch
 from torch import Tensor
 
 from altgrad.formats import FloatFormat
+from altgrad.measures.count import count
 from altgrad.measures.flips import flipped, gap_fraction
 from altgrad.measures.share import share
 from altgrad.quantize.grid import Scale
@@ -38,7 +39,7 @@ def stall_counts(
     """
     attempted = requested != 0
     stalled = attempted & ~flipped(before, after, fmt, scale=scale)
-    return {"attempted": torch.count_nonzero(attempted), "stalls": torch.count_nonzero(stalled)}
+    return {"attempted": count(attempted), "stalls": count(stalled)}
 
 
 def stall_ratio(
@@ -58,7 +59,7 @@ def predicted_stall_counts(
     """
     attempted = requested != 0
     stalled = attempted & (gap_fraction(weights, requested, fmt, scale=scale) < 0.5)
-    return {"attempted": torch.count_nonzero(attempted), "predicted_stalls": torch.count_nonzero(stalled)}
+    return {"attempted": count(attempted), "predicted_stalls": count(stalled)}
 
 
 def zero_update_counts(before: Tensor, after: Tensor) -> dict[str, Tensor]:
@@ -66,8 +67,8 @@ def zero_update_counts(before: Tensor, after: Tensor) -> dict[str, Tensor]:
 
     +0 and -0 are the same value, and NaN is none: where it stays it does not count as unchanged.
     """
-    count = torch.full((), before.numel(), dtype=torch.int64, device=before.device)
-    return {"unchanged": torch.count_nonzero(before == after), "weights": count}
+    size = torch.full((), before.numel(), dtype=torch.int64, device=before.device)
+    return {"unchanged": count(before == after), "weights": size}
 
 
 def zero_update_fraction(before: Tensor, after: Tensor) -> Tensor:

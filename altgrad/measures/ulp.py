@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from altgrad.formats import FloatFormat
+from altgrad.measures.count import count
 from altgrad.quantize.grid import Scale, grid_units, spacing_units
 
 SHARES = (0.01, 0.5, 0.99)
@@ -35,7 +36,7 @@ def ulp_counts(steps: Tensor) -> dict[str, Tensor]:
     """
     size = steps.abs()
     return {
-        "finite": torch.count_nonzero(size < torch.inf),
-        "zero": torch.count_nonzero(size == 0),
-        "below_half": torch.count_nonzero(size < 0.5),
+        "finite": count(size < torch.inf),
+        "zero": count(size == 0),
+        "below_half": count(size < 0.5),
     }

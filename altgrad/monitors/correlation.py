@@ -45,9 +45,10 @@ class Correlation(MonitorSpec):
 class CorrelationMonitor(UpdateMonitor):
     """Correlations over a sample, and counts by binade over all of each parameter on a grid."""
 
+    whole: ClassVar[bool] = False
     alike: ClassVar[tuple[str, ...]] = (*NAMES, "below_half_*", "attempted_*")
 
-    def measure(self, update: Update) -> Found:
+    def measure(self, update: Update, kept: Found) -> Found:
         """See UpdateMonitor."""
         if update.grid is None:
             return {}

@@ -11,15 +11,25 @@ module; a second look at one that failed costs nothing until then.
 """
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import replace
 from typing import Annotated, Any, ClassVar, cast
 
-import torch
 from pydantic import Field
 from torch import Tensor, nn
 
-from altgrad.monitors.monitor import NOTHING, Context, Every, GradientMonitor, MonitorSpec, Replay, Report
+from altgrad.measures import linf_norm
+from altgrad.monitors.monitor import (
+    NOTHING,
+    Context,
+    Every,
+    Found,
+    GradientMonitor,
+    MonitorSpec,
+    Replay,
+    Report,
+    Values,
+)
 from altgrad.monitors.shadow import replayed_gradients
 
 
@@ -44,14 +54,14 @@ class FiniteMonitor(GradientMonitor):
         self.first: dict[str, Any] | None = None
         """The step and the tensor that went bad first in the run."""
 
-    def measure(self, loss: Tensor, gradients: Mapping[str, Tensor]) -> Tensor:
-        """The loss and the largest magnitude of each gradient."""
-        largest = torch._foreach_norm(list(gradients.values()), math.inf) if gradients else ()
-        return torch.stack([loss.detach().to(torch.float32), *(value.to(torch.float32) for value in largest)])
+    def measure(self, gradient: Tensor) -> Found:
+        """See GradientMonitor. The largest magnitude."""
+        return {"linf": linf_norm(gradient)}
 
-    def report_all(self, parameters: Sequence[str], values: Sequence[float]) -> Report:
+    def report_all(self, loss: float, found: Mapping[str, Values]) -> Report:
         """See GradientMonitor."""
-        bad = [name for name, value in zip(["the loss", *parameters], values, strict=True) if not math.isfinite(value)]
+        seen = {"the loss": loss} | {name: values["linf"] for name, values in found.items()}
+        bad = [name for name, value in seen.items() if not math.isfinite(value)]
         if not bad:
             self.bad_steps = 0
             return Report()

@@ -20,6 +20,7 @@ from pydantic import Field
 from torch import Tensor
 
 from altgrad.measures import Trail, flip_counts, follow, oscillation_average, share, trail_start, trail_sums
+from altgrad.measures.count import count
 from altgrad.measures.metric import Metric
 from altgrad.monitors.monitor import NOTHING, Context, Found, MonitorSpec, Report, UpdateMonitor, Values, at
 from altgrad.optim import Update
@@ -53,7 +54,7 @@ class Flips(MonitorSpec):
 
 
 class FlipsMonitor(UpdateMonitor):
-    """Keeps the trail of every weight on a grid, and the last scale of masters."""
+    """Follows the trail of every weight on a grid, and the scale of masters."""
 
     alike: ClassVar[tuple[str, ...]] = (
         "flips", "sign_flips", "weights", "rescale_flips", "reversals", "net", "gross"
@@ -61,23 +62,32 @@ class FlipsMonitor(UpdateMonitor):
 
     def __init__(self, momentum: float, epoch: int) -> None:
         self.momentum, self.epoch = momentum, epoch
-        self.trails: dict[str, Trail] = {}
-        self.scales: dict[str, Tensor] = {}
         self.averages: dict[str, float] = {}
         self.totals: dict[str, list[float]] = {}
 
-    def measure(self, update: Update) -> Found:
+    def start(self, update: Update) -> Found:
+        """See UpdateMonitor. The trail of a weight on a grid, and the scale of a master."""
+        if update.grid is None:
+            return {}
+        trail: Found = trail_start(update.before)._asdict()
+        scale = update.grid.scale
+        return trail if update.moved is not None or scale is None else trail | {"scale": scale.clone()}
+
+    def measure(self, update: Update, kept: Found) -> Found:
         """See UpdateMonitor."""
         if update.grid is None:
             return {}
-        name, fmt, scale = update.name, update.grid.format, update.grid.scale
+        fmt, scale = update.grid.format, update.grid.scale
         start = update.before if update.moved is None else update.moved
         found = flip_counts(start, update.after, fmt, scale=scale)
-        trail = self.trails.get(name) or trail_start(start)
-        self.trails[name], reversals = follow(trail, start, update.after, fmt, scale=scale)
-        found |= trail_sums(self.trails[name])
-        found["reversals"] = torch.count_nonzero(reversals)
-        found["rescale_flips"] = self._rescaled(update)
+        trail, reversals = follow(Trail(*(kept[part] for part in Trail._fields)), start, update.after, fmt, scale=scale)
+        found |= trail_sums(trail)
+        found["reversals"] = count(reversals)
+        found["rescale_flips"] = _rescaled(update, kept.get("scale"))
+        for part, now in trail._asdict().items():
+            kept[part].copy_(now)
+        if scale is not None and "scale" in kept:
+            kept["scale"].copy_(scale)
         return found
 
     def report(self, site: str, values: Values) -> Report:
@@ -104,31 +114,21 @@ class FlipsMonitor(UpdateMonitor):
 
     def state(self) -> dict[str, Any]:
         """See Monitor."""
-        trails = {f"{name}/{part}": t for name, trail in self.trails.items() for part, t in trail._asdict().items()}
-        scales = {f"{name}/scale": scale for name, scale in self.scales.items()}
-        return {"averages": self.averages, "totals": self.totals, **trails, **scales}
+        return {"averages": self.averages, "totals": self.totals}
 
     def restore(self, state: Mapping[str, Any]) -> None:
         """See Monitor."""
         self.averages = dict(state["averages"])
         self.totals = {site: list(counts) for site, counts in state["totals"].items()}
-        tensors = {key: value.clone() for key, value in state.items() if isinstance(value, Tensor)}
-        names = [key.removesuffix("/direction") for key in tensors if key.endswith("/direction")]
-        self.trails = {name: Trail(*(tensors[f"{name}/{part}"] for part in Trail._fields)) for name in names}
-        self.scales = {key.removesuffix("/scale"): t for key, t in tensors.items() if key.endswith("/scale")}
 
-    def _rescaled(self, update: Update) -> Tensor:
-        """Values that a change of scale alone moved: by the storage, or for masters since the last observation."""
-        assert update.grid is not None
-        fmt, scale = update.grid.format, update.grid.scale
-        if update.moved is not None:
-            return torch.count_nonzero(update.moved != update.before)
-        none = torch.zeros((), dtype=torch.int64, device=update.before.device)
-        if scale is None:
-            return none
-        held = self.scales.get(update.name)
-        self.scales[update.name] = scale.clone()
-        if held is None or held.shape != scale.shape:
-            return none
-        now, then = (round_to(update.before, fmt, scale=each) for each in (scale, held))
-        return torch.count_nonzero(now != then)
+
+def _rescaled(update: Update, held: Tensor | None) -> Tensor:
+    """Values that a change of scale alone moved: by the storage, or for masters since the last look at scale `held`."""
+    assert update.grid is not None
+    if update.moved is not None:
+        return count(update.moved != update.before)
+    fmt, scale = update.grid.format, update.grid.scale
+    if scale is None or held is None:
+        return torch.zeros((), dtype=torch.int64, device=update.before.device)
+    now, then = (round_to(update.before, fmt, scale=each) for each in (scale, held))
+    return count(now != then)

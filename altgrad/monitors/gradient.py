@@ -7,17 +7,16 @@ A gradient that is zero throughout, again and again, belongs to a parameter that
 the loss, or one whose gradients all underflow.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Annotated, Any, ClassVar
 
-import torch
 from pydantic import Field
 from torch import Tensor
 
 from altgrad.measures import l2_norm, linf_norm
 from altgrad.measures.metric import Metric
 from altgrad.monitors.latch import Latch
-from altgrad.monitors.monitor import NOTHING, Context, GradientMonitor, MonitorSpec, Report
+from altgrad.monitors.monitor import NOTHING, Context, Found, GradientMonitor, MonitorSpec, Report, Values, at
 
 
 class Gradient(MonitorSpec):
@@ -50,18 +49,17 @@ class GradientNorms(GradientMonitor):
     def __init__(self, patience: int) -> None:
         self.latch = Latch(patience)
 
-    def measure(self, loss: Tensor, gradients: Mapping[str, Tensor]) -> Tensor:
+    def measure(self, gradient: Tensor) -> Found:
         """See GradientMonitor."""
-        norms = [norm(gradient) for gradient in gradients.values() for norm in (l2_norm, linf_norm)]
-        return torch.stack(norms) if norms else loss.new_zeros(0)
+        return {"l2": l2_norm(gradient), "linf": linf_norm(gradient)}
 
-    def report_all(self, parameters: Sequence[str], values: Sequence[float]) -> Report:
+    def report_all(self, loss: float, found: Mapping[str, Values]) -> Report:
         """See GradientMonitor."""
         metrics: dict[str, float] = {}
         alarms = []
-        for name, l2, linf in zip(parameters, values[::2], values[1::2], strict=True):
-            metrics |= {f"{name}/l2": l2, f"{name}/linf": linf}
-            if self.latch.see(name, l2 == 0):
+        for name, values in found.items():
+            metrics |= at(name, values)
+            if self.latch.see(name, values["l2"] == 0):
                 alarms.append(f"{name}: its gradient is exactly zero, {self.latch.patience} times in a row.")
         return Report(metrics, alarms)
 

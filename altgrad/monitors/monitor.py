@@ -135,12 +135,12 @@ class GradientMonitor(Monitor, ABC):
     """Looks at gradients."""
 
     @abstractmethod
-    def measure(self, loss: Tensor, gradients: Mapping[str, Tensor]) -> Tensor:
-        """A 1-D tensor of fixed length. Pure, no host transfer."""
+    def measure(self, gradient: Tensor) -> Found:
+        """Scalars of one parameter's gradient, which may come flattened. Pure, fixed shape, no host transfer."""
 
     @abstractmethod
-    def report_all(self, parameters: Sequence[str], values: Sequence[float]) -> Report:
-        """The step's results; `parameters` are the names `measure` saw, in order."""
+    def report_all(self, loss: float, found: Mapping[str, Values]) -> Report:
+        """The step's results: its loss, and what was measured, by parameter in the model's order."""
 
     def explain(self, report: Report, replay: Replay) -> Report:
         """The report on a step that is not applied, with what running it again tells."""
@@ -174,9 +174,20 @@ class ReplayMonitor(Monitor, ABC):
 class UpdateMonitor(Monitor, ABC):
     """Looks at what an optimizer step did to each parameter."""
 
+    whole: ClassVar[bool] = True
+    """Whether it passes over whole tensors and may share that pass; false for what takes samples and sorts them."""
+
+    def start(self, update: Update) -> Found:
+        """What is kept of a parameter from one look to the next, made at the first: tensors, by name."""
+        return {}
+
     @abstractmethod
-    def measure(self, update: Update) -> Found:
-        """Scalars; none where it has nothing to say of this parameter."""
+    def measure(self, update: Update, kept: Found) -> Found:
+        """Scalars; none where it has nothing to say of this parameter.
+
+        kept: what `start` gave, to be changed in place. Else pure, and of fixed shape: what `whole` monitors measure of
+        a parameter may be one graph (`altgrad.monitors.looks`), and tensors come flattened where one scale serves them.
+        """
 
     def absent(self, parameter: str) -> Report:
         """The report on a parameter that a step left out while others were updated."""

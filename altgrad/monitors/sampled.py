@@ -12,9 +12,9 @@ SIZE = 1 << 14
 """Elements of a sample: a share of 1/2 then has a standard error of 0.004."""
 
 
-def sample_on(grid: Grid, *tensors: Tensor) -> tuple[Grid, list[Tensor]]:
-    """The tensors, all of one shape, at up to SIZE positions, and the grid there."""
+def sample_on(grid: Grid, *tensors: Tensor, size: int = SIZE) -> tuple[Grid, list[Tensor]]:
+    """The tensors, all of one shape, at up to `size` positions, and the grid there."""
     scale = grid.scale
     if scale is not None and scale.numel() > 1:
-        scale = spread_sample(scale.expand_as(tensors[0]), SIZE)
-    return Grid(grid.format, scale), [spread_sample(tensor, SIZE) for tensor in tensors]
+        scale = spread_sample(scale.expand_as(tensors[0]), size)
+    return Grid(grid.format, scale), [spread_sample(tensor, size) for tensor in tensors]

@@ -21,6 +21,7 @@ from pydantic import Field
 from torch import Tensor
 
 from altgrad.measures import predicted_stall_counts, share, stall_counts
+from altgrad.measures.count import count
 from altgrad.measures.flips import cell_fraction, gap_fraction
 from altgrad.measures.metric import Metric
 from altgrad.monitors.latch import Latch
@@ -64,7 +65,7 @@ class StallMonitor(UpdateMonitor):
     def __init__(self, spec: Stall) -> None:
         self.errors, self.latch = spec.errors, Latch(spec.patience)
 
-    def measure(self, update: Update) -> Found:
+    def measure(self, update: Update, kept: Found) -> Found:
         """See UpdateMonitor."""
         if update.grid is None:
             return {}
@@ -72,9 +73,8 @@ class StallMonitor(UpdateMonitor):
         start = update.before if update.moved is None else update.moved
         counts = stall_counts(start, update.after, update.requested, fmt, scale=scale)
         without = counts
-        if update.decay:
-            own = update.requested - update.decay * update.before
-            without = stall_counts(start, update.after, own, fmt, scale=scale)
+        if update.undecayed is not None:
+            without = stall_counts(start, update.after, update.undecayed, fmt, scale=scale)
         expected, variance = _law(update, start)
         stochastic = torch.full_like(expected, update.storage == "stochastic")
         return {
@@ -111,7 +111,10 @@ class StallMonitor(UpdateMonitor):
 
 
 def _law(update: Update, start: Tensor) -> tuple[Tensor, Tensor]:
-    """The expected number of stalls and its variance, float64 scalars. Where the scale moved, so did the request."""
+    """The expected number of stalls, #attempted - sum p, and its variance, sum p - sum p^2: float64 scalars.
+
+    p: that of a flip. Where the scale moved, so did the request.
+    """
     assert update.grid is not None
     fmt, scale = update.grid.format, update.grid.scale
     delta = update.requested if update.moved is None else update.requested + (update.before - start)
@@ -120,6 +123,6 @@ def _law(update: Update, start: Tensor) -> tuple[Tensor, Tensor]:
         predicted = predicted_stall_counts(start, delta, fmt, scale=scale)["predicted_stalls"].to(torch.float64)
         return predicted, torch.zeros_like(predicted)
     fraction = cell_fraction if update.storage == "master" else gap_fraction
-    flips = fraction(start, delta, fmt, scale=scale).clamp(max=1).to(torch.float64)
-    stalls = torch.where(attempted, 1 - flips, 0)
-    return stalls.sum(), (stalls * flips).sum()
+    p = torch.where(attempted, fraction(start, delta, fmt, scale=scale).clamp(max=1), 0)
+    flips, squares = p.sum(dtype=torch.float64), p.to(torch.float64).square().sum()
+    return count(attempted) - flips, (flips - squares).clamp(min=0)  # rounding alone may leave less

@@ -4,8 +4,8 @@
 
 Below 1/2, nearest storage drops a step (but for the finer side of a power of two); 0.01 flips one weight in a hundred
 under stochastic storage. The realised step is the change of the stored weight: whole numbers on a grid, and what the
-optimizer asked for under masters. Quantiles need a sort, so all figures are of 2^14 well-spread weights of a parameter,
-or of all, if it has no more.
+optimizer asked for under masters. Quantiles need a sort, so all figures are of 2^12 well-spread weights of a parameter
+(a share of 1/2 then has a standard error of 0.008), or of all, if it has no more.
 """
 
 from typing import ClassVar
@@ -17,6 +17,7 @@ from altgrad.monitors.monitor import NOTHING, Context, Found, MonitorSpec, Repor
 from altgrad.monitors.sampled import sample_on
 from altgrad.optim import Update
 
+SIZE = 1 << 12
 NAMES = tuple(f"q{round(100 * share):02d}_ulp" for share in SHARES)
 
 
@@ -44,19 +45,20 @@ class Ulp(MonitorSpec):
 class UlpMonitor(UpdateMonitor):
     """Quantiles and counts over a sample of each parameter on a grid."""
 
+    whole: ClassVar[bool] = False
     alike: ClassVar[tuple[str, ...]] = ("requested_*", "realised_*")
 
-    def measure(self, update: Update) -> Found:
+    def measure(self, update: Update, kept: Found) -> Found:
         """See UpdateMonitor."""
         if update.grid is None:
             return {}
         start = update.before if update.moved is None else update.moved
-        grid, (weights, requested, after) = sample_on(update.grid, start, update.requested, update.after)
+        grid, (w, requested, after) = sample_on(update.grid, start, update.requested, update.after, size=SIZE)
         found: Found = {}
-        for what, delta in (("requested", requested), ("realised", after - weights)):
-            steps = ulps(delta, weights, grid.format, scale=grid.scale).abs()
-            found |= {f"{what}_{n}": q for n, q in zip(NAMES, quantiles(steps, SHARES), strict=True)}
-            found |= {f"{what}_{name}": count for name, count in ulp_counts(steps).items()}
+        for what, delta in (("requested", requested), ("realised", after - w)):
+            steps = ulps(delta, w, grid.format, scale=grid.scale).abs()
+            found |= {f"{what}_{n}": q for n, q in zip(NAMES, quantiles(steps, SHARES).unbind(), strict=True)}
+            found |= {f"{what}_{name}": number for name, number in ulp_counts(steps).items()}
         return found
 
     def report(self, site: str, values: Values) -> Report:

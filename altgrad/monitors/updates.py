@@ -21,6 +21,7 @@ from pydantic import Field
 from torch import Tensor
 
 from altgrad.measures import effective_update_sums, share, stall_counts, zero_update_counts
+from altgrad.measures.count import count
 from altgrad.measures.metric import Metric
 from altgrad.monitors.latch import Latch
 from altgrad.monitors.monitor import NOTHING, Context, Found, MonitorSpec, Report, UpdateMonitor, Values, at
@@ -73,11 +74,11 @@ class UpdatesMonitor(UpdateMonitor):
         self.totals: dict[str, list[float]] = {}
         self.lately: dict[str, list[list[float]]] = {}
 
-    def measure(self, update: Update) -> Found:
+    def measure(self, update: Update, kept: Found) -> Found:
         """See UpdateMonitor."""
         kept = zero_update_counts(update.before, update.after)
         found = kept | effective_update_sums(update.requested, _realised(update))
-        found["attempted"] = (update.requested != 0).sum()
+        found["attempted"] = count(update.requested != 0)
         found["gridded"] = kept["weights"].new_full((), update.grid is not None)
         found["master"] = kept["weights"].new_full((), update.storage == "master")
         found["nearest"] = kept["weights"].new_full((), update.storage == "nearest")

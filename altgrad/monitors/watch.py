@@ -2,8 +2,10 @@
 
 Every quantizer shows its casts to the watch while `watching` is on, one bool for the model, and the optimizer its
 updates. What is measured before the update and decides about it (is it finite?) is fetched with the loss; everything
-else waits on the device until the step is over and comes to the host in a single transfer. On a step where no monitor
-is due the quantizers do not look at their observers at all.
+else waits on the device until the step is over and comes to the host in a single transfer. So a step has one transfer,
+and one more where monitors are due: a decision about the update cannot wait for what the update did. Measures of one
+parameter share a pass (`altgrad.monitors.looks`). On a step where no monitor is due the quantizers do not look at their
+observers at all.
 
 The optimizer may be one of ours, which shows requests, or any other of torch's: then the request is taken to be what
 became of the weights, and the grid is that of the weight's cast.
@@ -17,7 +19,8 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor, nn
 
-from altgrad.monitors.cast_tables import CastTables, cast_on, fetch, fetch_found
+from altgrad.monitors.cast_tables import CastTables, fetch, fetch_found
+from altgrad.monitors.looks import Looks, Seen
 from altgrad.monitors.monitor import (
     NOTHING,
     CastMonitor,
@@ -37,7 +40,6 @@ from altgrad.monitors.monitor import (
 from altgrad.nn import ALONE, quantizers, unrecorded, weight_quantizers
 from altgrad.optim import Optimizer, Update
 from altgrad.quantize import Grid
-from altgrad.quantize.quantizer import Role
 
 Sort = TypeVar("Sort", bound=Monitor)
 
@@ -62,7 +64,6 @@ class Watch:
         self.names: dict[Tensor, str] = {p: name for name, p in model.named_parameters()}
         given = [p for group in optimizer.param_groups for p in group["params"]]
         self.parameters = [self.names[p] for p in given if p in self.names]
-        self.updated: set[str] = set()
         self.quantizers = quantizers(model)
         self.weights = weight_quantizers(model)
         each = self.monitors.items()
@@ -76,6 +77,11 @@ class Watch:
         self.tables = CastTables(self.casts, [quantizer.site for quantizer in self.quantizers], device)
         for quantizer in self.quantizers:
             quantizer.observers.append(self.tables.see)
+        engines = {quantizer.engine for quantizer in self.quantizers}
+        if isinstance(optimizer, Optimizer):
+            engines.add(optimizer.engine)
+        self.looks = Looks(self.monitors, "compiled" if "compiled" in engines else "eager")
+        self.seen: dict[str, Seen] = {}
         self._before: list[tuple[Tensor, Tensor]] = []
         if isinstance(optimizer, Optimizer):
             optimizer.observers.append(self._see_update)
@@ -92,7 +98,7 @@ class Watch:
         for monitor in self.monitors.values():
             monitor.step = step
         self.found = {kind: {} for kind in self.monitors if kind in self.due}
-        self.updated.clear()
+        self.seen.clear()
         self.tables.clear()
         self._switch(bool(self._due(self.casts)))
         if isinstance(self.optimizer, Optimizer):
@@ -136,10 +142,12 @@ class Watch:
         """
         self._switch(False)
         at_work = self._due(self.gradient_monitors)
-        found = {kind: monitor.measure(loss, gradients) for kind, monitor in at_work.items()}
-        ((loss_now, norm_now), *values), _ = fetch([torch.stack([loss.detach(), norm.to(loss)]), *found.values()])
-        names = list(gradients)
-        reports = {kind: m.report_all(names, value) for (kind, m), value in zip(at_work.items(), values, strict=True)}
+        seen = {name: self.looks.gradient(g, tuple(at_work)) for name, g in gradients.items()} if at_work else {}
+        both = torch.stack([loss.detach(), norm.to(loss)])
+        ((loss_now, norm_now), *lists), _ = fetch([both, *(found for found, _ in seen.values())])
+        told: dict[str, dict[str, dict[str, float]]] = {kind: {} for kind in at_work}
+        _share_out(told, seen, lists)
+        reports = {kind: monitor.report_all(loss_now, told[kind]) for kind, monitor in at_work.items()}
         for kind, micro in self._due(self.micro_monitors).items():
             micro.merge(self.ranks)
             self.found[kind] = micro.measure()
@@ -175,7 +183,8 @@ class Watch:
                 for kind, monitor in at_work.items():
                     self._keep(kind, name, monitor.measure(weight))
         tables = {kind: table for kind, table in self.tables.tables.items() if kind in self.due}
-        lists, numbers = fetch_found(list(tables.values()), self.found)
+        lists, numbers = fetch_found([*tables.values(), *(found for found, _ in self.seen.values())], self.found)
+        _share_out(numbers, self.seen, lists[len(tables) :])
         reports = {}
         for kind, sites in numbers.items():
             one = self.monitors[kind]
@@ -185,8 +194,8 @@ class Watch:
             if kind in tables:
                 values = lists[list(tables).index(kind)]
                 told = [one.report(site, row) for site, row in self.tables.sites(kind, values)] + told
-            if isinstance(one, UpdateMonitor) and self.updated:
-                told += [one.absent(name) for name in self.parameters if name not in self.updated]
+            if isinstance(one, UpdateMonitor) and self.seen:
+                told += [one.absent(name) for name in self.parameters if name not in self.seen]
             reports[kind] = _joined([*told, one.close()])
         return reports
 
@@ -203,13 +212,14 @@ class Watch:
 
     def state(self) -> dict[str, dict[str, Any]]:
         """The monitors' state by kind: plain JSON data, and tensors at its first level."""
-        return {kind: monitor.state() for kind, monitor in self.monitors.items()}
+        return {kind: monitor.state() | self.looks.state(kind) for kind, monitor in self.monitors.items()}
 
     def restore(self, state: Mapping[str, Mapping[str, Any]]) -> None:
         """Take back what `state` gave; monitors it does not know keep their own."""
         for kind, monitor in self.monitors.items():
             if kind in state:
                 monitor.restore(state[kind])
+                self.looks.restore(kind, state[kind])
 
     def _due(self, monitors: Mapping[str, Sort]) -> dict[str, Sort]:
         return {kind: monitor for kind, monitor in monitors.items() if kind in self.due}
@@ -244,16 +254,8 @@ class Watch:
         update = replace(update, name=self._own_names.get(update.name, update.name))
         if update.grid is None and update.name in self.weights:
             update = replace(update, grid=self.weights[update.name].grid(update.before))
-        self.updated.add(update.name)
-        for kind, monitor in self._due(self.update_monitors).items():
-            self._keep(kind, update.name, monitor.measure(update))
-        if update.grid is None:
-            return
-        pairs: tuple[tuple[Role, Tensor], ...] = (("requested", update.requested), ("stored", update.after))
-        for kind, looker in self._due(self.casts).items():
-            for role, tensor in pairs:
-                site = f"{update.name}/{role}"
-                self._keep(kind, site, looker.measure(cast_on(update.grid, tensor, site, role)))
+        kinds, casts = tuple(self._due(self.update_monitors)), tuple(self._due(self.casts))
+        self.seen[update.name] = self.looks.update(update, kinds, casts)
 
     def _before_step(self, *_: Any) -> None:
         """Of someone else's optimizer: keep the weights, if updates are looked at."""
@@ -266,6 +268,15 @@ class Watch:
             after = p.detach()
             self._see_update(Update(self.names[p], before, after - before, after, gradient=p.grad))
         self._before = []
+
+
+def _share_out(
+    told: Mapping[str, dict[str, dict[str, float]]], seen: Mapping[str, Seen], lists: Sequence[Sequence[float]]
+) -> None:
+    """Put the results of looks, which were fetched, where they belong: by kind and site."""
+    for (parameter, (_, names)), values in zip(seen.items(), lists, strict=True):
+        for (kind, role, name), value in zip(names, values, strict=True):
+            told[kind].setdefault(f"{parameter}/{role}" if role else parameter, {})[name] = value
 
 
 def _joined(reports: Sequence[Report]) -> Report:

@@ -20,8 +20,8 @@ from altgrad.formats import FloatFormat, Rounding
 from altgrad.optim.stiffness import factor, floored
 from altgrad.optim.storage import GridStorage, StorageSpec
 from altgrad.quantize import Grid
+from altgrad.quantize.binade import binade, binades
 from altgrad.quantize.engine import RECOMPILATIONS, Numbers, nearest, numbers, serves, stochastic
-from altgrad.quantize.grid import binade, binades
 from altgrad.quantize.noise import fold
 
 

@@ -172,8 +172,9 @@ class Optimizer(torch.optim.Optimizer, ABC):
             params = [p for p in group["params"] if p.grad is not None]
             if self.engine == "compiled":
                 params = [p for p in params if not self._fused(group, storage, p)]
-            if params:
-                self._together(group, storage, params)
+            # Looked at, they step one by one: copies are then of one weight and not of the model.
+            for some in [[p] for p in params] if self.watching or group["track"] else [params] if params else []:
+                self._together(group, storage, some)
         return loss
 
     def fuse(self, group: dict[str, Any], storage: StorageSpec, p: Tensor, grid: Grid | None) -> Recipe | None:
@@ -246,14 +247,14 @@ class _Seen:
         for name, old, step, scale, now, grid in zip(
             names, self.before, steps, self.scales, params, grids, strict=True
         ):
-            requested = step + decay * old if decay else step
+            requested = torch.add(step, old, alpha=decay) if decay else step
             moved = None
             if grid is not None and storage == "master":
                 grid = Grid(grid.format, scale)
             elif grid is not None and grid.scale is not None:
                 grid = Grid(grid.format, grid.scale.clone())
                 moved = round_to(old, grid.format, scale=grid.scale)
-            yield Update(name, old, requested, now.detach(), decay, grid, moved, storage, now.grad)
+            yield Update(name, old, requested, now.detach(), step if decay else None, grid, moved, storage, now.grad)
 
 
 def _track(state: dict[str, Any], update: Update) -> None:

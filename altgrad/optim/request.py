@@ -67,16 +67,17 @@ class Update:
     """What one step did to one parameter.
 
     before, after: the stored weight. requested: the change asked for, decoupled decay included, before storage rounded
-    it; `decay` is that part of it which is decay alone. grid: on which the weight is stored or cast, as it was when the
-    request was rounded; None for neither. moved: the weight before, on that grid (another value only where the scale
-    has changed); None under master. storage: the kind. gradient: what the optimizer was given, clipped if it was.
+    it; undecayed: that without the decay, None where there is none. grid: on which the weight is stored or cast, as it
+    was when the request was rounded; None for neither. moved: the weight before, on that grid (another value only where
+    the scale has changed); None under master. storage: the kind. gradient: what the optimizer was given, clipped if it
+    was.
     """
 
     name: str
     before: Tensor
     requested: Tensor
     after: Tensor
-    decay: float = 0.0
+    undecayed: Tensor | None = None
     grid: Grid | None = None
     moved: Tensor | None = None
     storage: str = "master"

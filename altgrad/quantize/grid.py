@@ -25,6 +25,7 @@ import torch
 from torch import Tensor
 
 from altgrad.formats import FloatFormat, Rounding
+from altgrad.quantize.binade import binade, binades
 from altgrad.quantize.noise import counted_bits
 
 Overflow = Literal["saturate", "inf"]
@@ -82,16 +83,6 @@ def _scaled(q: Tensor, scale: Scale) -> Tensor:
 def spacing_units(u: Tensor, fmt: FloatFormat) -> Tensor:
     """Spacing at u, both in grid units; u float32. The smallest gap from zero on, that of max beyond max."""
     return _binade(u, fmt).mul_(2.0**-fmt.mantissa_bits)
-
-
-def binade(u: Tensor, lowest: float | Tensor, highest: float | Tensor) -> Tensor:
-    """2^floor(log2|u|), clamped; u float32."""
-    return (u.view(torch.int32) & _EXPONENT_FIELD).view(torch.float32).clamp_(lowest, highest)  # type: ignore[arg-type]
-
-
-def binades(fmt: FloatFormat) -> tuple[float, float]:
-    """The lowest and the highest binade in which the format has a spacing of its own, in grid units."""
-    return 2.0**fmt.e_min, 2.0 ** max(fmt.e_min, fmt.max_binade)
 
 
 def _binade(u: Tensor, fmt: FloatFormat) -> Tensor:
@@ -246,11 +237,16 @@ def rung(x: Tensor, fmt: FloatFormat | str, *, scale: Scale = None) -> Tensor:
     fmt = _domain(fmt)
     u = grid_units(x, scale)
     q = bound_units(round_units(u, fmt, Rounding.nearest_even), fmt)
-    gaps = spacing_units(q, fmt)
-    steps = (q / gaps).nan_to_num()
-    binades = torch.frexp(gaps).exponent + (fmt.mantissa_bits - fmt.e_min - 1)
-    position = steps + (binades * 2.0**fmt.mantissa_bits).copysign(q)
-    return torch.where(q.isnan(), NO_RUNG, position.to(torch.int32))
+    binade = _binade(q, fmt)
+    steps = torch.where(q == q, q / (binade * 2.0**-fmt.mantissa_bits), 0.0)
+    if torch.compiler.is_compiling() and fmt.e_min >= -126:
+        passed = binade.log2().round() - fmt.e_min  # a vector at a time, see `binade`
+    elif fmt.e_min >= -126:
+        passed = (binade.view(torch.int32) >> 23) - (fmt.e_min + 127)
+    else:  # the lowest binades are float32 sub-normals, which have no exponent field
+        passed = torch.frexp(binade).exponent - (fmt.e_min + 1)
+    position = steps + (passed * 2.0**fmt.mantissa_bits).copysign(q)
+    return torch.where(q == q, position.to(torch.int32), NO_RUNG)
 
 
 def at_rung(position: Tensor, fmt: FloatFormat | str, *, scale: Scale = None) -> Tensor:

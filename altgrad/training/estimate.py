@@ -134,7 +134,7 @@ def _step(optimizer: Optimizer, watch: Watch) -> tuple[int, int]:
 
 
 def _by_monitors(watch: Watch) -> int:
-    return sum(_bytes(vars(monitor)) for monitor in watch.monitors.values())
+    return sum(_bytes(vars(monitor)) for monitor in watch.monitors.values()) + _bytes(watch.looks.kept)
 
 
 def _codes(optimizer: Optimizer) -> int:

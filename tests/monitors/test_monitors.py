@@ -194,10 +194,9 @@ def test_finite_names_what_went_bad_and_stops_after_patience(trial: Callable[...
     report = trial("mlp").run(["finite"], 3, between=spoil)[2]["finite"]
     assert report.skip and report.stop == "the gradient of 3.weight is not finite."
     monitor = MonitorSpec.of({"kind": "finite", "patience": 2}).build()
-    bad = [math.nan, 1.0]
-    first, second = monitor.report_all(["w"], bad), monitor.report_all(["w"], bad)  # type: ignore[attr-defined]
+    first, second = (monitor.report_all(math.nan, {"w": {"linf": 1.0}}) for _ in range(2))  # type: ignore[attr-defined]
     assert first.skip and first.stop is None and second.stop == "the loss is not finite, 2 steps in a row."
-    monitor.report_all(["w"], [1.0, 1.0])  # type: ignore[attr-defined]
+    monitor.report_all(1.0, {"w": {"linf": 1.0}})  # type: ignore[attr-defined]
     assert monitor.state() == {"bad_steps": 0, "first": {"step": 0, "tensor": "the loss"}}
 
 

@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 
 from altgrad.formats import CATALOG, FloatFormat, Rounding
 from altgrad.quantize import at_rung, gap, round_to, rung, spacing
+from altgrad.quantize.binade import binade, computed_binade
 from altgrad.quantize.grid import NO_RUNG
 
 NAMES = [entry.name for entry in CATALOG]
@@ -218,3 +219,14 @@ def test_the_input_is_neither_changed_nor_part_of_the_result(mode):
     on_grid = torch.tensor([0.5, 1.0])
     round_to(on_grid, "e2m1", mode, key=0).fill_(9.0)
     assert torch.equal(x, before) and on_grid.tolist() == [0.5, 1.0]
+
+
+@pytest.mark.parametrize(("lowest", "highest"), [(2.0**-6, 2.0**8), (1.0, 1.0), (2.0**-99, 2.0**99)])
+def test_a_computed_binade_is_the_one_that_bits_show(lowest: float, highest: float) -> None:
+    """Every power of two of float32 and both its neighbours, every 65,537th bit pattern, zeros, inf and NaN."""
+    powers = torch.exp2(torch.arange(-149, 128, dtype=torch.float64)).float()
+    patterns = torch.arange(0, 1 << 31, 65_537).to(torch.int32).view(torch.float32)
+    around = [torch.nextafter(powers, torch.full((), end)) for end in (0.0, math.inf)]
+    x = torch.cat([powers, *around, patterns, torch.tensor([math.inf, math.nan])])
+    for u in (x, -x):
+        assert torch.equal(computed_binade(u, lowest, highest), binade(u, lowest, highest))

@@ -1,0 +1,37 @@
+"""Binades of numbers, from which spacings follow: 2^floor(log2|u|) between the lowest and the highest of a format.
+
+The exponent field of float32 is that number; where reading it is slow, it is computed, with the same result.
+"""
+
+import torch
+from torch import Tensor
+
+from altgrad.formats import FloatFormat
+
+_EXPONENT_FIELD = 0x7F800000
+
+
+def binade(u: Tensor, lowest: float | Tensor, highest: float | Tensor) -> Tensor:
+    """2^floor(log2|u|), clamped; u float32."""
+    if torch.compiler.is_compiling() and u.device.type == "cpu" and isinstance(lowest, float):
+        assert isinstance(highest, float)
+        if lowest > 2.0**-100 and highest < 2.0**100:
+            return computed_binade(u, lowest, highest)
+    return (u.view(torch.int32) & _EXPONENT_FIELD).view(torch.float32).clamp_(lowest, highest)  # type: ignore[arg-type]
+
+
+def computed_binade(u: Tensor, lowest: float, highest: float) -> Tensor:
+    """The same without looking at bits, which Inductor's C++ does for one number at a time.
+
+    2^-100 < lowest <= highest < 2^100, powers of two. With q = (2^23 + 1) |u|, the difference of q and (1 - 2^-24) q is
+    2^floor(log2|u|) (Rump, Ogita and Oishi, SIAM J. Sci. Comput. 31(1), 2008), unless q overflows, which the clamp
+    before it prevents, or the difference loses bits below 2^-126, where the clamp after it decides.
+    """
+    q = u.abs().clamp(max=highest) * (2.0**23 + 1)
+    found = (q - q * (1 - 2.0**-24)).clamp(lowest, highest)
+    return torch.where(u == u, found, highest)
+
+
+def binades(fmt: FloatFormat) -> tuple[float, float]:
+    """The lowest and the highest binade in which the format has a spacing of its own, in grid units."""
+    return 2.0**fmt.e_min, 2.0 ** max(fmt.e_min, fmt.max_binade)
