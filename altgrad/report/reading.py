@@ -18,6 +18,7 @@ from altgrad.report.arms import Arm, arm_of, condition_of, rate_of
 from altgrad.report.thinning import thin
 from altgrad.store import Run
 from altgrad.store.files import NON_FINITE, read_jsonl
+from altgrad.store.runs import EVENTS, LOGGED, METRICS
 
 LOSS, TRAIN_LOSS = "validation/loss", "train/loss"
 PLAIN = ("train/", "validation/", "time/")
@@ -43,6 +44,8 @@ class Record:
 
     id: str
     status: str = "?"
+    whole: bool = True
+    """Whether all its metrics could be read: what stands before a damaged line is drawn, and judged by nobody."""
     reason: str = ""
     step: int = 0
     seed: int = 0
@@ -83,8 +86,11 @@ class Record:
 
     @property
     def outcome(self) -> float:
-        """The loss that enters statistics: the last one, or `ignorance` if it diverged; NaN without result or spec."""
-        if not self.ended or not self.spec:
+        """The loss that enters statistics: the last one, or `ignorance` if it diverged.
+
+        NaN without result or spec, and where metrics are damaged.
+        """
+        if not self.ended or not self.spec or not self.whole:
             return math.nan
         if self.diverged:
             return self.ignorance
@@ -117,13 +123,14 @@ def read(run: Run) -> Record:
     record.reason = str(record.meta.get("reason", ""))
     collector = Collector()
     try:
-        for row in read_jsonl(run.path / "metrics.jsonl", record.problems.append):
+        for row in read_jsonl(run.path / METRICS, record.problems.append, whole=_logged(record, METRICS)):
             collector.add(row)
     except (ValueError, OSError) as error:
         record.problems.append(_line(error))
+        record.whole = False
     record.series = collector.series()
     try:
-        for row in read_jsonl(run.path / "events.jsonl", record.problems.append):
+        for row in read_jsonl(run.path / EVENTS, record.problems.append, whole=_logged(record, EVENTS)):
             if len(record.events) < EVENTS_KEPT:
                 record.events.append(row)
     except (ValueError, OSError) as error:
@@ -131,6 +138,13 @@ def read(run: Run) -> Record:
     record.problems = [problem.replace(f"{run.path}/", "") for problem in record.problems]
     settle(record)
     return record
+
+
+def _logged(record: Record, name: str) -> int:
+    """See Run.logged; 0 where meta.json is damaged."""
+    sizes = record.meta.get(LOGGED)
+    size = sizes.get(name) if isinstance(sizes, Mapping) else None
+    return size if isinstance(size, int) else 0
 
 
 def take_spec(record: Record, spec: Mapping[str, Any]) -> None:

@@ -59,7 +59,8 @@ def train(
 
     sinks: other places that metrics and events go to. interrupted: asked between steps and batches; when true, the
     state is saved and the run ends `interrupted`. Raises LockedError if another process holds the run, CheckpointError
-    if it has checkpoints but none that verifies, LocatedError for a spec that does not fit the model or its twin.
+    if it has checkpoints but none that verifies, DamagedError if its logs lack what its checkpoint saw, LocatedError
+    for a spec that does not fit the model or its twin.
 
     With a process group (torchrun), all its ranks call this and train the run together; the first alone writes.
     """
@@ -78,6 +79,7 @@ def train(
         state = TrainState.build(spec, dataset, device, fresh=newest is None, twin=twin)
         if newest is not None:
             checkpoint.load(state, newest)
+            run.check_logs(state.logged)
         state.watch.ranks = ranks
         ranks.words("the checkpoint is read")
         if not ranks.is_first:
@@ -87,7 +89,7 @@ def train(
         try:
             # Without a checkpoint even step 0, the evaluation before training, is done again.
             files.rewind(state.step if newest is not None else -1)
-            run.update_meta(status="running", device=str(device), ranks=ranks.size)
+            run.update_meta(status="running", logged={}, device=str(device), ranks=ranks.size)
             for each in newest.rejected if newest is not None else ():
                 tracker.event(state.step, "notice", f"{each.path.name} was passed over: {each.reason}.")
             begun = "resumed" if newest is not None else "started"
@@ -231,7 +233,7 @@ class _Training:
         if self.saved == self.state.step or self.files is None:
             return
         self.files.sync()
-        self.state.seconds = time.perf_counter() - self.began
+        self.state.seconds, self.state.logged = time.perf_counter() - self.began, self.files.logged()
         checkpoint.save(self.state, self.snapshots)
         self.saved = self.state.step
         self.tracker.event(self.state.step, "checkpoint", f"checkpoint at step {self.state.step}")
@@ -253,7 +255,7 @@ class _Training:
             self.tracker.metrics(state.step, self.throughput())
         self.tracker.event(state.step, "stopped", reason or f"completed {state.step} steps", status=status)
         self.files.sync()
-        self.run.update_meta(status=status, step=state.step, reason=reason)
+        self.run.update_meta(status=status, step=state.step, reason=reason, logged=self.files.logged())
         keys = ("loss", *self.dataset.scores)
         found = self.run.last(*(f"validation/{key}" for key in keys))
         return Outcome(self.run, status, state.step, {k: v for k, v in found.items() if k != "step"}, reason)

@@ -1,0 +1,17 @@
+"""Every campaign of faults with few cases; `make faults` runs them whole and writes docs/RELIABILITY.md."""
+
+from pathlib import Path
+
+import pytest
+
+from tests.faults.campaign import Campaign
+from tests.faults.campaigns import CAMPAIGNS
+
+
+@pytest.mark.parametrize("campaign", CAMPAIGNS, ids=lambda campaign: campaign.name)
+def test_what_a_campaign_claims_holds_in_a_few_cases(campaign: Campaign, tmp_path: Path) -> None:
+    if why := campaign.skip():
+        pytest.skip(why)
+    found = campaign.run(0, campaign.few, tmp_path)
+    assert found.failures == []
+    assert found.count >= campaign.few
