@@ -211,7 +211,7 @@ def test_a_log_that_lacks_what_its_checkpoint_saw_is_not_continued(
     tmp_path: Path, dataset: Any, name: str, damage: str
 ) -> None:
     spec, run = make(tmp_path)
-    train(spec, run, dataset, interrupted=after(3 + 5))
+    train(spec, run, dataset, interrupted=after(3 + 7))
     lines = (run.path / name).read_bytes().splitlines(keepends=True)
     changed = {
         "digit": b"".join([lines[0].replace(b'"step": 0', b'"step": 1'), *lines[1:]]),
