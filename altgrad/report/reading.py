@@ -29,6 +29,7 @@ QUANTITIES = {
 }  # fmt: skip
 PLAIN_POINTS, SITED_POINTS = 600, 100  # by site: so many that no column of a heat map is left without a point
 EVENTS_KEPT = 400
+MOST = 1e60
 
 UNKNOWN = Arm("?", "", "", "?")
 Series = tuple[NDArray[np.float64], NDArray[np.float64]]
@@ -178,7 +179,7 @@ class Collector:
             if isinstance(value, int | float):
                 steps, values = self._columns.setdefault(key, ([], []))
                 steps.append(step)
-                values.append(value)
+                values.append(_drawable(value))
 
     def series(self) -> dict[str, Series]:
         """What came in so far."""
@@ -187,6 +188,14 @@ class Collector:
             limit = PLAIN_POINTS if key.startswith(PLAIN) else SITED_POINTS
             found[key] = thin(np.array(steps, dtype=np.float64), np.array(values, dtype=np.float64), limit)
         return found
+
+
+def _drawable(value: float) -> float:
+    """The value; inf or 0 where no float32 would come: sums of squares and logarithmic axes end before doubles do."""
+    size = abs(value)
+    if size > MOST:
+        return math.inf if value > 0 else -math.inf
+    return 0.0 if size < 1 / MOST else value
 
 
 def is_drawn(key: str) -> bool:

@@ -75,15 +75,20 @@ def write_atomic(path: Path, data: bytes, *, durable: bool = True) -> None:
     """Replace `path` by `data` in one step: readers see the old bytes or the new, never a mixture or nothing.
 
     `durable=False` skips the two fsyncs, for what only the living need (a heartbeat). The name aside carries process
-    and thread, so two writers cannot mix their bytes; one left behind by a death ends in `.aside`.
+    and thread, so two writers cannot mix their bytes; one left behind by a death ends in `.aside`, an error leaves
+    none.
     """
     aside = path.with_name(f".{path.name}.{os.getpid()}-{threading.get_ident()}{ASIDE}")
-    with aside.open("wb") as file:
-        file.write(data)
-        file.flush()
-        if durable:
-            os.fsync(file.fileno())
-    aside.replace(path)
+    try:
+        with aside.open("wb") as file:
+            file.write(data)
+            file.flush()
+            if durable:
+                os.fsync(file.fileno())
+        aside.replace(path)
+    except BaseException:
+        aside.unlink(missing_ok=True)
+        raise
     if durable:
         fsync(path.parent)
 

@@ -1,6 +1,6 @@
 """Every campaign there is, with what the issue asks of it and how little of it is enough for every day."""
 
-from tests.faults import corruption
+from tests.faults import corruption, inputs, numbers, security
 from tests.faults.campaign import Campaign
 
 CAMPAIGNS = (
@@ -22,5 +22,46 @@ CAMPAIGNS = (
     ),
     Campaign(
         "corrupt token caches", "damaged tokens are made again", 200, 25, corruption.token_caches,
+    ),
+    Campaign(
+        "numbers in casts", "inf, NaN, sub-normal and huge elements pass every cast and harm no other element",
+        2000, 150, numbers.casts,
+    ),
+    Campaign(
+        "numbers in monitors", "whatever stands in weights and gradients, monitors report what can be kept",
+        300, 12, numbers.monitors,
+    ),
+    Campaign(
+        "numbers in optimizers", "a bad gradient element leaves all other elements finite, in every storage",
+        500, 50, numbers.optimizers,
+    ),
+    Campaign(
+        "numbers in runs", "a senseless learning rate ends a run as completed or diverged, never as an error",
+        100, 20, numbers.runs,
+    ),
+    Campaign(
+        "numbers in reports", "a project of such numbers has a report, in JSON that any reader takes",
+        20, 1, numbers.reports,
+    ),
+    Campaign("fuzzed specs", "a changed run spec is read, or told in one line", 8000, 200, inputs.specs),
+    Campaign("fuzzed matrices", "a changed matrix is read, or told in one line", 2000, 100, inputs.matrices),
+    Campaign(
+        "fuzzed commands", "no command line ends in a traceback, hangs, or leaves files where it is refused",
+        2000, 60, inputs.commands,
+    ),
+    Campaign(
+        "fuzzed data files", "changed safetensors, parquet and jsonl files are read, or told in one line",
+        1000, 90, inputs.data_files,
+    ),
+    Campaign(
+        "planted files", "pickles, code, bombs and names that lead elsewhere are refused by every command",
+        1, 1, security.planted,
+    ),
+    Campaign(
+        "pickles in the token cache", "no object is ever loaded from a cache", 5, 1, security.token_cache_pickles,
+    ),
+    Campaign(
+        "secrets", "no secret of the environment is in any file that a command writes",
+        len(security.TOUCHING), 4, security.secrets,
     ),
 )  # fmt: skip

@@ -61,6 +61,14 @@ def test_an_atomic_write_replaces_and_leaves_nothing_aside(tmp_path: Path, durab
     assert [path.name for path in tmp_path.iterdir()] == ["file"]
 
 
+def test_an_atomic_write_that_fails_leaves_nothing_aside(tmp_path: Path) -> None:
+    (tmp_path / "folder").mkdir()
+    for path, error in ((tmp_path / "folder", IsADirectoryError), (tmp_path / "gone" / "file", FileNotFoundError)):
+        with pytest.raises(error):
+            write_atomic(path, b"data")
+    assert [path.name for path in tmp_path.iterdir()] == ["folder"]
+
+
 def test_a_torn_last_line_is_cut_at_every_length(tmp_path: Path) -> None:
     path = lines(tmp_path / "log", [{"step": 1, "x": 1.5}, {"step": 2, "x": "é", "y": -0.25}])
     whole = path.read_bytes()
