@@ -12,7 +12,7 @@ anywhere continues where it was.
 import statistics
 import time
 from collections.abc import Callable, Sequence
-from contextlib import nullcontext
+from contextlib import nullcontext, suppress
 from dataclasses import dataclass
 from typing import Literal
 
@@ -96,7 +96,8 @@ def train(
             tracker.event(state.step, begun, f"{begun} at step {state.step} of {spec.steps}", device=str(device))
             return _Training(spec, run, dataset, state, twin, snapshots, files, tracker, interrupted).carry_on()
         except Exception as error:
-            run.update_meta(status="failed", reason=f"{type(error).__name__}: {error}")
+            with suppress(OSError, ValueError):  # where the disk is full or the folder gone, that is what must be told
+                run.update_meta(status="failed", reason=f"{type(error).__name__}: {error}")
             raise
         finally:
             tracker.close()

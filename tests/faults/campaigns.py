@@ -1,6 +1,6 @@
 """Every campaign there is, with what the issue asks of it and how little of it is enough for every day."""
 
-from tests.faults import corruption, inputs, numbers, security
+from tests.faults import corruption, crash, disk, inputs, numbers, security
 from tests.faults.campaign import Campaign
 
 CAMPAIGNS = (
@@ -64,4 +64,17 @@ CAMPAIGNS = (
         "secrets", "no secret of the environment is in any file that a command writes",
         len(security.TOUCHING), 4, security.secrets,
     ),
+    Campaign(
+        "a full disk", "on a tmpfs of 2 MB that runs full a run says so, and continues once there is room",
+        20, 1, disk.full, disk.no_mount,
+    ),
+    Campaign("a read-only disk", "what only reads works, what writes says so", 7, 0, disk.closed, disk.no_mount),
+    Campaign("a run that vanishes", "a run whose folder is moved away says so, and continues when it is back", 5, 0,
+             disk.vanished),
+    Campaign(
+        "SIGKILL at random moments", "no run is lost, and each comes to the curve of one that was never killed",
+        100, 4, crash.kills,
+    ),
+    Campaign("SIGTERM in every loop", "every command is out with 75 and leaves nothing half done", 60, 6, crash.stops),
+    Campaign("a clock that jumps", "wall-clock jumps of seconds to decades change nothing", 5, 0, disk.clock),
 )  # fmt: skip
