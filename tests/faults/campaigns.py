@@ -1,6 +1,6 @@
 """Every campaign there is, with what the issue asks of it and how little of it is enough for every day."""
 
-from tests.faults import corruption, crash, disk, inputs, numbers, security
+from tests.faults import corruption, crash, disk, inputs, long_run, numbers, peers, security
 from tests.faults.campaign import Campaign
 
 CAMPAIGNS = (
@@ -77,4 +77,12 @@ CAMPAIGNS = (
     ),
     Campaign("SIGTERM in every loop", "every command is out with 75 and leaves nothing half done", 60, 6, crash.stops),
     Campaign("a clock that jumps", "wall-clock jumps of seconds to decades change nothing", 5, 0, disk.clock),
+    Campaign(
+        "a long run", "with everything on, memory, step time and disk stay where they are",
+        20_000, 0, long_run.long_run,
+    ),
+    Campaign(
+        "PyTorch DCP, for comparison", "the damage of the first row, done to a distributed checkpoint",
+        1200, 0, peers.distributed_checkpoint,
+    ),
 )  # fmt: skip
