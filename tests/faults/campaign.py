@@ -90,6 +90,8 @@ class Campaign:
     asked: int
     few: int
     run: Function
+    long: bool = False
+    """Whether even a few cases take longer than a test of every day may: `make test-long` has them."""
     skip: Callable[[], str | None] = lambda: None
     """Why this machine cannot run it, if it cannot."""
 

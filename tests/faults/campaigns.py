@@ -41,7 +41,7 @@ CAMPAIGNS = (
     ),
     Campaign(
         "numbers in reports", "a project of such numbers has a report, in JSON that any reader takes",
-        20, 1, numbers.reports,
+        20, 1, numbers.reports, long=True,
     ),
     Campaign("fuzzed specs", "a changed run spec is read, or told in one line", 8000, 200, inputs.specs),
     Campaign("fuzzed matrices", "a changed matrix is read, or told in one line", 2000, 100, inputs.matrices),
@@ -66,16 +66,19 @@ CAMPAIGNS = (
     ),
     Campaign(
         "a full disk", "on a tmpfs of 2 MB that runs full a run says so, and continues once there is room",
-        20, 1, disk.full, disk.no_mount,
+        20, 1, disk.full, long=True, skip=disk.no_mount,
     ),
-    Campaign("a read-only disk", "what only reads works, what writes says so", 7, 0, disk.closed, disk.no_mount),
+    Campaign("a read-only disk", "what only reads works, what writes says so", 7, 0, disk.closed, skip=disk.no_mount),
     Campaign("a run that vanishes", "a run whose folder is moved away says so, and continues when it is back", 5, 0,
              disk.vanished),
     Campaign(
         "SIGKILL at random moments", "no run is lost, and each comes to the curve of one that was never killed",
-        100, 4, crash.kills,
+        100, 4, crash.kills, long=True,
     ),
-    Campaign("SIGTERM in every loop", "every command is out with 75 and leaves nothing half done", 60, 6, crash.stops),
+    Campaign(
+        "SIGTERM in every loop", "every command is out with 75 and leaves nothing half done",
+        60, 6, crash.stops, long=True,
+    ),
     Campaign("a clock that jumps", "wall-clock jumps of seconds to decades change nothing", 5, 0, disk.clock),
     Campaign(
         "a long run", "with everything on, memory, step time and disk stay where they are",

@@ -7,8 +7,12 @@ import pytest
 from tests.faults.campaign import Campaign
 from tests.faults.campaigns import CAMPAIGNS
 
+DAILY = [
+    pytest.param(each, id=each.name, marks=[pytest.mark.long] if each.long else []) for each in CAMPAIGNS if each.few
+]
 
-@pytest.mark.parametrize("campaign", [each for each in CAMPAIGNS if each.few], ids=lambda campaign: campaign.name)
+
+@pytest.mark.parametrize("campaign", DAILY)
 def test_what_a_campaign_claims_holds_in_a_few_cases(campaign: Campaign, tmp_path: Path) -> None:
     if why := campaign.skip():
         pytest.skip(why)
