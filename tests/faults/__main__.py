@@ -38,6 +38,12 @@ def run(campaign: Campaign, seed: int, share: float) -> dict[str, Any]:
     }  # fmt: skip
 
 
+def kept() -> dict[str, Any]:
+    """The figures of every campaign so far, by its name."""
+    found: dict[str, Any] = json.loads(FIGURES.read_text()) if FIGURES.exists() else {}
+    return found
+
+
 def main() -> int:
     """1 if anything came out as it must not."""
     parser = argparse.ArgumentParser(prog="python -m tests.faults")
@@ -46,7 +52,6 @@ def main() -> int:
     parser.add_argument("--share", type=float, default=1.0, help="of each campaign's count")
     parser.add_argument("--write", action="store_true", help="write the page from the figures kept")
     asked = parser.parse_args()
-    kept: dict[str, Any] = json.loads(FIGURES.read_text()) if FIGURES.exists() else {}
     failed = False
     for campaign in [] if asked.write else CAMPAIGNS:
         if asked.only.replace("_", " ") not in campaign.name:
@@ -56,12 +61,12 @@ def main() -> int:
             continue
         found = run(campaign, asked.seed, asked.share)
         failed = failed or bool(found["failures"])
-        kept[campaign.name] = found
-        FIGURES.write_text(json.dumps(kept, indent=1, sort_keys=True) + "\n")
+        # Read anew: another campaign may have ended beside this one.
+        FIGURES.write_text(json.dumps(kept() | {campaign.name: found}, indent=1, sort_keys=True) + "\n")
         print(
             f"{campaign.name}: {found['outcomes']} in {found['seconds']} s", *found["failures"], sep="\n  ", flush=True
         )
-    PAGE.write_text(page(kept), encoding="utf-8")
+    PAGE.write_text(page(kept()), encoding="utf-8")
     return int(failed)
 
 

@@ -55,7 +55,7 @@ CAMPAIGNS = (
     ),
     Campaign(
         "planted files", "pickles, code, bombs and names that lead elsewhere are refused by every command",
-        1, 1, security.planted,
+        186, 186, security.planted,
     ),
     Campaign(
         "pickles in the token cache", "no object is ever loaded from a cache", 5, 1, security.token_cache_pickles,
