@@ -9,7 +9,7 @@ STAMP := .venv/installed
 TEST_ENV := HF_HUB_OFFLINE=1 OMP_NUM_THREADS=1 MKL_NUM_THREADS=1
 PYTEST := $(TEST_ENV) $(BIN)/python -m pytest -n 2
 
-.PHONY: help demo test test-long cluster exhaustive study-smoke lint venv clean
+.PHONY: help demo test test-long faults cluster exhaustive study-smoke lint venv clean
 
 help: ## list the targets
 	@sed -n 's/^\([a-z-]*\):[^#]*## /\1\t/p' Makefile | expand -t 12
@@ -24,6 +24,9 @@ test: lint ## lint, then every test that takes seconds
 
 test-long: $(STAMP) ## the tests that take minutes
 	@$(PYTEST) -m long
+
+faults: $(STAMP) ## every campaign of faults whole, and docs/RELIABILITY.md from its figures: about half an hour
+	@$(TEST_ENV) PYTHONPATH=. $(BIN)/python -m tests.faults
 
 cluster: $(STAMP) ## sweeps on a one-node Slurm that the tests start: as root, after apt install slurm-wlm munge
 	@$(BIN)/python -m pip install -qq --disable-pip-version-check -c constraints.txt ray

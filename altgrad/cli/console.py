@@ -26,7 +26,7 @@ from typing import Any, NoReturn, TextIO
 
 from altgrad.cli.layout import Line, clean
 from altgrad.store import CheckpointError, LockedError
-from altgrad.store.files import encode
+from altgrad.store.files import DamagedError, encode
 
 ERASE_LINE, BEGIN_UPDATE, END_UPDATE = "\x1b[2K", "\x1b[?2026h", "\x1b[?2026l"
 
@@ -107,15 +107,15 @@ def first_rank() -> bool:
 
 @contextlib.contextmanager
 def one_line_errors() -> Iterator[None]:
-    """Turn what users can run into, inside the block, into `fail`: a mistake 2, the machine 3, a checkpoint 5."""
+    """Turn what users can run into, inside the block, into `fail`: a mistake 2, the machine 3, damage 5."""
     try:
         yield
+    except (DamagedError, CheckpointError) as error:
+        fail(str(error), 5)
     except ValueError as error:
         fail(str(error), 2)
     except LockedError as error:
         fail(str(error), 3)
-    except CheckpointError as error:
-        fail(str(error), 5)
     except OSError as error:
         fail(f"{error.filename}: {error.strerror}." if error.filename else f"{error.strerror or error}.", 3)
 

@@ -3,7 +3,10 @@
 Only what a command needs is loaded when it runs, so that help, completion and `formats` answer at once.
 """
 
-from typing import Annotated
+import signal
+import threading
+from types import FrameType
+from typing import Annotated, NoReturn
 
 import typer
 
@@ -48,13 +51,22 @@ def _version(wanted: bool) -> None:
         raise typer.Exit
 
 
+def _end(number: int, frame: FrameType | None) -> NoReturn:
+    """Out at once, by way of every `finally`; a training run and a sweep have better manners of their own."""
+    console.fail("stopped by SIGTERM.", 75)
+
+
 @app.callback()
 def options(
+    context: typer.Context,
     version: Annotated[
         bool, typer.Option("--version", callback=_version, is_eager=True, help="Print it and leave.")
     ] = False,
 ) -> None:
     """A wind tunnel for low-precision training."""
+    if threading.current_thread() is threading.main_thread():
+        before = signal.signal(signal.SIGTERM, _end)
+        context.call_on_close(lambda: signal.signal(signal.SIGTERM, before))
 
 
 def main() -> None:

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import contextlib
 import heapq
-import json
 import os
 import time
 from array import array
@@ -22,7 +21,7 @@ import typer
 
 from altgrad.cli import console
 from altgrad.cli.panel import Panel, PlainLines, choose
-from altgrad.store.files import decode
+from altgrad.store.files import decode, row_of
 from altgrad.store.runs import EVENTS, METRICS, Run, RunStore
 from altgrad.store.scores import recorded_scores
 from altgrad.store.tracker import Sink
@@ -79,11 +78,8 @@ class Tail:
 
 
 def _row(line: bytes) -> dict[str, Any] | None:
-    try:
-        row = decode(json.loads(line))
-    except (ValueError, RecursionError):
-        return None
-    return row if isinstance(row, dict) and isinstance(row.get("step"), int) else None
+    row = row_of(line)
+    return decode(row) if row is not None and isinstance(row.get("step"), int) else None
 
 
 def recall(run: Run, sink: Sink) -> None:

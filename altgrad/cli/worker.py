@@ -33,9 +33,7 @@ _SMALLEST = RunSpec.parse(
 def main() -> None:
     """Answer orders until there are no more."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C in the driver's terminal is the driver's business
-    _load(RunSpec)
-    with torch.device("meta"):  # torch loads its compiler at the first random number there: 2 s of CPU
-        build_model(_SMALLEST, 2, 2)
+    warm_up()
     rest = b""
     while True:
         ready, _, _ = select.select([0], [], [], REAP_SECONDS)
@@ -49,6 +47,13 @@ def main() -> None:
         with suppress(ChildProcessError):
             while os.waitpid(-1, os.WNOHANG)[0]:
                 pass
+
+
+def warm_up() -> None:
+    """Load all that a run might: every kind of every family, and what torch loads when it is first used."""
+    _load(RunSpec)
+    with torch.device("meta"):  # torch loads its compiler at the first random number there: 2 s of CPU
+        build_model(_SMALLEST, 2, 2)
 
 
 def _load(shape: type[Shape]) -> None:

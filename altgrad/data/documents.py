@@ -32,6 +32,10 @@ __all__ = [
 SAMPLE = "eulaw"
 """The name of the packaged sample; see sample/NOTICE for what it is and whose."""
 
+MOST_DIGITS = 400
+MOST_TIMES, LEAST_ROOM = 200, 256 << 20
+"""A parquet file may unpack to so many times its size, or to so many bytes."""
+_BATCH = 1024
 SUFFIXES = (".parquet", ".jsonl", ".txt")
 
 Row = tuple[int, tuple[object, ...], str | None]
@@ -190,9 +194,13 @@ def _jsonl_rows(path: Path, columns: tuple[str, ...]) -> Iterator[Row]:
         if not line.strip():
             continue
         try:
-            record = json.loads(_decoded(path, line, row))
+            record = json.loads(_decoded(path, line, row), parse_int=_whole)
         except json.JSONDecodeError as error:
             raise ValueError(f"{path}: row {row}: not JSON ({error.msg} at column {error.colno}).") from None
+        except RecursionError:
+            raise ValueError(f"{path}: row {row}: nested deeper than any row of text; correct it.") from None
+        except _TooManyDigitsError as error:
+            raise ValueError(f"{path}: row {row}: {error}") from None
         missing = [column for column in columns if not isinstance(record, dict) or column not in record]
         if missing:
             keys = ", ".join(record) if isinstance(record, dict) else f"a JSON {type(record).__name__}"
@@ -203,6 +211,16 @@ def _jsonl_rows(path: Path, columns: tuple[str, ...]) -> Iterator[Row]:
                 f"{path}: row {row}: column 'split' must be in every row or in none; the first row differs."
             )
         yield row, tuple(record[column] for column in columns), (record["split"] or "") if has_split else None
+
+
+class _TooManyDigitsError(ValueError):
+    """Of a number that Python will not read, lest it take for ever."""
+
+
+def _whole(digits: str) -> int:
+    if len(digits) > MOST_DIGITS:
+        raise _TooManyDigitsError(f"a number of {len(digits)} digits; at most {MOST_DIGITS} are read.")
+    return int(digits)
 
 
 def _parquet_rows(path: Path, columns: tuple[str, ...]) -> Iterator[Row]:
@@ -217,17 +235,56 @@ def _parquet_rows(path: Path, columns: tuple[str, ...]) -> Iterator[Row]:
                     raise ValueError(f"{path}: no column '{column}'; the file has {', '.join(names)}.")
             # One file, read as one file: pyarrow's data set reader would also infer columns from folder names.
             splits = ["split"] if "split" in names else []
-            row = 0
-            for chunk in file.iter_batches(columns=list(dict.fromkeys([*columns, *splits]))):
+            row, room = 0, _Room(path)
+            wanted = list(dict.fromkeys([*columns, *splits]))
+            for chunk in file.iter_batches(batch_size=room.rows(file.metadata, wanted), columns=wanted):
                 cells = zip(*(chunk.column(column) for column in columns), strict=True)
                 marks = chunk.column("split").to_pylist() if splits else [None] * chunk.num_rows
                 for row_cells, split in zip(cells, marks, strict=True):
                     row += 1
                     values = zip(columns, row_cells, strict=True)
                     read = tuple(_scalar(path, row, column, cell) for column, cell in values)
+                    room.take(sum(map(_length, read)))
                     yield row, read, (split or "") if splits else None
     except (pyarrow.ArrowException, OSError) as error:
         raise ValueError(f"{path} cannot be read as parquet: {str(error).splitlines()[0]}") from None
+
+
+class _Room:
+    """What a file may come to when it is unpacked: a few KB can say the same megabyte a million times."""
+
+    def __init__(self, path: Path) -> None:
+        self.path, self.packed = path, path.stat().st_size
+        self.limit = self.left = max(LEAST_ROOM, MOST_TIMES * self.packed)
+
+    def rows(self, metadata: Any, columns: list[str]) -> int:
+        """How many rows to unpack at a time: no value is longer than all pages of its column in its group.
+
+        ValueError if these pages alone are too many bytes.
+        """
+        groups = [metadata.row_group(number) for number in range(metadata.num_row_groups)]
+        chunks = [group.column(number) for group in groups for number in range(group.num_columns)]
+        sizes: list[int] = [
+            max(0, c.total_uncompressed_size) for c in chunks if c.path_in_schema.split(".")[0] in columns
+        ]
+        if sum(sizes) > self.limit:
+            self.take(sum(sizes))
+        return min(_BATCH, max(1, self.limit // max(1, *sizes, 1)))
+
+    def take(self, size: int) -> None:
+        """ValueError once there is no more."""
+        self.left -= size
+        if self.left < 0:
+            raise ValueError(
+                f"{self.path}: its {self.packed} bytes unpack to more than {self.limit}; text does not, so it is not "
+                "read. Write it as .jsonl if it is meant."
+            )
+
+
+def _length(value: object) -> int:
+    if isinstance(value, list):
+        return sum(map(_length, value))
+    return len(value) if isinstance(value, str | bytes) else 8
 
 
 def _scalar(path: Path, row: int, column: str, cell: Any) -> object:

@@ -179,13 +179,14 @@ def _read(spec: HF, vocabulary: int | None, outputs: int, *, pretrained: bool, p
         "causal": transformers.AutoModelForCausalLM,
     }[spec.head]
     try:
-        config = transformers.AutoConfig.from_pretrained(folder, local_files_only=True)
+        # Said outright: left open, the library asks whoever sits at the terminal whether to run the folder's code.
+        config = transformers.AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
         _configure(config, spec, vocabulary, outputs)
         if pretrained:
             options = {"dtype": torch.float32, "local_files_only": True, "use_safetensors": True}
-            model = auto.from_pretrained(folder, config=config, **options)
+            model = auto.from_pretrained(folder, config=config, trust_remote_code=False, **options)
         else:
-            model = auto.from_config(config, dtype=torch.float32)
+            model = auto.from_config(config, dtype=torch.float32, trust_remote_code=False)
     # The library raises what it likes: OSError, KeyError and ValueError of many lines among them.
     except Exception as error:
         reason = " ".join(str(error).split())[:240]

@@ -15,7 +15,7 @@ from pydantic import Field
 from torch import Tensor
 
 from altgrad.optim.fused import Recipe, recipe
-from altgrad.optim.optimizer import Optimizer, OptimizerSpec
+from altgrad.optim.optimizer import Optimizer, OptimizerSpec, Positive
 from altgrad.optim.request import Request
 from altgrad.optim.storage import StorageSpec
 from altgrad.quantize import Grid
@@ -28,7 +28,7 @@ class AdamWSpec(OptimizerSpec):
 
     kind: ClassVar[str] = "adamw"
     betas: tuple[Beta, Beta] = (0.9, 0.95)
-    eps: Annotated[float, Field(gt=0)] = 1e-8
+    eps: Positive = 1e-8
 
     def build(self, groups: Iterable[dict[str, Any]], *, seed: int = 0) -> "AdamW":
         """See OptimizerSpec."""

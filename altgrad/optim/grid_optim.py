@@ -24,7 +24,7 @@ from pydantic import Field
 from torch import Tensor
 
 from altgrad.formats import FloatFormat
-from altgrad.optim.optimizer import Optimizer, OptimizerSpec
+from altgrad.optim.optimizer import NonNegative, Optimizer, OptimizerSpec, Positive
 from altgrad.optim.request import Request
 from altgrad.optim.stiffness import absolute, spacing_field
 from altgrad.optim.storage import own_grid
@@ -39,9 +39,9 @@ class GridOptimSpec(OptimizerSpec):
 
     kind: ClassVar[str] = "grid_optim"
     momentum: Annotated[float, Field(ge=0, lt=1)] = 0.9
-    rung_clip: Annotated[float, Field(gt=0)] = 1.0
+    rung_clip: Positive = 1.0
     landing: Landing = "value"
-    kappa: Annotated[float, Field(ge=0)] = 2.0**-6
+    kappa: NonNegative = 2.0**-6
     format: Format = FloatFormat.parse("e4m3fn")
     """The grid of parameters that have none of their own."""
     track: bool = True

@@ -14,7 +14,7 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from altgrad.optim.optimizer import LearningRate, Optimizer, OptimizerSpec
+from altgrad.optim.optimizer import LearningRate, Optimizer, OptimizerSpec, Positive
 from altgrad.optim.request import Request
 from altgrad.quantize import Grid
 
@@ -25,8 +25,8 @@ class MadamSpec(OptimizerSpec):
     kind: ClassVar[str] = "madam"
     lr: LearningRate = 1e-2
     beta: Annotated[float, Field(ge=0, lt=1)] = 0.999
-    clip: Annotated[float, Field(gt=0)] = 10.0
-    bound: Annotated[float, Field(gt=0)] = 3.0
+    clip: Positive = 10.0
+    bound: Positive = 3.0
     """The largest magnitude a weight may have, as a multiple of the tensor's first rms."""
 
     def build(self, groups: Iterable[dict[str, Any]], *, seed: int = 0) -> "Madam":

@@ -31,7 +31,7 @@ from torch import Tensor
 from altgrad.formats import FloatFormat
 from altgrad.optim.adamw import Beta, adam_request, check_adam
 from altgrad.optim.fused import Recipe, recipe
-from altgrad.optim.optimizer import Optimizer, OptimizerSpec
+from altgrad.optim.optimizer import NonNegative, Optimizer, OptimizerSpec, Positive
 from altgrad.optim.request import Request
 from altgrad.optim.stiffness import (
     Normalise,
@@ -55,11 +55,11 @@ class ManifoldAdamWSpec(OptimizerSpec):
 
     kind: ClassVar[str] = "manifold_adamw"
     betas: tuple[Beta, Beta] = (0.9, 0.95)
-    eps: Annotated[float, Field(gt=0)] = 1e-8
+    eps: Positive = 1e-8
     precondition: Precondition = "update"
     power: Annotated[float, Field(ge=0, le=1)] = 1.0
     """p: 0 is AdamW, 1 whole spacings."""
-    kappa: Annotated[float, Field(ge=0)] = _KAPPA
+    kappa: NonNegative = _KAPPA
     """Floor on |w|, as a share of the tensor's rms: lets weights cross zero."""
     stiffness: Stiffness = "own"
     """own, smooth, constant, shuffled, reshuffled, or the name of another format."""

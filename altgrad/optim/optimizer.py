@@ -16,7 +16,7 @@ from collections.abc import Callable, Iterable, Iterator
 from typing import Annotated, Any, ClassVar, cast, overload
 
 import torch
-from pydantic import Field
+from pydantic import AfterValidator, Field
 from torch import Tensor
 
 from altgrad.optim.fused import Recipe, adam_step
@@ -27,7 +27,19 @@ from altgrad.quantize.engine import Engine
 from altgrad.quantize.noise import site_key
 from altgrad.spec import Kind, Spec
 
-LearningRate = Annotated[float, Field(ge=0)]
+MOST = 1e30
+"""Whatever multiplies a float32 tensor stays well below 2^128, where torch raises instead of overflowing."""
+
+
+def _fits(value: float) -> float:
+    if value > MOST:
+        raise ValueError(f"{value:g} is beyond {MOST:g}, where products of float32 have no meaning.")
+    return value
+
+
+NonNegative = Annotated[float, Field(ge=0), AfterValidator(_fits)]
+LearningRate = NonNegative
+Positive = Annotated[float, Field(gt=0), AfterValidator(_fits)]
 WeightDecay = Annotated[float, Field(ge=0, lt=1)]
 
 
@@ -118,10 +130,10 @@ class Optimizer(torch.optim.Optimizer, ABC):
                 storage.adopt(p, self.state[p])
 
     def _check(self, group: dict[str, Any], storage: StorageSpec) -> None:
-        limits: dict[str, Callable[[float], bool]] = {"lr": lambda v: v >= 0, "weight_decay": lambda v: v >= 0}
+        limits: dict[str, Callable[[float], bool]] = dict.fromkeys(("lr", "weight_decay"), lambda v: 0 <= v <= MOST)
         for name, good in limits.items():
             if name in group and not good(group[name]):
-                raise ValueError(f"{name} is {group[name]}; it must be not negative.")
+                raise ValueError(f"{name} is {group[name]}; it must be from 0 to {MOST:g}.")
         self.check(group)
         if storage.wants_momentum and not (self.has_momentum and _momentum(group, self.has_momentum)):
             how = f"set {self.has_momentum} above 0" if self.has_momentum else "use stochastic or kahan"

@@ -22,6 +22,7 @@ from altgrad.report.reading import Record, take_spec
 
 NAME = b"altgrad_project"
 TEXTS, NESTED = ("id", "status", "reason"), ("spec", "meta", "events")
+PLAIN_FIELDS = (*TEXTS, "whole", "step", "problems")
 
 
 def write_tidy(project: Project, path: Path) -> None:
@@ -54,17 +55,17 @@ def write_archive(project: Project, path: Path) -> None:
     from pyarrow import parquet
 
     numbers = pa.list_(pa.list_(pa.float64()))
-    kinds = {**dict.fromkeys((*TEXTS, *NESTED), pa.string()), "step": pa.int64(), "problems": pa.list_(pa.string()),
-             "keys": pa.list_(pa.string()), "steps": numbers, "values": numbers}  # fmt: skip
+    kinds = {**dict.fromkeys((*TEXTS, *NESTED), pa.string()), "whole": pa.bool_(), "step": pa.int64(),
+             "problems": pa.list_(pa.string()), "keys": pa.list_(pa.string()), "steps": numbers, "values": numbers}  # fmt: skip
     schema = pa.schema(list(kinds.items()), metadata={NAME: project.name.encode()})
     rows = [_row(record) for record in project.records]
     parquet.write_table(pa.Table.from_pylist(rows, schema=schema), path, compression="zstd")
 
 
 def _row(record: Record) -> dict[str, Any]:
-    texts = {name: getattr(record, name) for name in TEXTS}
+    plain = {name: getattr(record, name) for name in PLAIN_FIELDS}
     nested = {name: json.dumps(getattr(record, name), default=str) for name in NESTED}
-    return {**texts, **nested, "step": record.step, "problems": record.problems, "keys": list(record.series),
+    return {**plain, **nested, "keys": list(record.series),
             "steps": [s for s, _ in record.series.values()],
             "values": [v.astype(np.float64) for _, v in record.series.values()]}  # fmt: skip
 
@@ -93,10 +94,10 @@ def load_archives(paths: Sequence[Path], *, tuning: Collection[int] = ()) -> Pro
 
 
 def _record(row: dict[str, Any]) -> Record:
-    record = Record(**{name: row[name] for name in TEXTS}, meta=json.loads(row["meta"]))
+    record = Record(**{name: row[name] for name in PLAIN_FIELDS}, meta=json.loads(row["meta"]))
     if spec := json.loads(row["spec"]):
         take_spec(record, spec)
-    record.events, record.problems, record.step = json.loads(row["events"]), row["problems"], row["step"]
+    record.events = json.loads(row["events"])
     for key, steps, values in zip(row["keys"], row["steps"], row["values"], strict=True):
         record.series[key] = np.array(steps, dtype=np.float64), np.array(values, dtype=np.float64)
     return record

@@ -18,6 +18,7 @@ from altgrad.report.arms import Arm, arm_of, condition_of, rate_of
 from altgrad.report.thinning import thin
 from altgrad.store import Run
 from altgrad.store.files import NON_FINITE, read_jsonl
+from altgrad.store.runs import EVENTS, LOGGED, METRICS
 
 LOSS, TRAIN_LOSS = "validation/loss", "train/loss"
 PLAIN = ("train/", "validation/", "time/")
@@ -28,6 +29,7 @@ QUANTITIES = {
 }  # fmt: skip
 PLAIN_POINTS, SITED_POINTS = 600, 100  # by site: so many that no column of a heat map is left without a point
 EVENTS_KEPT = 400
+MOST = 1e60
 
 UNKNOWN = Arm("?", "", "", "?")
 Series = tuple[NDArray[np.float64], NDArray[np.float64]]
@@ -43,6 +45,8 @@ class Record:
 
     id: str
     status: str = "?"
+    whole: bool = True
+    """Whether all its metrics could be read: what stands before a damaged line is drawn, and judged by nobody."""
     reason: str = ""
     step: int = 0
     seed: int = 0
@@ -83,8 +87,11 @@ class Record:
 
     @property
     def outcome(self) -> float:
-        """The loss that enters statistics: the last one, or `ignorance` if it diverged; NaN without result or spec."""
-        if not self.ended or not self.spec:
+        """The loss that enters statistics: the last one, or `ignorance` if it diverged.
+
+        NaN without result or spec, and where metrics are damaged.
+        """
+        if not self.ended or not self.spec or not self.whole:
             return math.nan
         if self.diverged:
             return self.ignorance
@@ -117,13 +124,14 @@ def read(run: Run) -> Record:
     record.reason = str(record.meta.get("reason", ""))
     collector = Collector()
     try:
-        for row in read_jsonl(run.path / "metrics.jsonl", record.problems.append):
+        for row in read_jsonl(run.path / METRICS, record.problems.append, whole=_logged(record, METRICS)):
             collector.add(row)
     except (ValueError, OSError) as error:
         record.problems.append(_line(error))
+        record.whole = False
     record.series = collector.series()
     try:
-        for row in read_jsonl(run.path / "events.jsonl", record.problems.append):
+        for row in read_jsonl(run.path / EVENTS, record.problems.append, whole=_logged(record, EVENTS)):
             if len(record.events) < EVENTS_KEPT:
                 record.events.append(row)
     except (ValueError, OSError) as error:
@@ -131,6 +139,13 @@ def read(run: Run) -> Record:
     record.problems = [problem.replace(f"{run.path}/", "") for problem in record.problems]
     settle(record)
     return record
+
+
+def _logged(record: Record, name: str) -> int:
+    """See Run.logged; 0 where meta.json is damaged."""
+    sizes = record.meta.get(LOGGED)
+    size = sizes.get(name) if isinstance(sizes, Mapping) else None
+    return size if isinstance(size, int) else 0
 
 
 def take_spec(record: Record, spec: Mapping[str, Any]) -> None:
@@ -164,7 +179,7 @@ class Collector:
             if isinstance(value, int | float):
                 steps, values = self._columns.setdefault(key, ([], []))
                 steps.append(step)
-                values.append(value)
+                values.append(_drawable(value))
 
     def series(self) -> dict[str, Series]:
         """What came in so far."""
@@ -173,6 +188,14 @@ class Collector:
             limit = PLAIN_POINTS if key.startswith(PLAIN) else SITED_POINTS
             found[key] = thin(np.array(steps, dtype=np.float64), np.array(values, dtype=np.float64), limit)
         return found
+
+
+def _drawable(value: float) -> float:
+    """The value; inf or 0 where no float32 would come: sums of squares and logarithmic axes end before doubles do."""
+    size = abs(value)
+    if size > MOST:
+        return math.inf if value > 0 else -math.inf
+    return 0.0 if size < 1 / MOST else value
 
 
 def is_drawn(key: str) -> bool:

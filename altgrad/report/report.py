@@ -10,6 +10,8 @@ import shutil
 from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
+
 from altgrad import __version__
 from altgrad.report import export, markdown, paper_figures
 from altgrad.report.content import Block, Figure
@@ -20,13 +22,17 @@ from altgrad.report.sections.verdict import headline
 from altgrad.store import utc_now
 
 MADE = "report.html"
+untold = np.errstate(over="ignore", invalid="ignore", divide="ignore")
+"""No warnings of numpy's: runs diverge, and what is not finite is said where it is shown."""
 
 
+@untold
 def chapters(project: Project) -> list[Chapter]:
     """What every section says, in order."""
     return [Chapter(section, tuple(_blocks(section, project))) for section in sections()]
 
 
+@untold
 def write_report(
     project: Project, folder: Path, *, static: bool = False, progress: Callable[[str], None] = lambda _: None
 ) -> list[Chapter]:

@@ -18,7 +18,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from altgrad.store.files import decode, encode, write_atomic
+from altgrad.store.files import decode, encode, json_object, seal, write_atomic
 from altgrad.store.lock import is_held
 from altgrad.store.runs import META, METRICS, Run, RunStore
 from altgrad.store.scores import recorded_scores
@@ -111,7 +111,7 @@ def _read(run: Run) -> dict[str, Any]:
 def _load(root: Path) -> dict[str, Any]:
     """The entries by `project/id`; none where the file is not what `_save` writes."""
     try:
-        found = json.loads((root / INDEX).read_bytes())
+        found = json_object((root / INDEX).read_bytes()) or {}
         entries = found["runs"] if found["layout"] == LAYOUT else {}
         whole = all(entry.keys() == ENTRY for entry in entries.values())
     except (OSError, ValueError, TypeError, KeyError, AttributeError, RecursionError):
@@ -123,4 +123,4 @@ def _save(root: Path, entries: dict[str, Any]) -> None:
     """A store that may only be read is listed all the same."""
     with suppress(OSError):
         text = json.dumps({"layout": LAYOUT, "runs": entries}, separators=(",", ":"))
-        write_atomic(root / INDEX, text.encode() + b"\n", durable=False)
+        write_atomic(root / INDEX, seal(text.encode()), durable=False)

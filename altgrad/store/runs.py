@@ -14,6 +14,7 @@ running while no process holds its lock is `dead`.
 """
 
 import difflib
+import hashlib
 import json
 import os
 import re
@@ -26,11 +27,23 @@ from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any
 
-from altgrad.store.files import decode, encode, fsync, read_jsonl, read_jsonl_backwards, utc_now, write_atomic
+from altgrad.store.files import (
+    DamagedError,
+    decode,
+    encode,
+    fsync,
+    json_object,
+    read_jsonl,
+    read_jsonl_backwards,
+    seal,
+    utc_now,
+    write_atomic,
+)
 from altgrad.store.lock import Holder, exclusive, hold, holder, is_held
 from altgrad.store.snapshots import Snapshots
 
 SPEC, META, METRICS, EVENTS, CHECKPOINTS = "spec.yaml", "meta.json", "metrics.jsonl", "events.jsonl", "checkpoints"
+SPEC_HASH, LOGGED = "spec_sha256", "logged"
 STATUSES = ("running", "completed", "diverged", "failed", "interrupted")
 _NAME = re.compile(r"[A-Za-z0-9_-][A-Za-z0-9._-]{0,99}")
 _SET_ASIDE = re.compile(r".+\.old-[0-9]+")
@@ -77,7 +90,8 @@ class Run:
     def create(self, spec_text: str, meta: Mapping[str, Any]) -> "Run":
         """Make the folder with spec.yaml and meta.json, all at once; FileExistsError if there is one.
 
-        `meta` is completed by status (running), created (UTC), project and id where it lacks them.
+        `meta` is completed by status (running), created (UTC), project and id where it lacks them, and by the sha256
+        of spec.yaml, which `spec_text` checks.
         """
         parent = self.path.parent
         parent.mkdir(parents=True, exist_ok=True)
@@ -86,7 +100,7 @@ class Run:
         aside.mkdir()
         defaults = {"status": "running", "created": utc_now(), "project": self.project, "id": self.id}
         write_atomic(aside / SPEC, spec_text.encode())
-        write_atomic(aside / META, _meta_text(defaults | dict(meta)))
+        write_atomic(aside / META, _meta_text(defaults | dict(meta) | {SPEC_HASH: _sha256(spec_text.encode())}))
         try:
             aside.rename(self.path)
         except OSError:
@@ -99,17 +113,19 @@ class Run:
         return self
 
     def spec_text(self) -> str:
-        """The resolved spec as it was stored."""
-        return self._text(SPEC)
+        """The resolved spec as it was stored; DamagedError if it is not."""
+        data = self._bytes(SPEC)
+        if self.meta().get(SPEC_HASH, _sha256(data)) != _sha256(data):
+            raise DamagedError(
+                f"{self.path / SPEC} is not the spec that was stored; it was changed after the run began."
+            )
+        return data.decode()
 
     def meta(self) -> dict[str, Any]:
-        """meta.json, non-finite numbers as floats; ValueError if it is missing or damaged."""
-        try:
-            meta = json.loads(self._text(META))
-        except (json.JSONDecodeError, RecursionError):
-            meta = None
-        if not isinstance(meta, dict):
-            raise ValueError(f"{self.path / META} is not a JSON object; the run was damaged after it was written.")
+        """meta.json, non-finite numbers as floats; DamagedError if it is damaged, ValueError if there is none."""
+        meta = json_object(self._bytes(META))
+        if meta is None:
+            raise DamagedError(f"{self.path / META} is not a JSON object; the run was damaged after it was written.")
         return {key: decode(value) for key, value in meta.items()}
 
     def update_meta(self, **fields: Any) -> None:
@@ -129,15 +145,27 @@ class Run:
         """The process that holds the run now, where it said who it is; None if nobody does."""
         return holder(self.path) if is_held(self.path) else None
 
+    def logged(self, name: str) -> int:
+        """How many bytes of one of its logs were whole lines when the run last stopped; 0 while it runs."""
+        sizes = self.meta().get(LOGGED)
+        size = sizes.get(name) if isinstance(sizes, dict) else None
+        return size if isinstance(size, int) else 0
+
+    def check_logs(self, sizes: Mapping[str, int]) -> None:
+        """DamagedError unless the first so many bytes of each log are whole rows; reads that much."""
+        for name, size in sizes.items():
+            for _ in read_jsonl(self.path / name, whole=size):
+                pass
+
     def metrics(self, keys: Iterable[str] | None = None) -> Iterator[dict[str, float]]:
-        """Rows in the order written: `step` (int) and the values. A torn last line is left out.
+        """Rows in the order written: `step` (int) and the values. A torn last line is left out; DamagedError else.
 
         `keys` are names or shell patterns (`range/*/amax`): rows are then reduced to `step` and those keys, and rows
         without any are left out.
         """
         wanted = None if keys is None else tuple(keys)
         matches: dict[str, bool] = {"step": True}
-        for row in read_jsonl(self.path / METRICS):
+        for row in read_jsonl(self.path / METRICS, whole=self.logged(METRICS)):
             if wanted is not None:
                 for key in row:
                     if key not in matches:
@@ -151,7 +179,7 @@ class Run:
         """The last value of each key, and the last `step`; keys never written are absent. Reads from the end."""
         found: dict[str, float] = {}
         wanted = {"step", *keys}
-        for row in read_jsonl_backwards(self.path / METRICS):
+        for row in read_jsonl_backwards(self.path / METRICS, whole=self.logged(METRICS)):
             for key in wanted & row.keys():
                 found[key] = decode(row[key])
             wanted -= row.keys()
@@ -162,7 +190,7 @@ class Run:
     def events(self) -> Iterator[dict[str, Any]]:
         """Events in the order written: step, event, time, message and each kind's own details."""
         text = ("event", "time", "message")
-        for row in read_jsonl(self.path / EVENTS):
+        for row in read_jsonl(self.path / EVENTS, whole=self.logged(EVENTS)):
             yield {key: value if key in text else decode(value) for key, value in row.items()}
 
     @property
@@ -193,9 +221,9 @@ class Run:
             self.path.rename(doomed)
         _sweep(doomed.parent)
 
-    def _text(self, name: str) -> str:
+    def _bytes(self, name: str) -> bytes:
         try:
-            return (self.path / name).read_text()
+            return (self.path / name).read_bytes()
         except FileNotFoundError:
             raise ValueError(f"{self.path} is not a run: it has no {name}.") from None
 
@@ -244,7 +272,11 @@ class RunStore:
 
 
 def _meta_text(meta: Mapping[str, Any]) -> bytes:
-    return json.dumps(encode(meta), allow_nan=False, indent=1).encode() + b"\n"
+    return seal(json.dumps(encode(meta), allow_nan=False, indent=1).encode())
+
+
+def _sha256(data: bytes) -> str:
+    return hashlib.sha256(data).hexdigest()
 
 
 def _folders(folder: Path) -> list[Path]:

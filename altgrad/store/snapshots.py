@@ -94,7 +94,9 @@ class Snapshots:
         snapshot is the previous one or this one. On an error of a function nothing is kept of the attempt.
         """
         assert step >= 0
-        self.folder.mkdir(parents=True, exist_ok=True)
+        self.folder.mkdir(
+            exist_ok=True
+        )  # no parents: a run whose folder was taken away is not begun again in its place
         self._finish_what_a_death_left()
         final = self.folder / f"step-{step:08d}"
         aside = self.folder / f"{_WRITING}{final.name}"

@@ -106,6 +106,10 @@ class RunFiles:
         self._metrics.sync()
         self._events.sync()
 
+    def logged(self) -> dict[str, int]:
+        """Bytes in each file by name: what a checkpoint, and the end of the run, remember to have been whole."""
+        return {METRICS: self._metrics.size(), EVENTS: self._events.size()}
+
     def rewind(self, step: int) -> int:
         """Take both files back to lines of at most `step`, each atomically; returns how many lines went."""
         self.close()

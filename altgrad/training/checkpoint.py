@@ -10,9 +10,12 @@ How they get to disk whole (written aside, synced, hashed, renamed) is the store
 """
 
 import json
+import os
+import re
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
@@ -20,19 +23,30 @@ from altgrad.store import CheckpointError, Snapshot, Snapshots
 from altgrad.training.state import TrainState
 
 INTERVENTIONS = "interventions.safetensors"
+_OS_ERROR = re.compile(r"\(os error (\d+)\)")
 
 
 def save(state: TrainState, snapshots: Snapshots) -> Snapshot:
     """Write a snapshot of the state's step."""
     files: dict[str, Callable[[Path], None]] = {
-        "model.safetensors": lambda path: save_file(_model_tensors(state.model), path),
-        "optimizer.safetensors": lambda path: save_file(_optimizer_tensors(state), path),
-        "monitors.safetensors": lambda path: save_file(_contiguous(state.monitor_tensors()), path),
+        "model.safetensors": lambda path: _write(_model_tensors(state.model), path),
+        "optimizer.safetensors": lambda path: _write(_optimizer_tensors(state), path),
+        "monitors.safetensors": lambda path: _write(_contiguous(state.monitor_tensors()), path),
         "state.json": lambda path: _write_record(state, path),
     }
     if state.roster.members:
-        files[INTERVENTIONS] = lambda path: save_file(_contiguous(state.intervention_tensors()), path)
+        files[INTERVENTIONS] = lambda path: _write(_contiguous(state.intervention_tensors()), path)
     return snapshots.write(state.step, files)
+
+
+def _write(tensors: dict[str, Tensor], path: Path) -> None:
+    """OSError where the library, which has errors of its own, met the system's."""
+    try:
+        save_file(tensors, path)
+    except SafetensorError as error:
+        if (found := _OS_ERROR.search(str(error))) is None:
+            raise
+        raise OSError(int(found[1]), os.strerror(int(found[1])), str(path)) from None
 
 
 def load(state: TrainState, snapshot: Snapshot) -> None:

@@ -12,7 +12,7 @@ anywhere continues where it was.
 import statistics
 import time
 from collections.abc import Callable, Sequence
-from contextlib import nullcontext
+from contextlib import nullcontext, suppress
 from dataclasses import dataclass
 from typing import Literal
 
@@ -59,7 +59,8 @@ def train(
 
     sinks: other places that metrics and events go to. interrupted: asked between steps and batches; when true, the
     state is saved and the run ends `interrupted`. Raises LockedError if another process holds the run, CheckpointError
-    if it has checkpoints but none that verifies, LocatedError for a spec that does not fit the model or its twin.
+    if it has checkpoints but none that verifies, DamagedError if its logs lack what its checkpoint saw, LocatedError
+    for a spec that does not fit the model or its twin.
 
     With a process group (torchrun), all its ranks call this and train the run together; the first alone writes.
     """
@@ -78,6 +79,7 @@ def train(
         state = TrainState.build(spec, dataset, device, fresh=newest is None, twin=twin)
         if newest is not None:
             checkpoint.load(state, newest)
+            run.check_logs(state.logged)
         state.watch.ranks = ranks
         ranks.words("the checkpoint is read")
         if not ranks.is_first:
@@ -87,14 +89,15 @@ def train(
         try:
             # Without a checkpoint even step 0, the evaluation before training, is done again.
             files.rewind(state.step if newest is not None else -1)
-            run.update_meta(status="running", device=str(device), ranks=ranks.size)
+            run.update_meta(status="running", logged={}, device=str(device), ranks=ranks.size)
             for each in newest.rejected if newest is not None else ():
                 tracker.event(state.step, "notice", f"{each.path.name} was passed over: {each.reason}.")
             begun = "resumed" if newest is not None else "started"
             tracker.event(state.step, begun, f"{begun} at step {state.step} of {spec.steps}", device=str(device))
             return _Training(spec, run, dataset, state, twin, snapshots, files, tracker, interrupted).carry_on()
         except Exception as error:
-            run.update_meta(status="failed", reason=f"{type(error).__name__}: {error}")
+            with suppress(OSError, ValueError):  # where the disk is full or the folder gone, that is what must be told
+                run.update_meta(status="failed", reason=f"{type(error).__name__}: {error}")
             raise
         finally:
             tracker.close()
@@ -231,7 +234,7 @@ class _Training:
         if self.saved == self.state.step or self.files is None:
             return
         self.files.sync()
-        self.state.seconds = time.perf_counter() - self.began
+        self.state.seconds, self.state.logged = time.perf_counter() - self.began, self.files.logged()
         checkpoint.save(self.state, self.snapshots)
         self.saved = self.state.step
         self.tracker.event(self.state.step, "checkpoint", f"checkpoint at step {self.state.step}")
@@ -253,7 +256,7 @@ class _Training:
             self.tracker.metrics(state.step, self.throughput())
         self.tracker.event(state.step, "stopped", reason or f"completed {state.step} steps", status=status)
         self.files.sync()
-        self.run.update_meta(status=status, step=state.step, reason=reason)
+        self.run.update_meta(status=status, step=state.step, reason=reason, logged=self.files.logged())
         keys = ("loss", *self.dataset.scores)
         found = self.run.last(*(f"validation/{key}" for key in keys))
         return Outcome(self.run, status, state.step, {k: v for k, v in found.items() if k != "step"}, reason)

@@ -5,7 +5,7 @@ dropout draws from is seeded anew in each micro-batch.
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -36,6 +36,8 @@ class TrainState:
     """The last step after which the validation split was evaluated."""
     seconds: float = 0.0
     """Wall time of earlier sittings."""
+    logged: Mapping[str, int] = field(default_factory=dict)
+    """Bytes of each log that were whole when the checkpoint was made."""
 
     @classmethod
     def build(
@@ -68,6 +70,7 @@ class TrainState:
         """What is not a tensor, as plain JSON data."""
         return {
             "step": self.step, "tokens": self.tokens, "evaluated": self.evaluated, "seconds": self.seconds,
+            "logged": dict(self.logged),
             "monitors": _plain(self.watch.state()), "interventions": _plain(self.roster.state()),
         }  # fmt: skip
 
@@ -88,7 +91,7 @@ class TrainState:
     ) -> None:
         """Take back what `record` and the tensors of monitors and interventions gave, after `prepare`."""
         self.step, self.tokens, self.evaluated = record["step"], record["tokens"], record["evaluated"]
-        self.seconds = record["seconds"]
+        self.seconds, self.logged = record["seconds"], record["logged"]
         device = next(self.model.parameters()).device
         self.watch.restore(_together(record["monitors"], monitor_tensors, device))
         if self.roster.members:

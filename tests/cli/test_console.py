@@ -2,13 +2,19 @@
 
 import io
 import math
+import os
+import signal
 import sys
+import threading
+from pathlib import Path
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from typer.testing import CliRunner
 
 from altgrad.cli import console
+from altgrad.cli.main import app
 
 
 @pytest.mark.parametrize(
@@ -130,3 +136,14 @@ def test_no_color_takes_the_colour_and_leaves_the_terminal(monkeypatch: pytest.M
     assert not console.colour()
     monkeypatch.setenv("TERM", "dumb")
     assert not console.interactive()
+
+
+def test_sigterm_ends_a_command_with_75_in_one_line_and_only_while_it_runs(tmp_path: Path) -> None:
+    before = signal.getsignal(signal.SIGTERM)
+    os.mkfifo(tmp_path / "spec.yaml")  # a spec that is waited for until the signal comes
+    timer = threading.Timer(0.2, os.kill, (os.getpid(), signal.SIGTERM))
+    timer.start()
+    found = CliRunner().invoke(app, ["train", str(tmp_path / "spec.yaml")])
+    timer.join()
+    assert (found.exit_code, found.stderr) == (75, "stopped by SIGTERM.\n")
+    assert signal.getsignal(signal.SIGTERM) is before

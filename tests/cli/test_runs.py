@@ -206,7 +206,7 @@ def test_damage_is_one_line_too(store: RunStore, runs: Callable[..., Any]) -> No
     run = make(store, "a")
     (run.path / "metrics.jsonl").write_bytes(b'{"step": 1}\ngarbage\n{"step": 2}\n')
     result = runs("show", "a")
-    assert result.exit_code == 2
+    assert result.exit_code == 5
     assert "metrics.jsonl:2: not a JSON object" in result.stderr
     assert result.stderr.count("\n") == 1
 

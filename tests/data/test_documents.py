@@ -10,6 +10,7 @@ import pyarrow as pa
 import pytest
 from pyarrow import parquet
 
+from altgrad.data import documents as module
 from altgrad.data.documents import SAMPLE, content_hash, locate, read_documents
 
 SAMPLE_FOLDER = locate(SAMPLE).parent
@@ -108,6 +109,8 @@ def test_a_folder_named_like_a_column_changes_nothing(tmp_path: Path) -> None:
         ("missing.txt", None, "missing.txt is not a file"),
         ("a.csv", b"x", "a.csv ends in none of .parquet, .jsonl, .txt"),
         ("empty.parquet", b"", "empty.parquet is empty \\(0 bytes\\)"),
+        ("deep.jsonl", b'{"text": "a"}\n' + b"[" * 100_000, "deep.jsonl: row 2: nested deeper than any row of text"),
+        ("long.jsonl", b'{"text": ' + b"9" * 5000 + b"}", "long.jsonl: row 1: a number of 5000 digits; at most 400"),
         ("empty.jsonl", b"", "empty.jsonl is empty \\(0 bytes\\)"),
         ("empty.txt", b"", "empty.txt is empty \\(0 bytes\\)"),
         ("a.parquet", b"not parquet at all", "a.parquet cannot be read as parquet"),
@@ -156,3 +159,17 @@ def test_a_parquet_string_that_is_not_utf8_is_named(tmp_path: Path) -> None:
     parquet.write_table(pa.table({"text": texts}), tmp_path / "a.parquet")
     with pytest.raises(ValueError, match=r"a\.parquet: row 2: column 'text' is not UTF-8"):
         read_documents(tmp_path / "a.parquet", "text")
+
+
+@pytest.mark.parametrize("dictionary", [True, False])
+def test_a_parquet_file_that_unpacks_to_far_more_than_it_is_is_not_read(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, dictionary: bool
+) -> None:
+    monkeypatch.setattr(module, "LEAST_ROOM", 1 << 20)
+    table = pa.table({"text": ["x" * 100_000] * 60, "split": ["train"] * 60})
+    parquet.write_table(table, tmp_path / "a.parquet", compression="zstd", use_dictionary=dictionary)
+    assert (tmp_path / "a.parquet").stat().st_size < 5000
+    with pytest.raises(ValueError, match=r"a.parquet: its \d+ bytes unpack to more than 1048576; text does not"):
+        read_documents(tmp_path / "a.parquet", "text")
+    monkeypatch.setattr(module, "LEAST_ROOM", 1 << 24)
+    assert len(read_documents(tmp_path / "a.parquet", "text")["train"]) == 60

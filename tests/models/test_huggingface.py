@@ -1,6 +1,7 @@
 """Models of transformers: read from a folder, quantised, padded, and written so that the library loads them again."""
 
 import importlib.util
+import io
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +31,18 @@ def bert(tmp_path_factory: pytest.TempPathFactory) -> Path:
     transformers.BertModel(config).save_pretrained(folder)
     (folder / "vocab.txt").write_text("[PAD]\n")
     return folder
+
+
+def test_code_in_a_folder_is_not_run_even_where_somebody_would_say_yes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sang = tmp_path / "sang"
+    (tmp_path / "code.py").write_text(f"from pathlib import Path\nPath({str(sang)!r}).write_text('')\nclass C: pass\n")
+    (tmp_path / "config.json").write_text('{"model_type": "x", "auto_map": {"AutoConfig": "code.C"}}')
+    monkeypatch.setattr("sys.stdin", io.StringIO("y\n" * 9))
+    with pytest.raises(ValueError, match="custom code") as caught:
+        make(tmp_path)
+    assert not sang.exists() and "\n" not in str(caught.value)
 
 
 @pytest.fixture(scope="module")

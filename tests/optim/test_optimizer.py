@@ -96,7 +96,9 @@ def test_closure_and_state_dict_work_as_in_torch() -> None:
     assert all(torch.equal(again.state[p]["exp_avg"], optimizer.state[p]["exp_avg"]) for p in net.parameters())
 
 
-@pytest.mark.parametrize("bad", [{"lr": -1.0}, {"betas": (0.9, 1.0)}, {"eps": -1.0}, {"weight_decay": -0.1}])
+@pytest.mark.parametrize(
+    "bad", [{"lr": -1.0}, {"lr": 1e300}, {"betas": (0.9, 1.0)}, {"eps": -1.0}, {"weight_decay": -0.1}]
+)
 def test_values_out_of_range_are_named(bad: dict[str, Any]) -> None:
     with pytest.raises(ValueError, match=f"AdamW, group 0: {next(iter(bad))} is "):
         AdamW(model().parameters(), **bad)

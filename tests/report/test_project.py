@@ -1,5 +1,6 @@
 """Projects in any state are read: what is broken is listed, what is sound is used."""
 
+import json
 import math
 from collections.abc import Callable
 from pathlib import Path
@@ -60,6 +61,28 @@ def test_only_diverged_runs_enter_as_the_loss_of_knowing_nothing(
     assert set(family.effects[0].standard.by_seed.values()) == {math.log(256)}
     assert family.effects[0].standard.diverged == 3 and family.intervals["e5m2"].mean == 0
     assert "may be one and the same" in told(project)
+
+
+@pytest.mark.parametrize("value", ["inf", "-inf", "nan", 1.7e308, 5e-324, 10**400])
+def test_a_run_whose_every_number_is_an_end_can_be_told(
+    tmp_path: Path, make_run: Make, make_spec: Spec, value: object
+) -> None:
+    run = make_run(tmp_path, make_spec("e5m2", "manifold_adamw"))
+    rows = [{key: row[key] if key == "step" else value for key in row} for row in run.metrics()]
+    (run.path / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    assert "stiffness" in told(load(RunStore(tmp_path), "study"))
+
+
+def test_a_completed_run_with_damaged_metrics_is_judged_by_nobody(
+    tmp_path: Path, make_run: Make, make_spec: Spec
+) -> None:
+    run = make_run(tmp_path, make_spec("e5m2"))
+    assert math.isfinite(read(run).outcome)
+    lines = (run.path / "metrics.jsonl").read_bytes().splitlines(keepends=True)
+    lines[40] = lines[40].replace(b"0", b"1", 1)
+    (run.path / "metrics.jsonl").write_bytes(b"".join(lines))
+    record = read(run)
+    assert math.isnan(record.outcome) and record.loss is not None and "metrics.jsonl:41" in record.problems[0]
 
 
 @pytest.mark.parametrize("where", ["middle", "end"])

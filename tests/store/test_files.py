@@ -12,12 +12,15 @@ from hypothesis import strategies as st
 
 from altgrad.store.files import (
     Appender,
+    DamagedError,
     cut_torn,
     decode,
     encode,
     json_line,
     read_jsonl,
     read_jsonl_backwards,
+    row_of,
+    seal,
     seconds_since,
     truncate_jsonl,
     utc_now,
@@ -58,6 +61,14 @@ def test_an_atomic_write_replaces_and_leaves_nothing_aside(tmp_path: Path, durab
     assert [path.name for path in tmp_path.iterdir()] == ["file"]
 
 
+def test_an_atomic_write_that_fails_leaves_nothing_aside(tmp_path: Path) -> None:
+    (tmp_path / "folder").mkdir()
+    for path, error in ((tmp_path / "folder", IsADirectoryError), (tmp_path / "gone" / "file", FileNotFoundError)):
+        with pytest.raises(error):
+            write_atomic(path, b"data")
+    assert [path.name for path in tmp_path.iterdir()] == ["folder"]
+
+
 def test_a_torn_last_line_is_cut_at_every_length(tmp_path: Path) -> None:
     path = lines(tmp_path / "log", [{"step": 1, "x": 1.5}, {"step": 2, "x": "é", "y": -0.25}])
     whole = path.read_bytes()
@@ -92,6 +103,51 @@ def test_damage_in_the_middle_is_an_error_with_its_line(tmp_path: Path) -> None:
         truncate_jsonl(path, 3)
     assert truncate_jsonl(path, 1) == 2  # all after step 1 goes anyway
     assert path.read_bytes() == b'{"step": 1}\n'
+
+
+def test_no_flipped_bit_in_a_row_goes_unseen_and_other_readers_see_no_seal() -> None:
+    row = {"step": 10, "train/loss": 2.3125, "x": "é"}
+    line = json_line(row)
+    assert json.loads(line) == row_of(line) == row
+    for bit in range(8 * len(line)):
+        damaged = bytearray(line)
+        damaged[bit // 8] ^= 1 << bit % 8
+        assert all(row_of(part + b"\n") is None for part in bytes(damaged).split(b"\n")), bit
+    assert row_of(line.replace(b"2.3125", b"2.3135")) is None, "another number under the old seal"
+    assert row_of(line.rstrip() + b"\n") == row, "without blanks nothing is sealed"
+
+
+@pytest.mark.parametrize("kept", range(4))
+def test_a_log_that_is_shorter_than_it_was_is_an_error(tmp_path: Path, kept: int) -> None:
+    path = lines(tmp_path / "log", [{"step": step} for step in range(4)])
+    whole = path.stat().st_size
+    for cut in (0, 1):
+        path.write_bytes(path.read_bytes()[: kept * whole // 4 - cut] if kept or not cut else b"")
+        for reader in (read_jsonl, read_jsonl_backwards):
+            with pytest.raises(DamagedError, match=r"its end is lost"):
+                list(reader(path, whole=whole))
+    path.unlink()
+    with pytest.raises(DamagedError, match=rf"has 0 bytes of the {whole} that were written"):
+        list(read_jsonl(path, whole=whole))
+
+
+def test_a_torn_last_line_is_damage_where_it_was_known_to_be_whole(tmp_path: Path) -> None:
+    path = lines(tmp_path / "log", [{"step": 1}, {"step": 2}])
+    whole = path.stat().st_size
+    path.write_bytes(path.read_bytes()[:-1] + b" ")
+    assert list(read_jsonl(path)) == list(read_jsonl_backwards(path)) == [{"step": 1}]
+    for reader in (read_jsonl, read_jsonl_backwards):
+        with pytest.raises(DamagedError, match=r"log:(2| byte)"):
+            list(reader(path, whole=whole))
+
+
+def test_read_backwards_damage_in_the_middle_is_an_error_and_not_an_older_value(tmp_path: Path) -> None:
+    path = lines(tmp_path / "log", [{"step": step, "x": step} for step in range(3)])
+    path.write_bytes(path.read_bytes().replace(b'"x": 1', b'"x": 7'))
+    rows = read_jsonl_backwards(path)
+    assert next(rows) == {"step": 2, "x": 2}
+    with pytest.raises(DamagedError, match=r"byte \d+: not a JSON object"):
+        next(rows)
 
 
 def test_a_log_that_is_not_there_is_empty(tmp_path: Path) -> None:
@@ -129,7 +185,7 @@ def test_an_appender_cuts_what_a_death_left_before_it_writes(tmp_path: Path) -> 
     log.sync()
     log.close()
     log.close()
-    assert path.read_bytes() == b'{"step": 1}\n{"step": 2}\n'
+    assert path.read_bytes() == b'{"step": 1}\n' + seal(b'{"step": 2}')
 
 
 def test_a_full_disk_is_an_error_and_leaves_whole_lines(tmp_path: Path, python) -> None:
@@ -152,7 +208,7 @@ except OSError as error:
     assert "free some space" in said
     data = (tmp_path / "log").read_bytes()
     assert data.endswith(b"\n")
-    assert len(list(read_jsonl(tmp_path / "log"))) == data.count(b"\n") == 8
+    assert len(list(read_jsonl(tmp_path / "log"))) == data.count(b"\n") == 6
 
 
 def test_a_reader_beside_the_writer_sees_whole_lines_only(tmp_path: Path, python) -> None:

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from altgrad.store import STATUSES, Run, RunStore, run_id
+from altgrad.store import STATUSES, DamagedError, Run, RunFiles, RunStore, run_id
 
 
 @pytest.fixture
@@ -138,6 +138,47 @@ def test_meta_is_updated_field_by_field(store: RunStore) -> None:
     assert (run.status, run.meta()["seed"], run.meta()["best"]) == ("completed", 1, -math.inf)
     with pytest.raises(ValueError, match=r"'done' is not a status; use one of running, completed"):
         run.update_meta(status="done")
+
+
+def test_no_flipped_bit_in_meta_or_spec_goes_unseen(store: RunStore) -> None:
+    run = make(store, "a", seed=1, parameters=8192)
+    for name, reader in (("meta.json", run.meta), ("spec.yaml", run.spec_text)):
+        good = (run.path / name).read_bytes()
+        for bit in range(8 * len(good) - 8 * (name == "meta.json")):  # a newline at the end of meta.json says nothing
+            damaged = bytearray(good)
+            damaged[bit // 8] ^= 1 << bit % 8
+            (run.path / name).write_bytes(damaged)
+            with pytest.raises(DamagedError):
+                reader()
+        (run.path / name).write_bytes(good)
+    (run.path / "meta.json").write_text('{"parameters": 1}')
+    assert run.meta() == {"parameters": 1}, "written by hand, without a seal"
+
+
+def test_logs_of_a_run_that_ended_are_as_long_as_they_were(store: RunStore) -> None:
+    run = make(store, "a")
+    files = RunFiles(run)
+    for step in range(3):
+        files.metrics(step, {"x": step})
+        files.event(step, "notice", "there")
+    files.close()
+    run.update_meta(status="completed", logged=files_sizes(run))
+    assert [row["x"] for row in run.metrics()] == [0, 1, 2] and run.last("x")["x"] == 2
+    for name, readers in (
+        ("metrics.jsonl", (lambda: list(run.metrics()), lambda: run.last("x"))),
+        ("events.jsonl", (lambda: list(run.events()),)),
+    ):
+        lines = (run.path / name).read_bytes().splitlines(keepends=True)
+        (run.path / name).write_bytes(b"".join(lines[:2]))
+        for reader in readers:
+            with pytest.raises(DamagedError, match="its end is lost"):
+                reader()
+    run.update_meta(status="running", logged={})
+    assert len(list(run.metrics())) == 2, "a run that goes on may have any length"
+
+
+def files_sizes(run: Run) -> dict[str, int]:
+    return {name: (run.path / name).stat().st_size for name in ("metrics.jsonl", "events.jsonl")}
 
 
 @pytest.mark.parametrize("text", ["", "{", "[]", "[" * 100_000])

@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 
 from altgrad.store import Run, RunFiles, RunStore, Sink, Tracker
+from altgrad.store.files import seal
 
 
 class Recorder:
@@ -108,7 +109,7 @@ def test_whatever_turns_into_a_float_is_taken_and_ints_stay_ints(tmp_path: Path)
     values: dict[str, Any] = {"a": Scalar(), "b": 2, "c": True}
     files.metrics(1, values)
     files.close()
-    assert (run.path / "metrics.jsonl").read_text() == '{"step": 1, "a": 0.5, "b": 2, "c": 1}\n'
+    assert (run.path / "metrics.jsonl").read_bytes() == seal(b'{"step": 1, "a": 0.5, "b": 2, "c": 1}')
 
 
 def test_a_tracker_passes_everything_on_in_order_and_sends_no_empty_line() -> None:

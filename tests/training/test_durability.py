@@ -1,8 +1,10 @@
 """Claims about runs under faults: killed anywhere they end in the same bits; damaged checkpoints are always noticed."""
 
+import errno
 import json
 import os
 import random
+import resource
 import signal
 import subprocess
 import sys
@@ -12,9 +14,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from altgrad.store import Run, Snapshots
-from altgrad.training import RunSpec, train
+from altgrad.training import RunSpec, checkpoint, train
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -141,3 +144,39 @@ def test_every_flipped_bit_and_every_truncation_is_noticed_and_the_checkpoint_be
         path.write_bytes(good)
     again = snapshots.newest()
     assert again is not None and again.step == 4
+
+
+def test_a_full_disk_is_the_systems_error_and_not_the_librarys(tmp_path: Path) -> None:
+    with pytest.raises(OSError) as caught:
+        checkpoint._write({"a": torch.zeros(4)}, tmp_path / "gone" / "a.safetensors")
+    assert caught.value.errno == errno.ENOENT and caught.value.filename == str(tmp_path / "gone" / "a.safetensors")
+    limits, before = resource.getrlimit(resource.RLIMIT_FSIZE), signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (1000, limits[1]))
+    try:
+        with pytest.raises(OSError) as caught:
+            checkpoint._write({"a": torch.zeros(4096)}, tmp_path / "a.safetensors")
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+        signal.signal(signal.SIGXFSZ, before)
+    assert caught.value.errno == errno.EFBIG
+
+
+def test_a_run_whose_folder_was_taken_away_is_not_begun_again_in_its_place(tmp_path: Path) -> None:
+    spec = RunSpec.parse(SPEC.format(scaling="delayed"), sets=["steps=6", "checkpoint_every=2"])
+    data: Any = spec.data.build(spec.seed, spec.model.context)
+    batch, whole = data.batch, data.evaluation
+    data.evaluation = lambda split: islice(whole(split), 2)
+    run = Run(tmp_path / "runs" / "kills" / "run").create(spec.to_yaml(), {"steps": 6})
+
+    def moved(index: int) -> Any:
+        if index == 3:
+            run.path.rename(tmp_path / "away")
+        return batch(index)
+
+    data.batch = moved
+    with pytest.raises(FileNotFoundError, match="checkpoints"):
+        train(spec, run, data)
+    assert not run.path.exists()
+    (tmp_path / "away").rename(run.path)
+    data.batch = batch
+    assert train(spec, run, data).status == "completed"

@@ -11,7 +11,7 @@ import torch
 
 from altgrad.document import Document
 from altgrad.spec import LocatedError, SpecError
-from altgrad.store import CheckpointError, Run, RunStore, run_id
+from altgrad.store import CheckpointError, DamagedError, Run, RunStore, run_id
 from altgrad.training import Outcome, RunSpec, train
 
 TINY = """
@@ -203,6 +203,24 @@ def test_no_usable_checkpoint_is_an_error_and_not_a_fresh_start(tmp_path: Path, 
     newest.file("state.json").write_text("{}")
     with pytest.raises(CheckpointError, match="no checkpoint"):
         train(spec, run, dataset)
+
+
+@pytest.mark.parametrize("name", ["metrics.jsonl", "events.jsonl"])
+@pytest.mark.parametrize("damage", ["digit", "lost line", "gone"])
+def test_a_log_that_lacks_what_its_checkpoint_saw_is_not_continued(
+    tmp_path: Path, dataset: Any, name: str, damage: str
+) -> None:
+    spec, run = make(tmp_path)
+    train(spec, run, dataset, interrupted=after(3 + 7))
+    lines = (run.path / name).read_bytes().splitlines(keepends=True)
+    changed = {
+        "digit": b"".join([lines[0].replace(b'"step": 0', b'"step": 1'), *lines[1:]]),
+        "lost line": b"".join(lines[:1]), "gone": b"",
+    }  # fmt: skip
+    (run.path / name).write_bytes(changed[damage])
+    with pytest.raises(DamagedError, match=name):
+        train(spec, run, dataset)
+    assert (run.path / name).read_bytes() == changed[damage], "what is left stays for whoever looks"
 
 
 def test_the_stored_spec_is_the_resolved_one(tmp_path: Path, dataset: Any) -> None:

@@ -49,9 +49,11 @@ class StiffnessField(Section):
         panels = [_panel(*each, scale=not index, top=top) for index, each in enumerate(drawn)]
         if not panels:
             return [Limit("The stiffness monitor was off, or no parameter had a grid: there is no field to show.")]
-        drift, arm = max(moved, key=lambda each: each[0])
+        told = "How far the field moved is not known: not one of its first or last shares is finite."
+        if moved:
+            drift, arm = max(moved, key=lambda each: each[0])
+            told = f"The field moved most in {arm.label}: {drift:.0%} of weights changed binade on balance."
         still = [a.format for d, a in moved if d < 0.01]
-        told = f"The field moved most in {arm.label}: {drift:.0%} of weights changed binade on balance."
         caption = (
             "Share of weights by the spacing at them, 2^k in grid units; the lowest row is the even part of "
             "the grid around zero. "
