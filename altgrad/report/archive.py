@@ -55,8 +55,10 @@ def write_archive(project: Project, path: Path) -> None:
     from pyarrow import parquet
 
     numbers = pa.list_(pa.list_(pa.float64()))
-    kinds = {**dict.fromkeys((*TEXTS, *NESTED), pa.string()), "whole": pa.bool_(), "step": pa.int64(),
-             "problems": pa.list_(pa.string()), "keys": pa.list_(pa.string()), "steps": numbers, "values": numbers}  # fmt: skip
+    kinds = {
+        **dict.fromkeys((*TEXTS, *NESTED), pa.string()), "whole": pa.bool_(), "step": pa.int64(),
+        "problems": pa.list_(pa.string()), "keys": pa.list_(pa.string()), "steps": numbers, "values": numbers,
+    }  # fmt: skip
     schema = pa.schema(list(kinds.items()), metadata={NAME: project.name.encode()})
     rows = [_row(record) for record in project.records]
     parquet.write_table(pa.Table.from_pylist(rows, schema=schema), path, compression="zstd")

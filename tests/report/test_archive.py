@@ -41,8 +41,9 @@ def same(a: Record, b: Record) -> bool:
 
 
 def test_every_record_comes_back_as_it_was_and_the_verdict_is_the_same(project: Project, tmp_path: Path) -> None:
-    odd = Record("zz-odd", "?", whole=False, problems=["spec.yaml: it is gone"], series={"train/loss": (np.array([1.0, 2.0]),
-                 np.array([np.nan, np.inf]))}, events=[{"event": "alarm", "value": float("inf")}])  # fmt: skip
+    odd = Record("zz-odd", "?", whole=False, problems=["spec.yaml: it is gone"])
+    odd.series = {"train/loss": (np.array([1.0, 2.0]), np.array([np.nan, np.inf]))}
+    odd.events = [{"event": "alarm", "value": float("inf")}]
     whole = Project("study", "here", [*project.records, odd])
     write_archive(whole, tmp_path / "runs.parquet")
     back = load_archives([tmp_path / "runs.parquet"])
