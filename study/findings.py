@@ -7,7 +7,7 @@ statistics are the report's own, so a table here is the table there.
 import argparse
 import math
 import sys
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from functools import cached_property, lru_cache
 from pathlib import Path
 
@@ -20,6 +20,7 @@ from altgrad.report.effects import Effect, FamilyOfFormats, families
 from altgrad.report.markdown import markdown_table
 from altgrad.report.project import Project, final
 from altgrad.report.rates import Choice, choose_rate
+from altgrad.report.reading import Record
 from altgrad.report.report import chapters
 from altgrad.report.section import bounds, listed, signed
 from study.rates import TUNING
@@ -106,19 +107,35 @@ class Results:
         values = [final(record, monitor, quantity) for record in records]
         return math.fsum(values) / len(values)
 
+    @property
+    def parameters(self) -> str:
+        """Of the model, as its runs counted them."""
+        (count,) = {record.meta["parameters"] for record in self.project.records}
+        return f"{count:,}"
+
+    def furthest_from_fp32(self, formats: Sequence[str]) -> float:
+        """The largest distance of AdamW's tuned loss from FP32's, over formats; both on the tuning seeds."""
+        return max(abs(self.effect(name).standard.choice.loss - self.alone("FP32").loss) for name in formats)
+
+    def pairs_alike(self, one: str, other: str) -> int:
+        """How many pairs of runs, alike but for these two optimizers, agree in every loss; an error if any does not."""
+        return self._alike(lambda r: (r.arm.optimizer, (r.arm.format, r.rate, r.seed)), one, other)
+
     def identical(self, one: str, other: str) -> int:
         """How many pairs of runs, alike but for these two formats, agree in every loss; an error if any does not."""
-        losses = {
-            (r.arm.format, r.arm.optimizer, r.rate, r.seed): r.series
-            for r in self.project.results(self.family.condition)
-        }
-        pairs = [
-            (s, losses[(other, *key[1:])]) for key, s in losses.items() if key[0] == one and (other, *key[1:]) in losses
-        ]
-        for mine, theirs in pairs:
+        return self._alike(lambda r: (r.arm.format, (r.arm.optimizer, r.rate, r.seed)), one, other)
+
+    def _alike(self, split: Callable[[Record], tuple[str, object]], one: str, other: str) -> int:
+        sides: dict[str, dict[object, Record]] = {}
+        for record in self.project.results():
+            name, rest = split(record)
+            sides.setdefault(name, {})[rest] = record
+        shared = sides[one].keys() & sides[other].keys()
+        for rest in shared:
             for key in ("train/loss", "validation/loss"):
-                assert mine[key][1].tolist() == theirs[key][1].tolist(), f"{one} and {other} differ in {key}"
-        return len(pairs)
+                mine, theirs = (sides[name][rest].series[key][1].tolist() for name in (one, other))
+                assert mine == theirs, f"{one} and {other} differ in {key} at {rest}"
+        return len(shared)
 
 
 def render() -> str:
