@@ -13,6 +13,7 @@ from altgrad.document import Document
 from altgrad.spec import LocatedError, SpecError
 from altgrad.store import CheckpointError, DamagedError, Run, RunStore, run_id
 from altgrad.training import Outcome, RunSpec, train
+from tests.training.running import after, lines
 
 TINY = """
 project: tests
@@ -44,21 +45,6 @@ def make(folder: Path, *sets: str) -> tuple[RunSpec, Run]:
     spec = RunSpec.parse(TINY, "tiny.yaml", sets)
     run = RunStore(folder).run(spec.project, run_id(spec.name, spec.fingerprint(), spec.seed))
     return spec, run if run.exists else run.create(spec.to_yaml(), {"steps": spec.steps})
-
-
-def after(calls: int) -> Callable[[], bool]:
-    """Asked for the `calls`-th time, says stop."""
-    left = iter(range(calls - 1))
-    return lambda: next(left, None) is None
-
-
-def lines(run: Run) -> list[dict[str, Any]]:
-    """The metrics, floats as hex, without those of the clock."""
-    return [
-        {key: float(value).hex() for key, value in row.items() if not key.startswith("time/")}
-        for row in run.metrics()
-        if any(not key.startswith("time/") for key in row if key != "step")
-    ]
 
 
 def weights(run: Run) -> dict[str, bytes]:

@@ -18,6 +18,7 @@ from altgrad.spec import LocatedError
 from altgrad.store import Run
 from altgrad.training import RunSpec, train
 from altgrad.training.state import TrainState
+from tests.training.running import after
 
 QUICKSTART = Path(__file__).resolve().parents[2] / "matrices" / "quickstart.yaml"
 EIGHT = ("e0m7f", "e1m6f", "e2m5f", "e3m4f", "e4m3f", "e5m2f", "e6m1f", "e7m0f")
@@ -57,11 +58,6 @@ def spec_of(optimizer: str, storage: str, fmt: str, *sets: str) -> RunSpec:
 @pytest.fixture(scope="module")
 def dataset(short_data: Callable[..., Any]) -> Any:
     return short_data(spec_of("adamw", "master", "e4m3f", *SMALL), 2)
-
-
-def after(calls: int) -> Callable[[], bool]:
-    left = iter(range(calls - 1))
-    return lambda: next(left, None) is None
 
 
 def told(run: Run) -> list[dict[str, str]]:

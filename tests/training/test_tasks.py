@@ -3,7 +3,6 @@
 import hashlib
 import json
 import math
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +16,7 @@ from altgrad.training import RunSpec, train
 from altgrad.training.export import export
 from altgrad.training.held_out import judge, restored, same_data
 from altgrad.training.lineage import earlier_sources, leak_warning
+from tests.training.running import after, lines
 
 SPEC = """
 project: tests
@@ -75,19 +75,6 @@ def watched(dataset: Any) -> list[str]:
 
     dataset.batch = batch
     return seen
-
-
-def after(calls: int) -> Callable[[], bool]:
-    left = iter(range(calls - 1))
-    return lambda: next(left, None) is None
-
-
-def lines(run: Run) -> list[dict[str, Any]]:
-    return [
-        {key: float(value).hex() for key, value in row.items() if not key.startswith("time/")}
-        for row in run.metrics()
-        if any(not key.startswith("time/") for key in row if key != "step")
-    ]
 
 
 def test_every_format_optimizer_and_resume_point_sees_the_same_batches_in_the_same_order(

@@ -1,6 +1,5 @@
 """Claims about monitors in a run: every one resumes to the same numbers, every key is described."""
 
-from collections.abc import Callable
 from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any
@@ -11,6 +10,7 @@ from altgrad.monitors import MonitorSpec, describing
 from altgrad.store import Run, RunStore, run_id
 from altgrad.training import RunSpec, train
 from altgrad.training.log_keys import LOG_KEYS
+from tests.training.running import after, lines
 
 TINY = """
 project: tests
@@ -48,16 +48,6 @@ def start(folder: Path, monitors: Any, *sets: str) -> tuple[RunSpec, Run]:
     spec = spec.model_copy(update={"monitors": tuple(MonitorSpec.of(monitor) for monitor in monitors)})
     run = RunStore(folder).run(spec.project, run_id(spec.name, spec.fingerprint(), spec.seed))
     return spec, run if run.exists else run.create(spec.to_yaml(), {"steps": spec.steps})
-
-
-def after(calls: int) -> Callable[[], bool]:
-    left = iter(range(calls - 1))
-    return lambda: next(left, None) is None
-
-
-def lines(run: Run) -> list[dict[str, str]]:
-    rows = ({k: float(v).hex() for k, v in row.items() if not k.startswith("time/")} for row in run.metrics())
-    return [row for row in rows if len(row) > 1]
 
 
 def weights(run: Run, *names: str) -> list[bytes]:
