@@ -114,8 +114,11 @@ class Results:
         return f"{count:,}"
 
     def furthest_from_fp32(self, formats: Sequence[str]) -> float:
-        """The largest distance of AdamW's tuned loss from FP32's, over formats; both on the tuning seeds."""
-        return max(abs(self.effect(name).standard.choice.loss - self.alone("FP32").loss) for name in formats)
+        """The largest distance of AdamW's loss from FP32's over formats, tuning seeds, both at FP32's rate."""
+        alone = self.alone("FP32")
+        arms = self.project.arms(self.family.condition)
+        stored = [arms[self.effect(name).standard.arm][alone.rate] for name in formats]
+        return max(abs(math.fsum(loss[seed] for seed in TUNING) / len(TUNING) - alone.loss) for loss in stored)
 
     def pairs_alike(self, one: str, other: str) -> int:
         """How many pairs of runs, alike but for these two optimizers, agree in every loss; an error if any does not."""

@@ -1,0 +1,51 @@
+"""FINDINGS.md says what the results say, and nothing that they do not."""
+
+import re
+
+import jinja2
+import pytest
+
+from study.findings import PAGE, TEMPLATE, Results, render
+from study.rates import TUNING
+
+
+@pytest.fixture(scope="module")
+def primary() -> Results:
+    return Results("study-primary")
+
+
+def test_the_page_is_what_the_results_give() -> None:
+    assert render() == PAGE.read_text(encoding="utf-8"), "run python -m study.findings"
+
+
+def test_a_number_that_the_results_do_not_have_is_an_error() -> None:
+    with pytest.raises(KeyError, match="no study-nothing"):
+        Results("study-nothing")
+    with pytest.raises(jinja2.UndefinedError):
+        jinja2.Environment(undefined=jinja2.StrictUndefined).from_string("{{ of.nothing.more }}").render(of={})
+
+
+def test_no_number_of_the_results_section_is_typed_into_the_template() -> None:
+    """From the answer to what failed, digits stand in expressions, in names of formats and where the plan has them."""
+    text = TEMPLATE.read_text(encoding="utf-8")
+    told = text[text.index("## The answer") : text.index("## What failed")]
+    told = re.sub(r"{{.*?}}|{%.*?%}", "", told, flags=re.S)
+    told = re.sub(r"\be\dm\d\w*|E \+ M = 7|FP32|\bB\b|95 %|8-bit", "", told)
+    left = set(re.findall(r"(?<![\w.])-?\d+(?:\.\d+)?", told))
+    assert left <= {"0.01", "0.02", "-0.05", "-0.01"}, "margin and expectations, which the plan has"
+
+
+def test_pairs_share_seed_and_data_and_confirm_on_seeds_that_chose_nothing(primary: Results) -> None:
+    assert not primary.family.reused and primary.family.tuning == set(TUNING)
+    for effect in primary.family.effects:
+        assert len(effect.pairs) >= 8 and not set(effect.pairs) & set(TUNING)
+        assert effect.standard.choice.edge == effect.manifold.choice.edge == ""
+    versions = {(r.meta["altgrad"], r.meta["torch"], r.meta["device"]) for r in primary.project.records}
+    assert len(versions) == 1, "one version made every run of the table"
+    assert all(r.ended and not r.problems for r in primary.project.records)
+
+
+def test_controls_agree_to_the_last_bit() -> None:
+    control = Results("study-control")
+    assert control.identical("e0m7", "e1m6") == 12
+    assert control.pairs_alike("adamw", "manifold_adamw") == 12
