@@ -9,6 +9,7 @@ Reads project NAME's results and writes matrices into study/matrices/:
 """
 
 import argparse
+import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -107,13 +108,18 @@ def write_matrix(name: str, content: dict[str, Any]) -> Path:
 def main() -> None:
     """Parse the options, write the next matrices and say what to run."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("project", help="study-primary, say; matrices/ holds its matrix with underscores")
+    parser.add_argument("project", choices=["study-primary"], help="matrices/ holds its matrix, with underscores")
     parser.add_argument("--runs", type=Path, default=Path("runs"))
     parser.add_argument("--pairs", type=int, default=8, help="confirmation seeds")
     options = parser.parse_args()
     source = source_of(options.project)
-    project = load(RunStore(options.runs), options.project, tuning=TUNING)
-    (family,) = (family for family in families(project) if family.is_primary)
+    try:
+        found = families(load(RunStore(options.runs), options.project, tuning=TUNING))
+    except ValueError as error:
+        sys.exit(str(error))
+    family = next((family for family in found if family.is_primary), None)
+    if family is None:
+        sys.exit(f"{options.project} has no format with results of both arms yet; sweep its matrix first.")
     if more := edges(family):
         cells = [(name, rate) for name, rates in more.items() for rate in sorted(rates)]
         _write(f"{options.project}-edges", matrix(source, ["adamw", "manifold"], cells, {"tuning": TUNING}))

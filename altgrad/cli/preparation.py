@@ -28,7 +28,7 @@ from altgrad.optim import Optimizer
 from altgrad.optim.storage import GridStorage
 from altgrad.spec import LocatedError, SpecError
 from altgrad.store import Run, RunStore, run_id
-from altgrad.store.checkout import commit
+from altgrad.store.checkout import revision
 from altgrad.training import RunSpec
 from altgrad.training.estimate import Estimate, estimate, shapes_only
 from altgrad.training.held_out import same_data
@@ -119,7 +119,7 @@ class Prepared:
             "parameters": self.parameters, "quantised_parameters": self.quantised, "data": self.dataset.describe(),
             "references": dict(self.dataset.references), "scores": list(self.dataset.scores), "worse": self.worse,
             **({} if self.warning is None else {"warning": self.warning}),
-            "altgrad": __version__, **({} if commit() is None else {"commit": commit()}),
+            "altgrad": __version__, **({} if revision() is None else {"commit": revision()}),
             "torch": str(torch.__version__), "python": platform.python_version(),
         }  # fmt: skip
         return run.create(self.spec.to_yaml(), facts)

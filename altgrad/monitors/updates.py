@@ -76,12 +76,12 @@ class UpdatesMonitor(UpdateMonitor):
 
     def measure(self, update: Update, kept: Found) -> Found:
         """See UpdateMonitor."""
-        kept = zero_update_counts(update.before, update.after)
-        found = kept | effective_update_sums(update.requested, _realised(update))
+        zero = zero_update_counts(update.before, update.after)
+        found = zero | effective_update_sums(update.requested, _realised(update))
         found["attempted"] = count(update.requested != 0)
-        found["gridded"] = kept["weights"].new_full((), update.grid is not None)
-        found["master"] = kept["weights"].new_full((), update.storage == "master")
-        found["nearest"] = kept["weights"].new_full((), update.storage == "nearest")
+        found["gridded"] = zero["weights"].new_full((), update.grid is not None)
+        found["master"] = zero["weights"].new_full((), update.storage == "master")
+        found["nearest"] = zero["weights"].new_full((), update.storage == "nearest")
         if update.grid is not None:
             start = update.before if update.moved is None else update.moved
             found |= stall_counts(start, update.after, update.requested, update.grid.format, scale=update.grid.scale)

@@ -8,7 +8,7 @@ HERE = Path(__file__).resolve().parents[2]
 
 
 @cache
-def commit(root: Path = HERE) -> str | None:
+def revision(root: Path = HERE) -> str | None:
     """The commit that is checked out in the folder, with `-dirty` behind it if a file it tracks was changed.
 
     None where the folder is not the top of a git checkout, as for an installed package, or git does not answer.

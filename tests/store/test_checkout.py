@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from altgrad.store.checkout import commit
+from altgrad.store.checkout import revision
 
 
 def git(folder: Path, *words: str) -> str:
@@ -23,15 +23,15 @@ def test_the_commit_of_a_checkout_and_whether_it_was_changed(tmp_path: Path) -> 
     git(top, "commit", "-qm", "first")
     head = git(top, "rev-parse", "HEAD")
     git(top, "tag", "-a", "v9", "-m", "a tag is no commit")
-    assert commit.__wrapped__(top) == head
+    assert revision.__wrapped__(top) == head
     (top / "b.txt").write_text("not tracked")
-    assert commit.__wrapped__(top) == head
+    assert revision.__wrapped__(top) == head
     (top / "altgrad" / "a.py").write_text("changed")
-    assert commit.__wrapped__(top) == f"{head}-dirty"
-    assert commit.__wrapped__(top / "altgrad") is None, "a package inside somebody else's checkout"
-    assert commit.__wrapped__(tmp_path) is None
+    assert revision.__wrapped__(top) == f"{head}-dirty"
+    assert revision.__wrapped__(top / "altgrad") is None, "a package inside somebody else's checkout"
+    assert revision.__wrapped__(tmp_path) is None
 
 
 def test_without_git_there_is_none(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PATH", str(tmp_path))
-    assert commit.__wrapped__(tmp_path) is None
+    assert revision.__wrapped__(tmp_path) is None

@@ -143,8 +143,12 @@ def test_a_slurm_task_that_is_warned_has_the_worker_save_and_asks_for_another_tu
     signal.signal(signal.SIGUSR2, lambda number, frame: again.append(task.checkpoint()))  # as submitit does
 
     def warn() -> None:
+        """As Slurm does: every process of the step gets the signal, the worker too."""
         while "begun" not in log.read_text():
             time.sleep(0.02)
+        assert task.process is not None
+        os.kill(task.process.pid, signal.SIGUSR2)
+        time.sleep(0.2)  # a worker that dies of it does so before it could be asked to save
         os.kill(os.getpid(), signal.SIGUSR2)
 
     thread = threading.Thread(target=warn)
@@ -158,7 +162,7 @@ def test_a_slurm_task_that_is_warned_has_the_worker_save_and_asks_for_another_tu
         for number, handler in before.items():
             signal.signal(number, handler)
     thread.join()
-    assert sent == [signal.SIGUSR2, signal.SIGTERM], "it listened, so it is not killed"
+    assert sent == [signal.SIGUSR2, signal.SIGUSR2, signal.SIGTERM], "it listened, so it is not killed"
     assert log.read_text() == "begun\nsaved\n" and len(again) == 1
 
 
