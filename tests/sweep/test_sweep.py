@@ -96,7 +96,7 @@ class _Death(BaseException):
 
 
 def test_a_driver_that_died_is_continued_and_its_workers_are_found_again(bench: Path, launcher: Launcher) -> None:
-    write(bench, ["e4m3fn"], 1, "set: {steps: 40}\n")
+    write(bench, ["e4m3fn"], 1, "set: {steps: 120}\n")
 
     def die(driver: Sweep) -> None:
         if workers(bench / "runs") and list((bench / "runs").glob("*/*/checkpoints/step-*")):
@@ -130,7 +130,7 @@ def test_a_driver_killed_five_times_is_continued_by_the_same_command(bench: Path
 
 
 def test_a_worker_that_stops_beating_is_dead_whatever_its_engine_says(bench: Path, launcher: Launcher) -> None:
-    write(bench, ["e4m3fn"], 1, "set: {steps: 60}\nexclude: [{arm: manifold}]\n")
+    write(bench, ["e4m3fn"], 1, "set: {steps: 120}\nexclude: [{arm: manifold}]\n")
     stopped: list[int] = []
 
     def stop_one(driver: Sweep) -> None:
@@ -169,7 +169,8 @@ def test_diverged_is_a_result_and_failed_waits_for_rerun(bench: Path, launcher: 
 
 
 def test_a_run_that_dies_without_getting_further_is_given_up(bench: Path, launcher: Launcher) -> None:
-    write(bench, ["e4m3fn"], 1, "exclude: [{arm: manifold}]\n")
+    # Longer than the driver sleeps between two looks, and no checkpoint on the way: a quick machine cannot finish it first.
+    write(bench, ["e4m3fn"], 1, "set: {steps: 20000, checkpoint_every: 20000}\nexclude: [{arm: manifold}]\n")
     driver = make(launcher, "m.yaml", retries=1)
 
     def kill(driver: Sweep) -> None:
@@ -181,7 +182,7 @@ def test_a_run_that_dies_without_getting_further_is_given_up(bench: Path, launch
 
 
 def test_a_stopped_sweep_has_saved_its_runs_and_goes_on(bench: Path, launcher: Launcher) -> None:
-    write(bench, ["e4m3fn"], 1, "set: {steps: 60}\nexclude: [{arm: manifold}]\n")
+    write(bench, ["e4m3fn"], 1, "set: {steps: 120}\nexclude: [{arm: manifold}]\n")
     driver = make(launcher, "m.yaml")
     assert not driver.run(lambda _: None, lambda: bool(driver.tracks and driver.tracks[0].run.checkpoints.steps()))
     run = driver.tracks[0].run
