@@ -9,24 +9,25 @@ import subprocess
 import sys
 from pathlib import Path
 
-from altgrad.report.effects import FamilyOfFormats, families
+from altgrad.report.effects import families
 from altgrad.report.project import load
 from altgrad.store import RunStore
 from study.findings import Results
-from study.rates import ROOT, chosen, matrix, source_of, write_matrix
+from study.rates import ROOT, chosen, matrix, source_of, tuned, write_matrix
 
 SEEDS = (20, 21, 22)
 SIGNED = ("benefit", "harm", "direction only")
 NAME = "study-smoke"
 
 
-def plan(family: FamilyOfFormats) -> list[Path]:
+def plan(study: Results) -> list[Path]:
     """Matrices to sweep, one for each arm."""
+    family = study.family
     signed = [effect.format for effect in family.effects if family.verdicts[effect.format] in SIGNED]
     source = source_of("study-primary")
     source["set"] = source["set"] | {"project": NAME}
     found = []
-    for arm, rates in chosen(family).items():
+    for arm, rates in chosen(tuned(study.project)).items():
         cells = [(name, rates[name]) for name in signed]
         found.append(write_matrix(f"{NAME}-{arm}", matrix(source, [arm], cells, {"fresh": SEEDS})))
     return found
@@ -34,8 +35,9 @@ def plan(family: FamilyOfFormats) -> list[Path]:
 
 def main() -> None:
     """Sweep, compare, say."""
-    family = Results("study-primary").family
-    for path in plan(family):
+    study = Results("study-primary")
+    family = study.family
+    for path in plan(study):
         done = subprocess.run([sys.executable, "-m", "altgrad.cli.main", "sweep", str(path)], cwd=ROOT, check=False)
         if done.returncode:
             sys.exit(done.returncode)

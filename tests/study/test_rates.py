@@ -8,19 +8,19 @@ import pytest
 import yaml
 
 from altgrad.matrix import Matrix, runs
-from altgrad.report.effects import FamilyOfFormats, families
 from altgrad.report.project import Project
 from altgrad.report.reading import Record, take_spec
 from altgrad.training import RunSpec
-from study.rates import ROOT, START, chosen, edges, finer, further, matrix
+from study.findings import Results
+from study.rates import ROOT, START, Tuned, beside, chosen, edges, finer, further, matrix, source_of, start, tuned
 
 FOLDER = ROOT / "matrices"
 SOURCE = yaml.safe_load((FOLDER / "study_primary.yaml").read_text())
 KINDS = {"adamw": "adamw", "manifold": "manifold_adamw"}
 
 
-def family(best: dict[str, dict[str, float]], rates: tuple[float, ...] = START) -> FamilyOfFormats:
-    """Results of the matrix's own specs whose loss is least at the given rate of each arm and format."""
+def results(best: dict[str, dict[str, float]], rates: tuple[float, ...] = START) -> Tuned:
+    """What is chosen from specs of the matrix whose loss is least at the given rate of each arm and format."""
     _, first = runs(Matrix.load(FOLDER / "study_primary.yaml"), FOLDER, RunSpec)[0]
     records = []
     for arm, by_format in best.items():
@@ -33,27 +33,26 @@ def family(best: dict[str, dict[str, float]], rates: tuple[float, ...] = START) 
                 take_spec(record, spec)
                 record.series["validation/loss"] = np.array([300.0]), np.array([max(rate / optimum, optimum / rate)])
                 records.append(record)
-    (found,) = families(Project("study-primary", "", records, frozenset({0, 1, 2})))
-    return found
+    return tuned(Project("study-primary", "", records, frozenset({0, 1, 2})))
 
 
 def test_a_rate_at_an_end_is_extended_for_that_format_alone() -> None:
     best = {"adamw": {"e4m3f": 3.56e-3, "e7m0f": 6.32e-3}, "manifold": {"e4m3f": 6.32e-3, "e7m0f": 1.12e-2}}
-    assert edges(family(best)) == {"e7m0f": {1.99e-2}}
-    assert edges(family({"adamw": {"e4m3f": 2.0e-3}, "manifold": {"e4m3f": 1.12e-2}})) == {"e4m3f": {1.12e-3, 1.99e-2}}
+    assert edges(results(best)) == {"e7m0f": {1.99e-2}}
+    assert edges(results({"adamw": {"e4m3f": 2.0e-3}, "manifold": {"e4m3f": 1.12e-2}})) == {"e4m3f": {1.12e-3, 1.99e-2}}
 
 
 def test_a_best_rate_is_looked_at_an_eighth_of_a_decade_to_either_side_and_then_no_more() -> None:
     best = {"adamw": {"e4m3f": 3.56e-3}, "manifold": {"e4m3f": 6.32e-3}}
     rates = {"adamw": [("e4m3f", 2.67e-3), ("e4m3f", 4.75e-3)], "manifold": [("e4m3f", 4.74e-3), ("e4m3f", 8.43e-3)]}
-    assert finer(family(best)) == rates
+    assert finer(results(best)) == rates
     everything = tuple(sorted({*START, *(rate for cells in rates.values() for _, rate in cells)}))
-    assert finer(family(best, everything)) == {}
+    assert finer(results(best, everything)) == {}
 
 
 def test_without_ends_each_arm_is_confirmed_at_its_own_rate_by_a_matrix_that_can_be_started(tmp_path: Path) -> None:
     best = {"adamw": {"e4m3f": 3.56e-3, "e5m2f": 6.32e-3}, "manifold": {"e4m3f": 6.32e-3, "e5m2f": 3.56e-3}}
-    found = family(best)
+    found = results(best)
     assert edges(found) == {} and chosen(found) == best
     for arm, cells in best.items():
         content = matrix(SOURCE, [arm], list(cells.items()), {"confirmation": [10, 11]})
@@ -73,3 +72,14 @@ def test_grids_grow_by_quarter_decades_and_three_at_most(
     rates: tuple[float, ...], edge: str, expected: float | None
 ) -> None:
     assert further(rates, edge) == expected
+
+
+def test_other_parts_of_the_study_start_around_the_rates_of_primary_and_can_be_swept() -> None:
+    primary = tuned(Results("study-primary").project)
+    source = source_of("study-stiffness")
+    first = start(primary, list(source["arms"]), source["axes"]["storage.0.format"])
+    assert first.keys() == source["arms"].keys()
+    for arm, cells in first.items():
+        best = chosen(primary)["adamw" if arm == "adamw" else "manifold"]["e7m0"]
+        assert [rate for format_, rate in cells if format_ == "e7m0f"] == [beside(best)[0], best, beside(best)[1]]
+        assert len(cells) == 9

@@ -43,7 +43,7 @@ def wait_for(claim: Callable[[], object], seconds: float = 300) -> None:
 
 
 def test_a_sweep_whose_workers_are_killed_comes_to_the_same_numbers(bench: Path, launcher: Launcher) -> None:
-    write(bench, ["e4m3fn"], 1, "set: {steps: 30}\n")
+    write(bench, ["e4m3fn"], 1, "set: {steps: 60}\n")
     drive(launcher, "m.yaml", "calm")
     with killing(bench / "fire", 0.5, random.Random(3)) as killed:
         driver = drive(launcher, "m.yaml", "fire", retries=20)
@@ -169,7 +169,7 @@ def test_diverged_is_a_result_and_failed_waits_for_rerun(bench: Path, launcher: 
 
 
 def test_a_run_that_dies_without_getting_further_is_given_up(bench: Path, launcher: Launcher) -> None:
-    # Longer than the driver sleeps between two looks, and no checkpoint on the way: a quick machine cannot finish it first.
+    # Longer than the driver sleeps between two looks, and without a checkpoint: a quick machine cannot finish it first.
     write(bench, ["e4m3fn"], 1, "set: {steps: 20000, checkpoint_every: 20000}\nexclude: [{arm: manifold}]\n")
     driver = make(launcher, "m.yaml", retries=1)
 
