@@ -7,8 +7,9 @@ Reads project NAME's results and writes matrices into study/matrices/:
 2. else, where the eighth of a decade to either side of an lr* was not run, NAME-finer-ARM.yaml: those rates, on them;
 3. else NAME-ARM.yaml: every format at that arm's lr*, on the confirmation seeds.
 
-Before study-secondary and study-stiffness have results there is a step of their own, NAME-start-ARM.yaml: PRIMARY's lr*
-of that format and the eighth of a decade to either side, on the tuning seeds. Every arm but `adamw` takes `manifold`'s.
+Until study-secondary and study-stiffness have results of every arm there is a step of their own, NAME-start-ARM.yaml:
+PRIMARY's lr* of that format and the eighth of a decade to either side, on the tuning seeds. Every arm but `adamw` takes
+`manifold`'s.
 """
 
 import argparse
@@ -156,16 +157,19 @@ def main() -> None:
     options = parser.parse_args()
     name, source = options.project, source_of(options.project)
     tuning = {"tuning": source["seeds"]["tuning"]}
-    if name in STARTED_FROM_PRIMARY and not (options.runs / name).is_dir():
-        archives = sorted((ROOT / "study" / "results").glob(f"{PRIMARY}*.parquet"))
-        primary = tuned(load_archives(archives, tuning=TUNING))
-        for arm, cells in start(primary, list(source["arms"]), source["axes"]["storage.0.format"]).items():
-            _write(f"{name}-start-{arm}", matrix(source, [arm], cells, tuning))
-        return
     try:
         found = tuned(load(RunStore(options.runs), name, tuning=TUNING))
     except ValueError as error:
-        sys.exit(str(error))
+        if name not in STARTED_FROM_PRIMARY:
+            sys.exit(str(error))
+        found = {}
+    formats = source["axes"]["storage.0.format"]
+    if name in STARTED_FROM_PRIMARY and not all(len(found.get(arm, {})) == len(formats) for arm in source["arms"]):
+        archives = sorted((ROOT / "study" / "results").glob(f"{PRIMARY}*.parquet"))
+        primary = tuned(load_archives(archives, tuning=TUNING))
+        for arm, cells in start(primary, list(source["arms"]), formats).items():
+            _write(f"{name}-start-{arm}", matrix(source, [arm], cells, tuning))
+        return
     if name == PRIMARY and (more := edges(found)):
         cells = [(format_, rate) for format_, rates in more.items() for rate in sorted(rates)]
         _write(f"{name}-edges", matrix(source, ["adamw", "manifold"], cells, tuning))
