@@ -117,7 +117,14 @@ def one_line_errors() -> Iterator[None]:
     except LockedError as error:
         fail(str(error), 3)
     except OSError as error:
-        fail(f"{error.filename}: {error.strerror}." if error.filename else f"{error.strerror or error}.", 3)
+        fail(reason(error), 3)
+
+
+def reason(error: ValueError | OSError) -> str:
+    """What it says to a user: of the system's own errors the file and the reason, without the number."""
+    if not isinstance(error, OSError):
+        return str(error)
+    return f"{error.filename}: {error.strerror}." if error.filename else f"{error.strerror or error}."
 
 
 def print_json(value: Any) -> None:

@@ -140,7 +140,7 @@ def prepare(path: Path, sets: Sequence[str], device: str, exact: bool = False) -
         with tokenising():
             dataset = spec.data.build(spec.seed, spec.model.context)
     except (ValueError, OSError) as error:
-        console.fail(str(SpecError(document.where(("data",)), str(error))), 2)
+        console.fail(str(SpecError(document.where(("data",)), console.reason(error))), 2)
     try:
         with shapes_only():
             model = build_model(spec, dataset.vocabulary, dataset.outputs)

@@ -250,6 +250,32 @@ def _parquet_rows(path: Path, columns: tuple[str, ...]) -> Iterator[Row]:
         raise ValueError(f"{path} cannot be read as parquet: {str(error).splitlines()[0]}") from None
 
 
+def check_parquet(path: Path) -> None:
+    """ValueError for a file that cannot be read, or that unpacks to more than text does; nothing of it is kept."""
+    import pyarrow
+    from pyarrow import parquet
+
+    try:
+        with parquet.ParquetFile(path) as file:
+            room = _Room(path)
+            for chunk in file.iter_batches(batch_size=room.rows(file.metadata, file.schema_arrow.names)):
+                room.take(sum(map(_unpacked, chunk.columns)))
+    except (pyarrow.ArrowException, OSError) as error:
+        raise ValueError(f"{path} cannot be read as parquet: {str(error).splitlines()[0]}") from None
+
+
+def _unpacked(column: Any) -> int:
+    """Bytes of an Arrow array once every value stands for itself: of a dictionary's, as often as it is meant."""
+    from pyarrow import compute, types
+
+    if not types.is_dictionary(column.type):
+        return int(column.nbytes)
+    values = column.dictionary
+    if not (types.is_string(values.type) or types.is_large_string(values.type) or types.is_binary(values.type)):
+        return 8 * len(column)
+    return int(compute.sum(compute.binary_length(values).take(column.indices).cast("int64")).as_py() or 0)
+
+
 class _Room:
     """What a file may come to when it is unpacked: a few KB can say the same megabyte a million times."""
 

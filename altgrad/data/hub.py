@@ -10,7 +10,8 @@ never depends on where a command is started. The column holds strings or lists o
 Without network `datasets` tries for 25 s and more before it gives up. So the Hub is asked first, in at most a second,
 and where it does not answer (or HF_HUB_OFFLINE is set) only what an earlier run downloaded is used: the latest, or the
 commit that `revision` names. Tokens for private data come from the library's own login or HF_TOKEN, never from a spec.
-Nothing that is downloaded is run: scripts and pickles are refused, whatever any version of `datasets` would do.
+Nothing that is downloaded is run: scripts and pickles are refused, whatever any version of `datasets` would do. A
+folder's parquet files are unpacked within the limit that a single file has; those of the Hub are the library's alone.
 
 Content is identified by the documents, not by the library's fingerprints: those name a folder's files by path and time
 of change, and miss a file that was replaced without a new time. For the same reason a folder's prepared copy is not
@@ -28,7 +29,7 @@ from typing import Annotated, Any
 from pydantic import PlainValidator
 
 from altgrad.data.dataset import SPLITS
-from altgrad.data.documents import SAMPLE, checked_text, hashed_split
+from altgrad.data.documents import SAMPLE, check_parquet, checked_text, hashed_split
 from altgrad.data.hub_id import Hub, downloaded, how_to_copy, reachable
 
 __all__ = ["Hub", "HubCorpus", "SourceSetting", "hub_rows", "hub_splits", "read_hub"]
@@ -148,6 +149,11 @@ def _load(source: Hub, stack: ExitStack) -> Any:
             raise ValueError(f"it comes as {builder.name}; AltGrad reads {', '.join(_READ)}")
         if offline and source.revision not in (None, Path(builder.cache_dir).name):
             raise ValueError("the library would take the copy of another revision")
+        if source.folder is not None:
+            for found in (builder.config.data_files or {}).values():
+                for file in map(str, found):
+                    if file.endswith(".parquet"):
+                        check_parquet(Path(file))
         builder.download_and_prepare()
         return builder.as_dataset()
     # The library raises what it likes: its own errors, those of Arrow, of HTTP clients, and bare ones.

@@ -2,7 +2,7 @@
 
     <name>          the codes: torch's own dtype of the format where there is one, else uint8 or uint16
     <name>.scale    float32, if the cast had a scale:  value = code's value * scale
-    metadata        "altgrad": JSON {version, policy, tensors: {name: {cast, dtype, scale, block}}}
+    metadata        "altgrad": JSON {version, sha256, policy, tensors: {name: {cast, dtype, scale, block}}}
 
 A scale broadcasts against its tensor once each of its entries has been repeated `block` times along each axis (and cut
 to the tensor, where the last block is ragged). So one layout serves a scale for the tensor, for each channel, for rows
@@ -11,8 +11,12 @@ byte what they were, so any reader of safetensors sees an ordinary file.
 
 Writing is ours, because safetensors' own writer wants every tensor in memory. The header comes first in the file but is
 known last; it is given room enough for the largest it can become and padded with blanks, as the format allows.
+
+safetensors has no checksum, and a flipped bit would be another weight. `sha256` is that of the tensors' bytes followed
+by the header's, padding included, with 64 zeros in its own place.
 """
 
+import hashlib
 import json
 import math
 import os
@@ -43,7 +47,10 @@ DTYPES: dict[str, torch.dtype] = {
 """safetensors' names of dtypes."""
 
 NAMES = {dtype: name for name, dtype in DTYPES.items()}
-METADATA, VERSION, SCALE = "altgrad", 1, ".scale"
+METADATA, VERSION, SCALE = "altgrad", 2, ".scale"
+_UNKNOWN = "0" * 64
+"""What stands for a checksum while it is being made."""
+_BLOCK = 1 << 20
 
 
 @dataclass(frozen=True)
@@ -83,6 +90,7 @@ class PackedWriter:
         self._entries: dict[str, dict[str, Any]] = {}
         self._blocks: dict[str, tuple[int, ...]] = {}
         self._written = 0
+        self._sum = hashlib.sha256()
         self._room = -(-len(self._largest_header()) // 8) * 8
         self._file = path.open("xb")
         self._file.write(bytes(8 + self._room))
@@ -109,6 +117,7 @@ class PackedWriter:
         """The next elements of the tensor begun last, in row-major order; any shape, the dtype that was planned."""
         data = piece.contiguous().flatten().view(torch.uint8)
         self._file.write(data.numpy().data)
+        self._sum.update(data.numpy().data)
         self._written += data.numel()
 
     def scale(self, name: str, scale: SmallScale) -> None:
@@ -122,6 +131,8 @@ class PackedWriter:
         assert self._entries.keys() >= self._tensors.keys()
         header = self._header(self._entries, self._blocks).ljust(self._room)
         assert len(header) == self._room and self._written == self._end
+        self._sum.update(header)
+        header = header.replace(_UNKNOWN.encode(), self._sum.hexdigest().encode(), 1)
         self._file.seek(0)
         self._file.write(struct.pack("<Q", self._room) + header)
         self._file.flush()
@@ -144,7 +155,7 @@ class PackedWriter:
             for tensor in self._tensors.values()
             if tensor.cast is not None
         }
-        ours = {"version": VERSION, "policy": self._policy, "tensors": layouts}
+        ours = {"version": VERSION, "sha256": _UNKNOWN, "policy": self._policy, "tensors": layouts}
         # "format" is what transformers looks for before it reads a file.
         return json.dumps({"__metadata__": {"format": "pt", METADATA: json.dumps(ours)}, **entries}).encode()
 
@@ -162,7 +173,8 @@ def load_quantized(path: str | Path) -> dict[str, Tensor]:
     """Every tensor of what `altgrad quantize-model --out` wrote: a folder or one of its files, by name.
 
     A tensor that was cast comes as float32 and has, bit for bit, the values that the cast gave; the others come as they
-    were. ValueError, in one line, for a path without such files and for files that are damaged.
+    were. Every byte is read once more for its checksum. ValueError, in one line, for a path without such files and for
+    files that are damaged.
     """
     folder = Path(path)
     files = sorted(folder.glob("*.safetensors")) if folder.is_dir() else [folder]
@@ -190,6 +202,7 @@ def _load(file: Path) -> dict[str, Tensor]:
             found = layouts(opened.metadata())
             if found is None:
                 raise ValueError("it was not written by `altgrad quantize-model`.")
+            _verify(file, str(json.loads(opened.metadata()[METADATA])["sha256"]))
             names = set(opened.keys())
             scales = {name + SCALE for name in found} & names
             return {
@@ -198,6 +211,19 @@ def _load(file: Path) -> dict[str, Tensor]:
             }
     except (SafetensorError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise ValueError(f"{file} cannot be read: {str(error).splitlines()[0]}") from None
+
+
+def _verify(file: Path, told: str) -> None:
+    """ValueError unless the bytes of the file are those that the checksum was made of."""
+    found = hashlib.sha256()
+    with file.open("rb") as bytes_:
+        (size,) = struct.unpack("<Q", bytes_.read(8))
+        header = bytes_.read(size)
+        while block := bytes_.read(_BLOCK):
+            found.update(block)
+    found.update(header.replace(told.encode(), _UNKNOWN.encode(), 1))
+    if found.hexdigest() != told:
+        raise ValueError("its bytes are not those that were written (sha256); make it again.")
 
 
 def _values(opened: Any, name: str, layout: Mapping[str, Any], scales: set[str]) -> Tensor:

@@ -239,11 +239,12 @@ class RunStore:
         return Run(self.root / check_name(project, "project") / check_name(name, "run"))
 
     def runs(self, project: str | None = None, *, set_aside: bool = False) -> Iterator[Run]:
-        """Runs sorted by project and id; those set aside only on request."""
+        """Runs sorted by project and id, folders that we may not enter among them; those set aside only on request."""
         projects = [self.root / check_name(project, "project")] if project is not None else _folders(self.root)
         for folder in projects:
             for path in _folders(folder):
-                if os.path.isfile(f"{path}/{META}") and (set_aside or not _SET_ASIDE.fullmatch(path.name)):
+                there = os.path.isfile(f"{path}/{META}") or not os.access(path, os.X_OK)
+                if there and (set_aside or not _SET_ASIDE.fullmatch(path.name)):
                     yield Run(path)
 
     def find(self, text: str) -> Run:

@@ -40,9 +40,15 @@ def save(state: TrainState, snapshots: Snapshots) -> Snapshot:
 
 
 def _write(tensors: dict[str, Tensor], path: Path) -> None:
-    """OSError where the library, which has errors of its own, met the system's."""
+    """OSError where the library, which has errors of its own, met the system's.
+
+    The library makes files that only their owner can read. Ours are for whom the user's umask says, as all of a run.
+    """
+    path.touch()
+    mode = path.stat().st_mode
     try:
         save_file(tensors, path)
+        path.chmod(mode)
     except SafetensorError as error:
         if (found := _OS_ERROR.search(str(error))) is None:
             raise

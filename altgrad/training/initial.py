@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from altgrad.models.model import ModelSpec
+from altgrad.store import CheckpointError
 from altgrad.training.weights import find_weights
 
 
@@ -21,7 +22,7 @@ def read_weights(source: str) -> dict[str, Tensor]:
     """
     try:
         return {tensor.name: tensor.load() for tensor in find_weights(Path(source)).tensors}
-    except (ValueError, OSError) as error:
+    except (ValueError, OSError, CheckpointError) as error:
         raise ValueError(f"init_from {error}") from None
 
 

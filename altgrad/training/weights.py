@@ -15,7 +15,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from altgrad.quantize.packed import DTYPES, METADATA
-from altgrad.store import CheckpointError, Run
+from altgrad.store import Run
 
 MODEL, INDEX = "model.safetensors", "model.safetensors.index.json"
 PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
@@ -66,11 +66,13 @@ class Weights:
 
 
 def find_weights(source: Path) -> Weights:
-    """The weights at a path, described. ValueError, in one line, for whatever is no readable model."""
+    """The weights at a path, described. ValueError, in one line, for what is no readable model; CheckpointError for a
+    run of which no checkpoint verifies.
+    """
     try:
         files, companions = _find(source)
         found = {file: _describe(file, is_run=Run(source).exists) for file in files}
-    except (SafetensorError, CheckpointError, json.JSONDecodeError, KeyError, AttributeError) as error:
+    except (SafetensorError, json.JSONDecodeError, KeyError, AttributeError) as error:
         raise ValueError(f"{source} cannot be read: {_line(error)}.") from None
     weights = Weights(found, companions)
     names = [tensor.name for tensor in weights.tensors]

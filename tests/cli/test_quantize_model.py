@@ -211,6 +211,15 @@ def test_a_run_is_its_newest_checkpoint_without_the_state_of_its_casts(invoke: I
     assert (tmp_path / "out" / "spec.yaml").read_text() == "steps: 1\n"
 
 
+def test_a_run_without_a_whole_checkpoint_is_damaged(invoke: Invoke, tmp_path: Path) -> None:
+    run = Run(tmp_path / "runs" / "p" / "r").create("steps: 1\n", {})
+    snapshot = run.checkpoints.write(1, {"model.safetensors": lambda path: save_file(weights(), path)})
+    snapshot.file("model.safetensors").write_bytes(b"")
+    found = invoke(run.path, "--format", "e3m4", "--out", "out")
+    assert found.exit_code == 5 and found.stderr.count("\n") == 1 and "can be used" in found.stderr
+    assert not (tmp_path / "out").exists()
+
+
 def test_conv1d_weights_have_their_channels_along_the_other_axis(invoke: Invoke, tmp_path: Path) -> None:
     torch.manual_seed(0)
     shapes = {"c_attn": (8, 24), "c_proj": (8, 8), "c_fc": (8, 32)}

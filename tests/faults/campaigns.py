@@ -21,6 +21,10 @@ CAMPAIGNS = (
         200, 16, corruption.resumed_records,
     ),
     Campaign(
+        "corrupt quantised files", "damage to what quantize-model wrote is noticed when it is read",
+        600, 60, corruption.quantised_files,
+    ),
+    Campaign(
         "corrupt token caches", "damaged tokens are made again", 200, 25, corruption.token_caches,
     ),
     Campaign(
@@ -55,7 +59,7 @@ CAMPAIGNS = (
     ),
     Campaign(
         "planted files", "pickles, code, bombs and names that lead elsewhere are refused by every command",
-        186, 186, security.planted,
+        187, 187, security.planted,
     ),
     Campaign(
         "pickles in the token cache", "no object is ever loaded from a cache", 5, 1, security.token_cache_pickles,
@@ -69,6 +73,10 @@ CAMPAIGNS = (
         20, 1, disk.full, long=True, skip=disk.no_mount,
     ),
     Campaign("a read-only disk", "what only reads works, what writes says so", 7, 0, disk.closed, skip=disk.no_mount),
+    Campaign(
+        "permission bits", "what may not be read or written is named in one line, and nothing changes",
+        disk.FORBIDDEN, 8, disk.forbidden, skip=disk.no_permissions,
+    ),
     Campaign("a run that vanishes", "a run whose folder is moved away says so, and continues when it is back", 5, 0,
              disk.vanished),
     Campaign(
@@ -77,7 +85,7 @@ CAMPAIGNS = (
     ),
     Campaign(
         "SIGTERM in every loop", "every command is out with 75 and leaves nothing half done",
-        60, 6, crash.stops, long=True,
+        70, 7, crash.stops, long=True,
     ),
     Campaign("a clock that jumps", "wall-clock jumps of seconds to decades change nothing", 5, 0, disk.clock),
     Campaign(

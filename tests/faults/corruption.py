@@ -13,8 +13,14 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
+import torch
+from safetensors.torch import save_file
+from typer.testing import CliRunner
+
+from altgrad.cli.main import app
 from altgrad.data import documents, text
 from altgrad.data.tokens import load_tokens
+from altgrad.quantize.packed import load_quantized
 from altgrad.report.reading import read
 from altgrad.store import CheckpointError, Run, RunStore
 from altgrad.store.index import summaries
@@ -215,3 +221,30 @@ def tokens(corpus: documents.FileCorpus, setting: Any) -> str:
     return repr(
         [{split: ring.tolist() for split, ring in found.rings.items()}, found.token_bytes.tolist(), found.counts]
     )
+
+
+def quantised_files(seed: int, count: int, folder: Path) -> Figures:
+    """Flips and lost ends in what quantize-model wrote, header, codes, scales and uncast tensors alike."""
+    figures, draw = Figures(seed), random.Random(seed)
+    tensors = {f"blocks.{number}.up.weight": torch.randn(24, 32) for number in range(3)} | {
+        "norm.weight": torch.ones(8)
+    }
+    source, out = folder / "w.safetensors", folder / "out"
+    save_file(tensors, source)
+    (folder / "policy.yaml").write_text("rules: [{match: blocks.*, weight: {format: e3m4, scaling: mx}}]\n")
+    line = ["quantize-model", str(source), "--policy", str(folder / "policy.yaml"), "--out", str(out)]
+    found = CliRunner().invoke(app, line)
+    assert found.exit_code == 0, found.output
+    (file,) = out.iterdir()
+    whole = {name: tensor.numpy().tobytes() for name, tensor in load_quantized(file).items()}
+    for damage in damages([file], count - count // 6, count // 6, draw):
+        good = damage.do()
+        try:
+            read_ = load_quantized(file)
+        except ValueError as error:
+            refused(figures, error, file)
+        else:
+            same = whole == {name: tensor.numpy().tobytes() for name, tensor in read_.items()}
+            figures.fail("read, the same" if same else "read as other weights", damage)
+        file.write_bytes(good)
+    return figures

@@ -4,10 +4,13 @@ Kills fall wherever the run is: reading, building the token cache, training, eva
 its retention, between two appends. A run is then continued by the same command, killed again, and at last let through.
 """
 
+import os
 import random
 import shutil
 import signal
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import torch
@@ -31,6 +34,22 @@ engine: eager
 evaluate_every: 6
 checkpoint_every: 2
 """
+COMPILED = """\
+project: faults
+name: compiled
+model: {kind: gpt, layers: 1, width: 16, heads: 2, context: 16}
+data: {kind: text, source: words.txt, batch_size: 2}
+precision: {rules: [{match: "blocks.*.mlp.*", weight: e4m3fn}]}
+optimizer: {kind: sgd, lr: 3e-3}
+steps: 6
+threads: 1
+engine: compiled
+compile: model
+evaluate_every: 3
+checkpoint_every: 2
+monitors: []
+"""
+"""Little, so that most of it is the compiler's time."""
 ARMS = {
     "kahan e5m2 adamw, BPE built anew": spec_text("words.txt", tokenizer="{bpe: 270}", steps=24),
     "stochastic e5m2 manifold_adamw": spec_text(
@@ -72,8 +91,8 @@ def kills(seed: int, count: int, folder: Path) -> Figures:
     return figures
 
 
-def _train(folder: Path, store: Path) -> Process:
-    return start(folder, ["train", "spec.yaml", "--json", "--runs", str(store)])
+def _train(folder: Path, store: Path, spec: str = "spec.yaml") -> Process:
+    return start(folder, ["train", spec, "--json", "--runs", str(store)])
 
 
 def _killed(folder: Path, store: Path, after: float) -> str:
@@ -89,8 +108,8 @@ def _killed(folder: Path, store: Path, after: float) -> str:
     return "killed before a checkpoint" if not steps else "killed with a checkpoint"
 
 
-def _through(folder: Path, store: str) -> Run:
-    process = _train(folder, folder / store)
+def _through(folder: Path, store: str, spec: str = "spec.yaml") -> Run:
+    process = _train(folder, folder / store, spec)
     code = process.wait()
     assert code == 0, (code, process.errors.read_text())
     (path,) = (path for path in (folder / store / "faults").iterdir() if not path.name.startswith("."))
@@ -103,27 +122,29 @@ def stops(seed: int, count: int, folder: Path) -> Figures:
     words_file(folder / "words.txt", 300)
     words_file(folder / "long.txt", 40_000)
     (folder / "spec.yaml").write_text(spec_text("words.txt", steps=8).replace("evaluate_every: 4", "evaluate_every: 2"))
+    (folder / "compiled.yaml").write_text(COMPILED)
     (folder / "bpe.yaml").write_text(spec_text("long.txt", tokenizer="{bpe: 3000}", steps=1))
     tensors = {f"blocks.{n}.up.weight": torch.randn(1024, 1024) for n in range(4)}
     (folder / "w.safetensors").write_bytes(save(tensors))
-    slowest = 0.0
-    with cache_in(folder / "cache"):
-        whole = curve(_through(folder, "whole"))
-        run = next((folder / "whole" / "faults").iterdir())
+    slowest, slowest_compiling = 0.0, 0.0
+    with cache_in(folder / "cache"), compiled_in(folder / "compiled"):
+        whole = {spec: curve(_through(folder, f"whole-{spec}", spec)) for spec in ("spec.yaml", "compiled.yaml")}
+        run = next((folder / "whole-spec.yaml" / "faults").iterdir())
         lines = {
             "train": ["train", "spec.yaml", "--json", "--runs", "runs"],
+            "train, compiling": ["train", "compiled.yaml", "--json", "--runs", "runs"],
             "cache build": ["train", "bpe.yaml", "--json", "--runs", "bpe"],
             "quantize-model": ["quantize-model", "w.safetensors", "--format", "all", "--out", "out"],
             "evaluate": ["evaluate", str(run), "--split", "validation"],
-            "report": ["report", "--runs", "whole", "--out", "report", "--static"],
+            "report": ["report", "--runs", "whole-spec.yaml", "--out", "report", "--static"],
             "diagnose": ["diagnose", str(run), "--replay", "--json"],
         }  # fmt: skip
         for number in range(count):
             what = list(lines)[number % len(lines)]
-            for left in ("runs", "bpe", "out", "report", "cache"):
+            for left in ("runs", "bpe", "out", "report", "cache", "compiled"):
                 shutil.rmtree(folder / left, ignore_errors=True)
             process = start(folder, lines[what])
-            time.sleep(draw.uniform(0.05, 1.5))
+            time.sleep(draw.uniform(0.05, 8.0 if what == "train, compiling" else 1.5))
             asked = time.monotonic()
             process.send(signal.SIGTERM)
             code = process.wait()
@@ -133,15 +154,32 @@ def stops(seed: int, count: int, folder: Path) -> Figures:
             if code == 0:
                 figures.add(f"{what}: had ended")
                 continue
-            slowest = max(slowest, taken)
+            if what == "train, compiling":
+                slowest_compiling = max(slowest_compiling, taken)
+            else:
+                slowest = max(slowest, taken)
             if code != 75 or "Traceback" in errors or left_aside:
                 figures.fail(f"{what}: exit {code}, left {left_aside[:2]} {errors[-200:]}", number)
-            elif what == "train" and curve(_through(folder, "runs")) != whole:
-                figures.fail("train: another curve", number)
+            elif what.startswith("train") and curve(_through(folder, "runs", lines[what][1])) != whole[lines[what][1]]:
+                figures.fail(f"{what}: another curve", number)
             else:
                 figures.add(f"{what}: 75")
-    figures.measured = {"slowest_seconds": round(slowest, 2)}
+    figures.measured = {"slowest_seconds": round(slowest, 2), "slowest_seconds_compiling": round(slowest_compiling, 2)}
     return figures
+
+
+@contextmanager
+def compiled_in(folder: Path) -> Iterator[None]:
+    """Where the block's processes keep what Inductor compiled."""
+    name = "TORCHINDUCTOR_CACHE_DIR"
+    before = os.environ.get(name)
+    os.environ[name] = str(folder)
+    try:
+        yield
+    finally:
+        del os.environ[name]
+        if before is not None:
+            os.environ[name] = before
 
 
 def _is_aside(path: Path) -> bool:

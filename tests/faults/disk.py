@@ -54,9 +54,9 @@ class Ended:
     stderr: str
 
 
-def altgrad(folder: Path, *arguments: str) -> Ended:
-    """The program in `folder`, as a process of its own."""
-    process = start(folder, arguments)
+def altgrad(folder: Path, *arguments: str, obeys: bool = False) -> Ended:
+    """The program in `folder`, as a process of its own; `obeys`: permission bits hold for it, root or not."""
+    process = start(folder, arguments, obeys=obeys)
     code = process.wait()
     return Ended(code, process.errors.read_text())
 
@@ -143,6 +143,70 @@ def closed(seed: int, count: int, folder: Path) -> Figures:
 
 def _fine(found: Ended) -> str | None:
     return None if found.returncode == 0 else f"exit {found.returncode}: {found.stderr[-300:]}"
+
+
+FORBIDDEN = 22
+"""Cases of `forbidden`."""
+
+
+def no_permissions() -> str | None:
+    """Why permission bits cannot be made to hold here, if so."""
+    return None if sys.platform.startswith("linux") or os.geteuid() else "root is above them"
+
+
+def forbidden(seed: int, count: int, folder: Path) -> Figures:
+    """Permission bits taken from what a command reads or writes: one line that names it, and nothing changed."""
+    figures = Figures(seed)
+    words_file(folder / "words.txt")
+    (folder / "spec.yaml").write_text(spec_text("words.txt"))
+    (folder / "sweep.yaml").write_text("base: spec.yaml\nseeds: [1, 2]\n")
+    assert train(folder, folder / "runs", "steps=6").returncode == 0
+    (run,) = (folder / "runs" / "faults").iterdir()
+    newest = max(run.glob("checkpoints/step-*"))
+    (folder / "new").mkdir()
+    again = ["train", "spec.yaml", "--json", *(word for s in (*SETTINGS, "steps=6") for word in ("--set", s)), "--runs"]
+    cast = ["quantize-model", str(run), "--format", "e5m2", "--out", "new/q"]
+    cases: list[tuple[Path, int, list[str], int, str]] = [
+        (run.parent, 0o555, ["train", "spec.yaml", "--json", "--runs", "runs"], 3, "Permission denied"),
+        (folder / "new", 0o555, [*again, "new/runs"], 3, "Permission denied"),
+        (folder / "new", 0o000, [*again, "new/runs"], 3, "Permission denied"),
+        (folder / "runs", 0o555, ["sweep", "sweep.yaml"], 3, "Permission denied"),
+        (folder / "new", 0o555, ["report", "--out", "new/report"], 3, "Permission denied"),
+        (folder / "new", 0o555, cast, 3, "Permission denied"),
+        (folder / "words.txt", 0o000, [*again, "new/runs"], 2, "words.txt: Permission denied"),
+        (folder / "spec.yaml", 0o000, [*again, "new/runs"], 2, "spec.yaml' is not readable"),
+        (run, 0o000, ["runs", "list"], 0, "damaged"),
+        (run, 0o000, ["runs", "show", run.name], 3, "Permission denied"),
+        (run, 0o000, [*again, "runs"], 3, "Permission denied"),
+        (run / "meta.json", 0o000, ["runs", "show", run.name], 3, "meta.json: Permission denied"),
+        (run / "metrics.jsonl", 0o000, ["runs", "list"], 0, "damaged"),
+        (run / "metrics.jsonl", 0o000, ["report", "--out", "report"], 0, "1 broken or odd"),
+        (newest, 0o000, ["evaluate", run.name], 0, "at step 5"),
+        *((path, 0o000, ["evaluate", run.name], 0, "at step 5") for path in sorted(newest.iterdir())),
+        (run / "checkpoints", 0o000, ["evaluate", run.name], 3, "Permission denied"),
+        (run / "checkpoints", 0o000, cast, 3, "Permission"),
+    ]  # fmt: skip
+    for path, mode, line, code, word in cases[:count]:
+        case, usual = f"{path.name} {mode:03o}: {' '.join(line)}", path.stat().st_mode
+        before = _bytes(folder)
+        path.chmod(mode)
+        try:
+            found = altgrad(folder, *line, obeys=True)
+        finally:
+            path.chmod(usual)
+        said = found.stderr + (folder / ".stdout").read_text()
+        if found.returncode != code or word not in said or "Traceback" in said:
+            figures.fail(f"exit {found.returncode}, {said[-300:]}", case)
+        elif code and before != _bytes(folder):
+            figures.fail("files were changed", case)
+        else:
+            figures.add("told as damaged, or the checkpoint before is used" if code == 0 else f"one line, exit {code}")
+        shutil.rmtree(folder / "report", ignore_errors=True)
+    return figures
+
+
+def _bytes(folder: Path) -> dict[Path, bytes]:
+    return {path: path.read_bytes() for path in folder.rglob("*") if path.is_file() and path.parent != folder}
 
 
 def vanished(seed: int, count: int, folder: Path) -> Figures:

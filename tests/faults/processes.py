@@ -4,6 +4,7 @@ A child is what `altgrad ARGUMENTS` is to the system: a session of its own, its 
 computes nothing before the fork that could leave a thread behind, since campaigns use one thread.
 """
 
+import ctypes
 import functools
 import os
 import signal
@@ -51,8 +52,8 @@ class Process:
             os.kill(self.pid, number)
 
 
-def start(folder: Path, arguments: Sequence[str]) -> Process:
-    """Fork `altgrad ARGUMENTS` with `folder` as its present one."""
+def start(folder: Path, arguments: Sequence[str], *, obeys: bool = False) -> Process:
+    """Fork `altgrad ARGUMENTS` with `folder` as its present one; `obeys`: permission bits hold for it, root or not."""
     _warm()
     output, errors = folder / ".stdout", folder / ".stderr"
     pid = os.fork()
@@ -69,11 +70,31 @@ def start(folder: Path, arguments: Sequence[str]) -> Process:
             os.dup2(source, descriptor)
         sys.stdin, sys.stdout, sys.stderr = (os.fdopen(number, mode) for number, mode in ((0, "r"), (1, "w"), (2, "w")))
         os.chdir(folder)
+        if obeys:
+            obey()
         code = _run(arguments)
     finally:
         for stream in (sys.stdout, sys.stderr):
             stream.flush()
         os._exit(code)
+
+
+def obey() -> None:
+    """From here on permission bits hold for this process as for anyone: what lets root pass them over is given up.
+
+    capset(2) with CAP_CHOWN, CAP_DAC_OVERRIDE, CAP_DAC_READ_SEARCH and CAP_FOWNER (bits 0 to 3) cleared. OSError where
+    the system refuses. The user id stays, so that Python's own files can still be imported.
+    """
+    if os.geteuid():
+        return
+    header = (ctypes.c_uint32 * 2)(0x20080522, 0)
+    held = (ctypes.c_uint32 * 6)()  # effective, permitted, inheritable; the same again for the upper 32
+    libc = ctypes.CDLL(None, use_errno=True)
+    if libc.capget(header, held) == 0:
+        for index in range(3):
+            held[index] &= ~0b1111
+    if libc.capset(header, held):
+        raise OSError(ctypes.get_errno(), "capset")
 
 
 def _run(arguments: Sequence[str]) -> int:

@@ -9,6 +9,7 @@ import json
 import os
 import pickle
 import resource
+import shutil
 import struct
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -160,7 +161,10 @@ def parquet_bombs(folder: Path) -> list[list[str]]:
     parquet.write_table(pyarrow.table({"text": repeated}), folder / "dictionary.parquet", compression="zstd")
     plain = pyarrow.table({"text": [piece] * 300})
     parquet.write_table(plain, folder / "plain.parquet", compression="zstd", use_dictionary=False)
-    return [["train", "spec.yaml", "--set", f"data.source={name}.parquet"] for name in ("dictionary", "plain")]
+    (folder / "hub").mkdir()
+    shutil.copy(folder / "dictionary.parquet", folder / "hub" / "train.parquet")
+    sources = ("dictionary.parquet", "plain.parquet", "{hub: ./hub}")
+    return [["train", "spec.yaml", "--set", f"data.source={source}"] for source in sources]
 
 
 @plant

@@ -1,5 +1,6 @@
 """Claims about packed files: what comes back is what went in, an ordinary reader can read them, damage is refused."""
 
+import hashlib
 import json
 import struct
 from collections.abc import Callable
@@ -102,21 +103,24 @@ def test_a_failure_leaves_no_file_and_an_old_file_is_not_touched(tmp_path: Path,
 
 
 def rewritten(path: Path, change: Callable[[dict[str, Any]], None]) -> None:
-    """Change what the metadata says of a file."""
+    """Change what the metadata says of a file, its checksum made again."""
     data = path.read_bytes()
     size = struct.unpack("<Q", data[:8])[0]
     header = json.loads(data[8 : 8 + size])
     ours = json.loads(header["__metadata__"]["altgrad"])
     change(ours)
+    ours["sha256"] = "0" * 64
     header["__metadata__"]["altgrad"] = json.dumps(ours)
     text = json.dumps(header).encode()
+    made = hashlib.sha256(data[8 + size :] + text).hexdigest()
+    text = text.replace(b"0" * 64, made.encode(), 1)
     path.write_bytes(struct.pack("<Q", len(text)) + text + data[8 + size :])
 
 
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (lambda ours: ours.update(version=2), "version 2"),
+        (lambda ours: ours.update(version=3), "version 3"),
         (lambda ours: ours.update(tensors=[]), "cannot be read"),
         (lambda ours: ours["tensors"].update(b=ours["tensors"]["a"]), "cannot be read"),
         (lambda ours: ours["tensors"]["a"].update(cast={"format": "e4m3"}), "say e4m3fn"),
@@ -137,6 +141,19 @@ def test_a_damaged_layout_is_refused_in_one_line(
     with pytest.raises(ValueError, match=message) as error:
         load_quantized(path)
     assert "\n" not in str(error.value)
+
+
+def test_a_flipped_bit_in_any_byte_is_noticed(tmp_path: Path, x: Tensor) -> None:
+    path = tmp_path / "m.safetensors"
+    tensors = {"a": x[:3, :4].contiguous(), "b": torch.ones(2)}
+    write(path, tensors, {"a": QuantizerSpec.model_validate({"format": "e4m3fn", "scaling": "mx"})})
+    good = path.read_bytes()
+    for place in range(len(good)):
+        bad = bytearray(good)
+        bad[place] ^= 1 << place % 8
+        path.write_bytes(bad)
+        with pytest.raises(ValueError, match="cannot be read"):
+            load_quantized(path)
 
 
 def test_what_is_no_packed_file_is_refused_in_one_line(tmp_path: Path, x: Tensor) -> None:

@@ -18,6 +18,7 @@ import torch
 
 from altgrad.store import Run, Snapshots
 from altgrad.training import RunSpec, checkpoint, train
+from altgrad.training.state import TrainState
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -144,6 +145,18 @@ def test_every_flipped_bit_and_every_truncation_is_noticed_and_the_checkpoint_be
         path.write_bytes(good)
     again = snapshots.newest()
     assert again is not None and again.step == 4
+
+
+def test_every_file_of_a_checkpoint_is_for_whom_the_umask_says(tmp_path: Path) -> None:
+    """safetensors makes files that nobody but their owner can read."""
+    spec = RunSpec.parse(SPEC.format(scaling="delayed"))
+    state = TrainState.build(spec, spec.data.build(spec.seed, spec.model.context), torch.device("cpu"))
+    before = os.umask(0o027)
+    try:
+        snapshot = checkpoint.save(state, Snapshots(tmp_path / "checkpoints"))
+    finally:
+        os.umask(before)
+    assert {path.stat().st_mode & 0o777 for path in snapshot.path.iterdir()} == {0o640}
 
 
 def test_a_full_disk_is_the_systems_error_and_not_the_librarys(tmp_path: Path) -> None:
