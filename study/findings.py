@@ -16,13 +16,15 @@ import jinja2
 from altgrad.report.archive import load_archives
 from altgrad.report.arms import Arm
 from altgrad.report.content import Table
-from altgrad.report.effects import Effect, FamilyOfFormats, families
+from altgrad.report.effects import Effect, FamilyOfFormats, families, side_of
+from altgrad.report.intervals import Interval, simultaneous
 from altgrad.report.markdown import markdown_table
 from altgrad.report.project import Project, final
 from altgrad.report.rates import Choice, choose_rate
 from altgrad.report.reading import Record
 from altgrad.report.report import chapters
 from altgrad.report.section import bounds, listed, signed
+from altgrad.report.sections.geometry import stiffness_field
 from study.rates import TUNING
 
 HERE = Path(__file__).resolve().parent
@@ -106,6 +108,38 @@ class Results:
         records = self.project.of(arm, self.family.condition, rate)
         values = [final(record, monitor, quantity) for record in records]
         return math.fsum(values) / len(values)
+
+    @cached_property
+    def leads(self) -> dict[tuple[str, str], Interval]:
+        """By format and stiffness field (a control's name, or another format's): L(that field) - L(own), simultaneous
+        over all of them; positive where the format's own field is the better one. Pairs that are one run twice are 0.
+        """
+        arms = self.project.arms(self.family.condition)
+        paired: dict[str, dict[int, float]] = {}
+        for effect in self.family.effects:
+            own = effect.manifold.by_seed
+            for arm, losses in arms.items():
+                field = stiffness_field(arm)
+                if field in (None, "own") or arm.format != effect.format:
+                    continue
+                found = side_of(self.project, self.family.condition, arm, losses, set(self.family.tuning))
+                assert found is not None
+                paired[f"{effect.format}|{field}"] = {s: v - own[s] for s, v in found[0].by_seed.items() if s in own}
+        return {(key.split("|")[0], key.split("|")[1]): each for key, each in simultaneous(paired).items()}
+
+    def leads_table(self) -> str:
+        """`leads` with formats as rows."""
+        fields = list(dict.fromkeys(field for _, field in self.leads))
+        rows = [
+            "| " + " | ".join([effect.format, *(self.lead(effect.format, field) for field in fields)]) + " |"
+            for effect in self.family.effects
+        ]
+        return "\n".join([f"| stored in | {' | '.join(fields)} |", "|---" * (len(fields) + 1) + "|", *rows])
+
+    def lead(self, format_: str, field: str) -> str:
+        """One of `leads` with its interval."""
+        found = self.leads[format_, field]
+        return "the same runs" if found.sd == 0 == found.mean else f"{signed(found.mean)} {bounds(found, 3)}"
 
     @property
     def parameters(self) -> str:

@@ -43,7 +43,7 @@ def wait_for(claim: Callable[[], object], seconds: float = 300) -> None:
 
 
 def test_a_sweep_whose_workers_are_killed_comes_to_the_same_numbers(bench: Path, launcher: Launcher) -> None:
-    write(bench, ["e4m3fn"], 1, "set: {steps: 60}\n")
+    write(bench, ["e4m3fn"], 1, "set: {steps: 100}\n")
     drive(launcher, "m.yaml", "calm")
     with killing(bench / "fire", 0.5, random.Random(3)) as killed:
         driver = drive(launcher, "m.yaml", "fire", retries=20)
