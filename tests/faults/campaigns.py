@@ -96,4 +96,8 @@ CAMPAIGNS = (
         "PyTorch DCP, for comparison", "the damage of the first row, done to a distributed checkpoint",
         1200, 0, peers.distributed_checkpoint,
     ),
+    Campaign(
+        "Lightning, for comparison", "the same damage, done to a checkpoint of Lightning's Trainer",
+        1200, 0, peers.lightning_checkpoint, skip=peers.no_lightning,
+    ),
 )  # fmt: skip
