@@ -50,6 +50,8 @@ checkpoint_every: 2
 monitors: []
 """
 """Little, so that most of it is the compiler's time."""
+LATEST = {"train, compiling": 8.0, "evaluate": 0.5, "diagnose": 0.3}
+"""When a command is stopped at the latest, in seconds, where it is not 1.5."""
 ARMS = {
     "kahan e5m2 adamw, BPE built anew": spec_text("words.txt", tokenizer="{bpe: 270}", steps=24),
     "stochastic e5m2 manifold_adamw": spec_text(
@@ -144,7 +146,7 @@ def stops(seed: int, count: int, folder: Path) -> Figures:
             for left in ("runs", "bpe", "out", "report", "cache", "compiled"):
                 shutil.rmtree(folder / left, ignore_errors=True)
             process = start(folder, lines[what])
-            time.sleep(draw.uniform(0.05, 8.0 if what == "train, compiling" else 1.5))
+            time.sleep(draw.uniform(0.05, LATEST.get(what, 1.5)))
             asked = time.monotonic()
             process.send(signal.SIGTERM)
             code = process.wait()

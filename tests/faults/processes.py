@@ -10,6 +10,7 @@ import os
 import signal
 import sys
 import time
+import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -70,6 +71,7 @@ def start(folder: Path, arguments: Sequence[str], *, obeys: bool = False) -> Pro
             os.dup2(source, descriptor)
         sys.stdin, sys.stdout, sys.stderr = (os.fdopen(number, mode) for number, mode in ((0, "r"), (1, "w"), (2, "w")))
         os.chdir(folder)
+        _usual_warnings()
         if obeys:
             obey()
         code = _run(arguments)
@@ -77,6 +79,13 @@ def start(folder: Path, arguments: Sequence[str], *, obeys: bool = False) -> Pro
         for stream in (sys.stdout, sys.stderr):
             stream.flush()
         os._exit(code)
+
+
+def _usual_warnings() -> None:
+    """Python's own filters, in place of those of a test."""
+    warnings.resetwarnings()
+    for category in (DeprecationWarning, PendingDeprecationWarning, ImportWarning, ResourceWarning):
+        warnings.simplefilter("ignore", category)
 
 
 def obey() -> None:
