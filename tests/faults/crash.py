@@ -146,7 +146,9 @@ def stops(seed: int, count: int, folder: Path) -> Figures:
             for left in ("runs", "bpe", "out", "report", "cache", "compiled"):
                 shutil.rmtree(folder / left, ignore_errors=True)
             process = start(folder, lines[what])
-            time.sleep(draw.uniform(0.05, LATEST.get(what, 1.5)))
+            while not process.listens(signal.SIGTERM) and not process.ended():
+                time.sleep(0.001)
+            time.sleep(draw.uniform(0, LATEST.get(what, 1.5)))
             asked = time.monotonic()
             process.send(signal.SIGTERM)
             code = process.wait()

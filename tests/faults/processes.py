@@ -47,6 +47,14 @@ class Process:
         assert self.code is not None
         return self.code
 
+    def listens(self, number: int) -> bool:
+        """Whether it has a handler of its own for a signal: before, it is not yet a command of ours."""
+        if self.ended():
+            return False
+        lines = Path(f"/proc/{self.pid}/status").read_text().splitlines()
+        (caught,) = (int(line.split()[1], 16) for line in lines if line.startswith("SigCgt:"))
+        return bool(caught >> (number - 1) & 1)
+
     def send(self, number: int) -> None:
         """A signal, unless it has ended."""
         if not self.ended():
