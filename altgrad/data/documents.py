@@ -20,9 +20,10 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Protocol
 
 from altgrad.data.dataset import SPLITS
+from altgrad.data.parquet_file import Row, parquet_rows
 
 __all__ = [
     "SAMPLE", "Corpus", "FileCorpus", "Row", "checked_text", "content_hash", "hashed_split", "locate", "read_documents",
@@ -33,13 +34,7 @@ SAMPLE = "eulaw"
 """The name of the packaged sample; see sample/NOTICE for what it is and whose."""
 
 MOST_DIGITS = 400
-MOST_TIMES, LEAST_ROOM = 200, 256 << 20
-"""A parquet file may unpack to so many times its size, or to so many bytes."""
-_BATCH = 1024
 SUFFIXES = (".parquet", ".jsonl", ".txt")
-
-Row = tuple[int, tuple[object, ...], str | None]
-"""Its number from 1, the cells of the columns asked for, and its split; None where the file has no such column."""
 
 
 class Corpus(Protocol):
@@ -140,7 +135,7 @@ def read_documents(path: Path, column: str) -> dict[str, list[str]]:
 def read_rows(path: Path, columns: tuple[str, ...]) -> Iterator[Row]:
     """The rows of a .parquet or .jsonl file in order, cells as Python values. ValueError for a column or split that is
     not there."""
-    reader = _parquet_rows if path.suffix == ".parquet" else _jsonl_rows
+    reader = parquet_rows if path.suffix == ".parquet" else _jsonl_rows
     for row, values, split in reader(path, columns):
         if split is not None and split not in SPLITS:
             raise ValueError(f"{path}: row {row}: column 'split' holds {split!r}; it takes {', '.join(SPLITS)}.")
@@ -221,101 +216,3 @@ def _whole(digits: str) -> int:
     if len(digits) > MOST_DIGITS:
         raise _TooManyDigitsError(f"a number of {len(digits)} digits; at most {MOST_DIGITS} are read.")
     return int(digits)
-
-
-def _parquet_rows(path: Path, columns: tuple[str, ...]) -> Iterator[Row]:
-    import pyarrow
-    from pyarrow import parquet
-
-    try:
-        with parquet.ParquetFile(path) as file:
-            names = file.schema_arrow.names
-            for column in columns:
-                if column not in names:
-                    raise ValueError(f"{path}: no column '{column}'; the file has {', '.join(names)}.")
-            # One file, read as one file: pyarrow's data set reader would also infer columns from folder names.
-            splits = ["split"] if "split" in names else []
-            row, room = 0, _Room(path)
-            wanted = list(dict.fromkeys([*columns, *splits]))
-            for chunk in file.iter_batches(batch_size=room.rows(file.metadata, wanted), columns=wanted):
-                cells = zip(*(chunk.column(column) for column in columns), strict=True)
-                marks = chunk.column("split").to_pylist() if splits else [None] * chunk.num_rows
-                for row_cells, split in zip(cells, marks, strict=True):
-                    row += 1
-                    values = zip(columns, row_cells, strict=True)
-                    read = tuple(_scalar(path, row, column, cell) for column, cell in values)
-                    room.take(sum(map(_length, read)))
-                    yield row, read, (split or "") if splits else None
-    except (pyarrow.ArrowException, OSError) as error:
-        raise ValueError(f"{path} cannot be read as parquet: {str(error).splitlines()[0]}") from None
-
-
-def check_parquet(path: Path) -> None:
-    """ValueError for a file that cannot be read, or that unpacks to more than text does; nothing of it is kept."""
-    import pyarrow
-    from pyarrow import parquet
-
-    try:
-        with parquet.ParquetFile(path) as file:
-            room = _Room(path)
-            for chunk in file.iter_batches(batch_size=room.rows(file.metadata, file.schema_arrow.names)):
-                room.take(sum(map(_unpacked, chunk.columns)))
-    except (pyarrow.ArrowException, OSError) as error:
-        raise ValueError(f"{path} cannot be read as parquet: {str(error).splitlines()[0]}") from None
-
-
-def _unpacked(column: Any) -> int:
-    """Bytes of an Arrow array once every value stands for itself: of a dictionary's, as often as it is meant."""
-    from pyarrow import compute, types
-
-    if not types.is_dictionary(column.type):
-        return int(column.nbytes)
-    values = column.dictionary
-    if not (types.is_string(values.type) or types.is_large_string(values.type) or types.is_binary(values.type)):
-        return 8 * len(column)
-    return int(compute.sum(compute.binary_length(values).take(column.indices).cast("int64")).as_py() or 0)
-
-
-class _Room:
-    """What a file may come to when it is unpacked: a few KB can say the same megabyte a million times."""
-
-    def __init__(self, path: Path) -> None:
-        self.path, self.packed = path, path.stat().st_size
-        self.limit = self.left = max(LEAST_ROOM, MOST_TIMES * self.packed)
-
-    def rows(self, metadata: Any, columns: list[str]) -> int:
-        """How many rows to unpack at a time: no value is longer than all pages of its column in its group.
-
-        ValueError if these pages alone are too many bytes.
-        """
-        groups = [metadata.row_group(number) for number in range(metadata.num_row_groups)]
-        chunks = [group.column(number) for group in groups for number in range(group.num_columns)]
-        sizes: list[int] = [
-            max(0, c.total_uncompressed_size) for c in chunks if c.path_in_schema.split(".")[0] in columns
-        ]
-        if sum(sizes) > self.limit:
-            self.take(sum(sizes))
-        return min(_BATCH, max(1, self.limit // max(1, *sizes, 1)))
-
-    def take(self, size: int) -> None:
-        """ValueError once there is no more."""
-        self.left -= size
-        if self.left < 0:
-            raise ValueError(
-                f"{self.path}: its {self.packed} bytes unpack to more than {self.limit}; text does not, so it is not "
-                "read. Write it as .jsonl if it is meant."
-            )
-
-
-def _length(value: object) -> int:
-    if isinstance(value, list):
-        return sum(map(_length, value))
-    return len(value) if isinstance(value, str | bytes) else 8
-
-
-def _scalar(path: Path, row: int, column: str, cell: Any) -> object:
-    """A pyarrow cell as a Python value; strings in parquet need not be UTF-8, and only reading one finds out."""
-    try:
-        return cell.as_py()
-    except UnicodeDecodeError as error:
-        raise ValueError(f"{path}: row {row}: column '{column}' is not UTF-8 ({error.reason}).") from None

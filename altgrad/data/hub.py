@@ -29,8 +29,9 @@ from typing import Annotated, Any
 from pydantic import PlainValidator
 
 from altgrad.data.dataset import SPLITS
-from altgrad.data.documents import SAMPLE, check_parquet, checked_text, hashed_split
+from altgrad.data.documents import SAMPLE, checked_text, hashed_split
 from altgrad.data.hub_id import Hub, downloaded, how_to_copy, reachable
+from altgrad.data.parquet_file import check_parquet
 
 __all__ = ["Hub", "HubCorpus", "SourceSetting", "hub_rows", "hub_splits", "read_hub"]
 

@@ -10,7 +10,7 @@ import pyarrow as pa
 import pytest
 from pyarrow import parquet
 
-from altgrad.data import documents as module
+from altgrad.data import parquet_file
 from altgrad.data.documents import SAMPLE, content_hash, locate, read_documents
 
 SAMPLE_FOLDER = locate(SAMPLE).parent
@@ -165,11 +165,11 @@ def test_a_parquet_string_that_is_not_utf8_is_named(tmp_path: Path) -> None:
 def test_a_parquet_file_that_unpacks_to_far_more_than_it_is_is_not_read(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, dictionary: bool
 ) -> None:
-    monkeypatch.setattr(module, "LEAST_ROOM", 1 << 20)
+    monkeypatch.setattr(parquet_file, "LEAST_ROOM", 1 << 20)
     table = pa.table({"text": ["x" * 100_000] * 60, "split": ["train"] * 60})
     parquet.write_table(table, tmp_path / "a.parquet", compression="zstd", use_dictionary=dictionary)
     assert (tmp_path / "a.parquet").stat().st_size < 5000
     with pytest.raises(ValueError, match=r"a.parquet: its \d+ bytes unpack to more than 1048576; text does not"):
         read_documents(tmp_path / "a.parquet", "text")
-    monkeypatch.setattr(module, "LEAST_ROOM", 1 << 24)
+    monkeypatch.setattr(parquet_file, "LEAST_ROOM", 1 << 24)
     assert len(read_documents(tmp_path / "a.parquet", "text")["train"]) == 60

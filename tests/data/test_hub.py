@@ -14,7 +14,7 @@ import pyarrow as pa
 import pytest
 from pyarrow import parquet
 
-from altgrad.data import documents, hub_id
+from altgrad.data import hub_id, parquet_file
 from altgrad.data.hub import Hub, HubCorpus, read_hub
 from altgrad.data.text import Text
 
@@ -166,14 +166,14 @@ def test_everything_wrong_with_a_folder_is_one_line(lex: Path, place: Path) -> N
 def test_a_parquet_file_in_a_folder_that_unpacks_to_far_more_than_it_is_is_not_read(
     place: Path, monkeypatch: pytest.MonkeyPatch, dictionary: bool
 ) -> None:
-    monkeypatch.setattr(documents, "LEAST_ROOM", 1 << 20)
+    monkeypatch.setattr(parquet_file, "LEAST_ROOM", 1 << 20)
     (place / "bomb").mkdir()
     text = pa.DictionaryArray.from_arrays(pa.array([0] * 60, pa.int32()), ["x" * 100_000])
     table = pa.table({"text": text if dictionary else text.dictionary_decode()})
     parquet.write_table(table, place / "bomb" / "train.parquet", compression="zstd", use_dictionary=dictionary)
     with pytest.raises(ValueError, match=r"bytes unpack to more than 1048576; text does not"):
         read_hub(Hub(hub="./bomb"), "text")
-    monkeypatch.setattr(documents, "LEAST_ROOM", 1 << 24)
+    monkeypatch.setattr(parquet_file, "LEAST_ROOM", 1 << 24)
     assert sum(map(len, read_hub(Hub(hub="./bomb"), "text").found.values())) == 60
 
 
