@@ -28,6 +28,7 @@ from altgrad.report.sections.geometry import stiffness_field
 from study.rates import TUNING
 
 HERE = Path(__file__).resolve().parent
+LOSSES = ("train/loss", "validation/loss")
 PAGE, TEMPLATE = HERE / "FINDINGS.md", HERE / "FINDINGS.md.j2"
 
 
@@ -58,6 +59,12 @@ class Results:
     def runs(self) -> int:
         """How many there are, whatever became of them."""
         return len(self.project.records)
+
+    @property
+    def commits(self) -> str:
+        """Of AltGrad, as the runs recorded them: seven digits each, `-dirty` where a tracked file was changed."""
+        found = {str(record.meta.get("commit", "?")) for record in self.project.records}
+        return listed(sorted(f"`{c[:7]}{c[40:]}`" for c in found))
 
     @property
     def diverged(self) -> int:
@@ -109,6 +116,24 @@ class Results:
         values = [final(record, monitor, quantity) for record in records]
         return math.fsum(values) / len(values)
 
+    def changes(self, other: "Results") -> dict[str, Interval]:
+        """By format, B here less B in another project: paired by seed, simultaneous over formats."""
+        there = {effect.format: effect.pairs for effect in other.family.effects}
+        return simultaneous(
+            {
+                effect.format: {
+                    s: b - there[effect.format][s] for s, b in effect.pairs.items() if s in there[effect.format]
+                }
+                for effect in self.family.effects
+            }
+        )
+
+    def changes_table(self, other: "Results") -> str:
+        """`changes`, a format a row."""
+        found = self.changes(other).items()
+        rows = [f"| {name} | {signed(each.mean)} | {bounds(each)} | {each.n} |" for name, each in found]
+        return "\n".join(["| format | B here less B there | 95 % interval | pairs |", "|---|--:|---|--:|", *rows])
+
     @cached_property
     def leads(self) -> dict[tuple[str, str], Interval]:
         """By format and stiffness field (a control's name, or another format's): L(that field) - L(own), simultaneous
@@ -136,6 +161,12 @@ class Results:
         ]
         return "\n".join([f"| stored in | {' | '.join(fields)} |", "|---" * (len(fields) + 1) + "|", *rows])
 
+    def under(self, format_: str, field: str) -> str:
+        """B of a format when steps are measured in that field, with its interval of the report's table."""
+        rows = next(table for key, table in self._tables.items() if key == "geometry")
+        column = rows.header.index(field)
+        return next(row[column] for row in rows.rows if row[0] == format_).rpartition(" n ")[0]
+
     def lead(self, format_: str, field: str) -> str:
         """One of `leads` with its interval."""
         found = self.leads[format_, field]
@@ -162,6 +193,16 @@ class Results:
         """How many pairs of runs, alike but for these two formats, agree in every loss; an error if any does not."""
         return self._alike(lambda r: (r.arm.format, (r.arm.optimizer, r.rate, r.seed)), one, other)
 
+    def again(self, other: "Results") -> int:
+        """How many runs the two projects share (arm, rate and seed), every loss equal; an error if one is not."""
+        mine, theirs = ({(r.arm, r.rate, r.seed): r for r in results.project.results()} for results in (self, other))
+        shared = mine.keys() & theirs.keys()
+        for run in shared:
+            for key in LOSSES:
+                one, two = (records[run].series[key][1].tolist() for records in (mine, theirs))
+                assert one == two, f"{run} came to another {key}"
+        return len(shared)
+
     def _alike(self, split: Callable[[Record], tuple[str, object]], one: str, other: str) -> int:
         sides: dict[str, dict[object, Record]] = {}
         for record in self.project.results():
@@ -169,7 +210,7 @@ class Results:
             sides.setdefault(name, {})[rest] = record
         shared = sides[one].keys() & sides[other].keys()
         for rest in shared:
-            for key in ("train/loss", "validation/loss"):
+            for key in LOSSES:
                 mine, theirs = (sides[name][rest].series[key][1].tolist() for name in (one, other))
                 assert mine == theirs, f"{one} and {other} differ in {key} at {rest}"
         return len(shared)

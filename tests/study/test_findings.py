@@ -49,3 +49,21 @@ def test_controls_agree_to_the_last_bit() -> None:
     control = Results("study-control")
     assert control.identical("e0m7", "e1m6") == 12
     assert control.pairs_alike("adamw", "manifold_adamw") == 12
+
+
+def test_what_is_said_of_fields_is_what_their_intervals_say() -> None:
+    stiffness = Results("study-stiffness")
+    leads = stiffness.leads
+    assert {key for key, found in leads.items() if found.low > 0} == {("e4m3f", "smooth")}
+    assert {format_ for (format_, field), found in leads.items() if field == "shuffled" and found.high < 0} == {
+        "e4m3f", "e7m0",
+    }  # fmt: skip
+    assert all(leads[format_, "shuffled"].mean < 0 for format_ in ("e2m5", "e4m3f", "e7m0"))
+    same = {key for key, found in leads.items() if found.mean == found.sd == 0}
+    assert same == {("e2m5", "e2m5"), ("e4m3f", "e4m3f"), ("e7m0", "e4m3f")}
+    assert stiffness.again(Results("study-primary")) >= 90
+
+
+def test_the_casts_of_secondary_change_no_benefit_that_can_be_told(primary: Results) -> None:
+    changes = Results("study-secondary").changes(primary)
+    assert len(changes) == 6 and all(found.n == 8 and found.low < 0 < found.high for found in changes.values())
