@@ -6,6 +6,7 @@ than MOST_TIMES its size (and LEAST_ROOM) is refused.
 """
 
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -21,42 +22,42 @@ Row = tuple[int, tuple[object, ...], str | None]
 
 def parquet_rows(path: Path, columns: tuple[str, ...]) -> Iterator[Row]:
     """Every row of a file, with its split if the file has such a column. ValueError for what cannot be read."""
-    import pyarrow
-    from pyarrow import parquet
-
-    try:
-        with parquet.ParquetFile(path) as file:
-            names = file.schema_arrow.names
-            for column in columns:
-                if column not in names:
-                    raise ValueError(f"{path}: no column '{column}'; the file has {', '.join(names)}.")
-            # One file, read as one file: pyarrow's data set reader would also infer columns from folder names.
-            splits = ["split"] if "split" in names else []
-            row, room = 0, _Room(path)
-            wanted = list(dict.fromkeys([*columns, *splits]))
-            for chunk in file.iter_batches(batch_size=room.rows(file.metadata, wanted), columns=wanted):
-                cells = zip(*(chunk.column(column) for column in columns), strict=True)
-                marks = chunk.column("split").to_pylist() if splits else [None] * chunk.num_rows
-                for row_cells, split in zip(cells, marks, strict=True):
-                    row += 1
-                    values = zip(columns, row_cells, strict=True)
-                    read = tuple(_scalar(path, row, column, cell) for column, cell in values)
-                    room.take(sum(map(_length, read)))
-                    yield row, read, (split or "") if splits else None
-    except (pyarrow.ArrowException, OSError) as error:
-        raise ValueError(f"{path} cannot be read as parquet: {str(error).splitlines()[0]}") from None
+    with _opened(path) as file:
+        names = file.schema_arrow.names
+        for column in columns:
+            if column not in names:
+                raise ValueError(f"{path}: no column '{column}'; the file has {', '.join(names)}.")
+        # One file, read as one file: pyarrow's data set reader would also infer columns from folder names.
+        splits = ["split"] if "split" in names else []
+        row, room = 0, _Room(path)
+        wanted = list(dict.fromkeys([*columns, *splits]))
+        for chunk in file.iter_batches(batch_size=room.rows(file.metadata, wanted), columns=wanted):
+            cells = zip(*(chunk.column(column) for column in columns), strict=True)
+            marks = chunk.column("split").to_pylist() if splits else [None] * chunk.num_rows
+            for row_cells, split in zip(cells, marks, strict=True):
+                row += 1
+                values = zip(columns, row_cells, strict=True)
+                read = tuple(_scalar(path, row, column, cell) for column, cell in values)
+                room.take(sum(map(_length, read)))
+                yield row, read, (split or "") if splits else None
 
 
 def check_parquet(path: Path) -> None:
     """ValueError for a file that cannot be read, or that unpacks to more than text does; nothing of it is kept."""
+    with _opened(path) as file:
+        room = _Room(path)
+        for chunk in file.iter_batches(batch_size=room.rows(file.metadata, file.schema_arrow.names)):
+            room.take(sum(map(_unpacked, chunk.columns)))
+
+
+@contextmanager
+def _opened(path: Path) -> Iterator[Any]:
     import pyarrow
     from pyarrow import parquet
 
     try:
         with parquet.ParquetFile(path) as file:
-            room = _Room(path)
-            for chunk in file.iter_batches(batch_size=room.rows(file.metadata, file.schema_arrow.names)):
-                room.take(sum(map(_unpacked, chunk.columns)))
+            yield file
     except (pyarrow.ArrowException, OSError) as error:
         raise ValueError(f"{path} cannot be read as parquet: {str(error).splitlines()[0]}") from None
 
@@ -65,6 +66,10 @@ def _unpacked(column: Any) -> int:
     """Bytes of an Arrow array once every value stands for itself: of a dictionary's, as often as it is meant."""
     from pyarrow import compute, types
 
+    if types.is_list(column.type) or types.is_large_list(column.type):
+        return _unpacked(column.flatten())
+    if types.is_struct(column.type):
+        return sum(map(_unpacked, column.flatten()))
     if not types.is_dictionary(column.type):
         return int(column.nbytes)
     values = column.dictionary

@@ -162,15 +162,16 @@ def test_everything_wrong_with_a_folder_is_one_line(lex: Path, place: Path) -> N
         assert "\n" not in str(caught.value)
 
 
-@pytest.mark.parametrize("dictionary", [True, False])
+@pytest.mark.parametrize("form", ["plain", "dictionary", "lists"])
 def test_a_parquet_file_in_a_folder_that_unpacks_to_far_more_than_it_is_is_not_read(
-    place: Path, monkeypatch: pytest.MonkeyPatch, dictionary: bool
+    place: Path, monkeypatch: pytest.MonkeyPatch, form: str
 ) -> None:
     monkeypatch.setattr(parquet_file, "LEAST_ROOM", 1 << 20)
     (place / "bomb").mkdir()
     text = pa.DictionaryArray.from_arrays(pa.array([0] * 60, pa.int32()), ["x" * 100_000])
-    table = pa.table({"text": text if dictionary else text.dictionary_decode()})
-    parquet.write_table(table, place / "bomb" / "train.parquet", compression="zstd", use_dictionary=dictionary)
+    lists = pa.ListArray.from_arrays(pa.array(range(61), pa.int32()), text)
+    table = pa.table({"text": {"plain": text.dictionary_decode(), "dictionary": text, "lists": lists}[form]})
+    parquet.write_table(table, place / "bomb" / "train.parquet", compression="zstd", use_dictionary=form != "plain")
     with pytest.raises(ValueError, match=r"bytes unpack to more than 1048576; text does not"):
         read_hub(Hub(hub="./bomb"), "text")
     monkeypatch.setattr(parquet_file, "LEAST_ROOM", 1 << 24)

@@ -75,7 +75,7 @@ CAMPAIGNS = (
     Campaign("a read-only disk", "what only reads works, what writes says so", 7, 0, disk.closed, skip=disk.no_mount),
     Campaign(
         "permission bits", "what may not be read or written is named in one line, and nothing changes",
-        disk.FORBIDDEN, 8, disk.forbidden, skip=disk.no_permissions,
+        disk.FORBIDDEN, disk.FORBIDDEN, disk.forbidden, skip=disk.no_permissions,
     ),
     Campaign("a run that vanishes", "a run whose folder is moved away says so, and continues when it is back", 5, 0,
              disk.vanished),

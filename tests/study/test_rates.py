@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import yaml
 
+from altgrad.formats import FloatFormat
 from altgrad.matrix import Matrix, runs
 from altgrad.report.project import Project
 from altgrad.report.reading import Record, take_spec
@@ -83,3 +84,13 @@ def test_other_parts_of_the_study_start_around_the_rates_of_primary_and_can_be_s
         best = chosen(primary)["adamw" if arm == "adamw" else "manifold"]["e7m0"]
         assert [rate for format_, rate in cells if format_ == "e7m0f"] == [beside(best)[0], best, beside(best)[1]]
         assert len(cells) == 9
+
+
+def test_what_follows_the_grid_of_geometry_can_be_swept(tmp_path: Path) -> None:
+    source = source_of("geometry-grid")
+    (tmp_path / "study.yaml").write_text((FOLDER / "study.yaml").read_text())
+    cells = [(str(FloatFormat.parse(name)), rate) for name, rate in (("e2m1f", 1.49e-2), ("e5m4f", 3.56e-3))]
+    content = matrix(source, ["manifold"], cells, {"tuning": (0, 1)})
+    (tmp_path / "m.yaml").write_text(yaml.safe_dump(content | {"base": "study.yaml"}))
+    made = [spec.tree() for _, spec in runs(Matrix.load(tmp_path / "m.yaml"), tmp_path, RunSpec)]
+    assert {(s["storage"][0]["format"], s["optimizer"]["lr"]) for s in made} == set(cells) and len(made) == 4
