@@ -5,7 +5,6 @@ same command continues a run that was stopped, because a run's folder is named a
 """
 
 import json
-import os
 import signal
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -49,8 +48,6 @@ def train(
     ] = None,
 ) -> None:
     """Train the run a spec describes; repeat the command to continue it."""
-    # cuBLAS decides at its first use whether it may be non-deterministic.
-    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
     with beating(heartbeat):
         _check_and_train(spec, sets, resume, dry_run, device, runs, as_json, exact)
 

@@ -9,6 +9,7 @@ same lines again. Work that may be interrupted comes first in the loop and remem
 anywhere continues where it was.
 """
 
+import os
 import statistics
 import time
 from collections.abc import Callable, Sequence
@@ -70,6 +71,7 @@ def train(
     torch.set_num_threads(spec.threads)
     device = torch.device(device)
     if device.type == "cuda":
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # cuBLAS reads it at its first use
         torch.use_deterministic_algorithms(True, warn_only=True)
     with run.lock() if ranks.is_first else nullcontext():
         snapshots = Snapshots(run.checkpoints.folder, spec.keep)
