@@ -73,6 +73,8 @@ def train(
     if device.type == "cuda":
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # cuBLAS reads it at its first use
         torch.use_deterministic_algorithms(True, warn_only=True)
+        # It would fill every new tensor with NaN first, one more kernel each; nothing here reads what it did not write.
+        torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
     with run.lock() if ranks.is_first else nullcontext():
         snapshots = Snapshots(run.checkpoints.folder, spec.keep)
         ranks.words("the run is held")
