@@ -21,7 +21,7 @@ from altgrad.optim.stiffness import factor, floored
 from altgrad.optim.storage import GridStorage, StorageSpec
 from altgrad.quantize import Grid
 from altgrad.quantize.binade import binade, binades
-from altgrad.quantize.engine import RECOMPILATIONS, Numbers, nearest, numbers, serves, stochastic
+from altgrad.quantize.engine import RECOMPILATIONS, Numbers, as_tensors, nearest, numbers, serves, stochastic
 from altgrad.quantize.noise import fold
 
 
@@ -76,19 +76,22 @@ def adam_step(
         scale = None if scale is None else scale.reshape(())
     at = state["storage_step"] if chosen.landing is not None else None
     seed = torch.tensor(key, device=p.device) if chosen.landing is Rounding.stochastic else None
-    asked: Tensor | None = _compiled(chosen, show)(*tensors, found, scale, seed, at)
+    form = None if chosen.format is None else numbers(chosen.format)
+    if chosen.format is not None and p.device.type != "cpu":
+        # Integers that enter a graph are 64 bits wide in Triton, which then has no float32 of the same bits.
+        form = as_tensors(chosen.format, p.device)
+    asked: Tensor | None = _compiled(chosen, show)(*tensors, found, scale, seed, at, form)
     return asked if asked is None else asked.view(p.shape)
 
 
 @functools.cache
 def _compiled(chosen: Recipe, show: bool) -> Callable[..., Any]:
-    form = None if chosen.format is None else numbers(chosen.format)
     # Plain booleans, decided here: numbers of a closure become inputs of a graph, and its branches would test them.
     stiff, whole = chosen.power > 0 and chosen.format is not None, chosen.power == 1
 
     def run(
         p: Tensor, g: Tensor, mean: Tensor, square: Tensor, found: Tensor,
-        scale: Tensor | None, seed: Tensor | None, at: Tensor | None,
+        scale: Tensor | None, seed: Tensor | None, at: Tensor | None, form: Numbers | None,
     ) -> Tensor | None:  # fmt: skip
         rate1, beta2, rate2, root, eps, value, keep, power, kappa, lowest, highest = found.unbind()
         mean.lerp_(g, rate1)

@@ -20,6 +20,7 @@ share a handful of graphs; `fullgraph` makes running out of recompilations an er
 import functools
 import os
 import shutil
+import sys
 from collections.abc import Callable
 from typing import Any, Literal, NamedTuple
 
@@ -31,6 +32,13 @@ from altgrad.quantize.grid import in_float32
 from altgrad.quantize.noise import counted_bits
 
 Engine = Literal["eager", "compiled"]
+
+# On a GPU Inductor divides to within 2 ulp unless told to divide as eager does, and a cast at a scale that is no power
+# of two then rounds some ties otherwise. Said to torch as a whole, since users compile models with casts inside. Read
+# when Inductor is imported, here or in its compiling subprocesses.
+os.environ.setdefault("TORCHINDUCTOR_EMULATE_DIVISION_ROUNDING", "1")
+if "torch._inductor.config" in sys.modules:
+    sys.modules["torch._inductor.config"].eager_numerics.division_rounding = True
 
 _EXPONENT, _SIGN = 0x7F800000, -(1 << 31)
 SMALL = 4096
@@ -117,7 +125,8 @@ def _compiled(function: Callable[..., Tensor]) -> Callable[..., Tensor]:
 
 
 @functools.cache
-def _as_tensors(fmt: FloatFormat, device: torch.device) -> Numbers:
+def as_tensors(fmt: FloatFormat, device: torch.device) -> Numbers:
+    """The format's numbers as scalar tensors on the device, int32 but for `top`, which is float32."""
     form = numbers(fmt)
     words = [torch.tensor(value, dtype=torch.int32, device=device) for value in form[:-1]]
     return Numbers._make([*words, torch.tensor(form.top, dtype=torch.float32, device=device)])
@@ -149,7 +158,7 @@ def cast_values(
     taken = x.detach().contiguous().view(-1) if whole else x.detach()
     if whole and scale is not None:
         scale, inverse = scale.reshape(()), None if inverse is None else inverse.reshape(())
-    form = _as_tensors(fmt, x.device)
+    form = as_tensors(fmt, x.device)
     return _compiled(function)(taken, scale, inverse, fmt.has_negative_zero, form, *extra).view(x.shape)
 
 
