@@ -16,7 +16,7 @@ import torch
 def in_turn(tasks: Mapping[str, Callable[[], object]], *, rounds: int, warm_up: int = 3) -> dict[str, list[float]]:
     """Seconds of each task in each round. Tasks take turns within a round, so they share its disturbances.
 
-    With a GPU a turn is ten calls without waiting between them: what the host does for one call, some 50 us for a
+    With a GPU a turn is ten calls without waiting between them: what the host does for one call, some 100 us for a
     compiled graph, is hidden behind the GPU's work on the one before, as it is in training, and counts only where it is
     the longer of the two.
     """

@@ -12,8 +12,8 @@ from pathlib import Path
 from altgrad.report.effects import families
 from altgrad.report.project import load
 from altgrad.store import RunStore
-from study.findings import Results
 from study.rates import ROOT, chosen, matrix, source_of, tuned, write_matrix
+from study.results import Results
 
 SEEDS = (20, 21, 22)
 SIGNED = ("benefit", "harm", "direction only")

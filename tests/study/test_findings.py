@@ -5,8 +5,10 @@ import re
 import jinja2
 import pytest
 
-from study.findings import PAGE, TEMPLATE, Results, render
+from study.findings import PAGE, TEMPLATE, render
+from study.gpu import Gpu
 from study.rates import TUNING
+from study.results import Results
 
 
 @pytest.fixture(scope="module")
@@ -31,8 +33,11 @@ def test_no_number_of_the_results_section_is_typed_into_the_template() -> None:
     told = text[text.index("## The answer") : text.index("## What failed")]
     told = re.sub(r"{{.*?}}|{%.*?%}", "", told, flags=re.S)
     told = re.sub(r"`[0-9a-f]{7}`|\be\dm\d\w*|E \+ M = 7|FP32|\bB\b|95 %|8-bit", "", told)
-    left = set(re.findall(r"(?<![\w.])-?\d+(?:\.\d+)?", told))
-    assert left <= {"0.01", "0.02", "-0.05", "-0.01"}, "margin and expectations, which the plan has"
+    found = re.findall(r"(?<![\w.])-?\d[\d,]*(?:\.\d+)?(?:e-?\d+)?", told)
+    left = {number.rstrip(",") for number in found}
+    expected = {"0.01", "0.02", "-0.05", "-0.01", "0.9", "1.10"}
+    sizes = {"6", "384", "256", "12", "6e-4", "0", "500", "1,000", "1,500", "2,000"}
+    assert left <= expected | sizes, "margin, limits, expectations and sizes, which the plan has"
 
 
 def test_pairs_share_seed_and_data_and_confirm_on_seeds_that_chose_nothing(primary: Results) -> None:
@@ -49,6 +54,23 @@ def test_controls_agree_to_the_last_bit() -> None:
     control = Results("study-control")
     assert control.identical("e0m7", "e1m6") == 12
     assert control.pairs_alike("adamw", "manifold_adamw") == 12
+
+
+def test_what_is_said_of_the_gpu_is_what_its_runs_came_to() -> None:
+    gpu = Gpu()
+    assert gpu.ratio < 1.10 and gpu.cosines["least"] > 0.9
+    for record in gpu.runs("bf16", 2000).values():
+        losses = record.series["validation/loss"][1].tolist()
+        assert losses == sorted(losses, reverse=True) and len(losses) == 5
+    assert all(r.status == "completed" and not r.problems and r.meta["device"] == "cuda" for r in gpu.records)
+    assert gpu.identical("e0m7", "e1m6") == 3
+    means = {name: sum(loss.values()) / len(loss) for name, loss in gpu.formats.items()}
+    family = list(means)[1:9]
+    assert min(family, key=means.__getitem__) == "e3m4f"
+    middle = family.index("e3m4f")
+    assert [means[f] for f in family[:middle]] == sorted((means[f] for f in family[:middle]), reverse=True)
+    assert [means[f] for f in family[middle:]] == sorted(means[f] for f in family[middle:])
+    assert {name for name, found in gpu.behind.items() if found.low > 0} == {"e6m1", "e7m0"}
 
 
 def test_what_is_said_of_fields_is_what_their_intervals_say() -> None:
