@@ -11,9 +11,11 @@ from pathlib import Path
 import jinja2
 
 from study.gpu import Gpu
-from study.results import FOLDER, Results
+from study.grid import Grid
+from study.results import Results
 
 HERE = Path(__file__).resolve().parent
+F1 = "validation/tuned_f1_micro"
 PAGE, TEMPLATE = HERE / "FINDINGS.md", HERE / "FINDINGS.md.j2"
 
 
@@ -21,12 +23,7 @@ def render() -> str:
     """The page as the results have it."""
     environment = jinja2.Environment(undefined=jinja2.StrictUndefined, keep_trailing_newline=True, autoescape=False)
     template = environment.from_string(TEMPLATE.read_text(encoding="utf-8"))
-    return template.render(of=lru_cache(Results), gpu=Gpu(), text=_text)
-
-
-def _text(name: str) -> str:
-    """What a benchmark printed, as it stands in results/."""
-    return (FOLDER / name).read_text(encoding="utf-8").strip()
+    return template.render(of=lru_cache(Results), grid=Grid, gpu=Gpu(), F1=F1)
 
 
 def main() -> None:

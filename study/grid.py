@@ -3,48 +3,49 @@
 import math
 
 from altgrad.formats import FloatFormat
-from altgrad.report.effects import side_of
-from altgrad.report.intervals import Interval
-from altgrad.report.section import signed
+from altgrad.report.section import listed, signed
 from study.results import Results
 
 
 class Grid(Results):
     """A project whose formats vary E and M on their own."""
 
-    def losses(self) -> dict[str, float]:
-        """Mean confirmed loss of AdamW by storage format, E = 1 included."""
+    def at_rate(self, optimizer: str, rate: float) -> dict[str, float]:
+        """By storage format, the mean loss of the tuning seeds at one learning rate; nothing is chosen here."""
         found = {}
         for arm, rates in self.project.arms(self.family.condition).items():
-            if arm.optimizer == "adamw":
-                side = side_of(self.project, self.family.condition, arm, rates, set(self.family.tuning))
-                if side is not None and side[0].by_seed:
-                    found[arm.format] = math.fsum(side[0].by_seed.values()) / len(side[0].by_seed)
+            losses = next((by_seed for r, by_seed in rates.items() if math.isclose(r, rate, rel_tol=1e-3)), None)
+            tuning = [] if losses is None else [loss for seed, loss in losses.items() if seed in self.family.tuning]
+            if arm.optimizer == optimizer and tuning:
+                found[arm.format] = math.fsum(tuning) / len(tuning)
         return found
 
-    def at(self, exponent: int, mantissa: int) -> Interval:
-        """B of the format with so many bits of each, simultaneous over the grid."""
-        return self.family.intervals[FloatFormat.parse(f"e{exponent}m{mantissa}f").name]
+    def benefit_at(self, rate: float) -> dict[str, float]:
+        """B with both arms at one rate, tuning seeds."""
+        ours, theirs = self.at_rate("adamw", rate), self.at_rate("manifold_adamw", rate)
+        return {name: ours[name] - loss for name, loss in theirs.items()}
 
     def benefit_table(self) -> str:
-        """B, and half its interval."""
-        return _table(
-            {n: f"{signed(found.mean)} \u00b1 {found.half_width:.3f}" for n, found in self.family.intervals.items()}
-        )
+        """B as planned, each arm at its own rate, confirmation seeds, and half its interval."""
+        intervals = self.family.intervals.items()
+        return _table({name: f"{signed(found.mean)} \u00b1 {found.half_width:.3f}" for name, found in intervals})
 
-    def loss_table(self) -> str:
-        """AdamW's loss."""
-        return _table({name: f"{loss:.4f}" for name, loss in self.losses().items()})
+    def benefit_table_at(self, rate: float) -> str:
+        """`benefit_at`."""
+        return _table({name: signed(found) for name, found in self.benefit_at(rate).items()})
 
-    def slope(self, *, along: str) -> tuple[float, float]:
-        """Least and largest change of B for one bit more, `exponent` or `mantissa`, over neighbours of the grid."""
-        steps = []
-        places = {_bits(name): found.mean for name, found in self.family.intervals.items()}
-        for (e, m), here in places.items():
-            there = places.get((e + 1, m) if along == "exponent" else (e, m + 1))
-            if there is not None:
-                steps.append(there - here)
-        return min(steps), max(steps)
+    def loss_table_at(self, rate: float) -> str:
+        """AdamW's loss at one rate."""
+        return _table({name: f"{loss:.4f}" for name, loss in self.at_rate("adamw", rate).items()})
+
+    def spread(self) -> tuple[float, float]:
+        """The least and the largest standard deviation of paired differences."""
+        found = [each.sd for each in self.family.intervals.values()]
+        return min(found), max(found)
+
+    def decided(self) -> str:
+        """The formats whose interval leaves zero out."""
+        return listed([name for name, each in self.family.intervals.items() if each.high < 0 or each.low > 0])
 
 
 def _bits(name: str) -> tuple[int, int]:

@@ -11,7 +11,7 @@ from pathlib import Path
 from altgrad.report.archive import load_archives
 from altgrad.report.arms import Arm
 from altgrad.report.content import Table
-from altgrad.report.effects import Effect, FamilyOfFormats, families, side_of
+from altgrad.report.effects import Effect, FamilyOfFormats, Side, families, side_of
 from altgrad.report.intervals import Interval, simultaneous
 from altgrad.report.markdown import markdown_table
 from altgrad.report.project import Project, final
@@ -101,6 +101,16 @@ class Results:
         assert choice is not None
         return choice
 
+    def confirmed(self, label: str) -> float:
+        """Mean loss, at lr* and on the seeds that did not choose it, of the arm without a partner of that name."""
+        for arm, losses in self.project.arms(self.family.condition).items():
+            if label in (arm.label, arm.format, arm.method):
+                choice = choose_rate(losses, TUNING)
+                assert choice is not None
+                found = [loss for seed, loss in losses[choice.rate].items() if seed not in TUNING]
+                return math.fsum(found) / len(found)
+        raise KeyError(label)
+
     def late(self, format_: str, side: str, monitor: str, quantity: str) -> float:
         """A monitor's quantity over the last quarter, mean over parameters and runs of one side at its rate."""
         of: Effect = self.effect(format_)
@@ -108,6 +118,27 @@ class Results:
         rate: float = getattr(of, side).choice.rate
         records = self.project.of(arm, self.family.condition, rate)
         values = [final(record, monitor, quantity) for record in records]
+        return math.fsum(values) / len(values)
+
+    def tuning_table(self) -> str:
+        """Mean loss of the tuning seeds by arm and learning rate."""
+        arms = self.project.arms(self.family.condition)
+        rates = sorted({rate for losses in arms.values() for rate in losses})
+        rows = []
+        for arm, losses in arms.items():
+            cells = []
+            for rate in rates:
+                found = [loss for seed, loss in losses.get(rate, {}).items() if seed in self.family.tuning]
+                cells.append(f"{math.fsum(found) / len(found):.4f}" if found else "-")
+            rows.append(f"| {arm.format} | {arm.optimizer} | {' | '.join(cells)} |")
+        head = f"| stored in | optimizer | {' | '.join(f'{rate:.3g}' for rate in rates)} |"
+        return "\n".join([head, "|---|---" + "|--:" * len(rates) + "|", *rows])
+
+    def score(self, format_: str, side: str, key: str) -> float:
+        """Mean of the last value of a series, over the confirmed runs of one side."""
+        found: Side = getattr(self.effect(format_), side)
+        records = self.project.of(found.arm, self.family.condition, found.choice.rate)
+        values = [float(record.series[key][1][-1]) for record in records if record.seed in found.by_seed]
         return math.fsum(values) / len(values)
 
     def changes(self, other: "Results") -> dict[str, Interval]:

@@ -5,8 +5,10 @@ import re
 import jinja2
 import pytest
 
+from altgrad.formats import FloatFormat
 from study.findings import PAGE, TEMPLATE, render
 from study.gpu import Gpu
+from study.grid import Grid
 from study.rates import TUNING
 from study.results import Results
 
@@ -32,11 +34,11 @@ def test_no_number_of_the_results_section_is_typed_into_the_template() -> None:
     text = TEMPLATE.read_text(encoding="utf-8")
     told = text[text.index("## The answer") : text.index("## What failed")]
     told = re.sub(r"{{.*?}}|{%.*?%}", "", told, flags=re.S)
-    told = re.sub(r"`[0-9a-f]{7}`|\be\dm\d\w*|E \+ M = 7|FP32|\bB\b|95 %|8-bit", "", told)
+    told = re.sub(r"`[0-9a-f]{7}`|\be\dm\d\w*|E \+ M = 7|E = 1|FP32|\bB\b|95 %|8-bit", "", told)
     found = re.findall(r"(?<![\w.])-?\d[\d,]*(?:\.\d+)?(?:e-?\d+)?", told)
     left = {number.rstrip(",") for number in found}
     expected = {"0.01", "0.02", "-0.05", "-0.01", "0.9", "1.10"}
-    sizes = {"6", "384", "256", "12", "6e-4", "0", "500", "1,000", "1,500", "2,000"}
+    sizes = {"4.75e-3", "6", "384", "256", "12", "6e-4", "0", "500", "1,000", "1,500", "2,000"}
     assert left <= expected | sizes, "margin, limits, expectations and sizes, which the plan has"
 
 
@@ -89,3 +91,36 @@ def test_what_is_said_of_fields_is_what_their_intervals_say() -> None:
 def test_the_casts_of_secondary_change_no_benefit_that_can_be_told(primary: Results) -> None:
     changes = Results("study-secondary").changes(primary)
     assert len(changes) == 6 and all(found.n == 8 and found.low < 0 < found.high for found in changes.values())
+
+
+def test_what_is_said_of_the_encoder_is_what_its_runs_came_to() -> None:
+    found = Results("study-finetune")
+    assert all(each.low < 0 < each.high and each.n == 3 for each in found.family.intervals.values())
+    fp32 = found.confirmed("FP32")
+    arms = found.project.arms(found.family.condition)
+    alone = next(losses for arm, losses in arms.items() if arm.format == "FP32")[1e-4]
+    spread = max(abs(alone[seed] - fp32) for seed in (10, 11, 12))
+    for effect in found.family.effects:
+        assert all(abs(found.mean(effect.format, side) - fp32) < spread for side in ("standard", "manifold"))
+        ours, theirs = (
+            next(losses for arm, losses in arms.items() if (arm.format, arm.optimizer) == (effect.format, optimizer))
+            for optimizer in ("adamw", "manifold_adamw")
+        )
+        assert ours[3e-5][0] < theirs[3e-5][0] and all(ours[rate][0] > theirs[rate][0] for rate in (3e-4, 1e-3))
+
+
+def test_what_is_said_of_the_grid_is_what_its_runs_came_to() -> None:
+    grid = Grid("geometry-grid")
+    harm = {(e, m): -grid.benefit_at(4.75e-3)[name_of(e, m)] for e in range(2, 6) for m in range(1, 5)}
+    assert all(loss > 0 for loss in harm.values())
+    for e in (3, 4, 5):
+        assert [harm[e, m] for m in range(1, 5)] == sorted((harm[e, m] for m in range(1, 5)), reverse=True)
+        assert 0.25 < harm[e, 4] / harm[e, 1] < 0.4
+    for m in range(1, 5):
+        assert harm[2, m] < harm[3, m] < harm[4, m] and abs(harm[5, m] - harm[4, m]) < 0.01
+    losses = grid.at_rate("adamw", 4.75e-3)
+    assert all(abs(losses[name_of(e, 1)] - losses[name_of(e, 4)]) < 0.03 for e in range(2, 6))
+
+
+def name_of(exponent: int, mantissa: int) -> str:
+    return FloatFormat.parse(f"e{exponent}m{mantissa}f").name
