@@ -118,6 +118,10 @@ def test_what_is_said_of_the_grid_is_what_its_runs_came_to() -> None:
         assert 0.25 < harm[e, 4] / harm[e, 1] < 0.4
     for m in range(1, 5):
         assert harm[2, m] < harm[3, m] < harm[4, m] and abs(harm[5, m] - harm[4, m]) < 0.01
+    own = {name: -found.mean for name, found in grid.family.intervals.items()}
+    for e in (3, 4, 5):
+        at_own = [own[name_of(e, m)] for m in range(1, 5)]
+        assert at_own == sorted(at_own, reverse=True)
     losses = grid.at_rate("adamw", 4.75e-3)
     assert all(abs(losses[name_of(e, 1)] - losses[name_of(e, 4)]) < 0.03 for e in range(2, 6))
 
