@@ -27,6 +27,7 @@ from altgrad.quantize.small_scale import SmallScale
 Size = Annotated[int, Field(ge=1, le=65_536)]
 Mode = Literal["floor", "rceil", "even"]
 MX_MIN_EXPONENT, MX_MAX_EXPONENT = -127, 127
+E4M3FN = FloatFormat.parse("e4m3fn")  # here, since torch 2.11 cannot trace the parsing of a name
 
 
 def block_amax(magnitude: Tensor, size: int) -> Tensor:
@@ -164,5 +165,5 @@ class _Nvfp4Scale(Scaling):
         tensor = torch.where(tensor > 0, tensor, 1.0)
         amax = torch.cat([block_amax(finite_magnitude(slab), self.spec.size) for slab in slabs])
         # A block scale that rounds to 0 makes its block 0: the quantizer divides by 1 there and multiplies by 0.
-        entries = round_to(amax / (tensor * top), "e4m3fn") * tensor
+        entries = round_to(amax / (tensor * top), E4M3FN) * tensor
         return SmallScale(entries, _row(slabs[0], self.spec.size), clamped)
