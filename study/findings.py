@@ -1,4 +1,4 @@
-"""python -m study.findings: FINDINGS.md from FINDINGS.md.j2 and results/*; `--check` only says whether it is.
+"""python -m study.findings: FINDINGS.md from FINDINGS.md.j2 and results/*.parquet; `--check` only says whether it is.
 
 No number is written by hand: the template asks for it by name, and a name that the results do not have is an error.
 """

@@ -70,8 +70,7 @@ def test_casts_have_the_bits_of_the_cpu_in_every_rounding_and_engine(fmt: FloatF
 
 @pytest.mark.parametrize("name", NATIVE)
 def test_all_float32_patterns_are_rounded_as_the_chip_rounds_them(name: str) -> None:
-    """torch's own conversion on the GPU, which saturates nothing: beyond the largest number the two are compared as NaN
-    or infinity, from where round to nearest goes there."""
+    """Equal to torch's own conversion there where that is finite; where it gives NaN or infinity, ours saturates."""
     fmt = FloatFormat.parse(name)
     for at in range(0, 1 << 32, CHUNK):
         x = torch.arange(at, at + CHUNK, device=DEVICE).to(torch.int32).view(torch.float32)
