@@ -2,6 +2,7 @@
 
 from altgrad.document import Document, SpecError
 from altgrad.spec.schema import json_schema
+from altgrad.spec.shape import Since
 from altgrad.spec.spec import Format, Kind, RoundingMode, Spec
 from altgrad.spec.words import LocatedError, did_you_mean
 
@@ -10,6 +11,7 @@ __all__ = [
     "Format",
     "Kind",
     "LocatedError",
+    "Since",
     "RoundingMode",
     "Spec",
     "SpecError",

@@ -24,6 +24,17 @@ LIMITS = ("ge", "gt", "le", "lt", "min_length", "max_length", "pattern")
 _PROBES = ("\0", 1.0)
 
 
+@dataclass(frozen=True)
+class Since:
+    """Marks a field that the first edition did not have: `gate: Annotated[bool, Since(2)] = False`.
+
+    At its default such a field is left out of `tree`, and so out of spec.yaml, fingerprint and run id: a spec that does
+    not use it says what it said before, and names the same run. A default is therefore never changed later.
+    """
+
+    edition: int
+
+
 class Shape(BaseModel):
     """What a spec class says of itself besides its fields. Spec and Kind build on it."""
 
@@ -85,8 +96,16 @@ class Shape(BaseModel):
         return cls.members().get(kind) if isinstance(kind, str) else None
 
     def tree(self) -> dict[str, Any]:
-        """The spec as plain data (dict, list, str, int, float, bool, None), every default written out."""
-        return {name: plain(getattr(self, name)) for name in type(self).model_fields}
+        """The spec as plain data (dict, list, str, int, float, bool, None), every default written out.
+
+        A field that is younger than the first edition (`Since`) is left out while it is at its default.
+        """
+        fields = type(self).model_fields.items()
+        return {name: plain(getattr(self, name)) for name, info in fields if not self._is_unused(name, info)}
+
+    def _is_unused(self, name: str, info: FieldInfo) -> bool:
+        young = any(isinstance(item, Since) for item in info.metadata)
+        return young and bool(getattr(self, name) == info.get_default(call_default_factory=True))
 
 
 @dataclass(frozen=True)
