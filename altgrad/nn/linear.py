@@ -11,20 +11,27 @@ with the axes of its casts exchanged, and turned for the products. (A transposed
 whoever looks at the parameter itself, its storage or its monitors, needs the scale as the parameter lies.)
 
 The three products are one autograd Function because the slots of a product are its own: composing straight-through
-casts around F.linear can only express one cast per operand.
+casts around F.linear can only express one cast per operand. It keeps torch's contracts: what it returns is no view, so
+it may be changed in place; inputs have any rank and any number of rows, none included; dtypes may differ only under
+autocast, as for nn.Linear. Second derivatives are refused: those of a rounded product are 0 or infinite, and what the
+straight-through rule would make of them is nothing that hardware computes.
 """
 
+import math
 import typing
 from typing import Any, ClassVar, cast
 
 import torch
 from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
 from altgrad.nn.layout import is_turned
 from altgrad.nn.policy import LayerPrecision, Operand, Product, reduced_axis
 from altgrad.quantize import Quantizer
-from altgrad.quantize.quantizer import Axis, Role
+from altgrad.quantize.grid import require_castable
+from altgrad.quantize.passes import backward_counts, counts, refuse_transforms
+from altgrad.quantize.quantizer import Axis, Role, unnamed_site
 
 Slots = list[tuple[Product, Operand]]
 
@@ -60,13 +67,16 @@ def _rows(layer: nn.Module, operand: Operand, axis: Axis) -> int | None:
 class QuantizedLayer(nn.Module):
     """A layer y = x W^T + b whose products run on cast operands, mixed into the class that it was.
 
-    Input [..., in_features] in float32, bf16 or fp16; under autocast the products run in its dtype.
+    Input [..., in_features] in float32, bf16 or fp16, of the weight's dtype as for nn.Linear; under autocast the
+    products run in its dtype. RuntimeError for mixed dtypes and under transforms of torch.func, TypeError for dtypes
+    that no cast takes, ValueError for nested tensors. Gradients are once differentiable.
     """
 
     plain: ClassVar[type[nn.Module]]
     """The class that it was."""
     recording = True
     """Whether training passes count; see `altgrad.nn.replay.unrecorded`."""
+    uncounted = False
     weight: Tensor
     casts: nn.ModuleDict
     precision: LayerPrecision
@@ -83,8 +93,20 @@ class QuantizedLayer(nn.Module):
 
     def forward(self, input: Tensor) -> Tensor:
         """y [..., out_features]."""
-        live = self.training and self.recording and torch.is_grad_enabled()
-        return typing.cast(Tensor, _Products.apply(input, self.weight, self.bias, self, live))
+        weight = self.weight
+        bias = typing.cast(Tensor | None, self.bias)
+        _check_operands(input, weight, bias)
+        live = counts(self), backward_counts(self)
+        return typing.cast(Tensor, _Products.apply(input, weight, bias, self, live))
+
+    def reset_parameters(self) -> None:
+        """New weights, as the plain layer draws them, and casts that begin anew."""
+        drawn = getattr(super(), "reset_parameters", None)
+        if drawn is not None:
+            drawn()
+        if "casts" in self._modules:  # the plain layer draws before it has casts
+            for quantizer in self.casts.values():
+                typing.cast(Quantizer, quantizer).reset_parameters()
 
     def operands(
         self, x: Tensor, name: Operand, live: bool, dtype: torch.dtype
@@ -122,7 +144,7 @@ class QuantizedLinear(QuantizedLayer, nn.Linear):
     """A Linear whose products run on cast operands.
 
     precision: what each slot is cast to. site: the module's name, which names its casts (`<site>/<operand>`) and keys
-    their random bits. For input and dtypes see QuantizedLayer.
+    their random bits; without one it gets a name that no other layer has. For input and dtypes see QuantizedLayer.
     """
 
     plain = nn.Linear
@@ -134,11 +156,13 @@ class QuantizedLinear(QuantizedLayer, nn.Linear):
         bias: bool = True,
         *,
         precision: LayerPrecision,
-        site: str = "",
+        site: str | None = None,
         seed: int = 0,
     ) -> None:
         super().__init__(in_features, out_features, bias)
-        self.attach(precision, site, seed)
+        self.attach(precision, unnamed_site("linear") if site is None else site, seed)
+        for quantizer in self.slot_casts.values():
+            quantizer.named = site is not None
 
 
 _MADE: dict[type[nn.Module], type["QuantizedLayer"]] = {}
@@ -162,35 +186,63 @@ def _blank(plain: type[nn.Module]) -> nn.Module:
 
 class _Products(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None, layer: QuantizedLayer, live: bool) -> Tensor:
+    def forward(
+        ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None, layer: QuantizedLayer, live: tuple[bool, bool]
+    ) -> Tensor:
         device = x.device.type
         auto = torch.is_autocast_enabled(device)
         dtype = torch.get_autocast_dtype(device) if auto else x.dtype
-        inputs, ctx.input_mask = layer.operands(x.reshape(-1, x.shape[-1]), "input", live, dtype)
-        weights, ctx.weight_mask = layer.operands(weight, "weight", live, dtype)
-        ctx.layer, ctx.live, ctx.dtype = layer, live, dtype
+        inputs, ctx.input_mask = layer.operands(_rows_of(x), "input", live[0], dtype)
+        weights, ctx.weight_mask = layer.operands(weight, "weight", live[0], dtype)
+        ctx.layer, ctx.live, ctx.dtype = layer, live[1], dtype
         ctx.types = x.dtype, weight.dtype, None if bias is None else bias.dtype
         ctx.save_for_backward(inputs["grad_weight"], weights["grad_input"])
         with torch.autocast(device, enabled=False):
             y = F.linear(inputs["forward"], weights["forward"], None if bias is None else bias.to(dtype))
-        return y.view(*x.shape[:-1], -1)
+        return _shaped(y, (*x.shape[:-1], y.shape[-1]))
 
     @staticmethod
+    @once_differentiable
     def backward(ctx: Any, *grads: Tensor) -> Any:
         x, weight = ctx.saved_tensors
-        grad = grads[0].reshape(-1, grads[0].shape[-1])
+        grad = _rows_of(grads[0])
         wants_input, wants_weight, wants_bias = ctx.needs_input_grad[:3]
         found, _ = ctx.layer.operands(grad, "grad_output", ctx.live, ctx.dtype)
         dx = dw = db = None
         if wants_input:
             dx = _masked(found["grad_input"] @ weight, ctx.input_mask).to(ctx.types[0])
-            dx = dx.view(*grads[0].shape[:-1], -1)
+            dx = _shaped(dx, (*grads[0].shape[:-1], dx.shape[-1]))
         if wants_weight:
             dw = _masked(found["grad_weight"].T @ x, ctx.weight_mask).to(ctx.types[1])
             dw = dw.mT if is_turned(ctx.layer) else dw
         if wants_bias and ctx.types[2] is not None:
             db = grad.sum(0).to(ctx.types[2])
         return dx, dw, db, None, None
+
+
+def _rows_of(x: Tensor) -> Tensor:
+    """x [..., n] as a matrix [rows, n]; the number of rows is said, since that of none cannot be found out."""
+    return x.reshape(math.prod(x.shape[:-1]), x.shape[-1])
+
+
+def _shaped(x: Tensor, shape: tuple[int, ...]) -> Tensor:
+    """A matrix of our own making in another shape, and no view of it, so that the caller may change it in place."""
+    return x if x.shape == shape else torch.ops.aten._unsafe_view(x, shape)
+
+
+def _check_operands(x: Tensor, weight: Tensor, bias: Tensor | None) -> None:
+    """Refuse what nn.Linear refuses, and what casts cannot take."""
+    refuse_transforms("a quantised layer")
+    if x.is_nested:
+        raise ValueError("a nested tensor cannot be cast; give the layer its values(), or a padded tensor.")
+    require_castable(x)
+    require_castable(weight)
+    other = weight.dtype if bias is None or weight.dtype != x.dtype else bias.dtype
+    if other != x.dtype and not torch.is_autocast_enabled(x.device.type):
+        raise RuntimeError(
+            f"a quantised layer's input is {x.dtype} and its parameters are {other}; as for nn.Linear they must be of "
+            "one dtype, unless autocast is on."
+        )
 
 
 def _masked(gradient: Tensor, mask: Tensor | None) -> Tensor:

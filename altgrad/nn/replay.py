@@ -1,6 +1,7 @@
 """Running a model again without a trace: as it trains, or as the plain model that it quantises.
 
-    unrecorded    casts are made, but no pass counts: no amax is noted, no random bits are used up, nobody watches
+    unrecorded    casts are made with the random bits of the step's passes, from the first on, but no pass counts: no
+                  amax is noted, no random bits are used up, nobody watches
     observed      passes count, so that each cast can be looked at, and every buffer comes back
     casts_off     every quantised layer is for the time the plain layer of its class, on the same Parameters
 
@@ -21,13 +22,18 @@ from altgrad.quantize import Cast, Quantizer
 
 @contextmanager
 def unrecorded(model: nn.Module) -> Iterator[None]:
-    """For the length of a block no pass counts as training, whatever mode the model is in; buffers come back."""
+    """For the length of a block no pass counts as training, whatever mode the model is in; buffers come back.
+
+    In training mode the forwards within repeat those of the step that is not committed yet: the same random bits.
+    """
     switched: list[QuantizedLayer | Quantizer] = [
         module for module in model.modules() if isinstance(module, QuantizedLayer | Quantizer) and module.recording
     ]
     kept = [(buffer, buffer.clone()) for buffer in model.buffers()]
     for module in switched:
         module.recording = False
+        if isinstance(module, Quantizer):
+            module.rewind()
     try:
         yield
     finally:

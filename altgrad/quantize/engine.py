@@ -9,6 +9,7 @@ Almost every cast of a run rounds to nearest or stochastically and saturates. Fo
     nearest, M >= 1     (|u| + c) - c with c = 1.5 * 2^23 spacing: float32's own ties-to-even is the format's; c is the
                         binade's bits plus one integer
     stochastic          spacing and its reciprocal by subtracting exponent fields: no division
+    infinities          put back at the end where they are to be kept, since the clamp has taken them for overflow
 
 One power-of-two scale is divided by through its reciprocal, which is exact (2^-127, that of the largest scale, is a
 float32 sub-normal). Formats at the ends of float32, M = 0 ties and other rounding modes take the general definition.
@@ -28,7 +29,7 @@ import torch
 from torch import Tensor
 
 from altgrad.formats import FloatFormat, Rounding
-from altgrad.quantize.grid import in_float32
+from altgrad.quantize.grid import Nonfinite, in_float32, keep_infinite
 from altgrad.quantize.noise import counted_bits
 
 Engine = Literal["eager", "compiled"]
@@ -78,25 +79,34 @@ def numbers(fmt: FloatFormat) -> Numbers:
     return Numbers((fmt.e_min + 127) << 23, ((23 - m) << 23) + (1 << 22), m << 23, turn, float(fmt.max))
 
 
-def nearest(x: Tensor, scale: Tensor | None, inverse: Tensor | None, signed_zero: bool, form: Numbers) -> Tensor:
+def nearest(
+    x: Tensor, scale: Tensor | None, inverse: Tensor | None, signed_zero: bool, form: Numbers, *, keep: bool = False
+) -> Tensor:
     """x on the grid `scale * format`, nearest even, saturated; float32, same shape. NaN stays.
 
-    inverse: 1 / scale where that is exact, else None. signed_zero: the format has -0.
+    inverse: 1 / scale where that is exact, else None. signed_zero: the format has -0. keep: inf stays, too.
     """
     x, magnitude, binade = _enter(x, scale, inverse, form)
     shift = binade.add_(form.shift).view(torch.float32)
-    return _leave(magnitude.add_(shift).sub_(shift), x, scale, signed_zero)
+    return _leave(magnitude.add_(shift).sub_(shift), x, scale, signed_zero, keep)
 
 
 def stochastic(
-    x: Tensor, scale: Tensor | None, inverse: Tensor | None, signed_zero: bool, form: Numbers, key: Tensor
+    x: Tensor,
+    scale: Tensor | None,
+    inverse: Tensor | None,
+    signed_zero: bool,
+    form: Numbers,
+    key: Tensor,
+    *,
+    keep: bool = False,
 ) -> Tensor:
     """The same with P(up) = the share of the gap passed, 24 bits counted from `key` for each element."""
     x, magnitude, binade = _enter(x, scale, inverse, form)
     steps = magnitude.mul_((form.turn - binade).view(torch.float32))
     low = steps.floor()
     up = counted_bits(x.shape, key, device=x.device).to(torch.float32).mul_(2.0**-24) < steps.sub_(low)
-    return _leave(low.add_(up).mul_(binade.sub_(form.fall).view(torch.float32)), x, scale, signed_zero)
+    return _leave(low.add_(up).mul_(binade.sub_(form.fall).view(torch.float32)), x, scale, signed_zero, keep)
 
 
 def _enter(x: Tensor, scale: Tensor | None, inverse: Tensor | None, form: Numbers) -> tuple[Tensor, Tensor, Tensor]:
@@ -108,12 +118,14 @@ def _enter(x: Tensor, scale: Tensor | None, inverse: Tensor | None, form: Number
     return x, magnitude, (magnitude.view(torch.int32) & _EXPONENT).clamp_(min=form.lowest)
 
 
-def _leave(magnitude: Tensor, x: Tensor, scale: Tensor | None, signed_zero: bool) -> Tensor:
+def _leave(magnitude: Tensor, x: Tensor, scale: Tensor | None, signed_zero: bool, keep: bool) -> Tensor:
     """The rounded magnitude with the sign of x, times the scale; in place of the magnitude."""
     sign = x.view(torch.int32) & _SIGN
     q = magnitude.view(torch.int32).bitwise_or_(sign).view(torch.float32)
     if not signed_zero:
         q = torch.where(magnitude == 0, 0.0, q)
+    if keep:
+        q = keep_infinite(x, q)
     return q if scale is None else q.mul_(scale)
 
 
@@ -139,27 +151,31 @@ def cast_values(
     rounding: Rounding,
     *,
     exact_reciprocal: bool,
+    nonfinite: Nonfinite = "saturate",
     key: Tensor | None = None,
     engine: Engine = "eager",
 ) -> Tensor:
-    """x on the grid `scale * fmt`, saturated, as float32 of the same shape; for what `serves` allows.
+    """x on the grid `scale * fmt`, finite overflow saturated, as float32 of the same shape; for what `serves` allows.
 
     x: float32, bf16 or fp16. scale: None, or float32 that broadcasts with x; exact_reciprocal says that it holds powers
-    of two only. key: int64 scalar, for stochastic rounding. Both engines give the same bits.
+    of two only. nonfinite: as for `round_to`. key: int64 scalar, for stochastic rounding. Both engines give the same
+    bits.
     """
     function: Callable[..., Tensor] = nearest if rounding is Rounding.nearest_even else stochastic
     extra = () if function is nearest else (key,)
+    keep = nonfinite == "keep"
     whole = scale is None or scale.numel() == 1
     if scale is not None and whole:
         scale = held(scale)
     inverse = held(scale.reciprocal()) if scale is not None and whole and exact_reciprocal else None
     if engine == "eager" or x.numel() < SMALL or torch.compiler.is_compiling():
-        return function(x, scale, inverse, fmt.has_negative_zero, numbers(fmt), *extra)
+        return function(x, scale, inverse, fmt.has_negative_zero, numbers(fmt), *extra, keep=keep)
     taken = x.detach().contiguous().view(-1) if whole else x.detach()
     if whole and scale is not None:
         scale, inverse = scale.reshape(()), None if inverse is None else inverse.reshape(())
     form = as_tensors(fmt, x.device)
-    return _compiled(function)(taken, scale, inverse, fmt.has_negative_zero, form, *extra).view(x.shape)
+    made = _compiled(function)(taken, scale, inverse, fmt.has_negative_zero, form, *extra, keep=keep)
+    return made.view(x.shape)
 
 
 def held(x: Tensor) -> Tensor:

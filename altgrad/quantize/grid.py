@@ -29,6 +29,7 @@ from altgrad.quantize.binade import binade, binades
 from altgrad.quantize.noise import counted_bits
 
 Overflow = Literal["saturate", "inf"]
+Nonfinite = Literal["keep", "saturate"]
 Scale = Tensor | float | None
 
 _EXPONENT_FIELD = 0x7F800000
@@ -49,9 +50,14 @@ class Grid:
 
 def in_float32(x: Tensor) -> Tensor:
     """x as float32, exactly, detached from autograd. TypeError for other than float32, bf16 and fp16."""
+    require_castable(x)
+    return x.detach().to(torch.float32)
+
+
+def require_castable(x: Tensor) -> None:
+    """TypeError for a dtype other than float32, bf16 and fp16."""
     if x.dtype not in _FLOATS:
         raise TypeError(f"{x.dtype} cannot be cast to a grid; casts take float32, bfloat16 and float16 tensors.")
-    return x.detach().to(torch.float32)
 
 
 def grid_units(x: Tensor, scale: Scale = None) -> Tensor:
@@ -184,6 +190,16 @@ def bound_units(r: Tensor, fmt: FloatFormat, overflow: Overflow = "saturate", *,
     return bounded if fmt.has_negative_zero else torch.where(bounded == 0, 0.0, bounded)
 
 
+def keep_infinite(x: Tensor, rounded: Tensor) -> Tensor:
+    """rounded, with the infinite entries of x as they are; of one shape, float32. May give `rounded` itself."""
+    if x.device.type == "cpu" and not torch.compiler.is_compiling() and x.numel():
+        # There are hardly ever any, and to look at the ends is one pass over x, without a temporary.
+        low, high = torch.aminmax(x)
+        if -math.inf < low and high < math.inf:
+            return rounded
+    return torch.where(x.abs() == math.inf, x, rounded)
+
+
 def round_to(
     x: Tensor,
     fmt: FloatFormat | str,
@@ -191,6 +207,7 @@ def round_to(
     *,
     scale: Scale = None,
     overflow: Overflow = "saturate",
+    nonfinite: Nonfinite = "saturate",
     key: Tensor | int | None = None,
     offset: int = 0,
     random_bits: int | None = None,
@@ -198,8 +215,9 @@ def round_to(
     """Nearest values of the grid `scale * fmt`, under any rounding mode.
 
     x: any shape, float32, bf16 or fp16. scale: a number or tensor that broadcasts with x (x ~ q * scale).
-    overflow: `saturate` sends finite overflow and inf to the largest value; `inf` to the format's inf, else to its
-    NaN, and raises ValueError for a format with neither. NaN stays NaN. -0 is kept where the format has it.
+    overflow: `saturate` sends finite overflow to the largest value; `inf` to the format's inf, else to its NaN, and
+    raises ValueError for a format with neither. nonfinite: what becomes of an inf that enters: `saturate` treats it as
+    overflow, `keep` leaves it. NaN stays NaN. -0 is kept where the format has it.
     Stochastic rounding works in value space, P(up) = (x - lo) / (hi - lo), with 24 bits counted from `key` (an int or
     int64 scalar tensor) and the flat index plus `offset`; the same key and index give the same bits on every device.
     A grid value never moves. `random_bits` in 1..24 keeps only the highest bits: no move below 2^-k of a gap.
@@ -209,6 +227,8 @@ def round_to(
     mode = Rounding.parse(rounding)
     if overflow not in get_args(Overflow):
         raise ValueError(f"'{overflow}' is not an overflow; choose saturate or inf.")
+    if nonfinite not in get_args(Nonfinite):
+        raise ValueError(f"'{nonfinite}' is no choice for nonfinite; choose keep or saturate.")
     if overflow == "inf" and not (fmt.has_inf or fmt.has_nan):
         raise ValueError(f"{fmt} has neither inf nor NaN for an overflow to become; use overflow='saturate'.")
     if random_bits is not None and not 1 <= random_bits <= 24:
@@ -218,6 +238,7 @@ def round_to(
     if mode is Rounding.stochastic and key is not None:
         noise = counted_bits(u.shape, key, offset=offset, device=u.device)
     q = bound_units(round_units(u, fmt, mode, noise, random_bits), fmt, overflow)
+    q = q if nonfinite == "saturate" else keep_infinite(in_float32(x), q)
     return q.to(x.dtype) if scale is None and _holds(x.dtype, fmt) else _scaled(q, scale)
 
 

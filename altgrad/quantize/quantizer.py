@@ -1,7 +1,8 @@
 """Quantizer: the one place where a tensor enters a number format.
 
-Its spec is a product of independent axes: format x rounding x scaling (x overflow x what the gradient does). It gives
-back `rounded * scale`, values of the grid in the tensor's own dtype, so everything downstream is ordinary arithmetic.
+Its spec is a product of independent axes: format x rounding x scaling (x overflow x what becomes of infinities x what
+the gradient does). It gives back `rounded * scale`, values of the grid in the tensor's own dtype, so everything
+downstream is ordinary arithmetic.
 Autograd never meets an 8-bit dtype: a native round trip through one casts the *gradient* to it, unscaled.
 
 Where float16 cannot hold such a value it becomes the largest of the grid that float16 holds: 65504 enters e4m3fn as 240
@@ -9,10 +10,16 @@ times its scale of 256, since 256 times that is 65536. To stop at 65504 would le
 diverged run of one large activation. float32 and bfloat16 have that edge at 2^128: there a value that rounds up to it
 becomes inf, and no pass over every tensor is spent on preventing that.
 
+An inf that enters leaves as inf, so that a loss scaler, a monitor or the loss sees it: a step whose overflow was hidden
+is a wrong step, and nobody knows. `nonfinite: saturate` makes it the largest value, as satfinite conversions of
+hardware do.
+
 When `watching`, each live cast is shown to the quantizer's observers as a `Cast`. They write fixed-shape buffers in
 place; nothing is copied to the host, no Python object outlives the pass, and with watching off none of it runs.
 """
 
+import copy
+import itertools
 import typing
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -20,15 +27,26 @@ from typing import Annotated, Any, Literal
 
 import torch
 from pydantic import Field, model_validator
-from torch import Tensor, nn
+from torch import Tensor
 
 from altgrad.formats import FloatFormat, Rounding
 from altgrad.quantize.engine import Engine, cast_values, serves
-from altgrad.quantize.grid import Grid, Overflow, bound_units, grid_units, round_units
+from altgrad.quantize.grid import (
+    Grid,
+    Nonfinite,
+    Overflow,
+    bound_units,
+    grid_units,
+    in_float32,
+    keep_infinite,
+    require_castable,
+    round_units,
+)
 from altgrad.quantize.noise import counted_bits, fold, site_key
-from altgrad.quantize.scaling import Current, ScalingSpec
+from altgrad.quantize.passes import counts, inside_backward, keep_key, process_key, refuse_transforms, repeated_key
+from altgrad.quantize.scaling import CastState, Current, ScalingSpec
 from altgrad.quantize.small_scale import SmallScale
-from altgrad.spec import Format, RoundingMode, Spec
+from altgrad.spec import Format, RoundingMode, Since, Spec
 
 Role = Literal["weight", "input", "grad_output", "grad_weight", "requested", "stored", "optimizer_state"]
 
@@ -45,6 +63,8 @@ class QuantizerSpec(Spec):
     gradient: Literal["identity", "clipped"] = "identity"
     """Straight-through estimator: the gradient passes as it is, or is 0 where the value lay outside the range."""
     random_bits: Annotated[int, Field(ge=1, le=24)] | None = None
+    nonfinite: Annotated[Nonfinite, Since(2)] = "keep"
+    """An inf that enters: it stays inf, or becomes the largest value. NaN stays NaN."""
 
     @model_validator(mode="before")
     @classmethod
@@ -88,29 +108,40 @@ class Cast:
 
     def values(self, dtype: torch.dtype) -> Tensor:
         """rounded * scale in the given dtype; for float16, see the head of this file."""
-        values = self.rounded if self.scale is None else self.rounded * self.scale
+        values = self.rounded if self.scale is None else _scaled_back(self.rounded, self.scale)
         return _held(values, self.format, self.scale, dtype)
 
 
-class Quantizer(nn.Module):
-    """Casts tensors at one site. Calling it is differentiable as its spec's `gradient` says.
+_unnamed = itertools.count()
+
+
+def unnamed_site(kind: str) -> str:
+    """A site for what was given none, `<kind>.<number>`: no two of a process are equal."""
+    return f"{kind}.{next(_unnamed)}"
+
+
+class Quantizer(CastState):
+    """Casts tensors at one site. Calling it is differentiable as its spec's `gradient` says, any number of times.
 
     spec: a QuantizerSpec, or whatever one can be made from (`"e4m3fn"`); SpecError for what is none. site: a stable
-    name, `<module>/<operand>`; with `seed` it keys the random bits. reduced: the axis that the coming product sums
-    over, along which channels and blocks lie; `first` needs matrices. rows: how many slices lie along it, where that
-    is fixed.
-    A pass counts as live (it feeds delayed scaling, advances the random bits, and is watched) if the module is in
-    training mode and autograd records. Call `commit()` once after each optimizer step.
+    name, `<module>/<operand>`, which with `seed` keys the random bits; without one it gets a name of its own, and so
+    does a copy of it. reduced: the axis that the coming product sums over, along which channels and blocks lie;
+    `first` needs matrices. rows: how many slices lie along it, where that is fixed.
+    A live pass feeds delayed scaling, advances the random bits, and is watched; what counts as one stands in
+    `altgrad.quantize.passes`. Call `commit()` once after each optimizer step. A copy is not watched.
     """
 
     counter: Tensor
     recording = True
     """Whether training passes count; see `altgrad.nn.replay.unrecorded`."""
+    uncounted = False
+    dealt = False
+    """Whether the processes that train together share out the passes of a step, whose numbers `seek` then sets."""
 
     def __init__(
         self,
         spec: QuantizerSpec | str,
-        site: str = "",
+        site: str | None = None,
         role: Role = "input",
         *,
         seed: int = 0,
@@ -118,15 +149,32 @@ class Quantizer(nn.Module):
         reduced: Axis = "last",
     ) -> None:
         super().__init__()
-        self.site, self.role, self.reduced, self.rows = site, role, reduced, rows
-        self.key = site_key(seed, site)
+        self.role, self.reduced, self.rows, self.seed = role, reduced, rows, seed
+        self.named = site is not None
+        """Whether the site was given, by the user or a model; if not, a copy gets another."""
+        self._name(site)
+        self._last_key: Tensor | None = None
         self.observers: list[Callable[[Cast], None]] = []
         self.watching = False
         self.engine: Engine = "eager"
-        self._adopt(QuantizerSpec.made_from(spec, site))
+        self._adopt(QuantizerSpec.made_from(spec, site or ""))
         if self.spec.rounding is Rounding.stochastic:
             # High bits: optimizer steps committed. Low 16: live casts since, that is, micro-batches.
             self.register_buffer("counter", torch.zeros((), dtype=torch.int64))
+
+    def _name(self, site: str | None) -> None:
+        self.site = unnamed_site("quantizer") if site is None else site
+        self.key = site_key(self.seed, self.site)
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> "Quantizer":
+        made = type(self).__new__(type(self))
+        memo[id(self)] = made
+        own = {**self.__dict__, "observers": [], "watching": False}
+        made.__dict__.update(copy.deepcopy(own, memo))
+        if not self.named:
+            layer, slash, operand = self.site.partition("/")
+            made._name(unnamed_site(layer.partition(".")[0]) + slash + operand)
+        return made
 
     def _adopt(self, spec: QuantizerSpec) -> None:
         self.spec = spec
@@ -149,13 +197,15 @@ class Quantizer(nn.Module):
             self.scaling.to(device)
 
     def forward(self, x: Tensor) -> Tensor:
-        """x on the grid, in x's dtype."""
+        """x on the grid, in x's dtype. RuntimeError under transforms of torch.func and in forward-mode AD."""
+        refuse_transforms("a Quantizer")
+        require_castable(x)
         return typing.cast(Tensor, _StraightThrough.apply(x, self, self.live))
 
     @property
     def live(self) -> bool:
-        """Whether a pass now would count."""
-        return self.training and self.recording and torch.is_grad_enabled()
+        """Whether a forward now is a pass that counts."""
+        return counts(self)
 
     def values(self, x: Tensor, live: bool, dtype: torch.dtype) -> Tensor:
         """`cast(x, live).values(dtype)`, without keeping what only observers look at."""
@@ -166,13 +216,14 @@ class Quantizer(nn.Module):
             key = self._key(live)
             values = cast_values(
                 x, scale, spec.format, spec.rounding,
-                exact_reciprocal=spec.scaling.power_of_two, key=key, engine=self.engine,
+                exact_reciprocal=spec.scaling.power_of_two, nonfinite=spec.nonfinite, key=key, engine=self.engine,
             )  # fmt: skip
             return _held(values, spec.format, scale, dtype)
         exact = self._units(x, scale := self._scale(x, live))
         unbounded = self._round(exact, live)
-        rounded = bound_units(unbounded, self.spec.format, self.spec.overflow, in_place=True)
-        return _held(rounded if scale is None else rounded.mul_(scale), self.spec.format, scale, dtype)
+        rounded = self._bound(x, unbounded, in_place=True)
+        values = rounded if scale is None else _scaled_back(rounded, scale)
+        return _held(values, self.spec.format, scale, dtype)
 
     def cast(self, x: Tensor, live: bool) -> Cast:
         """The cast itself, outside autograd; a live one is shown to the observers while `watching`."""
@@ -181,7 +232,7 @@ class Quantizer(nn.Module):
         scale = None if found is None else found.spread(tuple(x.shape))
         exact = self._units(x, scale)
         unbounded = self._round(exact, live)
-        rounded = bound_units(unbounded, self.spec.format, self.spec.overflow)
+        rounded = self._bound(x, unbounded)
         clamped = None if found is None else found.clamped
         made = Cast(self.site, self.role, self.spec.format, scale, exact, unbounded, rounded, clamped)
         if watched:
@@ -208,13 +259,29 @@ class Quantizer(nn.Module):
         return grid_units(x, torch.where(scale == 0, 1.0, scale))
 
     def _key(self, live: bool) -> Tensor | None:
-        """The key of this pass's random bits, if it draws any; a live pass uses it up."""
+        """The key of this pass's random bits, if it draws any. A live pass uses it up, and so does that of a replay,
+        whose traces are taken away; what repeats a pass takes that pass's."""
         if self.spec.rounding is not Rounding.stochastic:
             return None
-        key = fold(self.key, self.counter)
-        if live:
+        traced = torch.compiler.is_compiling()
+        if not (live or traced) and self.training and inside_backward():
+            repeated = repeated_key(self)
+            if repeated is None and self.recording:
+                repeated = self._last_key
+            if repeated is not None:
+                return repeated
+        key = fold(self.key if self.dealt else process_key(self.key, self.role), self.counter)
+        if live or (self.training and not self.recording):
+            if not traced:
+                keep_key(self, key)
+                self._last_key = key
             self.counter.add_(1)
         return key
+
+    def _bound(self, x: Tensor, unbounded: Tensor, *, in_place: bool = False) -> Tensor:
+        """What rounding gave, after the rules for overflow and infinities; in grid units."""
+        bounded = bound_units(unbounded, self.spec.format, self.spec.overflow, in_place=in_place)
+        return bounded if self.spec.nonfinite == "saturate" else keep_infinite(in_float32(x), bounded)
 
     def _round(self, exact: Tensor, live: bool) -> Tensor:
         """Rounded as if the grid had no end."""
@@ -233,6 +300,12 @@ class Quantizer(nn.Module):
         made = self.cast(x, live)
         return made.values(dtype), made.exact.abs() <= float(self.spec.format.max)
 
+    def reset_parameters(self) -> None:
+        """Begin anew: no amax was seen and no random bits were used."""
+        self.scaling.reset_parameters()
+        if self.spec.rounding is Rounding.stochastic:
+            self.counter.zero_()
+
     def commit(self) -> None:
         """Close an optimizer step; see Scaling.commit."""
         self.scaling.commit()
@@ -240,13 +313,28 @@ class Quantizer(nn.Module):
             self.counter.bitwise_right_shift_(16).add_(1).bitwise_left_shift_(16)
 
     def seek(self, pass_: int) -> None:
-        """Have the next live pass be number `pass_` of the optimizer step (from 0) to the random bits."""
+        """Have the next live pass be number `pass_` of the optimizer step (from 0) to the random bits.
+
+        The number is then that of the whole step, whichever process takes it.
+        """
+        self.dealt = True
+        self.rewind()
         if self.spec.rounding is Rounding.stochastic:
-            self.counter.bitwise_right_shift_(16).bitwise_left_shift_(16).add_(pass_)
+            self.counter.add_(pass_)
+
+    def rewind(self) -> None:
+        """Have the passes of this optimizer step come again, from the first one on, to the random bits."""
+        if self.spec.rounding is Rounding.stochastic:
+            self.counter.bitwise_right_shift_(16).bitwise_left_shift_(16)
 
     def extra_repr(self) -> str:
         """Shown by print(model)."""
         return f"{self.spec.format}, {self.spec.rounding}, {self.spec.scaling.kind}"
+
+
+def _scaled_back(rounded: Tensor, scale: Tensor) -> Tensor:
+    """rounded * scale, but that an infinity stays one where its block has the scale 0."""
+    return keep_infinite(rounded, rounded * scale)
 
 
 def _held(values: Tensor, fmt: FloatFormat, scale: Tensor | None, dtype: torch.dtype) -> Tensor:

@@ -16,10 +16,11 @@ A scaling finds the scale of a whole tensor from slabs of its rows, one of which
 needs little memory beside it, and there is one definition for both.
 """
 
+import logging
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Sequence
-from typing import Annotated, ClassVar, Literal, Self, cast
+from collections.abc import Callable, Mapping, Sequence
+from typing import Annotated, Any, ClassVar, Literal, Self, cast
 
 import torch
 from pydantic import Field
@@ -31,6 +32,8 @@ from altgrad.spec import Kind
 
 MIN_SCALE, MAX_SCALE = 2.0**-126, 2.0**127
 Granularity = Literal["tensor", "channel"]
+LOGGER = logging.getLogger("altgrad")
+_said: Any = None
 
 
 def finite_magnitude(x: Tensor) -> Tensor:
@@ -101,7 +104,42 @@ def _quotient(amax: Tensor, fmt: FloatFormat, margin: int) -> Tensor:
     return amax / torch.full_like(amax, float(fmt.max)) * 2.0**margin
 
 
-class Scaling(nn.Module, ABC):
+class CastState(nn.Module):
+    """A module of casts, whose own state lives as that of torch's modules does.
+
+    `reset_parameters` begins it anew, and so do memory that `to_empty` allots for a model made on meta, and a state
+    dict that has none of it (weights trained without casts), which is then said once for each load.
+    """
+
+    def reset_parameters(self) -> None:
+        """Begin anew, without history."""
+        return
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
+        unmade = [name for name, buffer in self._buffers.items() if buffer is not None and buffer.is_meta]
+        super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
+        if any(not cast(Tensor, self._buffers[name]).is_meta for name in unmade):
+            self.reset_parameters()
+        return self
+
+    def _load_from_state_dict(self, state_dict: Mapping[str, Any], prefix: str, *rest: Any) -> None:
+        own = [f"{prefix}{name}" for name in self._buffers]
+        if not own or any(name in state_dict for name in own):
+            super()._load_from_state_dict(state_dict, prefix, *rest)
+            return
+        self.reset_parameters()
+        _say_once(rest[2])
+
+
+def _say_once(load: Any) -> None:
+    """Log, once for a load, that casts begin anew. load: what is one object during a load and not another's."""
+    global _said
+    if load is not _said:
+        _said = load
+        LOGGER.warning("The loaded state lacks that of the model's casts; their scales and random bits start over.")
+
+
+class Scaling(CastState, ABC):
     """State of one scaling at one site. Buffers are written in place, and stay float32 whatever the model becomes.
 
     In a pass they are never rebound; only moving the module to another device does that.
@@ -135,8 +173,7 @@ class Scaling(nn.Module, ABC):
             found = fn(tensor)
             return found if found.dtype == tensor.dtype else tensor.to(found.device)
 
-        super()._apply(moved, recurse)  # type: ignore[no-untyped-call]
-        return self
+        return super()._apply(moved, recurse)
 
 
 class ScalingSpec(Kind, family="scaling", package="altgrad.quantize"):
@@ -253,7 +290,9 @@ class _DelayedScale(Scaling):
         self.register_buffer("amax_now", torch.zeros(shape))
         self.register_buffer("amax_history", torch.zeros(spec.history, *shape))
         self.register_buffer("committed", torch.ones(shape))
-        self.register_buffer("ready", torch.zeros(shape, dtype=torch.bool))
+        # A whole number, since averages of models (torch's AveragedModel) subtract and truncate: so what began without
+        # a history stays without.
+        self.register_buffer("ready", torch.zeros(shape, dtype=torch.int64))
 
     def find(self, slabs: Sequence[Tensor], *, live: bool = False, count: bool = False) -> SmallScale | None:
         amax = slab_amax(slabs, self.spec.granularity)
@@ -263,10 +302,16 @@ class _DelayedScale(Scaling):
         if count:
             # A scale kept for want of an amax is not clamped: nothing in the history asks for one beyond.
             clamped = torch.count_nonzero(
-                self.spec.beyond_range(torch.where(self.ready, self._recorded(), amax), self.format)
+                self.spec.beyond_range(torch.where(self.ready > 0, self._recorded(), amax), self.format)
             )
-        scale = torch.where(self.ready, self.committed, self.spec.scale_of(amax, self.format))
+        scale = torch.where(self.ready > 0, self._committed(), self.spec.scale_of(amax, self.format))
         return SmallScale(scale, (1,) * scale.ndim, clamped)
+
+    def _committed(self) -> Tensor:
+        """The committed scale; of an averaged model, whose scale may be no power of two, the next one above."""
+        if not self.spec.power_of_two:
+            return self.committed
+        return ((self.committed.view(torch.int32) + 0x7FFFFF) & 0x7F800000).view(torch.float32)
 
     def commit(self) -> None:
         self.amax_history.copy_(torch.cat((self.amax_now[None], self.amax_history[:-1])))
@@ -274,7 +319,12 @@ class _DelayedScale(Scaling):
         amax = self._recorded()
         known = (amax > 0) & (amax < math.inf)
         self.committed.copy_(torch.where(known, self.spec.scale_of(amax, self.format), self.committed))
-        self.ready.logical_or_(known)
+        self.ready.copy_((self.ready > 0) | known)
+
+    def reset_parameters(self) -> None:
+        for buffer in (self.amax_now, self.amax_history, self.ready):
+            buffer.zero_()
+        self.committed.fill_(1.0)
 
     def recorded(self) -> Sequence[Tensor]:
         return (self.amax_now,)

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from altgrad.formats import Rounding
-from altgrad.quantize.grid import bound_units, grid_units, round_units
+from altgrad.quantize.grid import bound_units, grid_units, in_float32, keep_infinite, round_units
 from altgrad.quantize.noise import counted_bits, fold
 from altgrad.quantize.quantizer import Cast, Quantizer
 from altgrad.quantize.small_scale import SmallScale
@@ -63,6 +63,7 @@ def cast_in_slabs(x: Tensor, quantizer: Quantizer, whole: SmallScale | None) -> 
         if zero is not None:
             unbounded = torch.where(zero & unbounded.isfinite(), torch.zeros_like(unbounded).copysign(exact), unbounded)
         rounded = bound_units(unbounded, spec.format, spec.overflow)
+        rounded = rounded if spec.nonfinite == "saturate" else keep_infinite(in_float32(slab), rounded)
         yield slab, Cast(quantizer.site, quantizer.role, spec.format, scale, exact, unbounded, rounded)
 
 
