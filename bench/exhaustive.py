@@ -3,7 +3,7 @@
 Each format has up to five checks, each a pass over the patterns, judged by the table of `bench.oracle`:
 
     round_to    the general definition, nearest even, saturating, no scale: all patterns, NaNs and infinities too
-    eager       the engine's short form, where it serves the format
+    eager       the engine's short form, where it serves the format, keeping infinities as casts of training do
     compiled    the same fused, where there is a C++ compiler
     ml_dtypes   the table itself against ml_dtypes, on the finite patterns within the range; where it knows the format
     torch       the same against torch's own dtypes
@@ -32,7 +32,7 @@ from altgrad.formats import CATALOG, FloatFormat
 from altgrad.quantize.engine import missing_compiler
 from bench.oracle import SIGN, Mismatch, Table
 from bench.page import refresh
-from bench.patterns import ORACLES, Cast, casts, check_patterns
+from bench.patterns import ORACLES, Cast, casts, check_patterns, tables
 from bench.timing import machine
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -131,9 +131,9 @@ def run(names: Sequence[str], state: State, say: Callable[[str], None] = print) 
     wrong = 0
     for name in names:
         fmt = FloatFormat.parse(name)
-        table = Table(fmt)
-        results = {}
+        judges, results = tables(fmt), {}
         for kind, cast in casts(fmt).items():
+            table = judges[kind]
             results[kind] = state.of(name, kind)
             check(cast, table, results[kind], table.in_range if kind in ORACLES else SIGN, state.save)
         say(f"{name:12} {line(results)}")

@@ -3,8 +3,8 @@
 Rounding is monotone and float32 patterns of one sign, read as integers, are in the order of their values. So for one
 format the right answer is constant on a few hundred runs of patterns. A run begins at the first float32 that is past
 the midpoint of two neighbouring magnitudes, or on it where the tie goes up to an even code; midpoints are Fractions of
-`FloatFormat.magnitude`. Beyond the last run all saturates, infinity included, and a NaN stays a NaN. A pattern with the
-sign bit gives the same with the sign, except that a format without -0 has +0 for it.
+`FloatFormat.magnitude`. Beyond the last run all saturates, infinity included unless it is to be kept, and a NaN stays a
+NaN. A pattern with the sign bit gives the same with the sign, except that a format without -0 has +0 for it.
 
 Comparing a chunk of consecutive patterns with the table is comparing slices with constants, which costs less than
 reading the chunk; looking up patterns in any order is a binary search over the runs.
@@ -12,7 +12,7 @@ reading the chunk; looking up patterns in any order is a binary search over the 
 
 import itertools
 from fractions import Fraction
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -48,10 +48,11 @@ def bits_of(x: float) -> int:
 class Table:
     """The runs of one format under nearest-even rounding with saturation; `starts` and `answers` are for x >= 0.
 
-    ValueError for a format outside the tensor domain, whose values are not all float32.
+    nonfinite: whether infinity stays or saturates, too. ValueError for a format outside the tensor domain, whose values
+    are not all float32.
     """
 
-    def __init__(self, fmt: FloatFormat) -> None:
+    def __init__(self, fmt: FloatFormat, nonfinite: Literal["keep", "saturate"] = "saturate") -> None:
         fmt.require_tensor_domain()
         ladder = [fmt.magnitude(rung) for rung in range(fmt.max_code + 1)]
         starts = [0]
@@ -61,8 +62,9 @@ class Table:
             tie_stays = rung % 2 == 0 and Fraction(float(value(first))) == middle
             starts.append(first + tie_stays)
         self.format = fmt
-        self.starts = np.array([*starts, INFINITY + 1], dtype=np.uint32)
-        self.answers = np.array([*(bits_of(float(magnitude)) for magnitude in ladder), NAN], dtype=np.uint32)
+        kept = [INFINITY] if nonfinite == "keep" else []
+        self.starts = np.array([*starts, *kept, INFINITY + 1], dtype=np.uint32)
+        self.answers = np.array([*(bits_of(float(magnitude)) for magnitude in ladder), *kept, NAN], dtype=np.uint32)
         self.in_range = bits_of(float(fmt.max)) + 1
         """How many patterns of each sign are finite and not beyond the largest value."""
 

@@ -30,6 +30,9 @@ TORCH_DTYPES = {
     "e4m3fnuz": torch.float8_e4m3fnuz, "e5m2fnuz": torch.float8_e5m2fnuz,
 }  # fmt: skip
 
+KEEPING = ("eager", "compiled")
+"""Casts made as those of training are, which keep infinities; the others saturate them."""
+
 Cast = Callable[[Tensor], Bits]
 
 
@@ -44,7 +47,9 @@ def casts(fmt: FloatFormat) -> dict[str, Cast]:
     if serves(fmt, mode):
         engines: tuple[Engine, ...] = ("eager",) if missing_compiler(torch.device("cpu")) else ("eager", "compiled")
         for engine in engines:
-            short = functools.partial(cast_values, scale=None, fmt=fmt, rounding=mode, exact_reciprocal=True)
+            short = functools.partial(
+                cast_values, scale=None, fmt=fmt, rounding=mode, exact_reciprocal=True, nonfinite="keep"
+            )
             found[engine] = lambda x, cast=short, engine=engine: _bits(cast(x, engine=engine))  # type: ignore[misc]
     if str(fmt) in ML_DTYPES:
         kind = getattr(ml_dtypes, ML_DTYPES[str(fmt)])
@@ -55,6 +60,12 @@ def casts(fmt: FloatFormat) -> dict[str, Cast]:
         floats = torch.arange(256, dtype=torch.uint8).view(dtype).to(torch.float32).numpy().view(np.uint32)
         found["torch"] = lambda x: floats[x.to(dtype).view(torch.uint8).numpy()]
     return found
+
+
+def tables(fmt: FloatFormat) -> dict[str, Table]:
+    """What judges each of the checks of `casts`."""
+    saturating, keeping = Table(fmt), Table(fmt, "keep")
+    return {kind: keeping if kind in KEEPING else saturating for kind in casts(fmt)}
 
 
 def check_patterns(

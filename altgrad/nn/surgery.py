@@ -17,7 +17,7 @@ from altgrad.formats import FloatFormat
 from altgrad.nn.layout import is_plain
 from altgrad.nn.linear import QuantizedLayer, make_casts, quantized_class
 from altgrad.nn.policy import PrecisionPolicy
-from altgrad.nn.ranks import ALONE, Ranks
+from altgrad.nn.ranks import Ranks
 from altgrad.quantize import Quantizer, Rounding
 
 
@@ -94,14 +94,16 @@ def change_formats(model: nn.Module, formats: Mapping[str, FloatFormat]) -> None
 
 
 def commit(
-    model: nn.Module, ranks: Ranks = ALONE, *, sums: Sequence[Tensor] = (), maxima: Sequence[Tensor] = ()
+    model: nn.Module, ranks: Ranks | None = None, *, sums: Sequence[Tensor] = (), maxima: Sequence[Tensor] = ()
 ) -> None:
     """Close an optimizer step for every Quantizer: call once after `optimizer.step()`.
 
-    With several ranks, each of them calls it, and what their passes recorded becomes one by a single collective, in
-    which `sums` and `maxima` go along, in place.
+    ranks: who trains together, by default every process of torch.distributed's group, if there is one. Each of them
+    calls it, and what their passes recorded becomes one by a single collective, in which `sums` and `maxima` go along,
+    in place. Where only casts of a part of the group belong together, give `ALONE`.
     """
     made = quantizers(model)
+    ranks = Ranks.present() if ranks is None else ranks
     if ranks.size > 1:
         ranks.join(sums, [*maxima, *(amax for quantizer in made for amax in quantizer.scaling.recorded())])
     for quantizer in made:

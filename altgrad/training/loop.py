@@ -30,10 +30,14 @@ from altgrad.training import checkpoint
 from altgrad.training.evaluate import evaluate
 from altgrad.training.gradients import Gradients
 from altgrad.training.run import RunSpec
-from altgrad.training.state import TrainState
+from altgrad.training.state import EDITION, TrainState
 from altgrad.training.twin import Twin, find_twin
 
 Status = Literal["completed", "diverged", "interrupted"]
+FIRST_EDITION = (
+    "This run was started by AltGrad's first edition. From here on, casts keep infinities and Kahan storage rounds its "
+    "compensation to nearest; CHANGELOG lists every number that can differ."
+)
 
 
 @dataclass(frozen=True)
@@ -96,6 +100,8 @@ def train(
             run.update_meta(status="running", logged={}, device=str(device), ranks=ranks.size)
             for each in newest.rejected if newest is not None else ():
                 tracker.event(state.step, "notice", f"{each.path.name} was passed over: {each.reason}.")
+            if state.edition < EDITION:
+                tracker.event(state.step, "notice", FIRST_EDITION)
             begun = "resumed" if newest is not None else "started"
             tracker.event(state.step, begun, f"{begun} at step {state.step} of {spec.steps}", device=str(device))
             return _Training(spec, run, dataset, state, twin, snapshots, files, tracker, interrupted).carry_on()

@@ -21,6 +21,9 @@ from altgrad.training.initial import initialise
 from altgrad.training.run import RunSpec
 from altgrad.training.twin import Twin
 
+EDITION = 2
+"""Of AltGrad's numerics. Specs of an earlier edition name the same runs; CHANGELOG says which numbers moved."""
+
 
 @dataclass
 class TrainState:
@@ -38,6 +41,8 @@ class TrainState:
     """Wall time of earlier sittings."""
     logged: Mapping[str, int] = field(default_factory=dict)
     """Bytes of each log that were whole when the checkpoint was made."""
+    edition: int = EDITION
+    """Whose arithmetic the steps so far had: of the edition that made the checkpoint."""
 
     @classmethod
     def build(
@@ -70,7 +75,7 @@ class TrainState:
         """What is not a tensor, as plain JSON data."""
         return {
             "step": self.step, "tokens": self.tokens, "evaluated": self.evaluated, "seconds": self.seconds,
-            "logged": dict(self.logged),
+            "logged": dict(self.logged), "edition": EDITION,
             "monitors": _plain(self.watch.state()), "interventions": _plain(self.roster.state()),
         }  # fmt: skip
 
@@ -92,6 +97,7 @@ class TrainState:
         """Take back what `record` and the tensors of monitors and interventions gave, after `prepare`."""
         self.step, self.tokens, self.evaluated = record["step"], record["tokens"], record["evaluated"]
         self.seconds, self.logged = record["seconds"], record["logged"]
+        self.edition = record.get("edition", 1)
         device = next(self.model.parameters()).device
         self.watch.restore(_together(record["monitors"], monitor_tensors, device))
         if self.roster.members:

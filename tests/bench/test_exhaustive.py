@@ -18,7 +18,7 @@ from bench import exhaustive
 from bench.exhaustive import SOURCES, Progress, State, fingerprint, formats, run
 from bench.oracle import INFINITY, SIGN, Mismatch, Table, bits_of, value
 from bench.page import refresh
-from bench.patterns import CHUNK, ORACLES, casts, check_patterns
+from bench.patterns import CHUNK, ORACLES, casts, check_patterns, tables
 from bench.peer_conformance import critical_patterns
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -52,9 +52,10 @@ def test_the_table_is_what_exact_fractions_say(name: str) -> None:
 @pytest.mark.parametrize("name", formats())
 def test_casts_and_oracles_agree_with_the_table_on_the_chunks_that_matter(name: str) -> None:
     fmt = FloatFormat.parse(name)
-    table, found = Table(fmt), casts(fmt)
+    judges, found = tables(fmt), casts(fmt)
     found.pop("compiled", None)  # minutes of compiling; tests/quantize/test_engine.py holds it to the eager bits
     for kind, cast in found.items():
+        table = judges[kind]
         for start in chunks(fmt):
             compared, wrong, first = check_patterns(
                 cast, table, start, start + CHUNK, table.in_range if kind in ORACLES else SIGN
