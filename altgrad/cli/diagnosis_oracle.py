@@ -1,5 +1,6 @@
 """The question of `altgrad diagnose` that is asked before training: --oracle, of a spec or of a run's spec."""
 
+import math
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -52,7 +53,7 @@ def oracle_page(facts: Json, width: int) -> list[Line]:
     else:
         rows = []
         for name, group in kinds(own["rates"], kind_of).items():
-            rates = [own["rates"][each] for each in group]
+            rates = [found for each in group if not math.isnan(found := own["rates"][each])] or [math.nan]
             rows.append([f"{name} x{len(group)}" if len(group) > 1 else name, rate(min(rates)), rate(max(rates))])
         rows.append(["all", rate(own["overall"]), ""])
         lines += table([f"as it is, {own['optimizer']} lr {own['lr']:g}", "lowest", "highest"], rows, width)

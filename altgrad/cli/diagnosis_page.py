@@ -5,6 +5,7 @@ is as long as that of a small one; --json has every layer. A row is never wider 
 first.
 """
 
+import math
 import statistics
 import textwrap
 from collections.abc import Sequence
@@ -15,6 +16,7 @@ from altgrad.cli.diagnosis_oracle import oracle_page
 from altgrad.cli.diagnosis_table import kinds, table, title
 from altgrad.cli.layout import Line, clean, shorten
 from altgrad.diagnose.advice import kind_of
+from altgrad.spec.ranking import badness
 
 Json = dict[str, Any]
 _BARS = "▁▂▃▄▅▆▇█"
@@ -119,7 +121,11 @@ def _weights(pictures: Sequence[Json], width: int) -> list[Line]:
                 number(_median(group, "stable_rank")), number(_median(group, "r99")), _field(group),
             ]
         )  # fmt: skip
-    return [title("Weights", "medians over layers of one kind"), *table(header, rows, width), *_notes(_WEIGHTS)]
+    broken = [row["name"] for row in pictures if not math.isfinite(row["rms"])]
+    more = f" and {len(broken) - 4} more" if len(broken) > 4 else ""
+    said = [Line.of(("  ● ", "red"), f"NaN or Inf in {', '.join(map(clean, broken[:4]))}{more}")] if broken else []
+    lines = [title("Weights", "medians over layers of one kind"), *table(header, rows, width)]
+    return [*lines, *said, *_notes(_WEIGHTS)]
 
 
 def _field(group: Sequence[Json]) -> str:
@@ -186,8 +192,8 @@ def _variants(facts: Json, width: int) -> list[Line]:
 
 
 def _attribution(facts: Json, width: int) -> list[Line]:
-    ordered = sorted(facts["attribution"], key=lambda row: -abs(row["share"]))
-    top = max((abs(row["share"]) for row in ordered), default=0.0)
+    ordered = sorted(facts["attribution"], key=lambda row: badness(abs(row["share"]), "higher"), reverse=True)
+    top = max((abs(row["share"]) for row in ordered if math.isfinite(row["share"])), default=0.0)
     rows = [
         [row["site"], row["format"], percent(row["share"]), _bar(row["share"], top), f"{row['loss']:+.1e}"]
         for row in ordered[:16]
@@ -200,7 +206,7 @@ def _attribution(facts: Json, width: int) -> list[Line]:
 
 
 def _bar(value: float, top: float) -> str:
-    return ("█" * round(12 * abs(value) / top) if top else "") or "·"
+    return ("█" * round(12 * abs(value) / top) if top and math.isfinite(value) else "") or "·"
 
 
 def _against(facts: Json, width: int) -> list[Line]:

@@ -159,13 +159,23 @@ def prepare(path: Path, sets: Sequence[str], device: str, exact: bool = False) -
         why = notice or f"it leaves threads or engine to the machine (here {spec.threads} and {spec.engine})"
         console.fail(f"{path}: --exact: this would be another run than the spec says: {why}.", 3)
     warning = leak_warning(spec)
-    for line in filter(None, (notice, warning) if console.first_rank() else ()):
+    for line in filter(None, (_left_out(dataset), notice, warning) if console.first_rank() else ()):
         console.say(line, sys.stderr)
     count = sum(p.numel() for p in model.parameters())
     stored = _stored(optimizer)
     quantised = _quantised(model, decisions, stored)
     shapes = model, optimizer
     return Prepared(spec, document, dataset, where, count, decisions, quantised, stored, shapes, warning)
+
+
+def _left_out(dataset: Dataset) -> str | None:
+    """How many rows `bad_rows: skip` left out, and why."""
+    prefix, facts = "skipped_", dataset.describe()
+    counts = {key.removeprefix(prefix): value for key, value in facts.items() if key.startswith(prefix)}
+    if not counts:
+        return None
+    reasons = ", ".join(f"{reason.replace('_', ' ')} {count}" for reason, count in counts.items())
+    return f"rows of {facts['source']} left out: {reasons}"
 
 
 def _device(name: str) -> torch.device:

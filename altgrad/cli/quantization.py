@@ -21,6 +21,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from altgrad.cli.nonfinite_weights import Nonfinite, find_nonfinite, require_finite
 from altgrad.cli.selection import Choice, choose
 from altgrad.formats import CATALOG, FloatFormat
 from altgrad.measures.code_utilisation import code_histogram, code_utilisation
@@ -35,6 +36,7 @@ from altgrad.quantize.packed import PackedWriter, Planned
 from altgrad.quantize.quantizer import Cast
 from altgrad.quantize.slabs import cast_in_slabs, whole_scale
 from altgrad.spec import Document, LocatedError, SpecError
+from altgrad.spec.ranking import badness
 from altgrad.store.files import fsync
 from altgrad.training.weights import INDEX, MODEL, StoredTensor, Weights
 
@@ -115,9 +117,13 @@ def job_by_policy(weights: Weights, path: Path) -> Job:
     return Job(path.stem, policy.tree(), choices)
 
 
-def run(job: Job, weights: Weights, folder: Path | None) -> dict[str, Any]:
-    """Measure a job and, given a folder to fill, write it there. Returns the summary, with the tensors in `tensors`."""
+def run(job: Job, weights: Weights, folder: Path | None, broken: Mapping[str, Nonfinite]) -> dict[str, Any]:
+    """Measure a job and, given a folder to fill, write it there. Returns the summary, with the tensors in `tensors`.
+
+    broken: what holds NaN or Inf.
+    """
     rows: list[dict[str, Any]] = []
+    order: list[tuple[bool, float]] = []
     pooled, before, after = Tally(), 0, 0
     written: dict[str, str] = {}
     for file, tensors in weights.files.items():
@@ -136,7 +142,9 @@ def run(job: Job, weights: Weights, folder: Path | None) -> dict[str, Any]:
                         writer.write(tensor.load())
                     continue
                 row, tally = _cast(tensor, choice, writer)
-                rows.append(row)
+                rows.append(row | _counts(broken.get(tensor.name)))
+                # Of a tensor of zeros nothing can be lost: its NaN is that of 0/0, and no damage.
+                order.append(badness(row["sqnr_db"] if tally.signal != 0 else math.inf, "lower"))
                 pooled.add(tally.counts, tally.signal, tally.noise, tally.clamped)
                 after += row["bytes_after"]
             if writer is not None:
@@ -144,13 +152,21 @@ def run(job: Job, weights: Weights, folder: Path | None) -> dict[str, Any]:
                 written |= dict.fromkeys(writer.names, name)
     if folder is not None:
         _complete(folder, weights, written, after)
-    worst = min(rows, key=lambda row: math.inf if math.isnan(row["sqnr_db"]) else row["sqnr_db"])
+    worst = rows[max(range(len(rows)), key=lambda index: order[index])]
     return {
         "name": job.name, "cast_tensors": len(rows), "tensors_in_model": len(weights.tensors),
         **pooled.measures(), "worst": worst["tensor"], "worst_sqnr_db": worst["sqnr_db"],
         **{key: _mean([row[key] for row in rows]) for key in ("utilisation", "unused_share")},
         "bytes_before": before, "bytes_after": after, "tensors": rows,
+        "nonfinite_tensors": [
+            {"tensor": name, "elements": counts.elements, "cast": name in job.choices, **_counts(counts)}
+            for name, counts in broken.items()
+        ],
     }  # fmt: skip
+
+
+def _counts(counts: Nonfinite | None) -> dict[str, int]:
+    return {"nan_count": counts.nan if counts else 0, "inf_count": counts.inf if counts else 0}
 
 
 def _plan(tensors: Sequence[StoredTensor], job: Job) -> list[Planned]:
@@ -242,13 +258,15 @@ def appearing_whole(folder: Path) -> Iterator[Path]:
 
 def run_all(jobs: Sequence[Job], weights: Weights, out: Path | None) -> list[dict[str, Any]]:
     """Every job's summary. One job fills `out` itself, several fill a folder each in it, named after the job."""
+    broken = find_nonfinite(weights)
     if out is None:
-        return [run(job, weights, None) for job in jobs]
+        return [run(job, weights, None, broken) for job in jobs]
     require_vacant(out)
+    require_finite(broken, {name for job in jobs for name in job.choices})
     with appearing_whole(out) as aside:
         summaries = []
         for job in jobs:
             folder = aside if len(jobs) == 1 else aside / job.name
             folder.mkdir(exist_ok=True)
-            summaries.append(run(job, weights, folder))
+            summaries.append(run(job, weights, folder, broken))
         return summaries

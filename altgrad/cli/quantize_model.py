@@ -1,6 +1,9 @@
 """altgrad quantize-model MODEL: what a format does to a trained model's weights, and the quantised model as a file.
 
 Without --out nothing is written: a table for choosing a format. Torch is imported when the command runs.
+
+Exit code 0: measured, also where weights hold NaN or Inf, which the table and --json name. 2: a mistake, no readable
+model, or --out of weights that are not finite. 3: the machine.
 """
 
 from collections.abc import Iterator
@@ -83,6 +86,8 @@ def _run(
 
 
 def _print(summaries: list[dict[str, Any]], out: Path | None) -> None:
+    from altgrad.cli.nonfinite_weights import Nonfinite
+
     if len(summaries) == 1:
         rows = [
             [row["tensor"], row["cast"], *_cells(row), _bytes(row["bytes_before"]), _bytes(row["bytes_after"])]
@@ -100,6 +105,9 @@ def _print(summaries: list[dict[str, Any]], out: Path | None) -> None:
         f"{first['cast_tensors']} of {first['tensors_in_model']} tensors cast, the others as they were; "
         f"{_bytes(first['bytes_before'])} before"
     )
+    for broken in first["nonfinite_tensors"]:
+        counts = Nonfinite(broken["nan_count"], broken["inf_count"], broken["elements"])
+        console.say(f"not finite: {broken['tensor']}, {counts.words()}{'' if broken['cast'] else '; not cast'}")
     for each in summaries:
         if each["clamped_scale_count"]:
             console.say(f"{each['name']}: scales clamped to the end of their range: {each['clamped_scale_count']}")
@@ -108,8 +116,9 @@ def _print(summaries: list[dict[str, Any]], out: Path | None) -> None:
 
 
 def _cells(row: dict[str, Any]) -> list[str]:
+    broken = row.get("nan_count", 0) + row.get("inf_count", 0)
     return [
-        f"{row['sqnr_db']:.2f}",
+        f"{row['sqnr_db']:.2f}" + (f" ({broken:,} not finite)" if broken else ""),
         console.percent(row["underflow_rate"]),
         console.percent(row["saturation_rate"]),
         console.percent(row["utilisation"]),

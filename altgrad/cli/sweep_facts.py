@@ -6,6 +6,7 @@ from typing import Any
 
 from altgrad.cli import console
 from altgrad.cli.console import count, duration, number
+from altgrad.spec.ranking import badness
 from altgrad.store import RunStore
 from altgrad.sweep import Plan, Planned, SweepFolder
 from altgrad.sweep.launchers.local import Local
@@ -103,5 +104,5 @@ def _best(losses: dict[tuple[str, int], float]) -> dict[tuple[str, int], float]:
     cells: dict[str, list[float]] = defaultdict(list)
     for (cell, _), loss in losses.items():
         cells[cell].append(loss)
-    best = min(cells, key=lambda cell: sum(cells[cell]) / len(cells[cell]))
+    best = min(cells, key=lambda cell: badness(sum(cells[cell]) / len(cells[cell]), "higher"))
     return {key: loss for key, loss in losses.items() if key[0] == best}

@@ -1,33 +1,38 @@
 """Files of text as lists of documents, one list per split.
 
-A document is one row of a .parquet file, one line of a .jsonl file, or the whole of a .txt file. A row that holds a
-list of strings (paragraphs, sentences) is one document too, joined by newlines. A row's split comes
-from the file's own `split` column. Without one it is decided by the document's hash,
+A document is one row of a .parquet file, one line of a .jsonl file, or the whole of a .txt file; a folder of such files
+is read in the order of their names (`altgrad.data.source_file`). A row that holds a list of strings (paragraphs,
+sentences) is one document too, joined by newlines. A row's split comes from the file's own `split` column. Without
+one, or where it is null in every row, it is decided by the document's hash,
 
     sha256(text) mod 10:  0..7 train   8 validation   9 test
 
 so that equal texts stand in one split, and adding rows moves none. A .txt file has no rows; it is cut at the line ends
-nearest after 80 % and 90 % of its bytes. Random splits from a seed were the road not taken: runs of different
-seeds must be judged on the same validation text.
+nearest after 80 % and 90 % of its bytes, and where a line is too long for that (cleaned corpora have one) at the next
+space, or else between two characters. The splits together are the file. Random splits from a seed were the road not
+taken: runs of different seeds must be judged on the same validation text.
 
 Everything wrong with a file is a ValueError of one line with the file, the row (counted from 1; a .jsonl row is a line)
-and the column.
+and the column. With `bad_rows: skip` a row that holds no text is left out and counted instead; a file that is damaged
+(no JSON, no UTF-8) is an error whatever was asked.
 """
 
-import hashlib
 import json
+import re
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import Protocol
 
+from altgrad.data.bad_rows import BadRows, checked_text, hashed_split
 from altgrad.data.dataset import SPLITS
 from altgrad.data.parquet_file import Row, parquet_rows
+from altgrad.data.source_file import content_hash, kind_of, locate_source, shards, unpacked
 
 __all__ = [
-    "SAMPLE", "Corpus", "FileCorpus", "Row", "checked_text", "content_hash", "hashed_split", "locate", "read_documents",
-    "read_rows",
+    "SAMPLE", "SUFFIXES", "Corpus", "FileCorpus", "Row", "checked_text", "content_hash", "hashed_split", "locate",
+    "read_documents", "read_rows",
 ]  # fmt: skip
 
 SAMPLE = "eulaw"
@@ -35,6 +40,7 @@ SAMPLE = "eulaw"
 
 MOST_DIGITS = 400
 SUFFIXES = (".parquet", ".jsonl", ".txt")
+_LINE_END, _SPACE = re.compile(rb"\n"), re.compile(rb"[ \t\r\x0b\x0c]+")
 
 
 class Corpus(Protocol):
@@ -56,16 +62,23 @@ class Corpus(Protocol):
     def decides(self) -> tuple[str, ...]:
         """Everything that `documents` is a function of: equal tuples, equal documents."""
 
+    @property
+    def skipped(self) -> dict[str, int]:
+        """Rows that `documents` left out, by reason; empty before it was called."""
+
     def documents(self) -> dict[str, list[str]]:
         """Split name to documents, as `read_documents` gives them. ValueError for what cannot be read."""
 
 
 @dataclass(frozen=True)
 class FileCorpus:
-    """A file that `locate` found, hashed once."""
+    """A file, or a folder of files, that `locate` found, hashed once. bad_rows: skip leaves rows without text out."""
 
     path: Path
     column: str
+    bad_rows: str = "error"
+    skipped: dict[str, int] = field(default_factory=dict, compare=False)
+    """Rows left out by `documents`, by reason."""
 
     @property
     def name(self) -> str:
@@ -74,8 +87,8 @@ class FileCorpus:
 
     @property
     def size(self) -> int:
-        """Of the file."""
-        return self.path.stat().st_size
+        """Of the file, or the files."""
+        return sum(file.stat().st_size for file in shards(self.path, SUFFIXES))
 
     @cached_property
     def sha256(self) -> str:
@@ -85,127 +98,148 @@ class FileCorpus:
     @property
     def decides(self) -> tuple[str, ...]:
         """The suffix is among them: the same bytes are other documents as .txt and as .jsonl."""
-        return (self.sha256, self.path.suffix, self.column)
+        return (self.sha256, "".join(kind_of(self.path)), self.column, *(["skip"] if self.bad_rows == "skip" else []))
 
     def documents(self) -> dict[str, list[str]]:
         """ValueError also for a file that was rewritten since it was hashed: tokens are kept under that hash."""
-        expected = self.sha256
-        found = read_documents(self.path, self.column)
+        expected, bad = self.sha256, BadRows(self.bad_rows == "skip")
+        found = read_documents(self.path, self.column, bad)
         if content_hash(self.path) != expected:
             raise ValueError(f"{self.path} changed while it was read; start again once it is complete.")
+        self.skipped.update(bad.skipped)
         return found
 
 
 def locate(source: str, sample: str = "eulaw_lm.parquet", suffixes: tuple[str, ...] = SUFFIXES) -> Path:
-    """The file that `source` means: the packaged sample, or an existing, non-empty file of one of the suffixes."""
+    """What `source` means: the packaged sample, an existing, non-empty file of one of the suffixes, or a folder."""
     if source == SAMPLE:
         return Path(__file__).parent / "sample" / sample
-    path = Path(source).expanduser()
-    if path.suffix not in suffixes:
-        raise ValueError(f"{source} ends in none of {', '.join(suffixes)}, and is not {SAMPLE}, the packaged sample.")
-    if not path.is_file():
-        raise ValueError(f"{source} is not a file; give the path of one, or {SAMPLE} for the packaged sample.")
-    if path.stat().st_size == 0:
-        raise ValueError(f"{source} is empty (0 bytes); it needs at least one document.")
-    return path
+    return locate_source(source, suffixes, f"{SAMPLE}, the packaged sample")
 
 
-def content_hash(path: Path) -> str:
-    """sha256 of the file's bytes, as hex."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-def read_documents(path: Path, column: str) -> dict[str, list[str]]:
+def read_documents(path: Path, column: str, bad: BadRows | None = None) -> dict[str, list[str]]:
     """Split name to the split's documents in file order; all three names are there, and a list may be empty.
 
     Empty texts are passed over. A text with the character NUL is refused: it never occurs in prose, and the byte
-    tokenizer uses it to separate documents.
+    tokenizer uses it to separate documents. bad: what to do with rows that hold no text; None refuses them.
     """
-    if path.suffix == ".txt":
-        return _cut(path, checked_text(path, 1, column, _decoded(path, path.read_bytes())))
+    bad = BadRows() if bad is None else bad
+    files = shards(path, SUFFIXES)
+    if kind_of(files[0])[0] == ".txt":
+        return _cut(path, [checked_text(file, 1, column, _decoded(file, unpacked(file))) for file in files])
+    rows: list[tuple[str, int, str, str | None]] = []
+    for file in files:
+        for row, (value,), split in read_rows(file, (column,), lacking=bad.skip):
+            if text := bad.text(file, row, column, value):
+                rows.append((str(file), row, text, split))
     found: dict[str, list[str]] = {split: [] for split in SPLITS}
-    for row, (value,), split in read_rows(path, (column,)):
-        text = checked_text(path, row, column, value)
-        if text:
-            found[hashed_split(text) if split is None else split].append(text)
+    splits = bad.splits([(name, row, split) for name, row, _, split in rows])
+    for (_, _, text, _), split in zip(rows, splits, strict=True):
+        if split is not None:
+            found[split or hashed_split(text)].append(text)
+    bad.require_some(any(found.values()))
     return found
 
 
-def read_rows(path: Path, columns: tuple[str, ...]) -> Iterator[Row]:
-    """The rows of a .parquet or .jsonl file in order, cells as Python values. ValueError for a column or split that is
-    not there."""
-    reader = parquet_rows if path.suffix == ".parquet" else _jsonl_rows
-    for row, values, split in reader(path, columns):
+def read_rows(path: Path, columns: tuple[str, ...], *, lacking: bool = False) -> Iterator[Row]:
+    """The rows of a .parquet or .jsonl file in order, cells as Python values; the split is None where a row names none.
+
+    ValueError for a column or split that is not there. lacking: a .jsonl row without a column has None in it.
+    """
+    rows = parquet_rows(path, columns) if kind_of(path)[0] == ".parquet" else _jsonl_rows(path, columns, lacking)
+    for row, values, split in rows:
         if split is not None and split not in SPLITS:
-            raise ValueError(f"{path}: row {row}: column 'split' holds {split!r}; it takes {', '.join(SPLITS)}.")
+            raise ValueError(f"{path}: row {row}: column 'split' holds {split!r:.40}; it takes {', '.join(SPLITS)}.")
         yield row, values, split
 
 
-def checked_text(name: Path | str, row: int, column: str, value: object) -> str:
-    """The document that a cell holds. ValueError, with `name`, row and column, for a cell that holds none."""
-    if isinstance(value, list) and all(isinstance(part, str) for part in value):
-        value = "\n".join(value)
-    if not isinstance(value, str):
-        shown = "nothing" if value is None else f"{value!r:.40} ({type(value).__name__})"
-        raise ValueError(f"{name}: row {row}: column '{column}' holds {shown}; every row needs a string.")
-    if "\0" in value:
-        raise ValueError(f"{name}: row {row}: column '{column}' holds the character NUL; remove it from the text.")
-    try:
-        value.encode()
-    except UnicodeEncodeError as error:
-        raise ValueError(f"{name}: row {row}: column '{column}' is not valid Unicode ({error.reason}).") from None
-    return value
-
-
-def hashed_split(text: str) -> str:
-    """The split that a text's own hash decides; see the head of this file."""
-    bucket = int.from_bytes(hashlib.sha256(text.encode()).digest()[:8], "big") % 10
-    return "train" if bucket < 8 else SPLITS[bucket - 7]
-
-
-def _decoded(path: Path, data: bytes, row: int = 1) -> str:
+def _decoded(path: Path, data: bytes, row: int = 1, start: int = 0) -> str:
+    """The text of bytes that begin at `start` of the file, in its line `row`."""
     try:
         return data.decode("utf-8-sig")
     except UnicodeDecodeError as error:
-        line = row + data.count(b"\n", 0, error.start)
-        raise ValueError(f"{path}: line {line} is not UTF-8 ({error.reason}); convert the file.") from None
+        at = error.start + len(data) - len(error.object)  # the codec counts from behind the byte order mark
+        line, wide = row + data.count(b"\n", 0, at), (b"\xff\xfe", b"\xfe\xff")
+        guess = "; it looks like UTF-16" if start == 0 and data[:2] in wide else ""
+        raise ValueError(
+            f"{path}: line {line} is not UTF-8 (byte 0x{data[at]:02x} at offset {start + at}: {error.reason}{guess}); "
+            "convert the file."
+        ) from None
 
 
-def _cut(path: Path, text: str) -> dict[str, list[str]]:
-    data = text.encode()
-    first = data.find(b"\n", len(data) * 8 // 10) + 1
-    second = data.find(b"\n", len(data) * 9 // 10) + 1
+def _cut(path: Path, texts: list[str]) -> dict[str, list[str]]:
+    """The documents of .txt files in splits: cut as if they were one text, so at most two of them are divided."""
+    parts = [text.encode() for text in texts]
+    whole = b"".join(parts)
+    cuts = _cuts(whole)
+    if cuts is None:
+        raise ValueError(f"{path} has too few characters to cut into {', '.join(SPLITS)}; give more text.")
+    found: dict[str, list[str]] = {}
+    for split, low, high in zip(SPLITS, (0, *cuts), (*cuts, len(whole)), strict=True):
+        start, found[split] = 0, []
+        for part in parts:
+            if piece := part[max(low - start, 0) : max(high - start, 0)]:
+                found[split].append(piece.decode())
+            start += len(part)
+    return found
+
+
+def _cuts(data: bytes) -> tuple[int, int] | None:
+    """Where validation and test begin; None if there is no room for three splits."""
+    marks = len(data) * 8 // 10, len(data) * 9 // 10
+    first, second = (data.find(b"\n", mark) + 1 for mark in marks)
     if not 0 < first < second < len(data):
-        raise ValueError(f"{path} has too few lines to cut into {', '.join(SPLITS)}; give rows in .jsonl or .parquet.")
-    parts = (data[:first], data[first:second], data[second:])
-    return {split: [part.decode()] for split, part in zip(SPLITS, parts, strict=True)}
+        first = _near(data, marks[0], 0, marks[1])
+        second = _near(data, marks[1], first, len(data))
+    return (first, second) if 0 < first < second < len(data) else None
 
 
-def _jsonl_rows(path: Path, columns: tuple[str, ...]) -> Iterator[Row]:
+def _near(data: bytes, mark: int, after: int, limit: int) -> int:
+    """Behind the first line end from `mark` on and before `limit`; else the first spaces; else between characters."""
+    for pattern in (_LINE_END, _SPACE):
+        for match in pattern.finditer(data, mark, limit):
+            if after < match.end() < len(data):
+                return match.end()
+    place = max(mark, after + 1)
+    while place < len(data) and data[place] & 0xC0 == 0x80:
+        place += 1
+    return place
+
+
+def _jsonl_rows(path: Path, columns: tuple[str, ...], lacking: bool) -> Iterator[Row]:
     has_split: bool | None = None
+    start = 0
     # Lines end at "\n" only: JSON strings may hold the other characters that str.splitlines() cuts at.
-    for row, line in enumerate(path.read_bytes().split(b"\n"), start=1):
-        if not line.strip():
+    for row, line in enumerate(unpacked(path).split(b"\n"), start=1):
+        text = _decoded(path, line, row, start)
+        start += len(line) + 1
+        if not text.strip():
             continue
-        try:
-            record = json.loads(_decoded(path, line, row), parse_int=_whole)
-        except json.JSONDecodeError as error:
-            raise ValueError(f"{path}: row {row}: not JSON ({error.msg} at column {error.colno}).") from None
-        except RecursionError:
-            raise ValueError(f"{path}: row {row}: nested deeper than any row of text; correct it.") from None
-        except _TooManyDigitsError as error:
-            raise ValueError(f"{path}: row {row}: {error}") from None
-        missing = [column for column in columns if not isinstance(record, dict) or column not in record]
-        if missing:
-            keys = ", ".join(record) if isinstance(record, dict) else f"a JSON {type(record).__name__}"
-            raise ValueError(f"{path}: row {row}: no column '{missing[0]}'; the row has {keys or 'nothing'}.")
-        has_split = "split" in record if has_split is None else has_split
-        if has_split != ("split" in record):
+        record = _record(path, row, text)
+        keys = record if isinstance(record, dict) else {}
+        missing = [column for column in columns if column not in keys]
+        if missing and not (lacking and isinstance(record, dict)):
+            shown = ", ".join(record) if isinstance(record, dict) else f"a JSON {type(record).__name__}"
+            raise ValueError(f"{path}: row {row}: no column '{missing[0]}'; the row has {shown or 'nothing'}.")
+        has_split = "split" in keys if has_split is None else has_split
+        if has_split != ("split" in keys) and not lacking:
             raise ValueError(
                 f"{path}: row {row}: column 'split' must be in every row or in none; the first row differs."
             )
-        yield row, tuple(record[column] for column in columns), (record["split"] or "") if has_split else None
+        split = keys.get("split")
+        yield row, tuple(keys.get(column) for column in columns), None if split != split else split
+
+
+def _record(path: Path, row: int, text: str) -> object:
+    try:
+        record: object = json.loads(text, parse_int=_whole)
+        return record
+    except json.JSONDecodeError as error:
+        raise ValueError(f"{path}: row {row}: not JSON ({error.msg} at column {error.colno}).") from None
+    except RecursionError:
+        raise ValueError(f"{path}: row {row}: nested deeper than any row of text; correct it.") from None
+    except _TooManyDigitsError as error:
+        raise ValueError(f"{path}: row {row}: {error}") from None
 
 
 class _TooManyDigitsError(ValueError):

@@ -22,14 +22,15 @@ import hashlib
 import tempfile
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Any
 
 from pydantic import PlainValidator
 
+from altgrad.data.bad_rows import BadRows, hashed_split
 from altgrad.data.dataset import SPLITS
-from altgrad.data.documents import SAMPLE, checked_text, hashed_split
+from altgrad.data.documents import SAMPLE
 from altgrad.data.hub_id import Hub, downloaded, how_to_copy, reachable
 from altgrad.data.parquet_file import check_parquet
 
@@ -60,6 +61,8 @@ class HubCorpus:
     sha256: str
     """Over the documents of every split, each with its length before it."""
     found: dict[str, list[str]]
+    skipped: dict[str, int] = field(default_factory=dict)
+    """Rows left out, by reason."""
 
     @property
     def decides(self) -> tuple[str, ...]:
@@ -71,18 +74,20 @@ class HubCorpus:
         return self.found
 
 
-def read_hub(source: Hub, column: str) -> HubCorpus:
-    """Download, or find, and read the text in `column`.
+def read_hub(source: Hub, column: str, bad: BadRows | None = None) -> HubCorpus:
+    """Download, or find, and read the text in `column`. bad: what to do with rows without text; None refuses them.
 
     ValueError, in one line, if the source is not there (within two seconds where there is no network), is of a form
     that could run code, or lacks the config, the column, or the splits.
     """
+    bad = BadRows() if bad is None else bad
     found: dict[str, list[str]] = {split: [] for split in SPLITS}
     with hub_splits(source) as splits:
         for name, rows in splits.items():
             for row, (value,) in hub_rows(source, name, rows, (column,)):
-                if text := checked_text(f"{source.name}, {name}", row, column, value):
+                if text := bad.text(f"{source.name}, {name}", row, column, value):
                     found[hashed_split(text) if len(splits) == 1 else name].append(text)
+    bad.require_some(any(found.values()))
     digest, size = hashlib.sha256(), 0
     for split, texts in found.items():
         digest.update(f"{split} {len(texts)}\n".encode())
@@ -90,7 +95,7 @@ def read_hub(source: Hub, column: str) -> HubCorpus:
             data = text.encode()
             digest.update(len(data).to_bytes(8, "big") + data)
             size += len(data)
-    return HubCorpus(source.name, size, digest.hexdigest(), found)
+    return HubCorpus(source.name, size, digest.hexdigest(), found, bad.skipped)
 
 
 @contextmanager

@@ -9,8 +9,8 @@ integers, one type throughout, in any order, possibly empty. Splits are decided 
     else every label of the training split       sorted
 
 so that nothing of the validation or test split decides the shape of a model. A row with a label that is no class, or
-without text, cannot be used as it stands: it is an error that names file, row and column, or, where the spec says
-`bad_rows: skip`, left out and counted. Cells of the wrong type are always an error.
+without text or labels, cannot be used as it stands: it is an error that names file, row and column, or, where the spec
+says `bad_rows: skip`, left out and counted (`altgrad.data.bad_rows`). Labels of the wrong type are always an error.
 """
 
 import hashlib
@@ -19,13 +19,16 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from altgrad.data.bad_rows import BadRows, hashed_split
 from altgrad.data.dataset import SPLITS
-from altgrad.data.documents import checked_text, content_hash, hashed_split, locate, read_rows
+from altgrad.data.documents import content_hash, locate, read_rows
 from altgrad.data.hub import Hub, hub_rows, hub_splits
+from altgrad.data.source_file import shards
 
 __all__ = ["Classes", "Labelled", "read_labelled"]
 
 LABELLED_SAMPLE = "eulaw_provisions.parquet"
+SUFFIXES = (".parquet", ".jsonl")
 SHOWN = 60
 
 Label = str | int
@@ -55,31 +58,35 @@ class _Reader:
     """Collects checked rows; `where` remembers each row's place for what is only known at the end."""
 
     columns: tuple[str, str]
-    skip: bool
-    rows: list[tuple[str, str, list[Label]]] = field(default_factory=list)
+    bad: BadRows
+    rows: list[tuple[str | None, str, list[Label]]] = field(default_factory=list)
     where: list[tuple[str, int]] = field(default_factory=list)
-    skipped: dict[str, int] = field(default_factory=lambda: {"empty_text": 0, "unknown_label": 0})
     sort: type | None = None
 
     def take(self, rows: Iterable[_Cells]) -> None:
         text_column, label_column = self.columns
         for name, row, split, text_cell, label_cell in rows:
-            text = checked_text(name, row, text_column, text_cell)
+            text = self.bad.text(name, row, text_column, text_cell)
             labels = self._labels(name, row, label_column, label_cell)
-            if not text.strip():
-                if not self.skip:
-                    raise ValueError(
-                        f"{name}: row {row}: column '{text_column}' holds no text; remove the row or set "
-                        "bad_rows: skip."
-                    )
-                self.skipped["empty_text"] += 1
+            if text is None or labels is None:
                 continue
-            self.rows.append((hashed_split(text) if split is None else split, text, labels))
+            if not text.strip():
+                self.bad.leave_out(
+                    "empty_text",
+                    f"{name}: row {row}: column '{text_column}' holds no text; remove the row or set bad_rows: skip.",
+                )
+                continue
+            self.rows.append((split, text, labels))
             self.where.append((name, row))
 
-    def _labels(self, name: str, row: int, column: str, cell: object) -> list[Label]:
+    def _labels(self, name: str, row: int, column: str, cell: object) -> list[Label] | None:
+        """None for a row that is left out."""
+        if cell is None:
+            problem = "holds nothing; every row needs a list of labels, or set bad_rows: skip."
+            self.bad.leave_out("no_labels", f"{name}: row {row}: column '{column}' {problem}")
+            return None
         if not isinstance(cell, list | tuple):
-            shown = "nothing" if cell is None else f"{cell!r:.40} ({type(cell).__name__})"
+            shown = f"{cell!r:.40} ({type(cell).__name__})"
             raise ValueError(f"{name}: row {row}: column '{column}' holds {shown}; every row needs a list of labels.")
         for label in cell:
             # bool is an int to Python, and True would silently be class 1.
@@ -97,28 +104,35 @@ class _Reader:
 
     def finish(self, classes: tuple[Label, ...] | None) -> Labelled:
         """Numbers for labels. classes: None means those of the training split."""
+        named = [(*where, split) for where, (split, _, _) in zip(self.where, self.rows, strict=True)]
+        rows = [
+            (hashed_split(text) if split == "" else split, text, labels)
+            for split, (_, text, labels) in zip(self.bad.splits(named), self.rows, strict=True)
+        ]
         if classes is None:
-            classes = tuple(sorted({label for split, _, labels in self.rows if split == "train" for label in labels}))
+            classes = tuple(sorted({label for split, _, labels in rows if split == "train" for label in labels}))
         number = {label: index for index, label in enumerate(classes)}
         texts: dict[str, list[str]] = {split: [] for split in SPLITS}
         found: dict[str, list[tuple[int, ...]]] = {split: [] for split in SPLITS}
         digest = hashlib.sha256(repr(classes).encode())
-        for (split, text, labels), (name, row) in zip(self.rows, self.where, strict=True):
+        for (split, text, labels), (name, row) in zip(rows, self.where, strict=True):
+            if split is None:
+                continue
             unknown = next((label for label in labels if label not in number), None)
             if unknown is not None:
-                if not self.skip:
-                    known = f"{len(classes)} classes ({', '.join(map(str, classes))[:SHOWN]} ...)"
-                    raise ValueError(
-                        f"{name}: row {row}: column '{self.columns[1]}' holds the unknown label {unknown!r:.60}, none "
-                        f"of the {known}; correct it, list it in classes, or set bad_rows: skip."
-                    )
-                self.skipped["unknown_label"] += 1
+                known = f"{len(classes)} classes ({', '.join(map(str, classes))[:SHOWN]} ...)"
+                self.bad.leave_out(
+                    "unknown_label",
+                    f"{name}: row {row}: column '{self.columns[1]}' holds the unknown label {unknown!r:.60}, none of "
+                    f"the {known}; correct it, list it in classes, or set bad_rows: skip.",
+                )
                 continue
             numbers = tuple(sorted({number[label] for label in labels}))
             texts[split].append(text)
             found[split].append(numbers)
             digest.update(f"{split} {numbers} {len(text.encode())}\n".encode() + text.encode())
-        return Labelled(texts, found, tuple(map(str, classes)), digest.hexdigest(), self.skipped)
+        self.bad.require_some(any(texts.values()))
+        return Labelled(texts, found, tuple(map(str, classes)), digest.hexdigest(), self.bad.skipped)
 
 
 def read_labelled(source: str | Hub, columns: tuple[str, str], classes: Classes, *, skip: bool) -> Labelled:
@@ -127,7 +141,7 @@ def read_labelled(source: str | Hub, columns: tuple[str, str], classes: Classes,
     ValueError, in one line with file, row and column, for whatever is wrong; also for a file that changes while it is
     read, for training or validation without rows, and for labels of which there is not one.
     """
-    reader = _Reader(columns, skip)
+    reader = _Reader(columns, BadRows(skip))
     chosen: tuple[Label, ...] | None = tuple(range(classes)) if isinstance(classes, int) else classes
     if isinstance(source, Hub):
         names = _read_hub(source, reader)
@@ -136,9 +150,10 @@ def read_labelled(source: str | Hub, columns: tuple[str, str], classes: Classes,
             found = _named(found, names, chosen)
         name = source.name
     else:
-        path = locate(source, LABELLED_SAMPLE, (".parquet", ".jsonl"))
+        path = locate(source, LABELLED_SAMPLE, SUFFIXES)
         before = content_hash(path)
-        reader.take(_file_rows(path, columns))
+        for file in shards(path, SUFFIXES):
+            reader.take(_file_rows(file, columns, lacking=skip))
         found, name = reader.finish(chosen), source
         if content_hash(path) != before:
             raise ValueError(f"{path} changed while it was read; start again once it is complete.")
@@ -150,8 +165,9 @@ def read_labelled(source: str | Hub, columns: tuple[str, str], classes: Classes,
     return found
 
 
-def _file_rows(path: Path, columns: tuple[str, str]) -> Iterator[_Cells]:
-    for row, (text, labels), split in read_rows(path, columns):
+def _file_rows(path: Path, columns: tuple[str, str], *, lacking: bool) -> Iterator[_Cells]:
+    rows = read_rows(path, columns, lacking=True) if lacking else read_rows(path, columns)
+    for row, (text, labels), split in rows:
         yield str(path), row, split, text, labels
 
 

@@ -10,14 +10,14 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-__all__ = ["Row", "check_parquet", "parquet_rows"]
+__all__ = ["Row", "check_parquet", "parquet_rows", "zstd_stream"]
 
 MOST_TIMES, LEAST_ROOM = 200, 256 << 20
 """A file may unpack to so many times its size, or to so many bytes."""
 _BATCH = 1024
 
 Row = tuple[int, tuple[object, ...], str | None]
-"""Its number from 1, the cells of the columns asked for, and its split; None where the file has no such column."""
+"""Its number from 1, the cells of the columns asked for, and its split; None where it names none."""
 
 
 def parquet_rows(path: Path, columns: tuple[str, ...]) -> Iterator[Row]:
@@ -39,7 +39,8 @@ def parquet_rows(path: Path, columns: tuple[str, ...]) -> Iterator[Row]:
                 values = zip(columns, row_cells, strict=True)
                 read = tuple(_scalar(path, row, column, cell) for column, cell in values)
                 room.take(sum(map(_length, read)))
-                yield row, read, (split or "") if splits else None
+                # A column of floats has NaN for null.
+                yield row, read, None if split != split else split
 
 
 def check_parquet(path: Path) -> None:
@@ -48,6 +49,13 @@ def check_parquet(path: Path) -> None:
         room = _Room(path)
         for chunk in file.iter_batches(batch_size=room.rows(file.metadata, file.schema_arrow.names)):
             room.take(sum(map(_unpacked, chunk.columns)))
+
+
+def zstd_stream(path: Path) -> Any:
+    """A .zst file as a stream of its bytes: Arrow has the decompressor, Python itself only from 3.14 on."""
+    import pyarrow
+
+    return pyarrow.input_stream(str(path), compression="zstd")
 
 
 @contextmanager

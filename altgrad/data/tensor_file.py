@@ -1,4 +1,7 @@
-"""One tensor out of a .safetensors file, which holds numbers and nothing that could run; pickles are never opened."""
+"""One tensor out of safetensors, which hold numbers and nothing that could run; pickles are never opened.
+
+Of a folder of shards the index says which file a tensor lies in.
+"""
 
 import difflib
 from pathlib import Path
@@ -7,14 +10,20 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
+from altgrad.quantize.weight_folder import weight_folder
+
 
 def read_tensor(path: Path | str, name: str) -> Tensor:
-    """The tensor called `name`, in a float dtype of at most 32 bits; only its own bytes are read.
+    """The tensor called `name` of a .safetensors file or a model's folder, in a float dtype of at most 32 bits; only
+    its own bytes are read.
 
     ValueError in one line for a file that is missing, of another kind or corrupt, for a name it does not have, and for
     integers and float64, which no cast takes.
     """
     path = Path(path)
+    if path.is_dir():
+        folder = weight_folder(path)
+        path = path / folder.listed[name] if name in folder.listed else folder.files[0]
     if path.suffix != ".safetensors":
         raise ValueError(f"{path} is no .safetensors file; AltGrad loads no pickles, so convert it with safetensors.")
     if not path.is_file():

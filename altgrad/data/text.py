@@ -30,12 +30,14 @@ from pydantic import Field
 from torch import Tensor
 from torch.nn import functional
 
+from altgrad.data.bad_rows import BadRows, BadRowsSetting
 from altgrad.data.dataset import IGNORED, Batch, Dataset, DatasetSpec, Evaluator
 from altgrad.data.documents import SAMPLE, Corpus, FileCorpus, locate
 from altgrad.data.hub import Hub, SourceSetting, read_hub
 from altgrad.data.order import counted_bits, visiting_order
 from altgrad.data.tokenizer import TokenizerSetting
 from altgrad.data.tokens import Tokens, load_tokens
+from altgrad.spec import Since
 
 __all__ = ["Text", "TextDataset", "TextEvaluator"]
 
@@ -46,10 +48,11 @@ SAMPLE_REFERENCES = {"unigram": 4.47, "order-6 n-gram": 1.17}
 class Text(DatasetSpec):
     """Text to model, token by token.
 
-    `source` is `eulaw`, the packaged sample (English EU law, 1.16 MB), the path of a .parquet, .jsonl or .txt file, or
-    `{hub: owner/name, config: part}`, a data set of the Hugging Face Hub; `column` is where its rows hold text (how
-    documents get their split: `altgrad.data.documents`). `tokenizer` is `bytes`, `{bpe: 4096}`, `gpt2` or a folder with
-    a tokenizer.json (see `altgrad.data.tokenizer`). `batch_size` counts blocks.
+    `source` is `eulaw`, the packaged sample (English EU law, 1.16 MB), the path of a .parquet, .jsonl or .txt file (the
+    latter two also .gz, .bz2, .xz or .zst), of a folder of such files, or `{hub: owner/name, config: part}`, a data set
+    of the Hugging Face Hub; `column` is where its rows hold text (how documents get their split:
+    `altgrad.data.documents`). `bad_rows`: what to do with a row that holds no text. `tokenizer` is `bytes`,
+    `{bpe: 4096}`, `gpt2` or a folder with a tokenizer.json (see `altgrad.data.tokenizer`). `batch_size` counts blocks.
     """
 
     kind: ClassVar[str] = "text"
@@ -58,6 +61,7 @@ class Text(DatasetSpec):
     column: Annotated[str, Field(min_length=1)] = "text"
     tokenizer: TokenizerSetting = "bytes"
     batch_size: Annotated[int, Field(ge=1)] = 16
+    bad_rows: Annotated[BadRowsSetting, Since(2)] = "error"
 
     def build(self, seed: int, context: int) -> "TextDataset":
         """Read and tokenise, or find the tokens in the cache. ValueError if the file or tokenizer is wrong, if training
@@ -75,8 +79,8 @@ class Text(DatasetSpec):
     def _corpus(self) -> tuple[str, Corpus]:
         """The source as the spec has it, and its documents."""
         if isinstance(self.source, Hub):
-            return self.source.name, read_hub(self.source, self.column)
-        return self.source, FileCorpus(locate(self.source), self.column)
+            return self.source.name, read_hub(self.source, self.column, BadRows(self.bad_rows == "skip"))
+        return self.source, FileCorpus(locate(self.source), self.column, self.bad_rows)
 
 
 class TextDataset(Dataset):
@@ -127,8 +131,11 @@ class TextDataset(Dataset):
             yield Batch(batch.inputs, batch.targets.masked_fill(beyond, IGNORED))
 
     def loss(self, output: Tensor, batch: Batch) -> Tensor:
-        """Mean cross-entropy in nats over all targets of the batch; computed in float32 whatever the logits are."""
-        return _cross_entropy(output, batch.targets, "mean")
+        """Mean cross-entropy in nats over all targets of the batch; computed in float32 whatever the logits are.
+
+        Of an output wider than the vocabulary (a padded head) the logits beyond it count for nothing.
+        """
+        return _cross_entropy(output, batch.targets, "mean", self.outputs)
 
     def evaluator(self, tuned_on: Evaluator | None = None) -> "TextEvaluator":
         """For one pass over one split; there is nothing to tune."""
@@ -164,11 +171,12 @@ class TextEvaluator(Evaluator):
         self._sums: list[tuple[Tensor, Tensor, Tensor]] = []
 
     def add(self, output: Tensor, batch: Batch) -> None:
-        """`output`: logits `[batch, time, vocabulary]`."""
+        """`output`: logits `[batch, time, vocabulary]`; those beyond the vocabulary are left out, as in the loss."""
         self._token_bytes = self._token_bytes.to(batch.targets.device)
         counted = batch.targets >= 0
         size = (self._token_bytes[batch.targets.clamp(min=0)] * counted).sum()
-        self._sums.append((_cross_entropy(output.detach(), batch.targets, "sum"), counted.sum(), size))
+        nll = _cross_entropy(output.detach(), batch.targets, "sum", len(self._token_bytes))
+        self._sums.append((nll, counted.sum(), size))
 
     def result(self) -> dict[str, float]:
         """`loss` (nats per target), `perplexity` = exp(loss) (infinite where that overflows), `bits_per_byte`."""
@@ -180,6 +188,7 @@ class TextEvaluator(Evaluator):
         return {"loss": loss, "perplexity": perplexity, "bits_per_byte": nll / math.log(2) / size}
 
 
-def _cross_entropy(output: Tensor, targets: Tensor, reduction: str) -> Tensor:
-    logits = output.float().flatten(0, -2)
+def _cross_entropy(output: Tensor, targets: Tensor, reduction: str, vocabulary: int) -> Tensor:
+    known = output if output.shape[-1] <= vocabulary else output[..., :vocabulary]
+    logits = known.float().flatten(0, -2)
     return functional.cross_entropy(logits, targets.flatten(), ignore_index=IGNORED, reduction=reduction)

@@ -37,6 +37,8 @@ __all__ = ["BPE", "ByteTokenizer", "SubwordTokenizer", "Tokenizer", "TokenizerSe
 
 _BATCH_CHARACTERS = 1 << 22
 _SPECIAL_NAMES = ("<|endoftext|>", "<|end_of_text|>", "</s>", "<eos>")
+_OTHER_FORMS = ("tokenizer.model", "spiece.model", "sentencepiece.bpe.model", "tekken.json", "vocab.json", "merges.txt",
+                "vocab.txt")  # fmt: skip
 _GPT2_TABLES = {  # sha256 as tiktoken (tiktoken_ext/openai_public.py) publishes them for OpenAI's own files
     "encoder.json": "196139668be63f3b5d6574427317ae82f612a97c5d1cdaf36ed2256dbf636783",
     "vocab.bpe": "1ce1664773c50f3e0cc8842619a93edc4624525b728b188a9e0be33b7726adc5",
@@ -153,9 +155,19 @@ def tokenizer_files(setting: str) -> tuple[Path, Path]:
     folder = named_folder(setting)
     if not (folder / "tokenizer.json").is_file():
         raise ValueError(
-            f"{setting} has no tokenizer.json; tokenizer is bytes, {{bpe: 4096}}, gpt2 or a folder with one."
+            f"{setting} has no tokenizer.json; tokenizer is bytes, {{bpe: 4096}}, gpt2 or a folder with one"
+            f"{_beside(folder)}."
         )
     return folder / "tokenizer.json", folder / "tokenizer_config.json"
+
+
+def _beside(folder: Path) -> str:
+    """What a folder has instead of a tokenizer.json, and how to make one of it."""
+    if not folder.is_dir():
+        return "" if folder.exists() else " (there is no such folder)"
+    other = [name for name in _OTHER_FORMS if (folder / name).is_file()]
+    remedy = "AutoTokenizer.from_pretrained(folder).save_pretrained(folder) of transformers writes one"
+    return f"; there is {', '.join(other)}: {remedy}" if other else ""
 
 
 def _trained(setting: BPE, training: Iterable[str]) -> SubwordTokenizer:

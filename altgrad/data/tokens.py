@@ -31,7 +31,9 @@ import numpy as np
 from filelock import FileLock
 from numpy.typing import NDArray
 
+from altgrad.data import bad_rows as bad_rows_module
 from altgrad.data import documents as documents_module
+from altgrad.data import source_file as source_file_module
 from altgrad.data import tokenizer as tokenizer_module
 from altgrad.data.dataset import SPLITS
 from altgrad.data.documents import Corpus, content_hash
@@ -50,7 +52,8 @@ _MANIFEST = "tokens.json"
 
 @dataclass(frozen=True)
 class Tokens:
-    """A tokenised corpus. `rings` has the splits that have text; `counts`, per split, documents, bytes and tokens."""
+    """A tokenised corpus. `rings` has the splits that have text; `counts`, per split, documents, bytes and tokens, and
+    the rows that were left out, by reason."""
 
     rings: dict[str, Ring]
     token_bytes: NDArray[np.int64]
@@ -73,7 +76,7 @@ def load_tokens(corpus: Corpus, setting: str | BPE) -> Tokens:
         tokenizer = ByteTokenizer()
         pieces = {split: list(_pieces(tokenizer, texts)) for split, texts in documents.items()}
         rings = {split: np.concatenate(pieces[split]) for split in pieces}
-        return Tokens(rings, tokenizer.token_bytes, _counts(documents, rings))
+        return Tokens(rings, tokenizer.token_bytes, _counts(corpus, documents, rings))
     folder = cache_folder() / "tokens" / _key(corpus, setting)
     found = _opened(folder)
     if found is None:
@@ -96,9 +99,8 @@ def _key(corpus: Corpus, setting: str | BPE) -> str:
         decides += ["gpt2", version("tokenizers")]
     else:
         decides += ["folder", *map(_hash_if_there, tokenizer_files(setting)), version("tokenizers")]
-    decides += [
-        content_hash(Path(str(file))) for file in (__file__, documents_module.__file__, tokenizer_module.__file__)
-    ]
+    readers = (documents_module, bad_rows_module, source_file_module, tokenizer_module)
+    decides += [content_hash(Path(str(file))) for file in (__file__, *(module.__file__ for module in readers))]
     return hashlib.sha256(json.dumps(decides).encode()).hexdigest()
 
 
@@ -111,7 +113,8 @@ def _complete(corpus: Corpus) -> dict[str, list[str]]:
     found = {split: texts for split, texts in corpus.documents().items() if texts}
     for split in SPLITS[:2]:
         if split not in found:
-            raise ValueError(f"{corpus.name} has no text for {split}; put some documents into that split.")
+            left_out = f" ({sum(corpus.skipped.values())} rows were left out)" if corpus.skipped else ""
+            raise ValueError(f"{corpus.name} has no text for {split}{left_out}; put some documents into that split.")
     return found
 
 
@@ -121,8 +124,8 @@ def _pieces(tokenizer: ByteTokenizer | SubwordTokenizer, texts: list[str]) -> It
         yield np.concatenate([np.array([tokenizer.separator], ids.dtype), ids])
 
 
-def _counts(documents: dict[str, list[str]], rings: dict[str, Ring]) -> dict[str, int]:
-    counts: dict[str, int] = {}
+def _counts(corpus: Corpus, documents: dict[str, list[str]], rings: dict[str, Ring]) -> dict[str, int]:
+    counts = {f"skipped_{reason}": count for reason, count in corpus.skipped.items()}
     for split, texts in documents.items():
         counts[f"{split}_documents"] = len(texts)
         counts[f"{split}_bytes"] = sum(len(text.encode()) for text in texts)
@@ -168,7 +171,7 @@ def _write(aside: Path, corpus: Corpus, setting: str | BPE) -> None:
         tokenizer.model.save(str(aside / "tokenizer.json"))
     about = {"source": corpus.name, "dtype": piece.dtype.str, "separator": tokenizer.separator}
     about |= {
-        "counts": _counts(documents, rings),
+        "counts": _counts(corpus, documents, rings),
         "sha256": {file.name: content_hash(file) for file in aside.iterdir()},
     }
     manifest = {"about": about, "sha256": _digest(about)}

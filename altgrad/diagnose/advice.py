@@ -24,6 +24,7 @@ from altgrad.formats import FloatFormat
 from altgrad.measures.format_fit import FormatFit
 from altgrad.measures.value_histogram import fit_histogram
 from altgrad.nn.policy import matches
+from altgrad.spec.ranking import badness
 
 DEPLOYED = ("e4m3fn", "e5m2")
 CANDIDATES = ("e4m3fn", "e5m2", "e3m4", "e2m5", "e0m7", "e6m1", "e7m0")
@@ -67,8 +68,8 @@ def choose(fits: Mapping[str, FormatFit]) -> str:
     """The format to take, as the head of this file says."""
     at_amax = {name: fit.amax_power_of_two for name, fit in fits.items()}
     kept = [name for name, fit in at_amax.items() if not fit.underflow_rate > UNDERFLOW_LIMIT] or list(at_amax)
-    best = max(at_amax[name].sqnr_db for name in kept)
-    as_good = [name for name in kept if at_amax[name].sqnr_db >= best - AS_GOOD_DB]
+    best = min((at_amax[name].sqnr_db for name in kept), key=lambda sqnr: badness(sqnr, "lower"))
+    as_good = [name for name in kept if not at_amax[name].sqnr_db < best - AS_GOOD_DB]
     order = list(fits)
     return min(as_good, key=lambda name: (name not in DEPLOYED, FloatFormat.parse(name).bits, order.index(name)))
 

@@ -110,6 +110,8 @@ def _losses(rows: Iterable[Mapping[str, float]]) -> dict[int, float]:
 
 
 def _ratio(difference: float, band: float) -> float:
+    if math.isnan(difference):
+        return -1.0  # neither loss is a number: nothing to compare
     return abs(difference) / band if band > 0 and math.isfinite(difference) else abs(difference)
 
 

@@ -18,6 +18,7 @@ from altgrad.diagnose.sites import reformatted, rerounded, specs_as
 from altgrad.formats import FloatFormat
 from altgrad.measures import fidelity, fidelity_sums
 from altgrad.nn import casts_off, unrecorded
+from altgrad.spec.ranking import badness
 
 
 @dataclass(frozen=True)
@@ -95,12 +96,12 @@ def _variant(name: str, taken: Taken, reference: Taken) -> Variant:
     for key, gradient in reference.gradients.items():
         sums = fidelity_sums(taken.gradients[key], gradient)
         pooled = {part: value + pooled[part] if pooled else value for part, value in sums.items()}
-        if gradient.ndim > 1:
+        # Of a gradient of zeros there is no direction to keep: its NaN is that of 0/0. Any other NaN is the worst.
+        if gradient.ndim > 1 and bool(gradient.any()):
             cosines[key] = float(fidelity(sums)["cosine"])
     whole = {key: float(value) for key, value in fidelity(pooled).items()}
-    known = {key: value for key, value in cosines.items() if value == value}
-    worst = min(known, key=lambda key: known[key], default="")
+    worst = max(cosines, key=lambda key: badness(cosines[key], "lower"), default="")
     return Variant(
         name, taken.loss, taken.loss - reference.loss, whole["cosine"], whole["sqnr_db"], whole["bias_coefficient"],
-        known.get(worst, float("nan")), worst,
+        cosines.get(worst, float("nan")), worst,
     )  # fmt: skip

@@ -4,6 +4,11 @@
     head: classification    AutoModelForSequenceClassification, with the head that its architecture has
     head: causal            AutoModelForCausalLM
 
+A causal model may have more rows than the tokenizer has ids, as most published ones do (padded to a multiple of 64 or
+128). The rows beyond are never looked up, and their logits are left out of what the module answers: a softmax over them
+would give probability to tokens that do not exist. That it is causal is asked of the model itself
+(`altgrad.models.causality`); BERT is not, whatever AutoModelForCausalLM makes of it.
+
 A folder has config.json and model.safetensors (or shards); pickles are refused, code in it is never run, and nothing is
 looked up on a network. The module below `model` is the library's own with the library's names, so a policy addresses it
 as any other: `*.attention.self.query`, `*encoder.layer.*`. What quantises it is the surgery of every other model.
@@ -18,7 +23,8 @@ beside it in classifier.safetensors; `hf` reads the two together.
 
 import json
 import shutil
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal
@@ -29,9 +35,12 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
+from altgrad.models.causality import LENGTH, sees_ahead
 from altgrad.models.encoder import pooled
+from altgrad.models.hf_folder import readable_weights, require_body, require_config
 from altgrad.models.model import Answers, ModelSpec
-from altgrad.spec.folder import named_folder
+from altgrad.models.vocabulary import check_rows, check_vocabulary
+from altgrad.spec.folder import named_folder, tokenizer_ids
 
 __all__ = ["HF", "HFModel"]
 
@@ -76,7 +85,8 @@ class HF(ModelSpec):
     def build(self, vocabulary: int, outputs: int) -> "HFModel":
         """The model with the folder's weights; what the folder lacks, a new head, is drawn from the global generator.
 
-        ValueError for a folder that cannot be read and for a tokenizer with more ids than the model has.
+        ValueError for a folder that cannot be read, for a tokenizer with more ids than the model has rows, and for
+        `head: causal` on a model that looks ahead.
         """
         return HFModel(self, vocabulary, outputs)
 
@@ -125,18 +135,42 @@ class HFModel(nn.Module):
             nn.init.zeros_(self.classifier.bias)
             if not on_meta and spec.weights == "pretrained":
                 self._take_head(named_folder(spec.folder) / HEAD)
+        elif spec.head == "causal":
+            check_rows(self.model, vocabulary, outputs)
+            if not on_meta:
+                self._prove_causal(spec)
         self._freeze(spec.frozen)
 
     def forward(self, inputs: Tensor) -> Tensor:
-        """Logits, `[batch, outputs]`, or `[batch, time, outputs]` for `head: causal`."""
+        """Logits, `[batch, outputs]`, or `[batch, time, outputs]` for `head: causal`, without those of padded rows."""
         mask = inputs >= 0
         ids = inputs.masked_fill(~mask, self.padding)
-        found = self.model(input_ids=ids, attention_mask=mask.to(torch.int64))
+        # On meta there is nothing to mask, and the library would look whether there is.
+        found = self.model(input_ids=ids, attention_mask=None if ids.is_meta else mask.to(torch.int64))
         if self.head != "pooled":
             logits: Tensor = found.logits
-            return logits
+            return logits if logits.shape[-1] == self.outputs else logits[..., : self.outputs]
         answer: Tensor = self.classifier(pooled(found.last_hidden_state, mask, self.pooling))
         return answer
+
+    def _prove_causal(self, spec: HF) -> None:
+        def answers(ids: Tensor) -> tuple[Tensor, ...]:
+            found = self.model(input_ids=ids, attention_mask=torch.ones_like(ids), output_hidden_states=True)
+            return (found.logits, *(found.hidden_states or ()))
+
+        length = min(LENGTH, max(2, spec.context))
+        try:
+            ahead = sees_ahead(self.model, answers, self.outputs, length)
+        # Whatever a library's forward raises, of many lines or none.
+        except Exception as error:
+            reason = " ".join(str(error).split())[:240]
+            raise ValueError(f"folder {spec.folder} cannot answer {length} tokens: {reason}") from None
+        if ahead:
+            raise ValueError(
+                f"folder {spec.folder} is {self.model.config.model_type}, which is not causal: its answers depend on "
+                "the tokens after them, and a loss would measure copying; take a causal model (GPT, Llama), set "
+                "is_decoder: true in its config.json, or use head: pooled with data labels."
+            )
 
     def _freeze(self, patterns: Sequence[str]) -> None:
         for pattern in patterns:
@@ -170,43 +204,46 @@ class HFModel(nn.Module):
 def _read(spec: HF, vocabulary: int | None, outputs: int, *, pretrained: bool, pooler: bool = False) -> Any:
     """The library's module; vocabulary None asks for no check. ValueError in one line, whatever the library raises."""
     folder = named_folder(spec.folder)
-    if not (folder / "config.json").is_file():
-        raise ValueError(f"folder {spec.folder} has no config.json; give the folder of a transformers model.")
+    require_config(spec.folder, folder)
     transformers = _silent_library()
     auto = {
         "pooled": transformers.AutoModel,
         "classification": transformers.AutoModelForSequenceClassification,
         "causal": transformers.AutoModelForCausalLM,
     }[spec.head]
-    try:
+    with _in_one_line(spec.folder):
         # Said outright: left open, the library asks whoever sits at the terminal whether to run the folder's code.
         config = transformers.AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
         _configure(config, spec, vocabulary, outputs)
         if pretrained:
             options = {"dtype": torch.float32, "local_files_only": True, "use_safetensors": True}
-            model = auto.from_pretrained(folder, config=config, trust_remote_code=False, **options)
+            options |= {"variant": readable_weights(folder).variant or None, "output_loading_info": True}
+            model, told = auto.from_pretrained(folder, config=config, trust_remote_code=False, **options)
+            require_body(model, told["missing_keys"])
         else:
             model = auto.from_config(config, dtype=torch.float32, trust_remote_code=False)
-    # The library raises what it likes: OSError, KeyError and ValueError of many lines among them.
-    except Exception as error:
-        reason = " ".join(str(error).split())[:240]
-        raise ValueError(f"folder {spec.folder}: {reason or type(error).__name__}") from None
     if spec.head == "pooled" and not pooler and isinstance(getattr(model, "pooler", None), nn.Module):
         model.pooler = None
     return model
+
+
+@contextmanager
+def _in_one_line(folder: str) -> Iterator[None]:
+    """The library raises what it likes: OSError, KeyError and ValueError of many lines among them."""
+    try:
+        yield
+    except Exception as error:
+        reason = " ".join(str(error).split())[:400]
+        raise ValueError(f"folder {folder}: {reason or type(error).__name__}") from None
 
 
 def _configure(config: Any, spec: HF, vocabulary: int | None, outputs: int) -> None:
     longest = getattr(config, "max_position_embeddings", None)
     if longest is not None and spec.context > longest:
         raise ValueError(f"context {spec.context} is longer than the model's {longest} positions; shorten it.")
-    if vocabulary is not None and vocabulary > config.vocab_size:
-        raise ValueError(
-            f"the data's tokenizer has {vocabulary} ids, the model {config.vocab_size}; set data.tokenizer to the "
-            "model's own folder."
-        )
-    if spec.head == "causal" and vocabulary is not None and outputs != config.vocab_size:
-        raise ValueError(f"the data wants {outputs} outputs, the model gives {config.vocab_size}; use its tokenizer.")
+    if vocabulary is not None:
+        own = tokenizer_ids(named_folder(spec.folder)) if spec.weights == "pretrained" else None
+        check_vocabulary(config, vocabulary, outputs if spec.head == "causal" else None, own)
     if spec.head == "classification":
         config.num_labels = outputs
         config.problem_type = "multi_label_classification"

@@ -35,6 +35,7 @@ from altgrad.formats import FloatFormat
 from altgrad.quantize.codes import from_codes, from_storage, storage_dtype
 from altgrad.quantize.quantizer import QuantizerSpec
 from altgrad.quantize.small_scale import SmallScale
+from altgrad.quantize.weight_folder import WeightFolder, held, weight_folder
 
 DTYPES: dict[str, torch.dtype] = {
     "F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16,
@@ -176,12 +177,13 @@ def load_quantized(path: str | Path) -> dict[str, Tensor]:
     were. Every byte is read once more for its checksum. ValueError, in one line, for a path without such files and for
     files that are damaged.
     """
-    folder = Path(path)
-    files = sorted(folder.glob("*.safetensors")) if folder.is_dir() else [folder]
-    if not files or not files[0].is_file():
-        what = "holds no .safetensors file" if folder.is_dir() else "is not there"
-        raise ValueError(f"{folder} {what}; give what `altgrad quantize-model --out` wrote.")
-    return {name: tensor for file in files for name, tensor in _load(file).items()}
+    source = Path(path)
+    if not source.is_dir() and not source.is_file():
+        raise ValueError(f"{source} is not there; give what `altgrad quantize-model --out` wrote.")
+    if source.is_dir() and not any(source.rglob("*.safetensors")):
+        raise ValueError(f"{source} holds no .safetensors file; give what `altgrad quantize-model --out` wrote.")
+    folder = weight_folder(source) if source.is_dir() else WeightFolder((source,))
+    return {name: tensor for file in folder.files for name, tensor in _load(folder, file).items()}
 
 
 def layouts(metadata: Mapping[str, str] | None) -> dict[str, dict[str, Any]] | None:
@@ -196,14 +198,15 @@ def layouts(metadata: Mapping[str, str] | None) -> dict[str, dict[str, Any]] | N
     return ours["tensors"]
 
 
-def _load(file: Path) -> dict[str, Tensor]:
+def _load(folder: WeightFolder, file: Path) -> dict[str, Tensor]:
     try:
         with safe_open(file, framework="pt") as opened:
             found = layouts(opened.metadata())
             if found is None:
                 raise ValueError("it was not written by `altgrad quantize-model`.")
             _verify(file, str(json.loads(opened.metadata()[METADATA])["sha256"]))
-            names = set(opened.keys())
+            names = set(held(folder, file, opened.keys()))
+            found = {name: layout for name, layout in found.items() if folder.index is None or name in names}
             scales = {name + SCALE for name in found} & names
             return {
                 name: _values(opened, name, found[name], scales) if name in found else opened.get_tensor(name)

@@ -11,6 +11,8 @@ from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from typing import Literal
 
+from altgrad.spec.ranking import badness
+
 Losses = Mapping[float, Mapping[int, float]]
 """Loss by learning rate and seed."""
 
@@ -37,7 +39,7 @@ def choose_rate(losses: Losses, tuning: Collection[int]) -> Choice | None:
         return None
     means = {rate: math.fsum(v.values()) / most for rate, v in seen.items() if len(v) == most}
     rates = tuple(means)
-    best = min(rates, key=lambda rate: (means[rate], rate))
+    best = min(rates, key=lambda rate: (badness(means[rate], "higher"), rate))
     edge: Literal["low", "high", "only", ""] = ""
     if len(rates) == 1:
         edge = "only"

@@ -8,9 +8,10 @@ found and not imported: nothing of it runs.
 """
 
 import importlib.util
+import json
 from pathlib import Path
 
-__all__ = ["named_folder"]
+__all__ = ["named_folder", "tokenizer_ids"]
 
 _PREFIX = "package:"
 
@@ -31,3 +32,14 @@ def named_folder(text: str) -> Path:
     if not chosen.resolve().is_relative_to(folder.resolve()):
         raise ValueError(f"{text} leads out of the package; name a folder inside it.")
     return chosen
+
+
+def tokenizer_ids(folder: Path) -> int | None:
+    """One more than the largest id in a folder's tokenizer.json; None where there is none that can be read."""
+    try:
+        found = json.loads((folder / "tokenizer.json").read_text(encoding="utf-8"))
+        vocabulary = found["model"]["vocab"]
+        ids = list(vocabulary.values()) if isinstance(vocabulary, dict) else list(range(len(vocabulary)))
+        return int(max([*ids, *(token["id"] for token in found.get("added_tokens") or ())])) + 1
+    except (OSError, ValueError, LookupError, TypeError, AttributeError, RecursionError):
+        return None

@@ -11,8 +11,13 @@ import torch
 from torch import Tensor, nn
 
 from altgrad.models.model import ModelSpec
+from altgrad.models.vocabulary import is_padding
+from altgrad.spec.folder import tokenizer_ids
 from altgrad.store import CheckpointError
 from altgrad.training.weights import find_weights
+
+ROWS_OF_IDS = {"embed.weight", "head.weight"}
+"""Parameters of our decoder that have a row for every id of the vocabulary."""
 
 
 def read_weights(source: str) -> dict[str, Tensor]:
@@ -30,13 +35,22 @@ def fitting_weights(model: nn.Module, spec: ModelSpec, source: str) -> dict[str,
     """A tensor for every parameter of the model, which may be on the meta device; ValueError if they do not fit.
 
     The state of a run's quantizers is left behind: the new run's scales begin anew. A learned table of positions longer
-    than the model's context is cut to it.
+    than the model's context is cut to it, and so are rows of a vocabulary that only pad it (GPT-2 is often kept with
+    50304 for its 50257 ids): nothing looks them up, and no loss counts their logits.
     """
-    tensors = {name: t for name, t in spec.adopt(read_weights(source)).items() if ".casts." not in name}
+    read = read_weights(source)
+    adopted = spec.adopt(read)
+    tensors = {name: t for name, t in adopted.items() if ".casts." not in name}
     parameters = dict(model.named_parameters())
     for name in parameters.keys() & tensors.keys():
         if name == "positions.weight" and len(tensors[name]) > spec.context:
             tensors[name] = tensors[name][: spec.context]
+    if spec.answers == "token" and adopted is not read:
+        own = tokenizer_ids(Path(source))
+        for name in ROWS_OF_IDS & parameters.keys() & tensors.keys():
+            rows, ids = len(tensors[name]), len(parameters[name])
+            if rows > ids and is_padding(rows, ids, own):
+                tensors[name] = tensors[name][:ids]
     _check(parameters, tensors, source)
     return tensors
 

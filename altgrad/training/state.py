@@ -161,7 +161,10 @@ def build_optimizer(spec: RunSpec, model: nn.Module) -> Optimizer:
 
 def build_model(spec: RunSpec, vocabulary: int, outputs: int) -> nn.Module:
     """The quantised model, under whatever default device is in force (also `meta`)."""
-    model = spec.model.build(vocabulary, outputs)
+    try:
+        model = spec.model.build(vocabulary, outputs)
+    except ValueError as error:
+        raise LocatedError(("model",), str(error)) from None
     try:
         return quantize_model(model, spec.precision, seed=spec.seed)
     except LocatedError as error:

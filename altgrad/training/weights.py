@@ -1,7 +1,8 @@
 """Where a model's weights lie, and one tensor of them at a time.
 
-MODEL is a Hugging Face folder (model.safetensors, or the shards that its index names), one .safetensors file, or a run
-(its newest checkpoint). Only safetensors are read; a pickle can run code, so it is refused by name, unopened.
+MODEL is a Hugging Face folder (model.safetensors, a variant, or the shards that its index names: which, says
+`altgrad.quantize.weight_folder`), one .safetensors file, or a run (its newest checkpoint). Only safetensors are read; a
+pickle can run code, so it is refused by name, unopened.
 
 Listing reads headers alone. A tensor's pages are mapped from its file and count as memory for as long as the file is
 open, whether or not the tensor still exists; so each tensor opens the file anew, and what is resident is one tensor.
@@ -15,10 +16,11 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from altgrad.quantize.packed import DTYPES, METADATA
+from altgrad.quantize.weight_folder import INDEX, MODEL, WeightFolder, held, unread, weight_folder
 from altgrad.store import Run
 
-MODEL, INDEX = "model.safetensors", "model.safetensors.index.json"
-PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
+__all__ = ["INDEX", "MODEL", "StoredTensor", "Weights", "find_weights"]
+
 _COMPANIONS = (".json", ".txt", ".model", ".jinja", ".md", ".yaml")
 
 
@@ -70,54 +72,29 @@ def find_weights(source: Path) -> Weights:
     run of which no checkpoint verifies.
     """
     try:
-        files, companions = _find(source)
-        found = {file: _describe(file, is_run=Run(source).exists) for file in files}
+        folder, companions = _find(source)
+        found = {file: _describe(folder, file, is_run=Run(source).exists) for file in folder.files}
     except (SafetensorError, json.JSONDecodeError, KeyError, AttributeError) as error:
         raise ValueError(f"{source} cannot be read: {_line(error)}.") from None
     weights = Weights(found, companions)
-    names = [tensor.name for tensor in weights.tensors]
-    if not names:
+    if not weights.tensors:
         raise ValueError(f"{source} holds no tensors.")
-    if len(set(names)) < len(names):
-        twice = next(name for name in names if names.count(name) > 1)
-        raise ValueError(f"{source} holds {twice} in more than one file; keep one of them.")
     return weights
 
 
-def _find(source: Path) -> tuple[list[Path], dict[str, Path]]:
-    if source.suffix in PICKLES:
-        raise ValueError(f"{source} is a pickle, which can run code; convert it to safetensors first.")
+def _find(source: Path) -> tuple[WeightFolder, dict[str, Path]]:
+    if not source.is_dir() and (why := unread(source)) is not None:
+        raise ValueError(why)
     if source.is_file():
-        return [source], {}
+        return WeightFolder((source,)), {}
     if not source.is_dir():
         raise ValueError(f"{source} is not there; give a run, a Hugging Face folder or a .safetensors file.")
     if Run(source).exists:
         newest = Run(source).checkpoints.newest()
         if newest is None:
             raise ValueError(f"{source} is a run without a checkpoint; let it reach one first.")
-        return [newest.file(MODEL)], {"spec.yaml": source / "spec.yaml"}
-    if (source / INDEX).is_file():
-        return _shards(source), _companions(source)
-    if (source / MODEL).is_file():
-        return [source / MODEL], _companions(source)
-    pickles = sorted(path.name for path in source.iterdir() if path.suffix in PICKLES)
-    if pickles:
-        raise ValueError(f"{source} holds only pickles ({pickles[0]}), which can run code; convert it to safetensors.")
-    raise ValueError(f"{source} holds no {MODEL}; give a run, a Hugging Face folder or a .safetensors file.")
-
-
-def _shards(folder: Path) -> list[Path]:
-    try:
-        places = json.loads((folder / INDEX).read_text(encoding="utf-8"))["weight_map"]
-        names = sorted({Path(name).as_posix() for name in places.values()})
-    except (ValueError, LookupError, TypeError, AttributeError, RecursionError):
-        raise ValueError(f"{folder / INDEX} maps no weights to files; fetch it again.") from None
-    for name in names:
-        if Path(name).name != name:
-            raise ValueError(f"{folder / INDEX} names {name}, which is not in its folder.")
-        if not (folder / name).is_file():
-            raise ValueError(f"{folder / INDEX} names {name}, which is not there; fetch the missing shard.")
-    return [folder / name for name in names]
+        return WeightFolder((newest.file(MODEL),)), {"spec.yaml": source / "spec.yaml"}
+    return weight_folder(source), _companions(source)
 
 
 def _companions(folder: Path) -> dict[str, Path]:
@@ -127,16 +104,16 @@ def _companions(folder: Path) -> dict[str, Path]:
     return {
         name: path
         for name, path in named.items()
-        if path.suffix in _COMPANIONS and not name.startswith(".") and not name.endswith(".index.json")
+        if path.suffix in _COMPANIONS and not name.startswith(".") and ".safetensors.index." not in name
     }
 
 
-def _describe(file: Path, *, is_run: bool) -> tuple[StoredTensor, ...]:
+def _describe(folder: WeightFolder, file: Path, *, is_run: bool) -> tuple[StoredTensor, ...]:
     with safe_open(file, framework="pt") as opened:
         if METADATA in (opened.metadata() or {}):
             raise ValueError(f"{file} is quantised already; quantise the model it was made from.")
         found = []
-        for name in sorted(opened.keys()):
+        for name in held(folder, file, opened.keys()):
             if is_run and ".casts." in name:
                 continue  # amax histories and counters: the state of a training, not of a model
             entry = opened.get_slice(name)

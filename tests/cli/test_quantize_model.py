@@ -268,7 +268,7 @@ def bad_model(path: Path, what: str) -> None:
         ("float64", "a.weight is F64; casts take F32, BF16, F16: convert it"),
         ("float8", "a.weight is F8_E5M2; casts take F32, BF16, F16: start from"),
         ("nothing", "no 2-D weight"),
-        ("nan", "a.weight has inf or NaN, and e2m1 has no NaN"),
+        ("nan", "a.weight has inf or NaN, and a quantised model is written of finite weights only: 16 of 16 entries"),
         ("clash", "a.weight.scale is a tensor of the model"),
         ("truncated", "cannot be read"),
         ("empty", "cannot be read"),
@@ -287,6 +287,37 @@ def test_a_cast_that_cannot_keep_nan_can_still_be_measured(invoke: Invoke, tmp_p
     bad_model(tmp_path / "w.safetensors", "nan")
     row = result(invoke("w.safetensors", "--format", "e2m1", "--json"))["results"][0]["tensors"][0]
     assert row["nonfinite"] == 16 and row["sqnr_db"] == "nan" and row["unused_share"] == 1
+
+
+@pytest.mark.parametrize("fmt", ["e4m3fn", "e5m2", "e2m1", "{format: e4m3fn, scaling: mx}"])
+def test_tensors_that_are_not_finite_are_named_counted_and_the_worst(invoke: Invoke, tmp_path: Path, fmt: str) -> None:
+    torch.manual_seed(0)
+    broken, bias = torch.randn(64, 64), torch.zeros(64)
+    broken[3, 3], broken[4, 4], broken[4, 5], bias[0] = torch.nan, torch.inf, -torch.inf, torch.nan
+    tensors = {"b.weight": broken, "c.bias": bias, "c.weight": torch.randn(64, 64), "zero.weight": torch.zeros(64, 64)}
+    save_file(tensors, tmp_path / "w.safetensors")
+    (tmp_path / "p.yaml").write_text(f"rules: [{{match: '*', weight: {fmt}}}]")
+    asked = ("w.safetensors", "--policy", "p.yaml")
+    summary = result(invoke(*asked, "--json"))["results"][0]
+    assert (summary["worst"], summary["worst_sqnr_db"]) == ("b.weight", "nan")
+    rows = {row["tensor"]: row for row in summary["tensors"]}
+    assert (rows["b.weight"]["nan_count"], rows["b.weight"]["inf_count"]) == (1, 2)
+    assert (rows["c.weight"]["nan_count"], rows["zero.weight"]["inf_count"]) == (0, 0)
+    assert summary["nonfinite_tensors"] == [
+        {"tensor": "b.weight", "elements": 4096, "cast": True, "nan_count": 1, "inf_count": 2},
+        {"tensor": "c.bias", "elements": 64, "cast": False, "nan_count": 1, "inf_count": 0},
+    ]
+    shown = invoke(*asked).stdout
+    assert "nan (3 not finite)" in shown and "nan in b.weight" in shown
+    assert "not finite: b.weight, 3 of 4,096 entries are not finite (1 NaN, 2 Inf)" in shown
+    assert "not finite: c.bias, 1 of 64 entries are not finite (1 NaN, 0 Inf); not cast" in shown
+    refused = invoke(*asked, "--out", "out")
+    assert refused.exit_code == 2 and "b.weight has inf or NaN" in refused.stderr and not (tmp_path / "out").exists()
+    tensors["b.weight"] = torch.randn(64, 64)
+    save_file(tensors, tmp_path / "w.safetensors")
+    assert invoke(*asked, "--out", "out").exit_code == 0  # a bias is copied as it was
+    whole = result(invoke(*asked, "--json"))["results"][0]
+    assert whole["worst"] in ("b.weight", "c.weight")  # a tensor of zeros loses nothing
 
 
 @pytest.mark.parametrize(

@@ -278,3 +278,12 @@ def test_a_hub_that_refuses_is_there(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_an_id_that_is_also_a_path_here_is_not_guessed_at(lex: Path) -> None:
     with pytest.raises(ValueError, match=r"lex_glue is a path here as well as an id; write \./lex_glue"):
         read_hub(Hub(hub="lex_glue", config="eurlex"), "text")
+
+
+def test_rows_without_text_are_refused_or_left_out_and_counted(place: Path) -> None:
+    write(place / "d", "train", [*texts("train"), None])
+    write(place / "d", "validation", texts("validation"))
+    with pytest.raises(ValueError, match=r"\./d, train: row 21: column 'text' holds nothing; .* set bad_rows: skip"):
+        Text(source=Hub(hub="./d")).build(0, 8)
+    told = Text(source=Hub(hub="./d"), bad_rows="skip").build(0, 8).describe()
+    assert told["skipped_no_text"] == 1 and told["train_documents"] == ROWS["train"]

@@ -181,7 +181,7 @@ def test_what_does_not_fit_is_one_line(bert: Path, gpt2: Path, tmp_path: Path) -
         (tmp_path, {}, "has no config.json; give the folder of a transformers model"),
         (bert, {"context": 25}, "context 25 is longer than the model's 24 positions"),
         (bert, {"vocabulary": 41}, "the data's tokenizer has 41 ids, the model 40; set data.tokenizer"),
-        (gpt2, {"head": "causal", "outputs": 30}, "the data wants 30 outputs, the model gives 40"),
+        (gpt2, {"head": "causal", "outputs": 41}, "the data wants 41 outputs, the model gives 40"),
         (tmp_path / "pickle", {}, "pickle: "), (tmp_path / "torn", {}, "torn: "),
     ]  # fmt: skip
     for folder, fields, message in cases:

@@ -127,3 +127,17 @@ def test_what_is_no_weights_is_refused_in_one_line(
     with pytest.raises(ValueError, match=message) as error:
         initialise(model, spec, str(tmp_path / name))
     assert "\n" not in str(error.value)
+
+
+def test_rows_that_only_pad_the_vocabulary_are_cut(tmp_path: Path) -> None:
+    weights = gpt2(conv1d=True)
+    table = torch.cat([weights["transformer.wte.weight"], torch.zeros(53, 8)])
+    (tmp_path / "m").mkdir()
+    save_file(weights | {"transformer.wte.weight": table}, tmp_path / "m" / "model.safetensors")
+    spec, model = fresh()
+    initialise(model, spec, str(tmp_path / "m"))
+    for name in ("embed.weight", "head.weight"):
+        assert torch.equal(model.get_parameter(name), weights["transformer.wte.weight"])
+    (tmp_path / "m" / "tokenizer.json").write_text(json.dumps({"model": {"vocab": {"a": 40}}}))
+    with pytest.raises(ValueError, match=r"embed.weight is \[64, 8\], the model's is \[11, 8\]"):
+        initialise(model, spec, str(tmp_path / "m"))

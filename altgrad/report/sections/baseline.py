@@ -12,6 +12,7 @@ from altgrad.report.intervals import simultaneous
 from altgrad.report.project import Project
 from altgrad.report.reading import LOSS, TRAIN_LOSS, Record
 from altgrad.report.section import Section, bounds, plain, signed
+from altgrad.spec.ranking import badness
 
 LINES = 14
 BASE: dict[str, tuple[Tone, Dash]] = {"FP32": ("text", "solid"), "BF16": ("text", "dash")}
@@ -89,7 +90,7 @@ def _gaps(arms: dict[Arm, list[Record]], name: str, twins: list[Record]) -> list
     low = {label: i for label, i in intervals.items() if not told[label].frozen and not told[label].is_baseline}
     blocks: list[Block] = []
     if low:
-        label, i = min(low.items(), key=lambda item: item[1].mean)
+        label, i = min(low.items(), key=lambda item: badness(item[1].mean, "higher"))
         blocks.append(Headline(f"Closest to {name}: {label}, at {signed(i.mean)} nats from it, {bounds(i)}, n {i.n}."))
     note = (
         f"Arms at their lr*, paired by seed with the {name} run; intervals are simultaneous over the rows. "

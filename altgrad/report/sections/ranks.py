@@ -17,6 +17,7 @@ from altgrad.report.project import Project
 from altgrad.report.reading import Record, Series
 from altgrad.report.section import Section, bounds, plain
 from altgrad.report.sections.baseline import twin_of
+from altgrad.spec.ranking import badness
 
 DROP = 0.8
 
@@ -45,7 +46,7 @@ class Ranks(Section):
                 if twin is not None and (found := ratios(record, twin)):
                     series.append(mean_ratio(list(found.values())))
                     at_end.setdefault(arm.label, {})[record.seed] = math.log(series[-1][1][-1])
-                    site = min(found, key=lambda s: found[s][1][-1])
+                    site = max(found, key=lambda s: badness(float(found[s][1][-1]), "lower"))
                     worst[arm.label] = f"{site} ({plain(float(found[site][1][-1]))})"
             steps, mean, bottom, top = mean_over_runs(series)
             if len(steps) > 1:
