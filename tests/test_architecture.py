@@ -43,7 +43,7 @@ TORCH_LOADERS = {"torch", "torchvision", "torchmetrics", "transformers", "accele
 LAZY = {"wandb", "datasets", "pandas", "pyarrow", "rich", "matplotlib", "plotly", "scipy", "sklearn", "transformers"}
 LAZY |= {"ray", "submitit", "jinja2", "huggingface_hub", "torchmetrics", "statsmodels", "tensorboard"}
 BANNED_NAMES = {"util", "utils", "helper", "helpers", "common", "misc"}
-FILE_LINES, FUNCTION_LINES = 300, 60
+FILE_LINES, FUNCTION_LINES = 400, 60
 
 
 def rooms_below(room: str) -> set[str]:
@@ -317,7 +317,7 @@ PLANTED = {
     ),
     "checker only": (type_checking, {"nn/a.py": "import typing\nif typing.TYPE_CHECKING:\n pass"}, "nn/a.py:2: "),
     "name": (names, {"nn/helpers/a.py": ""}, "'helpers' names no content"),
-    "long file": (lengths, {"nn/a.py": "x = 1\n" * 301}, "nn/a.py:301: 301 lines"),
+    "long file": (lengths, {"nn/a.py": "x = 1\n" * 401}, "nn/a.py:301: 301 lines"),
     "long function": (lengths, {"nn/a.py": "def f():\n" + " x = 1\n" * 60}, r"nn/a.py:1: f\(\) has 61 lines"),
 }
 SOUND = {

@@ -30,6 +30,7 @@ from pydantic import Field, model_validator
 from torch import Tensor
 
 from altgrad.formats import FloatFormat, Rounding
+from altgrad.quantize.cast_state import CastState
 from altgrad.quantize.engine import Engine, cast_values, serves
 from altgrad.quantize.grid import (
     Grid,
@@ -44,7 +45,7 @@ from altgrad.quantize.grid import (
 )
 from altgrad.quantize.noise import counted_bits, fold, site_key
 from altgrad.quantize.passes import counts, inside_backward, keep_key, process_key, refuse_transforms, repeated_key
-from altgrad.quantize.scaling import CastState, Current, ScalingSpec
+from altgrad.quantize.scaling import Current, ScalingSpec
 from altgrad.quantize.small_scale import SmallScale
 from altgrad.spec import Format, RoundingMode, Since, Spec
 
@@ -301,7 +302,7 @@ class Quantizer(CastState):
         return made.values(dtype), made.exact.abs() <= float(self.spec.format.max)
 
     def reset_parameters(self) -> None:
-        """Begin anew: no amax was seen and no random bits were used."""
+        """Start over: no amax was seen and no random bits were used."""
         self.scaling.reset_parameters()
         if self.spec.rounding is Rounding.stochastic:
             self.counter.zero_()

@@ -16,24 +16,22 @@ A scaling finds the scale of a whole tensor from slabs of its rows, one of which
 needs little memory beside it, and there is one definition for both.
 """
 
-import logging
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping, Sequence
-from typing import Annotated, Any, ClassVar, Literal, Self, cast
+from collections.abc import Callable, Sequence
+from typing import Annotated, ClassVar, Literal, Self, cast
 
 import torch
 from pydantic import Field
-from torch import Tensor, nn
+from torch import Tensor
 
 from altgrad.formats import FloatFormat
+from altgrad.quantize.cast_state import CastState
 from altgrad.quantize.small_scale import SmallScale
 from altgrad.spec import Kind
 
 MIN_SCALE, MAX_SCALE = 2.0**-126, 2.0**127
 Granularity = Literal["tensor", "channel"]
-LOGGER = logging.getLogger("altgrad")
-_said: Any = None
 
 
 def finite_magnitude(x: Tensor) -> Tensor:
@@ -102,41 +100,6 @@ def _scale_exponent(amax: Tensor, fmt: FloatFormat, margin: int) -> Tensor:
 def _quotient(amax: Tensor, fmt: FloatFormat, margin: int) -> Tensor:
     # A tensor divides it, since by a number CUDA multiplies with the rounded reciprocal.
     return amax / torch.full_like(amax, float(fmt.max)) * 2.0**margin
-
-
-class CastState(nn.Module):
-    """A module of casts, whose own state lives as that of torch's modules does.
-
-    `reset_parameters` begins it anew, and so do memory that `to_empty` allots for a model made on meta, and a state
-    dict that has none of it (weights trained without casts), which is then said once for each load.
-    """
-
-    def reset_parameters(self) -> None:
-        """Begin anew, without history."""
-        return
-
-    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
-        unmade = [name for name, buffer in self._buffers.items() if buffer is not None and buffer.is_meta]
-        super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
-        if any(not cast(Tensor, self._buffers[name]).is_meta for name in unmade):
-            self.reset_parameters()
-        return self
-
-    def _load_from_state_dict(self, state_dict: Mapping[str, Any], prefix: str, *rest: Any) -> None:
-        own = [f"{prefix}{name}" for name in self._buffers]
-        if not own or any(name in state_dict for name in own):
-            super()._load_from_state_dict(state_dict, prefix, *rest)
-            return
-        self.reset_parameters()
-        _say_once(rest[2])
-
-
-def _say_once(load: Any) -> None:
-    """Log, once for a load, that casts begin anew. load: what is one object during a load and not another's."""
-    global _said
-    if load is not _said:
-        _said = load
-        LOGGER.warning("The loaded state lacks that of the model's casts; their scales and random bits start over.")
 
 
 class Scaling(CastState, ABC):
