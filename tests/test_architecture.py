@@ -317,7 +317,7 @@ PLANTED = {
     ),
     "checker only": (type_checking, {"nn/a.py": "import typing\nif typing.TYPE_CHECKING:\n pass"}, "nn/a.py:2: "),
     "name": (names, {"nn/helpers/a.py": ""}, "'helpers' names no content"),
-    "long file": (lengths, {"nn/a.py": "x = 1\n" * 401}, "nn/a.py:301: 301 lines"),
+    "long file": (lengths, {"nn/a.py": "x = 1\n" * 401}, "nn/a.py:401: 401 lines"),
     "long function": (lengths, {"nn/a.py": "def f():\n" + " x = 1\n" * 60}, r"nn/a.py:1: f\(\) has 61 lines"),
 }
 SOUND = {
