@@ -11,9 +11,10 @@ A new entry may be set right behind the last of a list. A path that means nothin
 for validation to complain about with all it knows; only one that leads through a plain value is an error here.
 """
 
+from collections.abc import Iterable
 from typing import Any
 
-from altgrad.document import Document, Key, Location, SpecError
+from altgrad.document import ASSIGNED, Document, Key, Location, SpecError
 from altgrad.spec.credentials import REMEDY, asks_for_secret, looks_secret, refuse_credentials
 from altgrad.spec.shape import Shape, alternatives, below, expand, plain
 from altgrad.spec.words import dotted, show
@@ -36,12 +37,24 @@ def assign(document: Document, cls: type[Shape], assignment: str) -> None:
         value = Document.parse(text, "").data
     except SpecError as error:
         raise SpecError(f"--set {path}", error.message) from None
-    put(document, cls, parts, value, f"--set {assignment}")
+    put(document, cls, parts, value, f"{ASSIGNED}{assignment}")
+
+
+def assign_all(document: Document, cls: type[Shape], assignments: Iterable[str]) -> None:
+    """Apply them in order. Raises SpecError, with all those that mean nothing."""
+    wrong: list[SpecError] = []
+    for assignment in assignments:
+        try:
+            assign(document, cls, assignment)
+        except SpecError as error:
+            wrong.append(error)
+    if wrong:
+        raise SpecError.of(wrong)
 
 
 def put(document: Document, cls: type[Shape], parts: list[str], value: Any, origin: str) -> None:
     """Set the value at a path, whatever its source; `origin` (cut to 80 characters) is its place in error messages."""
-    origin = origin if len(origin) <= LONGEST_ORIGIN else origin[: LONGEST_ORIGIN - 3] + "..."
+    origin = shortened(origin)
     if document.data is None:
         document.data = {}
     node: Any = document.data
@@ -65,6 +78,11 @@ def put(document: Document, cls: type[Shape], parts: list[str], value: Any, orig
             del places[known]
         places[location] = origin
     refuse_credentials(document, location)
+
+
+def shortened(origin: str) -> str:
+    """The place of an assignment in messages, as one that is not too long."""
+    return origin if len(origin) <= LONGEST_ORIGIN else origin[: LONGEST_ORIGIN - 3] + "..."
 
 
 def _entry(node: Any, part: str, location: Location, origin: str) -> Key:
@@ -100,5 +118,6 @@ def _default(annotation: Any, node: Any, key: Key) -> Any:
     for option in alternatives(annotation) if annotation is not None else ():
         member = option.shape and option.shape.member(node)
         if member and (info := member.model_fields.get(str(key))) and not info.is_required():
-            return plain(info.get_default(call_default_factory=True)) or {}
+            default = plain(info.get_default(call_default_factory=True))
+            return {} if default is None else default
     return {}
