@@ -98,7 +98,8 @@ def fail(message: str | ValueError, code: int = 1) -> NoReturn:
     """
     if first_rank() or code != 2:  # of a mistake in the spec every rank would say the same
         for line in getattr(message, "lines", [str(message)]):  # a SpecError's; by name, since it loads YAML
-            say(" ".join(line.split()), sys.stderr)
+            shown = " ".join(line.split())
+            say("".join(c if c.isprintable() else ascii(c)[1:-1] for c in shown), sys.stderr)
     raise SystemExit(code) from None
 
 

@@ -48,6 +48,8 @@ def train(
     ] = None,
 ) -> None:
     """Train the run a spec describes; repeat the command to continue it."""
+    if heartbeat is not None and not heartbeat.name:
+        console.fail(f"--heartbeat is {str(heartbeat)!r}, which is no file; name one that may be written.", 2)
     with beating(heartbeat):
         _check_and_train(spec, sets, resume, dry_run, device, runs, as_json, exact)
 
