@@ -22,11 +22,14 @@ from altgrad.diagnose.weights import WeightPicture, stored_pictures, trained_pic
 from altgrad.formats import FloatFormat
 from altgrad.nn import PrecisionPolicy
 from altgrad.nn.layout import is_layer
+from altgrad.nn.policy import matches
 from altgrad.store import Run, RunStore
 from altgrad.training import RunSpec
 from altgrad.training.weights import find_weights
 
 Json = dict[str, Any]
+POOLERS = "*pooler.dense"
+"""What a run of kind hf leaves out of a model: advice on it would be a rule that decides nothing there."""
 
 
 @dataclass(frozen=True)
@@ -133,10 +136,15 @@ def _run(restored: Restored, formats: Sequence[FloatFormat], data: bool) -> Json
 def _model(path: Path, formats: Sequence[FloatFormat]) -> Json:
     weights = find_weights(path)
     job = jobs_by_format(weights, formats[:1], [])[0]
-    layers = [(job.choices[t.name].module, t) for t in weights.tensors if t.name in job.choices]
+    layers = [
+        (job.choices[t.name].module, t)
+        for t in weights.tensors
+        if t.name in job.choices and not matches(POOLERS, [job.choices[t.name].module])
+    ]
     advice = advise(stored_samples(layers), formats)
     # Rules by name alone must not reach what was left alone: embeddings, heads.
-    others = [t.name.removesuffix(".weight") for t in weights.tensors if t.name not in job.choices]
+    known = {t.name for _, t in layers}
+    others = [t.name.removesuffix(".weight") for t in weights.tensors if t.name not in known]
     precision = rules(advice, [name for name in others if name not in dict(layers)])
     text = policy_yaml(precision)
     return {

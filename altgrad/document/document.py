@@ -114,6 +114,14 @@ class Document:
             raise SpecError(place, f"not valid YAML: {error.problem or error.context}.") from None
         return document
 
+    def part(self, key: str) -> "Document":
+        """What lies under a key, with the places it has here."""
+        values, keys = (
+            {location[1:]: place for location, place in places.items() if location[:1] == (key,)}
+            for places in (self.values, self.keys)
+        )
+        return Document(self.data[key], self.name, values, keys)
+
     def error(self, location: Location, message: str) -> SpecError:
         """What is wrong at a location, with its place; for what shows when the spec has been read."""
         return SpecError(self.where(location, message=message), message)

@@ -6,12 +6,14 @@ read*, so a path may lead through what is written short or not written at all:
     monitors: [range]        --set monitors.0.every=5        monitors: [{kind: range, every: 5}]
     weight: e4m3fn           --set weight.rounding=...       weight: {format: e4m3fn, rounding: ...}
     (no schedule)            --set schedule.warmup=10        schedule: {kind: cosine, warmup: 10, ...its defaults}
+    (what a file says)       --set precision=@policy.yaml    the file, or what it has under `precision`
 
 A new entry may be set right behind the last of a list. A path that means nothing is set all the same where it can be,
 for validation to complain about with all it knows; only one that leads through a plain value is an error here.
 """
 
 from collections.abc import Iterable
+from pathlib import Path
 from typing import Any
 
 from altgrad.document import ASSIGNED, Document, Key, Location, SpecError
@@ -34,10 +36,16 @@ def assign(document: Document, cls: type[Shape], assignment: str) -> None:
             f"--set {assignment[:LONGEST_ORIGIN]}", "write --set path=value, as in --set optimizer.lr=1e-3."
         )
     try:
-        value = Document.parse(text, "").data
+        value = _of_file(text[1:], parts[-1]) if text.startswith("@") else Document.parse(text, "").data
     except SpecError as error:
-        raise SpecError(f"--set {path}", error.message) from None
+        raise SpecError(f"--set {path}" if not error.where else f"--set {path}={text}", error.message) from None
     put(document, cls, parts, value, f"{ASSIGNED}{assignment}")
+
+
+def _of_file(name: str, key: str) -> Any:
+    """What a YAML or JSON file holds: under the key, where it has that, as what writes a part names it, too."""
+    data = Document.load(Path(name)).data
+    return data[key] if isinstance(data, dict) and key in data else data
 
 
 def assign_all(document: Document, cls: type[Shape], assignments: Iterable[str]) -> None:
