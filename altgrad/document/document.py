@@ -116,10 +116,8 @@ class Document:
 
     def part(self, key: str) -> "Document":
         """What lies under a key, with the places it has here."""
-        values, keys = (
-            {location[1:]: place for location, place in places.items() if location[:1] == (key,)}
-            for places in (self.values, self.keys)
-        )
+        values = {location[1:]: place for location, place in self.values.items() if location[:1] == (key,)}
+        keys = {location[1:]: place for location, place in self.keys.items() if location[:1] == (key,)}
         return Document(self.data[key], self.name, values, keys)
 
     def error(self, location: Location, message: str) -> SpecError:

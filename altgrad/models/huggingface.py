@@ -131,7 +131,9 @@ class HFModel(nn.Module):
         """Logits, `[batch, outputs]`, or `[batch, time, outputs]` for `head: causal`."""
         mask = inputs >= 0
         ids = inputs.masked_fill(~mask, self.padding)
-        found = self.model(input_ids=ids, attention_mask=mask.to(torch.int64))
+        # Where there are only shapes nothing is padding, and the library would look at values of the mask.
+        padding = None if inputs.is_meta else mask.to(torch.int64)
+        found = self.model(input_ids=ids, attention_mask=padding)
         if self.head != "pooled":
             logits: Tensor = found.logits
             return logits

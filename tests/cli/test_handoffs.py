@@ -1,4 +1,4 @@
-"""Claims about hand-offs: the policy that `diagnose` writes is taken by `quantize-model` and `train`, for every model."""
+"""Claims about hand-offs: what `diagnose` writes `quantize-model` and `train` take, for every model."""
 
 import json
 from pathlib import Path
