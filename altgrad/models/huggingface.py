@@ -131,8 +131,9 @@ class HFModel(nn.Module):
         """Logits, `[batch, outputs]`, or `[batch, time, outputs]` for `head: causal`."""
         mask = inputs >= 0
         ids = inputs.masked_fill(~mask, self.padding)
-        # Where there are only shapes nothing is padding, and the library would look at values of the mask.
-        padding = None if inputs.is_meta else mask.to(torch.int64)
+        padding = mask.to(torch.int64)
+        if inputs.is_meta:  # only shapes: the library looks at values of a mask unless it has all four axes
+            padding = mask.new_ones((len(mask), 1, mask.shape[1], mask.shape[1]))
         found = self.model(input_ids=ids, attention_mask=padding)
         if self.head != "pooled":
             logits: Tensor = found.logits
