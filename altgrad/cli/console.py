@@ -89,14 +89,17 @@ def say(line: str, stream: TextIO | None = None) -> bool:
     return True
 
 
-def fail(message: str, code: int = 1) -> NoReturn:
-    """Say on stderr, in one line, what is wrong, and leave with `code`; raises SystemExit.
+def fail(message: str | ValueError, code: int = 1) -> NoReturn:
+    """Say on stderr what is wrong, in one line (of a spec with several mistakes in one each), and leave with `code`;
+    raises SystemExit.
 
     Codes: 1 failed, 2 spec or usage, 3 environment, 4 diverged, 5 checkpoint unusable, 75 stopped by SIGTERM, 130
     Ctrl-C.
     """
     if first_rank() or code != 2:  # of a mistake in the spec every rank would say the same
-        say(" ".join(message.split()), sys.stderr)
+        for line in getattr(message, "lines", [str(message)]):  # a SpecError's; by name, since it loads YAML
+            shown = " ".join(line.split())
+            say("".join(c if c.isprintable() else ascii(c)[1:-1] for c in shown), sys.stderr)
     raise SystemExit(code) from None
 
 
@@ -113,7 +116,7 @@ def one_line_errors() -> Iterator[None]:
     except (DamagedError, CheckpointError) as error:
         fail(str(error), 5)
     except ValueError as error:
-        fail(str(error), 2)
+        fail(error, 2)
     except LockedError as error:
         fail(str(error), 3)
     except OSError as error:

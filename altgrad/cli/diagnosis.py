@@ -5,6 +5,7 @@ are described in docs/DIAGNOSE.md.
 """
 
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -14,19 +15,27 @@ import torch
 from altgrad.cli.diagnosis_oracle import FEW, foretold, is_spec
 from altgrad.cli.diagnosis_replay import against, replayed
 from altgrad.cli.quantization import jobs_by_format
+from altgrad.data.dataset import Dataset
 from altgrad.diagnose.advice import CANDIDATES, Advice, advise, policy_yaml, rules
 from altgrad.diagnose.ailments import ailments
 from altgrad.diagnose.restored import Restored, located, restore
 from altgrad.diagnose.samples import linear_layers, stored_samples, trained_samples
 from altgrad.diagnose.weights import WeightPicture, stored_pictures, trained_pictures
 from altgrad.formats import FloatFormat
-from altgrad.nn import PrecisionPolicy
+from altgrad.interventions import InterventionSpec
+from altgrad.nn import ALONE, PrecisionPolicy
 from altgrad.nn.layout import is_layer
+from altgrad.nn.policy import matches
+from altgrad.spec import LocatedError
 from altgrad.store import Run, RunStore
+from altgrad.symptoms import fitting_remedies
 from altgrad.training import RunSpec
+from altgrad.training.readiness import fit
 from altgrad.training.weights import find_weights
 
 Json = dict[str, Any]
+POOLERS = "*pooler.dense"
+"""What a run of kind hf leaves out of a model: advice on it would be a rule that decides nothing there."""
 
 
 @dataclass(frozen=True)
@@ -113,16 +122,19 @@ def find_run(target: str, runs: Path) -> tuple[Run, int | None] | None:
 def _run(restored: Restored, formats: Sequence[FloatFormat], data: bool) -> Json:
     run, model = restored.run, restored.model
     sick = ailments(run)
-    advice = advise(trained_samples(restored, data=data), formats)
+    stored = {name.removesuffix(".weight") for name, _, _ in restored.state.optimizer.grids()}
+    advice = advise(trained_samples(restored, data=data), formats, stored)
     others = [name for name, m in model.named_modules() if is_layer(m) and name not in linear_layers(model)]
     precision = rules(advice, others)
     policy = PrecisionPolicy.made_from({"rules": tuple(precision)})
     name = f"{restored.spec.name[:50]}-advised"
     spec = restored.spec.model_copy(update={"precision": policy, "name": name})
+    spec = spec.model_copy(update={"interventions": _possible(spec, restored.dataset)})
+    remedies = fitting_remedies(sick.found, restored.spec.tree())
     return {
         "name": f"{run.project}/{run.id}", "kind": "run", "path": str(run.path), "step": restored.step,
         "status": sick.status, "reason": sick.reason, "logged_steps": sick.steps, "monitors": sick.monitors,
-        "symptoms": [_finding(each) for each in sick.found],
+        "symptoms": [_finding(*each) for each in zip(sick.found, remedies, strict=True)],
         "alarms": [{key: event.get(key) for key in ("step", "monitor", "message")} for event in sick.alarms],
         "weights": _pictures(trained_pictures(restored, formats[0])),
         "data": data, "advice": [_advice(each) for each in advice],
@@ -133,10 +145,15 @@ def _run(restored: Restored, formats: Sequence[FloatFormat], data: bool) -> Json
 def _model(path: Path, formats: Sequence[FloatFormat]) -> Json:
     weights = find_weights(path)
     job = jobs_by_format(weights, formats[:1], [])[0]
-    layers = [(job.choices[t.name].module, t) for t in weights.tensors if t.name in job.choices]
+    layers = [
+        (job.choices[t.name].module, t)
+        for t in weights.tensors
+        if t.name in job.choices and not matches(POOLERS, [job.choices[t.name].module])
+    ]
     advice = advise(stored_samples(layers), formats)
     # Rules by name alone must not reach what was left alone: embeddings, heads.
-    others = [t.name.removesuffix(".weight") for t in weights.tensors if t.name not in job.choices]
+    known = {t.name for _, t in layers}
+    others = [t.name.removesuffix(".weight") for t in weights.tensors if t.name not in known]
     precision = rules(advice, [name for name in others if name not in dict(layers)])
     text = policy_yaml(precision)
     return {
@@ -146,13 +163,23 @@ def _model(path: Path, formats: Sequence[FloatFormat]) -> Json:
     }  # fmt: skip
 
 
-def _finding(finding: Any) -> Json:
+def _possible(spec: RunSpec, dataset: Dataset) -> tuple[InterventionSpec, ...]:
+    """The interventions that could do something under the spec's casts: without data no gradient has one."""
+    kept = []
+    for each in spec.interventions:
+        with suppress(LocatedError):
+            fit(spec.model_copy(update={"interventions": (each,), "monitors": ()}), dataset, ALONE)
+            kept.append(each)
+    return tuple(kept)
+
+
+def _finding(finding: Any, remedy: str) -> Json:
     symptom = finding.symptom
     return {
         "name": symptom.name, "title": symptom.title, "where": symptom.where, "place": finding.place,
         "first": finding.first, "last": finding.last, "observations": finding.steps, "observed": finding.observed,
         "worst": finding.value, "lasts": finding.lasts, "evidence": finding.evidence,
-        "why": symptom.why, "remedy": symptom.remedy,
+        "why": symptom.why, "remedy": remedy,
     }  # fmt: skip
 
 

@@ -212,11 +212,15 @@ def _bar(value: float, top: float) -> str:
 def _against(facts: Json, width: int) -> list[Line]:
     parting, found = facts["departure"], facts["bisection"]
     band = f"band {number(parting['band'])} from {parting['source']}, {parting['observed']} common steps"
-    where = "nowhere" if parting["step"] is None else f"at step {parting['step']}"
-    lines = [
-        title("Departure", band),
-        Line.of(("  losses part  ", "dim"), (where, "bold"), f"  by {parting['difference']:+.3g}"),
-        *([Line.of(("  what follows is where the next step of the two differs", "dim"))] * (parting["step"] is None)),
+    lines = [title("Departure", band)]
+    if parting["step"] is None:
+        gap = f"largest gap {abs(parting['difference']):.3g}, band {parting['band']:.3g}"
+        lines.append(Line.of("  ", ("no divergence detected", "bold"), f" ({gap})"))
+        lines.append(Line.of(("  what follows is where the next step of the two differs", "dim")))
+    else:
+        where = f"at step {parting['step']}"
+        lines.append(Line.of(("  losses diverge  ", "dim"), (where, "bold"), f"  by {parting['difference']:+.3g}"))
+    lines += [
         _NOTHING,
         title("Casts", f"{found['replays']} replays of the step after {found['replayed_step']}"),
     ]

@@ -7,7 +7,8 @@ from typing import Any
 import torch
 
 from altgrad.diagnose.attribution import BATCHES, mean_attribution
-from altgrad.diagnose.bisection import bisect, departure, require_alike, siblings_of
+from altgrad.diagnose.bisection import bisect, require_alike, siblings_of
+from altgrad.diagnose.departure import departure
 from altgrad.diagnose.restored import Restored
 from altgrad.diagnose.variants import variants
 from altgrad.formats import FloatFormat

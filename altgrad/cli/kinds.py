@@ -26,11 +26,11 @@ def kinds(
     ] = False,
 ) -> None:
     """List the kinds of a family (models, data sets, optimizers, monitors, ...) with their fields."""
-    from altgrad.spec import did_you_mean
+    from altgrad.spec.words import kind_meant
 
     roots = {root.family: root for root in _roots()}
     if family is not None and family not in roots:
-        hint = did_you_mean(family, roots) or f" There are {', '.join(roots)}."
+        hint = kind_meant(family, roots) or f" There are {', '.join(roots)}."
         console.fail(f"'{family}' is not a family.{hint}", 2)
     if as_markdown:
         _print_metrics(family)

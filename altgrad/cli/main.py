@@ -20,9 +20,11 @@ from altgrad.cli.report import report
 from altgrad.cli.sweep import sweep
 from altgrad.cli.sync import sync
 from altgrad.cli.train import train
+from altgrad.cli.usage import Commands
 from altgrad.cli.watch import watch
 
 app = typer.Typer(
+    cls=Commands,
     help="A wind tunnel for low-precision training: any ExMy format, any place a tensor enters it, watched bit by bit.",
     no_args_is_help=True,
     add_completion=False,

@@ -30,13 +30,12 @@ from altgrad.spec import LocatedError, SpecError
 from altgrad.store import Run, RunStore, run_id
 from altgrad.store.checkout import revision
 from altgrad.training import RunSpec
-from altgrad.training.estimate import Estimate, estimate, shapes_only
+from altgrad.training.estimate import Estimate, estimate
 from altgrad.training.held_out import same_data
-from altgrad.training.initial import fitting_weights
 from altgrad.training.lineage import leak_warning
+from altgrad.training.readiness import Fitted, check_start, fit, open_data
 from altgrad.training.resolution import resolve
-from altgrad.training.state import build_model, build_optimizer, build_roster
-from altgrad.training.twin import find_twin
+from altgrad.training.twin import Twin
 
 
 @dataclass(frozen=True)
@@ -53,7 +52,7 @@ class Prepared:
     """Parameters that enter a format."""
     stored: Mapping[str, str]
     """Parameters that are kept on a grid, by name: how, in words."""
-    shapes: tuple[nn.Module, Optimizer]
+    fitted: Fitted
     """Model and optimizer without memory."""
     warning: str | None = None
     """Why the run's numbers may mean nothing, if there is reason to fear so."""
@@ -67,9 +66,9 @@ class Prepared:
         told = {spec.kind: headline(spec.metrics) for spec in self.spec.monitors if spec.kind != "range"}
         return {f"{kind}/{metric.quantity}": metric.worse for kind, metric in told.items() if metric is not None}
 
-    def place(self, error: LocatedError) -> str:
-        """The error as one line with file, line and column."""
-        return str(SpecError(self.document.where(error.location), str(error)))
+    def place(self, error: LocatedError) -> SpecError:
+        """The error with file, line and column."""
+        return self.document.error(error.location, str(error))
 
     def open_run(self, runs: Path, resume: str) -> Run:
         """The run's place in the store; with `resume` never, what was there is set aside."""
@@ -79,30 +78,16 @@ class Prepared:
             console.say(f"the earlier run is now {aside.path}")
         return run
 
-    def check_start(self, runs: Path) -> None:
-        """SpecError if the weights that the run should start from cannot be read or do not fit, or its twin cannot
-        serve.
-        """
+    def check_start(self, runs: Path) -> Twin | None:
+        """The run's twin. SpecError as `altgrad.training.readiness` says."""
         try:
-            find_twin(self.spec, RunStore(runs), self.dataset)
-        except ValueError as error:
-            raise SpecError(self.document.where(("twin",)), str(error)) from None
-        if self.spec.init_from is None:
-            return
-        try:
-            with shapes_only():
-                model = build_model(self.spec, self.dataset.vocabulary, self.dataset.outputs)
-            fitting_weights(model, self.spec.model, self.spec.init_from)
-        except ValueError as error:
-            raise SpecError(self.document.where(("init_from",)), str(error)) from None
+            return check_start(self.spec, self.dataset, self.fitted, RunStore(runs))
+        except LocatedError as error:
+            raise self.place(error) from None
 
-    def estimate(self, runs: Path) -> Estimate:
-        """What the run would take; SpecError for monitors that lack what they ask for. Once only."""
-        twin = find_twin(self.spec, RunStore(runs), self.dataset)
-        try:
-            return estimate(self.spec, self.dataset, *self.shapes, twin)
-        except ValueError as error:
-            raise SpecError(self.document.where(("monitors",)), str(error)) from None
+    def estimate(self, twin: Twin | None) -> Estimate:
+        """What the run would take. Once only."""
+        return estimate(self.spec, self.dataset, self.fitted.model, self.fitted.optimizer, twin)
 
     def ensure(self, run: Run) -> Run:
         """The run, created if it is new.
@@ -134,24 +119,15 @@ def prepare(path: Path, sets: Sequence[str], device: str, exact: bool = False) -
     try:
         document = Document.load(path)
         spec = RunSpec.check(document, sets)
-    except SpecError as error:
-        console.fail(str(error), 2)
-    try:
         with tokenising():
-            dataset = spec.data.build(spec.seed, spec.model.context)
-    except (ValueError, OSError) as error:
-        console.fail(str(SpecError(document.where(("data",)), console.reason(error))), 2)
-    try:
-        with shapes_only():
-            model = build_model(spec, dataset.vocabulary, dataset.outputs)
-            decisions = spec.precision.decide(model)
-            optimizer = build_optimizer(spec, model)
-            build_roster(spec, model, optimizer)
-            spec.check_ranks(Ranks(0, size()))
+            dataset = open_data(spec)
+        fitted = fit(spec, dataset, Ranks(0, size()))
+    except SpecError as error:
+        console.fail(error, 2)
     except LocatedError as error:
-        console.fail(str(SpecError(document.where(error.location), str(error))), 2)
-    except ValueError as error:
-        console.fail(str(SpecError(document.where(("model",)), str(error))), 2)
+        console.fail(document.error(error.location, str(error)), 2)
+    model, optimizer = fitted.model, fitted.optimizer
+    decisions = spec.precision.decide(model)
     tokens = dataset.batch(0).inputs.numel()
     asked = spec
     spec, notice = resolve(spec, model, tokens, where)
@@ -164,8 +140,7 @@ def prepare(path: Path, sets: Sequence[str], device: str, exact: bool = False) -
     count = sum(p.numel() for p in model.parameters())
     stored = _stored(optimizer)
     quantised = _quantised(model, decisions, stored)
-    shapes = model, optimizer
-    return Prepared(spec, document, dataset, where, count, decisions, quantised, stored, shapes, warning)
+    return Prepared(spec, document, dataset, where, count, decisions, quantised, stored, fitted, warning)
 
 
 def _left_out(dataset: Dataset) -> str | None:
@@ -183,6 +158,8 @@ def _device(name: str) -> torch.device:
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     try:
         device = torch.device(name)
+        if device.type == "meta":
+            raise RuntimeError("a device without memory trains nothing")
         torch.empty(0, device=device)
     except (RuntimeError, AssertionError):
         console.fail(f"--device {name} is not here; this machine has cpu{_gpus()}.", 3)
@@ -212,11 +189,11 @@ def _quantised(model: nn.Module, decisions: Sequence[Decision], stored: Mapping[
     return sum(weight.numel() for weight in weights if isinstance(weight, torch.Tensor))
 
 
-def describe(prepared: Prepared, runs: Path, as_json: bool) -> None:
+def describe(prepared: Prepared, twin: Twin | None, as_json: bool) -> None:
     """The table of casts: every Linear, its six slots, its storage, and the line of the spec that decided it."""
     rows = [_row(prepared, decision) for decision in prepared.decisions]
     share = prepared.quantised / prepared.parameters
-    found = prepared.estimate(runs)
+    found = prepared.estimate(twin)
     if as_json:
         facts = {"layers": rows, "parameters": prepared.parameters, "quantised_parameters": prepared.quantised}
         facts["stored"] = dict(prepared.stored)

@@ -105,8 +105,13 @@ def jobs_by_format(weights: Weights, formats: Sequence[FloatFormat], matching: S
 
 
 def job_by_policy(weights: Weights, path: Path) -> Job:
-    """The job a policy file describes. SpecError, with line and column, for what is wrong in it or does not fit."""
+    """The job a policy file describes: rules, or whatever has some under `precision`, such as a run spec.
+
+    SpecError, with line and column, for what is wrong in it or does not fit.
+    """
     document = Document.load(path)
+    if isinstance(document.data, dict) and "precision" in document.data:
+        document = document.part("precision")
     policy = PrecisionPolicy.check(document)
     try:
         choices = choose(weights.tensors, policy)

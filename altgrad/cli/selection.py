@@ -15,9 +15,10 @@ from torch import nn
 
 from altgrad.nn import PrecisionPolicy
 from altgrad.nn.layout import EMBEDDINGS
-from altgrad.nn.policy import matches
+from altgrad.nn.policy import Decision, matches
 from altgrad.quantize import QuantizerSpec
 from altgrad.quantize.quantizer import Axis
+from altgrad.spec import LocatedError
 from altgrad.training.weights import StoredTensor
 
 _CASTABLE = ("F32", "BF16", "F16")
@@ -51,7 +52,7 @@ def choose(
     }
     conv1d = any(_is_conv1d(tensor) for tensor in tensors)
     found = {}
-    for decision in policy.decide(_skeleton(tensors, candidates)):
+    for decision in _decisions(policy, _skeleton(tensors, candidates)):
         cast = decision.precision.slots["forward", "weight"] if decision.precision is not None else None
         if cast is None:
             continue
@@ -60,6 +61,24 @@ def choose(
         turned = conv1d and decision.name.rpartition(".")[2] in _CONV1D
         found[tensor.name] = Choice(decision.name, cast, "first" if turned else "last")
     return found
+
+
+def _decisions(policy: PrecisionPolicy, skeleton: nn.Module) -> list[Decision]:
+    """By the names of the file; where a rule has none of them, also by those that a run of kind hf gives its layers."""
+    try:
+        return policy.decide(skeleton)
+    except LocatedError as error:
+        vars(skeleton)["also_named"] = _in_a_run
+        try:
+            return policy.decide(skeleton)
+        except LocatedError:
+            raise error from None
+
+
+def _in_a_run(name: str) -> set[str]:
+    """Names below HFModel's `model`, whose library's body lies in a file as it is, or inside a model with a head."""
+    rest = name.partition(".")[2]
+    return ({f"model.{name}"} if name else set()) | ({f"model.{rest}"} if rest else set())
 
 
 def _module(tensor: StoredTensor) -> str | None:

@@ -52,7 +52,7 @@ def sweep(
     from altgrad.sweep import LauncherSpec, Sweep, SweepFolder, make_plan
 
     with console.one_line_errors():
-        plan = make_plan(matrix, smoke=smoke, sets=sets or [])
+        plan = make_plan(matrix, smoke=smoke, sets=sets or [], store=runs)
         whole = len(plan.runs)
         plan = plan.only(only or [])
         folder = SweepFolder(runs, plan.name)
@@ -78,16 +78,13 @@ def sweep(
 
 def _launcher(family: Any, text: str, jobs: int | None) -> Any:
     """The launcher that a command line names; ValueError for one that is none."""
-    from altgrad.spec import Document, SpecError
+    from altgrad.spec import Document
 
     document = Document.parse(text, "--launcher")
     fields = {"kind": document.data} if isinstance(document.data, str) else document.data
     if isinstance(fields, dict) and jobs is not None:
         fields = {**fields, "jobs": jobs}
-    try:
-        return family.made_from(fields, "--launcher")
-    except SpecError as error:
-        raise ValueError(str(error)) from None
+    return family.made_from(fields, "--launcher")
 
 
 def _drive(driver: Any, as_json: bool) -> None:

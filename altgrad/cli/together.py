@@ -18,8 +18,22 @@ from altgrad.nn import ALONE, Ranks
 
 
 def size() -> int:
-    """How many processes torchrun started; 1 without it."""
-    return int(os.environ.get("WORLD_SIZE", "1")) if "RANK" in os.environ else 1
+    """How many processes torchrun started; 1 without it. Leaves, with 3, where the environment makes no sense."""
+    if "RANK" not in os.environ:
+        return 1
+    count = _number("WORLD_SIZE", "1", least=1)
+    _number("RANK", "0", below=count)
+    _number("LOCAL_RANK", "0", below=count)
+    return count
+
+
+def _number(variable: str, default: str, least: int = 0, below: int | None = None) -> int:
+    """A whole number that torchrun put into the environment."""
+    text = os.environ.get(variable, default)
+    if not text.isdecimal() or int(text) < least or (below is not None and int(text) >= below):
+        limit = "" if below is None else f", below WORLD_SIZE {below}"
+        console.fail(f"{variable} is {text[:20]!r}; torchrun sets it to a whole number, {least} or more{limit}.", 3)
+    return int(text)
 
 
 def own_device(name: str) -> str:

@@ -48,6 +48,8 @@ def train(
     ] = None,
 ) -> None:
     """Train the run a spec describes; repeat the command to continue it."""
+    if heartbeat is not None and not heartbeat.name:
+        console.fail(f"--heartbeat is {str(heartbeat)!r}, which is no file; name one that may be written.", 2)
     with beating(heartbeat):
         _check_and_train(spec, sets, resume, dry_run, device, runs, as_json, exact)
 
@@ -61,9 +63,9 @@ def _check_and_train(
     prepared = prepare(spec, sets or [], device, exact)
     if dry_run:
         with console.one_line_errors():
-            prepared.check_start(runs)
+            twin = prepared.check_start(runs)
             if console.first_rank():
-                describe(prepared, runs, as_json)
+                describe(prepared, twin, as_json)
         return
     _train(prepared, runs, resume, as_json)
 
@@ -82,7 +84,7 @@ def _refuse_what_is_out_of_reach(path: Path, sets: list[str]) -> None:
     except (SpecError, ValueError, LookupError, TypeError):
         return
     if not any(change.startswith("data") for change in sets) and (why := refusal(source)) is not None:
-        console.fail(str(SpecError(document.where(("data", "source")), why)), 2)
+        console.fail(document.error(("data", "source"), why), 2)
 
 
 def _train(prepared: Any, runs: Path, resume: str, as_json: bool) -> None:

@@ -157,7 +157,9 @@ def watch(
         finally:
             sink.close()
     except ValueError as error:
-        console.fail(str(error), 2)
+        console.fail(error, 2)
+    except OSError as error:
+        console.fail(console.reason(error), 3)
     except KeyboardInterrupt:
         raise SystemExit(130) from None
     console.say(f"{found.id}: {status}")

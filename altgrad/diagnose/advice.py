@@ -13,7 +13,7 @@ another question (a gradient's small values may matter more than their energy sa
 """
 
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -49,12 +49,18 @@ class Advice:
     rule: str | Mapping[str, Any]
 
 
-def advise(samples: Iterable[LayerSample], formats: Sequence[FloatFormat]) -> list[Advice]:
-    """Advice for every operand that was sampled; operands without a finite value, or all zero, are left out."""
+def advise(
+    samples: Iterable[LayerSample], formats: Sequence[FloatFormat], stored: Collection[str] = ()
+) -> list[Advice]:
+    """Advice for every operand that was sampled; operands without a finite value, or all zero, are left out.
+
+    stored: layers whose weights lie on the grid of their storage. Of those no cast is advised: one to the same grid
+    (e0m7 is e1m6's) does nothing and any other rounds a second time, though to the measure the first looks perfect.
+    """
     found = []
     for sample in samples:
         for operand, values in sample.operands.items():
-            if values.amax == 0:
+            if values.amax == 0 or (operand == "weight" and sample.layer in stored):
                 continue
             fits = fit_histogram(values, formats)
             exact = {str(fmt): values.is_exact(fmt, fits[str(fmt)].amax_power_of_two.scale) for fmt in formats}

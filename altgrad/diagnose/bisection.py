@@ -1,16 +1,11 @@
-"""Where two runs part that should agree, and the casts that part them.
+"""The casts by which two runs part that should agree; from which step, `altgrad.diagnose.departure` says.
 
-First the step: the difference of their training losses (same data, same order) against the band of what chance does.
-The band is the spread of the same run under other seeds, where the store has such runs: at each step the largest
-distance between two of them. Without them it is three standard deviations of the reference's own loss about its running
-median. Three observations in a row beyond it are a departure; a loss that is not finite is one at once.
-
-Then the casts, by replay: one step from the last checkpoint before the departure (or the beginning), on the suspect's
-weights and batch, with the suspect's casts at a set S of operands and the reference's at all others. S explains the
-difference if it makes at least 60 % of what all of them make together, measured as the squared relative errors of the
-gradient, summed over parameters: `dev(S) >= 0.6 dev(all)`. Errors of sound casts add up like noise; that of a broken
-one stands out, also where it touches a single small tensor. (A second fault that makes much less than the first shows
-once the first is mended.) Replays run in float32, whatever the runs computed in.
+By replay: one step from the last checkpoint before the departure (or the beginning), on the suspect's weights and
+batch, with the suspect's casts at a set S of operands and the reference's at all others. S explains the difference if
+it makes at least 60 % of what all of them make together, measured as the squared relative errors of the gradient,
+summed over parameters: `dev(S) >= 0.6 dev(all)`. Errors of sound casts add up like noise; that of a broken one stands
+out, also where it touches a single small tensor. (A second fault that makes much less than the first shows once the
+first is mended.) Replays run in float32, whatever the runs computed in.
 
 The set is found as in delta debugging (Zeller and Hildebrandt 2002), in its order for few culprits: bisect for the
 shortest prefix of the operands that explains, together with what has been found; its last operand is needed, since
@@ -21,8 +16,7 @@ replayed by itself.
 """
 
 import math
-import statistics
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -37,25 +31,10 @@ from altgrad.quantize import Quantizer
 from altgrad.store import Run, RunStore
 from altgrad.training import RunSpec
 
-LASTING, _WINDOW, _DEVIATIONS = 3, 11, 3.0
 MOST = 0.6
 _FEW = 4
 _FREE = ("precision", "name", "project", "engine", "threads", "monitors", "log_every", "checkpoint_every", "keep",
          "evaluate_every", "compile", "compute")  # fmt: skip
-
-
-@dataclass(frozen=True)
-class Departure:
-    """step: the first of the observations beyond the band; None where the runs agree throughout.
-
-    difference, band: there, or at the widest point. source: what the band was made from.
-    """
-
-    step: int | None
-    difference: float
-    band: float
-    source: str
-    observed: int
 
 
 @dataclass(frozen=True)
@@ -74,66 +53,6 @@ class Bisection:
     explained: float
     loss_difference: float
     note: str = ""
-
-
-def departure(
-    reference: Iterable[Mapping[str, float]],
-    suspect: Iterable[Mapping[str, float]],
-    siblings: Sequence[Iterable[Mapping[str, float]]] = (),
-) -> Departure:
-    """Where the training losses part. Rows as `Run.metrics` gives them; siblings: runs of other seeds, of either.
-
-    ValueError if no step was logged by both.
-    """
-    a, b = _losses(reference), _losses(suspect)
-    steps = [step for step in a if step in b]
-    if not steps:
-        raise ValueError("the two runs have logged no step in common; give runs of the same schedule of logging.")
-    family = [losses for rows in siblings if (losses := _losses(rows))]
-    band = _seed_band(family, steps) if len(family) > 1 else _own_band(a, steps)
-    source = f"{len(family)} seeds" if len(family) > 1 else "the reference's own noise"
-    beyond = 0
-    widest = max(steps, key=lambda step: _ratio(b[step] - a[step], band[step]))
-    for index, step in enumerate(steps):
-        difference = b[step] - a[step]
-        if math.isfinite(a[step]) and not math.isfinite(difference):
-            return Departure(steps[index - beyond], difference, band[step], source, len(steps))
-        beyond = beyond + 1 if abs(difference) > band[step] else 0
-        if beyond == LASTING:
-            first = steps[index - LASTING + 1]
-            return Departure(first, b[first] - a[first], band[first], source, len(steps))
-    return Departure(None, b[widest] - a[widest], band[widest], source, len(steps))
-
-
-def _losses(rows: Iterable[Mapping[str, float]]) -> dict[int, float]:
-    return {int(row["step"]): row["train/loss"] for row in rows if "train/loss" in row}
-
-
-def _ratio(difference: float, band: float) -> float:
-    if math.isnan(difference):
-        return -1.0  # neither loss is a number: nothing to compare
-    return abs(difference) / band if band > 0 and math.isfinite(difference) else abs(difference)
-
-
-def _own_band(losses: Mapping[int, float], steps: Sequence[int]) -> dict[int, float]:
-    values = [losses[step] for step in steps]
-    half = _WINDOW // 2
-    residues = [value - statistics.median(values[max(0, n - half) : n + half + 1]) for n, value in enumerate(values)]
-    finite = [residue for residue in residues if math.isfinite(residue)]
-    width = _DEVIATIONS * statistics.pstdev(finite) if len(finite) > 1 else 0.0
-    return dict.fromkeys(steps, width)
-
-
-def _seed_band(family: Sequence[Mapping[int, float]], steps: Sequence[int]) -> dict[int, float]:
-    spread = []
-    for step in steps:
-        known = [losses[step] for losses in family if math.isfinite(losses.get(step, math.nan))]
-        spread.append(max(known) - min(known) if len(known) > 1 else math.nan)
-    half, band = _WINDOW // 2, {}
-    for n, step in enumerate(steps):
-        near = [value for value in spread[max(0, n - half) : n + half + 1] if not math.isnan(value)]
-        band[step] = max(near, default=0.0)
-    return band
 
 
 def siblings_of(run: Run) -> list[Run]:

@@ -57,7 +57,8 @@ def outlook(
     names = [name for name, _, _ in own.optimizer.grids()]
     drawn = Drawn()
     found = _forecast(spec, own.model, target, data, ("as the spec", "as the spec"), drawn) if names else None
-    plain = spec.model_copy(update={"precision": PrecisionPolicy(), "storage": (), "monitors": ()})
+    # Interventions act on what a run has become, and a rehearsal has no losses; some want casts that no variant has.
+    plain = spec.model_copy(update={"precision": PrecisionPolicy(), "storage": (), "monitors": (), "interventions": ()})
     any_rule = OptimizerSpec.made_from(cast(Any, {"kind": "adamw"}))  # for the weights; the spec's may want its storage
     model = TrainState.build(plain.model_copy(update={"optimizer": any_rule}), dataset, torch.device("cpu")).model
     names = names or [f"{name}.weight" for name in linear_layers(model)]

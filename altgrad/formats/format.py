@@ -20,7 +20,6 @@ there: `require_tensor_domain` says so first. A table of known formats was the r
 split of 7 bits, and a table is a branch per format in disguise.
 """
 
-import difflib
 import functools
 import re
 from collections.abc import Callable
@@ -29,6 +28,7 @@ from fractions import Fraction
 from typing import Literal, NamedTuple, Self, cast, get_args
 
 from altgrad.formats.catalog import ALIASES, AMBIGUOUS, OUTSIDE
+from altgrad.formats.meant import meant
 
 Specials = Literal["ieee", "fn", "fnuz", "p3109", "f"]
 """Which codes are not finite numbers; see the module's table."""
@@ -268,8 +268,8 @@ def _parse(name: str) -> FloatFormat:
     if match is None and spelled in AMBIGUOUS:
         raise AmbiguousFormatError(name, AMBIGUOUS[spelled])
     if match is None:
-        close = difflib.get_close_matches(spelled, [*ALIASES, *ALIASES.values()], n=1)
-        remedy = f"Did you mean '{close[0]}'?" if close else "`altgrad formats list` shows those with a name."
+        close = meant(spelled, [*ALIASES, *ALIASES.values()])
+        remedy = f"Did you mean '{close}'?" if close else "`altgrad formats list` shows those with a name."
         raise ValueError(f"'{name}' is not a format: write {_GRAMMAR}. {remedy}")
     e, m, suffix = int(match[1]), int(match[2]), cast(Specials | None, match[4])
     stem = f"e{e}m{m}"

@@ -5,9 +5,10 @@ are those of IEEE 754-2019 section 4.3 in words; `stochastic` rounds in *value* 
 E[Q(x)] = x inside the range. Members are strings, so YAML, JSON and `rounding == "nearest_even"` need no conversion.
 """
 
-import difflib
 from enum import StrEnum
 from typing import Self
+
+from altgrad.formats.meant import meant
 
 
 class Rounding(StrEnum):
@@ -38,6 +39,6 @@ class Rounding(StrEnum):
         try:
             return cls(name)
         except ValueError:
-            close = difflib.get_close_matches(name, list(cls), n=1)
-            remedy = f"Did you mean '{close[0]}'?" if close else f"Choose one of {', '.join(cls)}."
+            close = meant(name, list(cls))
+            remedy = f"Did you mean '{close}'?" if close else f"Choose one of {', '.join(cls)}."
             raise ValueError(f"'{name}' is not a rounding. {remedy}") from None

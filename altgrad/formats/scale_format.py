@@ -19,7 +19,6 @@ OCP Microscaling Formats (MX) 1.0 (2023) section 5.4.1; IEEE SA P3109 interim re
 precision 3, unsigned, extended.
 """
 
-import difflib
 import math
 import re
 from dataclasses import dataclass, field
@@ -29,6 +28,7 @@ from typing import Literal, Self, get_args
 from altgrad.formats.catalog import SCALE_ALIASES, SCALES
 from altgrad.formats.codes import Overflow, place, round_rung
 from altgrad.formats.format import FloatFormat
+from altgrad.formats.meant import meant
 from altgrad.formats.rounding import Rounding
 
 ScaleSpecials = Literal["fnu", "ue", "uf"]
@@ -94,8 +94,8 @@ class ScaleFormat:
         match = _NAME.fullmatch(SCALE_ALIASES.get(spelled, spelled))
         if match is None:
             known = [*SCALE_ALIASES, *(line.name for line in SCALES)]
-            close = difflib.get_close_matches(spelled, known, n=1, cutoff=0.8)
-            remedy = f"Did you mean '{close[0]}'?" if close else "Write e8m0fnu or binary<K>p<P>u<e|f>."
+            close = meant(spelled, known)
+            remedy = f"Did you mean '{close}'?" if close else "Write e8m0fnu or binary<K>p<P>u<e|f>."
             raise ValueError(f"'{name}' is not a scale format. {remedy}")
         if match[2]:
             return cls(int(match[1]), 1, "fnu")

@@ -172,6 +172,15 @@ class HFModel(nn.Module):
                 "is_decoder: true in its config.json, or use head: pooled with data labels."
             )
 
+    def also_named(self, name: str) -> set[str]:
+        """What a module is called in the files of its folder: without the `model` that holds the library's here, and
+        with or without the prefix that a body has inside a model with a head (`bert`, `transformer`).
+        """
+        if not name.startswith("model."):
+            return set()
+        inner, prefix = name.removeprefix("model."), f"{self.model.base_model_prefix}."
+        return {inner, inner.removeprefix(prefix) if inner.startswith(prefix) else prefix + inner}
+
     def _freeze(self, patterns: Sequence[str]) -> None:
         for pattern in patterns:
             chosen = [p for name, p in self.named_parameters() if fnmatchcase(name, pattern)]

@@ -211,7 +211,10 @@ class PrecisionPolicy(Spec):
 
 
 def aliases(model: nn.Module) -> dict[str, set[str]]:
-    """Every module's name, with the names it also answers to: `blocks.0.up` is `blocks.first.up`."""
+    """Every module's name, with the names it also answers to: `blocks.0.up` is `blocks.first.up`.
+
+    A model that holds another's may say which names its modules have there, by a method `also_named(name)`.
+    """
     names: dict[str, set[str]] = {"": {""}}
     for name, module in model.named_modules():
         for child in dict(module.named_children()):
@@ -221,6 +224,8 @@ def aliases(model: nn.Module) -> dict[str, set[str]]:
                 also |= {"first"} if child == "0" else set()
                 also |= {"last"} if child == str(len(module) - 1) else set()
             names[full] = {f"{above}.{word}" if above else word for above in names[name] for word in also}
+    if callable(also_named := getattr(model, "also_named", None)):
+        names = {name: known.union(*map(also_named, known)) for name, known in names.items()}
     return names
 
 

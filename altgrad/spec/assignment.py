@@ -6,14 +6,17 @@ read*, so a path may lead through what is written short or not written at all:
     monitors: [range]        --set monitors.0.every=5        monitors: [{kind: range, every: 5}]
     weight: e4m3fn           --set weight.rounding=...       weight: {format: e4m3fn, rounding: ...}
     (no schedule)            --set schedule.warmup=10        schedule: {kind: cosine, warmup: 10, ...its defaults}
+    (what a file says)       --set precision=@policy.yaml    the file, or what it has under `precision`
 
 A new entry may be set right behind the last of a list. A path that means nothing is set all the same where it can be,
 for validation to complain about with all it knows; only one that leads through a plain value is an error here.
 """
 
+from collections.abc import Iterable
+from pathlib import Path
 from typing import Any
 
-from altgrad.document import Document, Key, Location, SpecError
+from altgrad.document import ASSIGNED, Document, Key, Location, SpecError
 from altgrad.spec.credentials import REMEDY, asks_for_secret, looks_secret, refuse_credentials
 from altgrad.spec.shape import Shape, alternatives, below, expand, plain
 from altgrad.spec.words import dotted, show
@@ -33,15 +36,33 @@ def assign(document: Document, cls: type[Shape], assignment: str) -> None:
             f"--set {assignment[:LONGEST_ORIGIN]}", "write --set path=value, as in --set optimizer.lr=1e-3."
         )
     try:
-        value = Document.parse(text, "").data
+        value = _of_file(text[1:], parts[-1]) if text.startswith("@") else Document.parse(text, "").data
     except SpecError as error:
-        raise SpecError(f"--set {path}", error.message) from None
-    put(document, cls, parts, value, f"--set {assignment}")
+        raise SpecError(f"--set {path}" if not error.where else f"--set {path}={text}", error.message) from None
+    put(document, cls, parts, value, f"{ASSIGNED}{assignment}")
+
+
+def _of_file(name: str, key: str) -> Any:
+    """What a YAML or JSON file holds: under the key, where it has that, as what writes a part names it, too."""
+    data = Document.load(Path(name)).data
+    return data[key] if isinstance(data, dict) and key in data else data
+
+
+def assign_all(document: Document, cls: type[Shape], assignments: Iterable[str]) -> None:
+    """Apply them in order. Raises SpecError, with all those that mean nothing."""
+    wrong: list[SpecError] = []
+    for assignment in assignments:
+        try:
+            assign(document, cls, assignment)
+        except SpecError as error:
+            wrong.append(error)
+    if wrong:
+        raise SpecError.of(wrong)
 
 
 def put(document: Document, cls: type[Shape], parts: list[str], value: Any, origin: str) -> None:
     """Set the value at a path, whatever its source; `origin` (cut to 80 characters) is its place in error messages."""
-    origin = origin if len(origin) <= LONGEST_ORIGIN else origin[: LONGEST_ORIGIN - 3] + "..."
+    origin = shortened(origin)
     if document.data is None:
         document.data = {}
     node: Any = document.data
@@ -65,6 +86,11 @@ def put(document: Document, cls: type[Shape], parts: list[str], value: Any, orig
             del places[known]
         places[location] = origin
     refuse_credentials(document, location)
+
+
+def shortened(origin: str) -> str:
+    """The place of an assignment in messages, as one that is not too long."""
+    return origin if len(origin) <= LONGEST_ORIGIN else origin[: LONGEST_ORIGIN - 3] + "..."
 
 
 def _entry(node: Any, part: str, location: Location, origin: str) -> Key:
@@ -100,5 +126,6 @@ def _default(annotation: Any, node: Any, key: Key) -> Any:
     for option in alternatives(annotation) if annotation is not None else ():
         member = option.shape and option.shape.member(node)
         if member and (info := member.model_fields.get(str(key))) and not info.is_required():
-            return plain(info.get_default(call_default_factory=True)) or {}
+            default = plain(info.get_default(call_default_factory=True))
+            return {} if default is None else default
     return {}

@@ -4,7 +4,7 @@ Only the place and the sort of a finding are pydantic's. What the field takes is
 sentence serves wrong types, limits, lengths and choices alike; unknown and missing keys have their own.
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, get_args, get_origin
 
@@ -12,7 +12,7 @@ from pydantic import ValidationError
 
 from altgrad.document import Document, Location, SpecError
 from altgrad.spec.shape import Shape, alternatives, follow, words
-from altgrad.spec.words import LONGEST, LocatedError, WrongTypeError, did_you_mean, dotted, show
+from altgrad.spec.words import LONGEST, LocatedError, WrongTypeError, did_you_mean, dotted, kind_meant, show
 
 
 @dataclass(frozen=True)
@@ -26,20 +26,27 @@ class Complaint:
     suggests: frozenset[str] = frozenset()
 
 
-def first(error: ValidationError, cls: type[Shape], document: Document) -> SpecError:
-    """The complaint that comes first in the document, with a count of the others.
-
-    What stands in the document comes before what is missing, and a missing key that another key may have been meant
-    for does not count.
-    """
-    found = list(dict.fromkeys(_complaints(error, cls, document.data)))
+def complaints(error: ValidationError, cls: type[Shape], data: Any) -> list[Complaint]:
+    """All that is wrong, each thing once; a missing key that another key may have been meant for does not count."""
+    found = list(dict.fromkeys(_complaints(error, cls, data)))
     meant = {(*one.location[:-1], key) for one in found for key in one.suggests}
-    found = [one for one in found if not (one.missing and one.location in meant)]
-    places = [document.where(one.location, key=one.key) for one in found]
-    ranks = [(one.missing, *_line_and_column(place)) for one, place in zip(found, places, strict=True)]
-    chosen = ranks.index(min(ranks))
-    more = f" ({len(found) - 1} more)" if len(found) > 1 else ""
-    return SpecError(places[chosen], found[chosen].message + more)
+    return [one for one in found if not (one.missing and one.location in meant)]
+
+
+def as_error(
+    found: Sequence[Complaint], document: Document, blamed: Callable[[Complaint], str | None] = lambda _: None
+) -> SpecError:
+    """The complaints as one error, in the order of the document; what stands in it comes before what is missing.
+
+    blamed: the place to name for a complaint, None for the document's own.
+    """
+    named = [blamed(one) for one in found]
+    places = [
+        document.where(one.location, key=one.key) if name is None else name
+        for one, name in zip(found, named, strict=True)
+    ]
+    ranked = sorted(zip(found, places, strict=True), key=lambda pair: (pair[0].missing, *_line_and_column(pair[1])))
+    return SpecError.of([SpecError(place, one.message) for one, place in ranked])
 
 
 def _line_and_column(place: str) -> tuple[int, int]:
@@ -86,4 +93,4 @@ def _meant(value: Any, annotation: Any) -> str:
         for choice in get_args(option.type)
         if isinstance(choice, str)
     ]
-    return did_you_mean(value, choices) if isinstance(value, str) else ""
+    return kind_meant(value, choices) if isinstance(value, str) else ""

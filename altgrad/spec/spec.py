@@ -13,12 +13,13 @@ needs it, never at program start. Pydantic's own discriminated unions would need
 built, and put the tag into error locations; so dispatch is ours, in a dozen lines.
 """
 
+import copy
 import functools
 import hashlib
 import importlib
 import json
 import pkgutil
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Self
 
@@ -26,13 +27,13 @@ import yaml
 from pydantic import GetCoreSchemaHandler, PlainValidator, ValidationError, model_validator
 from pydantic_core import CoreSchema, core_schema
 
-from altgrad.document import Document, SpecError, scalar
+from altgrad.document import ASSIGNED, Document, SpecError, scalar
 from altgrad.formats import FloatFormat, Rounding
-from altgrad.spec.assignment import assign
-from altgrad.spec.complaints import first
+from altgrad.spec.assignment import assign_all, shortened
+from altgrad.spec.complaints import Complaint, as_error, complaints
 from altgrad.spec.credentials import refuse_credentials
 from altgrad.spec.shape import Shape
-from altgrad.spec.words import LONGEST, LocatedError, WrongTypeError, did_you_mean, show
+from altgrad.spec.words import LONGEST, LocatedError, WrongTypeError, kind_meant, show
 
 
 def _to_format(value: Any) -> FloatFormat:
@@ -78,14 +79,26 @@ class Spec(Shape):
 
     @classmethod
     def check(cls, document: Document, sets: Iterable[str] = ()) -> Self:
-        """Validate a document after its assignments, which stay in it. Raises SpecError for the first complaint."""
+        """Validate a document after its assignments, which stay in it. Raises SpecError, with all that is wrong.
+
+        What is wrong only by an assignment is placed there, whatever part of the spec it shows in.
+        """
         refuse_credentials(document)
-        for assignment in sets:
-            assign(document, cls, assignment)
+        sets = list(sets)
+        before = copy.deepcopy(document.data) if sets else None
+        assign_all(document, cls, sets)
         try:
             return cls.model_validate(document.data)
         except ValidationError as error:
-            raise first(error, cls, document) from None
+            found = complaints(error, cls, document.data)
+
+            def blamed(one: Complaint) -> str | None:
+                if not sets or document.where(one.location, key=one.key).startswith(ASSIGNED):
+                    return None
+                without = [left_out for left_out in sets if one not in _wrong(cls, before, sets, left_out)]
+                return ", ".join(shortened(f"{ASSIGNED}{each}") for each in without) or None
+
+            raise as_error(found, document, blamed) from None
 
     @classmethod
     def made_from(cls, value: Any, name: str = "") -> Self:
@@ -99,7 +112,7 @@ class Spec(Shape):
         try:
             return cls.model_validate(value)
         except ValidationError as error:
-            raise SpecError(name, first(error, cls, Document(value, "")).message) from None
+            raise as_error(complaints(error, cls, value), Document(value, ""), lambda _: name) from None
 
     def to_yaml(self) -> str:
         """The resolved spec as YAML that this class reads back to an equal spec."""
@@ -167,7 +180,7 @@ class Kind(Spec):
             at = ("kind",) if "kind" in fields else ()
             raise LocatedError(at, f"{cls.family} needs a kind, one of {', '.join(known)}.")
         if kind not in known:
-            hint = did_you_mean(kind, known) or f" There are {', '.join(known)}."
+            hint = kind_meant(kind, known) or f" There are {', '.join(known)}."
             article = "an" if cls.family[0] in "aeiou" else "a"
             at = ("kind",) if isinstance(value, dict) else ()
             raise LocatedError(at, f"'{kind[:LONGEST]}' is not {article} {cls.family}.{hint}")
@@ -194,6 +207,19 @@ class Kind(Spec):
     def tree(self) -> dict[str, Any]:
         """Plain data with `kind` first."""
         return {"kind": self.kind, **super().tree()}
+
+
+def _wrong(cls: type[Spec], data: Any, sets: Sequence[str], left_out: str) -> list[Complaint]:
+    """What is wrong with a spec where one of its assignments is left out."""
+    document = Document(copy.deepcopy(data), "")
+    try:
+        assign_all(document, cls, [each for each in sets if each != left_out])
+        cls.model_validate(document.data)
+    except ValidationError as error:
+        return complaints(error, cls, document.data)
+    except SpecError:
+        pass
+    return []
 
 
 @functools.cache

@@ -6,14 +6,25 @@ from collections.abc import Iterable
 from typing import Any
 
 from altgrad.document import Key, Location
+from altgrad.formats.meant import meant
 
 LONGEST = 60
 
 
 def did_you_mean(word: str, known: Iterable[str]) -> str:
-    """` Did you mean 'x'?` with a leading space for the closest of `known`, or an empty string if none is close."""
-    close = difflib.get_close_matches(word[: 2 * LONGEST], list(known), n=1, cutoff=0.6)
+    """` Did you mean 'x'?` with a leading space for the closest of `known`, or an empty string if none is close.
+
+    For names that differ in letters alone, such as keys and layers; what names an algorithm is asked of `kind_meant`.
+    """
+    names = list(known)
+    close = [found] if (found := meant(word, names)) else difflib.get_close_matches(word[: 2 * LONGEST], names, n=1)
     return f" Did you mean '{close[0]}'?" if close else ""
+
+
+def kind_meant(word: str, known: Iterable[str]) -> str:
+    """The same for kinds and choices, of which another one is never suggested (`altgrad.formats.meant`)."""
+    found = meant(word, known)
+    return f" Did you mean '{found}'?" if found else ""
 
 
 def show(value: Any) -> str:

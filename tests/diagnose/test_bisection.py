@@ -1,12 +1,12 @@
 """Claims about bisection: planted faults are found in few replays, and a departure where it was planted."""
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import pytest
 
-from altgrad.diagnose.bisection import Bisection, departure, require_alike, search, siblings_of, smallest_set
+from altgrad.diagnose.bisection import Bisection, require_alike, search, siblings_of, smallest_set
 from altgrad.diagnose.restored import Restored, restore
 from altgrad.diagnose.sites import quantised_layers
 from altgrad.nn import PrecisionPolicy, dequantize_model, quantize_model
@@ -91,39 +91,6 @@ def test_the_search_keeps_to_its_number_of_questions(size: int) -> None:
 
         assert sorted(smallest_set(items, explains)) == sorted(str(n) for n in guilty)
         assert len(asked) <= len(guilty) * (math.ceil(math.log2(size)) + 1)
-
-
-def rows(values: Sequence[float], key: str = "train/loss") -> list[dict[str, float]]:
-    return [{"step": n, key: value} for n, value in enumerate(values, 1)]
-
-
-def noise(number: int) -> Callable[[int], float]:
-    return lambda n: 0.02 * math.sin(7.3 * n * n + number)
-
-
-def losses(number: int, after: int = 10**9, by: float = 0.0) -> list[dict[str, float]]:
-    own = noise(number)
-    return rows([3 + 2 / n + own(n) + (by if n >= after else 0) for n in range(1, 101)])
-
-
-def test_a_departure_is_found_where_it_was_planted() -> None:
-    found = departure(losses(0), losses(0, after=60, by=0.5))
-    assert found.step == 60 and found.difference == pytest.approx(0.5) and found.band < 0.5
-
-
-def test_runs_within_the_band_agree_and_seeds_make_the_band() -> None:
-    seeds = [losses(number) for number in range(5)]
-    found = departure(losses(0), losses(1), seeds)
-    assert found.step is None and found.source == "5 seeds" and found.band <= 0.04
-    assert departure(losses(0), losses(1, after=30, by=0.2), seeds).step == 30
-
-
-def test_a_loss_that_is_not_finite_departs_at_once_and_runs_without_common_steps_are_refused() -> None:
-    bad = losses(0)
-    bad[41]["train/loss"] = math.nan
-    assert departure(losses(0), bad).step == 42
-    with pytest.raises(ValueError, match="no step in common"):
-        departure(rows([1.0]), [{"step": 2, "train/loss": 1.0}])
 
 
 def test_runs_that_differ_in_more_than_precision_are_refused(tiny: Run) -> None:

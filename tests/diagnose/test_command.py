@@ -116,6 +116,8 @@ def test_two_runs_are_told_apart_by_the_cast_that_was_broken(
     assert found["bisection"]["sites"] == ["blocks.1.mlp.up/input"] and found["bisection"]["of"] == 1
     assert found["departure"]["observed"] == 24
     assert "blocks.1.mlp.up/input" in invoke(suspect.path, "--against", tiny.path).output
+    alike = invoke(tiny.path, "--against", tiny.path).output
+    assert "no divergence detected (largest gap 0, band " in alike and "nowhere" not in alike
 
 
 @pytest.mark.parametrize(
@@ -131,12 +133,14 @@ def test_two_runs_are_told_apart_by_the_cast_that_was_broken(
         (("x", "--replay", "--against", "y"), "one at a time"),
         (("x", "--oracle", "--policy-out", "y"), "goes with the format advice"),
         (("w.safetensors", "--oracle"), "no optimizer or schedule"),
-        (("bad.yaml",), "bad.yaml:1"),
+        (("bad.yaml",), "bad.yaml:4:8: steps is 0"),
         (("x", "--replay", "--policy-out", "y"), "goes with the format advice"),
     ],
 )
 def test_mistakes_are_one_line(invoke: Invoke, model: Path, args: tuple[str, ...], message: str) -> None:
-    (model.parent / "bad.yaml").write_text("modle: 3\n")
+    (model.parent / "bad.yaml").write_text(
+        "model: {kind: gpt, layers: 1, width: 8, heads: 1, context: 8}\ndata: text\noptimizer: adamw\nsteps: 0\n"
+    )
     result = invoke(*args)
     assert result.exit_code == 2 and message in result.output
     assert len(result.output.strip().splitlines()) == 1

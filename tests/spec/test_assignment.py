@@ -129,3 +129,47 @@ def test_assignments_stay_in_the_document(drawing: type[Spec]) -> None:
     drawing.check(document, ["shapes.0.every=5"])
     assert document.where(("shapes", 0, "every")) == "--set shapes.0.every=5"
     assert document.where(("shapes", 0, "radius")) == "spec:3:10"
+
+
+def refused(
+    cls: type[Spec], *sets: str, text: str = "steps: 5\noffset: 2\nshape: {kind: square, side: 1}"
+) -> list[str]:
+    with pytest.raises(SpecError) as caught:
+        cls.parse(text, "spec", sets)
+    return caught.value.lines
+
+
+def test_what_several_assignments_get_wrong_is_placed_at_each(drawing: type[Spec]) -> None:
+    assert refused(drawing, "steps=x", "share=7", "steps.y=1", "b") == [
+        "--set steps.y=1: steps is 'x': it has no 'y' to set. (1 more)",
+        "--set b: write --set path=value, as in --set optimizer.lr=1e-3.",
+    ]
+    assert {line.partition(": ")[0] for line in refused(drawing, "steps=x", "share=7")} == {
+        "--set steps=x",
+        "--set share=7",
+    }
+
+
+@pytest.mark.parametrize(
+    ("sets", "place"),
+    [
+        (["steps=1"], "--set steps=1"),  # breaks with what the file says of offset
+        (["count=1", "offset=9"], "--set offset=9"),
+        (["shape.kind=circle"], "--set shape.kind=circle"),  # side is no key of that
+    ],
+)
+def test_what_is_wrong_only_by_an_assignment_is_placed_there(drawing: type[Spec], sets: list[str], place: str) -> None:
+    assert refused(drawing, *sets)[0].startswith(place + ": ")
+
+
+def test_what_the_file_gets_wrong_by_itself_stays_where_it_is(drawing: type[Spec]) -> None:
+    assert refused(drawing, "count=1", text="steps: 1\noffset: 2")[0].startswith(
+        "spec:2:9: offset 2.0 is beyond 1 steps"
+    )
+
+
+def test_what_shows_later_is_placed_at_the_assignment_it_speaks_of() -> None:
+    document = Document.parse("data:\n  source: a.txt\n  size: 3", "spec")
+    document.values["data", "source"] = "--set data.source=b.txt"
+    assert document.error(("data",), "b.txt is not a file.").where == "--set data.source=b.txt"
+    assert document.error(("data",), "size 3 is too small.").where == "spec:2:3"

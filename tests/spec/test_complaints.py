@@ -167,3 +167,28 @@ def test_every_field_of_every_registered_kind_refuses_wrong_types_in_our_words()
     for cls in (Rule, PrecisionPolicy, Schedule, QuantizerSpec):
         for name in cls.model_fields:
             assert wrong_lines(cls, f"{name}: @"), (cls, name)
+
+
+def test_every_mistake_is_named_in_a_line_of_its_own(drawing: type[Spec]) -> None:
+    with pytest.raises(SpecError) as caught:
+        drawing.parse("steps: 0\nshare: 7\nshpae: circle\nshapes: [circl, {kind: square}]\n", "spec")
+    lines = caught.value.lines
+    assert lines[0] == str(caught.value) == "spec:1:8: steps is 0; it takes a whole number, 1 or more. (4 more)"
+    assert lines[1:] == [
+        "spec:2:8: share is 7; it takes a number from 0 to 1.",
+        "spec:3:1: 'shpae' is not a key of a drawing. Did you mean 'shape'?",
+        "spec:4:10: 'circl' is not a shape. Did you mean 'circle'?",
+        "spec:4:17: shapes.1.side is missing; it takes a number.",
+    ]
+
+
+def test_at_most_ten_lines_are_printed_and_the_first_counts_all(drawing: type[Spec]) -> None:
+    with pytest.raises(SpecError, match=r"\(29 more\)$") as caught:
+        drawing.parse("steps: 0\n" + "\n".join(f"key{n}: 1" for n in range(29)), "spec")
+    assert len(caught.value.lines) == 10 and len(caught.value.others) == 29
+
+
+def test_a_plain_value_keeps_all_its_mistakes_under_its_name(drawing: type[Spec]) -> None:
+    with pytest.raises(SpecError) as caught:
+        drawing.made_from({"steps": 0, "share": 7}, "--drawing")
+    assert [line.partition(":")[0] for line in caught.value.lines] == ["--drawing", "--drawing"]

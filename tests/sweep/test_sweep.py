@@ -152,18 +152,27 @@ def test_diverged_is_a_result_and_failed_waits_for_rerun(bench: Path, launcher: 
         "set: {steps: 2}\n"
         "arms:\n"
         "  wild: {set: {optimizer.lr: 1.0e+30, clip_norm: null, precision: none}}\n"
-        "  broken: {set: {init_from: nowhere.safetensors}}\n"
+        "  broken: {set: {init_from: weights.safetensors}}\n"
         "  fine: {}\n"
     )
-    first = drive(launcher, "m.yaml")
+    (bench / "f.yaml").write_text("base: base.yaml\nset: {steps: 1}\n")
+    begun = drive(launcher, "f.yaml").tracks[0].run.path / "checkpoints/step-00000001/model.safetensors"
+    weights = begun.rename(bench / "weights.safetensors")
+    driver = make(launcher, "m.yaml")
+    weights.rename(bench / "elsewhere")  # while the plan waits: what is missing before is refused by it
+
+    def run(driver: Sweep) -> Sweep:
+        assert driver.run(lambda _: None)
+        return driver
+
+    first = run(driver)
     assert [track.state for track in first.tracks] == ["diverged", "failed", "completed"]
-    assert "nowhere.safetensors" in first.tracks[1].reason
+    assert "weights.safetensors" in first.tracks[1].reason
+    (bench / "elsewhere").rename(weights)
     again = drive(launcher, "m.yaml")
     assert [track.state for track in again.tracks] == ["diverged", "failed", "completed"]
     events = (first.tracks[0].run.path / "events.jsonl").read_text()
     assert events.count('"started"') == 1
-    weights = first.tracks[2].run.path / "checkpoints/step-00000002/model.safetensors"
-    (bench / "nowhere.safetensors").write_bytes(weights.read_bytes())
     last = drive(launcher, "m.yaml", rerun_failed=True)
     assert [track.state for track in last.tracks] == ["diverged", "completed", "completed"]
 

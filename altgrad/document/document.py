@@ -20,11 +20,12 @@ from typing import Any, NoReturn
 
 import yaml
 
+from altgrad.document.error import ASSIGNED, SpecError, speaks_of
+
 MAX_CHARACTERS, MAX_BYTES = 256 * 1024, 1024 * 1024
 MAX_DEPTH = 32
 MAX_VALUES = 50_000
 MAX_DIGITS = 400
-MAX_MESSAGE = 400
 
 Key = str | int
 Location = tuple[Key, ...]
@@ -37,18 +38,6 @@ _SPECIAL = re.compile(r"([-+]?)\.(inf|Inf|INF)|\.(nan|NaN|NAN)")
 # Legal raw in a JSON string, but not a YAML character, or a line break to YAML.
 _RAW_IN_JSON = re.compile("[\x7f-\x9f\u2028\u2029\ufffe\uffff]")
 _JSON_CONSTANT = re.compile(r'"(?:[^"\\]|\\.)*"|(-?Infinity|NaN)')
-
-
-class SpecError(ValueError):
-    """A spec that cannot be used. `str(error)` is one line, `file:line:col: what, what is allowed, what to try`.
-
-    Whatever the spec holds, the line is short and printable: control characters and such are shown as escapes.
-    """
-
-    def __init__(self, where: str, message: str) -> None:
-        self.where, line = _printable(where), _printable(message)
-        self.message = line if len(line) <= MAX_MESSAGE else line[: MAX_MESSAGE - 3] + "..."
-        super().__init__(f"{self.where}: {self.message}" if where else self.message)
 
 
 def scalar(text: str) -> Any:
@@ -125,8 +114,26 @@ class Document:
             raise SpecError(place, f"not valid YAML: {error.problem or error.context}.") from None
         return document
 
-    def where(self, location: Location, *, key: bool = False) -> str:
-        """Position of the deepest part of `location` that was written, its key rather than its value if `key`."""
+    def part(self, key: str) -> "Document":
+        """What lies under a key, with the places it has here."""
+        values = {location[1:]: place for location, place in self.values.items() if location[:1] == (key,)}
+        keys = {location[1:]: place for location, place in self.keys.items() if location[:1] == (key,)}
+        return Document(self.data[key], self.name, values, keys)
+
+    def error(self, location: Location, message: str) -> SpecError:
+        """What is wrong at a location, with its place; for what shows when the spec has been read."""
+        return SpecError(self.where(location, message=message), message)
+
+    def where(self, location: Location, *, key: bool = False, message: str = "") -> str:
+        """Position of the deepest part of `location` that was written, its key rather than its value if `key`.
+
+        message: what is wrong there. Where it speaks of something below that was assigned from outside (`--set`), by
+        its value or its name, that is the position.
+        """
+        for below, origin in reversed(self.values.items()):
+            known = len(below) > len(location) > 0 and below[: len(location)] == location
+            if known and message and origin.startswith(ASSIGNED) and speaks_of(message, str(below[-1]), origin):
+                return origin
         if key and location in self.keys:
             return self.keys[location]
         for length in range(len(location), -1, -1):
@@ -291,9 +298,3 @@ def _check_json(text: str, name: str) -> str:
         if match[1]:
             raise SpecError(_place(name, text, match.start()), f"{match[1]} is not JSON; a spec has finite numbers.")
     return _RAW_IN_JSON.sub(lambda raw: f"\\u{ord(raw[0]):04x}", text.replace("\t", " "))
-
-
-def _printable(text: str) -> str:
-    """One line without characters that could disturb a terminal."""
-    line = " ".join(text.split())
-    return line if line.isprintable() else "".join(c if c.isprintable() else ascii(c)[1:-1] for c in line)

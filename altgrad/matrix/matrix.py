@@ -22,24 +22,20 @@ arm sets itself is not varied for it: an arm with `precision: none` passes over 
 runs once where the others run once for each format; a part that it spells out as a mapping can still be varied below.
 The arm's name is the run's.
 
-What the runs are is decided by the class they are validated with, so this file knows neither models nor tensors.
+What the runs are is decided by the class they are validated with, so nothing here knows models or tensors.
 """
 
-import copy
 import itertools
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Annotated, Any, Literal, TypeVar
+from typing import Annotated, Any, Literal
 
 from pydantic import Field, model_validator
 
-from altgrad.document import Document, Location, SpecError
+from altgrad.document import Location
 from altgrad.spec import LocatedError, Spec, did_you_mean
-from altgrad.spec.assignment import assign, put
 
 Cell = dict[str, Any]
-Run = TypeVar("Run", bound=Spec)
 Seeds = Annotated[tuple[Annotated[int, Field(ge=0)], ...], Field(min_length=1)]
 
 ARM = "arm"
@@ -140,8 +136,8 @@ class Matrix(Spec):
         for number, group in enumerate(self.zip):
             for path in group:
                 if path not in self.axes:
-                    hint = did_you_mean(path, self.axes)
-                    raise LocatedError(("zip", number), f"zip names '{path}', which is not an axis.{hint}")
+                    message = f"zip names '{path}', which is not an axis.{did_you_mean(path, self.axes)}"
+                    raise LocatedError(("zip", number), message)
                 if grouped.count(path) > 1:
                     raise LocatedError(("zip", number), f"zip names '{path}' twice; an axis advances once.")
             lengths = {path: len(self.axes[path]) for path in group}
@@ -237,44 +233,6 @@ class Place:
         return ", ".join(f"{key}={value}" for key, value in self.labels.items() if value)
 
 
-def runs(matrix: Matrix, folder: Path, cls: type[Run], sets: Iterable[str] = ()) -> list[tuple[Place, Run]]:
-    """Every run of the matrix, validated as a `cls`: its place, and its spec.
-
-    folder: where the matrix lies. sets: `path=value` for every run, after all else. Raises SpecError for a base that
-    cannot be read, a value that does not fit (naming the cell), and two cells that come to the same run.
-    """
-    base = Document.load(folder / matrix.base)
-    found: list[tuple[Place, Run]] = []
-    known: dict[str, Place] = {}
-    for cell in matrix.cells():
-        document = _changed(base, cls, cell, sets)
-        for name, seeds in matrix.seed_sets().items():
-            for seed in seeds:
-                place = Place(cell.arm, cell.axes, cell.changes, seed, name)
-                put(document, cls, ["seed"], seed, f"{base.name} with {place}"[:160])
-                spec = cls.check(document)
-                earlier = known.setdefault(spec.fingerprint(), place)
-                if earlier is not place:
-                    message = f"two cells come to the same run: {earlier} and {place}; leave one out."
-                    raise SpecError(base.name, message)
-                found.append((place, spec))
-    return found
-
-
-def _changed(base: Document, cls: type[Spec], cell: Place, sets: Iterable[str]) -> Document:
-    """The base with a cell's changes, not validated yet."""
-    # Where things were written is text by place, never changed in place: it is shared, and only the data is copied.
-    document = Document(copy.deepcopy(base.data), base.name, dict(base.values), dict(base.keys))
-    changes = dict(cell.changes)
-    if cell.arm and "name" in cls.model_fields:
-        changes.setdefault("name", cell.arm)
-    for path, value in changes.items():
-        put(document, cls, path.split("."), _plain(copy.deepcopy(value)), f"{base.name} with {cell}"[:160])
-    for assignment in sets:
-        assign(document, cls, assignment)
-    return document
-
-
 def _check_axes(axes: Cell, where: Location) -> None:
     for path, values in axes.items():
         if not isinstance(values, list | tuple) or not values:
@@ -291,10 +249,3 @@ def _decides(settings: Cell, path: str) -> bool:
 
 def _agrees(cell: Cell, entry: Cell) -> bool:
     return all(path in cell and cell[path] == value for path, value in entry.items())
-
-
-def _plain(value: Any) -> Any:
-    """Tuples, as specs hold lists, back as lists: a path may lead into them."""
-    if isinstance(value, dict):
-        return {key: _plain(item) for key, item in value.items()}
-    return [_plain(item) for item in value] if isinstance(value, list | tuple) else value

@@ -1,0 +1,81 @@
+"""Mistakes on the command line, said in one line of ours: `--jobs is 'x'; it takes a whole number, 1 or more.`
+
+Typer converts what is typed and tells of a failure in several lines, with the sentence of whatever library converts in
+its version (click, pydantic). Only the place and the value are taken from it here; what the parameter takes is read
+from the command's own annotation.
+"""
+
+import typing
+from typing import Any, NoReturn
+
+import typer
+from typer.core import TyperGroup
+
+from altgrad.cli import console
+
+LONGEST = 60
+_UsageError: type[Exception] = typer.BadParameter.__mro__[1]  # click's, or Typer's own copy of it
+
+
+class Commands(TyperGroup):
+    """A group of commands whose usage errors are one line and exit code 2."""
+
+    def make_context(self, *args: Any, **more: Any) -> Any:
+        """As Typer's."""
+        try:
+            return super().make_context(*args, **more)
+        except _UsageError as error:
+            _refuse(error)
+
+    def invoke(self, ctx: Any) -> Any:
+        """As Typer's."""
+        try:
+            return super().invoke(ctx)
+        except _UsageError as error:
+            _refuse(error)
+
+
+def _refuse(error: Any) -> NoReturn:
+    """Say it and leave; the help that a group without a command shows stays Typer's."""
+    if type(error).__name__ == "NoArgsIsHelpError":
+        raise error
+    context, parameter = error.ctx, getattr(error, "param", None)
+    command = context.command_path if context is not None else "altgrad"
+    if parameter is not None and type(error).__name__ != "MissingParameter":
+        is_option = parameter.param_type_name == "option"
+        name = max(parameter.opts, key=len) if is_option else parameter.metavar or parameter.name.upper()
+        taken = _takes(context.command.callback, parameter.name)
+        value = _value(error)
+        console.fail(f"{name} takes {taken}." if value is None else f"{name} is {_short(value)}; it takes {taken}.", 2)
+    said = error.format_message().rstrip(".")
+    console.fail(f"{said[:200]}; see {command} -h.", 2)
+
+
+def _value(error: BaseException) -> Any:
+    """What was typed, where whatever converted it has kept it."""
+    cause: Any = error.__cause__
+    found = cause.errors(include_url=False) if hasattr(cause, "errors") else []
+    return found[0].get("input") if found else None
+
+
+def _short(value: Any) -> str:
+    text = ascii(value) if not str(value).isprintable() else repr(value)
+    return text if len(text) <= LONGEST else text[: LONGEST - 3] + "..."
+
+
+def _takes(command: Any, name: str) -> str:
+    """What a command's parameter takes, in words."""
+    from pydantic import Field
+
+    from altgrad.spec.shape import words
+
+    hint = typing.get_type_hints(command, include_extras=True)[name]
+    bare, *notes = typing.get_args(hint) if typing.get_origin(hint) is typing.Annotated else (hint,)
+    limits = next((Field(ge=note.min, le=note.max) for note in notes if hasattr(note, "min")), None)
+    if typing.get_origin(bare) is list or (items := [each for each in typing.get_args(bare) if _is_list(each)]):
+        bare = typing.get_args(bare if typing.get_origin(bare) is list else items[0])[0]
+    return words(bare if limits is None else typing.Annotated[bare, limits]).removesuffix(", or null")
+
+
+def _is_list(annotation: Any) -> bool:
+    return typing.get_origin(annotation) is list
