@@ -15,7 +15,7 @@ from torch import nn
 
 from altgrad.nn import PrecisionPolicy
 from altgrad.nn.layout import EMBEDDINGS
-from altgrad.nn.policy import matches
+from altgrad.nn.names import matches
 from altgrad.quantize import QuantizerSpec
 from altgrad.quantize.quantizer import Axis
 from altgrad.training.weights import StoredTensor
