@@ -25,7 +25,7 @@ from altgrad.formats import FloatFormat
 from altgrad.interventions import InterventionSpec
 from altgrad.nn import ALONE, PrecisionPolicy
 from altgrad.nn.layout import is_layer
-from altgrad.nn.policy import matches
+from altgrad.nn.names import matches
 from altgrad.spec import LocatedError
 from altgrad.store import Run, RunStore
 from altgrad.symptoms import fitting_remedies

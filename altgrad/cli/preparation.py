@@ -21,7 +21,7 @@ from altgrad.cli.together import own_device, size
 from altgrad.data.dataset import Dataset
 from altgrad.document import Document
 from altgrad.measures.metric import headline
-from altgrad.nn import Ranks
+from altgrad.nn import Ranks, weight_names
 from altgrad.nn.policy import SLOTS, Decision
 from altgrad.nn.policy import describe as in_words
 from altgrad.optim import Optimizer
@@ -204,7 +204,7 @@ def describe(prepared: Prepared, twin: Twin | None, as_json: bool) -> None:
     header += ["input", "storage", "decided by"]
     table = [[row["layer"], *row["slots"].values(), row["storage"], row["rule"]] for row in rows]
     console.table(header, table)
-    layers = {f"{row['layer']}.weight" for row in rows}
+    layers = {_weight(prepared, decision) for decision in prepared.decisions}
     for name in sorted(prepared.stored.keys() - layers):
         console.say(f"{name} is stored {prepared.stored[name]}")
     console.say(
@@ -227,6 +227,12 @@ def in_bytes(count: int) -> str:
     return f"{shown} B" if shown[-1].isdigit() else f"{shown[:-1]} {shown[-1]}B"
 
 
+def _weight(prepared: Prepared, decision: Decision) -> str:
+    """The parameter's own name, which for a tied head is the embedding's."""
+    model, _ = prepared.shapes
+    return weight_names(model).get(decision.name, f"{decision.name}.weight")
+
+
 def _row(prepared: Prepared, decision: Decision) -> dict[str, Any]:
     precision = decision.precision
     slots = {f"{product}.{operand}": "-" for product, operand in SLOTS}
@@ -238,6 +244,6 @@ def _row(prepared: Prepared, decision: Decision) -> dict[str, Any]:
     return {
         "layer": decision.name,
         "slots": slots,
-        "storage": prepared.stored.get(f"{decision.name}.weight", "master"),
+        "storage": prepared.stored.get(_weight(prepared, decision), "master"),
         "rule": rule,
     }

@@ -15,7 +15,8 @@ from torch import nn
 
 from altgrad.nn import PrecisionPolicy
 from altgrad.nn.layout import EMBEDDINGS
-from altgrad.nn.policy import Decision, matches
+from altgrad.nn.names import matches
+from altgrad.nn.policy import Decision
 from altgrad.quantize import QuantizerSpec
 from altgrad.quantize.quantizer import Axis
 from altgrad.spec import LocatedError

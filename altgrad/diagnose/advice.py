@@ -23,7 +23,7 @@ from altgrad.diagnose.samples import LayerSample, Operand
 from altgrad.formats import FloatFormat
 from altgrad.measures.format_fit import FormatFit
 from altgrad.measures.value_histogram import fit_histogram
-from altgrad.nn.policy import matches
+from altgrad.nn.names import matches
 from altgrad.spec.ranking import badness
 
 DEPLOYED = ("e4m3fn", "e5m2")

@@ -39,7 +39,7 @@ from torch import Tensor, nn
 from altgrad.diagnose.restored import Restored
 from altgrad.diagnose.sites import Errors, Held, Recorded, casts_as, quantised_layers, slots_by_site
 from altgrad.diagnose.variants import Taken, take
-from altgrad.nn import QuantizedLayer, casts_off
+from altgrad.nn import QuantizedLayer, casts_off, weight_names
 from altgrad.nn.layout import is_turned
 
 BATCHES = 8
@@ -119,12 +119,12 @@ def attribution(restored: Restored, step: Step | None = None, *, at: float = 1.0
         ahead = _seen(restored, point)
     with _moved(parameters, error, -h):
         behind = _seen(restored, point)
-    size = step.deviation
+    size, weights_of = step.deviation, weight_names(model)
     found = []
     for site, slots in served.items():
         name = site.rpartition("/")[0]
         layer = quantised_layers(model)[name]
-        direction = error.get(f"{name}.weight" if name else "weight")
+        direction = error.get(weights_of.get(name, ""))
         loss = share = 0.0
         for number, (eps, _) in enumerate(step.errors[site]):
             x, g = still[name][number]

@@ -25,8 +25,9 @@ from altgrad.diagnose.sites import Slot, quantised_layers, slots_as
 from altgrad.diagnose.variants import Taken, take
 from altgrad.nn import QuantizedLayer
 from altgrad.nn.layout import is_plain
-from altgrad.nn.linear import make_casts, quantized_class
+from altgrad.nn.linear import make_casts
 from altgrad.nn.policy import LayerPrecision
+from altgrad.nn.surgery import install
 from altgrad.quantize import Quantizer
 from altgrad.store import Run, RunStore
 from altgrad.training import RunSpec
@@ -143,10 +144,9 @@ class _Replay:
         model, seed = restored.model, restored.spec.seed
         precisions = {d.name: d.precision for d in reference.precision.decide(model) if d.precision is not None}
         for name, precision in precisions.items():
-            layer: Any = model.get_submodule(name)
+            layer = model.get_submodule(name)
             if precision.casts() and is_plain(layer):
-                layer.__class__ = quantized_class(type(layer))
-                layer.attach(LayerPrecision(dict.fromkeys(precision.slots)), name, seed)
+                install(layer, LayerPrecision(dict.fromkeys(precision.slots)), name, seed)
         self._reference: dict[str, dict[Slot, Quantizer]] = {}
         differing: dict[str, None] = {}
         for name, layer in quantised_layers(model).items():

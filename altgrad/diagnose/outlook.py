@@ -21,7 +21,7 @@ from altgrad.diagnose.oracle import Drawn, rehearse, require_target, smallest_lr
 from altgrad.diagnose.samples import linear_layers
 from altgrad.diagnose.signals import calibrate
 from altgrad.formats import FloatFormat
-from altgrad.nn import PrecisionPolicy
+from altgrad.nn import PrecisionPolicy, weight_names
 from altgrad.optim.optimizer import OptimizerSpec
 from altgrad.optim.storage import StorageSpec
 from altgrad.training import RunSpec
@@ -61,7 +61,8 @@ def outlook(
     plain = spec.model_copy(update={"precision": PrecisionPolicy(), "storage": (), "monitors": (), "interventions": ()})
     any_rule = OptimizerSpec.made_from(cast(Any, {"kind": "adamw"}))  # for the weights; the spec's may want its storage
     model = TrainState.build(plain.model_copy(update={"optimizer": any_rule}), dataset, torch.device("cpu")).model
-    names = names or [f"{name}.weight" for name in linear_layers(model)]
+    weights = weight_names(model)
+    names = names or list(dict.fromkeys(weights[name] for name in linear_layers(model) if name in weights))
     each = []
     for optimizer in _optimizers(spec.optimizer):
         if _lands_on_rungs(optimizer):

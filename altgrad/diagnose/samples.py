@@ -17,7 +17,7 @@ from altgrad.diagnose.restored import Restored
 from altgrad.measures.value_histogram import ValueHistogram
 from altgrad.nn import casts_off, unrecorded
 from altgrad.nn.layout import HEADS, is_layer
-from altgrad.nn.policy import matches
+from altgrad.nn.names import matches
 from altgrad.training.weights import StoredTensor
 
 Operand = Literal["weight", "input", "grad_output"]

@@ -30,7 +30,7 @@ from altgrad.measures import share
 from altgrad.measures.metric import Metric
 from altgrad.measures.partition import ClipMode, clip_threshold
 from altgrad.measures.range import range_counts
-from altgrad.nn import QuantizedLayer
+from altgrad.nn import QuantizedLayer, weight_names
 from altgrad.quantize import Delayed, Quantizer, QuantizerSpec
 
 
@@ -75,15 +75,15 @@ class PartitionClipping(Intervention):
     def __init__(self, spec: PartitionClip, subject: Subject) -> None:
         self.spec = spec
         self.sites: list[_Site] = []
-        device = next(subject.model.parameters()).device
+        device, weights = next(subject.model.parameters()).device, weight_names(subject.model)
         for name, layer in subject.model.named_modules():
             cast = layer.slot_casts.get(("grad_weight", "grad_output")) if isinstance(layer, QuantizedLayer) else None
-            if cast is not None:
+            if cast is not None and name in weights:
                 monitored = QuantizerSpec(
                     format=cast.spec.format, scaling=Delayed(history=spec.history, margin=spec.margin)
                 )
                 quantizer = Quantizer(monitored, f"{name}/grad_weight" if name else "grad_weight", "grad_weight")
-                self.sites.append(_Site(f"{name}.weight" if name else "weight", quantizer.to(device)))
+                self.sites.append(_Site(weights[name], quantizer.to(device)))
         if not self.sites:
             raise ValueError("partition_clip clips in the format of grad_output, and no rule casts it; leave it out.")
 

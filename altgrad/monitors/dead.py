@@ -32,7 +32,7 @@ from altgrad.monitors.monitor import (
     Values,
     at,
 )
-from altgrad.nn import QuantizedLayer, Ranks
+from altgrad.nn import QuantizedLayer, Ranks, weight_names
 from altgrad.nn.layout import is_layer, is_turned
 
 NAMES = ("dead_share", "cast_dead_share", "dormant_share", "grad_dead_share")
@@ -89,10 +89,11 @@ class DeadMonitor(ReplayMonitor):
             for handle in handles:
                 handle.remove()
         self._merge(replay.ranks)
+        weights = weight_names(replay.model)
         for key, value in window.items():
             self._join(key, value)
         for name, layer in layers.items():
-            gradient = replay.gradients.get(f"{name}.weight" if name else "weight")
+            gradient = replay.gradients.get(weights.get(name, ""))
             if gradient is not None:
                 self._join(f"{name}/rows", alive_rows(gradient.T if is_turned(layer) else gradient))
         self.observed += 1

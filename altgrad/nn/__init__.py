@@ -12,11 +12,12 @@ from altgrad.nn.surgery import (
     quantize_model,
     quantizers,
     seek,
+    weight_names,
     weight_quantizers,
 )
 
 __all__ = [
     "ALONE", "LayerPrecision", "PrecisionPolicy", "QuantizedLayer", "QuantizedLinear", "Ranks", "casts_off",
     "change_formats", "check_passes", "commit", "dequantize_model", "observed", "quantize_model", "quantizers", "seek",
-    "unrecorded", "weight_quantizers",
+    "unrecorded", "weight_names", "weight_quantizers",
 ]  # fmt: skip

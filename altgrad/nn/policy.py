@@ -10,17 +10,21 @@ A rule's short names `weight`, `input`, `grad_output` fill both slots of an oper
 overrides that. `none` leaves an operand uncast. The first rule whose pattern matches a module decides it (as in qwix);
 a rule that decides nothing is an error, since it is nearly always a misspelt name. In patterns `*` stands for any text,
 dots included, and the children of a list answer to `first` and `last` as well as to their numbers.
+
+A module registered under several names answers to each of them and is decided once; its first name is its site. Where
+one rule finds it by one name alone and another, which says otherwise, by another alone, that is an error; a rule
+that comes first and one that matches both names are no conflict, the order decides.
 """
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from fnmatch import fnmatchcase
 from typing import Annotated, Any, Literal
 
 from pydantic import Field, PlainValidator, model_validator
 from torch import nn
 
-from altgrad.nn.layout import experts, is_layer
+from altgrad.nn.layout import EMBEDDINGS
+from altgrad.nn.names import Nameable, matches, nameable
 from altgrad.quantize import QuantizerSpec
 from altgrad.quantize.quantizer import Axis
 from altgrad.spec import LocatedError, Spec, did_you_mean
@@ -185,64 +189,74 @@ class PrecisionPolicy(Spec):
         """A decision for every Linear (and Conv1D) of the model, in module order. Changes nothing.
 
         There is one, too, for each 3-D parameter of experts that a rule matches, by its own name or its module's.
-        Raises LocatedError for a rule that decides nothing.
+        Raises LocatedError for a rule that decides nothing (one without casts decides matrices outside of layers, too)
+        and for two that contradict each other.
         """
-        names = aliases(model)
+        things = nameable(model)
         used: set[int] = set()
         decisions = []
-        for name, module in model.named_modules():
-            shapes: dict[str, tuple[int, ...] | None] = {name: None} if is_layer(module) else {}
-            for leaf, parameter in experts(module).items():
-                full = f"{name}.{leaf}" if name else leaf
-                names[full] = names[name] | {f"{alias}.{leaf}" if alias else leaf for alias in names[name]}
-                shapes[full] = tuple(parameter.shape)
-            for found, shape in shapes.items():
-                rule = next((i for i, rule in enumerate(self.rules) if matches(rule.match, names[found])), None)
-                used |= {rule} if rule is not None else set()
-                if shape is None or rule is not None:
-                    precision = None if rule is None else self.rules[rule].layer()
-                    decisions.append(Decision(found, rule, precision, shape))
+        for thing in things:
+            rule, agreed = self._rule_of(thing)
+            used |= {number for number in agreed if thing.cast or not self.rules[number].layer().casts()}
+            if thing.cast and (thing.shape is None or rule is not None):
+                precision = None if rule is None else self.rules[rule].layer()
+                decisions.append(Decision(thing.name, rule, precision, thing.shape))
         for number, unused in enumerate(self.rules):
             if number not in used:
-                raise LocatedError(
-                    ("rules", number, "match"), _unused(unused.match, [d.name for d in decisions], names)
-                )
+                raise LocatedError(("rules", number, "match"), _unused(unused.match, things))
         return decisions
 
+    def left_out(self, model: nn.Module) -> dict[str, tuple[int, ...]]:
+        """Matrices, by name, that a rule with casts matches though no layer holds them, so that they are left as they
+        are: attention's in_proj_weight, an LSTM's weights. Tables named like embeddings do not count."""
+        found = {}
+        for thing in nameable(model):
+            if not thing.cast and not any(matches(pattern, [thing.name]) for pattern in EMBEDDINGS):
+                rule, _ = self._rule_of(thing)
+                if rule is not None and self.rules[rule].layer().casts():
+                    found[thing.name] = thing.shape or ()
+        return found
 
-def aliases(model: nn.Module) -> dict[str, set[str]]:
-    """Every module's name, with the names it also answers to: `blocks.0.up` is `blocks.first.up`.
+    def _rule_of(self, thing: Nameable) -> tuple[int | None, set[int]]:
+        """The rule that decides this, and all rules that are thereby of use: those that say the same of other names."""
+        every = [self._first(names) for names in thing.spellings.values()]
+        deciding = sorted({rule for rule in every if rule is not None})
+        if not deciding:
+            return None, set()
+        chosen, agreed = deciding[0], {deciding[0]}
+        one, reached = next((path, also) for path, also in thing.spellings.items() if self._first(also) == chosen)
+        for path, also in thing.spellings.items():
+            other = self._first(also)
+            if other is None or other == chosen or matches(self.rules[other].match, reached):
+                continue
+            if self.rules[other].layer() != self.rules[chosen].layer():
+                raise LocatedError(
+                    ("rules", other, "match"),
+                    f"{one} and {path} are one layer, which '{self.rules[chosen].match}' and "
+                    f"'{self.rules[other].match}' cast differently. Keep one of the two rules.",
+                )
+            agreed.add(other)
+        return chosen, agreed
 
-    A model that holds another's may say which names its modules have there, by a method `also_named(name)`.
-    """
-    names: dict[str, set[str]] = {"": {""}}
-    for name, module in model.named_modules():
-        for child in dict(module.named_children()):
-            full = f"{name}.{child}" if name else child
-            also = {child}
-            if isinstance(module, nn.ModuleList | nn.Sequential):
-                also |= {"first"} if child == "0" else set()
-                also |= {"last"} if child == str(len(module) - 1) else set()
-            names[full] = {f"{above}.{word}" if above else word for above in names[name] for word in also}
-    if callable(also_named := getattr(model, "also_named", None)):
-        names = {name: known.union(*map(also_named, known)) for name, known in names.items()}
-    return names
+    def _first(self, names: set[str]) -> int | None:
+        return next((i for i, rule in enumerate(self.rules) if matches(rule.match, names)), None)
 
 
-def matches(pattern: str, names: Iterable[str]) -> bool:
-    """Whether the pattern matches any of a module's (or parameter's) names."""
-    return any(fnmatchcase(name, pattern) for name in names)
-
-
-def _unused(pattern: str, linears: list[str], names: Mapping[str, set[str]]) -> str:
-    if not linears:
-        return f"'{pattern}' matches nothing: the model has no Linear layer."
-    if any(matches(pattern, names[name]) for name in linears):
+def _unused(pattern: str, things: Sequence[Nameable]) -> str:
+    layers = [thing for thing in things if thing.cast]
+    if any(matches(pattern, also) for thing in layers for also in thing.spellings.values()):
         return (
             f"'{pattern}' decides nothing: earlier rules match all its layers. The first match wins; reorder the rules."
         )
-    known = {alias for name in linears for alias in names[name]}
-    hint = did_you_mean(pattern, sorted(known)) or f" There are {', '.join(linears[:4])}{', ...' * (len(linears) > 4)}"
+    for thing in things:
+        if any(matches(pattern, also) for also in thing.spellings.values()):
+            shape = list(thing.shape or ())
+            return f"'{pattern}' matches no Linear layer, but {thing.name} {shape}; only weights of Linears are cast."
+    if not layers:
+        return f"'{pattern}' matches nothing: the model has no Linear layer."
+    known = {alias for thing in layers for also in thing.spellings.values() for alias in also}
+    names = [thing.name for thing in layers]
+    hint = did_you_mean(pattern, sorted(known)) or f" There are {', '.join(names[:4])}{', ...' * (len(names) > 4)}"
     return f"'{pattern}' matches no Linear layer.{hint}" + ("" if hint.endswith("?") else ".")
 
 

@@ -16,6 +16,7 @@ from contextlib import contextmanager
 import torch
 from torch import nn
 
+from altgrad.nn.layout import exchanged, refuse_own_forward
 from altgrad.nn.linear import QuantizedLayer
 from altgrad.quantize import Cast, Quantizer
 
@@ -71,9 +72,13 @@ def casts_off(model: nn.Module) -> Iterator[None]:
 
     Backward must happen inside the block, too, unless forward did not: what autograd recorded stays what it is.
     """
-    switched = [(module, type(module)) for module in model.modules() if isinstance(module, QuantizedLayer)]
+    switched = []
+    for name, module in model.named_modules():
+        if isinstance(module, QuantizedLayer):
+            refuse_own_forward(name, module)
+            switched.append((module, type(module)))
     for layer, _ in switched:
-        layer.__class__ = layer.plain  # type: ignore[assignment]
+        layer.__class__ = exchanged(type(layer), layer.plain)
     try:
         yield
     finally:

@@ -3,21 +3,26 @@
 The very `nn.Linear` and transformers `Conv1D` objects of the model become quantised by change of class, and plain
 again: parameters, their names, hooks, optimizers and references held elsewhere all stay what they were. (Building new
 modules would lose hooks and every reference to the old ones.) Only these classes themselves are touched; a subclass
-may compute something else.
+may compute something else. Torch's own wrappers around them stay, see `altgrad.nn.layout`. That each quantised layer's
+forward runs is the business of `altgrad.nn.reach`.
 """
 
+import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
+from torch.nn.utils import parametrize
 
 from altgrad.formats import FloatFormat
-from altgrad.nn.layout import is_plain
+from altgrad.nn.first_pass import end_proof, prove_first_pass
+from altgrad.nn.layout import core_of, exchanged, is_layer, is_plain, refuse_own_forward
 from altgrad.nn.linear import QuantizedLayer, make_casts, quantized_class
-from altgrad.nn.policy import PrecisionPolicy
+from altgrad.nn.policy import Decision, LayerPrecision, PrecisionPolicy
 from altgrad.nn.ranks import Ranks
+from altgrad.nn.reach import fast_paths_back, fast_paths_off, refuse_parents
 from altgrad.quantize import Quantizer, Rounding
 
 
@@ -26,40 +31,75 @@ def quantize_model(model: nn.Module, policy: PrecisionPolicy | Any, *, seed: int
 
     policy: a PrecisionPolicy, or plain data that one can be made from. seed keys the random bits of stochastic
     rounding. A layer with all six slots empty is left alone. Everything is checked before anything is changed. Raises
-    SpecError for data that is no policy, LocatedError for a rule that decides nothing, ValueError for a matched layer
-    that is a subclass, is quantised already, or cannot take its casts, and for weights of experts in one 3-D tensor.
+    SpecError for data that is no policy, LocatedError for a rule that decides nothing and for two that contradict each
+    other, ValueError for a matched layer that is a subclass, is quantised already, cannot take its casts or whose
+    forward would not run, and for weights of experts in one 3-D tensor. Warns of matched matrices outside of layers.
+    The first pass of the model is watched, see `altgrad.nn.reach`.
     """
     policy = PrecisionPolicy.made_from(policy)
     chosen = [d for d in policy.decide(model) if d.precision is not None and d.precision.casts()]
+    left_out = policy.left_out(model)
+    refuse_parents(model, [*(decision.name for decision in chosen), *left_out])
     for decision in chosen:
-        if decision.experts is not None:
-            raise ValueError(
-                f"{decision.name} is 3-D {list(decision.experts)}, as the weights of experts are; "
-                f"only matrices are cast. Put the rule {{match: {decision.name}}}, which casts nothing, before the one "
-                "that matches it, or split it into one Linear per expert."
-            )
-        module = model.get_submodule(decision.name)
-        if not is_plain(module):
-            state = "is quantised already" if isinstance(module, QuantizedLayer) else f"is a {type(module).__name__}"
-            raise ValueError(
-                f"{decision.name} {state}; only a plain nn.Linear or Conv1D can be quantised. "
-                "Change the rule that matches it."
-            )
-        with torch.device("meta"):
-            make_casts(module, cast(Any, decision.precision), decision.name, seed)
+        _check(model, decision, seed)
+    if left_out:
+        some = ", ".join(f"{name} {list(shape)}" for name, shape in list(left_out.items())[:4])
+        more = f" and {len(left_out) - 4} more" if len(left_out) > 4 else ""
+        warnings.warn(
+            f"Not cast, although a rule matches: {some}{more}; only weights of Linear layers are cast. "
+            "To confirm this, put a rule that matches them and casts nothing first.",
+            stacklevel=2,
+        )
     for decision in chosen:
-        layer: Any = model.get_submodule(decision.name)
-        layer.__class__ = quantized_class(type(layer))
-        layer.attach(decision.precision, decision.name, seed)
+        install(model.get_submodule(decision.name), cast(LayerPrecision, decision.precision), decision.name, seed)
+    if chosen:
+        fast_paths_off(model)
+        prove_first_pass(model)
     return model
 
 
+def _check(model: nn.Module, decision: Decision, seed: int) -> None:
+    """ValueError for a layer that cannot be quantised as decided."""
+    name = decision.name
+    if decision.experts is not None:
+        raise ValueError(
+            f"{name} is 3-D {list(decision.experts)}, as the weights of experts are; only matrices are cast. "
+            f"Put the rule {{match: {name}}}, which casts nothing, before the one that matches it, or split it into "
+            "one Linear per expert."
+        )
+    module = model.get_submodule(name)
+    if not is_plain(module):
+        state = "is quantised already" if isinstance(module, QuantizedLayer) else f"is a {type(module).__name__}"
+        raise ValueError(
+            f"{name} {state}; only a plain nn.Linear or Conv1D can be quantised. Change the rule that matches it."
+        )
+    refuse_own_forward(name, module)
+    with parametrize.cached():
+        _ = module.weight  # a parametrised weight is computed here, not on meta
+        with torch.device("meta"):
+            make_casts(module, cast(LayerPrecision, decision.precision), name, seed)
+
+
+def install(layer: Any, precision: LayerPrecision, site: str, seed: int) -> None:
+    """Turn a plain layer into the quantised one, in place."""
+    core = core_of(type(layer))
+    layer.__class__ = exchanged(type(layer), quantized_class(core))
+    layer.attach(precision, site, seed)
+
+
 def dequantize_model(model: nn.Module) -> nn.Module:
-    """Make every quantised layer the plain one on the same Parameters again, in place; returns the model."""
-    for module in model.modules():
-        if isinstance(module, QuantizedLayer):
-            del module.casts, module.precision, module.slot_casts
-            module.__class__ = module.plain  # type: ignore[assignment]
+    """Make every quantised layer the plain one on the same Parameters again, in place; returns the model.
+
+    Parametrisations and FSDP stay, whenever they were registered; so does what a fast path of torch needs.
+    """
+    found = {name: module for name, module in model.named_modules() if isinstance(module, QuantizedLayer)}
+    for name, module in found.items():
+        refuse_own_forward(name, module)
+    for module in found.values():
+        del module.casts, module.precision, module.slot_casts
+        module.__class__ = exchanged(type(module), module.plain)
+    fast_paths_back(model)
+    end_proof(model)
     return model
 
 
@@ -68,12 +108,24 @@ def quantizers(model: nn.Module) -> list[Quantizer]:
     return [module for module in model.modules() if isinstance(module, Quantizer)]
 
 
+def weight_names(model: nn.Module) -> dict[str, str]:
+    """The first name of each layer's weight, by layer: a tied head's is that of the embedding.
+
+    Weights that are no Parameters, as under a parametrisation, are left out.
+    """
+    first = {p: name for name, p in model.named_parameters()}
+    layers = ((name, module) for name, module in model.named_modules() if is_layer(module))
+    weights = ((name, dict(layer.named_parameters(recurse=False)).get("weight")) for name, layer in layers)
+    return {name: first[weight] for name, weight in weights if weight is not None}
+
+
 def weight_quantizers(model: nn.Module) -> dict[str, Quantizer]:
-    """The cast of the forward weight, by parameter name."""
-    found = {}
-    for name, module in model.named_modules():
+    """The cast of the forward weight, by parameter name; of several layers with one weight, the first one's."""
+    found: dict[str, Quantizer] = {}
+    for name, parameter in weight_names(model).items():
+        module = model.get_submodule(name)
         if isinstance(module, QuantizedLayer) and ("forward", "weight") in module.slot_casts:
-            found[f"{name}.weight" if name else "weight"] = module.slot_casts["forward", "weight"]
+            found.setdefault(parameter, module.slot_casts["forward", "weight"])
     return found
 
 

@@ -10,7 +10,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from altgrad.nn.policy import aliases, matches
+from altgrad.nn.names import aliases, matches
 from altgrad.optim.optimizer import OptimizerSpec
 from altgrad.optim.storage import Master, StorageSpec
 from altgrad.spec import LocatedError, did_you_mean

@@ -79,6 +79,14 @@ def test_dry_run_shows_every_cast_and_writes_nothing(run_cli: Cli, spec: Path, t
     assert sorted(path.name for path in tmp_path.iterdir()) == ["tiny.yaml"]
 
 
+def test_dry_run_shows_how_the_weight_of_a_tied_head_is_stored(run_cli: Cli, spec: Path) -> None:
+    storage = 'storage: [{match: "[eh]*d.weight", kind: nearest, format: e4m3fn}]\n'
+    spec.write_text(SPEC.replace("model: {", "model: {tied: true, ") + storage)
+    done = run_cli("train", spec.name, "--dry-run")
+    (head,) = (line for line in done.stdout.splitlines() if line.startswith("head "))
+    assert "nearest e4m3fn" in head and "embed.weight is stored" not in done.stdout
+
+
 @pytest.mark.parametrize(
     ("change", "said"),
     [
