@@ -229,8 +229,7 @@ def in_bytes(count: int) -> str:
 
 def _weight(prepared: Prepared, decision: Decision) -> str:
     """The parameter's own name, which for a tied head is the embedding's."""
-    model, _ = prepared.shapes
-    return weight_names(model).get(decision.name, f"{decision.name}.weight")
+    return weight_names(prepared.fitted.model).get(decision.name, f"{decision.name}.weight")
 
 
 def _row(prepared: Prepared, decision: Decision) -> dict[str, Any]:
