@@ -104,6 +104,7 @@ def test_a_run_stopped_around_a_shift_is_the_run_that_was_not(
 
 
 @pytest.mark.long
+@pytest.mark.needs("c++")
 @pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::UserWarning:torch")  # of torch.compile itself
 def test_beside_a_compiled_model_the_same_shifts_are_made_more_often_than_torch_recompiles(
     trial: Callable[..., Trial],
