@@ -30,6 +30,7 @@ PROGRAMS = {
     "c++": ((os.environ.get("CXX", "g++"), "clang++"), "g++"),
     "chromium": (("chromium", "chromium-browser", "google-chrome"), "chromium"),
     "git": (("git",), "git"),
+    "make": (("make",), "make"),
     "mount": (("mount",), "mount"),
     "sbatch": (("sbatch",), "slurm-wlm munge"),
     "umount": (("umount",), "mount"),
