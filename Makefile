@@ -76,7 +76,7 @@ $(STAMP): pyproject.toml $(CONSTRAINTS)
 WITHOUT_CUDA = $(BIN)/python -m pip install -qq --disable-pip-version-check --dry-run --ignore-installed --report $(VENV)/torch.json -c $(CONSTRAINTS) torch \
 	&& { ! grep -q '"name": "nvidia-' $(VENV)/torch.json || { echo "torch $(TORCH) is a CUDA build here and brings gigabytes. Tell pip of a CPU build (PIP_EXTRA_INDEX_URL or PIP_FIND_LINKS), or say CUDA=yes." >&2; exit 1; }; }
 
-# The pins, but for torch, and for setuptools, which releases of torch before 2.12 hold below 82.
-build/constraints-torch%.txt: constraints.txt
+# The pins, but for torch, and for setuptools, which torch 2.11 holds below 82 and pyproject.toml needs from 77 on.
+build/constraints-torch%.txt: constraints.txt Makefile
 	@mkdir -p build
-	@sed -e 's/^torch==.*/torch==$*.*/' -e '/^setuptools==/d' constraints.txt > $@
+	@sed -e 's/^torch==.*/torch==$*.*/' -e 's/^setuptools==.*/setuptools>=77,<82/' constraints.txt > $@
