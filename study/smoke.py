@@ -1,7 +1,8 @@
 """python -m study.smoke: do the main findings keep their direction on three fresh seeds? A few minutes of CPU.
 
-The formats whose PRIMARY verdict has a sign, each arm at the rate the study chose for it, on seeds that the study never
-used. Says of each whether the sign came out the same, and exits 1 if one did not. `make study-smoke` calls it.
+The formats whose PRIMARY verdict has a sign, each arm at the rate the study chose for it, on seeds that no study used
+(tests/study/test_smoke.py compares them with every result, matrix and pilot). Says of each whether the sign came out
+the same, and exits 1 if one did not. `make study-smoke` calls it. Storage clips here as in PRIMARY: see FINDINGS.md.
 """
 
 import math
@@ -15,7 +16,7 @@ from altgrad.store import RunStore
 from study.rates import ROOT, chosen, matrix, source_of, tuned, write_matrix
 from study.results import Results
 
-SEEDS = (20, 21, 22)
+SEEDS = (900, 901, 902)
 SIGNED = ("benefit", "harm", "direction only")
 NAME = "study-smoke"
 
@@ -44,7 +45,7 @@ def main() -> None:
     (fresh,) = families(load(RunStore(ROOT / "runs"), NAME))
     same = True
     for effect in fresh.effects:
-        pairs = effect.pairs.values()
+        pairs = [effect.pairs[seed] for seed in SEEDS]  # a store may hold runs of another smoke check
         mean, known = math.fsum(pairs) / len(pairs), family.intervals[effect.format].mean
         agrees = mean * known > 0
         same &= agrees

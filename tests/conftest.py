@@ -1,10 +1,12 @@
-"""What every test shares: no network, one thread, the same Hypothesis examples each time, and the CLI as a process.
+"""What every test shares: no network, a fixed number of threads, the same Hypothesis examples each time, the CLI as a
+process, and a skip with its reason where a program that a test runs is not installed.
 
 The environment is set when this file is imported, before any test can import torch or datasets: both read it once.
 torch itself is never imported here, so the tests of the torch-free rooms stay as quick as those rooms.
 """
 
 import os
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable, Iterator, Mapping
@@ -18,8 +20,23 @@ from hypothesis import HealthCheck, settings
 ROOT = Path(__file__).resolve().parents[1]
 
 os.environ["HF_HUB_OFFLINE"] = "1"
-os.environ["OMP_NUM_THREADS"] = "1"
-os.environ["MKL_NUM_THREADS"] = "1"
+# One thread unless the caller says otherwise: OMP_NUM_THREADS=2 runs the same claims with sums in another order.
+THREADS = os.environ.setdefault("OMP_NUM_THREADS", "1")
+os.environ["MKL_NUM_THREADS"] = THREADS
+
+PROGRAMS = {
+    # name in `needs`: (the names it goes by on the PATH, the Debian or Ubuntu package)
+    "bash": (("bash",), "bash"),
+    "c++": ((os.environ.get("CXX", "g++"), "clang++"), "g++"),
+    "chromium": (("chromium", "chromium-browser", "google-chrome"), "chromium"),
+    "git": (("git",), "git"),
+    "make": (("make",), "make"),
+    "mount": (("mount",), "mount"),
+    "sbatch": (("sbatch",), "slurm-wlm munge"),
+    "umount": (("umount",), "mount"),
+    "unshare": (("unshare",), "util-linux"),
+}
+"""Programs besides the interpreter that some test runs. A test says so with `@pytest.mark.needs("git")`."""
 
 # derandomize: a failure is a fact about the commit, not about the draw. The deadline and too_slow measure the clock,
 # and a loaded machine is no defect.
@@ -33,13 +50,43 @@ settings.register_profile(
 settings.load_profile("altgrad")
 
 
+def found(name: str) -> str | None:
+    """The path of a program of PROGRAMS."""
+    return next(filter(None, map(shutil.which, PROGRAMS[name][0])), None)
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    config.addinivalue_line("markers", "needs(*programs): skipped, with the reason, where one of them is not installed")
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    """Before any fixture: those start the programs."""
+    for mark in item.iter_markers("needs"):
+        for name in mark.args:
+            if found(name) is None:
+                pytest.skip(f"{name} is not installed (Debian, Ubuntu: apt install {PROGRAMS[name][1]})")
+
+
+@pytest.fixture(scope="session")
+def program() -> Callable[[str], str]:
+    """`program("chromium")` is its path; the test is marked as needing it."""
+
+    def path(name: str) -> str:
+        there = found(name)
+        assert there is not None, f"mark the test: @pytest.mark.needs({name!r})"
+        return there
+
+    return path
+
+
 @pytest.fixture(autouse=True)
-def one_thread() -> Iterator[None]:
-    """Puts torch back to one thread after a test that trained with more; float sums depend on the number."""
+def usual_threads() -> Iterator[None]:
+    """Puts torch back to its threads after a test that trained with another number; float sums depend on it."""
     yield
     torch = sys.modules.get("torch")
-    if torch is not None and torch.get_num_threads() != 1:
-        torch.set_num_threads(1)
+    if torch is not None and torch.get_num_threads() != int(THREADS):
+        torch.set_num_threads(int(THREADS))
 
 
 @pytest.fixture(scope="session")

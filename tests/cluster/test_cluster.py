@@ -6,7 +6,6 @@ Where no Slurm answers, slurm_node.sh starts one for the session and stops it at
 import json
 import os
 import random
-import shutil
 import subprocess
 import time
 from collections.abc import Iterator
@@ -16,7 +15,7 @@ import pytest
 
 from tests.sweep.driving import BASE, ROOT, WORDS, came_to, finish, kill_some, start, trained_once, workers
 
-pytestmark = pytest.mark.cluster
+pytestmark = [pytest.mark.cluster, pytest.mark.needs("sbatch")]
 NODE = Path(__file__).with_name("slurm_node.sh")
 MATRIX = """\
 base: base.yaml
@@ -28,8 +27,6 @@ axes: {"precision.rules.0.weight.format": [e4m3fn, e5m2]}
 @pytest.fixture(scope="session")
 def node(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
     """A Slurm that answers."""
-    if shutil.which("sbatch") is None:
-        pytest.skip("there is no Slurm here: apt install slurm-wlm munge")
     if subprocess.run(["sinfo"], capture_output=True, check=False).returncode == 0:
         yield
         return

@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Mapping, Sequence
+from itertools import pairwise
 from typing import Any
 
 import pytest
@@ -25,6 +26,9 @@ SOUND = {"weight": "e4m3fn", "input": "e4m3fn", "grad_output": "e5m2"}
 
 
 PLACES = [f"{layer}/{operand}" for layer in LAYERS for operand in SOUND]
+MOST_REPLAYS = {culprits: 2 + culprits * (math.ceil(math.log2(24)) + 1) for culprits in (1, 2)}
+"""As the search promises; which of the 24 it meets first is a matter of sizes."""
+MLP_WEIGHTS = [place for place in PLACES if ".mlp." in place and place.endswith("/weight")]
 
 
 @pytest.fixture(scope="module")
@@ -36,14 +40,18 @@ def runs(tiny: Run) -> tuple[Restored, RunSpec]:
 def test_a_planted_fault_is_found_in_few_replays(runs: tuple[Restored, RunSpec], tiny: Run, number: int) -> None:
     place = PLACES[number * 7 % 24]
     found = against_uncast(tiny, runs[1], [place], list(FAULTS)[number % 3])
-    assert found.of == 24 and found.replays <= 2 * math.log2(24) + 4
+    assert found.of == 24 and found.replays <= MOST_REPLAYS[1]
     assert found.sites == [place] and found.explained >= 0.6
 
 
 def test_two_faults_of_like_size_are_found_together(runs: tuple[Restored, RunSpec], tiny: Run) -> None:
-    pair = [PLACES[3], PLACES[15]]
+    """Like size is measured: which weights that are depends on seed and processor. The closest of four differ by 9 % at
+    most in eight seeds, and above 1.5 to 1 the larger would explain the difference alone."""
+    size = {place: against_uncast(tiny, runs[1], [place], "coarse").deviation for place in MLP_WEIGHTS}
+    ordered = sorted(size, key=size.__getitem__)
+    pair = list(min(pairwise(ordered), key=lambda two: size[two[1]] / size[two[0]]))
     found = against_uncast(tiny, runs[1], pair, "coarse")
-    assert sorted(found.sites) == sorted(pair) and found.replays <= 2 * math.log2(24) + 4
+    assert sorted(found.sites) == sorted(pair) and found.replays <= MOST_REPLAYS[2]
 
 
 def against_uncast(run: Run, spec: RunSpec, places: Sequence[str], fault: str) -> Bisection:

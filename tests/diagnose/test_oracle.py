@@ -174,6 +174,7 @@ def test_forecasts_of_a_model_come_near_its_training(kind: str) -> None:
     state.optimizer.watching = True
     state.optimizer.observers.append(moves)
     assert len(list(train_steps(own, dataset, state, 12))) == 12
+    # ln of the quotient over three seeds and four weights: nearest -0.115, sd 0.019, the others nearer to 0.
     for name, measured in moves.rates().items():
         assert 1 / 1.3 < forecast.rates[name] / measured < 1.3, name
 

@@ -25,8 +25,11 @@ SETTINGS = ("steps=40", "checkpoint_every=1", "evaluate_every=100", "keep=3")
 
 def no_mount() -> str | None:
     """Why nothing can be mounted here, if so."""
-    if not sys.platform.startswith("linux") or shutil.which("mount") is None:
+    if not sys.platform.startswith("linux"):
         return "mounting needs Linux"
+    absent = [name for name in ("mount", "umount", "unshare") if shutil.which(name) is None]
+    if absent:
+        return f"{absent[0]} is not installed"
     found = subprocess.run(
         ["unshare", "--mount", "mount", "-t", "tmpfs", "-o", "size=1m", "none", "/mnt"],
         capture_output=True,

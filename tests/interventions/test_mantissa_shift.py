@@ -22,7 +22,13 @@ from altgrad.training.state import TrainState
 
 from .conftest import Trial
 
-OVERFLOWS = "precision.rules.0.input={format: e3m4, scaling: unscaled, overflow: inf}"
+SHORT = {
+    "match": "blocks.*.mlp.up",
+    "input": {"format": "e3m4", "scaling": "unscaled", "overflow": "inf"},
+    "grad_output": "e5m2",
+}
+WIDE = {"match": "blocks.*", "input": "e4m3fn", "grad_output": "e5m2"}
+OVERFLOWS = "precision=" + json.dumps({"rules": [SHORT, WIDE]})
 NARROW = (OVERFLOWS, "precision.rules.0.grad_output={format: e5m2, rounding: stochastic}")
 SHIFT = "interventions=[{kind: mantissa_shift, good_every: 5}]"
 STORED = [{"match": f"blocks.*.{part}.*.weight", "kind": "nearest", "format": "e6m1"} for part in ("attention", "mlp")]
@@ -36,12 +42,15 @@ UNSTALL = "interventions=[{kind: mantissa_shift, every: 1, window: 5, patience: 
 
 
 def grown(state: TrainState) -> None:
-    """A gain that jumps before step 26: some inputs of the next layer then pass the end of e3m4, 15.5."""
+    """A gain that jumps at step 26 and whenever it was taken back: inputs of mlp.up then pass the end of e3m4, 15.5.
+
+    In all of eight seeds the largest comes to 24 or more, so when it happens is no matter of chance.
+    """
 
     def grow(module: nn.Module, *_: Any) -> None:
-        if state.step == 25 and module.training and float(module.weight.detach().amax()) < 4:
+        if state.step >= 25 and module.training and float(module.weight.detach().amax()) < 4:
             with torch.no_grad():
-                module.weight.mul_(8)
+                module.weight.mul_(16)
 
     state.model.get_submodule("blocks.0.norm2").register_forward_pre_hook(grow)
 
@@ -53,11 +62,13 @@ def test_a_run_whose_activations_overflow_gets_range_and_completes(trial: Callab
     (deed,) = rescued.deeds
     assert rescued.outcome.status == "completed"
     assert deed["formats"] == {"blocks.0.mlp.up/input": "e4m3ieee"} and deed["intervention"] == "mantissa_shift"
-    assert "back to the weights before step 31" in deed["message"]
+    assert deed["step"] == 27 and "back to the weights before step 21" in deed["message"]
     bad = [step for step, loss in enumerate(rescued.losses, 1) if not math.isfinite(loss)]
-    assert bad == [deed["step"] - 1, deed["step"]]
+    assert bad == [26, 27]
+    # What it learns is 0.967 of what the run without the jump learns, sd 0.0067 over eight seeds.
     sound = trial("sound", OVERFLOWS)
-    assert rescued.validation < sound.validation + 0.1
+    start = sound.losses[0]
+    assert start - rescued.validation > (0.967 - 3 * 0.0067) * (start - sound.validation)
 
 
 def test_a_run_whose_stored_weights_stall_gets_resolution_and_learns(trial: Callable[..., Trial]) -> None:
@@ -73,16 +84,18 @@ def test_a_run_whose_stored_weights_stall_gets_resolution_and_learns(trial: Call
             fmt = FloatFormat.parse(name)
             assert fmt.bits == 8 and fmt.mantissa_bits == bits.get(place, 1) + 1  # never one less
             bits[place] = fmt.mantissa_bits
-    start = free.losses[0]
-    assert start - stuck.validation < 0.3 * (start - free.validation)
-    assert start - moving.validation > 0.7 * (start - free.validation)
+    # Of what the run with masters learns: 0.251 stuck, 0.817 moving, 0.566 between them; sd 0.075, 0.047, 0.060 over
+    # eight seeds.
+    start, whole = free.losses[0], free.losses[0] - free.validation
+    assert start - moving.validation > (0.817 - 3 * 0.047) * whole
+    assert stuck.validation - moving.validation > (0.566 - 3 * 0.060) * whole
 
 
 @pytest.mark.parametrize(
     ("sets", "plant", "stops"),
     [
-        ((*NARROW, SHIFT), grown, (33, 36)),
-        pytest.param((*NARROW, SHIFT), grown, (8, 31, 32, 34, 40), marks=pytest.mark.long),
+        ((*NARROW, SHIFT), grown, (27, 30)),
+        pytest.param((*NARROW, SHIFT), grown, (8, 25, 26, 28, 40), marks=pytest.mark.long),
         ((*STALLS[:2], "steps=30", UNSTALL), None, (18, 23)),
         pytest.param((*STALLS[:2], "steps=60", UNSTALL), None, (8, 20, 21, 22, 40, 51), marks=pytest.mark.long),
     ],
@@ -104,6 +117,7 @@ def test_a_run_stopped_around_a_shift_is_the_run_that_was_not(
 
 
 @pytest.mark.long
+@pytest.mark.needs("c++")
 @pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::UserWarning:torch")  # of torch.compile itself
 def test_beside_a_compiled_model_the_same_shifts_are_made_more_often_than_torch_recompiles(
     trial: Callable[..., Trial],

@@ -1,5 +1,6 @@
 """Claims about partition-relative clipping: where the format ends, when it saturates, and never otherwise."""
 
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -17,7 +18,7 @@ from altgrad.training.state import TrainState
 
 from .conftest import Trial, after_backward
 
-SGD_RUN = "optimizer={kind: sgd, lr: 0.1}"
+SGD_RUN = "optimizer={kind: sgd, lr: 0.1, momentum: 0}"
 CLIP = "interventions=[partition_clip]"
 
 
@@ -116,13 +117,22 @@ def test_without_a_cast_of_grad_output_it_is_refused() -> None:
 
 
 def test_a_run_with_a_spike_in_its_gradients_goes_on_as_if_there_had_been_none(trial: Callable[..., Trial]) -> None:
-    sound = trial("sound", SGD_RUN, "steps=60")
-    without = trial("without", SGD_RUN, "steps=60", plant=spiked)
-    clipped = trial("with", SGD_RUN, "steps=60", CLIP, plant=spiked)
-    assert without.losses[25] > sound.losses[25] + 1  # the damage is done, and does not heal in the rest of the run
-    assert without.validation > sound.validation + 0.15
-    assert clipped.losses[25] < sound.losses[25] + 0.4
-    assert clipped.validation < sound.validation + 0.02
+    """Damage is the mean loss after the spike less that of the run without one, same seed and data.
+
+    Without momentum: with it the damage is 1.9 nats, sd 1.7 over seeds, and three spreads leave nothing to say.
+    """
+    sound = trial("sound", SGD_RUN)
+    without = trial("without", SGD_RUN, plant=spiked)
+    clipped = trial("with", SGD_RUN, CLIP, plant=spiked)
+
+    def damage(spiky: Trial, last: int) -> float:
+        return sum(a - b for a, b in zip(spiky.losses[21:last], sound.losses[21:last], strict=True)) / (last - 21)
+
+    # Over eight seeds, at once (5 steps) and to the end (19): damage without 1.40 and 0.76, sd 0.25 and 0.22; ln of the
+    # share that clipping leaves of it -3.24 and -3.61, sd 0.53 and 0.57.
+    assert damage(without, 26) > 1.40 - 3 * 0.25 and damage(without, 40) > 0.76 - 3 * 0.22
+    assert damage(clipped, 26) < math.exp(-3.24 + 3 * 0.53) * damage(without, 26)
+    assert damage(clipped, 40) < math.exp(-3.61 + 3 * 0.57) * damage(without, 40)
     sites = {deed["site"] for deed in clipped.deeds if deed["step"] == 21}
     assert sites == {
         f"blocks.0.{name}/grad_weight" for name in ("attention.qkv", "attention.proj", "mlp.up", "mlp.down")
@@ -136,8 +146,9 @@ def test_adam_hardly_notices_that_it_is_clipped(trial: Callable[..., Trial]) -> 
     always = "interventions=[{kind: partition_clip, mode: norm, saturation: 0}]"
     narrow = "precision.rules.0.grad_output=e4m3fn"
     sound, clipped = trial("sound", narrow), trial("clipped", narrow, always)
-    assert len(clipped.deeds) >= 5 and abs(clipped.validation - sound.validation) < 0.01
-    assert trial("spiked", narrow, plant=spiked).validation < sound.validation + 0.1
+    # Eight seeds: clipping changes validation loss by 0.0008, sd 0.0021; the spike itself costs 0.079, sd 0.024.
+    assert clipped.deeds and abs(clipped.validation - sound.validation) < 0.0008 + 3 * 0.0021
+    assert trial("spiked", narrow, plant=spiked).validation < sound.validation + 0.079 + 3 * 0.024
 
 
 def test_a_run_in_which_it_has_no_reason_is_bit_for_bit_the_run_without_it(trial: Callable[..., Trial]) -> None:

@@ -14,7 +14,10 @@ from altgrad.optim import Update
 from altgrad.quantize import Grid, round_to
 
 # torch.compile warns of what it does itself.
-pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::UserWarning:torch")
+pytestmark = [
+    pytest.mark.needs("c++"),
+    pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::UserWarning:torch"),
+]
 
 FMT = FloatFormat.parse("e4m3fn")
 MONITORS = {kind: spec().build() for kind, spec in MonitorSpec.kinds().items()}

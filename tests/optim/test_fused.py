@@ -10,7 +10,10 @@ from altgrad.optim import AdamW, ManifoldAdamW, Update
 from altgrad.quantize import round_to
 
 # torch.compile warns of what it does itself.
-pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::UserWarning:torch")
+pytestmark = [
+    pytest.mark.needs("c++"),
+    pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::UserWarning:torch"),
+]
 
 CASES: list[tuple[Any, dict[str, Any]]] = [
     (AdamW, {}),

@@ -59,6 +59,7 @@ def test_every_format_of_the_mission_is_served_stochastically_and_all_with_manti
     assert serves(FloatFormat.parse("e7m0"), Rounding.stochastic)
 
 
+@pytest.mark.needs("c++")
 @pytest.mark.parametrize("rounding", MODES)
 def test_compiled_casts_have_the_same_bits_for_formats_shapes_dtypes_and_scales(rounding: Rounding) -> None:
     """Many formats and shapes in one process: a graph for each kind of scale and dtype, none fallen back."""
@@ -78,6 +79,7 @@ def test_compiled_casts_have_the_same_bits_for_formats_shapes_dtypes_and_scales(
                     assert torch.equal(bits(made["eager"]), bits(made["compiled"])), (str(fmt), shape, dtype)
 
 
+@pytest.mark.needs("c++")
 @pytest.mark.parametrize("threads", [1, 2])
 def test_threads_change_no_bit(threads: int) -> None:
     torch.set_num_threads(threads)

@@ -3,7 +3,6 @@
 import csv
 import json
 import re
-import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -25,7 +24,6 @@ from altgrad.report.terminal import drawn, rows
 from altgrad.store import Run, RunStore
 from tests.report.chromium import Chromium
 
-CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 HOSTILE = "<script>window.alerted=true</script>"
 NAMES = ["verdict", "geometry", "why", "learning_rate", "sweet_spot", "failures", "dynamics", "baseline", "stability",
          "stiffness_field", "ranks", "throughput", "runs"]  # fmt: skip
@@ -141,15 +139,14 @@ def test_mistakes_are_one_line(study: Path, wrong: list[str]) -> None:
 
 
 @pytest.fixture(scope="module")
-def browser(tmp_path_factory: pytest.TempPathFactory) -> Any:
-    """Chromium, or a reason not to test with it."""
-    if CHROMIUM is None:
-        pytest.skip("Chromium is not installed (Debian, Ubuntu: apt install chromium)")
-    found = Chromium(CHROMIUM, tmp_path_factory.mktemp("chromium"))
+def browser(tmp_path_factory: pytest.TempPathFactory, program: Callable[[str], str]) -> Any:
+    """Chromium, for tests that are marked as needing it."""
+    found = Chromium(program("chromium"), tmp_path_factory.mktemp("chromium"))
     yield found
     found.close()
 
 
+@pytest.mark.needs("chromium", "bash")
 @pytest.mark.parametrize(("width", "dark"), [(1200, False), (1200, True), (390, False)])
 def test_a_browser_draws_every_figure_without_network_or_complaint(
     browser: Chromium, folder: Path, width: int, dark: bool
@@ -161,6 +158,7 @@ def test_a_browser_draws_every_figure_without_network_or_complaint(
     assert browser.complaints == []
 
 
+@pytest.mark.needs("chromium", "bash")
 def test_a_browser_shows_the_static_page_without_any_script(browser: Chromium, study: Path, tmp_path: Path) -> None:
     project = load(RunStore(study), "study")
     some = [Chapter(each.section, each.blocks) for each in chapters(project)[:2]]
@@ -169,6 +167,7 @@ def test_a_browser_shows_the_static_page_without_any_script(browser: Chromium, s
     assert state["pictures"] >= 2 and browser.complaints == []
 
 
+@pytest.mark.needs("chromium", "bash")
 def test_a_browser_runs_nothing_that_a_run_brought_along(
     browser: Chromium, tmp_path: Path, make_run: Callable[..., Run], make_spec: Any
 ) -> None:

@@ -14,6 +14,7 @@ def git(folder: Path, *words: str) -> str:
     return done.stdout.strip()
 
 
+@pytest.mark.needs("git")
 def test_the_commit_of_a_checkout_and_whether_it_was_changed(tmp_path: Path) -> None:
     top = tmp_path.resolve() / "clone"
     (top / "altgrad").mkdir(parents=True)

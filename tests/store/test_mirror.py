@@ -206,6 +206,7 @@ def children(pid: int) -> list[int]:
     return found
 
 
+@pytest.mark.needs("mount", "umount")
 def test_a_full_disk_for_wandb_costs_no_row(
     run: Run, server: WandbServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

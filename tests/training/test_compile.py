@@ -70,6 +70,7 @@ def test_the_whole_quantised_model_is_two_graphs_without_breaks(monitors: str) -
 
 
 @pytest.mark.long
+@pytest.mark.needs("c++")
 def test_compiled_by_inductor_a_run_is_the_same_within_rounding(tmp_path: Path, short_data: Callable[..., Any]) -> None:
     torch._dynamo.reset()
     counters.clear()

@@ -152,8 +152,11 @@ def test_the_loss_falls_on_real_text(tmp_path: Path, dataset: Any) -> None:
     spec, run = make(tmp_path, "steps=60", "optimizer.lr=1e-2")
     outcome = train(spec, run, dataset)
     losses = [row["train/loss"] for row in run.metrics(["train/loss"])]
-    assert losses[0] == pytest.approx(math.log(256), abs=0.3) and sum(losses[-5:]) / 5 < losses[0] - 1.5
-    assert outcome.validation["validation/bits_per_byte"] < 5.5
+    # Over eight seeds: the first loss 5.555, sd 0.014; training falls by 2.42, sd 0.10, validation by 1.97, sd 0.08.
+    assert losses[0] == pytest.approx(math.log(256), abs=0.01 + 3 * 0.014)
+    assert losses[0] - sum(losses[-5:]) / 5 > 2.42 - 3 * 0.10
+    start = next(row["validation/loss"] for row in run.metrics(["validation/loss"]))
+    assert start - outcome.validation["validation/loss"] > 1.97 - 3 * 0.08
 
 
 def test_a_run_that_diverges_is_a_result(tmp_path: Path, dataset: Any) -> None:
@@ -269,9 +272,10 @@ def test_a_run_can_start_from_another_runs_weights(tmp_path: Path, dataset: Any)
     train(spec, first, dataset)
     spec, second = make(tmp_path, f"init_from={first.path}", "precision=none", "steps=2", "schedule.warmup=0")
     train(spec, second, dataset)
-    ended = [row["validation/loss"] for row in first.metrics(["validation/loss"])][-1]
+    start, *_, ended = (row["validation/loss"] for row in first.metrics(["validation/loss"]))
     began = next(row["validation/loss"] for row in second.metrics(["validation/loss"]))
-    assert began == pytest.approx(ended, abs=0.05) and ended < math.log(256) - 0.1
+    # Over eight seeds the first run falls by 0.486, sd 0.061; taking its casts off moves it by 0.0000, sd 0.0001.
+    assert start - ended > 0.486 - 3 * 0.061 and began == pytest.approx(ended, abs=3 * 0.0001)
 
 
 def test_a_power_of_two_loss_scale_changes_no_bit_in_float32(tmp_path: Path, dataset: Any) -> None:
@@ -291,7 +295,7 @@ def test_a_loss_scale_lifts_gradients_out_of_underflow(tmp_path: Path, dataset: 
         train(spec, run, dataset)
         last = run.last("range/blocks.0.mlp.up/grad_output/underflow_rate")
         rates.append(last["range/blocks.0.mlp.up/grad_output/underflow_rate"])
-    assert rates[1] < rates[0] / 10
+    assert rates[0] > 0.0142 - 3 * 0.0030 and rates[1] < rates[0] / 10  # 0 in each of eight seeds
 
 
 @pytest.mark.parametrize(

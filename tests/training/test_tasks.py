@@ -117,9 +117,11 @@ def test_an_outcome_has_the_scores_of_the_task_and_tokens_without_padding(tmp_pa
 
 
 def test_a_small_encoder_in_fp8_learns_what_there_is_to_learn(tmp_path: Path, file: Path) -> None:
-    spec, run, dataset = make(tmp_path, file, FP8, "steps=60", "optimizer.lr=1e-2", "monitors=[finite, rank]")
+    """In each of eight seeds F1 is 1, with a loss of 0.17, sd 0.06; at twice the rate it is 0.05 to 0.51."""
+    spec, run, dataset = make(tmp_path, file, FP8, "steps=60", "optimizer.lr=5e-3", "monitors=[finite, rank]")
     train(spec, run, dataset)
     judged = judge(run)
+    assert judged.found["loss"] < 0.17 + 3 * 0.06
     assert judged.found["f1_micro"] == judged.found["f1_macro"] == 1 and judged.step == 60
     assert {row["label"]: row["f1"] for row in judged.table} == {"any": 1, "penalty": 1, "scope": 1}
     assert any(key.startswith("rank/classifier.weight/") for row in run.metrics() for key in row)
