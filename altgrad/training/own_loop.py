@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from altgrad.monitors import Context, MonitorSpec, Replay, Report, Watch
+from altgrad.optim import whole_gradient
 from altgrad.spec import Spec
 from altgrad.training.twin import any_run
 
@@ -81,7 +82,7 @@ class LoopWatch:
     def look(self) -> None:
         """Look at the gradients now, and not when `optimizer.step()` begins: say it before they are clipped."""
         self.looked = True
-        gradients = {name: p.grad for name, p in self.model.named_parameters() if p.grad is not None}
+        gradients = {n: whole_gradient(p.grad) for n, p in self.model.named_parameters() if p.grad is not None}
         first = next(self.model.parameters())
         norm = torch.nn.utils.get_total_norm(list(gradients.values())) if gradients else first.new_zeros(())
         asked = self.replay
