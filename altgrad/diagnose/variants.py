@@ -18,7 +18,7 @@ from altgrad.diagnose.sites import reformatted, rerounded, specs_as
 from altgrad.formats import FloatFormat
 from altgrad.measures import fidelity, fidelity_sums
 from altgrad.nn import casts_off, unrecorded
-from altgrad.optim import whole_gradient
+from altgrad.optim import whole_tensor
 
 
 @dataclass(frozen=True)
@@ -59,7 +59,7 @@ def take(restored: Restored, model: nn.Module | None = None) -> Taken:
             loss_sum += float(loss.detach())
             for name, gradient in zip(named, found, strict=True):
                 if gradient is not None:
-                    whole = whole_gradient(gradient)
+                    whole = whole_tensor(gradient)
                     total[name] = total[name] + whole if name in total else whole
     return Taken(loss_sum, total)
 

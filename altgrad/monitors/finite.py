@@ -31,7 +31,7 @@ from altgrad.monitors.monitor import (
     Values,
 )
 from altgrad.monitors.shadow import replayed_gradients
-from altgrad.optim import whole_gradient
+from altgrad.optim import whole_tensor
 
 
 class Finite(MonitorSpec):
@@ -137,4 +137,4 @@ def first_nonfinite(replay: Replay) -> str | None:
 
 
 def _finite(tensor: Tensor) -> bool:
-    return bool(whole_gradient(tensor).isfinite().all())
+    return bool(whole_tensor(tensor).isfinite().all())

@@ -19,7 +19,7 @@ from altgrad.measures.gsnr import FEWEST
 from altgrad.measures.metric import Metric
 from altgrad.monitors.monitor import NOTHING, Context, Every, Found, MicroMonitor, MonitorSpec, Report, Values, at
 from altgrad.nn import Ranks
-from altgrad.optim import whole_gradient
+from altgrad.optim import whole_tensor
 
 
 class Gsnr(MonitorSpec):
@@ -55,7 +55,7 @@ class GsnrMonitor(MicroMonitor):
     def add(self, gradients: Mapping[str, Tensor]) -> None:
         """See MicroMonitor."""
         for name, given in gradients.items():
-            gradient = whole_gradient(given)
+            gradient = whole_tensor(given)
             self.moments[name] = add_gradient(self.moments.get(name) or moments_start(gradient), gradient)
 
     def merge(self, ranks: Ranks) -> None:

@@ -20,7 +20,7 @@ from torch import Tensor
 from altgrad.formats import FloatFormat
 from altgrad.monitors.cast_tables import cast_on
 from altgrad.monitors.monitor import CastMonitor, Found, GradientMonitor, Monitor, UpdateMonitor
-from altgrad.optim import Update, whole_gradient
+from altgrad.optim import Update, whole_tensor
 from altgrad.quantize import Cast, Grid, Rounding
 from altgrad.quantize.engine import RECOMPILATIONS, Engine
 from altgrad.quantize.grid import grid_units, round_units
@@ -57,7 +57,7 @@ class Looks:
         """What these gradient monitors measure of one."""
         if kinds not in self.graphs:
             self.graphs[kinds] = self._made(self._of_gradient(kinds))
-        gradient = whole_gradient(gradient)
+        gradient = whole_tensor(gradient)
         flat = self.engine == "compiled" and gradient.numel() > 1 and gradient.is_contiguous()
         return self.graphs[kinds](gradient.view(-1) if flat else gradient)
 
@@ -70,7 +70,7 @@ class Looks:
             if update.name not in held:
                 held[update.name] = monitor.start(update)
             kept[kind] = held[update.name]
-        tensors = {name: whole_gradient(t) for name in TENSORS if (t := getattr(update, name)) is not None}
+        tensors = {name: whole_tensor(t) for name in TENSORS if (t := getattr(update, name)) is not None}
         scale, fmt = (None, None) if grid is None else (grid.scale, grid.format)
         if self.engine == "compiled":
             tensors, scale, kept = _flat(tensors, scale, kept)
@@ -88,7 +88,7 @@ class Looks:
                 self.graphs[form] = made(self._of_update(form))
             parts.append(self.graphs[form](tensors, scale, {kind: kept[kind] for kind in some}))
         if not parts:
-            return update.before.new_empty(0, dtype=torch.float64), ()
+            return tensors["before"].new_empty(0, dtype=torch.float64), ()
         return torch.cat([found for found, _ in parts]), sum((names for _, names in parts), ())
 
     def state(self, kind: str) -> Found:

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from altgrad.optim.request import Request, Update
-from altgrad.optim.whole_gradient import whole_gradient
+from altgrad.optim.whole_tensor import whole_tensor
 from altgrad.quantize import Grid, round_to, rung, spacing
 
 
@@ -42,7 +42,7 @@ class BeforeStep:
             names, self.before, steps, self.scales, params, grids, strict=True
         ):
             requested = torch.add(step, old, alpha=decay) if decay else step
-            given = None if now.grad is None else whole_gradient(now.grad)
+            given = None if now.grad is None else whole_tensor(now.grad)
             moved = None
             if grid is not None and storage == "master":
                 grid = Grid(grid.format, scale)

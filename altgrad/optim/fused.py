@@ -19,7 +19,7 @@ from torch import Tensor
 from altgrad.formats import FloatFormat, Rounding
 from altgrad.optim.stiffness import factor, floored
 from altgrad.optim.storage import GridStorage, StorageSpec
-from altgrad.optim.whole_gradient import is_sharded
+from altgrad.optim.whole_tensor import is_sharded
 from altgrad.quantize import Grid
 from altgrad.quantize.binade import binade, binades
 from altgrad.quantize.engine import RECOMPILATIONS, Numbers, as_tensors, nearest, numbers, serves, stochastic

@@ -24,7 +24,7 @@ from altgrad.optim.fused import Recipe, adam_step
 from altgrad.optim.numbers import LearningRate, WeightDecay, check_rates, plain_numbers
 from altgrad.optim.request import Request, Update
 from altgrad.optim.storage import StorageSpec
-from altgrad.optim.whole_gradient import is_sharded, whole_gradient
+from altgrad.optim.whole_tensor import is_sharded, whole_tensor
 from altgrad.quantize import Grid, Quantizer
 from altgrad.quantize.engine import Engine
 from altgrad.quantize.noise import site_key
@@ -214,7 +214,7 @@ class Optimizer(torch.optim.Optimizer, ABC):
                 raise ValueError(
                     f"{type(self).__name__} needs whole tensors, and {self.names[p]} is a DTensor; use AdamW or SGD."
                 )
-        grads = [p.grad if is_sharded(p.grad) else whole_gradient(p.grad) for p in params]
+        grads = [p.grad if is_sharded(p.grad) else whole_tensor(p.grad) for p in params]
         return _Ready(numbers, storage, params, [g.to(torch.float32) for g in grads] if storage.on_grid else grads)
 
     def fuse(self, group: dict[str, Any], storage: StorageSpec, p: Tensor, grid: Grid | None) -> Recipe | None:

@@ -25,7 +25,7 @@ from torch import Tensor
 from altgrad.formats import Rounding
 from altgrad.optim.request import Request
 from altgrad.optim.stored_scale import check_dtype, first_scale, own_grid, scale_range, snug, tracked_scale
-from altgrad.optim.whole_gradient import is_sharded
+from altgrad.optim.whole_tensor import is_sharded
 from altgrad.quantize import Current, Grid, ScalingSpec, at_rung, round_to, rung
 from altgrad.quantize.engine import Engine, cast_values, serves
 from altgrad.quantize.noise import counted_bits, fold

@@ -314,9 +314,7 @@ def test_a_tracked_scale_clips_nothing_and_spares_less_than_two_binades(kind: st
         optimizer.step()
         wanted = (seen[0].before + seen[0].requested).abs()
         reach = (top * scale_of(optimizer, p)).expand(6, 16)
-        size = {"mx": 8, "current": 16}[
-            str(dict(kind=scaling)["kind"] if isinstance(scaling, str) else scaling["kind"])
-        ]
+        size = 8 if "mx" in str(scaling) else 16
         amax = wanted.view(6, -1, size).amax(-1).repeat_interleave(size, -1)
         amax = wanted.amax().expand(6, 16) if scaling == "current" else amax
         slack = 1 + 2e-6  # w + request is summed in another order than keep w + step
