@@ -15,7 +15,8 @@ has shrunk to beta of that by then and must go. Taking the two errors for equal,
 
 The paper rounds stochastically, and so does eco. The first edition rounded to nearest even unless told otherwise, under
 a field `rounding` that is part of every spec it wrote. That field stays as it was written, so that a spec names the run
-it always named, and decides nothing any more: `stochastic` does.
+it always named, and decides nothing any more: `stochastic` does. A run that rounds stochastically says so in the state
+of each parameter (`stochastic`). States of the first edition do not, so a run that it began goes on to nearest even.
 """
 
 from typing import Annotated, ClassVar, Literal
@@ -82,6 +83,12 @@ class Eco(GridStorage):
             raise ValueError("eco: rounding is stochastic and stochastic is false; leave rounding out.")
         return self
 
+    def adopt(self, w: Tensor, state: State) -> None:
+        """See GridStorage."""
+        super().adopt(w, state)
+        if self.stochastic:
+            state["stochastic"] = torch.ones((), dtype=torch.bool)
+
     @property
     def wants_momentum(self) -> bool:
         """See StorageSpec."""
@@ -89,8 +96,9 @@ class Eco(GridStorage):
 
     def land(self, wanted: Tensor, state: State, key: int, request: Request, engine: Engine) -> Tensor:
         """See GridStorage."""
-        rounding = Rounding.stochastic if self.stochastic else Rounding.nearest_even
-        bits = self._bits(state, key) if self.stochastic else None
+        stochastic = "stochastic" in state or self.rounding == "stochastic"
+        rounding = Rounding.stochastic if stochastic else Rounding.nearest_even
+        bits = self._bits(state, key) if stochastic else None
         stored = on_grid(wanted, self.grid(wanted, state), rounding, bits, engine)
         (value,), (momentum,), beta = request.values, request.numerators, request.beta
         assert beta, "the optimizer was asked whether it has momentum"
