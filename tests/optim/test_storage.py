@@ -282,6 +282,18 @@ def test_eco_rounds_stochastically_and_its_spec_names_the_run_it_named() -> None
         assert 0.005 < moved < 0.016 if moves else moved == 0
 
 
+def test_a_state_of_the_first_edition_goes_on_to_nearest_even() -> None:
+    """It has no entry that says that it rounds stochastically; a loaded state replaces that of a new optimizer."""
+    p = nn.Parameter(torch.ones(4000))
+    optimizer = sgd(p, stored("eco"), momentum=0.9)
+    old = optimizer.state_dict()
+    old["state"][0] = {entry: value for entry, value in old["state"][0].items() if entry != "stochastic"}
+    optimizer.load_state_dict(old)
+    p.grad = torch.full((4000,), -0.125 / 100)
+    optimizer.step()
+    assert bool((p == 1).all())
+
+
 def test_kahan_with_adam_arrives_where_masters_do() -> None:
     """1,500 steps of noisy Adam below a 600th of a gap: compensation towards zero kept 7 % of what was asked for."""
     ends = []
