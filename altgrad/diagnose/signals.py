@@ -17,6 +17,7 @@ from torch import Tensor
 
 from altgrad.data.dataset import Dataset
 from altgrad.nn import commit
+from altgrad.optim import make_dense
 from altgrad.quantize.noise import site_key
 from altgrad.training import RunSpec
 from altgrad.training.state import TrainState
@@ -73,6 +74,7 @@ def train_steps(spec: RunSpec, dataset: Dataset, state: TrainState, steps: int) 
             loss = dataset.loss(state.model(batch.inputs), batch) / spec.accumulate
             torch.autograd.backward(loss)
             total += float(loss.detach())
+        make_dense(state.model.parameters())
         if spec.clip_norm is not None:
             torch.nn.utils.clip_grad_norm_(state.model.parameters(), spec.clip_norm)
         yield total

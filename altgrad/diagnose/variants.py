@@ -18,6 +18,7 @@ from altgrad.diagnose.sites import reformatted, rerounded, specs_as
 from altgrad.formats import FloatFormat
 from altgrad.measures import fidelity, fidelity_sums
 from altgrad.nn import casts_off, unrecorded
+from altgrad.optim import whole_tensor
 from altgrad.spec.ranking import badness
 
 
@@ -59,7 +60,8 @@ def take(restored: Restored, model: nn.Module | None = None) -> Taken:
             loss_sum += float(loss.detach())
             for name, gradient in zip(named, found, strict=True):
                 if gradient is not None:
-                    total[name] = total[name] + gradient if name in total else gradient
+                    whole = whole_tensor(gradient)
+                    total[name] = total[name] + whole if name in total else whole
     return Taken(loss_sum, total)
 
 

@@ -51,7 +51,7 @@ from altgrad.measures.stall import (
     zero_update_fraction,
 )
 from altgrad.measures.stiffness import stiffness_exponents, stiffness_histogram, stiffness_quantiles
-from altgrad.measures.trend import RankTrend, RankVerdict, mann_kendall, observe_rank, theil_sen
+from altgrad.measures.trend import RankTrend, RankVerdict, hamed_rao, mann_kendall, observe_rank, theil_sen
 from altgrad.measures.ulp import ulp_counts, ulps
 
 __all__ = [
@@ -91,6 +91,7 @@ __all__ = [
     "grid_offset",
     "gsnr",
     "gsnr_summary",
+    "hamed_rao",
     "histogram_quantiles",
     "l2_norm",
     "linf_norm",

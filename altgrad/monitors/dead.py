@@ -34,6 +34,7 @@ from altgrad.monitors.monitor import (
 )
 from altgrad.nn import QuantizedLayer, Ranks, weight_names
 from altgrad.nn.layout import is_layer, is_turned
+from altgrad.optim import whole_tensor
 
 NAMES = ("dead_share", "cast_dead_share", "dormant_share", "grad_dead_share")
 
@@ -95,6 +96,7 @@ class DeadMonitor(ReplayMonitor):
         for name, layer in layers.items():
             gradient = replay.gradients.get(weights.get(name, ""))
             if gradient is not None:
+                gradient = whole_tensor(gradient)
                 self._join(f"{name}/rows", alive_rows(gradient.T if is_turned(layer) else gradient))
         self.observed += 1
         if self.observed < self.window:

@@ -31,6 +31,7 @@ from altgrad.monitors.monitor import (
     Values,
 )
 from altgrad.monitors.shadow import replayed_gradients
+from altgrad.optim import whole_tensor
 
 
 class Finite(MonitorSpec):
@@ -136,4 +137,4 @@ def first_nonfinite(replay: Replay) -> str | None:
 
 
 def _finite(tensor: Tensor) -> bool:
-    return bool(tensor.detach().isfinite().all())
+    return bool(whole_tensor(tensor).isfinite().all())

@@ -20,9 +20,10 @@ from torch import Tensor
 from altgrad.formats import FloatFormat
 from altgrad.monitors.cast_tables import cast_on
 from altgrad.monitors.monitor import CastMonitor, Found, GradientMonitor, Monitor, UpdateMonitor
-from altgrad.optim import Update
-from altgrad.quantize import Grid
+from altgrad.optim import Update, whole_tensor
+from altgrad.quantize import Cast, Grid, Rounding
 from altgrad.quantize.engine import RECOMPILATIONS, Engine
+from altgrad.quantize.grid import grid_units, round_units
 from altgrad.quantize.quantizer import Role
 
 ROLES: tuple[Role, Role] = ("requested", "stored")
@@ -56,6 +57,7 @@ class Looks:
         """What these gradient monitors measure of one."""
         if kinds not in self.graphs:
             self.graphs[kinds] = self._made(self._of_gradient(kinds))
+        gradient = whole_tensor(gradient)
         flat = self.engine == "compiled" and gradient.numel() > 1 and gradient.is_contiguous()
         return self.graphs[kinds](gradient.view(-1) if flat else gradient)
 
@@ -68,7 +70,7 @@ class Looks:
             if update.name not in held:
                 held[update.name] = monitor.start(update)
             kept[kind] = held[update.name]
-        tensors = {name: tensor for name in TENSORS if (tensor := getattr(update, name)) is not None}
+        tensors = {name: whole_tensor(t) for name in TENSORS if (t := getattr(update, name)) is not None}
         scale, fmt = (None, None) if grid is None else (grid.scale, grid.format)
         if self.engine == "compiled":
             tensors, scale, kept = _flat(tensors, scale, kept)
@@ -86,7 +88,7 @@ class Looks:
                 self.graphs[form] = made(self._of_update(form))
             parts.append(self.graphs[form](tensors, scale, {kind: kept[kind] for kind in some}))
         if not parts:
-            return update.before.new_empty(0, dtype=torch.float64), ()
+            return tensors["before"].new_empty(0, dtype=torch.float64), ()
         return torch.cat([found for found, _ in parts]), sum((names for _, names in parts), ())
 
     def state(self, kind: str) -> Found:
@@ -122,8 +124,8 @@ class Looks:
             update = Update(name="", grid=grid, storage=storage, **tensors)
             found = {(k, "", name): x for k, m in at_work for name, x in m.measure(update, kept[k]).items()}
             if grid is not None:
-                for role, tensor in zip(ROLES, (update.requested, update.after), strict=True):
-                    made = cast_on(grid, tensor, role, role)
+                casts = cast_on(grid, update.requested, ROLES[0], ROLES[0]), stored(update, grid)
+                for role, made in zip(ROLES, casts, strict=True):
                     found |= {(k, role, name): x for k, m in lookers for name, x in m.measure(made).items()}
             return _stacked(found, update.before)
 
@@ -141,6 +143,19 @@ class Looks:
                 return made(*given)
 
         return constant
+
+
+def stored(update: Update, grid: Grid) -> Cast:
+    """What storage did to a weight, as a cast: w~ = before + requested enters, and the stored weight comes out.
+
+    Looked at after storage has bounded it, nothing could ever lie beyond the largest value. Rounding is to nearest, as
+    for all counts of saturation. A master is looked at as it is now: what its next cast will make of it.
+    """
+    if update.storage == "master":
+        return cast_on(grid, update.after, "stored", "stored")
+    exact = grid_units(update.before.to(torch.float32) + update.requested, grid.scale)
+    unbounded = round_units(exact, grid.format, Rounding.nearest_even)
+    return Cast("stored", "stored", grid.format, grid.scale, exact, unbounded, grid_units(update.after, grid.scale))
 
 
 def _eager(run: Callable[..., Seen]) -> Callable[..., Seen]:

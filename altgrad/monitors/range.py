@@ -1,14 +1,19 @@
 """range: do the values fit the format they enter? Underflow, saturation, sub-normals, non-finite entries, amax, scales.
 
 For every cast of the model: forward (weight, input), backward (grad_output), and for the optimizer the requested
-update and the stored weight on the weight's own grid. Definitions in `altgrad.measures.range`. A rate without
-anything to be a share of is NaN, as is the sub-normal rate of a format without normals. `clamped_scale_count` is how
-many scales (of the tensor, its channels or blocks; summed over micro-batches) an amax would have had beyond the range
-of scales. It belongs to the cast that finds the scale; requested updates and stored weights are looked at under a
-scale that is given, so there it is 0.
+update and the stored weight, both on the weight's own grid. What is stored is looked at as it enters storage: w~, the
+weight with its request, before storage bounds it to +-max; of a master it is the weight. Definitions in
+`altgrad.measures.range`. A rate without anything to be a share of is NaN, as is the sub-normal rate of a format without
+normals. `clamped_scale_count` is how many scales (of the tensor, its channels or blocks; summed over micro-batches) an
+amax would have had beyond the range of scales. It belongs to the cast that finds the scale; requested updates and
+stored weights are looked at under a scale that is given, so there it is 0.
 
 A scale that is far too small saturates, one that is far too large underflows, so a wrong scale in one layer raises the
 alarm there. Requests are exempt: nearly all of them underflow on the grid of the weight, which is what `stall` is for.
+
+A stored weight that has reached +-max and is asked to go on stays there, step after step, while each w~ rounds to max
+and counts as no saturation. `pinned_rate` is the share of weights there, and alarms above `pinned` if any of them was
+clipped: under a tracked scale, or in a format of few values, weights lie at +-max because they belong there.
 """
 
 from collections.abc import Mapping
@@ -18,11 +23,12 @@ from pydantic import Field
 
 from altgrad.measures import share
 from altgrad.measures.metric import Metric
-from altgrad.measures.range import range_counts
+from altgrad.measures.range import pinned_counts, range_counts
 from altgrad.monitors.latch import Latch
 from altgrad.monitors.monitor import NOTHING, CastMonitor, Context, Found, MonitorSpec, Report, Values
 from altgrad.quantize import Cast
 from altgrad.quantize.scaling import finite_amax
+from altgrad.spec import Since
 
 
 class Range(MonitorSpec):
@@ -52,9 +58,15 @@ class Range(MonitorSpec):
             "clamped_scale_count", "count", "scales held at 2^-126 or 2^127", "#(scale out of range)", "higher",
             elsewhere="scale_inv_min and scale_inv_max are the extreme scales themselves, not a count",
         ),
+        Metric(
+            "pinned_rate", "ratio", "of stored weights alone: those at the largest value", "#(|stored| = max) / n",
+            "higher", "above `pinned` with some w~ beyond the largest value, `patience` times in a row",
+        ),
     )  # fmt: skip
     saturation: Annotated[float, Field(gt=0, le=1)] = 0.1
     underflow: Annotated[float, Field(gt=0, le=1)] = 0.75
+    pinned: Annotated[float, Field(gt=0, le=1), Since(2)] = 0.01
+    """Share of stored weights at +-max above which storage clips too much."""
     patience: Annotated[int, Field(ge=1)] = 3
 
     def build(self, context: Context = NOTHING) -> "RangeMonitor":
@@ -69,16 +81,20 @@ class RangeMonitor(CastMonitor):
         "finite", "nonzero", "underflow", "subnormal", "saturated", "nonfinite", "clamped"
     )  # fmt: skip
     maxima: ClassVar[tuple[str, ...]] = ("amax",)
+    alike: ClassVar[tuple[str, ...]] = ("pinned", "clipped", "weights")
 
     def __init__(self, spec: Range) -> None:
         self.limits = {"saturation_rate": spec.saturation, "underflow_rate": spec.underflow}
-        self.latches = {name: Latch(spec.patience) for name in self.limits}
+        self.pinned = spec.pinned
+        self.latches = {name: Latch(spec.patience) for name in (*self.limits, "pinned_rate")}
 
     def measure(self, cast: Cast) -> Found:
         """See CastMonitor."""
         found = range_counts(cast.exact, cast.unbounded, cast.rounded, cast.format)
         found["clamped"] = found["finite"].new_zeros(()) if cast.clamped is None else cast.clamped
         found["amax"] = finite_amax(cast.exact if cast.scale is None else cast.exact * cast.scale)
+        if cast.role == "stored":
+            found |= pinned_counts(cast.exact, cast.rounded, cast.format)
         return found
 
     def report(self, site: str, values: Values) -> Report:
@@ -96,6 +112,14 @@ class RangeMonitor(CastMonitor):
             for name, limit in self.limits.items()
             if not site.endswith("/requested") and self.latches[name].see(site, rates[name] > limit)
         ]
+        if "pinned" in values:
+            rates["pinned_rate"] = share(values["pinned"], values["weights"])
+            clips = rates["pinned_rate"] > self.pinned and values["clipped"] > 0
+            if self.latches["pinned_rate"].see(site, clips):
+                alarms.append(
+                    f"{site}: {rates['pinned_rate']:.1%} of its weights at the largest value, above {self.pinned:.0%}, "
+                    "and clipped there; its scale is too small (a storage can track it: scale: tracked)."
+                )
         return Report({f"{site}/{name}": value for name, value in rates.items()}, alarms)
 
     def state(self) -> dict[str, Any]:
@@ -105,4 +129,5 @@ class RangeMonitor(CastMonitor):
     def restore(self, state: Mapping[str, Any]) -> None:
         """See Monitor."""
         for name, latch in self.latches.items():
-            latch.restore(state[name])
+            if name in state:  # a first-edition state has no pinned_rate
+                latch.restore(state[name])

@@ -7,9 +7,9 @@
 Definitions in `altgrad.measures.ranks`; tensors of more than two dimensions are flattened to [first, rest], vectors
 have no rank. Stable ranks fall a lot in healthy training, so the alarm compares with the run's *twin*, usually the same
 in bfloat16 (`twin` in the run spec), whose `rank/.../stable_rank` is read from its metrics at the same steps
-(`altgrad.measures.trend`). It is raised once a matrix, when the rank has declined away from the twin's by more
-than `drop`, or `sensitive_drop` for the layers that `sensitive_layers` match. Without a twin the same test on the run's
-own past gives a notice.
+(`altgrad.measures.trend`): a heuristic, not a test at a level, since successive ranks are correlated. It is raised once
+a matrix, when the rank has declined away from the twin's by more than `drop`, or `sensitive_drop` for the layers that
+`sensitive_layers` match. Without a twin the same test on the run's own past gives a notice.
 """
 
 import math

@@ -31,6 +31,7 @@ from altgrad.monitors.monitor import (
     at,
 )
 from altgrad.nn import casts_off
+from altgrad.optim import whole_tensor
 
 
 class Shadow(MonitorSpec):
@@ -72,7 +73,7 @@ class ShadowMonitor(ReplayMonitor):
         found = {}
         for name, gradient in reference.items():
             if name in replay.gradients:
-                found[name] = fidelity(fidelity_sums(replay.gradients[name], gradient))
+                found[name] = fidelity(fidelity_sums(whole_tensor(replay.gradients[name]), gradient))
                 found[name]["axes"] = gradient.new_full((), gradient.ndim)
         return found
 
@@ -101,6 +102,7 @@ def replayed_gradients(replay: Replay) -> dict[str, Tensor]:
             found = torch.autograd.grad(loss, list(parameters.values()), allow_unused=True)
             for name, gradient in zip(parameters, found, strict=True):
                 if gradient is not None:
-                    total[name] = total[name] + gradient if name in total else gradient
+                    whole = whole_tensor(gradient)
+                    total[name] = total[name] + whole if name in total else whole
     replay.ranks.add(list(total.values()))
     return total

@@ -38,7 +38,7 @@ from altgrad.monitors.monitor import (
     WeightMonitor,
 )  # fmt: skip
 from altgrad.nn import ALONE, quantizers, unrecorded, weight_quantizers
-from altgrad.optim import Optimizer, Update
+from altgrad.optim import Optimizer, Update, whole_tensor
 from altgrad.quantize import Grid
 
 Sort = TypeVar("Sort", bound=Monitor)
@@ -179,7 +179,7 @@ class Watch:
         if at_work := self._due(self.weight_monitors):
             grids = self._grids()
             for name, p in self.model.named_parameters():
-                weight = Weight(name, p.detach(), grids.get(name), self._states(p))
+                weight = Weight(name, whole_tensor(p), grids.get(name), self._states(p))
                 for kind, monitor in at_work.items():
                     self._keep(kind, name, monitor.measure(weight))
         tables = {kind: table for kind, table in self.tables.tables.items() if kind in self.due}
@@ -247,7 +247,7 @@ class Watch:
     def _states(self, p: Tensor) -> dict[str, Tensor]:
         """The float tensors of p's shape that the optimizer keeps for it."""
         kept = self.optimizer.state.get(p, {}).items()
-        found = {entry: s for entry, s in kept if isinstance(s, Tensor) and s.is_floating_point()}
+        found = {entry: whole_tensor(s) for entry, s in kept if isinstance(s, Tensor) and s.is_floating_point()}
         return {entry: s for entry, s in found.items() if s.shape == p.shape and s.ndim > 0}
 
     def _see_update(self, update: Update) -> None:

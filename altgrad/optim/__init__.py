@@ -10,8 +10,10 @@ from altgrad.optim.request import Request, Update
 from altgrad.optim.schedule import Schedule
 from altgrad.optim.sgd import SGD
 from altgrad.optim.storage import StorageSpec
+from altgrad.optim.whole_tensor import is_sharded, make_dense, whole_tensor
 
 __all__ = [
     "SGD", "AdamW", "GridOptim", "Madam", "ManifoldAdamW", "Optimizer", "OptimizerSpec", "Request", "Schedule",
-    "StorageSpec", "Update", "parameter_groups",
+    "StorageSpec", "Update", "is_sharded", "make_dense",
+    "parameter_groups", "whole_tensor",
 ]  # fmt: skip

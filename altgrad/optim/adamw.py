@@ -15,7 +15,8 @@ from pydantic import Field
 from torch import Tensor
 
 from altgrad.optim.fused import Recipe, recipe
-from altgrad.optim.optimizer import Optimizer, OptimizerSpec, Positive
+from altgrad.optim.numbers import Positive
+from altgrad.optim.optimizer import Optimizer, OptimizerSpec
 from altgrad.optim.request import Request
 from altgrad.optim.storage import StorageSpec
 from altgrad.quantize import Grid
@@ -43,6 +44,7 @@ class AdamW(Optimizer):
     """
 
     has_momentum = "betas"
+    takes_shards = True
 
     def __init__(
         self,
@@ -88,11 +90,11 @@ def adam_request(
 ) -> Request:
     """Advance Adam's moments by these gradients, and ask for its step; lr, betas, eps and decay come from the group."""
     beta1, beta2 = group["betas"]
-    for p in params:
+    for p, g in zip(params, grads, strict=True):
         if "step" not in state[p]:
             state[p]["step"] = torch.zeros((), dtype=torch.float32)
-            state[p]["exp_avg"] = torch.zeros_like(p)
-            state[p]["exp_avg_sq"] = torch.zeros_like(p)
+            state[p]["exp_avg"] = torch.zeros_like(p, dtype=g.dtype)
+            state[p]["exp_avg_sq"] = torch.zeros_like(p, dtype=g.dtype)
     steps = [state[p]["step"] for p in params]
     means = [state[p]["exp_avg"] for p in params]
     squares = [state[p]["exp_avg_sq"] for p in params]

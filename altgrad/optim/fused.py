@@ -19,6 +19,7 @@ from torch import Tensor
 from altgrad.formats import FloatFormat, Rounding
 from altgrad.optim.stiffness import factor, floored
 from altgrad.optim.storage import GridStorage, StorageSpec
+from altgrad.optim.whole_tensor import is_sharded
 from altgrad.quantize import Grid
 from altgrad.quantize.binade import binade, binades
 from altgrad.quantize.engine import RECOMPILATIONS, Numbers, as_tensors, nearest, numbers, serves, stochastic
@@ -40,6 +41,8 @@ _LANDINGS = {"nearest": Rounding.nearest_even, "stochastic": Rounding.stochastic
 
 def recipe(storage: StorageSpec, grid: Grid | None, p: Tensor, power: float, kappa: float) -> Recipe | None:
     """The recipe for a weight; None if its step cannot be fused."""
+    if p.dtype != torch.float32 or is_sharded(p):
+        return None
     fmt = None if grid is None else grid.format
     power = power if grid is not None else 0.0
     if not storage.on_grid:
@@ -52,9 +55,17 @@ def recipe(storage: StorageSpec, grid: Grid | None, p: Tensor, power: float, kap
 
 
 def adam_step(
-    p: Tensor, state: dict[str, Any], group: dict[str, Any], chosen: Recipe, grid: Grid | None, key: int, *, show: bool
+    p: Tensor,
+    gradient: Tensor,
+    state: dict[str, Any],
+    group: dict[str, Any],
+    chosen: Recipe,
+    grid: Grid | None,
+    key: int,
+    *,
+    show: bool,
 ) -> Tensor | None:
-    """Take one step of p (which has a gradient), in place; with `show`, returns the change asked for but decay."""
+    """Take one step of p, in place; with `show`, returns the change asked for but decay."""
     if "step" not in state:
         state["step"] = torch.zeros((), dtype=torch.float32)
         state["exp_avg"], state["exp_avg_sq"] = torch.zeros_like(p), torch.zeros_like(p)
@@ -68,11 +79,11 @@ def adam_step(
         ]
     ).to(p.device, non_blocking=True)  # fmt: skip
     scale = None if grid is None or chosen.format is None else grid.scale
-    tensors = [p.detach(), p.grad, state["exp_avg"], state["exp_avg_sq"]]
+    tensors = [p.detach(), gradient, state["exp_avg"], state["exp_avg_sq"]]
     if scale is None or scale.numel() == 1:
-        if not all(t.is_contiguous() for t in tensors if t is not None):
-            tensors = [t.contiguous() if i == 1 and t is not None else t for i, t in enumerate(tensors)]
-        tensors = [t.view(-1) for t in tensors if t is not None]
+        if not all(t.is_contiguous() for t in tensors):
+            tensors = [t.contiguous() if i == 1 else t for i, t in enumerate(tensors)]
+        tensors = [t.view(-1) for t in tensors]
         scale = None if scale is None else scale.reshape(())
     at = state["storage_step"] if chosen.landing is not None else None
     seed = torch.tensor(key, device=p.device) if chosen.landing is Rounding.stochastic else None

@@ -24,10 +24,11 @@ from pydantic import Field
 from torch import Tensor
 
 from altgrad.formats import FloatFormat
-from altgrad.optim.optimizer import NonNegative, Optimizer, OptimizerSpec, Positive
+from altgrad.optim.numbers import NonNegative, Positive
+from altgrad.optim.optimizer import Optimizer, OptimizerSpec
 from altgrad.optim.request import Request
 from altgrad.optim.stiffness import absolute, spacing_field
-from altgrad.optim.storage import own_grid
+from altgrad.optim.stored_scale import own_grid
 from altgrad.quantize import Grid
 from altgrad.spec import Format
 
@@ -101,9 +102,9 @@ class GridOptim(Optimizer):
     ) -> Request:
         """See Optimizer."""
         lr, clip = group["lr"], group["rung_clip"]
-        for p in params:
+        for p, g in zip(params, grads, strict=True):
             if "momentum_buffer" not in self.state[p]:
-                self.state[p]["momentum_buffer"] = torch.zeros_like(p)
+                self.state[p]["momentum_buffer"] = torch.zeros_like(p, dtype=g.dtype)
         velocities = [self.state[p]["momentum_buffer"] for p in params]
         torch._foreach_mul_(velocities, group["momentum"])
         torch._foreach_add_(velocities, grads)

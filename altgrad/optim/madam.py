@@ -14,7 +14,8 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from altgrad.optim.optimizer import LearningRate, Optimizer, OptimizerSpec, Positive
+from altgrad.optim.numbers import LearningRate, Positive
+from altgrad.optim.optimizer import Optimizer, OptimizerSpec
 from altgrad.optim.request import Request
 from altgrad.quantize import Grid
 
@@ -73,7 +74,7 @@ class Madam(Optimizer):
             state = self.state[p]
             if "step" not in state:
                 state["step"] = torch.zeros((), dtype=torch.float32)
-                state["exp_avg_sq"] = torch.zeros_like(p)
+                state["exp_avg_sq"] = torch.zeros_like(p, dtype=g.dtype)
                 state["limit"] = group["bound"] * p.to(torch.float64).square().mean().sqrt().to(torch.float32)
             state["step"] += 1
             square = state["exp_avg_sq"].mul_(group["beta"]).addcmul_(g, g, value=1 - group["beta"])

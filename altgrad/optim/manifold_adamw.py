@@ -31,7 +31,8 @@ from torch import Tensor
 from altgrad.formats import FloatFormat
 from altgrad.optim.adamw import Beta, adam_request, check_adam
 from altgrad.optim.fused import Recipe, recipe
-from altgrad.optim.optimizer import NonNegative, Optimizer, OptimizerSpec, Positive
+from altgrad.optim.numbers import NonNegative, Positive
+from altgrad.optim.optimizer import Optimizer, OptimizerSpec
 from altgrad.optim.request import Request
 from altgrad.optim.stiffness import (
     Normalise,
@@ -112,6 +113,11 @@ class ManifoldAdamW(Optimizer):
         self._permutations: dict[Tensor, Tensor] = {}
         super().__init__(params, defaults, seed=seed)
 
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        """See Optimizer. Permutations are found again when they are asked for."""
+        super().__setstate__(state)
+        self._permutations = {}
+
     def check(self, group: dict[str, Any]) -> None:
         """See Optimizer."""
         check_adam(group)
@@ -149,7 +155,7 @@ class ManifoldAdamW(Optimizer):
         request = adam_request(self.state, group, params, grads)
         if mode == "gradient_normalised" or all(f is None for f in factors):
             return request
-        whole = [torch.ones_like(p) if f is None else f for p, f in zip(params, factors, strict=True)]
+        whole = [torch.ones_like(g) if f is None else f for g, f in zip(grads, factors, strict=True)]
         return replace(request, factors=whole)
 
     def fuse(self, group: dict[str, Any], storage: StorageSpec, p: Tensor, grid: Grid | None) -> Recipe | None:

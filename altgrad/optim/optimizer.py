@@ -13,34 +13,22 @@ plain one.
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator
-from typing import Annotated, Any, ClassVar, cast, overload
+from typing import Annotated, Any, ClassVar, NamedTuple, overload
 
 import torch
-from pydantic import AfterValidator, Field
+from pydantic import Field
 from torch import Tensor
 
+from altgrad.optim.before_step import BeforeStep, track
 from altgrad.optim.fused import Recipe, adam_step
+from altgrad.optim.numbers import LearningRate, WeightDecay, check_rates, plain_numbers
 from altgrad.optim.request import Request, Update
 from altgrad.optim.storage import StorageSpec
-from altgrad.quantize import Grid, Quantizer, round_to, rung, spacing
+from altgrad.optim.whole_tensor import is_sharded, whole_tensor
+from altgrad.quantize import Grid, Quantizer
 from altgrad.quantize.engine import Engine
 from altgrad.quantize.noise import site_key
 from altgrad.spec import Kind, Spec
-
-MOST = 1e30
-"""Whatever multiplies a float32 tensor stays well below 2^128, where torch raises instead of overflowing."""
-
-
-def _fits(value: float) -> float:
-    if value > MOST:
-        raise ValueError(f"{value:g} is beyond {MOST:g}, where products of float32 have no meaning.")
-    return value
-
-
-NonNegative = Annotated[float, Field(ge=0), AfterValidator(_fits)]
-LearningRate = NonNegative
-Positive = Annotated[float, Field(gt=0), AfterValidator(_fits)]
-WeightDecay = Annotated[float, Field(ge=0, lt=1)]
 
 
 class GroupSpec(Spec):
@@ -74,6 +62,10 @@ class OptimizerSpec(Kind, family="optimizer", package="altgrad.optim"):
 class Optimizer(torch.optim.Optimizer, ABC):
     """A torch optimizer whose rule is `request`. p.grad is never changed; parameters without a gradient are skipped.
 
+    A step is checked as a whole before anything of it is done: where it raises, no moment and no weight has moved. A
+    group's numbers may be tensors of one element, as lr may in torch.optim. Copies (`copy.deepcopy`, pickle) keep all
+    but observers; a copy made together with its model is of the copied parameters.
+
     params: as torch.optim takes them. A group's (or the default) `storage` is a StorageSpec or plain data for one;
     None is master. `track` keeps each gridded weight's `rung`, its gross `travel` in rungs, and `flips` and `updates`
     as counts, in the state. `engine` compiled fuses Adam's step (see `altgrad.optim.fused`) and stochastic rounding.
@@ -83,6 +75,10 @@ class Optimizer(torch.optim.Optimizer, ABC):
 
     has_momentum: ClassVar[str] = ""
     """What of a group must not be 0 for there to be a momentum buffer; empty if there is none anyway."""
+    takes_sparse: ClassVar[bool] = False
+    """Whether a sparse gradient is taken for the dense one it stands for; else it is refused, as torch's Adam does."""
+    takes_shards: ClassVar[bool] = False
+    """Whether the rule works element by element, and so on the shards of a DTensor."""
 
     def __init__(self, params: Any, defaults: dict[str, Any], *, seed: int = 0) -> None:
         self.observers: list[Callable[[Update], None]] = []
@@ -113,27 +109,26 @@ class Optimizer(torch.optim.Optimizer, ABC):
         number = len(self.param_groups)
         super().add_param_group(param_group)
         group = self.param_groups[-1]
+        named = group.get("param_names", [f"{number}.{i}" for i in range(len(group["params"]))])
         try:
             storage = _storage(group["storage"])
-            self._check(group, storage)
+            self._check(plain_numbers(group), storage)
+            for name, p in zip(named, group["params"], strict=True):
+                storage.admit(p, name)
         except ValueError as error:
             self.param_groups.pop()
             names = group.get("param_names")
             which = f"group {number}" + (f" ({names[0]}{', ...' * (len(names) > 1)})" if names else "")
             raise ValueError(f"{type(self).__name__}, {which}: {error}") from None
         group["storage"] = storage.tree()
-        names = group.get("param_names", [f"{number}.{i}" for i in range(len(group["params"]))])
-        self.names.update(zip(group["params"], names, strict=True))
+        self.names.update(zip(group["params"], named, strict=True))
         self.storages.append(storage)
         with torch.no_grad():
             for p in group["params"]:
                 storage.adopt(p, self.state[p])
 
     def _check(self, group: dict[str, Any], storage: StorageSpec) -> None:
-        limits: dict[str, Callable[[float], bool]] = dict.fromkeys(("lr", "weight_decay"), lambda v: 0 <= v <= MOST)
-        for name, good in limits.items():
-            if name in group and not good(group[name]):
-                raise ValueError(f"{name} is {group[name]}; it must be from 0 to {MOST:g}.")
+        check_rates(group)
         self.check(group)
         if storage.wants_momentum and not (self.has_momentum and _momentum(group, self.has_momentum)):
             how = f"set {self.has_momentum} above 0" if self.has_momentum else "use stochastic or kahan"
@@ -147,11 +142,24 @@ class Optimizer(torch.optim.Optimizer, ABC):
                 else "storage index takes whole rungs, which only grid_optim with landing: index asks for."
             )
 
-    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """As torch's, with integer and scale state kept in its own dtype."""
-        kept = {(key, entry): t.dtype for key, values in state_dict["state"].items() for entry, t in _tensors(values)}
-        super().load_state_dict(state_dict)
+    def __getstate__(self) -> dict[str, Any]:
+        """As torch's, with what is ours; observers stay behind, as torch's hooks do."""
+        own = {name: getattr(self, name) for name in ("seed", "engine", "casts", "names")}
+        return super().__getstate__() | own
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        """As torch's, which calls it for `load_state_dict`, too."""
+        super().__setstate__(state)
         self.storages = [_storage(group["storage"]) for group in self.param_groups]
+        for name, value in (("observers", []), ("watching", False)):
+            self.__dict__.setdefault(name, value)
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """As torch's, with integer and scale state kept in its own dtype; what a group does not say stays as it is."""
+        kept = {(key, entry): t.dtype for key, values in state_dict["state"].items() for entry, t in _tensors(values)}
+        groups = [{**own, **given} for own, given in zip(self.param_groups, state_dict["param_groups"], strict=False)]
+        groups += state_dict["param_groups"][len(groups) :]
+        super().load_state_dict({**state_dict, "param_groups": groups})
         flat = [p for group in self.param_groups for p in group["params"]]
         for (key, entry), dtype in kept.items():
             self.state[flat[key]][entry] = self.state[flat[key]][entry].to(dtype)
@@ -180,39 +188,59 @@ class Optimizer(torch.optim.Optimizer, ABC):
         if closure is not None:
             with torch.enable_grad():
                 loss = closure()
-        for group, storage in zip(self.param_groups, self.storages, strict=True):
-            params = [p for p in group["params"] if p.grad is not None]
+        for group, storage, params, grads in [
+            self._ready(*each) for each in zip(self.param_groups, self.storages, strict=True)
+        ]:
+            left = list(range(len(params)))
             if self.engine == "compiled":
-                params = [p for p in params if not self._fused(group, storage, p)]
+                left = [i for i in left if not self._fused(group, storage, params[i], grads[i])]
             # Looked at, they step one by one: copies are then of one weight and not of the model.
-            for some in [[p] for p in params] if self.watching or group["track"] else [params] if params else []:
-                self._together(group, storage, some)
+            for some in [[i] for i in left] if self.watching or group["track"] else [left] if left else []:
+                self._together(group, storage, [params[i] for i in some], [grads[i] for i in some])
         return loss
+
+    def _ready(self, group: dict[str, Any], storage: StorageSpec) -> "_Ready":
+        """What a group's step needs, checked; in float32 where the storage is on a grid."""
+        numbers = plain_numbers(group)
+        check_rates(numbers)
+        params = [p for p in group["params"] if p.grad is not None]
+        for p in params:
+            if p.grad.layout is not torch.strided and not self.takes_sparse:
+                raise ValueError(
+                    f"{type(self).__name__} does not take sparse gradients, and that of {self.names[p]} is sparse; use "
+                    "SGD for it, or make its layer with sparse=False."
+                )
+            if is_sharded(p) and not self.takes_shards:
+                raise ValueError(
+                    f"{type(self).__name__} needs whole tensors, and {self.names[p]} is a DTensor; use AdamW or SGD."
+                )
+        grads = [p.grad if is_sharded(p.grad) else whole_tensor(p.grad) for p in params]
+        return _Ready(numbers, storage, params, [g.to(torch.float32) for g in grads] if storage.on_grid else grads)
 
     def fuse(self, group: dict[str, Any], storage: StorageSpec, p: Tensor, grid: Grid | None) -> Recipe | None:
         """How the step of p is done by one compiled graph, if the rule is Adam's; None if it cannot be."""
         return None
 
-    def _fused(self, group: dict[str, Any], storage: StorageSpec, p: Tensor) -> bool:
+    def _fused(self, group: dict[str, Any], storage: StorageSpec, p: Tensor, gradient: Tensor) -> bool:
         """Take the step of one parameter in one graph, if that can be."""
         grid = self.grid(p, storage)
         chosen = self.fuse(group, storage, p, grid)
         if chosen is None:
             return False
         show = bool(self.watching or group["track"])
-        seen = _Seen([p], [grid]) if show else None
+        seen = BeforeStep([p], [grid]) if show else None
         key = site_key(self.seed, f"{self.names[p]}/storage")
-        step = adam_step(p, self.state[p], group, chosen, grid, key, show=show)
+        step = adam_step(p, gradient, self.state[p], group, chosen, grid, key, show=show)
         if seen is not None and step is not None:
             decay = -group["lr"] * group["weight_decay"]
             self._show(group, [p], seen.updates([self.names[p]], [step], decay, [p], [grid], storage.kind))
         return True
 
-    def _together(self, group: dict[str, Any], storage: StorageSpec, params: list[Tensor]) -> None:
+    def _together(self, group: dict[str, Any], storage: StorageSpec, params: list[Tensor], grads: list[Tensor]) -> None:
         """Take the step of these parameters: ask the rule, let storage write, show what happened."""
         grids = [self.grid(p, storage) for p in params]
-        request = self.request(group, params, [cast(Tensor, p.grad) for p in params], grids)
-        seen = _Seen(params, grids) if self.watching or group["track"] else None
+        request = self.request(group, params, grads, grids)
+        seen = BeforeStep(params, grids) if self.watching or group["track"] else None
         steps = [] if seen is None else seen.in_value(request)
         keys = [site_key(self.seed, f"{self.names[p]}/storage") for p in params]
         storage.write(params, [self.state[p] for p in params], keys, request, self.engine)
@@ -223,67 +251,19 @@ class Optimizer(torch.optim.Optimizer, ABC):
     def _show(self, group: dict[str, Any], params: list[Tensor], updates: Iterable[Update]) -> None:
         for p, update in zip(params, updates, strict=True):
             if group["track"] and update.grid is not None:
-                _track(self.state[p], update)
+                track(self.state[p], update)
             if self.watching:
                 for observe in self.observers:
                     observe(update)
 
 
-class _Seen:
-    """What must be known of weights before a step, to say afterwards what it did."""
+class _Ready(NamedTuple):
+    """A group about to step: its numbers, its storage, the parameters that have gradients, and those, dense."""
 
-    def __init__(self, params: list[Tensor], grids: list[Grid | None]) -> None:
-        self.before = [p.clone() for p in params]
-        self.scales = [None if g is None or g.scale is None else g.scale.clone() for g in grids]
-        self.grids = grids
-
-    def in_value(self, request: Request) -> list[Tensor]:
-        """The changes asked for but decay; rungs as so many spacings of the weight."""
-        if not request.in_rungs:
-            return request.steps()
-        return [
-            step if grid is None else step * spacing(w, grid.format, scale=grid.scale)
-            for step, w, grid in zip(request.steps(), self.before, self.grids, strict=True)
-        ]
-
-    def updates(
-        self,
-        names: list[str],
-        steps: list[Tensor],
-        decay: float,
-        params: list[Tensor],
-        grids: list[Grid | None],
-        storage: str,
-    ) -> Iterator[Update]:
-        """One for each parameter. The grid is that after the step where storage has one, else that before it."""
-        for name, old, step, scale, now, grid in zip(
-            names, self.before, steps, self.scales, params, grids, strict=True
-        ):
-            requested = torch.add(step, old, alpha=decay) if decay else step
-            moved = None
-            if grid is not None and storage == "master":
-                grid = Grid(grid.format, scale)
-            elif grid is not None and grid.scale is not None:
-                grid = Grid(grid.format, grid.scale.clone())
-                moved = round_to(old, grid.format, scale=grid.scale)
-            yield Update(name, old, requested, now.detach(), step if decay else None, grid, moved, storage, now.grad)
-
-
-def _track(state: dict[str, Any], update: Update) -> None:
-    """Advance rung, travel, flips and updates of one parameter; made at its first step."""
-    assert update.grid is not None
-    fmt, scale = update.grid.format, update.grid.scale
-    start = rung(update.before if update.moved is None else update.moved, fmt, scale=scale)
-    end = rung(update.after, fmt, scale=scale)
-    if "rung" not in state:
-        state["travel"] = torch.zeros_like(end)
-        state["flips"] = torch.zeros((), dtype=torch.int64, device=end.device)
-        state["updates"] = torch.zeros((), dtype=torch.int64, device=end.device)
-    attempted = update.requested != 0
-    state["rung"] = end
-    state["travel"].add_((end - start).abs())
-    state["flips"].add_(torch.count_nonzero((end != start) & attempted))
-    state["updates"].add_(torch.count_nonzero(attempted))
+    group: dict[str, Any]
+    storage: StorageSpec
+    params: list[Tensor]
+    grads: list[Tensor]
 
 
 def _momentum(group: dict[str, Any], key: str) -> float:

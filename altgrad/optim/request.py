@@ -40,7 +40,15 @@ class Request:
         return self.numerators if self.factors is None else list(torch._foreach_mul(self.numerators, self.factors))
 
     def apply(self, params: list[Tensor]) -> None:
-        """Do to the weights what is asked for, in place, as torch.optim would."""
+        """Do to the weights what is asked for, in place, as torch.optim would.
+
+        In float32 where weights and request are of several dtypes, as with a stiffness of a bfloat16 weight.
+        """
+        given = (*params, *self.numerators, *(self.denominators or ()), *(self.factors or ()))
+        if len({t.dtype for t in given}) > 1:
+            for p, step in zip(params, self.steps(), strict=True):
+                p.copy_(p.to(torch.float32) * self.keep + step)
+            return
         if self.keep != 1:
             torch._foreach_mul_(params, self.keep)
         numerators = self._factored()

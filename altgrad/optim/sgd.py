@@ -42,6 +42,8 @@ class SGD(Optimizer):
     """torch.optim.SGD's trajectory without dampening (defaults as there). See AdamW for the arguments in common."""
 
     has_momentum = "momentum"
+    takes_sparse = True
+    takes_shards = True
 
     def __init__(
         self,
@@ -71,7 +73,8 @@ class SGD(Optimizer):
         """See Optimizer."""
         momentum, decay = group["momentum"], group["weight_decay"]
         if decay:
-            grads = list(torch._foreach_add(grads, params, alpha=decay))
+            weights = [p.to(g.dtype) for p, g in zip(params, grads, strict=True)]
+            grads = list(torch._foreach_add(grads, weights, alpha=decay))
         beta = None
         if momentum:
             grads, beta = self._advance(params, grads, momentum, group["nesterov"])

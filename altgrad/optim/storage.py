@@ -1,21 +1,15 @@
 """How a weight is kept between steps: storage alone writes weights, optimizers only request.
 
-    master       the float32 weight; forward passes cast it as the precision rules say
+    master       the weight as it is; forward passes cast it as the precision rules say
     nearest      Q(w~) after every step, w~ the requested weight: what is smaller than half a gap is lost
     stochastic   P(up) = the share of the gap passed, so E[Q(w~)] = w~ inside the range; 24 counted bits a weight
-    kahan        nearest, and what it lost is added to the next request: c <- Qc(w~ + c - Q(w~ + c))
-    eco          nearest or stochastic, and what it lost goes into the momentum buffer (error feedback without memory)
+    kahan, eco   what rounding lost is kept: beside the weight, or in the momentum (`altgrad.optim.compensated`)
     index        whole rungs, floor(r + u): GridOptim's `landing: index` alone; biased in value (SCIENCE, fact 6)
 
 Everything but master keeps w on a grid: after a step every stored weight *is* a grid value. Scales are powers of two,
-found by a scaling of `altgrad.quantize` with one binade of headroom, once (`fixed`) or whenever the range has grown out
-of the scale or shrunk to a quarter of it (`tracked`; what the change alone moves is counted as `rescale_flips`).
-
-eco (Nikdan et al., arXiv 2601.22101): a step is value * f * m / d with m <- beta m + ..., so to make up next time for
-e = w~ - Q(w~), m must change by a e with value f beta a / d = 1; and what was put in earlier for the error before it
-has shrunk to beta of that by then and must go. Taking the two errors for equal, as the paper does,
-
-    m <- m + (1 / beta - 1) e d / (value f).
+`fixed` or `tracked` (`altgrad.optim.stored_scale`); what a change of scale alone moves is counted as `rescale_flips`.
+Whatever a storage on a grid computes is float32, of a bfloat16 or float16 parameter, too: in their own arithmetic w +
+step would lose the step. Under master such a parameter is stepped as torch.optim does it, in its dtype.
 
 State, by parameter: `storage_scale`, `storage_step` (keys the counted bits; on the device), `compensation` (kahan),
 `rescale_flips` (tracked). The weights are put on their grid when the optimizer is made.
@@ -28,12 +22,13 @@ import torch
 from pydantic import Field, model_validator
 from torch import Tensor
 
-from altgrad.formats import FloatFormat, Rounding
+from altgrad.formats import Rounding
 from altgrad.optim.request import Request
+from altgrad.optim.stored_scale import check_dtype, first_scale, own_grid, scale_range, snug, tracked_scale
+from altgrad.optim.whole_tensor import is_sharded
 from altgrad.quantize import Current, Grid, ScalingSpec, at_rung, round_to, rung
 from altgrad.quantize.engine import Engine, cast_values, serves
 from altgrad.quantize.noise import counted_bits, fold
-from altgrad.quantize.scaling import finite_amax, scale_of
 from altgrad.spec import Format, Kind
 
 State = dict[str, Any]
@@ -59,6 +54,10 @@ class StorageSpec(Kind, family="storage", package="altgrad.optim"):
         """The grid that w is on; None for float32."""
         return None
 
+    def admit(self, w: Tensor, name: str) -> None:
+        """ValueError, in one line, for a parameter that cannot be kept so."""
+        return
+
     @abstractmethod
     def adopt(self, w: Tensor, state: State) -> None:
         """Make the state, and put w on its grid, in place."""
@@ -71,7 +70,7 @@ class StorageSpec(Kind, family="storage", package="altgrad.optim"):
 
 
 class Master(StorageSpec):
-    """float32. `format` names the grid that geometry-aware optimizers see where no precision rule casts the weight."""
+    """The weight as it is. `format` names the grid that geometry-aware optimizers see where no rule casts it."""
 
     kind: ClassVar[str] = "master"
     format: Format | None = None
@@ -101,8 +100,9 @@ class GridStorage(StorageSpec):
 
     format: Format
     scaling: ScalingSpec = Current(margin=1)
-    """Power-of-two scaling of the weights; the default leaves a binade of headroom above their largest."""
+    """Power-of-two scaling of the weights; the default leaves a fixed scale a binade of headroom."""
     scale: Literal["fixed", "tracked"] = "fixed"
+    """tracked: no headroom, whatever the margin; grows before anything is clipped, halves when there is room."""
 
     @model_validator(mode="after")
     def _agree(self) -> "GridStorage":
@@ -121,9 +121,18 @@ class GridStorage(StorageSpec):
         """See StorageSpec."""
         return Grid(self.format, state["storage_scale"])
 
+    def admit(self, w: Tensor, name: str) -> None:
+        """See StorageSpec."""
+        if is_sharded(w):
+            raise ValueError(
+                f"{name} is a DTensor, of which each process holds a part; storage {self.kind} needs whole tensors. "
+                "Use storage master."
+            )
+        check_dtype(self.kind, self.format, self._first_scaling, w, name)
+
     def adopt(self, w: Tensor, state: State) -> None:
         """See StorageSpec."""
-        state["storage_scale"] = _scale(self.scaling, self.format, w).clone()
+        state["storage_scale"] = first_scale(self._first_scaling, self.format, w).clone()
         state["storage_step"] = torch.zeros((), dtype=torch.int64, device=w.device)
         if self.scale == "tracked":
             state["rescale_flips"] = torch.zeros((), dtype=torch.int64, device=w.device)
@@ -132,7 +141,7 @@ class GridStorage(StorageSpec):
 
     def convert(self, w: Tensor, state: State) -> None:
         """Take over, in place, a weight that was kept so in another format: a scale of its own, then the grid."""
-        state["storage_scale"].copy_(_scale(self.scaling, self.format, w))
+        state["storage_scale"].copy_(first_scale(self._first_scaling, self.format, w))
         w.copy_(round_to(w, self.format, scale=state["storage_scale"]))
 
     def write(
@@ -142,7 +151,8 @@ class GridStorage(StorageSpec):
         for index, (w, state, key) in enumerate(zip(params, states, keys, strict=True)):
             one = request.one(index)
             (step,) = one.steps()
-            wanted = torch.add(w * one.keep if one.keep != 1 else w, step)
+            old = w.detach().to(torch.float32)
+            wanted = torch.add(old * one.keep if one.keep != 1 else old, step)
             if self.scale == "tracked":
                 self._rescale(w, wanted, state)
             w.copy_(self.land(wanted, state, key, one, engine))
@@ -156,12 +166,16 @@ class GridStorage(StorageSpec):
         """The key of this step's random bits. Only who rounds by them asks: it takes as long as the rest of a step."""
         return fold(key, state["storage_step"])
 
+    @property
+    def _first_scaling(self) -> ScalingSpec:
+        return snug(self.scaling) if self.scale == "tracked" else self.scaling
+
     def _rescale(self, w: Tensor, wanted: Tensor, state: State) -> None:
-        """Move the scale where `wanted` has outgrown it or shrunk to a quarter; no host sync."""
+        """Move the scale to where `wanted` fits, by the rule of `tracked_scale`."""
         held = state["storage_scale"]
-        fitting = _scale(self.scaling, self.format, wanted)
-        snug = _scale(self.scaling.model_copy(update={"margin": 0}), self.format, wanted)
-        now = torch.where((snug > held) | (fitting * 4 <= held), fitting, held)
+        now = tracked_scale(self.scaling, self.format, held, wanted)
+        if w.dtype != torch.float32:
+            now = now.clamp(*scale_range(self.format, w.dtype))
         moved = round_to(w, self.format, scale=now)
         state["rescale_flips"].add_(torch.count_nonzero(moved != w))
         held.copy_(now)
@@ -185,68 +199,6 @@ class Stochastic(GridStorage):
     def land(self, wanted: Tensor, state: State, key: int, request: Request, engine: Engine) -> Tensor:
         """See GridStorage."""
         return on_grid(wanted, self.grid(wanted, state), Rounding.stochastic, self._bits(state, key), engine)
-
-
-class Kahan(GridStorage):
-    """Compensated: what rounding lost is kept beside the weight, in a format of its own, and added next time."""
-
-    kind: ClassVar[str] = "kahan"
-    compensation: Format = FloatFormat.parse("e8m7")
-
-    @model_validator(mode="after")
-    def _domain(self) -> "Kahan":
-        self.compensation.require_tensor_domain()
-        return self
-
-    def adopt(self, w: Tensor, state: State) -> None:
-        """See GridStorage. Nothing is owed yet: what putting w on the grid lost is no request."""
-        super().adopt(w, state)
-        state["compensation"] = torch.zeros_like(w)
-
-    def convert(self, w: Tensor, state: State) -> None:
-        """See GridStorage. What is owed counts as part of the weight, and what the new grid loses is owed."""
-        whole = w.add_(state["compensation"]).clone()
-        super().convert(w, state)
-        state["compensation"].copy_(self._kept(whole - w))
-
-    def land(self, wanted: Tensor, state: State, key: int, request: Request, engine: Engine) -> Tensor:
-        """See GridStorage."""
-        whole = wanted + state["compensation"]
-        stored = on_grid(whole, self.grid(wanted, state), engine=engine)
-        state["compensation"].copy_(self._kept(whole - stored))
-        return stored
-
-    def _kept(self, lost: Tensor) -> Tensor:
-        # Towards zero: rounded up, a compensation just below half a gap would move a weight that nobody asked to.
-        return round_to(lost, self.compensation, "toward_zero", scale=_scale(Current(), self.compensation, lost))
-
-
-class Eco(GridStorage):
-    """Error feedback through the momentum buffer; see the head of this file."""
-
-    kind: ClassVar[str] = "eco"
-    rounding: Literal["nearest_even", "stochastic"] = "nearest_even"
-
-    @property
-    def wants_momentum(self) -> bool:
-        """See StorageSpec."""
-        return True
-
-    def land(self, wanted: Tensor, state: State, key: int, request: Request, engine: Engine) -> Tensor:
-        """See GridStorage."""
-        bits = self._bits(state, key) if self.rounding == "stochastic" else None
-        stored = on_grid(wanted, self.grid(wanted, state), Rounding.parse(self.rounding), bits, engine)
-        (value,), (momentum,), beta = request.values, request.numerators, request.beta
-        assert beta, "the optimizer was asked whether it has momentum"
-        if value != 0:
-            lost = (wanted - stored) * ((1 / beta - 1) / value)
-            if request.denominators is not None:
-                lost.mul_(request.denominators[0])
-            if request.factors is not None:
-                (factor,) = request.factors
-                lost = torch.where(factor > 0, lost / factor, 0)
-            momentum.add_(lost)
-        return stored
 
 
 class Index(GridStorage):
@@ -275,11 +227,6 @@ class Index(GridStorage):
         raise AssertionError("index storage lands on rungs")
 
 
-def own_grid(w: Tensor, fmt: FloatFormat) -> Grid:
-    """The format at w's own power-of-two amax scale."""
-    return Grid(fmt, scale_of(finite_amax(w), fmt))
-
-
 def on_grid(
     wanted: Tensor,
     grid: Grid,
@@ -292,8 +239,3 @@ def on_grid(
     if serves(fmt, rounding):
         return cast_values(wanted, grid.scale, fmt, rounding, exact_reciprocal=True, key=key, engine=engine)
     return round_to(wanted, fmt, rounding, scale=grid.scale, key=key)
-
-
-def _scale(scaling: ScalingSpec, fmt: FloatFormat, w: Tensor) -> Tensor:
-    found = scaling.build(fmt, None).scale(w.detach(), live=False)
-    return torch.ones((), device=w.device) if found is None else found

@@ -157,9 +157,12 @@ class _Nvfp4Scale(Scaling):
 
     def find(self, slabs: Sequence[Tensor], *, live: bool = False, count: bool = False) -> SmallScale | None:
         whole, top = slab_amax(slabs), float(self.format.max)
-        # Divided twice, since 448 max can be beyond float32, and by tensors, since CUDA multiplies with the reciprocal
-        # of a number.
-        tensor = whole / torch.full_like(whole, top) / torch.full_like(whole, 448.0)
+        # One division, as torchao and Transformer Engine have it; two where 448 max is beyond float32. By tensors,
+        # since CUDA multiplies with the reciprocal of a number.
+        if 448.0 * top < 2.0**128:
+            tensor = whole / torch.full_like(whole, 448.0 * top)
+        else:
+            tensor = whole / torch.full_like(whole, top) / torch.full_like(whole, 448.0)
         # One too small for float32 becomes 1, under which every block is 0; so it counts as clamped.
         clamped = torch.count_nonzero((whole > 0) & (tensor == 0)) if count else None
         tensor = torch.where(tensor > 0, tensor, 1.0)

@@ -5,6 +5,9 @@
 The sum is float32 within a slab of rows and float64 over the slabs, and a tensor is always cut into the same slabs
 (on a CPU, outside compiled graphs, which sum in an order of their own anyway). So the choice between candidates of
 all but equal error, and with it every bit of the cast, is the same whether the tensor came whole or slab by slab.
+
+Squares of small errors underflow in float32, and those of large ones overflow. So errors are taken of the tensor
+brought to amax in [1/2, 1) by a power of two, which changes no rounding: 2^k x has the candidate of x, whatever k.
 """
 
 from collections.abc import Sequence
@@ -49,7 +52,7 @@ class _MseScale(Scaling):
         wanted = torch.stack([largest * factor for factor in self._factors()])
         scales = wanted.clamp(min=MIN_SCALE)
         best, least = torch.zeros_like(amax, dtype=torch.int64), torch.full_like(amax, torch.inf, dtype=torch.float64)
-        for number, error in enumerate(self._errors(pieces, scales)):
+        for number, error in enumerate(self._errors(pieces, scales, torch.frexp(amax).exponent)):
             best, least = torch.where(error < least, number, best), torch.minimum(error, least)
         clamped = None
         if count:
@@ -62,18 +65,31 @@ class _MseScale(Scaling):
         number = self.spec.candidates
         return [0.5**n if self.spec.power_of_two else 1 - 0.75 * n / number for n in range(number)]
 
-    def _errors(self, slabs: Sequence[Tensor], scales: Tensor) -> Tensor:
-        """The squared error under each candidate scale, float64, of the shape of `scales`."""
+    def _errors(self, slabs: Sequence[Tensor], scales: Tensor, exponent: Tensor) -> Tensor:
+        """The squared error under each candidate, in units of 4^exponent: float64, of the shape of `scales`."""
         by_channel, found, row = self.spec.granularity == "channel", [], 0
+        scales = _times_power(scales, -exponent)
         for slab in slabs:
             x = slab.detach().to(torch.float32)
             x = torch.where(x.isfinite(), x, 0)
             own = scales[:, row : row + len(x)] if by_channel else scales
+            x = _times_power(x, -(exponent[row : row + len(x)] if by_channel else exponent))
             squares = (round_to(x, self.format, scale=scale).sub_(x).square_() for scale in own)
             found.append(torch.stack([s.sum(-1, keepdim=True) if by_channel else s.sum() for s in squares]))
             row += len(x)
         errors = [error.to(torch.float64) for error in found]
         return torch.cat(errors, 1) if by_channel else torch.stack(errors).sum(0)
+
+
+def _times_power(x: Tensor, exponent: Tensor) -> Tensor:
+    """x 2^exponent, for an int32 exponent in -128..149 that broadcasts: in two factors, since float32 ends at 2^127."""
+    half = exponent >> 1
+    return x * _power(half) * _power(exponent - half)
+
+
+def _power(exponent: Tensor) -> Tensor:
+    """2^exponent, float32, for int32 in -126..127; from the exponent field, so that it is exact."""
+    return ((exponent + 127) << 23).to(torch.int32).view(torch.float32)
 
 
 def _at(number: Tensor, candidates: Tensor) -> Tensor:

@@ -103,6 +103,13 @@ def _load_optimizer(state: TrainState, tensors: dict[str, Tensor]) -> None:
         for group in state.optimizer.param_groups
         for name, p in zip(group["param_names"], group["params"], strict=True)
     }
+    found: dict[str, set[str]] = {name: set() for name in owners}
+    for key in tensors:
+        name, _, entry = key.rpartition("/")
+        found[name].add(entry)
+    for name, p in owners.items():  # what a fresh state has and the saved one had not is not part of it
+        for entry in set(state.optimizer.state[p]) - found[name]:
+            del state.optimizer.state[p][entry]
     for key, tensor in tensors.items():
         name, _, entry = key.rpartition("/")
         p = owners[name]

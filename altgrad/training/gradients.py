@@ -11,6 +11,7 @@ from torch import Tensor
 
 from altgrad.data.dataset import Dataset
 from altgrad.nn import check_passes, seek
+from altgrad.optim import make_dense
 from altgrad.quantize.noise import site_key
 from altgrad.training.run import RunSpec
 from altgrad.training.state import TrainState
@@ -56,6 +57,7 @@ class Gradients:
                 torch.autograd.backward(loss * spec.loss_scale.factor)
             self.tokens += tokens
             total += loss.detach()
+        make_dense(state.model.parameters())  # norms, clipping, sums over ranks and most optimizers need them so
         if spec.loss_scale.factor != 1:
             torch._foreach_mul_(
                 [p.grad for p in state.model.parameters() if p.grad is not None], 1 / spec.loss_scale.factor

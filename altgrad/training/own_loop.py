@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from altgrad.monitors import Context, MonitorSpec, Replay, Report, Watch
+from altgrad.optim import whole_tensor
 from altgrad.spec import Spec
 from altgrad.training.twin import any_run
 
@@ -81,12 +82,12 @@ class LoopWatch:
     def look(self) -> None:
         """Look at the gradients now, and not when `optimizer.step()` begins: say it before they are clipped."""
         self.looked = True
-        gradients = {name: p.grad for name, p in self.model.named_parameters() if p.grad is not None}
-        first = next(self.model.parameters())
-        norm = torch.nn.utils.get_total_norm(list(gradients.values())) if gradients else first.new_zeros(())
+        gradients = {n: whole_tensor(p.grad) for n, p in self.model.named_parameters() if p.grad is not None}
+        zero = torch.zeros((), device=next(self.model.parameters()).device)  # a DTensor's own zeros would be a DTensor
+        norm = torch.nn.utils.get_total_norm(list(gradients.values())) if gradients else zero
         asked = self.replay
         again = None if asked is None else Replay(self.model, gradients, lambda: _losses(asked))
-        _, _, self._early = self.watch.gradients(first.new_zeros(()), norm, gradients, again)
+        _, _, self._early = self.watch.gradients(zero, norm, gradients, again)
 
     def _before_step(self, *given: Any) -> None:
         if not self.looked:

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from altgrad.measures.trend import POINTS, RankTrend, RankVerdict, mann_kendall, observe_rank, theil_sen
+from altgrad.measures.trend import POINTS, RankTrend, RankVerdict, hamed_rao, mann_kendall, observe_rank, theil_sen
 
 
 def series() -> dict[str, list[float]]:
@@ -206,3 +206,27 @@ def test_mistakes_say_what_to_do() -> None:
     trend, _ = observe_rank(RankTrend(), 1.0, 1.0)
     with pytest.raises(ValueError, match="give nan where it was not measured."):
         observe_rank(trend, 1.0)
+
+
+def test_hamed_rao_is_its_formula_and_allows_for_correlation() -> None:
+    """Against the formula in NumPy and SciPy's ranks; and p < 0.05 for a trendless autoregression, rho = 0.5."""
+    generator = np.random.default_rng(0)
+    wrong = {"independent": 0, "corrected": 0}
+    for number in range(150):
+        x = generator.standard_normal(60)
+        for t in range(1, 60):
+            x[t] += 0.5 * x[t - 1]
+        z, p = hamed_rao(x.tolist())
+        if number < 5:
+            n = len(x)
+            ranks = stats.rankdata(x - stats.theilslopes(x).slope * np.arange(n))
+            centred = ranks - ranks.mean()
+            r = np.array([(centred[: n - k] * centred[k:]).sum() for k in range(n)]) / (centred**2).sum()
+            k = np.arange(1, n - 2)
+            kept = np.where(np.abs(r[k]) > 1.96 / np.sqrt(n), r[k], 0)
+            factor = 1 + 2 / (n * (n - 1) * (n - 2)) * ((n - k) * (n - k - 1) * (n - k - 2) * kept).sum()
+            assert z == pytest.approx(mann_kendall(x.tolist())[0] / math.sqrt(factor), rel=1e-9)
+        wrong["corrected"] += p < 0.05
+        wrong["independent"] += mann_kendall(x.tolist())[1] < 0.05
+    assert wrong["independent"] > wrong["corrected"] + 5 and wrong["independent"] > 20
+    assert all(map(math.isnan, hamed_rao([1.0] * 9))) and hamed_rao([2.0] * 12) == (0, 0.5)

@@ -31,6 +31,7 @@ class Trial:
     before: dict[str, Tensor] = field(default_factory=dict)
     gradients: dict[str, Tensor] = field(default_factory=dict)
     watch: Watch | None = None
+    micro_batches: int = MICRO_BATCHES
 
     def run(
         self,
@@ -58,7 +59,7 @@ class Trial:
     def step(self, step: int, watch: Watch, between: Callable[[int, "Trial"], None]) -> dict[str, Report]:
         watch.begin(step)
         total = torch.zeros(())
-        for micro in range(MICRO_BATCHES):
+        for micro in range(self.micro_batches):
             with watch.micro_batch():
                 loss = self.micro(step, micro)
                 loss.backward()
@@ -69,7 +70,7 @@ class Trial:
         self.gradients = {name: g.clone() for name, g in grads.items()}
 
         def again() -> Iterator[Tensor]:
-            for micro in range(MICRO_BATCHES):
+            for micro in range(self.micro_batches):
                 yield self.micro(step, micro)
 
         norm = torch.nn.utils.get_total_norm(list(grads.values()))
@@ -82,7 +83,7 @@ class Trial:
 
     def micro(self, step: int, micro: int) -> Tensor:
         torch.manual_seed(100 * step + micro)
-        return self.loss(self.net, self.batch()) / MICRO_BATCHES
+        return self.loss(self.net, self.batch()) / self.micro_batches
 
 
 def through_json(state: Mapping[str, Mapping[str, Any]]) -> dict[str, dict[str, Any]]:

@@ -11,7 +11,7 @@ from altgrad.formats import FloatFormat
 from altgrad.measures import expected_flips, expected_master_flips
 from altgrad.measures.stall import predicted_stall_counts
 from altgrad.optim import SGD, AdamW, StorageSpec, Update
-from altgrad.quantize import at_rung, round_to, rung, spacing
+from altgrad.quantize import Current, at_rung, round_to, rung, spacing
 
 EIGHT = ("e0m7f", "e1m6f", "e2m5f", "e3m4f", "e4m3f", "e5m2f", "e6m1f", "e7m0f")
 KINDS = ("nearest", "stochastic", "kahan", "eco")
@@ -208,12 +208,13 @@ def test_kahan_is_a_compensated_sum_in_its_named_format() -> None:
         assert torch.equal(p, w)
         lost = whole - w
         compensation = optimizer.state[p]["compensation"]
-        assert bool((compensation.abs() <= lost.abs()).all()) and bool((compensation * lost >= 0).all())
-        assert bool(((lost - compensation).abs() <= lost.abs() * 2**-2).all())
+        amax = lost.abs().max()
+        step_of = 2.0 ** math.ceil(math.log2(float(amax) / 57344))
+        assert torch.equal(compensation, round_to(lost, "e5m2", "nearest_even", scale=step_of))
 
 
-@pytest.mark.parametrize("rounding", ["nearest_even", "stochastic"])
-def test_eco_makes_up_for_what_rounding_lost(rounding: str) -> None:
+@pytest.mark.parametrize("stochastic", [False, True])
+def test_eco_makes_up_for_what_rounding_lost(stochastic: bool) -> None:
     """Steps of 1/20 of a gap: nearest stands still, eco moves at the masters' speed once its loop has filled.
 
     In the long run lr E[m] + E[e] = lr g, so the speed is lr g whatever the rounding.
@@ -221,7 +222,7 @@ def test_eco_makes_up_for_what_rounding_lost(rounding: str) -> None:
     moved = {}
     for kind in ("nearest", "eco"):
         p = nn.Parameter(torch.full((16,), 0.9))
-        more = {"rounding": rounding} if kind == "eco" else {}
+        more = {"stochastic": stochastic} if kind == "eco" else {}
         optimizer = AdamW(
             [p], lr=2.0**-7 / 20, weight_decay=0.0, betas=(0.9, 0.999), storage=stored(kind, "e0m7", **more)
         )
@@ -263,6 +264,101 @@ def test_a_tracked_scale_grows_and_shrinks_with_the_weights_and_counts_its_flips
     optimizer.step()
     assert float(scale_of(optimizer, p)) < grown
     assert int(optimizer.state[p]["rescale_flips"]) > 0
+
+
+def test_eco_rounds_stochastically_and_its_spec_names_the_run_it_named() -> None:
+    """One step of a hundredth of a gap from a grid value: to nearest nothing moves, stochastically one in a hundred."""
+    tree = {"kind": "eco", "match": "*", "format": "e4m3fn", "scaling": Current(margin=1).tree(), "scale": "fixed"}
+    assert StorageSpec.of(stored("eco")).tree() == tree | {"rounding": "nearest_even"}
+    assert StorageSpec.of(stored("eco", stochastic=False)).tree()["stochastic"] is False
+    with pytest.raises(ValueError, match="leave rounding out"):
+        StorageSpec.made_from(stored("eco", rounding="stochastic", stochastic=False))
+    for more, moves in (({}, True), ({"rounding": "nearest_even"}, True), ({"stochastic": False}, False)):
+        p = nn.Parameter(torch.ones(4000))
+        optimizer = sgd(p, stored("eco", **more), momentum=0.9)
+        p.grad = torch.full((4000,), -0.125 / 100)
+        optimizer.step()
+        moved = float((p != 1).float().mean())
+        assert 0.005 < moved < 0.016 if moves else moved == 0
+
+
+def test_a_state_of_the_first_edition_goes_on_to_nearest_even() -> None:
+    """It has no entry that says that it rounds stochastically; a loaded state replaces that of a new optimizer."""
+    p = nn.Parameter(torch.ones(4000))
+    optimizer = sgd(p, stored("eco"), momentum=0.9)
+    old = optimizer.state_dict()
+    old["state"][0] = {entry: value for entry, value in old["state"][0].items() if entry != "stochastic"}
+    optimizer.load_state_dict(old)
+    p.grad = torch.full((4000,), -0.125 / 100)
+    optimizer.step()
+    assert bool((p == 1).all())
+
+
+def test_kahan_with_adam_arrives_where_masters_do() -> None:
+    """1,500 steps of noisy Adam below a 600th of a gap: compensation towards zero kept 7 % of what was asked for."""
+    ends = []
+    for storage in ({"kind": "master"}, stored("kahan")):
+        p = nn.Parameter(torch.ones(256))
+        optimizer = AdamW([p], lr=2e-4, betas=(0.9, 0.95), weight_decay=0.0, storage=storage)
+        torch.manual_seed(0)
+        for _ in range(1500):
+            p.grad = torch.randn(256) + 0.3
+            optimizer.step()
+        ends.append(float((p.detach() + optimizer.state[p].get("compensation", 0) - 1).mean()))
+    assert abs(ends[1] - ends[0]) < 0.1 * abs(ends[0])
+
+
+SCALINGS: list[Any] = ["current", {"kind": "current", "granularity": "channel"}, {"kind": "mx", "size": 8}]
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("scaling", SCALINGS)
+def test_a_tracked_scale_clips_nothing_and_spares_less_than_two_binades(kind: str, scaling: Any) -> None:
+    torch.manual_seed(0)
+    p = nn.Parameter(torch.randn(6, 16))
+    optimizer = sgd(p, stored(kind, "e4m3f", scaling=scaling, scale="tracked"), momentum=0.5)
+    optimizer.observers.append(lambda update: seen.append(update))
+    optimizer.watching = True
+    top = float(FloatFormat.parse("e4m3f").max)
+    for step in range(12):
+        seen: list[Update] = []
+        p.grad = p.detach() * (1 - 2.0 ** (6 - step)) if step % 2 else torch.randn(6, 16)
+        optimizer.step()
+        wanted = (seen[0].before + seen[0].requested).abs()
+        reach = (top * scale_of(optimizer, p)).expand(6, 16)
+        size = 8 if "mx" in str(scaling) else 16
+        amax = wanted.view(6, -1, size).amax(-1).repeat_interleave(size, -1)
+        amax = wanted.amax().expand(6, 16) if scaling == "current" else amax
+        slack = 1 + 2e-6  # w + request is summed in another order than keep w + step
+        assert bool((amax <= reach * slack).all()) and bool((amax * slack > reach / 4).all()), step
+
+
+@pytest.mark.parametrize("kind", [*KINDS, "index"])
+@pytest.mark.parametrize("scaling", [None, *SCALINGS, {"kind": "block", "size": 4}])
+@pytest.mark.parametrize("scale", ["fixed", "tracked"])
+def test_a_weight_of_zeros_gets_the_scale_of_its_fan_in(kind: str, scaling: Any, scale: str) -> None:
+    """1 / sqrt(fan_in), as far as PyTorch initialises a Linear of that shape; a row of zeros, the weight's own amax."""
+    more = {} if scaling is None else {"scaling": scaling}
+    storage = StorageSpec.of(stored(kind, "e4m3fn", scale=scale, **more))
+    states: list[dict[str, Tensor]] = []
+    likes = (torch.full((4, 16), 0.25), torch.zeros(4, 16), torch.cat([torch.full((1, 16), 0.25), torch.zeros(3, 16)]))
+    for w in likes:
+        states.append({})
+        storage.adopt(w.clone(), states[-1])
+    first, empty, partly = (state["storage_scale"].expand(4, 16) for state in states)
+    assert torch.equal(first, empty) and torch.equal(first, partly) and float(first.max()) < 2.0**-8
+    bias: dict[str, Tensor] = {}
+    storage.adopt(torch.zeros(100), bias)
+    assert float(bias["storage_scale"].max()) * 448 >= 0.1 > float(bias["storage_scale"].max()) * 448 / 4
+
+
+def test_a_tracked_weight_that_is_asked_to_be_zero_keeps_its_scale() -> None:
+    p = nn.Parameter(torch.full((8,), 0.01))
+    optimizer = sgd(p, stored("nearest", scale="tracked"))
+    held = float(scale_of(optimizer, p))
+    p.grad = p.detach().clone()
+    optimizer.step()
+    assert not p.detach().any() and float(scale_of(optimizer, p)) == held
 
 
 def test_a_fixed_scale_saturates_instead() -> None:

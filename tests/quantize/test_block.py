@@ -169,3 +169,21 @@ def test_mse_beats_amax_on_heavy_tails() -> None:
     x = torch.distributions.StudentT(2.0).sample((20_000,)).float()
     error = {kind: float((cast(x, "e2m1", kind)[0] - x).square().sum()) for kind in ("mse", "current")}
     assert error["mse"] < 0.75 * error["current"]
+
+
+def test_the_tensor_scale_of_nvfp4_is_one_division() -> None:
+    """s_t = amax / 2688 in float32: the block that holds the amax has scale 448 s_t. In two it is often another."""
+    quantizer = Quantizer({"format": "e2m1", "scaling": "nvfp4"}, "s")
+    twice = 0
+    for x in torch.randn(500, 1, 16, generator=torch.Generator().manual_seed(0)):
+        amax = x.abs().max()
+        tensor = torch.tensor(np.float32(amax) / np.float32(2688))
+        assert torch.equal(quantizer.find_scale(x).entries, 448 * tensor.reshape(1, 1))
+        twice += int(amax / torch.tensor(6.0) / torch.tensor(448.0) != tensor)
+    assert twice > 50
+
+
+def test_nvfp4_of_a_format_near_the_end_of_float32_divides_twice() -> None:
+    x = torch.tensor([[3e38, 1e38]])
+    entries = Quantizer({"format": "e8m7", "scaling": "nvfp4"}, "s").find_scale(x).entries
+    assert bool((entries > 0).all() and entries.isfinite().all())

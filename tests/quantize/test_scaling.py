@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from altgrad.formats import CATALOG, FloatFormat
-from altgrad.quantize import Current, Delayed, ScalingSpec, Unscaled, round_to
+from altgrad.quantize import Current, Delayed, Quantizer, ScalingSpec, Unscaled, round_to
 from altgrad.quantize.scaling import MAX_SCALE, MIN_SCALE, finite_amax, scale_of
 
 E4M3 = FloatFormat.parse("e4m3fn")
@@ -267,3 +267,24 @@ def test_the_family_has_the_scalings_of_transformer_engine():
     assert ScalingSpec.of("delayed") == Delayed() and Delayed().history == 16
     assert not Current(scale="real").power_of_two
     assert Current().power_of_two and Unscaled().power_of_two
+
+
+@pytest.mark.parametrize("granularity", ["tensor", "channel"])
+@pytest.mark.parametrize("kind", ["power_of_two", "real"])
+@pytest.mark.parametrize("fmt", ["e2m1", "e3m4", "e4m3fn", "e5m2"])
+def test_mse_chooses_alike_at_every_magnitude(fmt: str, kind: str, granularity: str) -> None:
+    """2^k x has 2^k the scale of x, for all k under which no entry and no candidate leaves float32's normal numbers.
+
+    Squares of float32 errors leave it for |k| above 60 or so, and the choice was then the largest candidate.
+    """
+    scaling = {"kind": "mse", "scale": kind, "granularity": granularity}
+    quantizer = Quantizer({"format": fmt, "scaling": scaling}, "s")
+    x = torch.randn(5, 40, generator=torch.Generator().manual_seed(0))
+    x = torch.where(x.abs() < 2**-6, 2**-6, x)
+    at_one = quantizer.find_scale(x).entries
+    top = float(quantizer.spec.format.max)
+    lowest = math.ceil(math.log2(top)) + 9 - 126
+    for k in range(lowest, 126):
+        moved = torch.ldexp(torch.ldexp(x, torch.tensor(k // 2)), torch.tensor(k - k // 2))
+        scale = quantizer.find_scale(moved).entries.double()
+        assert torch.equal(scale, at_one.double() * 2.0**k), k

@@ -39,7 +39,7 @@ CASES: dict[str, list[str]] = {
     "stochastic": ["precision.rules=[{weight: e4m3fn, input: {format: e4m3fn, rounding: stochastic}, "
                    "grad_output: {format: e5m2, rounding: stochastic}}]",
                    "storage=[{match: blocks.*.weight, kind: stochastic, format: e3m4}]"],
-    "watched": [f"precision.rules=[{{weight: {DELAYED}, input: {DELAYED}, grad_output: e5m2}}]", "accumulate=4",
+    "watched": [f"precision.rules=[{{weight: {DELAYED}, input: {DELAYED}, grad_output: e5m2}}]", "accumulate=6",
                 f"monitors={EVERY_MONITOR}", "steps=10"],
     "clipped": ["precision.rules=[{grad_output: {format: e5m2, scaling: delayed}}]",
                 "interventions=[{kind: partition_clip, margin: -4, saturation: 0, every: 1}]"],

@@ -165,7 +165,7 @@ def test_gsnr_sees_every_micro_batch_of_the_step(tmp_path: Path) -> None:
         def keep(self) -> None:
             seen.append({name: p.grad.double().clone() for name, p in one.model.named_parameters()})
 
-    one = trainer(tmp_path, max_steps=1, max_grad_norm=0.0, save_strategy="no")
+    one = trainer(tmp_path, max_steps=1, max_grad_norm=0.0, save_strategy="no", gradient_accumulation_steps=6)
     one.add_callback(Sums())
     altgrad.watch_trainer(one, [{"kind": "gsnr", "every": 1}])
     one.train()
@@ -173,9 +173,10 @@ def test_gsnr_sees_every_micro_batch_of_the_step(tmp_path: Path) -> None:
     sums = torch.stack([torch.zeros_like(seen[0][name]), *(gradients[name] for gradients in seen)])
     own = sums.diff(dim=0)
     mean, variance = own.mean(0), own.var(0)
-    pooled = (mean.square() - variance / 4).sum() / variance.sum()
+    freedom = 5 * mean.numel()
+    pooled = (freedom - 2) / freedom * mean.square().sum() / variance.sum() - 1 / 6
     (row,) = watched(one)
-    assert len(own) == 4 and row[f"gsnr/{name}/pooled"] == pytest.approx(float(pooled), rel=1e-4)
+    assert len(own) == 6 and row[f"gsnr/{name}/pooled"] == pytest.approx(float(pooled), rel=1e-4)
 
 
 def test_an_optimizer_of_ours_shows_its_requests(tmp_path: Path) -> None:
