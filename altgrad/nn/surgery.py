@@ -18,6 +18,7 @@ from altgrad.nn.layout import is_plain
 from altgrad.nn.linear import QuantizedLayer, make_casts, quantized_class
 from altgrad.nn.policy import PrecisionPolicy
 from altgrad.nn.ranks import ALONE, Ranks
+from altgrad.nn.steps import committed, follow
 from altgrad.quantize import Quantizer, Rounding
 
 
@@ -51,6 +52,7 @@ def quantize_model(model: nn.Module, policy: PrecisionPolicy | Any, *, seed: int
         layer: Any = model.get_submodule(decision.name)
         layer.__class__ = quantized_class(type(layer))
         layer.attach(decision.precision, decision.name, seed)
+    follow(model)
     return model
 
 
@@ -106,6 +108,7 @@ def commit(
         ranks.join(sums, [*maxima, *(amax for quantizer in made for amax in quantizer.scaling.recorded())])
     for quantizer in made:
         quantizer.commit()
+    committed(made)
 
 
 def check_passes(model: nn.Module, passes: int) -> None:
