@@ -56,14 +56,18 @@ class Finite(MonitorSpec):
 
 
 class Entering(CastMonitor):
-    """How many values that are not finite enter each cast, and how many of them are finite behind it."""
+    """How many values that are not finite enter each cast, and how many more than leave it.
+
+    Said as `altgrad.measures.range` says it, so that a graph with both counts once. (`isfinite` takes four times as
+    long in eager on a CPU.)
+    """
 
     sums: ClassVar[tuple[str, ...]] = ("nonfinite", "hidden")
 
     def measure(self, cast: Cast) -> Found:
         """See CastMonitor."""
-        bad = ~cast.exact.isfinite()
-        return {"nonfinite": count(bad), "hidden": count(bad & cast.rounded.isfinite())}
+        entering, leaving = (x.numel() - count(x.abs() < math.inf) for x in (cast.exact, cast.rounded))
+        return {"nonfinite": entering, "hidden": (entering - leaving).clamp(min=0)}
 
 
 class FiniteMonitor(GradientMonitor):

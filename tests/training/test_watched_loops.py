@@ -98,6 +98,34 @@ def test_finite_names_every_cast_that_something_not_finite_enters(role: str, val
         assert watch.metrics[f"range/{site}/nonfinite_count"] == count
 
 
+@pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::UserWarning")
+@pytest.mark.parametrize("compiled", [False, pytest.param(True, marks=pytest.mark.long)])
+def test_a_cast_that_hides_infinities_is_watched_at_every_step(compiled: bool) -> None:
+    """Neither loss nor gradients show it; and nothing else is watched, or measured, on a step where it is not due."""
+    hiding = {"format": "e4m3fn", "nonfinite": "saturate"}
+    net = network({"weight": "e4m3fn", "input": hiding})
+    optimizer = torch.optim.SGD(net.parameters(), lr=0.0)
+    watch = altgrad.watch(net, optimizer, ["finite", {"kind": "range", "every": 3}])
+    run: Any = torch.compile(net, fullgraph=True) if compiled else net
+    found = {}
+    for step in range(1, 9):
+        x = torch.randn(4, 8)
+        if step in (5, 6):
+            x[0, 0] = math.inf
+        optimizer.zero_grad()
+        assert {q.site for q in altgrad.nn.quantizers(net) if q.watching} == (
+            {"0/input", "0/weight", "2/input", "2/weight"} if step in (1, 3, 6) else {"0/input", "2/input"}
+        )
+        loss = run(x).square().mean()
+        loss.backward()
+        assert loss.isfinite()
+        optimizer.step()
+        assert bool(watch.metrics) == (step in (1, 3, 6))
+        found |= {step: watch.alarms} if watch.alarms else {}
+    line = "0/input: a value that is inf or NaN entered the cast and left it as ordinary numbers, which hides them."
+    assert found == {5: [line]} and watch.stop is None
+
+
 @pytest.mark.parametrize("commits", [True, False])
 @pytest.mark.parametrize("fused", [True, False])
 def test_a_step_that_a_loss_scaler_leaves_out_was_never_seen(fused: bool, commits: bool) -> None:
