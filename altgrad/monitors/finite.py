@@ -127,12 +127,13 @@ class FiniteMonitor(GradientMonitor):
 
     def state(self) -> dict[str, Any]:
         """See Monitor."""
-        return {"bad_steps": self.bad_steps, "first": self.first, "entered": self.latch.state()}
+        entered = {"entered": self.latch.state()} if self.latch.raised else {}
+        return {"bad_steps": self.bad_steps, "first": self.first, **entered}
 
     def restore(self, state: Mapping[str, Any]) -> None:
         """See Monitor."""
         self.bad_steps, self.first = int(state["bad_steps"]), state["first"]
-        if "entered" in state:  # monitors of the first edition did not look at casts
+        if "entered" in state:  # only once something did
             self.latch.restore(state["entered"])
 
 

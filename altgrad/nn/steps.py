@@ -104,7 +104,8 @@ def with_closure(
 def never_committed(quantizers: Iterable[Quantizer]) -> str | None:
     """A line about casts that had passes and need commits, if none of them ever had one."""
     needing = [q for q in quantizers if _needs_commit(q)]
-    if any(q in _committed for q in needing) or not any(bool(t.any()) for q in needing for t in _passes(q)):
+    recorded = (tensor for quantizer in needing for tensor in _passes(quantizer) if not tensor.is_meta)
+    if any(q in _committed for q in needing) or not any(bool(tensor.any()) for tensor in recorded):
         return None
     return (
         f"altgrad.commit(model) was never called, and {needing[0].site} needs it after each optimizer.step(): without "
