@@ -33,10 +33,10 @@ class CastTables:
         self.monitors, self.always = dict(monitors), set(always)
         self.whole = False
         """Whether all of them measure."""
-        self.rows = {site: row for row, site in enumerate(sites)}
+        self.rows = {site: row for row, site in enumerate(sites if monitors else ())}
         each = self.monitors.values()
-        self.sums = torch.zeros(len(sites), 1 + sum(len(m.sums) for m in each), dtype=torch.float64, device=device)
-        self.maxima = torch.zeros(len(sites), sum(len(m.maxima) for m in each), dtype=torch.float64, device=device)
+        self.sums = torch.zeros(len(self.rows), 1 + sum(len(m.sums) for m in each), dtype=torch.float64, device=device)
+        self.maxima = torch.zeros(len(self.rows), sum(len(m.maxima) for m in each), dtype=torch.float64, device=device)
         self.one = torch.ones((), dtype=torch.float64, device=device)
         self.before: tuple[Tensor, Tensor] | None = None
         """What `closed` gave, to be the step's after all if no pass comes before `settle`."""
