@@ -10,12 +10,11 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-import torch
 from torch import Tensor, nn
 
 from altgrad.diagnose.restored import Restored
 from altgrad.measures.value_histogram import ValueHistogram
-from altgrad.nn import casts_off, unrecorded
+from altgrad.nn import casts_off, fresh_gradients, unrecorded
 from altgrad.nn.layout import HEADS, is_layer
 from altgrad.nn.names import matches
 from altgrad.training.weights import StoredTensor
@@ -53,9 +52,8 @@ def trained_samples(restored: Restored, *, data: bool = True) -> list[LayerSampl
         found[name].add("weight", layer.weight.detach())
     if data:
         model = restored.model
-        with unrecorded(model), casts_off(model), _counted(layers, found), torch.enable_grad():
-            for loss in restored.losses(model):
-                torch.autograd.grad(loss, [p for p in model.parameters() if p.requires_grad], allow_unused=True)
+        with unrecorded(model), casts_off(model), _counted(layers, found):
+            fresh_gradients(model, lambda: restored.losses(model))
     return list(found.values())
 
 

@@ -6,18 +6,17 @@ in another format or rounding. Of each: the loss, and the fidelity of the gradie
 history: a delayed scaling begins with this tensor's amax, as at a run's first step. Nothing of the run is changed.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 
-import torch
 from torch import Tensor, nn
 
 from altgrad.diagnose.restored import Restored
 from altgrad.diagnose.sites import reformatted, rerounded, specs_as
 from altgrad.formats import FloatFormat
 from altgrad.measures import fidelity, fidelity_sums
-from altgrad.nn import casts_off, unrecorded
+from altgrad.nn import casts_off, fresh_gradients, unrecorded
 from altgrad.optim import whole_tensor
 from altgrad.spec.ranking import badness
 
@@ -51,18 +50,16 @@ class Variant:
 def take(restored: Restored, model: nn.Module | None = None) -> Taken:
     """The next step of the run as its model now is, without a trace."""
     model = restored.model if model is None else model
-    named = {name: p for name, p in model.named_parameters() if p.requires_grad}
-    total: dict[str, Tensor] = {}
-    loss_sum = 0.0
-    with unrecorded(model), torch.enable_grad():
+    seen: list[float] = []
+
+    def losses() -> Iterator[Tensor]:
         for loss in restored.losses(model):
-            found = torch.autograd.grad(loss, list(named.values()), allow_unused=True)
-            loss_sum += float(loss.detach())
-            for name, gradient in zip(named, found, strict=True):
-                if gradient is not None:
-                    whole = whole_tensor(gradient)
-                    total[name] = total[name] + whole if name in total else whole
-    return Taken(loss_sum, total)
+            yield loss
+            seen.append(float(loss.detach()))
+
+    with unrecorded(model):
+        gradients = {name: whole_tensor(g) for name, g in fresh_gradients(model, losses).items()}
+    return Taken(sum(seen), gradients)
 
 
 def variants(

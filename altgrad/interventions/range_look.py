@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from altgrad.formats.neighbour import neighbour
 from altgrad.measures import share
 from altgrad.measures.range import range_counts
-from altgrad.nn import observed, quantizers
+from altgrad.nn import fresh_gradients, observed, quantizers
 from altgrad.quantize import Cast, Quantizer
 
 
@@ -53,11 +53,9 @@ def look_at_casts(model: nn.Module, losses: Callable[[], Iterator[Tensor]]) -> d
         for name, value in found.items():
             sums[name] = sums[name] + value if name in sums else value
 
-    parameters = [p for p in model.parameters() if p.requires_grad]
-    devices = [p.device for p in parameters[:1] if p.device.type == "cuda"]
-    with torch.random.fork_rng(devices), observed(model, see), torch.enable_grad():
-        for loss in losses():
-            torch.autograd.grad(loss, parameters, allow_unused=True)
+    devices = [p.device for p in (next(model.parameters()),) if p.device.type == "cuda"]
+    with torch.random.fork_rng(devices), observed(model, see):
+        fresh_gradients(model, losses)
     return {site: _rates(known[site], {k: float(v) for k, v in sums.items()}) for site, sums in counts.items()}
 
 

@@ -9,6 +9,7 @@ weights and every scaled cast are looked at; without a scale there is nothing to
 its own.
 """
 
+import math
 from collections.abc import Mapping
 from typing import Annotated, Any, ClassVar
 
@@ -49,6 +50,7 @@ class Amax(MonitorSpec):
 class AmaxMonitor(CastMonitor):
     """Keeps one average for each site."""
 
+    sums: ClassVar[tuple[str, ...]] = ("elements",)
     maxima: ClassVar[tuple[str, ...]] = ("amax", "reach")
 
     def __init__(self, spec: Amax) -> None:
@@ -58,13 +60,19 @@ class AmaxMonitor(CastMonitor):
 
     def measure(self, cast: Cast) -> Found:
         """See CastMonitor. reach: the largest value that the scale can represent; 0 without a scale."""
+        elements = torch.full((), cast.exact.numel(), dtype=torch.float64, device=cast.exact.device)
         if cast.scale is None:
             amax = finite_amax(cast.exact)
-            return {"amax": amax, "reach": torch.zeros_like(amax)}
-        return {"amax": finite_amax(cast.exact * cast.scale), "reach": cast.scale.amax() * float(cast.format.max)}
+            return {"elements": elements, "amax": amax, "reach": torch.zeros_like(amax)}
+        reach = cast.scale.amax() if cast.scale.numel() else cast.scale.new_zeros(())
+        amax = finite_amax(cast.exact * cast.scale)
+        return {"elements": elements, "amax": amax, "reach": reach * float(cast.format.max)}
 
     def report(self, site: str, values: Values) -> Report:
-        """See Monitor."""
+        """See Monitor. A cast of no rows leaves the average as it was."""
+        if not values["elements"]:
+            average = float(average_amax(self.averages[site])) if site in self.averages else math.nan
+            return Report({f"{site}/amax_average": average, f"{site}/fill": math.nan})
         amax = torch.tensor(values["amax"], dtype=torch.float64)
         self.averages[site] = add_amax(self.averages.get(site, amax_average_start(amax)), amax, self.rho)
         requested = site.endswith("/requested")

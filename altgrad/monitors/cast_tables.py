@@ -1,4 +1,8 @@
-"""What cast monitors gather in the course of a step: one float64 table each, a row for each site, written in place.
+"""What cast monitors gather in the course of a step: a row for each site, in two float64 tables written in place.
+
+`sums` begins with how many passes a site had, which decides whether there is anything to say of it: of a layer that no
+token reached, of a step without a forward, nothing is reported, where a row of zeros would be taken for counts. A pass
+of no rows is a pass: its rates are NaN. Then come each monitor's own sums; `maxima` has their maxima.
 
 This is the only part of watching that is traced into the graph of a compiled model, so shapes are fixed and no buffer
 is ever rebound. Every cast monitor measures whenever any is due: a look at which are due would be one more graph for
@@ -10,46 +14,82 @@ from collections.abc import Iterator, Mapping, Sequence
 import torch
 from torch import Tensor
 
-from altgrad.monitors.monitor import CastMonitor, Found
+from altgrad.monitors.monitor import CastMonitor, Found, Values
 from altgrad.quantize import Cast, Grid, Rounding
 from altgrad.quantize.grid import bound_units, grid_units, round_units
 from altgrad.quantize.quantizer import Role
 
 
 class CastTables:
-    """The tables of these monitors over these sites."""
+    """The tables of these monitors over these sites.
 
-    def __init__(self, monitors: Mapping[str, CastMonitor], sites: Sequence[str], device: torch.device) -> None:
-        self.monitors = monitors
-        self.rows = {site: row for row, site in enumerate(sites)}
-        self.tables = {
-            kind: torch.zeros(len(sites), len(monitor.sums) + len(monitor.maxima), dtype=torch.float64, device=device)
-            for kind, monitor in monitors.items()
-        }
+    always: those among them that also measure while the others do not, where a cast is watched for their sake alone.
+    """
+
+    def __init__(
+        self, monitors: Mapping[str, CastMonitor], sites: Sequence[str], device: torch.device, *,
+        always: Sequence[str] = (),
+    ) -> None:  # fmt: skip
+        self.monitors, self.always = dict(monitors), set(always)
+        self.whole = False
+        """Whether all of them measure."""
+        self.rows = {site: row for row, site in enumerate(sites if monitors else ())}
+        each = self.monitors.values()
+        self.sums = torch.zeros(len(self.rows), 1 + sum(len(m.sums) for m in each), dtype=torch.float64, device=device)
+        self.maxima = torch.zeros(len(self.rows), sum(len(m.maxima) for m in each), dtype=torch.float64, device=device)
+        self.one = torch.ones((), dtype=torch.float64, device=device)
+        self.before: tuple[Tensor, Tensor] | None = None
+        """What `closed` gave, to be the step's after all if no pass comes before `settle`."""
 
     def see(self, cast: Cast) -> None:
-        """Add what every monitor measures of a cast to the row of its site."""
-        for kind, monitor in self.monitors.items():
-            found = monitor.measure(cast)
-            row = self.tables[kind][self.rows[cast.site]]
-            if monitor.sums:
-                sums = torch.stack([found[name].to(torch.float64) for name in monitor.sums])
-                row[: len(sums)] += sums
-            if monitor.maxima:
-                first = len(monitor.sums)
-                maxima = torch.stack([found[name].to(torch.float64) for name in monitor.maxima])
-                row[first:] = torch.maximum(row[first:], maxima)
+        """Add what the monitors measure of a cast to the row of its site."""
+        found = {k: m.measure(cast) for k, m in self.monitors.items() if self.whole or k in self.always}
+        row, nothing = self.rows[cast.site], self.one * 0
+        for table, add in ((self.sums, True), (self.maxima, False)):
+            parts = [self.one] if add else []
+            for kind, monitor in self.monitors.items():
+                names = monitor.sums if add else monitor.maxima
+                parts += [found[kind][name].to(torch.float64) if kind in found else nothing for name in names]
+            if parts:
+                part = torch.stack(parts)
+                table[row].add_(part) if add else table[row].copy_(torch.maximum(table[row], part))
 
     def clear(self) -> None:
         """Forget the step."""
-        for table in self.tables.values():
+        self.before = None
+        for table in (self.sums, self.maxima):
             table.zero_()
 
-    def sites(self, kind: str, values: Sequence[float]) -> Iterator[tuple[str, dict[str, float]]]:
-        """Results by site, from a table that was fetched."""
-        names = self.monitors[kind].sums + self.monitors[kind].maxima
+    def closed(self) -> tuple[Tensor, Tensor]:
+        """A copy of what was gathered."""
+        return self.sums.clone(), self.maxima.clone()
+
+    def settle(self) -> None:
+        """The step's gradients are there: what was gathered of it is what came last."""
+        if self.before is not None:
+            none = self.sums[:, 0].sum() == 0
+            for table, closed in zip((self.sums, self.maxima), self.before, strict=True):
+                table.copy_(torch.where(none, closed, table))
+            self.before = None
+
+    def rows_of(self, kind: str, sums: Sequence[float], maxima: Sequence[float]) -> Iterator[tuple[str, Values]]:
+        """A monitor's results at each site that had a pass, from both tables as they were fetched."""
+        before = list(self.monitors)[: list(self.monitors).index(kind)]
+        monitor = self.monitors[kind]
+        places = (
+            (monitor.sums, sums, 1 + sum(len(self.monitors[k].sums) for k in before), self.sums.shape[1]),
+            (monitor.maxima, maxima, sum(len(self.monitors[k].maxima) for k in before), self.maxima.shape[1]),
+        )
         for site, row in self.rows.items():
-            yield site, dict(zip(names, values[row * len(names) :], strict=False))
+            if sums[row * self.sums.shape[1]]:
+                yield (
+                    site,
+                    {
+                        name: table[row * width + first + number]
+                        for names, table, first, width in places
+                        for number, name in enumerate(names)
+                    },
+                )
 
 
 def cast_on(grid: Grid, x: Tensor, site: str, role: Role) -> Cast:

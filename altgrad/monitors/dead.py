@@ -10,6 +10,7 @@ run forward again, casts on and unrecorded; gradients are the step's own. Layers
 (`altgrad.measures.dead`). A window is `window` observations, and is reported when it is full.
 """
 
+import warnings
 from collections.abc import Mapping
 from typing import Annotated, Any, ClassVar
 
@@ -84,8 +85,11 @@ class DeadMonitor(ReplayMonitor):
             for name, layer in layers.items()
         ]
         try:
-            for _ in replay.losses():
-                pass
+            with warnings.catch_warnings():
+                # Of reentrant checkpointing, which takes a forward without gradients for a mistake.
+                warnings.filterwarnings("ignore", "None of the inputs have requires_grad")
+                for _ in replay.losses():
+                    pass
         finally:
             for handle in handles:
                 handle.remove()

@@ -16,7 +16,17 @@ from torch import Tensor
 from altgrad.measures import l2_norm, linf_norm
 from altgrad.measures.metric import Metric
 from altgrad.monitors.latch import Latch
-from altgrad.monitors.monitor import NOTHING, Context, Found, GradientMonitor, MonitorSpec, Report, Values, at
+from altgrad.monitors.monitor import (
+    NO_CASTS,
+    NOTHING,
+    Context,
+    Found,
+    GradientMonitor,
+    MonitorSpec,
+    Report,
+    Values,
+    at,
+)
 
 
 class Gradient(MonitorSpec):
@@ -53,7 +63,7 @@ class GradientNorms(GradientMonitor):
         """See GradientMonitor."""
         return {"l2": l2_norm(gradient), "linf": linf_norm(gradient)}
 
-    def report_all(self, loss: float, found: Mapping[str, Values]) -> Report:
+    def report_all(self, loss: float, found: Mapping[str, Values], casts: Mapping[str, Values] = NO_CASTS) -> Report:
         """See GradientMonitor."""
         metrics: dict[str, float] = {}
         alarms = []

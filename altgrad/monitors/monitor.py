@@ -22,6 +22,7 @@ worse and when it alarms. State that must survive a restart is plain JSON data a
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from types import MappingProxyType
 from typing import Annotated, Any, ClassVar
 
 from pydantic import Field
@@ -63,6 +64,8 @@ class Context:
     epoch: int | None = None
     twin: Callable[[Iterable[str]], Iterable[Mapping[str, float]]] | None = None
 
+
+NO_CASTS: Mapping[str, Values] = MappingProxyType({})
 
 NOTHING = Context()
 """The context of a monitor that knows nothing of its run."""
@@ -132,15 +135,24 @@ class CastMonitor(Monitor, ABC):
 
 
 class GradientMonitor(Monitor, ABC):
-    """Looks at gradients."""
+    """Looks at gradients.
+
+    of_casts: what it also asks of casts. It is measured where casts are watched anyway, and every time at those that
+    let no infinity through, where the gradients would not show it.
+    """
+
+    of_casts: CastMonitor | None = None
 
     @abstractmethod
     def measure(self, gradient: Tensor) -> Found:
         """Scalars of one parameter's gradient, which may come flattened. Pure, fixed shape, no host transfer."""
 
     @abstractmethod
-    def report_all(self, loss: float, found: Mapping[str, Values]) -> Report:
-        """The step's results: its loss, and what was measured, by parameter in the model's order."""
+    def report_all(self, loss: float, found: Mapping[str, Values], casts: Mapping[str, Values] = NO_CASTS) -> Report:
+        """The step's results: its loss, and what was measured, by parameter in the model's order.
+
+        casts: what `of_casts` measured, by site.
+        """
 
     def explain(self, report: Report, replay: Replay) -> Report:
         """The report on a step that is not applied, with what running it again tells."""
@@ -161,6 +173,10 @@ class MicroMonitor(Monitor, ABC):
     @abstractmethod
     def measure(self) -> dict[str, Found]:
         """Scalars by parameter; forgets the step."""
+
+    def forget(self) -> None:
+        """Forget the step."""
+        self.measure()
 
 
 class ReplayMonitor(Monitor, ABC):

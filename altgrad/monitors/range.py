@@ -1,12 +1,12 @@
 """range: do the values fit the format they enter? Underflow, saturation, sub-normals, non-finite entries, amax, scales.
 
-For every cast of the model: forward (weight, input), backward (grad_output), and for the optimizer the requested
-update and the stored weight, both on the weight's own grid. What is stored is looked at as it enters storage: w~, the
-weight with its request, before storage bounds it to +-max; of a master it is the weight. Definitions in
-`altgrad.measures.range`. A rate without anything to be a share of is NaN, as is the sub-normal rate of a format without
-normals. `clamped_scale_count` is how many scales (of the tensor, its channels or blocks; summed over micro-batches) an
-amax would have had beyond the range of scales. It belongs to the cast that finds the scale; requested updates and
-stored weights are looked at under a scale that is given, so there it is 0.
+For every cast of the model: forward (weight, input), backward (grad_output), and for the optimizer the requested update
+and the stored weight, both on the weight's own grid. What is stored is looked at as it enters storage: w~, the weight
+with its request, before storage bounds it to +-max; of a master it is the weight. Definitions in
+`altgrad.measures.range`. A rate without anything to be a share of is NaN, as are the amax of no finite value and the
+sub-normal rate of a format without normals. `clamped_scale_count` is how many scales (of the tensor, its channels or
+blocks; summed over micro-batches) an amax would have had beyond the range of scales. It belongs to the cast that finds
+the scale; requested updates and stored weights are looked at under a scale that is given, so there it is 0.
 
 A scale that is far too small saturates, one that is far too large underflows, so a wrong scale in one layer raises the
 alarm there. Requests are exempt: nearly all of them underflow on the grid of the weight, which is what `stall` is for.
@@ -16,6 +16,7 @@ and counts as no saturation. `pinned_rate` is the share of weights there, and al
 clipped: under a tracked scale, or in a format of few values, weights lie at +-max because they belong there.
 """
 
+import math
 from collections.abc import Mapping
 from typing import Annotated, Any, ClassVar
 
@@ -104,7 +105,7 @@ class RangeMonitor(CastMonitor):
             "saturation_rate": share(values["saturated"], values["finite"]),
             "subnormal_rate": share(values["subnormal"], values["nonzero"]),
             "nonfinite_count": values["nonfinite"],
-            "amax": values["amax"],
+            "amax": values["amax"] if values["finite"] else math.nan,
             "clamped_scale_count": values["clamped"],
         }
         alarms = [

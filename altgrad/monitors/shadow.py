@@ -11,7 +11,6 @@ The alarm is for matrices: a bias in front of a normalisation has a gradient of 
 from collections.abc import Mapping
 from typing import Annotated, Any, ClassVar
 
-import torch
 from pydantic import Field
 from torch import Tensor
 
@@ -30,7 +29,7 @@ from altgrad.monitors.monitor import (
     Values,
     at,
 )
-from altgrad.nn import casts_off
+from altgrad.nn import casts_off, fresh_gradients
 from altgrad.optim import whole_tensor
 
 
@@ -95,14 +94,6 @@ class ShadowMonitor(ReplayMonitor):
 
 def replayed_gradients(replay: Replay) -> dict[str, Tensor]:
     """Gradients of the step run again, of all ranks, by parameter; `.grad` stays what it was."""
-    parameters = {name: p for name, p in replay.model.named_parameters() if p.requires_grad}
-    total: dict[str, Tensor] = {}
-    with torch.enable_grad():
-        for loss in replay.losses():
-            found = torch.autograd.grad(loss, list(parameters.values()), allow_unused=True)
-            for name, gradient in zip(parameters, found, strict=True):
-                if gradient is not None:
-                    whole = whole_tensor(gradient)
-                    total[name] = total[name] + whole if name in total else whole
+    total = {name: whole_tensor(g) for name, g in fresh_gradients(replay.model, replay.losses).items()}
     replay.ranks.add(list(total.values()))
     return total

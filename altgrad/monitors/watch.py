@@ -7,8 +7,11 @@ and one more where monitors are due: a decision about the update cannot wait for
 parameter share a pass (`altgrad.monitors.looks`). On a step where no monitor is due the quantizers do not look at their
 observers at all.
 
-The optimizer may be one of ours, which shows requests, or any other of torch's: then the request is taken to be what
-became of the weights, and the grid is that of the weight's cast.
+The optimizer may be one of ours, which shows requests, or any other of torch's (`altgrad.monitors.changes`).
+
+What is not finite is looked for in the gradients, at every step, for one number of each. Casts are only asked about it
+where they are watched anyway, so a step at which no cast monitor is due costs what it did; but a cast that turns an
+infinity into an ordinary number (`nonfinite: saturate`) hides it from gradients, and is watched at every step.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
@@ -20,6 +23,7 @@ import torch
 from torch import Tensor, nn
 
 from altgrad.monitors.cast_tables import CastTables, fetch, fetch_found
+from altgrad.monitors.changes import Changes
 from altgrad.monitors.looks import Looks, Seen
 from altgrad.monitors.monitor import (
     NOTHING,
@@ -73,8 +77,11 @@ class Watch:
         self.replay_monitors = {kind: monitor for kind, monitor in each if isinstance(monitor, ReplayMonitor)}
         self.update_monitors = {kind: monitor for kind, monitor in each if isinstance(monitor, UpdateMonitor)}
         self.weight_monitors = {kind: monitor for kind, monitor in each if isinstance(monitor, WeightMonitor)}
+        asking = self.gradient_monitors.items()
+        self.of_casts = {kind: monitor.of_casts for kind, monitor in asking if monitor.of_casts is not None}
         device = next(model.parameters()).device
-        self.tables = CastTables(self.casts, [quantizer.site for quantizer in self.quantizers], device)
+        sites = [quantizer.site for quantizer in self.quantizers]
+        self.tables = CastTables(self.casts | self.of_casts, sites, device, always=list(self.of_casts))
         for quantizer in self.quantizers:
             quantizer.observers.append(self.tables.see)
         engines = {quantizer.engine for quantizer in self.quantizers}
@@ -82,15 +89,15 @@ class Watch:
             engines.add(optimizer.engine)
         self.looks = Looks(self.monitors, "compiled" if "compiled" in engines else "eager")
         self.seen: dict[str, Seen] = {}
-        self._before: list[tuple[Tensor, Tensor]] = []
+        self._casts_watched = False
+        self.changes: Changes | None = None
+        self._own_names: dict[str, str] = {}
         if isinstance(optimizer, Optimizer):
             optimizer.observers.append(self._see_update)
-            self._handles = []
             self._own_names = {optimizer.names[p]: name for p, name in self.names.items() if p in optimizer.names}
         else:
-            before, after = optimizer.register_step_pre_hook, optimizer.register_step_post_hook
-            self._handles = [before(self._before_step), after(self._after_step)]
-            self._own_names = {}
+            trained = {p: name for p, name in self.names.items() if name in self.parameters}
+            self.changes = Changes(optimizer, trained, self._see_update)
 
     def begin(self, step: int) -> None:
         """Open the step that will be number `step` (from 1): decides what is due and switches watching on or off."""
@@ -100,9 +107,12 @@ class Watch:
         self.found = {kind: {} for kind in self.monitors if kind in self.due}
         self.seen.clear()
         self.tables.clear()
-        self._switch(bool(self._due(self.casts)))
+        self._switch(bool(self._due(self.casts)), hiding=bool(self._due(self.of_casts)))
+        watches_updates = bool(self._due(self.update_monitors) or self._due(self.casts))
         if isinstance(self.optimizer, Optimizer):
-            self.optimizer.watching = self._watches_updates
+            self.optimizer.watching = watches_updates
+        if self.changes is not None:
+            self.changes.wanted = watches_updates
 
     @contextmanager
     def micro_batch(self) -> Iterator[None]:
@@ -144,10 +154,12 @@ class Watch:
         at_work = self._due(self.gradient_monitors)
         seen = {name: self.looks.gradient(g, tuple(at_work)) for name, g in gradients.items()} if at_work else {}
         both = torch.stack([loss.detach(), norm.to(loss)])
-        ((loss_now, norm_now), *lists), _ = fetch([both, *(found for found, _ in seen.values())])
+        entered = self._entered(self._due(self.of_casts))
+        ((loss_now, norm_now), *lists), _ = fetch([both, *entered, *(found for found, _ in seen.values())])
         told: dict[str, dict[str, dict[str, float]]] = {kind: {} for kind in at_work}
-        _share_out(told, seen, lists)
-        reports = {kind: monitor.report_all(loss_now, told[kind]) for kind, monitor in at_work.items()}
+        _share_out(told, seen, lists[len(entered) :])
+        casts = {kind: dict(self.tables.rows_of(kind, *lists[: len(entered)])) for kind in self.of_casts if entered}
+        reports = {kind: m.report_all(loss_now, told[kind], casts.get(kind, {})) for kind, m in at_work.items()}
         for kind, micro in self._due(self.micro_monitors).items():
             micro.merge(self.ranks)
             self.found[kind] = micro.measure()
@@ -165,10 +177,7 @@ class Watch:
     def recorded(self) -> tuple[list[Tensor], list[Tensor]]:
         """What the due cast monitors gathered of this rank's passes: what is to be summed over ranks, and of what the
         largest counts; both are to be changed in place before `finish`."""
-        due = [self.tables.tables[kind] for kind in self._due(self.casts)]
-        cuts = [len(monitor.sums) for monitor in self._due(self.casts).values()]
-        both = list(zip(due, cuts, strict=True))
-        return [table[:, :cut] for table, cut in both], [table[:, cut:] for table, cut in both]
+        return ([self.tables.sums], [self.tables.maxima]) if self._due(self.casts) else ([], [])
 
     @torch.no_grad()
     def finish(self) -> dict[str, Report]:
@@ -182,8 +191,10 @@ class Watch:
                 weight = Weight(name, whole_tensor(p), grids.get(name), self._states(p))
                 for kind, monitor in at_work.items():
                     self._keep(kind, name, monitor.measure(weight))
-        tables = {kind: table for kind, table in self.tables.tables.items() if kind in self.due}
-        lists, numbers = fetch_found([*tables.values(), *(found for found, _ in self.seen.values())], self.found)
+        self.tables.settle()
+        casts = self._due(self.casts)
+        tables = [self.tables.sums, self.tables.maxima] if casts else []
+        lists, numbers = fetch_found([*tables, *(found for found, _ in self.seen.values())], self.found)
         _share_out(numbers, self.seen, lists[len(tables) :])
         reports = {}
         for kind, sites in numbers.items():
@@ -191,9 +202,8 @@ class Watch:
             if isinstance(one, GradientMonitor):
                 continue
             told = [one.report(site, values) for site, values in sites.items()]
-            if kind in tables:
-                values = lists[list(tables).index(kind)]
-                told = [one.report(site, row) for site, row in self.tables.sites(kind, values)] + told
+            if kind in casts:
+                told = [one.report(site, row) for site, row in self.tables.rows_of(kind, *lists[:2])] + told
             if isinstance(one, UpdateMonitor) and self.seen:
                 told += [one.absent(name) for name in self.parameters if name not in self.seen]
             reports[kind] = _joined([*told, one.close()])
@@ -207,8 +217,8 @@ class Watch:
         if isinstance(self.optimizer, Optimizer):
             self.optimizer.watching = False
             self.optimizer.observers.remove(self._see_update)
-        for handle in self._handles:
-            handle.remove()
+        if self.changes is not None:
+            self.changes.close()
 
     def state(self) -> dict[str, dict[str, Any]]:
         """The monitors' state by kind: plain JSON data, and tensors at its first level."""
@@ -224,13 +234,24 @@ class Watch:
     def _due(self, monitors: Mapping[str, Sort]) -> dict[str, Sort]:
         return {kind: monitor for kind, monitor in monitors.items() if kind in self.due}
 
-    @property
-    def _watches_updates(self) -> bool:
-        return bool(self._due(self.update_monitors) or self._due(self.casts))
-
-    def _switch(self, watching: bool) -> None:
+    def _switch(self, watching: bool, *, hiding: bool = False) -> None:
+        """Watch all casts, or (`hiding`) those alone that make infinities finite."""
+        self.tables.whole = watching
         for quantizer in self.quantizers:
-            quantizer.watching = watching
+            quantizer.watching = watching or (hiding and quantizer.spec.nonfinite == "saturate")
+        if watching or hiding:
+            self._casts_watched = any(quantizer.watching for quantizer in self.quantizers)
+
+    def _entered(self, asking: Mapping[str, CastMonitor]) -> list[Tensor]:
+        """The tables of casts so far, of all ranks, if anyone asks before the update and casts were watched."""
+        if not (asking and self._casts_watched):
+            return []
+        self.tables.settle()
+        sums, maxima = self.tables.sums, self.tables.maxima
+        if self.ranks.size > 1:  # they become one at the commit, in place; until then each has its own
+            sums, maxima = sums.clone(), maxima.clone()
+            self.ranks.join([sums], [maxima])
+        return [sums, maxima]
 
     def _keep(self, kind: str, site: str, found: Found) -> None:
         if found:
@@ -256,18 +277,6 @@ class Watch:
             update = replace(update, grid=self.weights[update.name].grid(update.before))
         kinds, casts = tuple(self._due(self.update_monitors)), tuple(self._due(self.casts))
         self.seen[update.name] = self.looks.update(update, kinds, casts)
-
-    def _before_step(self, *_: Any) -> None:
-        """Of someone else's optimizer: keep the weights, if updates are looked at."""
-        given = [p for p, name in self.names.items() if p.grad is not None and name in self.parameters]
-        self._before = [(p, p.detach().clone()) for p in given] if self._watches_updates else []
-
-    @torch.no_grad()
-    def _after_step(self, *_: Any) -> None:
-        for p, before in self._before:
-            after = p.detach()
-            self._see_update(Update(self.names[p], before, after - before, after, gradient=p.grad))
-        self._before = []
 
 
 def _share_out(

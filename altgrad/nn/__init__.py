@@ -1,9 +1,11 @@
 """Modules on grids: the quantised Linear, the policy that places it, the surgery that installs it."""
 
+from altgrad.nn.fresh import fresh_gradients
 from altgrad.nn.linear import QuantizedLayer, QuantizedLinear
 from altgrad.nn.policy import LayerPrecision, PrecisionPolicy
 from altgrad.nn.ranks import ALONE, Ranks
 from altgrad.nn.replay import casts_off, observed, unrecorded
+from altgrad.nn.steps import add_listener, closure_of, follow, never_committed, remove_listener, with_closure
 from altgrad.nn.surgery import (
     change_formats,
     check_passes,
@@ -17,7 +19,8 @@ from altgrad.nn.surgery import (
 )
 
 __all__ = [
-    "ALONE", "LayerPrecision", "PrecisionPolicy", "QuantizedLayer", "QuantizedLinear", "Ranks", "casts_off",
-    "change_formats", "check_passes", "commit", "dequantize_model", "observed", "quantize_model", "quantizers", "seek",
-    "unrecorded", "weight_names", "weight_quantizers",
+    "ALONE", "LayerPrecision", "PrecisionPolicy", "QuantizedLayer", "QuantizedLinear", "Ranks", "add_listener",
+    "casts_off", "change_formats", "check_passes", "closure_of", "commit", "dequantize_model", "follow",
+    "fresh_gradients", "never_committed", "observed", "quantize_model", "quantizers", "remove_listener", "seek",
+    "unrecorded", "weight_names", "weight_quantizers", "with_closure",
 ]  # fmt: skip

@@ -23,6 +23,7 @@ from altgrad.nn.linear import QuantizedLayer, make_casts, quantized_class
 from altgrad.nn.policy import Decision, LayerPrecision, PrecisionPolicy
 from altgrad.nn.ranks import Ranks
 from altgrad.nn.reach import fast_paths_back, fast_paths_off, refuse_parents
+from altgrad.nn.steps import committed, follow
 from altgrad.quantize import Quantizer, Rounding
 
 
@@ -55,6 +56,7 @@ def quantize_model(model: nn.Module, policy: PrecisionPolicy | Any, *, seed: int
     if chosen:
         fast_paths_off(model)
         prove_first_pass(model)
+    follow(model)
     return model
 
 
@@ -160,6 +162,7 @@ def commit(
         ranks.join(sums, [*maxima, *(amax for quantizer in made for amax in quantizer.scaling.recorded())])
     for quantizer in made:
         quantizer.commit()
+    committed(made)
 
 
 def check_passes(model: nn.Module, passes: int) -> None:

@@ -120,7 +120,7 @@ def _step(optimizer: Optimizer, watch: Watch) -> tuple[int, int]:
         for p in group["params"]:
             alike.setdefault((number, p.shape, optimizer.grid(p, storage) is None), []).append(p)
     watch.begin(1)
-    kept, watched = 0, _bytes(watch.tables.tables)
+    kept, watched = 0, _bytes([watch.tables.sums, watch.tables.maxima])
     for one, *others in alike.values():
         before = _by_monitors(watch)
         one.grad = torch.empty_like(one)

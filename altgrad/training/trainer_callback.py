@@ -81,8 +81,6 @@ class WatchCallback:
         self.watch: LoopWatch | None = None
         self._seen = 0
         self._batches: list[_MicroBatch] = []
-        self._own: dict[str, Tensor] = {}
-        self._hooks: list[Any] = []
         self._undo: list[Callable[[], None]] = []
         self._compute: Callable[..., Any] = trainer.compute_loss
         self._clip: Callable[..., Any] = trainer.accelerator.clip_grad_norm_
@@ -103,20 +101,13 @@ class WatchCallback:
         self._seen = self.watch.step
 
     def on_step_begin(self, args: Any, state: Any, control: Any, **given: Any) -> None:
-        """Forget the last step's batches; look at each micro-batch's own gradients where that is asked for."""
+        """Forget the last step's batches."""
         self._batches.clear()
-        if self.watch is not None and self.watch.watch.wants_micro_batches:
-            for name, p in self.watch.model.named_parameters():
-                if p.requires_grad:
-                    self._hooks.append(p.register_hook(self._keep(name)))
 
     def on_substep_end(self, args: Any, state: Any, control: Any, **given: Any) -> None:
         """A micro-batch is done, and not the step's last."""
-        self._end_micro_batch()
-
-    def on_pre_optimizer_step(self, args: Any, state: Any, control: Any, **given: Any) -> None:
-        """The step's last micro-batch is done, if clipping has not said so before."""
-        self._end_micro_batch(last=True)
+        if self.watch is not None:
+            self.watch.own.end()
 
     def on_step_end(self, args: Any, state: Any, control: Any, **given: Any) -> None:
         """Close the step's scales and random bits, and log what was seen of it."""
@@ -173,7 +164,6 @@ class WatchCallback:
 
     def close(self) -> None:
         """Take away all that was added. The end of `train` does it, and the next `train` after one that broke off."""
-        self._end_micro_batch(last=True)
         self._batches.clear()
         while self._undo:
             self._undo.pop()()
@@ -200,7 +190,6 @@ class WatchCallback:
         return found
 
     def _look_and_clip(self, parameters: Any, *given: Any, **named: Any) -> Any:
-        self._end_micro_batch(last=True)
         if self.watch is not None and not self.watch.looked and self.trainer.accelerator.scaler is None:
             self.watch.look()
         return self._clip(parameters, *given, **named)
@@ -226,19 +215,6 @@ class WatchCallback:
     def _random(self) -> tuple[Tensor, ...]:
         state = torch.get_rng_state()
         return (state, torch.cuda.get_rng_state(self._device)) if self._device.type == "cuda" else (state,)
-
-    def _keep(self, name: str) -> Callable[[Tensor], None]:
-        def keep(gradient: Tensor) -> None:
-            self._own[name] = gradient.detach()
-
-        return keep
-
-    def _end_micro_batch(self, *, last: bool = False) -> None:
-        if self._own and self.watch is not None:
-            self.watch.watch.add_micro_batch(self._own)
-        self._own = {}
-        while last and self._hooks:
-            self._hooks.pop().remove()
 
 
 def _checkpoint(args: Any, state: Any) -> Path:

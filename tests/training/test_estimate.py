@@ -64,7 +64,7 @@ def test_the_estimate_is_what_a_real_step_allocates(kind: str, storage: str | No
     assert found.weights == found.gradients == sum(p.nbytes for p in parameters)
     assert found.casts == sum(buffer.nbytes for buffer in state.model.buffers())
     kept = [tensors(vars(monitor)) for monitor in state.watch.monitors.values()] + [tensors(state.watch.looks.kept)]
-    tables = sum(t.nbytes for t in state.watch.tables.tables.values())
+    tables = state.watch.tables.sums.nbytes + state.watch.tables.maxima.nbytes
     assert found.monitors == tables + sum(t.nbytes for found in kept for t in found)
     gridded = sum(p.numel() for name, p in state.model.named_parameters() if name.startswith("blocks."))
     assert found.codes == (gridded if storage else 0)

@@ -120,7 +120,9 @@ def test_a_resumed_trainer_ends_with_the_same_weights_and_the_same_log(tmp_path:
 
 
 def test_without_the_monitors_files_a_resumed_watch_says_so(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    trainer(tmp_path, max_steps=2).train()
+    first = trainer(tmp_path, max_steps=2)
+    first.add_callback(committing(first))
+    first.train()
     again = trainer(tmp_path)
     callback = altgrad.watch_trainer(again, ["flips"])
     with caplog.at_level(logging.WARNING, "altgrad"):
@@ -203,6 +205,51 @@ def test_alarms_are_warnings_stand_in_the_history_and_stop_a_diverged_run(
     alarms = [row["alarm"] for row in one.state.log_history if "alarm" in row]
     assert one.state.global_step == 1 and lines == [f"step 1: {alarm}" for alarm in alarms]
     assert "not finite" in alarms[0] and alarms[-1].startswith("training stops: ")
+
+
+CHECKPOINTED = {"gradient_checkpointing": True}
+FORMS = {
+    "none": {},
+    "non-reentrant": {**CHECKPOINTED, "gradient_checkpointing_kwargs": {"use_reentrant": False}},
+    "reentrant": {**CHECKPOINTED, "gradient_checkpointing_kwargs": {"use_reentrant": True}},
+}
+
+
+@pytest.mark.parametrize("form", ["non-reentrant", "reentrant"])
+def test_checkpointed_activations_change_neither_weights_nor_numbers(form: str, tmp_path: Path) -> None:
+    """Accumulation, dropout, delayed scales and stochastic casts included; every monitor watches every step."""
+    found = []
+    for name in ("none", form):
+        one = trainer(tmp_path / name, max_steps=2, save_strategy="no", **FORMS[name])
+        altgrad.watch_trainer(one, [{**monitor, "every": 1} for monitor in ALL])
+        one.train()
+        found.append((weights(one), watched(one), own(one)))
+    assert same(found[0][0], found[1][0]) and found[0][2] == found[1][2]
+    for plain, other in zip(found[0][1], found[1][1], strict=True):
+        assert plain.keys() == other.keys()
+        assert [key for key in plain if plain[key] != pytest.approx(other[key], rel=1e-6)] == []
+
+
+def test_bfloat16_checkpoints_and_the_best_model_go_through_a_watched_trainer(tmp_path: Path) -> None:
+    """And a run that was resumed from its first checkpoint ends as the whole one did, on the best model of both."""
+    settings = {
+        "bf16": True, "eval_strategy": "steps", "eval_steps": 2, "load_best_model_at_end": True,
+        "save_strategy": "steps", "metric_for_best_model": "eval_loss", **FORMS["reentrant"],
+    }  # fmt: skip
+    ends = []
+    for resume in (None, str(tmp_path / "checkpoint-2")):
+        one = trainer(tmp_path, **settings)
+        altgrad.watch_trainer(one, ALL)
+        one.train(resume_from_checkpoint=resume)
+        ends.append((weights(one), own(one)[-1], watched(one)[-1], one.state.best_global_step))
+    assert same(ends[0][0], ends[1][0]) and ends[0][1:] == ends[1][1:]
+
+
+def test_a_trainer_whose_casts_nobody_commits_says_so_once(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    with caplog.at_level(logging.WARNING, "altgrad"):
+        trainer(tmp_path, save_strategy="no").train()
+    (line,) = [record.getMessage() for record in caplog.records if record.name == "altgrad"]
+    assert line.startswith("altgrad.commit(model) was never called")
 
 
 def test_only_keys_that_are_asked_for_are_logged_also_beside_evaluation(tmp_path: Path) -> None:
