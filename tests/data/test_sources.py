@@ -140,11 +140,11 @@ def test_every_kind_names_what_a_folder_holds_instead(tmp_path: Path, kind: str)
     ("name", "content", "message"),
     [
         ("a.jsonl.gz", b"\x1f\x8b", r"a\.jsonl\.gz cannot be decompressed as \.gz"),
-        ("a.jsonl.gz", gzip.compress(lines(ROWS))[:-20], "cannot be decompressed as .gz"),
+        ("a.jsonl.gz", gzip.compress(lines(ROWS), mtime=0)[:-20], "cannot be decompressed as .gz"),
         ("a.jsonl.bz2", b"BZh9", "cannot be decompressed as .bz2"),
         ("a.jsonl.xz", b"no", "cannot be decompressed as .xz"),
         ("a.jsonl.zst", zstd(lines(ROWS))[:-9], "cannot be decompressed as .zst"),
-        ("a.jsonl.gz", gzip.compress(b""), "is empty once decompressed"),
+        ("a.jsonl.gz", gzip.compress(b"", mtime=0), "is empty once decompressed"),
         ("a.parquet.gz", b"x", "a compressed parquet file.* decompress it"),
         ("a.jsonl.zip", b"x", r"decompress it first \(unzip\)"),
         ("a.csv.gz", b"x", "ends in none of .parquet, .jsonl, .txt before its compression"),

@@ -6,7 +6,7 @@ from typing import Any
 
 from altgrad.cli.diagnosis_page import _attribution
 from altgrad.cli.sweep_facts import _best
-from altgrad.diagnose.bisection import departure
+from altgrad.diagnose.departure import departure
 from altgrad.report.rates import choose_rate
 from altgrad.spec.ranking import badness
 
