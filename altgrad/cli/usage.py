@@ -46,7 +46,10 @@ def _refuse(error: Any) -> NoReturn:
         name = max(parameter.opts, key=len) if is_option else parameter.metavar or parameter.name.upper()
         taken = _takes(context.command.callback, parameter.name)
         value = _value(error)
-        console.fail(f"{name} takes {taken}." if value is None else f"{name} is {_short(value)}; it takes {taken}.", 2)
+        if value is None:  # nothing was converted: what is wrong is not its type, but say that a file may not be read
+            said = str(getattr(error, "message", "")).rstrip(".")
+            console.fail(f"{name}: {said[:200]}." if said else f"{name} takes {taken}.", 2)
+        console.fail(f"{name} is {_short(value)}; it takes {taken}.", 2)
     said = error.format_message().rstrip(".")
     console.fail(f"{said[:200]}; see {command} -h.", 2)
 

@@ -145,8 +145,10 @@ class HFModel(nn.Module):
         """Logits, `[batch, outputs]`, or `[batch, time, outputs]` for `head: causal`, without those of padded rows."""
         mask = inputs >= 0
         ids = inputs.masked_fill(~mask, self.padding)
-        # On meta there is nothing to mask, and the library would look whether there is.
-        found = self.model(input_ids=ids, attention_mask=None if ids.is_meta else mask.to(torch.int64))
+        padding = mask.to(torch.int64)
+        if inputs.is_meta:  # only shapes: the library looks at values of a mask unless it has all four axes
+            padding = mask.new_ones((len(mask), 1, mask.shape[1], mask.shape[1]))
+        found = self.model(input_ids=ids, attention_mask=padding)
         if self.head != "pooled":
             logits: Tensor = found.logits
             return logits if logits.shape[-1] == self.outputs else logits[..., : self.outputs]

@@ -88,7 +88,8 @@ def test_a_watched_trainer_trains_to_the_same_bits_and_logs_the_same_and_more(tm
     gridded = {"alignment", "amax", "codes", "correlation", "flips", "optimizer_state", "range", "stall"}
     gridded |= {"stiffness", "ulp"}
     kinds = {key.partition("/")[0] for key in rows[0]} - {"step", "epoch"}
-    assert kinds == set(MonitorSpec.kinds()) - {"finite"} - (set() if quantise else gridded)
+    # gsnr needs six micro-batches, and says NaN of these.
+    assert kinds == set(MonitorSpec.kinds()) - {"finite", "gsnr"} - (set() if quantise else gridded)
     assert callback.watch is not None and callback.watch.closed and callback.watch.step == 4
     assert "compute_loss" not in vars(one) and "clip_grad_norm_" not in vars(one.accelerator)
     assert not any(p._backward_hooks for p in one.model.parameters())
