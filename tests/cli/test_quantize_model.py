@@ -435,7 +435,7 @@ def peaks_kib(model: Path, folder: Path) -> list[int]:
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="the peak is read from /proc")
-@pytest.mark.parametrize("turned", [False, True])
+@pytest.mark.parametrize("turned", [pytest.param(False, marks=pytest.mark.long), True])
 def test_memory_is_three_of_the_largest_tensor_besides_the_process_under_every_scaling(
     tmp_path: Path, turned: bool
 ) -> None:

@@ -10,6 +10,9 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from typer.testing import CliRunner
+
+from altgrad.cli.main import app
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -103,15 +106,16 @@ def test_dry_run_shows_how_the_weight_of_a_tied_head_is_stored(run_cli: Cli, spe
     ],
 )
 def test_a_wrong_spec_is_one_line_and_leaves_nothing(
-    run_cli: Cli, spec: Path, tmp_path: Path, change: dict[str, str], said: str
+    spec: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, change: dict[str, str], said: str
 ) -> None:
+    monkeypatch.chdir(tmp_path)
     text = SPEC
     for old, new in change.items():
         assert old in text
         text = text.replace(old, new)
     spec.write_text(text)
-    done = run_cli("train", spec.name)
-    assert done.returncode == 2 and done.stdout == ""
+    done = CliRunner().invoke(app, ["train", spec.name])
+    assert done.exit_code == 2 and done.stdout == ""
     assert said in done.stderr and done.stderr.count("\n") == 1
     assert sorted(path.name for path in tmp_path.iterdir()) == ["tiny.yaml"]
 
@@ -137,7 +141,9 @@ def test_a_divergence_is_exit_4_and_recorded(run_cli: Cli, spec: Path, tmp_path:
     assert json.loads((tmp_path / facts["run"] / "meta.json").read_text())["status"] == "diverged"
 
 
-@pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 75), (signal.SIGINT, 130)])
+@pytest.mark.parametrize(
+    ("number", "code"), [(signal.SIGTERM, 75), pytest.param(signal.SIGINT, 130, marks=pytest.mark.long)]
+)
 def test_a_signal_saves_and_the_same_command_continues(
     run_cli: Cli, spec: Path, tmp_path: Path, number: int, code: int
 ) -> None:

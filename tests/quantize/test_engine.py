@@ -68,14 +68,19 @@ def test_compiled_casts_have_the_same_bits_for_formats_shapes_dtypes_and_scales(
     for fmt in (f for f in IN_DOMAIN if serves(f, rounding)):
         for shape in ((SMALL,), (16, 321)):
             x = points(fmt, 1.0)
-            x = x.repeat(math.ceil(math.prod(shape) / len(x)))[: math.prod(shape)].view(shape)
+            x = x.repeat(math.ceil(math.prod(shape) / len(x)))[: math.prod(shape)]
+            ends = [math.inf, -math.inf]
+            x[:2] = torch.tensor(ends)
+            x = x.view(shape)
             for scale in (None, torch.tensor(2.0**-9), *([rows] if len(shape) > 1 else [])):
                 for dtype in (torch.float32, torch.bfloat16) if scale is None else (torch.float32,):
                     made: dict[str, Tensor] = {}
                     for engine in ("eager", "compiled"):
                         made[engine] = cast_values(
-                            x.to(dtype), scale, fmt, rounding, exact_reciprocal=True, key=key, engine=engine
-                        )
+                            x.to(dtype), scale, fmt, rounding,
+                            exact_reciprocal=True, nonfinite="keep", key=key, engine=engine,
+                        )  # fmt: skip
+                    assert made["compiled"].flatten()[:2].tolist() == ends
                     assert torch.equal(bits(made["eager"]), bits(made["compiled"])), (str(fmt), shape, dtype)
 
 

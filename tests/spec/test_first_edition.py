@@ -18,7 +18,7 @@ from altgrad.training.run import RunSpec
 
 HERE = Path(__file__).parent / "first_edition"
 GOLDEN = json.loads((HERE / "run_ids.json").read_text())
-LARGE = 300
+LARGE = 100
 """Matrices of more runs are compared by `make test-long`."""
 
 

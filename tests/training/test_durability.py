@@ -100,7 +100,7 @@ def kill_often(tmp_path: Path, scaling: str, kills: int) -> None:
     assert came_to(often) == came_to(whole)
 
 
-@pytest.mark.parametrize("scaling", ["current", "delayed"])
+@pytest.mark.parametrize("scaling", [pytest.param("current", marks=pytest.mark.long), "delayed"])
 def test_a_run_killed_a_few_times_ends_in_the_same_bits(tmp_path: Path, scaling: str) -> None:
     kill_often(tmp_path, scaling, 3)
 
