@@ -13,6 +13,7 @@ from altgrad.document import Document
 from altgrad.spec import LocatedError, SpecError
 from altgrad.store import CheckpointError, DamagedError, Run, RunStore, run_id
 from altgrad.training import Outcome, RunSpec, train
+from altgrad.training.state import TrainState
 from tests.training.running import after, lines
 
 TINY = """
@@ -309,3 +310,18 @@ def test_loss_scales_that_make_no_sense_are_refused(change: str, message: str) -
     with pytest.raises(SpecError, match=message):
         RunSpec.check(Document.parse(TINY, "tiny.yaml"), [change])
     RunSpec.check(Document.parse(TINY, "tiny.yaml"), ["loss_scale={factor: 2, force: true}"])
+
+
+def test_a_run_of_the_first_edition_goes_on_and_says_so_once(
+    tmp_path: Path, dataset: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its checkpoints do not say whose arithmetic they have; the first one that is written here does."""
+    spec, run = make(tmp_path)
+    record = TrainState.record
+    with monkeypatch.context() as patched:
+        patched.setattr(TrainState, "record", lambda self: {k: v for k, v in record(self).items() if k != "edition"})
+        assert train(spec, run, dataset, interrupted=after(5)).status == "interrupted"
+    for calls in (3, 3, 1000):
+        train(spec, run, dataset, interrupted=after(calls))
+    said = [event for event in run.events() if "first edition" in event["message"]]
+    assert run.status == "completed" and len(said) == 1 and said[0]["event"] == "notice"
