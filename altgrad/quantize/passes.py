@@ -20,6 +20,7 @@ Traced code takes none of these ways: in a compiled graph the compiler itself ar
 """
 
 import sys
+import typing
 from collections.abc import Iterator
 from types import FrameType
 from typing import Any, NamedTuple, Protocol
@@ -62,7 +63,7 @@ def counts(site: Site) -> bool:
     if inside_backward():
         # A library with a reentrant checkpoint of its own: the forward under no_grad went by, so this one counts.
         return site.uncounted and torch.is_grad_enabled() and not any(region.again for region in _regions())
-    found = torch.is_grad_enabled() or any(isinstance(region.kept, FunctionCtx) for region in _regions())
+    found = torch.is_grad_enabled() or any(_has_graph(region.kept) for region in _regions())
     if site.uncounted == found:
         site.uncounted = not found
     return found
@@ -97,6 +98,11 @@ def refuse_transforms(what: str) -> None:
 def inside_backward() -> bool:
     """Whether autograd is at work on this thread."""
     return torch._C._current_graph_task_id() != -1
+
+
+def _has_graph(kept: Any) -> bool:
+    """Whether a region is the reentrant function's, called where autograd records, so that it will run again."""
+    return isinstance(kept, FunctionCtx) and bool(typing.cast(Any, kept).next_functions)
 
 
 def keep_key(site: object, key: Tensor) -> None:
