@@ -201,6 +201,7 @@ def test_a_step_that_fails_has_moved_nothing(kind: str, storage: str, fault: str
     assert "\n" not in str(caught.value) and same(everything(optimizer), before)
 
 
+@pytest.mark.filterwarnings("ignore:Sparse invariant checks")  # torch 2.11 says once that it leaves them out
 @pytest.mark.parametrize("storage", [storage for kind, storage in ALL if kind == "sgd"])
 def test_a_sparse_gradient_is_the_dense_one_to_sgd(storage: str) -> None:
     found = []
