@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from altgrad.nn import closure_of
-from altgrad.optim import Update
+from altgrad.optim import Update, whole_tensor
 
 
 class Changes:
@@ -36,14 +36,14 @@ class Changes:
         if self.wanted and not left_out(optimizer):
             coming = closure_of(args, named) is not None
             given = [p for p in self.parameters if p.grad is not None or (coming and p.requires_grad)]
-            self._before = [(p, p.detach().clone()) for p in given]
+            self._before = [(p, whole_tensor(p).clone()) for p in given]
 
     @torch.no_grad()
     def _compare(self, *_: Any) -> None:
         for p, before in self._before:
             if p.grad is not None:
-                after = p.detach()
-                self.show(Update(self.parameters[p], before, after - before, after, gradient=p.grad))
+                after = whole_tensor(p)
+                self.show(Update(self.parameters[p], before, after - before, after, gradient=whole_tensor(p.grad)))
         self._before = []
 
 

@@ -12,6 +12,7 @@ from torch.distributed.fsdp import fully_shard
 from torch.nn.parallel import DistributedDataParallel
 from torch.utils.checkpoint import checkpoint
 
+import altgrad
 from altgrad.nn import PrecisionPolicy, commit, quantize_model, quantizers
 
 CAST = {"format": "e4m3fn", "rounding": "stochastic", "scaling": "delayed"}
@@ -71,9 +72,25 @@ def fsdp(rank: int, *, again: bool) -> dict[str, Any]:
     return {"outputs": outputs, "weights": whole, "classes": [type(net[0]).__name__, type(net[2]).__name__]}
 
 
+def watched(rank: int) -> dict[str, float]:
+    """What monitors say of a sharded model: whole weights, and gradients of all processes."""
+    net = network(NEAREST)
+    for layer in (net[0], net[2]):
+        fully_shard(layer)
+    fully_shard(net)
+    optimizer, x = torch.optim.SGD(net.parameters(), lr=0.1), batch(0, rank, dist.get_world_size())
+    kinds = [{"kind": kind, "every": 1} for kind in ("range", "shadow", "gradient", "updates", "stall")]
+    watch = altgrad.watch(net, optimizer, kinds, replay=lambda: net(x).square().mean())
+    net(x).square().mean().backward()
+    optimizer.step()
+    commit(net)
+    return watch.metrics
+
+
 if __name__ == "__main__":
     dist.init_process_group("gloo")
     rank = dist.get_rank()
     found = {"ddp": ddp(rank), "fsdp": fsdp(rank, again=False), "checkpointed": fsdp(rank, again=True)}
+    found["watched"] = watched(rank)
     torch.save(found, Path(sys.argv[1]) / f"{rank}.pt")
     dist.destroy_process_group()

@@ -70,3 +70,11 @@ def test_sharded_parameters_train_as_whole_ones(found: list[dict[str, Any]], cas
     assert all(torch.allclose(a, b, atol=0.1) for a, b in zip(both, outputs, strict=True))
     same = found[0]["fsdp"]["weights"], found[0]["checkpointed"]["weights"]
     assert all(torch.equal(a, b) for a, b in zip(*same, strict=True))
+
+
+def test_monitors_see_whole_weights_of_a_sharded_model(found: list[dict[str, Any]]) -> None:
+    first, second = (one["watched"] for one in found)
+    assert {key.partition("/")[0] for key in first} == {"range", "shadow", "gradient", "updates", "stall"}
+    shared = [key for key in first if not key.startswith("range/")]
+    assert len(shared) > 20 and all(first[key] == second[key] or first[key] != first[key] for key in shared)
+    assert 0.9 < first["shadow/0.weight/cosine"] < 1
