@@ -285,12 +285,12 @@ def at_rung(position: Tensor, fmt: FloatFormat | str, *, scale: Scale = None) ->
     steps = (index - (binade << fmt.mantissa_bits)).to(torch.float32)
     # Two factors, because the power of two itself can exceed float32 where the product does not.
     half = binade >> 1
-    value = steps * 2.0 ** (fmt.e_min - fmt.mantissa_bits) * _power(half) * _power(binade - half)
+    value = steps * 2.0 ** (fmt.e_min - fmt.mantissa_bits) * power_of_two(half) * power_of_two(binade - half)
     value = value.copysign(position.to(torch.float32))
     return _scaled(torch.where(position == NO_RUNG, math.nan, value), scale)
 
 
-def _power(exponent: Tensor) -> Tensor:
+def power_of_two(exponent: Tensor) -> Tensor:
     """2^exponent as float32, for integer exponents in -126..127."""
     return ((exponent + 127) << 23).to(torch.int32).view(torch.float32)
 

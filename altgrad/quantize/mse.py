@@ -18,7 +18,7 @@ from pydantic import Field
 from torch import Tensor
 
 from altgrad.formats import FloatFormat
-from altgrad.quantize.grid import round_to
+from altgrad.quantize.grid import power_of_two, round_to
 from altgrad.quantize.scaling import MIN_SCALE, Amax, Granularity, Scaling, slab_amax
 from altgrad.quantize.slabs import split
 from altgrad.quantize.small_scale import SmallScale
@@ -84,12 +84,7 @@ class _MseScale(Scaling):
 def _times_power(x: Tensor, exponent: Tensor) -> Tensor:
     """x 2^exponent, for an int32 exponent in -128..149 that broadcasts: in two factors, since float32 ends at 2^127."""
     half = exponent >> 1
-    return x * _power(half) * _power(exponent - half)
-
-
-def _power(exponent: Tensor) -> Tensor:
-    """2^exponent, float32, for int32 in -126..127; from the exponent field, so that it is exact."""
-    return ((exponent + 127) << 23).to(torch.int32).view(torch.float32)
+    return x * power_of_two(half) * power_of_two(exponent - half)
 
 
 def _at(number: Tensor, candidates: Tensor) -> Tensor:

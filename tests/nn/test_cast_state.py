@@ -75,11 +75,10 @@ def test_its_own_state_loads_strictly_and_in_silence(spec: dict[str, Any], caplo
     net, other = used(spec), network(spec)
     other.load_state_dict(net.state_dict())
     assert same(casts_of(net), casts_of(other)) and not caplog.records
-    if partial := {k: v for k, v in net.state_dict().items() if not k.endswith("casts.weight.scaling.ready")}:
-        lacking = len(partial) < len(net.state_dict())
-        if lacking:
-            with pytest.raises(RuntimeError, match="Missing key"):
-                other.load_state_dict(partial)
+    partial = {k: v for k, v in net.state_dict().items() if not k.endswith("casts.weight.scaling.ready")}
+    if len(partial) < len(net.state_dict()):  # delayed: half a state is damage, not the absence of one
+        with pytest.raises(RuntimeError, match="Missing key"):
+            other.load_state_dict(partial)
 
 
 @pytest.mark.parametrize("average", [None, get_ema_multi_avg_fn(0.9)], ids=["mean", "ema"])
@@ -99,7 +98,8 @@ def test_an_averaged_model_with_its_buffers_casts_on_the_grid(spec: dict[str, An
     if scale is not None and quantizer.spec.scaling.power_of_two:
         assert bool((torch.frexp(scale).mantissa == 0.5).all())
     error = (quantizer(weight) - weight).abs().max() / weight.abs().max()
-    assert error < 0.35, "the averaged scale fits the averaged weight"
+    gap = 2 / 6 if spec["format"] == "e2m1" else 32 / 256  # the widest, of the largest value that a scale may leave
+    assert error <= gap * 1.01, "the averaged scale fits the averaged weight"
 
 
 def test_a_scale_averaged_off_the_powers_of_two_becomes_one() -> None:
