@@ -18,7 +18,7 @@ _HOMES = {
     "quantize_model": "altgrad.nn",
     "train": "altgrad.training",
     "watch": "altgrad.training",
-    "watch_trainer": "altgrad.training.trainer_callback",
+    "watch_trainer": "altgrad.training.trainer_watch",
 }
 
 __all__ = ["__version__", *sorted(_HOMES)]

@@ -18,7 +18,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from altgrad.diagnose.advice import CANDIDATES
+from altgrad.diagnosis.advice import CANDIDATES
 from altgrad.formats import CATALOG, FloatFormat
 from altgrad.measures.format_fit import fit_cast, fit_formats
 from altgrad.measures.reference_sample import reference_sample

@@ -26,9 +26,9 @@ import torch
 from numpy.typing import NDArray
 from scipy.stats import spearmanr
 
-from altgrad.diagnose.attribution import Attribution, attribution, leave_one_out, recorded_step
-from altgrad.diagnose.restored import Restored, restore
-from altgrad.diagnose.sites import slots_by_site, specs_as
+from altgrad.diagnosis.attribution import Attribution, attribution, leave_one_out, recorded_step
+from altgrad.diagnosis.restored import Restored, restore
+from altgrad.diagnosis.sites import slots_by_site, specs_as
 from altgrad.formats import FloatFormat
 from altgrad.quantize import QuantizerSpec
 from altgrad.store import RunStore, run_id

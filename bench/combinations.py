@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from altgrad.document import Document
-from altgrad.matrix import Matrix, Place, runs
+from altgrad.matrix import Matrix, MatrixPlace, runs
 from altgrad.training import RunSpec
 from bench.page import refresh
 
@@ -86,7 +86,7 @@ def _optimizer(tree: Mapping[str, Any]) -> str:
     return " ".join([tree["kind"], *changed])
 
 
-def _expected(matrix: Matrix, place: Place, expect: str) -> str:
+def _expected(matrix: Matrix, place: MatrixPlace, expect: str) -> str:
     of_values = [matrix.expect[str(value)] for value in place.axes.values() if str(value) in matrix.expect]
     return "; ".join(filter(None, [expect, *of_values]))
 

@@ -26,7 +26,7 @@ from typing import Any
 from altgrad.data.dataset import Batch
 from altgrad.measures import RankTrend, observe_rank
 from altgrad.monitors import MonitorSpec
-from altgrad.monitors.rank import Rank
+from altgrad.monitors.rank import RankSpec
 from altgrad.store import Run, RunStore, run_id
 from altgrad.training import RunSpec, train
 
@@ -148,7 +148,7 @@ def series(run: Run) -> dict[str, list[float]]:
 
 def rank_alarms(ranks: dict[str, list[float]], twins: dict[str, list[float]], cadence: int) -> tuple[int, int, int]:
     """What the rank monitor makes of kept series: observations, those beyond the limit, matrices with one."""
-    spec = Rank()
+    spec = RankSpec()
     seen = beyond = matrices = 0
     for name, values in ranks.items():
         sensitive = any(fnmatchcase(name, pattern) for pattern in spec.sensitive_layers)

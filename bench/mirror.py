@@ -23,7 +23,7 @@ from pathlib import Path
 from unittest import mock
 
 from altgrad.store import RunFiles, RunStore, Tracker
-from altgrad.store.mirror import Mirror, SinkSpec
+from altgrad.store.mirror import MirrorSink, MirrorSpec
 from tests.store.wandb_server import WandbServer
 
 CASES = ("no sink", "it works", "host out of reach", "process killed", "server answers 500", "disk full")
@@ -54,7 +54,7 @@ def sitting(folder: Path, case: str, rows: int, keys: int, pace: float) -> tuple
         stack.enter_context(mock.patch.dict(os.environ, environment))
         run = RunStore(folder / "runs").run("bench", "mirror-0123abcd-s0")
         run.create("name: mirror\n", {})
-        mirror = None if case == "no sink" else Mirror(SinkSpec.of("wandb"), run)
+        mirror = None if case == "no sink" else MirrorSink(MirrorSpec.of("wandb"), run)
         tracker = Tracker(RunFiles(run), *([mirror] if mirror else []))
         tracker.event(0, "started", "started")
         values = {f"train/key_{number}": float(number) for number in range(keys)}

@@ -20,7 +20,7 @@ import torch
 from torch.nn import functional
 
 from altgrad.models.model import ModelSpec
-from altgrad.monitors import MonitorSpec, Replay, Watch
+from altgrad.monitors import MonitorSet, MonitorSpec, Replay
 from altgrad.nn import PrecisionPolicy, commit, quantize_model
 from altgrad.optim import AdamW
 from bench.timing import in_turn, machine, summary
@@ -39,7 +39,7 @@ def arm(kinds: Sequence[str], number: int, *, layers: int, compiled: bool, devic
     optimizer = AdamW(model.named_parameters(), lr=1e-4)
     optimizer.engine = "compiled" if compiled else "eager"
     cadence = {"every": 1 << 30} if number == NONE_DUE else {}
-    watch = Watch([MonitorSpec.of({"kind": kind, **cadence}) for kind in kinds], model, optimizer)
+    watch = MonitorSet([MonitorSpec.of({"kind": kind, **cadence}) for kind in kinds], model, optimizer)
     forward = torch.compile(model, fullgraph=True) if compiled else model
     tokens = torch.randint(VOCABULARY, (4, 257), device=device)
 

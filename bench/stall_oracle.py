@@ -24,8 +24,8 @@ from typing import NamedTuple
 import torch
 from scipy.stats import pearsonr
 
-from altgrad.diagnose.oracle import Moves, rehearse
-from altgrad.diagnose.signals import calibrate, train_steps
+from altgrad.diagnosis.oracle import Moves, rehearse
+from altgrad.diagnosis.signals import calibrate, train_steps
 from altgrad.training import RunSpec
 from altgrad.training.state import TrainState
 from bench.page import refresh

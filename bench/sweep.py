@@ -35,8 +35,8 @@ WORDS = "the law of a union shall not be member state article data right person"
 DRIVER = """
 import time
 from pathlib import Path
-from altgrad.sweep import Sweep, SweepFolder, make_plan
-from altgrad.sweep.launchers.local import Local
+from altgrad.sweeps import Sweep, SweepFolder, make_plan
+from altgrad.sweeps.launchers.local import Local
 plan = make_plan(Path("m.yaml"))
 began, launcher = time.process_time(), Local(jobs=1).build()
 assert Sweep(plan, SweepFolder(Path("driver"), plan.name), launcher, "local").run(lambda _: None)
@@ -111,7 +111,7 @@ def matrix(folder: Path) -> None:
         f"seeds: {list(range(10))}\n"
     )
     code = (
-        "import resource, sys\nfrom pathlib import Path\nfrom altgrad.sweep import make_plan\n"
+        "import resource, sys\nfrom pathlib import Path\nfrom altgrad.sweeps import make_plan\n"
         "print(len(make_plan(Path('large.yaml')).runs))"
     )
     began = time.perf_counter()

@@ -13,10 +13,10 @@ import math
 import numpy as np
 from numpy.typing import NDArray
 
-from altgrad.report.best import best_set
-from altgrad.report.intervals import simultaneous
-from altgrad.report.planning import needed_pairs
-from altgrad.report.verdicts import MARGIN, judge
+from altgrad.reports.best import best_set
+from altgrad.reports.intervals import simultaneous
+from altgrad.reports.planning import needed_pairs
+from altgrad.reports.verdicts import MARGIN, judge
 
 FORMATS = ("e0m7", "e3m4", "e4m3fn", "e5m2", "e7m0")
 EFFECTS = np.array([0.0, 0.0, 0.009, 0.02, -0.02])

@@ -7,10 +7,10 @@ from functools import cached_property
 import numpy as np
 
 from altgrad.formats import FloatFormat
-from altgrad.report.archive import load_archives
-from altgrad.report.intervals import Interval, simultaneous
-from altgrad.report.reading import Record
-from altgrad.report.section import bounds, listed, signed
+from altgrad.reports.archive import load_archives
+from altgrad.reports.intervals import Interval, simultaneous
+from altgrad.reports.reading import RunRecord
+from altgrad.reports.section import bounds, listed, signed
 from study.results import FOLDER, LOSSES
 
 Losses = dict[int, float]
@@ -23,7 +23,9 @@ class Gpu:
     def __init__(self) -> None:
         self.records = load_archives([FOLDER / "study-gpu.parquet"], tuning=()).records
 
-    def runs(self, arm: str, steps: int, chosen: Callable[[Record], bool] = lambda record: True) -> dict[int, Record]:
+    def runs(
+        self, arm: str, steps: int, chosen: Callable[[RunRecord], bool] = lambda record: True
+    ) -> dict[int, RunRecord]:
         """By seed, the runs of an arm of the matrix that has so many steps. ValueError if there are none, or two."""
         found = [r for r in self.records if r.id.startswith(f"{arm}-") and r.spec["steps"] == steps and chosen(r)]
         if not found or len({r.seed for r in found}) < len(found):
@@ -131,6 +133,6 @@ class Gpu:
         return f"{len(self.records)} runs at {listed(commits)}, torch {torch}"
 
 
-def _format(record: Record) -> str:
+def _format(record: RunRecord) -> str:
     weight = record.spec["precision"]["rules"][0]["weight"]
     return str(weight["format"] if isinstance(weight, Mapping) else weight)

@@ -3,7 +3,7 @@
 import math
 
 from altgrad.formats import FloatFormat
-from altgrad.report.section import listed, signed
+from altgrad.reports.section import listed, signed
 from study.results import Results
 
 

@@ -21,10 +21,10 @@ from typing import Any, TypeAlias
 import yaml
 
 from altgrad.formats import FloatFormat
-from altgrad.report.archive import load_archives
-from altgrad.report.effects import families
-from altgrad.report.project import Project, load
-from altgrad.report.rates import Choice, choose_rate
+from altgrad.reports.archive import load_archives
+from altgrad.reports.effects import families
+from altgrad.reports.project import Project, load
+from altgrad.reports.rates import ChosenRate, choose_rate
 from altgrad.store import RunStore
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -36,7 +36,7 @@ START = (2.0e-3, 3.56e-3, 6.32e-3, 1.12e-2)
 FURTHEST = 3
 QUARTER, EIGHTH = 10**0.25, 10**0.125
 
-Tuned: TypeAlias = Mapping[str, Mapping[str, Choice]]
+Tuned: TypeAlias = Mapping[str, Mapping[str, ChosenRate]]
 
 
 def tuned(project: Project) -> Tuned:
@@ -47,7 +47,7 @@ def tuned(project: Project) -> Tuned:
     family = next((family for family in families(project) if family.storage == "stochastic"), None)
     if family is None:
         raise ValueError(f"{project.name} has no format with results of both arms yet; sweep its matrix first.")
-    found: dict[str, dict[str, Choice]] = {}
+    found: dict[str, dict[str, ChosenRate]] = {}
     for arm, losses in project.arms(family.condition).items():
         choice = choose_rate(losses, TUNING)
         if choice is not None and (arm.storage, arm.casts, arm.frozen) == (family.storage, family.casts, False):

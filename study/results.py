@@ -8,18 +8,18 @@ from collections.abc import Callable, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
 
-from altgrad.report.archive import load_archives
-from altgrad.report.arms import Arm
-from altgrad.report.content import Table
-from altgrad.report.effects import Effect, FamilyOfFormats, Side, families, side_of
-from altgrad.report.intervals import Interval, simultaneous
-from altgrad.report.markdown import markdown_table
-from altgrad.report.project import Project, final
-from altgrad.report.rates import Choice, choose_rate
-from altgrad.report.reading import Record
-from altgrad.report.report import chapters
-from altgrad.report.section import bounds, listed, signed
-from altgrad.report.sections.geometry import stiffness_field
+from altgrad.reports.archive import load_archives
+from altgrad.reports.arms import Arm
+from altgrad.reports.content import Table
+from altgrad.reports.effects import Effect, FamilyOfFormats, Side, families, side_of
+from altgrad.reports.intervals import Interval, simultaneous
+from altgrad.reports.markdown import markdown_table
+from altgrad.reports.project import Project, final
+from altgrad.reports.rates import ChosenRate, choose_rate
+from altgrad.reports.reading import RunRecord
+from altgrad.reports.report import chapters
+from altgrad.reports.section import bounds, listed, signed
+from altgrad.reports.sections.geometry import stiffness_field
 from study.rates import TUNING
 
 FOLDER = Path(__file__).resolve().parent / "results"
@@ -93,7 +93,7 @@ class Results:
         found = [i.sd for i in self.family.intervals.values() if i.sd > 0]
         return min(found), max(found)
 
-    def alone(self, label: str) -> Choice:
+    def alone(self, label: str) -> ChosenRate:
         """lr* and tuning loss of the arm that the report calls `label`."""
         arms = self.project.arms(self.family.condition)
         losses = next(losses for arm, losses in arms.items() if label in (arm.label, arm.format, arm.method))
@@ -228,8 +228,8 @@ class Results:
                 assert one == two, f"{run} came to another {key}"
         return len(shared)
 
-    def _alike(self, split: Callable[[Record], tuple[str, object]], one: str, other: str) -> int:
-        sides: dict[str, dict[object, Record]] = {}
+    def _alike(self, split: Callable[[RunRecord], tuple[str, object]], one: str, other: str) -> int:
+        sides: dict[str, dict[object, RunRecord]] = {}
         for record in self.project.results():
             name, rest = split(record)
             sides.setdefault(name, {})[rest] = record

@@ -10,8 +10,8 @@ import subprocess
 import sys
 from pathlib import Path
 
-from altgrad.report.effects import families
-from altgrad.report.project import load
+from altgrad.reports.effects import families
+from altgrad.reports.project import load
 from altgrad.store import RunStore
 from study.rates import ROOT, chosen, matrix, source_of, tuned, write_matrix
 from study.results import Results

@@ -2,7 +2,7 @@
 
 Imports only go down, from a floor to a lower one, and the rooms of one floor do not see one another:
 
-    cli -> sweep | diagnose | report -> training -> monitors | interventions -> measures -> models | data | optim
+    cli -> sweeps | diagnosis | reports -> training -> monitors | interventions -> measures -> models | data | optim
         -> nn -> quantize -> spec -> document | formats
 
 Three rooms stand beside the tower: matrix, symptoms and store see formats, document and spec, and are seen from
@@ -34,7 +34,7 @@ FLOORS = (
     ("measures",),
     ("monitors", "interventions"),
     ("training",),
-    ("sweep", "diagnose", "report"),
+    ("sweeps", "diagnosis", "reports"),
     ("cli",),
 )
 BESIDE = ("matrix", "symptoms", "store")

@@ -96,14 +96,14 @@ def fail(message: str | ValueError, code: int = 1) -> NoReturn:
     Codes: 1 failed, 2 spec or usage, 3 environment, 4 diverged, 5 checkpoint unusable, 75 stopped by SIGTERM, 130
     Ctrl-C.
     """
-    if first_rank() or code != 2:  # of a mistake in the spec every rank would say the same
+    if first_process() or code != 2:  # of a mistake in the spec every rank would say the same
         for line in getattr(message, "lines", [str(message)]):  # a SpecError's; by name, since it loads YAML
             shown = " ".join(line.split())
             say("".join(c if c.isprintable() else ascii(c)[1:-1] for c in shown), sys.stderr)
     raise SystemExit(code) from None
 
 
-def first_rank() -> bool:
+def first_process() -> bool:
     """Whether this process speaks for its run: torchrun starts several and numbers them."""
     return os.environ.get("RANK", "0") == "0" or "WORLD_SIZE" not in os.environ
 

@@ -44,7 +44,7 @@ class Extent(NamedTuple):
         return self.low / 2 + self.high / 2 if self.low <= self.high else None
 
 
-class Curve:
+class KeptCurve:
     """Values over steps, in bounded memory; `last` is the latest value as it came, None before any."""
 
     def __init__(self) -> None:

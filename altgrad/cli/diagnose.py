@@ -1,7 +1,7 @@
 """altgrad diagnose TARGET: what is wrong with a run, how a model's weights lie, which formats would suit it.
 
-Everything is computed by `altgrad.diagnose` and drawn by `altgrad.cli.diagnosis_page`; torch is loaded when the command
-runs. TARGET is a run, one of its checkpoints, a Hugging Face folder, a .safetensors file, or the YAML of a run.
+Everything is computed by `altgrad.diagnosis` and drawn by `altgrad.cli.diagnosis_page`; torch is loaded when the
+command runs. TARGET is a run, one of its checkpoints, a Hugging Face folder, a .safetensors file, or the YAML of a run.
 """
 
 from pathlib import Path

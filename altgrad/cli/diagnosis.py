@@ -16,15 +16,15 @@ from altgrad.cli.diagnosis_oracle import FEW, foretold, is_spec
 from altgrad.cli.diagnosis_replay import against, replayed
 from altgrad.cli.quantization import jobs_by_format
 from altgrad.data.dataset import Dataset
-from altgrad.diagnose.advice import CANDIDATES, Advice, advise, policy_yaml, rules
-from altgrad.diagnose.ailments import ailments
-from altgrad.diagnose.restored import Restored, located, restore
-from altgrad.diagnose.samples import linear_layers, stored_samples, trained_samples
-from altgrad.diagnose.weights import WeightPicture, stored_pictures, trained_pictures
+from altgrad.diagnosis.advice import CANDIDATES, Advice, advise, policy_yaml, rules
+from altgrad.diagnosis.findings import ailments
+from altgrad.diagnosis.restored import Restored, located, restore
+from altgrad.diagnosis.samples import linear_layers, stored_samples, trained_samples
+from altgrad.diagnosis.weights import WeightPicture, stored_pictures, trained_pictures
 from altgrad.formats import FloatFormat
 from altgrad.interventions import InterventionSpec
 from altgrad.nn import ALONE, PrecisionPolicy
-from altgrad.nn.layout import is_layer
+from altgrad.nn.layers import is_layer
 from altgrad.nn.names import matches
 from altgrad.spec import LocatedError
 from altgrad.store import Run, RunStore

@@ -11,8 +11,8 @@ import torch
 from altgrad.cli.console import number, percent
 from altgrad.cli.diagnosis_table import kinds, table, title
 from altgrad.cli.layout import Line
-from altgrad.diagnose.advice import kind_of
-from altgrad.diagnose.outlook import STEPS, outlook
+from altgrad.diagnosis.advice import kind_of
+from altgrad.diagnosis.forecasts import STEPS, outlook
 from altgrad.formats import FloatFormat
 from altgrad.training import RunSpec
 

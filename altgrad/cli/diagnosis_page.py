@@ -15,7 +15,7 @@ from altgrad.cli.console import number, percent
 from altgrad.cli.diagnosis_oracle import oracle_page
 from altgrad.cli.diagnosis_table import kinds, table, title
 from altgrad.cli.layout import Line, clean, shorten
-from altgrad.diagnose.advice import kind_of
+from altgrad.diagnosis.advice import kind_of
 from altgrad.spec.ranking import badness
 
 Json = dict[str, Any]

@@ -6,11 +6,11 @@ from typing import Any
 
 import torch
 
-from altgrad.diagnose.attribution import BATCHES, mean_attribution
-from altgrad.diagnose.bisection import bisect, require_alike, siblings_of
-from altgrad.diagnose.departure import departure
-from altgrad.diagnose.restored import Restored
-from altgrad.diagnose.variants import variants
+from altgrad.diagnosis.attribution import BATCHES, mean_attribution
+from altgrad.diagnosis.bisection import bisect, require_alike, siblings_of
+from altgrad.diagnosis.departure import departure
+from altgrad.diagnosis.restored import Restored
+from altgrad.diagnosis.variants import variants
 from altgrad.formats import FloatFormat
 from altgrad.store import Run
 from altgrad.training import RunSpec

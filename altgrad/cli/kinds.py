@@ -26,7 +26,7 @@ def kinds(
     ] = False,
 ) -> None:
     """List the kinds of a family (models, data sets, optimizers, monitors, ...) with their fields."""
-    from altgrad.spec.words import kind_meant
+    from altgrad.spec.messages import kind_meant
 
     roots = {root.family: root for root in _roots()}
     if family is not None and family not in roots:
@@ -69,14 +69,14 @@ def _roots() -> tuple[Any, ...]:
     from altgrad.monitors.monitor import MonitorSpec
     from altgrad.optim.optimizer import OptimizerSpec
     from altgrad.quantize.scaling import ScalingSpec
-    from altgrad.store.mirror import SinkSpec
+    from altgrad.store.mirror import MirrorSpec
 
-    return ModelSpec, DatasetSpec, OptimizerSpec, MonitorSpec, InterventionSpec, ScalingSpec, SinkSpec
+    return ModelSpec, DatasetSpec, OptimizerSpec, MonitorSpec, InterventionSpec, ScalingSpec, MirrorSpec
 
 
 def _describe(kind: str, member: Any) -> dict[str, Any]:
     """A kind as plain data. `default` is absent where the field must be given."""
-    from altgrad.spec.shape import of_field, plain, words
+    from altgrad.spec.annotations import of_field, plain, words
 
     fields = []
     for name, info in member.model_fields.items():

@@ -186,7 +186,7 @@ EMPTY = Line(())
 
 
 @dataclass(frozen=True)
-class Section:
+class Rows:
     """A part of the picture: its title, a note at the other end of the edge, what it wants, and its rows for a size."""
 
     title: Line

@@ -1,7 +1,7 @@
 """The table of every metric key, docs/METRICS.md: `altgrad kinds monitor --markdown`.
 
-Everything in it is read from the classes: what a number means and when it alarms from `metrics`, how ranks are reduced
-from `sums`, `maxima` and `alike`, the sentence from the docstring.
+Everything in it is read from the classes: what a number means and when it alarms from `metrics`, how processes are
+reduced from `sums`, `maxima` and `alike`, the sentence from the docstring.
 """
 
 from collections.abc import Iterable, Iterator, Mapping
@@ -16,7 +16,7 @@ monitor's spec; every alarm is raised once at each site, and the metric tells ho
 
 "Transformer Engine" names the statistic of its debug tools (`LogTensorStats`, `LogFp8TensorStats`) that is nearest, and
 how it differs, as of version 2.20.2. What ends in % there is a percentage, not a ratio, and is put together over the
-micro-batches and ranks of a step for all tensors but weights. In `LogFp8TensorStats` a name may be led by a recipe
+micro-batches and processes of a step for all tensors but weights. In `LogFp8TensorStats` a name may be led by a recipe
 (`mxfp8_underflows%`: as if cast so) and followed by `_columnwise`; `LogNvfp4TensorStats` has `underflows%` and `mse`.
 Its `mse`, `min`, `max`, `mean`, `std`, `l1_norm` and `max_blockwise_dynamic_range` have no counterpart here.
 """
@@ -50,8 +50,8 @@ def _table(metrics: Iterable[Any]) -> Iterator[str]:
 
 
 def _ranks(spec: Any) -> str:
-    """How results of several ranks become one."""
+    """How results of several processes become one."""
     monitor = spec().build()
     ways = (("added up", monitor.sums), ("maximised", monitor.maxima), ("the same on each", monitor.alike))
     found = [f"{way}: {', '.join(f'`{name}`' for name in names)}" for way, names in ways if names]
-    return f"Over ranks {'; '.join(found)}." if found else "It looks at what all ranks share."
+    return f"Over processes {'; '.join(found)}." if found else "It looks at what all processes share."

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from altgrad.quantize.slabs import ELEMENTS
+from altgrad.quantize.chunks import ELEMENTS
 from altgrad.training.weights import Weights
 
 __all__ = ["Nonfinite", "find_nonfinite", "require_finite"]

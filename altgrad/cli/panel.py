@@ -22,9 +22,9 @@ from typing import TextIO
 
 from altgrad.cli import console
 from altgrad.cli.console import Screen, count, duration, number
-from altgrad.cli.frame import frame
 from altgrad.cli.layout import clean
-from altgrad.cli.watched import Watched, in_short, in_words
+from altgrad.cli.picture import frame
+from altgrad.cli.run_view import Watched, in_short, in_words
 from altgrad.store.scores import TEXT_SCORES
 
 REFRESH_SECONDS = 0.25
@@ -114,7 +114,7 @@ class PlainLines:
             self.heard = console.say(line, self._stream)
 
 
-class Panel:
+class RunPanel:
     """The live picture of a run in a terminal; `screen` and `watched` are for tests and onlookers.
 
     `scores` are the numbers that the validation split is judged by, the main one first; `references` are named values
@@ -230,9 +230,9 @@ def choose(
     references: Mapping[str, float] | None = None,
     worse: Mapping[str, str] | None = None,
     scores: Sequence[str] = TEXT_SCORES,
-) -> Panel | PlainLines:
+) -> RunPanel | PlainLines:
     """The panel where a person looks at a terminal that can show it, plain lines everywhere else."""
     columns, rows = console.size()
     if console.interactive() and console.drawable() and columns >= SMALLEST[0] and rows >= SMALLEST[1]:
-        return Panel(title, steps, references, worse=worse, scores=scores)
+        return RunPanel(title, steps, references, worse=worse, scores=scores)
     return PlainLines(title, steps, references, scores=scores)

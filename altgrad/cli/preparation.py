@@ -16,12 +16,12 @@ from torch import nn
 
 from altgrad import __version__
 from altgrad.cli import console
+from altgrad.cli.process_group import own_device, size
 from altgrad.cli.progress import tokenising
-from altgrad.cli.together import own_device, size
 from altgrad.data.dataset import Dataset
 from altgrad.document import Document
 from altgrad.measures.metric import headline
-from altgrad.nn import Ranks, weight_names
+from altgrad.nn import Processes, weight_names
 from altgrad.nn.policy import SLOTS, Decision
 from altgrad.nn.policy import describe as in_words
 from altgrad.optim import Optimizer
@@ -121,7 +121,7 @@ def prepare(path: Path, sets: Sequence[str], device: str, exact: bool = False) -
         spec = RunSpec.check(document, sets)
         with tokenising():
             dataset = open_data(spec)
-        fitted = fit(spec, dataset, Ranks(0, size()))
+        fitted = fit(spec, dataset, Processes(0, size()))
     except SpecError as error:
         console.fail(error, 2)
     except LocatedError as error:
@@ -135,7 +135,7 @@ def prepare(path: Path, sets: Sequence[str], device: str, exact: bool = False) -
         why = notice or f"it leaves threads or engine to the machine (here {spec.threads} and {spec.engine})"
         console.fail(f"{path}: --exact: this would be another run than the spec says: {why}.", 3)
     warning = leak_warning(spec)
-    for line in filter(None, (_left_out(dataset), notice, warning) if console.first_rank() else ()):
+    for line in filter(None, (_left_out(dataset), notice, warning) if console.first_process() else ()):
         console.say(line, sys.stderr)
     count = sum(p.numel() for p in model.parameters())
     stored = _stored(optimizer)

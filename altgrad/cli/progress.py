@@ -27,7 +27,7 @@ def tokenising() -> Iterator[None]:
         # The bars of these libraries come to a pipe as one endless line; both ask when they are first imported.
         for variable in ("HF_DATASETS_DISABLE_PROGRESS_BARS", "HF_HUB_DISABLE_PROGRESS_BARS"):
             os.environ.setdefault(variable, "1")
-    listener = Listener()
+    listener = ProgressListener()
     token = on_progress.set(listener.hear)
     before = signal.signal(signal.SIGTERM, _leave)
     try:
@@ -53,7 +53,7 @@ def _terminal() -> bool:
     return sys.stderr.isatty() and os.environ.get("TERM", "") != "dumb"
 
 
-class Listener:
+class ProgressListener:
     """Hears how many bytes of text are done and passes it on to whoever reads stderr."""
 
     def __init__(self) -> None:

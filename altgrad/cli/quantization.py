@@ -22,19 +22,19 @@ import torch
 from torch import Tensor
 
 from altgrad.cli.nonfinite_weights import Nonfinite, find_nonfinite, require_finite
-from altgrad.cli.selection import Choice, choose
+from altgrad.cli.selection import CastChoice, choose
 from altgrad.formats import CATALOG, FloatFormat
 from altgrad.measures.code_utilisation import code_histogram, code_utilisation
 from altgrad.measures.range import range_counts
 from altgrad.measures.sqnr import decibels, energies
 from altgrad.nn import PrecisionPolicy
-from altgrad.nn.layout import EMBEDDINGS, HEADS
+from altgrad.nn.layers import EMBEDDINGS, HEADS
 from altgrad.nn.policy import describe
 from altgrad.quantize import Quantizer
+from altgrad.quantize.chunks import cast_in_slabs, whole_scale
 from altgrad.quantize.codes import to_codes, to_storage
-from altgrad.quantize.packed import PackedWriter, Planned
+from altgrad.quantize.packed import PackedWriter, PlannedTensor
 from altgrad.quantize.quantizer import Cast
-from altgrad.quantize.slabs import cast_in_slabs, whole_scale
 from altgrad.spec import Document, LocatedError, SpecError
 from altgrad.spec.ranking import badness
 from altgrad.store.files import fsync
@@ -44,12 +44,12 @@ _SHARE_KEYS = {"underflow_rate": ("underflow", "nonzero"), "saturation_rate": ("
 
 
 @dataclass(frozen=True)
-class Job:
+class ModelJob:
     """One way to quantise the model: by name, with the policy as data and what it chooses."""
 
     name: str
     policy: Mapping[str, Any]
-    choices: Mapping[str, Choice]
+    choices: Mapping[str, CastChoice]
 
 
 @dataclass
@@ -86,7 +86,7 @@ def formats_named(names: Sequence[str]) -> list[FloatFormat]:
     return formats
 
 
-def jobs_by_format(weights: Weights, formats: Sequence[FloatFormat], matching: Sequence[str]) -> list[Job]:
+def jobs_by_format(weights: Weights, formats: Sequence[FloatFormat], matching: Sequence[str]) -> list[ModelJob]:
     """One job for each format: the matrices whose module matches, or all but embeddings and heads.
 
     ValueError, naming what there is, if that is none of them.
@@ -100,11 +100,11 @@ def jobs_by_format(weights: Weights, formats: Sequence[FloatFormat], matching: S
         except LocatedError as error:
             option = f"--match {error}" if matching else "the model has no 2-D weight besides embeddings and heads."
             raise ValueError(option) from None
-        jobs.append(Job(str(fmt), policy.tree(), choices))
+        jobs.append(ModelJob(str(fmt), policy.tree(), choices))
     return jobs
 
 
-def job_by_policy(weights: Weights, path: Path) -> Job:
+def job_by_policy(weights: Weights, path: Path) -> ModelJob:
     """The job a policy file describes: rules, or whatever has some under `precision`, such as a run spec.
 
     SpecError, with line and column, for what is wrong in it or does not fit.
@@ -119,10 +119,10 @@ def job_by_policy(weights: Weights, path: Path) -> Job:
         raise SpecError(document.where(error.location), str(error)) from None
     if not choices:
         raise SpecError(document.where(()), "no rule casts a weight; give a rule a `weight`.")
-    return Job(path.stem, policy.tree(), choices)
+    return ModelJob(path.stem, policy.tree(), choices)
 
 
-def run(job: Job, weights: Weights, folder: Path | None, broken: Mapping[str, Nonfinite]) -> dict[str, Any]:
+def run(job: ModelJob, weights: Weights, folder: Path | None, broken: Mapping[str, Nonfinite]) -> dict[str, Any]:
     """Measure a job and, given a folder to fill, write it there. Returns the summary, with the tensors in `tensors`.
 
     broken: what holds NaN or Inf.
@@ -174,13 +174,13 @@ def _counts(counts: Nonfinite | None) -> dict[str, int]:
     return {"nan_count": counts.nan if counts else 0, "inf_count": counts.inf if counts else 0}
 
 
-def _plan(tensors: Sequence[StoredTensor], job: Job) -> list[Planned]:
+def _plan(tensors: Sequence[StoredTensor], job: ModelJob) -> list[PlannedTensor]:
     choices = {name: choice.cast for name, choice in job.choices.items()}
-    return [Planned(tensor.name, tensor.dtype, tensor.shape, choices.get(tensor.name)) for tensor in tensors]
+    return [PlannedTensor(tensor.name, tensor.dtype, tensor.shape, choices.get(tensor.name)) for tensor in tensors]
 
 
 @torch.no_grad()
-def _cast(tensor: StoredTensor, choice: Choice, writer: PackedWriter | None) -> tuple[dict[str, Any], Tally]:
+def _cast(tensor: StoredTensor, choice: CastChoice, writer: PackedWriter | None) -> tuple[dict[str, Any], Tally]:
     x, fmt = tensor.load(), choice.cast.format
     rows = tensor.shape[0 if choice.reduced == "last" else 1]
     quantizer = Quantizer(choice.cast, f"{choice.module}/weight", "weight", rows=rows, reduced=choice.reduced)
@@ -261,7 +261,7 @@ def appearing_whole(folder: Path) -> Iterator[Path]:
     fsync(folder.parent)
 
 
-def run_all(jobs: Sequence[Job], weights: Weights, out: Path | None) -> list[dict[str, Any]]:
+def run_all(jobs: Sequence[ModelJob], weights: Weights, out: Path | None) -> list[dict[str, Any]]:
     """Every job's summary. One job fills `out` itself, several fill a folder each in it, named after the job."""
     broken = find_nonfinite(weights)
     if out is None:

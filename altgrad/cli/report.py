@@ -47,7 +47,7 @@ def report(
         fail(f"altgrad report needs {', '.join(missing)}; install them with: pip install 'altgrad[report]'.", 3)
     with one_line_errors():
         found = _read(project, runs, source or [], _seeds(tuning_seeds))
-    from altgrad.report.report import write_report
+    from altgrad.reports.report import write_report
 
     with one_line_errors():
         folder = out or Path("reports") / found.name
@@ -63,9 +63,9 @@ def _seeds(text: str | None) -> tuple[int, ...]:
 
 
 def _read(project: str | None, runs: Path, sources: list[str], tuning: tuple[int, ...]) -> Any:
-    from altgrad.report.archive import load_archives
-    from altgrad.report.project import load
-    from altgrad.report.wandb_runs import load_from_wandb
+    from altgrad.reports.archive import load_archives
+    from altgrad.reports.project import load
+    from altgrad.reports.wandb_runs import load_from_wandb
 
     if sources and project is not None:
         raise ValueError("--project and --from both name runs; give one of them.")
@@ -82,7 +82,7 @@ def _read(project: str | None, runs: Path, sources: list[str], tuning: tuple[int
 
 
 def _tell(project: Any, folder: Path, as_json: bool) -> None:
-    from altgrad.report.terminal import as_data, lines, rows
+    from altgrad.reports.terminal import as_data, lines, rows
 
     page = folder / "report.html"
     if as_json:

@@ -5,7 +5,7 @@ after them, with a Linear wherever a weight may belong to one, and the policy de
 `first` and `last`, the first match, and the error for a rule that decides nothing come with that.
 
 A weight matrix and a table of embeddings look alike in a file. By name (EMBEDDINGS) tables are no Linears; where no
-policy names the layers, output heads (HEADS, of `altgrad.nn.layout`) are left alone too.
+policy names the layers, output heads (HEADS, of `altgrad.nn.layers`) are left alone too.
 """
 
 from collections.abc import Collection, Sequence
@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from torch import nn
 
 from altgrad.nn import PrecisionPolicy
-from altgrad.nn.layout import EMBEDDINGS
+from altgrad.nn.layers import EMBEDDINGS
 from altgrad.nn.names import matches
 from altgrad.nn.policy import Decision
 from altgrad.quantize import QuantizerSpec
@@ -31,7 +31,7 @@ Tree = dict[str, "Tree"]
 
 
 @dataclass(frozen=True)
-class Choice:
+class CastChoice:
     """How one tensor is cast. reduced: the axis its product sums over, which for a Conv1D weight [in, out] is first."""
 
     module: str
@@ -41,7 +41,7 @@ class Choice:
 
 def choose(
     tensors: Sequence[StoredTensor], policy: PrecisionPolicy, *, without: Sequence[str] = EMBEDDINGS
-) -> dict[str, Choice]:
+) -> dict[str, CastChoice]:
     """The cast of each tensor that a rule's `weight` (of the forward product) decides; the others have none.
 
     without: patterns of module names that hold no Linear. LocatedError for a rule that decides nothing; ValueError for
@@ -60,7 +60,7 @@ def choose(
         tensor = candidates[decision.name]
         _castable(tensor)
         turned = conv1d and decision.name.rpartition(".")[2] in _CONV1D
-        found[tensor.name] = Choice(decision.name, cast, "first" if turned else "last")
+        found[tensor.name] = CastChoice(decision.name, cast, "first" if turned else "last")
     return found
 
 

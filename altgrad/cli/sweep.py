@@ -49,7 +49,7 @@ def sweep(
 ) -> None:
     """Train every run of a matrix; repeat the command to continue it."""
     from altgrad.cli.sweep_facts import describe_plan, describe_power
-    from altgrad.sweep import LauncherSpec, Sweep, SweepFolder, make_plan
+    from altgrad.sweeps import LauncherSpec, Sweep, SweepFolder, make_plan
 
     with console.one_line_errors():
         plan = make_plan(matrix, smoke=smoke, sets=sets or [], store=runs)

@@ -8,10 +8,10 @@ from altgrad.cli import console
 from altgrad.cli.console import count, duration, number
 from altgrad.spec.ranking import badness
 from altgrad.store import RunStore
-from altgrad.sweep import Plan, Planned, SweepFolder
-from altgrad.sweep.launchers.local import Local
-from altgrad.sweep.power import Need, need
-from altgrad.sweep.probe import seconds
+from altgrad.sweeps import Plan, PlannedRun, SweepFolder
+from altgrad.sweeps.launchers.local import LocalSpec
+from altgrad.sweeps.power import Need, need
+from altgrad.sweeps.probe import seconds
 
 LOSS = "validation/loss"
 MOST_PROBES = 16
@@ -19,7 +19,7 @@ MOST_PROBES = 16
 
 def describe_plan(plan: Plan, whole: int, jobs: int | None, as_json: bool) -> None:
     """Runs, parameters and time by arm; the time from a few steps of one run of each arm, on this machine."""
-    by_arm: dict[str, list[Planned]] = defaultdict(list)
+    by_arm: dict[str, list[PlannedRun]] = defaultdict(list)
     for run in plan.runs:
         by_arm[run.place.arm or run.spec.name].append(run)
     rows: list[dict[str, Any]] = []
@@ -32,7 +32,7 @@ def describe_plan(plan: Plan, whole: int, jobs: int | None, as_json: bool) -> No
     probed = [row for row in rows if row["seconds"] is not None]
     rate = sum(row["seconds"] for row in probed) / sum(row["steps"] for row in probed)
     alone = sum(row["seconds"] if row["seconds"] is not None else rate * row["steps"] for row in rows)
-    at_once = min(len(plan.runs), jobs or Local().build(max(run.spec.threads or 1 for run in plan.runs)).room(0))
+    at_once = min(len(plan.runs), jobs or LocalSpec().build(max(run.spec.threads or 1 for run in plan.runs)).room(0))
     facts = {"sweep": plan.name, "runs": len(plan.runs), "of": whole, "seconds_alone": alone, "jobs": at_once}
     if as_json:
         console.print_json(facts | {"seconds": alone / at_once, "arms": rows})

@@ -99,14 +99,13 @@ class Quiet:
     """Shows nothing."""
 
     def look(self, driver: Any) -> None:
-        """See Lines."""
         driver.news.clear()
 
     def say(self, line: str) -> None:
-        """See Lines."""
+        """Nothing to do."""
 
     def close(self) -> None:
-        """See Lines."""
+        """Nothing to do."""
 
 
 class Lines:

@@ -44,24 +44,24 @@ def _sinks(run: Any, to: str | None) -> list[Any]:
     """Where this run goes. ValueError if nobody says."""
     from altgrad.document import Document
     from altgrad.spec.credentials import refuse_credentials
-    from altgrad.store.mirror import SinkSpec
+    from altgrad.store.mirror import MirrorSpec
 
     document = Document.parse(run.spec_text() if to is None else f"track: [{to}]", "--to" if to else str(run.path))
     refuse_credentials(document)
     told = document.data.get("track") or []
     if not told:
         raise ValueError(f"{run.project}/{run.id} has no `track` in its spec; say where: --to wandb.")
-    return [SinkSpec.of(each) for each in told]
+    return [MirrorSpec.of(each) for each in told]
 
 
 def _send(run: Any, sink: Any) -> bool:
-    from altgrad.store.link import LinkError
+    from altgrad.store.link import MirrorError
     from altgrad.store.replay import replay
 
     name = f"{run.project}/{run.id}"
     try:
         where = replay(run, sink)
-    except (LinkError, ValueError) as error:
+    except (MirrorError, ValueError) as error:
         console.say(f"{name} -> {sink.kind}: {str(error).rstrip('.')}.", sys.stderr)
         return False
     console.say(f"{name} -> {sink.kind}: {where}")

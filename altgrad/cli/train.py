@@ -16,8 +16,8 @@ from typing import Annotated, Any, Literal
 import typer
 
 from altgrad.cli import console, panel
+from altgrad.cli.run_view import in_words
 from altgrad.cli.watch import recall
-from altgrad.cli.watched import in_words
 from altgrad.store.heartbeat import beating
 from altgrad.store.scores import TEXT_SCORES
 
@@ -64,7 +64,7 @@ def _check_and_train(
     if dry_run:
         with console.one_line_errors():
             twin = prepared.check_start(runs)
-            if console.first_rank():
+            if console.first_process():
                 describe(prepared, twin, as_json)
         return
     _train(prepared, runs, resume, as_json)
@@ -88,13 +88,13 @@ def _refuse_what_is_out_of_reach(path: Path, sets: list[str]) -> None:
 
 
 def _train(prepared: Any, runs: Path, resume: str, as_json: bool) -> None:
-    from altgrad.cli.together import together
+    from altgrad.cli.process_group import together
     from altgrad.spec import LocatedError
     from altgrad.training import Outcome
     from altgrad.training import train as train_run
 
-    with console.one_line_errors(), together(prepared.device) as ranks:
-        run = _made(prepared, runs, resume, ranks)
+    with console.one_line_errors(), together(prepared.device) as processes:
+        run = _made(prepared, runs, resume, processes)
         if run.status == "completed":
             keys = [f"validation/{key}" for key in ("loss", *prepared.dataset.scores)]
             last = {key: value for key, value in run.last(*keys).items() if key != "step"}
@@ -116,18 +116,18 @@ def _train(prepared: Any, runs: Path, resume: str, as_json: bool) -> None:
         raise typer.Exit(130 if request.signal == signal.SIGINT else 75)
 
 
-def _made(prepared: Any, runs: Path, resume: str, ranks: Any) -> Any:
-    """The run, made by the first rank if it is new; the others wait for it."""
-    if ranks.is_first:
+def _made(prepared: Any, runs: Path, resume: str, processes: Any) -> Any:
+    """The run, made by the first process if it is new; the others wait for it."""
+    if processes.is_first:
         run = prepared.open_run(runs, resume)
         run = run if run.exists and run.status == "completed" else prepared.ensure(run)
-    ranks.words("the run is there")
-    return run if ranks.is_first else prepared.open_run(runs, "auto")
+    processes.words("the run is there")
+    return run if processes.is_first else prepared.open_run(runs, "auto")
 
 
 def _sinks(prepared: Any, run: Any, as_json: bool) -> list[Any]:
-    """Who is shown the numbers: on the first rank whoever looks, who is told what came before."""
-    if not console.first_rank():
+    """Who is shown the numbers: on the first process whoever looks, who is told what came before."""
+    if not console.first_process():
         return []
     known = prepared.dataset.references, prepared.worse, prepared.dataset.scores
     sink = panel.Warnings() if as_json else panel.choose(run.id, prepared.spec.steps, *known)
@@ -136,8 +136,8 @@ def _sinks(prepared: Any, run: Any, as_json: bool) -> list[Any]:
 
 
 def _finish(prepared: Any, outcome: Any, as_json: bool, *, already: bool = False) -> None:
-    """Where the run is, and its validation numbers beside what is known of the data; said once, by the first rank."""
-    if not console.first_rank():
+    """Where the run is, and its validation numbers beside what is known of the data; the first process says it."""
+    if not console.first_process():
         return
     if as_json:
         facts = {

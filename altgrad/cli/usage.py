@@ -70,7 +70,7 @@ def _takes(command: Any, name: str) -> str:
     """What a command's parameter takes, in words."""
     from pydantic import Field
 
-    from altgrad.spec.shape import words
+    from altgrad.spec.annotations import words
 
     hint = typing.get_type_hints(command, include_extras=True)[name]
     bare, *notes = typing.get_args(hint) if typing.get_origin(hint) is typing.Annotated else (hint,)

@@ -20,7 +20,7 @@ from zlib import crc32
 import typer
 
 from altgrad.cli import console
-from altgrad.cli.panel import Panel, PlainLines, choose
+from altgrad.cli.panel import PlainLines, RunPanel, choose
 from altgrad.store.files import decode, row_of
 from altgrad.store.runs import EVENTS, METRICS, Run, RunStore
 from altgrad.store.scores import recorded_scores
@@ -87,11 +87,11 @@ def recall(run: Run, sink: Sink) -> None:
 
     Plain lines and others are told nothing: whoever keeps them has the earlier ones.
     """
-    if isinstance(sink, Panel):
+    if isinstance(sink, RunPanel):
         _tell(sink, Tail(run.path / METRICS), Tail(run.path / EVENTS))
 
 
-def follow(run: Run, sink: Panel | PlainLines, wait: Callable[[float], None] = time.sleep) -> str:
+def follow(run: Run, sink: RunPanel | PlainLines, wait: Callable[[float], None] = time.sleep) -> str:
     """Feed `sink` from the run's logs until the run is no longer running; returns its status. The caller closes
     `sink`.
 
@@ -113,7 +113,7 @@ def follow(run: Run, sink: Panel | PlainLines, wait: Callable[[float], None] = t
     return status
 
 
-def _tell(sink: Panel | PlainLines, metrics: Tail, events: Tail) -> bool:
+def _tell(sink: RunPanel | PlainLines, metrics: Tail, events: Tail) -> bool:
     """Pass the new rows on in the order of their steps, an event after the numbers of its step; whether there were
     any.
     """

@@ -18,7 +18,7 @@ import torch
 
 from altgrad.cli import preparation
 from altgrad.cli.main import app
-from altgrad.spec.shape import Shape, alternatives, of_field
+from altgrad.spec.annotations import Shape, alternatives, of_field
 from altgrad.training import RunSpec
 from altgrad.training.state import build_model
 

@@ -7,14 +7,14 @@ Which quantity that is, and whether high or low is bad, is what the monitors' cl
 from __future__ import annotations
 
 from altgrad.cli.console import number
-from altgrad.cli.layout import EMPTY, Line, Section, Want, shorten
-from altgrad.cli.watched import Watched
+from altgrad.cli.layout import EMPTY, Line, Rows, Want, shorten
+from altgrad.cli.run_view import Watched
 
 LABEL = 36
 ENTRY = 32
 
 
-def worst_layers(watched: Watched, edges: int, width: int) -> Section | None:
+def worst_layers(watched: Watched, edges: int, width: int) -> Rows | None:
     """A row for each group, with as many of its worst layers as `width` has room for; None where nothing is known."""
     each = max(1, (width - LABEL) // ENTRY)
     found = watched.worst_layers(each)
@@ -35,4 +35,4 @@ def worst_layers(watched: Watched, edges: int, width: int) -> Section | None:
             lines.append(line)
         return lines[:height]
 
-    return Section(Line.of("worst layers"), EMPTY, Want(edges + 1, edges + len(found), 1), rows)
+    return Rows(Line.of("worst layers"), EMPTY, Want(edges + 1, edges + len(found), 1), rows)

@@ -10,7 +10,7 @@ import threading
 import urllib.error
 import urllib.request
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, ClassVar
 
 from pydantic import Field, model_validator
 
@@ -33,10 +33,7 @@ class Hub(Spec):
     config: Annotated[str, Field(min_length=1)] | None = None
     revision: Annotated[str, Field(min_length=1)] | None = None
 
-    @classmethod
-    def noun(cls) -> str:
-        """What error messages call this mapping."""
-        return "source"
+    noun: ClassVar[str] = "source"
 
     @property
     def folder(self) -> Path | None:

@@ -38,7 +38,7 @@ from altgrad.data.labelled import Classes, Labelled, read_labelled
 from altgrad.data.order import counted_bits, visiting_order
 from altgrad.data.tokenizer import TokenizerSetting
 
-__all__ = ["Labels", "LabelsDataset"]
+__all__ = ["Labels", "LabelsSpec"]
 
 POOL = 16
 """Batches whose rows are sorted by length together."""
@@ -63,7 +63,7 @@ def _to_weight(value: Any) -> float | str | None:
     raise ValueError(f"{value!r:.40} is no pos_weight; write a number above 0, balanced, root or null.")
 
 
-class Labels(DatasetSpec):
+class LabelsSpec(DatasetSpec):
     """Texts with lists of labels.
 
     `source` is `eulaw`, the packaged sample, the path of a .parquet or .jsonl file, or `{hub: owner/name, config:
@@ -89,31 +89,30 @@ class Labels(DatasetSpec):
     none_label: bool = False
 
     @model_validator(mode="after")
-    def _two_columns(self) -> "Labels":
+    def _two_columns(self) -> "LabelsSpec":
         if self.column == self.label_column:
             raise ValueError(f"column and label_column are both '{self.column}'; name the text's and the labels'.")
         return self
 
     @property
     def one_shape(self) -> bool:
-        """See DatasetSpec."""
         return self.lengths == "mixed"
 
-    def build(self, seed: int, context: int) -> "LabelsDataset":
+    def build(self, seed: int, context: int) -> "Labels":
         """Read, check and tokenise. ValueError, with file, row and column, for what cannot be used."""
         columns = (self.column, self.label_column)
         labelled = read_labelled(self.source, columns, self.classes, skip=self.bad_rows == "skip")
         encoded, vocabulary = encode(labelled, self.tokenizer, context)
-        return LabelsDataset(self, labelled, encoded, vocabulary, seed=seed, context=context)
+        return Labels(self, labelled, encoded, vocabulary, seed=seed, context=context)
 
 
-class LabelsDataset(Dataset):
+class Labels(Dataset):
     """Rows in memory; see the head of this file. `classes` are the labels in the order of the outputs."""
 
     scores = ("f1_micro", "f1_macro", "tuned_f1_micro", "tuned_f1_macro")
 
     def __init__(
-        self, spec: Labels, labelled: Labelled, encoded: Encoded, vocabulary: int, *, seed: int, context: int
+        self, spec: LabelsSpec, labelled: Labelled, encoded: Encoded, vocabulary: int, *, seed: int, context: int
     ) -> None:
         self.spec, self.classes, self.vocabulary, self.outputs = (
             spec,
@@ -169,7 +168,6 @@ class LabelsDataset(Dataset):
         return functional.binary_cross_entropy_with_logits(output.float(), batch.targets, pos_weight=weight)
 
     def evaluator(self, tuned_on: Evaluator | None = None) -> LabelEvaluator:
-        """See Dataset."""
         assert tuned_on is None or isinstance(tuned_on, LabelEvaluator)
         return LabelEvaluator(self.classes, self.weight, none_label=self.spec.none_label, tuned_on=tuned_on)
 

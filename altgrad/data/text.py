@@ -39,13 +39,13 @@ from altgrad.data.tokenizer import TokenizerSetting
 from altgrad.data.tokens import Tokens, load_tokens
 from altgrad.spec import Since
 
-__all__ = ["Text", "TextDataset", "TextEvaluator"]
+__all__ = ["Text", "TextEvaluator", "TextSpec"]
 
 SAMPLE_REFERENCES = {"unigram": 4.47, "order-6 n-gram": 1.17}
 """Bits per byte on the packaged sample's validation split of byte-level count models fitted on its training split."""
 
 
-class Text(DatasetSpec):
+class TextSpec(DatasetSpec):
     """Text to model, token by token.
 
     `source` is `eulaw`, the packaged sample (English EU law, 1.16 MB), the path of a .parquet, .jsonl or .txt file (the
@@ -63,7 +63,7 @@ class Text(DatasetSpec):
     batch_size: Annotated[int, Field(ge=1)] = 16
     bad_rows: Annotated[BadRowsSetting, Since(2)] = "error"
 
-    def build(self, seed: int, context: int) -> "TextDataset":
+    def build(self, seed: int, context: int) -> "Text":
         """Read and tokenise, or find the tokens in the cache. ValueError if the file or tokenizer is wrong, if training
         text is shorter than a block or if there is none for validation."""
         name, corpus = self._corpus()
@@ -74,7 +74,7 @@ class Text(DatasetSpec):
                 "shorten the model's context or give more text."
             )
         origin = {"source": name, "sha256": corpus.sha256}
-        return TextDataset(tokens, seed=seed, context=context, batch_size=self.batch_size, origin=origin)
+        return Text(tokens, seed=seed, context=context, batch_size=self.batch_size, origin=origin)
 
     def _corpus(self) -> tuple[str, Corpus]:
         """The source as the spec has it, and its documents."""
@@ -83,7 +83,7 @@ class Text(DatasetSpec):
         return self.source, FileCorpus(locate(self.source), self.column, self.bad_rows)
 
 
-class TextDataset(Dataset):
+class Text(Dataset):
     """Rings of tokens, one per split; see the head of this file. `origin` is told by `describe`."""
 
     scores = ("bits_per_byte", "perplexity")

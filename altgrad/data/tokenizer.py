@@ -24,14 +24,14 @@ import json
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, Protocol
+from typing import Annotated, Any, ClassVar, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 from pydantic import Field, PlainValidator
 
 from altgrad.spec import Spec
-from altgrad.spec.folder import named_folder
+from altgrad.spec.package_path import named_folder
 
 __all__ = ["BPE", "ByteTokenizer", "SubwordTokenizer", "Tokenizer", "TokenizerSetting", "make_tokenizer"]
 
@@ -50,10 +50,7 @@ class BPE(Spec):
 
     bpe: Annotated[int, Field(ge=258, le=1 << 20)]
 
-    @classmethod
-    def noun(cls) -> str:
-        """What error messages call this mapping."""
-        return "tokenizer"
+    noun: ClassVar[str] = "tokenizer"
 
 
 def _to_setting(value: Any) -> str | BPE:

@@ -47,7 +47,7 @@ class Fields(NamedTuple):
     mantissa: int
 
 
-class Place(NamedTuple):
+class RungPlace(NamedTuple):
     """Where a magnitude lies: `fraction` (in [0, 1)) of the way from `rung` to the next; rungs may exceed max_code."""
 
     rung: int
@@ -110,7 +110,7 @@ def encode(fmt: FloatFormat, value: float | Fraction) -> int:
     return rung | (_sign_bit(fmt) if negative else 0)
 
 
-def place(fmt: FloatFormat, magnitude: Fraction) -> Place:
+def place(fmt: FloatFormat, magnitude: Fraction) -> RungPlace:
     """Where a magnitude (>= 0) lies on the format's ladder, continued beyond its top."""
     exponent = fmt.e_min - fmt.mantissa_bits
     over, under = magnitude.as_integer_ratio()  # in units of the smallest value, 2^exponent, from the next line on
@@ -119,7 +119,7 @@ def place(fmt: FloatFormat, magnitude: Fraction) -> Place:
     if fmt.exponent_bits:
         binade = max(0, (over // under).bit_length() - 1 - fmt.mantissa_bits)
     steps, rest = divmod(over, under << binade)
-    return Place((binade << fmt.mantissa_bits) + steps, Fraction(rest, under << binade))
+    return RungPlace((binade << fmt.mantissa_bits) + steps, Fraction(rest, under << binade))
 
 
 def round_value(
@@ -172,7 +172,7 @@ def neighbours(fmt: FloatFormat, code: int) -> tuple[float | Fraction | None, fl
     return lower, upper
 
 
-def _away(at: Place, mode: Rounding, negative: bool, u: Fraction | None) -> bool:
+def _away(at: RungPlace, mode: Rounding, negative: bool, u: Fraction | None) -> bool:
     """Whether rounding leaves zero behind by one more rung."""
     half = Fraction(1, 2)
     if mode is Rounding.stochastic:

@@ -1,13 +1,13 @@
 """Interventions: what may step in when a run's numerics fail, one file each; off unless a spec asks."""
 
 from altgrad.interventions.intervention import (
+    Action,
     Answer,
-    Deed,
     Intervention,
     InterventionSpec,
     Moment,
     Subject,
 )
-from altgrad.interventions.roster import Intervened, Roster
+from altgrad.interventions.intervention_set import Intervened, InterventionSet
 
-__all__ = ["Answer", "Deed", "Intervened", "Intervention", "InterventionSpec", "Moment", "Roster", "Subject"]
+__all__ = ["Action", "Answer", "Intervened", "Intervention", "InterventionSet", "InterventionSpec", "Moment", "Subject"]

@@ -53,7 +53,7 @@ class Moment:
 
 
 @dataclass(frozen=True)
-class Deed:
+class Action:
     """One thing done: a line for people and details as JSON data. `done` false: it was wanted and could not be."""
 
     message: str
@@ -70,7 +70,7 @@ class Answer:
     """
 
     metrics: Mapping[str, float] = field(default_factory=dict)
-    deeds: Sequence[Deed] = ()
+    deeds: Sequence[Action] = ()
     clipped: bool = False
     skip: bool = False
     carry_on: bool = False

@@ -30,9 +30,9 @@ from torch import Tensor
 
 from altgrad.formats import FloatFormat
 from altgrad.formats.neighbour import neighbour
-from altgrad.interventions.good_state import Copy, go_back, take
-from altgrad.interventions.intervention import Answer, Deed, Intervention, InterventionSpec, Moment, Subject
-from altgrad.interventions.range_look import look_at_casts
+from altgrad.interventions.intervention import Action, Answer, Intervention, InterventionSpec, Moment, Subject
+from altgrad.interventions.range_probe import look_at_casts
+from altgrad.interventions.rollback import Copy, go_back, take
 from altgrad.interventions.stalled import LOSING, LOST, REALISED, Stalls
 from altgrad.nn import change_formats, quantizers, weight_quantizers
 from altgrad.optim.conversion import change_storage_format, gridded
@@ -41,7 +41,7 @@ Count = Annotated[int, Field(ge=1)]
 Rate = Annotated[float, Field(ge=0, lt=1)]
 
 
-class MantissaShift(InterventionSpec):
+class MantissaShiftSpec(InterventionSpec):
     """Move a bit between exponent and mantissa when numbers stop being finite, after going back, or storage stalls."""
 
     kind: ClassVar[str] = "mantissa_shift"
@@ -56,15 +56,15 @@ class MantissaShift(InterventionSpec):
     cooldown: Annotated[int, Field(ge=0)] = 50
     most: Count = 4
 
-    def build(self, subject: Subject) -> "MantissaShifting":
-        """See InterventionSpec. ValueError for a model without casts whose weights are all masters."""
-        return MantissaShifting(self, subject)
+    def build(self, subject: Subject) -> "MantissaShift":
+        """ValueError for a model without casts whose weights are all masters."""
+        return MantissaShift(self, subject)
 
 
-class MantissaShifting(Intervention):
+class MantissaShift(Intervention):
     """Keeps the last good state, counts of stalls, and which formats it has changed."""
 
-    def __init__(self, spec: MantissaShift, subject: Subject) -> None:
+    def __init__(self, spec: MantissaShiftSpec, subject: Subject) -> None:
         self.spec, self.subject = spec, subject
         if not quantizers(subject.model) and not any(gridded(subject.optimizer)):
             raise ValueError("mantissa_shift changes formats, and nothing in this run has one; leave it out.")
@@ -82,18 +82,15 @@ class MantissaShifting(Intervention):
         subject.optimizer.observers.append(self.stalls.see)
 
     def begin(self, step: int) -> None:
-        """See Intervention."""
         self.step = step
         due = step % self.spec.every == 0
         self.stalls.looking = due and any(kept.kind in LOSING for _, _, kept in gridded(self.subject.optimizer))
 
     @property
     def watches_updates(self) -> bool:
-        """See Intervention."""
         return self.stalls.looking
 
     def gradients(self, moment: Moment) -> Answer:
-        """See Intervention."""
         model, optimizer = self.subject.model, self.subject.optimizer
         if math.isfinite(moment.loss) and math.isfinite(moment.norm):
             self.bad = 0
@@ -109,7 +106,6 @@ class MantissaShifting(Intervention):
         return self._rescue(moment)
 
     def finish(self) -> Answer:
-        """See Intervention."""
         if not self.stalls.end_look():
             return Answer()
         found = self.stalls.close()
@@ -127,7 +123,7 @@ class MantissaShifting(Intervention):
             elif name not in self.refused:
                 self.refused.add(name)
                 message = f"{name}: {why}, and no finer format than {storage.format} has the range it needs."
-                deeds.append(Deed(message, {"parameter": name}, done=False))
+                deeds.append(Action(message, {"parameter": name}, done=False))
         if not moves:
             return Answer(deeds=deeds)
         self._shift({}, moves, -1)
@@ -171,7 +167,7 @@ class MantissaShifting(Intervention):
         self.bad = 0
         if not casts and not stored:
             self.shifts = self.spec.most
-            return Answer(deeds=[Deed(f"No format could be changed: {cause}.", done=False)], skip=True, recast=True)
+            return Answer(deeds=[Action(f"No format could be changed: {cause}.", done=False)], skip=True, recast=True)
         self._shift(casts, stored, towards)
         self.good, self.good_step = take(model, optimizer), self.step
         return Answer(deeds=[self._deed(cause, casts | stored)], skip=True, carry_on=True, recast=True)
@@ -213,15 +209,14 @@ class MantissaShifting(Intervention):
         lost = torch.count_nonzero((p != 0) & (moved == 0))
         return finer if float(lost) <= self.spec.loss * p.numel() else None
 
-    def _deed(self, cause: str, moves: Mapping[str, tuple[FloatFormat, str]]) -> Deed:
+    def _deed(self, cause: str, moves: Mapping[str, tuple[FloatFormat, str]]) -> Action:
         first, (fmt, why) = next(iter(moves.items()))
         others = ("", ", and one other place", f", and {len(moves) - 1} other places")[min(len(moves), 3) - 1]
         message = f"{first} is now {fmt} ({why}){others}: {cause}."
         details = {"formats": {place: str(fmt) for place, (fmt, _) in moves.items()}, "shift": self.shifts}
-        return Deed(message, details)
+        return Action(message, details)
 
     def state(self) -> dict[str, Any]:
-        """See Intervention."""
         last = None if self.last_shift == -math.inf else self.last_shift
         plain = {
             "bad": self.bad, "shifts": self.shifts, "last_shift": last, "good_step": self.good_step,
@@ -231,14 +226,12 @@ class MantissaShifting(Intervention):
         return plain | {f"good/{key}": t for key, t in self.good.items()} | self.stalls.tensors()
 
     def prepare(self, state: Mapping[str, Any]) -> None:
-        """See Intervention."""
         self.casts, self.stored = dict(state["casts"]), dict(state["stored"])
         for name, fmt in self.stored.items():
             change_storage_format(self.subject.optimizer, name, FloatFormat.parse(fmt), convert=False)
         change_formats(self.subject.model, {site: FloatFormat.parse(fmt) for site, fmt in self.casts.items()})
 
     def restore(self, state: Mapping[str, Any]) -> None:
-        """See Intervention."""
         self.bad, self.shifts, self.good_step = int(state["bad"]), int(state["shifts"]), state["good_step"]
         self.last_shift = -math.inf if state["last_shift"] is None else int(state["last_shift"])
         self.towards, self.refused = dict(state["towards"]), set(state["refused"])

@@ -25,16 +25,16 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from altgrad.interventions.intervention import Answer, Deed, Intervention, InterventionSpec, Moment, Subject
+from altgrad.interventions.intervention import Action, Answer, Intervention, InterventionSpec, Moment, Subject
 from altgrad.measures import share
 from altgrad.measures.metric import Metric
 from altgrad.measures.partition import ClipMode, clip_threshold
 from altgrad.measures.range import range_counts
 from altgrad.nn import QuantizedLayer, weight_names
-from altgrad.quantize import Delayed, Quantizer, QuantizerSpec
+from altgrad.quantize import DelayedSpec, Quantizer, QuantizerSpec
 
 
-class PartitionClip(InterventionSpec):
+class PartitionClipSpec(InterventionSpec):
     """Clip weight gradients at the end of their format's range while they saturate; nearly inert under Adam."""
 
     kind: ClassVar[str] = "partition_clip"
@@ -55,9 +55,9 @@ class PartitionClip(InterventionSpec):
     every: Annotated[int, Field(ge=1)] = 10
     """At which steps numbers are reported, besides those at which it acts; it looks at each."""
 
-    def build(self, subject: Subject) -> "PartitionClipping":
-        """See InterventionSpec. ValueError if no layer casts grad_output for its weight gradient."""
-        return PartitionClipping(self, subject)
+    def build(self, subject: Subject) -> "PartitionClip":
+        """ValueError if no layer casts grad_output for its weight gradient."""
+        return PartitionClip(self, subject)
 
 
 @dataclass
@@ -69,10 +69,10 @@ class _Site:
     held: int = 0
 
 
-class PartitionClipping(Intervention):
+class PartitionClip(Intervention):
     """Keeps an amax history for each weight gradient."""
 
-    def __init__(self, spec: PartitionClip, subject: Subject) -> None:
+    def __init__(self, spec: PartitionClipSpec, subject: Subject) -> None:
         self.spec = spec
         self.sites: list[_Site] = []
         device, weights = next(subject.model.parameters()).device, weight_names(subject.model)
@@ -80,7 +80,7 @@ class PartitionClipping(Intervention):
             cast = layer.slot_casts.get(("grad_weight", "grad_output")) if isinstance(layer, QuantizedLayer) else None
             if cast is not None and name in weights:
                 monitored = QuantizerSpec(
-                    format=cast.spec.format, scaling=Delayed(history=spec.history, margin=spec.margin)
+                    format=cast.spec.format, scaling=DelayedSpec(history=spec.history, margin=spec.margin)
                 )
                 quantizer = Quantizer(monitored, f"{name}/grad_weight" if name else "grad_weight", "grad_weight")
                 self.sites.append(_Site(weights[name], quantizer.to(device)))
@@ -89,7 +89,7 @@ class PartitionClipping(Intervention):
 
     @torch.no_grad()
     def gradients(self, moment: Moment) -> Answer:
-        """See Intervention. A step that is skipped anyway, or whose loss is not finite, is not looked at."""
+        """A step that is skipped anyway, or whose loss is not finite, is not looked at."""
         if moment.skipped or not math.isfinite(moment.loss):
             return Answer()
         present = [site for site in self.sites if site.parameter in moment.gradients]
@@ -128,16 +128,15 @@ class PartitionClipping(Intervention):
         site.quantizer.commit()
         return counts["saturated"].to(threshold), counts["finite"].to(threshold), threshold, beyond.to(threshold)
 
-    def _deed(self, site: _Site, rate: float, threshold: float) -> Deed:
+    def _deed(self, site: _Site, rate: float, threshold: float) -> Action:
         fmt = site.quantizer.spec.format
         steps = f", {site.held} steps in a row" if self.spec.patience > 1 else ""
-        return Deed(
+        return Action(
             f"{site.quantizer.site}: {rate:.1%} of it saturates {fmt}{steps}; clipped at {threshold:.3g}.",
             {"site": site.quantizer.site, "saturation_rate": rate, "threshold": threshold, "mode": self.spec.mode},
         )
 
     def state(self) -> dict[str, Any]:
-        """See Intervention."""
         histories = {
             f"{site.quantizer.site}:{name}": tensor
             for site in self.sites
@@ -146,7 +145,6 @@ class PartitionClipping(Intervention):
         return {"held": {site.quantizer.site: site.held for site in self.sites}, **histories}
 
     def restore(self, state: Mapping[str, Any]) -> None:
-        """See Intervention."""
         for site in self.sites:
             site.held = int(state["held"][site.quantizer.site])
             for name, tensor in site.quantizer.state_dict().items():

@@ -28,7 +28,7 @@ What the runs are is decided by the class they are validated with, so nothing he
 import itertools
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import Field, model_validator
 
@@ -45,7 +45,7 @@ TWINS: Mapping[str, Cell] = {
 }
 
 
-class Arm(Spec):
+class MatrixArm(Spec):
     """One named way to run the matrix: what it sets, why it is there, and what is expected of it."""
 
     set: dict[str, Any] = Field(default_factory=dict)
@@ -55,10 +55,7 @@ class Arm(Spec):
     purpose: str = ""
     expect: str = ""
 
-    @classmethod
-    def noun(cls) -> str:
-        """See Spec."""
-        return "an arm"
+    noun: ClassVar[str] = "an arm"
 
 
 class Smoke(Spec):
@@ -71,10 +68,7 @@ class Smoke(Spec):
     """The arms that stay, the twin's name among them; null: all."""
     seeds: Seeds | None = None
 
-    @classmethod
-    def noun(cls) -> str:
-        """See Spec."""
-        return "a smoke variant"
+    noun: ClassVar[str] = "a smoke variant"
 
 
 class Matrix(Spec):
@@ -86,7 +80,7 @@ class Matrix(Spec):
     """What the matrix is to find out."""
     set: dict[str, Any] = Field(default_factory=dict)
     """Dotted path -> value, for every run."""
-    arms: dict[str, Arm] = Field(default_factory=dict)
+    arms: dict[str, MatrixArm] = Field(default_factory=dict)
     twin: Literal["bf16", "fp32"] | None = None
     """An arm of this name in which nothing is cast, to compare with."""
     axes: dict[str, Any] = Field(default_factory=dict)
@@ -103,10 +97,7 @@ class Matrix(Spec):
     """Seeds, or named sets of them: `tuning` ones choose, `confirmation` ones judge."""
     smoke: Smoke | None = None
 
-    @classmethod
-    def noun(cls) -> str:
-        """See Spec."""
-        return "a matrix"
+    noun: ClassVar[str] = "a matrix"
 
     @model_validator(mode="after")
     def _agree(self) -> "Matrix":
@@ -153,12 +144,12 @@ class Matrix(Spec):
                     message = f"smoke names '{name}', which is not among the {what}.{did_you_mean(name, known)}"
                     raise LocatedError(("smoke", what), message)
 
-    def all_arms(self) -> dict[str, Arm]:
+    def all_arms(self) -> dict[str, MatrixArm]:
         """The arms in the order written, the twin last; one without a name where there are none."""
         if self.twin is None:
-            return dict(self.arms) or {"": Arm()}
-        twin = Arm(set=dict(TWINS[self.twin]), purpose=f"the {self.twin} twin: nothing is cast")
-        return (dict(self.arms) or {"": Arm()}) | {self.twin: twin}
+            return dict(self.arms) or {"": MatrixArm()}
+        twin = MatrixArm(set=dict(TWINS[self.twin]), purpose=f"the {self.twin} twin: nothing is cast")
+        return (dict(self.arms) or {"": MatrixArm()}) | {self.twin: twin}
 
     def seed_sets(self) -> dict[str, tuple[int, ...]]:
         """Seeds by the name of their set; a plain list is the set without a name."""
@@ -178,7 +169,7 @@ class Matrix(Spec):
         fields |= {"set": {**self.set, **smoke.set}, "axes": axes, "arms": arms, "twin": twin}
         return Matrix(**fields | {"seeds": smoke.seeds or self.seeds, "smoke": None})
 
-    def _smoked(self, arm: Arm, smoke: Smoke) -> Arm:
+    def _smoked(self, arm: MatrixArm, smoke: Smoke) -> MatrixArm:
         """Where the smoke variant names an axis that arm and matrix share, its values are the matrix's."""
         axes = {
             path: values[:1] if path in smoke.axes and path in self.axes else smoke.axes.get(path, values)
@@ -186,7 +177,7 @@ class Matrix(Spec):
         }
         return arm.model_copy(update={"axes": axes})
 
-    def cells(self) -> list["Place"]:
+    def cells(self) -> list["MatrixPlace"]:
         """The combinations, without seeds, in the order written: arms vary slowest, then the first axis."""
         found = []
         for name, arm in self.all_arms().items():
@@ -194,15 +185,15 @@ class Matrix(Spec):
                 continue  # nothing is varied and something is listed: the list is meant
             for cell in self._combinations(arm):
                 if not any(_agrees({**cell, ARM: name}, entry) for entry in self.exclude):
-                    found.append(Place(name, cell, {**self.set, **arm.set, **cell}))
+                    found.append(MatrixPlace(name, cell, {**self.set, **arm.set, **cell}))
         for entry in self.include:
             cell = {path: value for path, value in entry.items() if path != ARM}
             name = str(entry.get(ARM, ""))
             chosen = self.arms[name].set if name in self.arms else {}
-            found.append(Place(name, cell, {**self.set, **chosen, **cell}))
+            found.append(MatrixPlace(name, cell, {**self.set, **chosen, **cell}))
         return found
 
-    def _combinations(self, arm: Arm) -> Iterator[Cell]:
+    def _combinations(self, arm: MatrixArm) -> Iterator[Cell]:
         axes = {path: values for path, values in self.axes.items() if not _decides(arm.set, path)} | arm.axes
         grouped = {path: tuple(other for other in group if other in axes) for group in self.zip for path in group}
         groups = list(dict.fromkeys(grouped.get(path, (path,)) for path in axes))
@@ -213,7 +204,7 @@ class Matrix(Spec):
 
 
 @dataclass(frozen=True)
-class Place:
+class MatrixPlace:
     """Where a run stands in its matrix: its arm, its values on the axes, all that was changed of the base, its seed."""
 
     arm: str

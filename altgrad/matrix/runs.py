@@ -6,14 +6,14 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from altgrad.document import ASSIGNED, Document, SpecError
-from altgrad.matrix.matrix import Matrix, Place
+from altgrad.matrix.matrix import Matrix, MatrixPlace
 from altgrad.spec import Spec
 from altgrad.spec.assignment import put
 
 Run = TypeVar("Run", bound=Spec)
 
 
-def runs(matrix: Matrix, folder: Path, cls: type[Run], sets: Iterable[str] = ()) -> list[tuple[Place, Run]]:
+def runs(matrix: Matrix, folder: Path, cls: type[Run], sets: Iterable[str] = ()) -> list[tuple[MatrixPlace, Run]]:
     """Every run of the matrix, validated as a `cls`: its place, and its spec.
 
     folder: where the matrix lies. sets: `path=value` for every run, after all else. Raises SpecError for a base that
@@ -22,13 +22,13 @@ def runs(matrix: Matrix, folder: Path, cls: type[Run], sets: Iterable[str] = ())
     sets = list(sets)
     if seed_set := next((each for each in sets if each.partition("=")[0].strip() == "seed"), None):
         raise SpecError(f"{ASSIGNED}{seed_set}", "the matrix says which seeds there are; change its `seeds`.")
-    base, known = Document.load(folder / matrix.base), dict[str, Place]()
-    found: list[tuple[Place, Run]] = []
+    base, known = Document.load(folder / matrix.base), dict[str, MatrixPlace]()
+    found: list[tuple[MatrixPlace, Run]] = []
     for cell in matrix.cells():
         document = _changed(base, cls, cell)
         for name, seeds in matrix.seed_sets().items():
             for seed in seeds:
-                place = Place(cell.arm, cell.axes, cell.changes, seed, name)
+                place = MatrixPlace(cell.arm, cell.axes, cell.changes, seed, name)
                 put(document, cls, ["seed"], seed, f"{base.name} with {place}"[:160])
                 try:
                     spec = cls.check(document, sets)
@@ -42,7 +42,7 @@ def runs(matrix: Matrix, folder: Path, cls: type[Run], sets: Iterable[str] = ())
     return found
 
 
-def _changed(base: Document, cls: type[Spec], cell: Place) -> Document:
+def _changed(base: Document, cls: type[Spec], cell: MatrixPlace) -> Document:
     """The base with a cell's changes, not validated yet."""
     # Where things were written is text by place, never changed in place: it is shared, and only the data is copied.
     document = Document(copy.deepcopy(base.data), base.name, dict(base.values), dict(base.keys))

@@ -21,16 +21,16 @@ from pydantic import Field, model_validator
 from torch import Tensor, nn
 from torch.nn import functional
 
-from altgrad.models.gpt import Block
+from altgrad.models.gpt import GPTBlock
 from altgrad.models.model import Answers, ModelSpec
 from altgrad.models.weights import draw_weights
 
-__all__ = ["Encoder", "EncoderModel", "pooled"]
+__all__ = ["Encoder", "EncoderSpec", "pooled"]
 
 _Count = Annotated[int, Field(ge=1)]
 
 
-class Encoder(ModelSpec):
+class EncoderSpec(ModelSpec):
     """Sizes of an encoder; as those of `gpt`, and `pooling`: which token or tokens answer for the text."""
 
     kind: ClassVar[str] = "encoder"
@@ -46,7 +46,6 @@ class Encoder(ModelSpec):
 
     @property
     def answers(self) -> Answers:
-        """See ModelSpec."""
         return "text"
 
     @model_validator(mode="after")
@@ -55,9 +54,9 @@ class Encoder(ModelSpec):
             raise ValueError(f"width {self.width} is not a multiple of heads {self.heads}; choose sizes that divide.")
         return self
 
-    def build(self, vocabulary: int, outputs: int) -> "EncoderModel":
+    def build(self, vocabulary: int, outputs: int) -> "Encoder":
         """The encoder, initialised."""
-        return EncoderModel(self, vocabulary, outputs)
+        return Encoder(self, vocabulary, outputs)
 
 
 def pooled(states: Tensor, mask: Tensor, pooling: str) -> Tensor:
@@ -74,7 +73,7 @@ def pooled(states: Tensor, mask: Tensor, pooling: str) -> Tensor:
 class EncoderAttention(nn.Module):
     """Multi-head self-attention that looks both ways, at tokens only."""
 
-    def __init__(self, spec: Encoder) -> None:
+    def __init__(self, spec: EncoderSpec) -> None:
         super().__init__()
         self.heads = spec.heads
         self.dropout = spec.dropout
@@ -94,19 +93,19 @@ class EncoderAttention(nn.Module):
         return out
 
 
-class EncoderModel(nn.Module):
+class Encoder(nn.Module):
     """The module that `Encoder.build` returns: int64 `[batch, time]`, below 0 for padding, to `[batch, outputs]`.
 
     Module names are fixed: `embed`, `positions`, `blocks.<i>.{norm1, attention.qkv, attention.proj, norm2, mlp.up,
     mlp.down}`, `norm`, `classifier`.
     """
 
-    def __init__(self, spec: Encoder, vocabulary: int, outputs: int) -> None:
+    def __init__(self, spec: EncoderSpec, vocabulary: int, outputs: int) -> None:
         super().__init__()
         self.context, self.pooling = spec.context, spec.pooling
         self.embed = nn.Embedding(vocabulary, spec.width)
         self.positions = nn.Embedding(spec.context, spec.width)
-        self.blocks = nn.ModuleList(Block(spec, EncoderAttention(spec)) for _ in range(spec.layers))
+        self.blocks = nn.ModuleList(GPTBlock(spec, EncoderAttention(spec)) for _ in range(spec.layers))
         self.norm = nn.LayerNorm(spec.width, bias=spec.bias)
         self.classifier = nn.Linear(spec.width, outputs)
         self.initialise()

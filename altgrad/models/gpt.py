@@ -26,12 +26,12 @@ from altgrad.models.gpt2_names import from_gpt2
 from altgrad.models.model import ModelSpec
 from altgrad.models.weights import draw_weights
 
-__all__ = ["GPT", "Decoder"]
+__all__ = ["GPT", "GPTSpec"]
 
 _Count = Annotated[int, Field(ge=1)]
 
 
-class GPT(ModelSpec):
+class GPTSpec(ModelSpec):
     """Sizes of a decoder. `width` is the residual stream's; every head has width / heads; the MLP is 4 * width wide.
 
     `tied` makes head and embedding one parameter (the policy then sees one weight in two roles, so it is off by
@@ -61,15 +61,15 @@ class GPT(ModelSpec):
         """Also knows the names of GPT-2 at Hugging Face and of nanoGPT; see `altgrad.models.gpt2_names`."""
         return from_gpt2(tensors, tied=self.tied)
 
-    def build(self, vocabulary: int, outputs: int) -> "Decoder":
+    def build(self, vocabulary: int, outputs: int) -> "GPT":
         """The decoder, initialised. A tied one needs outputs == vocabulary; otherwise ValueError."""
-        return Decoder(self, vocabulary, outputs)
+        return GPT(self, vocabulary, outputs)
 
 
 class Attention(nn.Module):
     """Causal multi-head self-attention, `[batch, time, width]` to the same."""
 
-    def __init__(self, spec: GPT) -> None:
+    def __init__(self, spec: GPTSpec) -> None:
         super().__init__()
         self.heads = spec.heads
         self.dropout = spec.dropout
@@ -121,7 +121,7 @@ class MLP(nn.Module):
         return out
 
 
-class Block(nn.Module):
+class GPTBlock(nn.Module):
     """One pre-norm block: attention, then MLP, each added to the residual stream."""
 
     def __init__(self, spec: Widths, attention: nn.Module) -> None:
@@ -138,7 +138,7 @@ class Block(nn.Module):
         return x + functional.dropout(self.mlp(self.norm2(x)), self.dropout, self.training)
 
 
-class Decoder(nn.Module):
+class GPT(nn.Module):
     """The module that `GPT.build` returns: int64 tokens `[batch, time]` to logits `[batch, time, outputs]`.
 
     Module names are fixed, policies and pictures rely on them: `embed`, `positions`, `blocks.<i>.norm1`,
@@ -146,14 +146,14 @@ class Decoder(nn.Module):
     `blocks.<i>.mlp.down`, `norm`, `head`.
     """
 
-    def __init__(self, spec: GPT, vocabulary: int, outputs: int) -> None:
+    def __init__(self, spec: GPTSpec, vocabulary: int, outputs: int) -> None:
         super().__init__()
         if spec.tied and outputs != vocabulary:
             raise ValueError(f"a tied head gives {vocabulary} outputs, the data wants {outputs}; set tied: false.")
         self.context = spec.context
         self.embed = nn.Embedding(vocabulary, spec.width)
         self.positions = nn.Embedding(spec.context, spec.width)
-        self.blocks = nn.ModuleList(Block(spec, Attention(spec)) for _ in range(spec.layers))
+        self.blocks = nn.ModuleList(GPTBlock(spec, Attention(spec)) for _ in range(spec.layers))
         self.norm = nn.LayerNorm(spec.width, bias=spec.bias)
         self.head = nn.Linear(spec.width, outputs, bias=False)
         if spec.tied:

@@ -40,9 +40,9 @@ from altgrad.models.encoder import pooled
 from altgrad.models.hf_folder import readable_weights, require_body, require_config
 from altgrad.models.model import Answers, ModelSpec
 from altgrad.models.vocabulary import check_rows, check_vocabulary
-from altgrad.spec.folder import named_folder, tokenizer_ids
+from altgrad.spec.package_path import named_folder, tokenizer_ids
 
-__all__ = ["HF", "HFModel"]
+__all__ = ["HF", "HFSpec"]
 
 HEAD = "classifier.safetensors"
 _TOKENIZER = (
@@ -59,11 +59,12 @@ _DROPOUT = (
 )  # fmt: skip
 
 
-class HF(ModelSpec):
+class HFSpec(ModelSpec):
     """A folder and what to make of it.
 
-    `folder` is a path or `package:NAME/inside` (`altgrad.spec.folder`). `context`: the longest text, which the model's
-    own positions bound. `weights: random` takes the sizes alone. `dropout` replaces every dropout of its configuration.
+    `folder` is a path or `package:NAME/inside` (`altgrad.spec.package_path`). `context`: the longest text, which the
+    model's own positions bound. `weights: random` takes the sizes alone. `dropout` replaces every dropout of its
+    configuration.
     """
 
     kind: ClassVar[str] = "hf"
@@ -79,20 +80,19 @@ class HF(ModelSpec):
 
     @property
     def answers(self) -> Answers:
-        """See ModelSpec."""
         return "token" if self.head == "causal" else "text"
 
-    def build(self, vocabulary: int, outputs: int) -> "HFModel":
+    def build(self, vocabulary: int, outputs: int) -> "HF":
         """The model with the folder's weights; what the folder lacks, a new head, is drawn from the global generator.
 
         ValueError for a folder that cannot be read, for a tokenizer with more ids than the model has rows, and for
         `head: causal` on a model that looks ahead.
         """
-        return HFModel(self, vocabulary, outputs)
+        return HF(self, vocabulary, outputs)
 
     def export(self, trained: nn.Module, folder: Path, labels: Sequence[str] | None) -> None:
-        """See ModelSpec. Weights are the parameters as they are kept (float32), before any cast of the forward."""
-        assert isinstance(trained, HFModel)
+        """Weights are the parameters as they are kept (float32), before any cast of the forward."""
+        assert isinstance(trained, HF)
         if folder.exists() and any(folder.iterdir()):
             raise ValueError(f"{folder} is not empty; name a folder that is new.")
         plain = _read(self, None, trained.outputs, pretrained=True, pooler=True)
@@ -119,10 +119,10 @@ class HF(ModelSpec):
                 shutil.copyfile(named_folder(self.folder) / name, folder / name)
 
 
-class HFModel(nn.Module):
+class HF(nn.Module):
     """The library's model as `model`, and for `head: pooled` a `classifier`; int64 tokens, below 0 for padding."""
 
-    def __init__(self, spec: HF, vocabulary: int, outputs: int) -> None:
+    def __init__(self, spec: HFSpec, vocabulary: int, outputs: int) -> None:
         super().__init__()
         self.head, self.pooling, self.outputs = spec.head, spec.pooling, outputs
         on_meta = torch.get_default_device().type == "meta"
@@ -155,7 +155,7 @@ class HFModel(nn.Module):
         answer: Tensor = self.classifier(pooled(found.last_hidden_state, mask, self.pooling))
         return answer
 
-    def _prove_causal(self, spec: HF) -> None:
+    def _prove_causal(self, spec: HFSpec) -> None:
         def answers(ids: Tensor) -> tuple[Tensor, ...]:
             found = self.model(input_ids=ids, attention_mask=torch.ones_like(ids), output_hidden_states=True)
             return (found.logits, *(found.hidden_states or ()))
@@ -212,7 +212,7 @@ class HFModel(nn.Module):
             p.copy_(found[name])
 
 
-def _read(spec: HF, vocabulary: int | None, outputs: int, *, pretrained: bool, pooler: bool = False) -> Any:
+def _read(spec: HFSpec, vocabulary: int | None, outputs: int, *, pretrained: bool, pooler: bool = False) -> Any:
     """The library's module; vocabulary None asks for no check. ValueError in one line, whatever the library raises."""
     folder = named_folder(spec.folder)
     require_config(spec.folder, folder)
@@ -248,7 +248,7 @@ def _in_one_line(folder: str) -> Iterator[None]:
         raise ValueError(f"folder {folder}: {reason or type(error).__name__}") from None
 
 
-def _configure(config: Any, spec: HF, vocabulary: int | None, outputs: int) -> None:
+def _configure(config: Any, spec: HFSpec, vocabulary: int | None, outputs: int) -> None:
     longest = getattr(config, "max_position_embeddings", None)
     if longest is not None and spec.context > longest:
         raise ValueError(f"context {spec.context} is longer than the model's {longest} positions; shorten it.")

@@ -15,9 +15,22 @@ from altgrad.monitors.monitor import (
     Weight,
     WeightMonitor,
 )  # fmt: skip
-from altgrad.monitors.watch import Watch
+from altgrad.monitors.monitor_set import MonitorSet
 
 __all__ = [
-    "CastMonitor", "Context", "GradientMonitor", "Metric", "MicroMonitor", "Monitor", "MonitorSpec", "Replay",
-    "ReplayMonitor", "Report", "UpdateMonitor", "Watch", "Weight", "WeightMonitor", "describing",
+    "CastMonitor",
+    "Context",
+    "GradientMonitor",
+    "Metric",
+    "MicroMonitor",
+    "Monitor",
+    "MonitorSet",
+    "MonitorSpec",
+    "Replay",
+    "ReplayMonitor",
+    "Report",
+    "UpdateMonitor",
+    "Weight",
+    "WeightMonitor",
+    "describing",
 ]  # fmt: skip

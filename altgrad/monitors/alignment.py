@@ -24,7 +24,7 @@ from altgrad.monitors.monitor import (
 )
 
 
-class Alignment(MonitorSpec):
+class AlignmentSpec(MonitorSpec):
     """The mean distance of weights from the grid in spacings, and the share exactly on it."""
 
     kind: ClassVar[str] = "alignment"
@@ -34,24 +34,21 @@ class Alignment(MonitorSpec):
     )
     every: Every = 100
 
-    def build(self, context: Context = NOTHING) -> "AlignmentMonitor":
-        """See MonitorSpec."""
-        return AlignmentMonitor()
+    def build(self, context: Context = NOTHING) -> "Alignment":
+        return Alignment()
 
 
-class AlignmentMonitor(WeightMonitor):
+class Alignment(WeightMonitor):
     """Sums over each parameter on a grid."""
 
     alike: ClassVar[tuple[str, ...]] = ("offset", "aligned", "inside")
 
     def measure(self, weight: Weight) -> Found:
-        """See WeightMonitor."""
         if weight.grid is None:
             return {}
         return alignment_sums(weight.values, weight.grid.format, scale=weight.grid.scale)
 
     def report(self, site: str, values: Values) -> Report:
-        """See Monitor."""
         metrics = {
             "mean_offset": share(values["offset"], values["inside"]),
             "aligned_share": share(values["aligned"], values["inside"]),

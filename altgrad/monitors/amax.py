@@ -18,13 +18,13 @@ from pydantic import Field
 
 from altgrad.measures import AmaxAverage, add_amax, amax_average_start, average_amax, share
 from altgrad.measures.metric import Metric
-from altgrad.monitors.latch import Latch
+from altgrad.monitors.alarm import AlarmLatch
 from altgrad.monitors.monitor import NOTHING, CastMonitor, Context, Found, MonitorSpec, Report, Values
 from altgrad.quantize import Cast
 from altgrad.quantize.scaling import finite_amax
 
 
-class Amax(MonitorSpec):
+class AmaxSpec(MonitorSpec):
     """The moving average of every cast's amax, and how much of the format's range it fills under its scale."""
 
     kind: ClassVar[str] = "amax"
@@ -42,24 +42,23 @@ class Amax(MonitorSpec):
     binades: Annotated[int, Field(ge=1)] = 4
     patience: Annotated[int, Field(ge=1)] = 3
 
-    def build(self, context: Context = NOTHING) -> "AmaxMonitor":
-        """See MonitorSpec."""
-        return AmaxMonitor(self)
+    def build(self, context: Context = NOTHING) -> "Amax":
+        return Amax(self)
 
 
-class AmaxMonitor(CastMonitor):
+class Amax(CastMonitor):
     """Keeps one average for each site."""
 
     sums: ClassVar[tuple[str, ...]] = ("elements",)
     maxima: ClassVar[tuple[str, ...]] = ("amax", "reach")
 
-    def __init__(self, spec: Amax) -> None:
+    def __init__(self, spec: AmaxSpec) -> None:
         self.rho, self.lowest = spec.rho, 2.0**-spec.binades
         self.averages: dict[str, AmaxAverage] = {}
-        self.latch = Latch(spec.patience)
+        self.latch = AlarmLatch(spec.patience)
 
     def measure(self, cast: Cast) -> Found:
-        """See CastMonitor. reach: the largest value that the scale can represent; 0 without a scale."""
+        """reach: the largest value that the scale can represent; 0 without a scale."""
         elements = torch.full((), cast.exact.numel(), dtype=torch.float64, device=cast.exact.device)
         if cast.scale is None:
             amax = finite_amax(cast.exact)
@@ -69,7 +68,7 @@ class AmaxMonitor(CastMonitor):
         return {"elements": elements, "amax": amax, "reach": reach * float(cast.format.max)}
 
     def report(self, site: str, values: Values) -> Report:
-        """See Monitor. A cast of no rows leaves the average as it was."""
+        """A cast of no rows leaves the average as it was."""
         if not values["elements"]:
             average = float(average_amax(self.averages[site])) if site in self.averages else math.nan
             return Report({f"{site}/amax_average": average, f"{site}/fill": math.nan})
@@ -85,12 +84,10 @@ class AmaxMonitor(CastMonitor):
         return Report({f"{site}/{name}": value for name, value in metrics.items()}, alarms)
 
     def state(self) -> dict[str, Any]:
-        """See Monitor."""
         averages = {site: [float(part) for part in average] for site, average in self.averages.items()}
         return {"averages": averages, "latch": self.latch.state()}
 
     def restore(self, state: Mapping[str, Any]) -> None:
-        """See Monitor."""
         self.averages = {
             site: AmaxAverage(*torch.tensor(parts, dtype=torch.float64)) for site, parts in state["averages"].items()
         }

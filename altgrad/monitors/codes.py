@@ -19,7 +19,7 @@ from altgrad.formats import FloatFormat
 from altgrad.measures import code_utilisation
 from altgrad.measures.metric import Metric
 from altgrad.measures.quantiles import tally
-from altgrad.monitors.latch import Latch
+from altgrad.monitors.alarm import AlarmLatch
 from altgrad.monitors.monitor import (
     NOTHING,
     Context,
@@ -35,7 +35,7 @@ from altgrad.monitors.monitor import (
 from altgrad.quantize import Grid, rung
 
 
-class Codes(MonitorSpec):
+class CodesSpec(MonitorSpec):
     """The entropy of each gridded parameter's codes, unused codes, and the mass at the top code and at zero."""
 
     kind: ClassVar[str] = "codes"
@@ -51,38 +51,33 @@ class Codes(MonitorSpec):
     every: Every = 100
     lowest: Annotated[float, Field(ge=0, le=1)] = 0.15
 
-    def build(self, context: Context = NOTHING) -> "CodesMonitor":
-        """See MonitorSpec."""
-        return CodesMonitor(self.lowest)
+    def build(self, context: Context = NOTHING) -> "Codes":
+        return Codes(self.lowest)
 
 
-class CodesMonitor(WeightMonitor):
+class Codes(WeightMonitor):
     """The measures of a histogram of codes."""
 
     alike: ClassVar[tuple[str, ...]] = ("utilisation", "unused_share", "top_share", "zero_share")
 
     def __init__(self, lowest: float) -> None:
-        self.lowest, self.latch = lowest, Latch(2)
+        self.lowest, self.latch = lowest, AlarmLatch(2)
 
     def measure(self, weight: Weight) -> Found:
-        """See WeightMonitor."""
         if weight.grid is None:
             return {}
         return code_utilisation(_histogram(weight.values, weight.grid), weight.grid.format)
 
     def report(self, site: str, values: Values) -> Report:
-        """See Monitor."""
         alarms = []
         if self.latch.see(site, values["utilisation"] < self.lowest):
             alarms = [f"{site}: its values use {values['utilisation']:.1%} of the format; keep it in a wider one."]
         return Report(at(site, values), alarms)
 
     def state(self) -> dict[str, Any]:
-        """See Monitor."""
         return self.latch.state()
 
     def restore(self, state: Mapping[str, Any]) -> None:
-        """See Monitor."""
         self.latch.restore(state)
 
 

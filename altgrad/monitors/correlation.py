@@ -20,7 +20,7 @@ from altgrad.quantize import spacing
 NAMES = tuple(f"{what}_{how}" for what in ("requested", "gradient") for how in ("pearson", "spearman"))
 
 
-class Correlation(MonitorSpec):
+class CorrelationSpec(MonitorSpec):
     """The correlation of requests and of gradients with the spacing at the weight, and small requests by binade."""
 
     kind: ClassVar[str] = "correlation"
@@ -37,19 +37,17 @@ class Correlation(MonitorSpec):
     )  # fmt: skip
     every: Every = 100
 
-    def build(self, context: Context = NOTHING) -> "CorrelationMonitor":
-        """See MonitorSpec."""
-        return CorrelationMonitor()
+    def build(self, context: Context = NOTHING) -> "Correlation":
+        return Correlation()
 
 
-class CorrelationMonitor(UpdateMonitor):
+class Correlation(UpdateMonitor):
     """Correlations over a sample, and counts by binade over all of each parameter on a grid."""
 
     whole: ClassVar[bool] = False
     alike: ClassVar[tuple[str, ...]] = (*NAMES, "below_half_*", "attempted_*")
 
     def measure(self, update: Update, kept: Found) -> Found:
-        """See UpdateMonitor."""
         if update.grid is None:
             return {}
         start = update.before if update.moved is None else update.moved
@@ -67,7 +65,6 @@ class CorrelationMonitor(UpdateMonitor):
         return found
 
     def report(self, site: str, values: Values) -> Report:
-        """See Monitor."""
         metrics = {name: values[name] for name in NAMES}
         for name, attempted in values.items():
             if name.startswith("attempted_") and attempted:

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 
 from altgrad.measures import activation_sums, alive_features, alive_rows, dead_share, dormant_share
 from altgrad.measures.metric import Metric
-from altgrad.monitors.latch import Latch
+from altgrad.monitors.alarm import AlarmLatch
 from altgrad.monitors.monitor import (
     NOTHING,
     Context,
@@ -33,14 +33,14 @@ from altgrad.monitors.monitor import (
     Values,
     at,
 )
-from altgrad.nn import QuantizedLayer, Ranks, weight_names
-from altgrad.nn.layout import is_layer, is_turned
+from altgrad.nn import Processes, QuantizedLayer, weight_names
+from altgrad.nn.layers import is_layer, is_turned
 from altgrad.optim import whole_tensor
 
 NAMES = ("dead_share", "cast_dead_share", "dormant_share", "grad_dead_share")
 
 
-class Dead(MonitorSpec):
+class DeadSpec(MonitorSpec):
     """Dead and dormant features of what enters each layer, before and after its cast, and rows without gradient."""
 
     kind: ClassVar[str] = "dead"
@@ -58,12 +58,11 @@ class Dead(MonitorSpec):
     window: Annotated[int, Field(ge=1)] = 1
     share: Annotated[float, Field(gt=0, le=1)] = 0.5
 
-    def build(self, context: Context = NOTHING) -> "DeadMonitor":
-        """See MonitorSpec."""
-        return DeadMonitor(self.window, self.share)
+    def build(self, context: Context = NOTHING) -> "Dead":
+        return Dead(self.window, self.share)
 
 
-class DeadMonitor(ReplayMonitor):
+class Dead(ReplayMonitor):
     """Masks of what was alive, joined over a window, and sums of magnitudes."""
 
     sums: ClassVar[tuple[str, ...]] = ()
@@ -73,11 +72,11 @@ class DeadMonitor(ReplayMonitor):
         self.window, self.limit = window, limit
         self.observed = 0
         self.masks: dict[str, Tensor] = {}
-        self.latches = {name: Latch() for name in NAMES if name != "dormant_share"}
+        self.latches = {name: AlarmLatch() for name in NAMES if name != "dormant_share"}
 
     @torch.no_grad()
     def measure(self, replay: Replay) -> dict[str, Found]:
-        """See ReplayMonitor. Empty until the window is full."""
+        """Empty until the window is full."""
         window, self.masks = self.masks, {}
         layers = {name: module for name, module in replay.model.named_modules() if is_layer(module)}
         handles = [
@@ -93,7 +92,7 @@ class DeadMonitor(ReplayMonitor):
         finally:
             for handle in handles:
                 handle.remove()
-        self._merge(replay.ranks)
+        self._merge(replay.processes)
         weights = weight_names(replay.model)
         for key, value in window.items():
             self._join(key, value)
@@ -110,7 +109,6 @@ class DeadMonitor(ReplayMonitor):
         return found
 
     def report(self, site: str, values: Values) -> Report:
-        """See Monitor."""
         alarms = [
             f"{site}: {values[name]:.0%} of its units are {name.removesuffix('_share').replace('_', '-')}."
             for name, latch in self.latches.items()
@@ -119,12 +117,10 @@ class DeadMonitor(ReplayMonitor):
         return Report(at(site, values), alarms)
 
     def state(self) -> dict[str, Any]:
-        """See Monitor."""
         latches = {name: latch.state() for name, latch in self.latches.items()}
         return {"observed": self.observed, "latches": latches, **self.masks}
 
     def restore(self, state: Mapping[str, Any]) -> None:
-        """See Monitor."""
         self.observed = int(state["observed"])
         self.masks = {key: value.clone() for key, value in state.items() if isinstance(value, Tensor)}
         for name, latch in self.latches.items():
@@ -144,12 +140,12 @@ class DeadMonitor(ReplayMonitor):
             value = self.masks[key] | value if value.dtype == torch.bool else self.masks[key] + value
         self.masks[key] = value
 
-    def _merge(self, ranks: Ranks) -> None:
-        """What the tokens of all ranks make of the step."""
-        if ranks.size == 1:
+    def _merge(self, processes: Processes) -> None:
+        """What the tokens of all processes make of the step."""
+        if processes.size == 1:
             return
         alive = {key: mask.to(torch.uint8) for key, mask in self.masks.items() if mask.dtype == torch.bool}
-        ranks.join([value for key, value in self.masks.items() if key not in alive], list(alive.values()))
+        processes.join([value for key, value in self.masks.items() if key not in alive], list(alive.values()))
         self.masks |= {key: mask.to(torch.bool) for key, mask in alive.items()}
 
     def _shares(self, name: str) -> Found:

@@ -6,8 +6,8 @@ ends here is a result, `diverged`, not a crash.
 
 An infinity that enters a cast need not reach either: a cast can hide it, and so can a clamp behind it or a parameter
 that is not trained. So casts count what is not finite as it enters, wherever they are watched anyway, and at every step
-where they hide it (see `altgrad.monitors.watch`); the first such entry of each site is an alarm that names it. It skips
-no step, since gradients decide about that.
+where they hide it (see `altgrad.monitors.monitor_set`); the first such entry of each site is an alarm that names it. It
+skips no step, since gradients decide about that.
 
 By then everything is NaN, and what matters is where it began. So the bad step is run again, in eager, and every
 module's output is looked at in the order of the forward pass, then the gradients of those outputs in the order of the
@@ -25,7 +25,7 @@ from torch import Tensor, nn
 
 from altgrad.measures import linf_norm
 from altgrad.measures.count import count
-from altgrad.monitors.latch import Latch
+from altgrad.monitors.alarm import AlarmLatch
 from altgrad.monitors.monitor import (
     NO_CASTS,
     NOTHING,
@@ -44,16 +44,15 @@ from altgrad.optim import whole_tensor
 from altgrad.quantize import Cast
 
 
-class Finite(MonitorSpec):
+class FiniteSpec(MonitorSpec):
     """Stop as diverged after `patience` steps in a row with a non-finite loss or gradient; says where it began."""
 
     kind: ClassVar[str] = "finite"
     every: Every = 1
     patience: Annotated[int, Field(ge=1)] = 1
 
-    def build(self, context: Context = NOTHING) -> "FiniteMonitor":
-        """See MonitorSpec."""
-        return FiniteMonitor(self.patience)
+    def build(self, context: Context = NOTHING) -> "Finite":
+        return Finite(self.patience)
 
 
 class Entering(CastMonitor):
@@ -66,28 +65,26 @@ class Entering(CastMonitor):
     sums: ClassVar[tuple[str, ...]] = ("nonfinite", "hidden")
 
     def measure(self, cast: Cast) -> Found:
-        """See CastMonitor."""
         entering, leaving = (x.numel() - count(x.abs() < math.inf) for x in (cast.exact, cast.rounded))
         return {"nonfinite": entering, "hidden": (entering - leaving).clamp(min=0)}
 
 
-class FiniteMonitor(GradientMonitor):
+class Finite(GradientMonitor):
     """Counts bad steps in a row and remembers what went bad first."""
 
     def __init__(self, patience: int) -> None:
         self.patience = patience
         self.of_casts = Entering()
-        self.latch = Latch()
+        self.latch = AlarmLatch()
         self.bad_steps = 0
         self.first: dict[str, Any] | None = None
         """The step and the tensor that went bad first in the run."""
 
     def measure(self, gradient: Tensor) -> Found:
-        """See GradientMonitor. The largest magnitude."""
+        """The largest magnitude."""
         return {"linf": linf_norm(gradient)}
 
     def report_all(self, loss: float, found: Mapping[str, Values], casts: Mapping[str, Values] = NO_CASTS) -> Report:
-        """See GradientMonitor."""
         bad = {site: values for site, values in casts.items() if values["nonfinite"]}
         entered = [_entered(site, values) for site, values in bad.items() if self.latch.see(site, True)]
         report = self._judge(loss, found)
@@ -113,7 +110,7 @@ class FiniteMonitor(GradientMonitor):
         )
 
     def explain(self, report: Report, replay: Replay) -> Report:
-        """See GradientMonitor. Unchanged if the step run again is finite."""
+        """Unchanged if the step run again is finite."""
         origin = first_nonfinite(replay)
         if origin is None:
             return report
@@ -127,12 +124,10 @@ class FiniteMonitor(GradientMonitor):
         )
 
     def state(self) -> dict[str, Any]:
-        """See Monitor."""
         entered = {"entered": self.latch.state()} if self.latch.raised else {}
         return {"bad_steps": self.bad_steps, "first": self.first, **entered}
 
     def restore(self, state: Mapping[str, Any]) -> None:
-        """See Monitor."""
         self.bad_steps, self.first = int(state["bad_steps"]), state["first"]
         if "entered" in state:  # only once something did
             self.latch.restore(state["entered"])
@@ -174,8 +169,8 @@ def first_nonfinite(replay: Replay) -> str | None:
     finally:
         for handle in handles:
             handle.remove()
-    # All ranks run it again, and the first that saw something speaks for all.
-    return next(filter(None, replay.ranks.words(seen[0] if seen else None)), None)
+    # All processes run it again, and the first that saw something speaks for all.
+    return next(filter(None, replay.processes.words(seen[0] if seen else None)), None)
 
 
 def _finite(tensor: Tensor) -> bool:

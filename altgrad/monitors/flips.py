@@ -30,7 +30,7 @@ EPOCH = 100
 """Steps of an epoch where the data do not say."""
 
 
-class Flips(MonitorSpec):
+class FlipsSpec(MonitorSpec):
     """Flips, sign flips and rescale flips of each parameter on a grid, oscillation, and distance travelled."""
 
     kind: ClassVar[str] = "flips"
@@ -48,12 +48,11 @@ class Flips(MonitorSpec):
     )  # fmt: skip
     momentum: Annotated[float, Field(gt=0, le=1)] = 0.1
 
-    def build(self, context: Context = NOTHING) -> "FlipsMonitor":
-        """See MonitorSpec."""
-        return FlipsMonitor(self.momentum, context.epoch or EPOCH)
+    def build(self, context: Context = NOTHING) -> "Flips":
+        return Flips(self.momentum, context.epoch or EPOCH)
 
 
-class FlipsMonitor(UpdateMonitor):
+class Flips(UpdateMonitor):
     """Follows the trail of every weight on a grid, and the scale of masters."""
 
     alike: ClassVar[tuple[str, ...]] = (
@@ -66,7 +65,7 @@ class FlipsMonitor(UpdateMonitor):
         self.totals: dict[str, list[float]] = {}
 
     def start(self, update: Update) -> Found:
-        """See UpdateMonitor. The trail of a weight on a grid, and the scale of a master."""
+        """The trail of a weight on a grid, and the scale of a master."""
         if update.grid is None:
             return {}
         trail: Found = trail_start(update.before)._asdict()
@@ -74,7 +73,6 @@ class FlipsMonitor(UpdateMonitor):
         return trail if update.moved is not None or scale is None else trail | {"scale": scale.clone()}
 
     def measure(self, update: Update, kept: Found) -> Found:
-        """See UpdateMonitor."""
         if update.grid is None:
             return {}
         fmt, scale = update.grid.format, update.grid.scale
@@ -91,7 +89,6 @@ class FlipsMonitor(UpdateMonitor):
         return found
 
     def report(self, site: str, values: Values) -> Report:
-        """See Monitor."""
         weights = values["weights"]
         reversed_ = torch.tensor(share(values["reversals"], weights))
         average = oscillation_average(torch.tensor(self.averages.get(site, 0.0)), reversed_, self.momentum)
@@ -113,11 +110,9 @@ class FlipsMonitor(UpdateMonitor):
         return Report(at(site, metrics))
 
     def state(self) -> dict[str, Any]:
-        """See Monitor."""
         return {"averages": self.averages, "totals": self.totals}
 
     def restore(self, state: Mapping[str, Any]) -> None:
-        """See Monitor."""
         self.averages = dict(state["averages"])
         self.totals = {site: list(counts) for site, counts in state["totals"].items()}
 

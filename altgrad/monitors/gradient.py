@@ -15,7 +15,7 @@ from torch import Tensor
 
 from altgrad.measures import l2_norm, linf_norm
 from altgrad.measures.metric import Metric
-from altgrad.monitors.latch import Latch
+from altgrad.monitors.alarm import AlarmLatch
 from altgrad.monitors.monitor import (
     NO_CASTS,
     NOTHING,
@@ -29,7 +29,7 @@ from altgrad.monitors.monitor import (
 )
 
 
-class Gradient(MonitorSpec):
+class GradientSpec(MonitorSpec):
     """The Euclidean and the largest-magnitude norm of each parameter's gradient."""
 
     kind: ClassVar[str] = "gradient"
@@ -46,25 +46,22 @@ class Gradient(MonitorSpec):
     )  # fmt: skip
     patience: Annotated[int, Field(ge=1)] = 3
 
-    def build(self, context: Context = NOTHING) -> "GradientNorms":
-        """See MonitorSpec."""
-        return GradientNorms(self.patience)
+    def build(self, context: Context = NOTHING) -> "Gradient":
+        return Gradient(self.patience)
 
 
-class GradientNorms(GradientMonitor):
-    """Two norms for each parameter. Gradients are reduced over ranks before they are looked at."""
+class Gradient(GradientMonitor):
+    """Two norms for each parameter. Gradients are reduced over processes before they are looked at."""
 
     alike: ClassVar[tuple[str, ...]] = ("l2", "linf")
 
     def __init__(self, patience: int) -> None:
-        self.latch = Latch(patience)
+        self.latch = AlarmLatch(patience)
 
     def measure(self, gradient: Tensor) -> Found:
-        """See GradientMonitor."""
         return {"l2": l2_norm(gradient), "linf": linf_norm(gradient)}
 
     def report_all(self, loss: float, found: Mapping[str, Values], casts: Mapping[str, Values] = NO_CASTS) -> Report:
-        """See GradientMonitor."""
         metrics: dict[str, float] = {}
         alarms = []
         for name, values in found.items():
@@ -74,9 +71,7 @@ class GradientNorms(GradientMonitor):
         return Report(metrics, alarms)
 
     def state(self) -> dict[str, Any]:
-        """See Monitor."""
         return self.latch.state()
 
     def restore(self, state: Mapping[str, Any]) -> None:
-        """See Monitor."""
         self.latch.restore(state)

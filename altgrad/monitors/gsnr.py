@@ -18,11 +18,11 @@ from altgrad.measures import GradientMoments, add_gradient, gsnr_summary, merge_
 from altgrad.measures.gsnr import FEWEST
 from altgrad.measures.metric import Metric
 from altgrad.monitors.monitor import NOTHING, Context, Every, Found, MicroMonitor, MonitorSpec, Report, Values, at
-from altgrad.nn import Ranks
+from altgrad.nn import Processes
 from altgrad.optim import whole_tensor
 
 
-class Gsnr(MonitorSpec):
+class GsnrSpec(MonitorSpec):
     """The signal-to-noise ratio of each parameter's gradient over the micro-batches of a step, unbiased."""
 
     kind: ClassVar[str] = "gsnr"
@@ -37,13 +37,12 @@ class Gsnr(MonitorSpec):
     )  # fmt: skip
     every: Every = 100
 
-    def build(self, context: Context = NOTHING) -> "GsnrMonitor":
-        """See MonitorSpec."""
-        return GsnrMonitor()
+    def build(self, context: Context = NOTHING) -> "Gsnr":
+        return Gsnr()
 
 
-class GsnrMonitor(MicroMonitor):
-    """Running moments of the step's gradients. Those of ranks are merged by `merge_moments` before the summary."""
+class Gsnr(MicroMonitor):
+    """Running moments of the step's gradients. Those of processes are merged by `merge_moments` before the summary."""
 
     alike: ClassVar[tuple[str, ...]] = ("median", "mean", "pooled", "constant_share")
 
@@ -53,35 +52,31 @@ class GsnrMonitor(MicroMonitor):
         """Whether it has said that there are too few micro-batches."""
 
     def add(self, gradients: Mapping[str, Tensor]) -> None:
-        """See MicroMonitor."""
         for name, given in gradients.items():
             gradient = whole_tensor(given)
             self.moments[name] = add_gradient(self.moments.get(name) or moments_start(gradient), gradient)
 
-    def merge(self, ranks: Ranks) -> None:
-        """See MicroMonitor. Parameter by parameter, so that no more than one is held several times."""
-        if ranks.size == 1:
+    def merge(self, processes: Processes) -> None:
+        """Parameter by parameter, so that no more than one is held several times."""
+        if processes.size == 1:
             return
         for name, own in self.moments.items():
-            parts = zip(*(ranks.gather(part) for part in own), strict=True)
+            parts = zip(*(processes.gather(part) for part in own), strict=True)
             self.moments[name] = reduce(merge_moments, (GradientMoments(*part) for part in parts))
 
     def measure(self) -> dict[str, Found]:
-        """See MicroMonitor."""
         found = {name: gsnr_summary(moments) for name, moments in self.moments.items()}
         self.moments = {}
         return found
 
     def report(self, site: str, values: Values) -> Report:
-        """See Monitor."""
         return Report(at(site, values), notices=self._too_few(site, values))
 
     def state(self) -> dict[str, Any]:
-        """See Monitor."""
         return {"told": self.told}
 
     def restore(self, state: Mapping[str, Any]) -> None:
-        """See Monitor. A first-edition state has none."""
+        """A first-edition state has none."""
         self.told = bool(state.get("told", False))
 
     def _too_few(self, site: str, values: Values) -> list[str]:

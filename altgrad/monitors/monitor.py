@@ -14,9 +14,9 @@ A monitor's kind is a frozen spec; `build` gives the object that measures. What 
 are a fixed set, which is summed (or maximised) over the micro-batches of a step in place. Monitors cannot change a run:
 they neither draw random numbers nor touch a weight, a gradient or a buffer of the model.
 
-A class says how results of several ranks become one: `sums` add up, of `maxima` the largest counts, and `alike` are the
-same on every rank, since weights and updates are. Its spec says in `metrics` what each number means, which direction is
-worse and when it alarms. State that must survive a restart is plain JSON data and tensors, from `state`.
+A class says how results of several processes become one: `sums` add up, of `maxima` the largest counts, and `alike` are
+the same on every process, since weights and updates are. Its spec says in `metrics` what each number means, which
+direction is worse and when it alarms. State that must survive a restart is plain JSON data and tensors, from `state`.
 """
 
 from abc import ABC, abstractmethod
@@ -29,7 +29,7 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from altgrad.measures.metric import Metric
-from altgrad.nn import ALONE, Ranks
+from altgrad.nn import ALONE, Processes
 from altgrad.optim import Update
 from altgrad.quantize import Cast, Grid
 from altgrad.spec import Kind
@@ -82,8 +82,8 @@ class Replay:
     model: nn.Module
     gradients: Mapping[str, Tensor]
     losses: Callable[[], Iterator[Tensor]]
-    ranks: Ranks = ALONE
-    """Who runs it together: `losses` gives this rank's micro-batches, `gradients` are those of all."""
+    processes: Processes = ALONE
+    """Who runs it together: `losses` gives this process's micro-batches, `gradients` are those of all."""
 
 
 @dataclass(frozen=True)
@@ -101,11 +101,11 @@ class Monitor:
     """What a monitor spec builds: one of the sorts below."""
 
     sums: ClassVar[tuple[str, ...]] = ()
-    """Names of results (`*` for what varies) that add up over micro-batches and ranks."""
+    """Names of results (`*` for what varies) that add up over micro-batches and processes."""
     maxima: ClassVar[tuple[str, ...]] = ()
     """Names of results of which the largest counts."""
     alike: ClassVar[tuple[str, ...]] = ()
-    """Names of results that are the same on every rank."""
+    """Names of results that are the same on every process."""
     step = 0
     """The number of the step being looked at, from 1."""
 
@@ -163,8 +163,8 @@ class MicroMonitor(Monitor, ABC):
     """Looks at the gradients of each micro-batch on its own."""
 
     @abstractmethod
-    def merge(self, ranks: Ranks) -> None:
-        """Take in what the other ranks have seen, before `measure`; every rank does the same."""
+    def merge(self, processes: Processes) -> None:
+        """Take in what the other processes have seen, before `measure`; every process does the same."""
 
     @abstractmethod
     def add(self, gradients: Mapping[str, Tensor]) -> None:
@@ -202,7 +202,8 @@ class UpdateMonitor(Monitor, ABC):
         """Scalars; none where it has nothing to say of this parameter.
 
         kept: what `start` gave, to be changed in place. Else pure, and of fixed shape: what `whole` monitors measure of
-        a parameter may be one graph (`altgrad.monitors.looks`), and tensors come flattened where one scale serves them.
+        a parameter may be one graph (`altgrad.monitors.compiled_pass`), and tensors come flattened where one scale
+        serves them.
         """
 
     def absent(self, parameter: str) -> Report:

@@ -33,7 +33,7 @@ from altgrad.quantize.grid import bound_units, grid_units, round_units
 from altgrad.quantize.scaling import finite_amax, scale_of
 
 
-class OptimizerState(MonitorSpec):
+class OptimizerStateSpec(MonitorSpec):
     """Range of the optimizer's moments and buffers, as if they were kept in the weight's format."""
 
     kind: ClassVar[str] = "optimizer_state"
@@ -49,18 +49,16 @@ class OptimizerState(MonitorSpec):
     )  # fmt: skip
     every: Every = 100
 
-    def build(self, context: Context = NOTHING) -> "OptimizerStateMonitor":
-        """See MonitorSpec."""
-        return OptimizerStateMonitor()
+    def build(self, context: Context = NOTHING) -> "OptimizerState":
+        return OptimizerState()
 
 
-class OptimizerStateMonitor(WeightMonitor):
+class OptimizerState(WeightMonitor):
     """Counts for each state of each parameter on a grid."""
 
     alike: ClassVar[tuple[str, ...]] = ("*/amax", "*/least", "*/nonzero", "*/underflow", "*/nonfinite")
 
     def measure(self, weight: Weight) -> Found:
-        """See WeightMonitor."""
         found: Found = {}
         if weight.grid is None:
             return found
@@ -75,7 +73,6 @@ class OptimizerStateMonitor(WeightMonitor):
         return found
 
     def report(self, site: str, values: Values) -> Report:
-        """See Monitor."""
         metrics: dict[str, float] = {}
         for entry in dict.fromkeys(name.rpartition("/")[0] for name in values):
             amax, least = values[f"{entry}/amax"], values[f"{entry}/least"]

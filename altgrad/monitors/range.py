@@ -25,14 +25,14 @@ from pydantic import Field
 from altgrad.measures import share
 from altgrad.measures.metric import Metric
 from altgrad.measures.range import pinned_counts, range_counts
-from altgrad.monitors.latch import Latch
+from altgrad.monitors.alarm import AlarmLatch
 from altgrad.monitors.monitor import NOTHING, CastMonitor, Context, Found, MonitorSpec, Report, Values
 from altgrad.quantize import Cast
 from altgrad.quantize.scaling import finite_amax
 from altgrad.spec import Since
 
 
-class Range(MonitorSpec):
+class RangeSpec(MonitorSpec):
     """Underflow, saturation, sub-normals, non-finite entries, amax and clamped scales of every cast."""
 
     kind: ClassVar[str] = "range"
@@ -70,12 +70,11 @@ class Range(MonitorSpec):
     """Share of stored weights at +-max above which storage clips too much."""
     patience: Annotated[int, Field(ge=1)] = 3
 
-    def build(self, context: Context = NOTHING) -> "RangeMonitor":
-        """See MonitorSpec."""
-        return RangeMonitor(self)
+    def build(self, context: Context = NOTHING) -> "Range":
+        return Range(self)
 
 
-class RangeMonitor(CastMonitor):
+class Range(CastMonitor):
     """Counts of `range_counts` and of clamped scales, and the largest finite magnitude in the tensor's own units."""
 
     sums: ClassVar[tuple[str, ...]] = (
@@ -84,13 +83,12 @@ class RangeMonitor(CastMonitor):
     maxima: ClassVar[tuple[str, ...]] = ("amax",)
     alike: ClassVar[tuple[str, ...]] = ("pinned", "clipped", "weights")
 
-    def __init__(self, spec: Range) -> None:
+    def __init__(self, spec: RangeSpec) -> None:
         self.limits = {"saturation_rate": spec.saturation, "underflow_rate": spec.underflow}
         self.pinned = spec.pinned
-        self.latches = {name: Latch(spec.patience) for name in (*self.limits, "pinned_rate")}
+        self.latches = {name: AlarmLatch(spec.patience) for name in (*self.limits, "pinned_rate")}
 
     def measure(self, cast: Cast) -> Found:
-        """See CastMonitor."""
         found = range_counts(cast.exact, cast.unbounded, cast.rounded, cast.format)
         found["clamped"] = found["finite"].new_zeros(()) if cast.clamped is None else cast.clamped
         found["amax"] = finite_amax(cast.exact if cast.scale is None else cast.exact * cast.scale)
@@ -99,7 +97,6 @@ class RangeMonitor(CastMonitor):
         return found
 
     def report(self, site: str, values: Values) -> Report:
-        """See Monitor."""
         rates = {
             "underflow_rate": share(values["underflow"], values["nonzero"]),
             "saturation_rate": share(values["saturated"], values["finite"]),
@@ -124,11 +121,9 @@ class RangeMonitor(CastMonitor):
         return Report({f"{site}/{name}": value for name, value in rates.items()}, alarms)
 
     def state(self) -> dict[str, Any]:
-        """See Monitor."""
         return {name: latch.state() for name, latch in self.latches.items()}
 
     def restore(self, state: Mapping[str, Any]) -> None:
-        """See Monitor."""
         for name, latch in self.latches.items():
             if name in state:  # a first-edition state has no pinned_rate
                 latch.restore(state[name])

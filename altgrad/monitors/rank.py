@@ -37,7 +37,7 @@ FIRST_STEPS = 20
 _Drop = Annotated[float, Field(gt=0, lt=1)]
 
 
-class Rank(MonitorSpec):
+class RankSpec(MonitorSpec):
     """Stable, effective and numerical rank and r99 of every matrix, with an alarm against a twin run."""
 
     kind: ClassVar[str] = "rank"
@@ -56,31 +56,30 @@ class Rank(MonitorSpec):
     sensitive_drop: _Drop = 0.1
     sensitive_layers: tuple[str, ...] = ("*classifier*", "*lm_head*", "*c_proj*")
 
-    def build(self, context: Context = NOTHING) -> "RankMonitor":
-        """See MonitorSpec. ValueError for a twin that has no ranks."""
+    def build(self, context: Context = NOTHING) -> "Rank":
+        """ValueError for a twin that has no ranks."""
         if context.twin is None:
-            return RankMonitor(self, None)
+            return Rank(self, None)
         twin: dict[tuple[int, str], float] = {}
         for row in context.twin(["rank/*/stable_rank"]):
             twin |= {(int(row["step"]), key): value for key, value in row.items() if key != "step"}
         if not twin:
             raise ValueError("rank: the twin has no rank metrics; train it with the monitor rank.")
-        return RankMonitor(self, twin)
+        return Rank(self, twin)
 
 
-class RankMonitor(WeightMonitor):
+class Rank(WeightMonitor):
     """Keeps the first singular direction of every matrix, and the trend of its stable rank."""
 
     alike: ClassVar[tuple[str, ...]] = ("stable_rank", "effective_rank", "r99", "numerical_rank")
 
-    def __init__(self, spec: Rank, twin: Mapping[tuple[int, str], float] | None) -> None:
+    def __init__(self, spec: RankSpec, twin: Mapping[tuple[int, str], float] | None) -> None:
         self.spec, self.twin = spec, twin
         self.vectors: dict[str, Tensor] = {}
         self.trends: dict[str, RankTrend] = {}
         self.raised: set[str] = set()
 
     def measure(self, weight: Weight) -> Found:
-        """See WeightMonitor."""
         name, values = weight.name, weight.values
         if values.ndim < 2 or values.numel() == 0:
             return {}
@@ -94,7 +93,6 @@ class RankMonitor(WeightMonitor):
         return found
 
     def report(self, site: str, values: Values) -> Report:
-        """See Monitor."""
         beside = None if self.twin is None else self.twin.get((self.step, f"rank/{site}/stable_rank"), math.nan)
         sensitive = any(fnmatchcase(site, pattern) for pattern in self.spec.sensitive_layers)
         drop = self.spec.sensitive_drop if sensitive else self.spec.drop
@@ -108,12 +106,10 @@ class RankMonitor(WeightMonitor):
         return Report(at(site, values), [line] if verdict.certain else [], notices=[] if verdict.certain else [line])
 
     def state(self) -> dict[str, Any]:
-        """See Monitor."""
         trends = {site: asdict(trend) for site, trend in self.trends.items()}
         return {"trends": trends, "raised": sorted(self.raised), **self.vectors}
 
     def restore(self, state: Mapping[str, Any]) -> None:
-        """See Monitor."""
         self.trends = {site: RankTrend(**trend) for site, trend in state["trends"].items()}
         self.raised = set(state["raised"])
         self.vectors = {name: value.clone() for name, value in state.items() if isinstance(value, Tensor)}

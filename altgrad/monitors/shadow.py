@@ -16,7 +16,7 @@ from torch import Tensor
 
 from altgrad.measures import fidelity, fidelity_sums
 from altgrad.measures.metric import Metric
-from altgrad.monitors.latch import Latch
+from altgrad.monitors.alarm import AlarmLatch
 from altgrad.monitors.monitor import (
     NOTHING,
     Context,
@@ -33,7 +33,7 @@ from altgrad.nn import casts_off, fresh_gradients
 from altgrad.optim import whole_tensor
 
 
-class Shadow(MonitorSpec):
+class ShadowSpec(MonitorSpec):
     """Cosine, SQNR, bias, orthogonal noise and sign agreement of each gradient against the one with casts off."""
 
     kind: ClassVar[str] = "shadow"
@@ -50,23 +50,21 @@ class Shadow(MonitorSpec):
     every: Every = 100
     cosine: Annotated[float, Field(gt=-1, lt=1)] = 0.5
 
-    def build(self, context: Context = NOTHING) -> "ShadowMonitor":
-        """See MonitorSpec."""
-        return ShadowMonitor(self.cosine)
+    def build(self, context: Context = NOTHING) -> "Shadow":
+        return Shadow(self.cosine)
 
 
-class ShadowMonitor(ReplayMonitor):
-    """Fidelity by parameter. On several ranks both gradients are reduced first, so all see the same."""
+class Shadow(ReplayMonitor):
+    """Fidelity by parameter. On several processes both gradients are reduced first, so all see the same."""
 
     alike: ClassVar[tuple[str, ...]] = (
         "cosine", "sqnr_db", "bias_coefficient", "orthogonal_noise", "sign_agreement", "axes"
     )  # fmt: skip
 
     def __init__(self, cosine: float) -> None:
-        self.cosine, self.latch = cosine, Latch(2)
+        self.cosine, self.latch = cosine, AlarmLatch(2)
 
     def measure(self, replay: Replay) -> dict[str, Found]:
-        """See ReplayMonitor."""
         with casts_off(replay.model):
             reference = replayed_gradients(replay)
         found = {}
@@ -77,23 +75,20 @@ class ShadowMonitor(ReplayMonitor):
         return found
 
     def report(self, site: str, values: Values) -> Report:
-        """See Monitor."""
         alarms = []
         if self.latch.see(site, values["axes"] > 1 and values["cosine"] < self.cosine):
             alarms = [f"{site}: the cosine of its gradient with the uncast one is {values['cosine']:.2f}."]
         return Report(at(site, {name: value for name, value in values.items() if name != "axes"}), alarms)
 
     def state(self) -> dict[str, Any]:
-        """See Monitor."""
         return self.latch.state()
 
     def restore(self, state: Mapping[str, Any]) -> None:
-        """See Monitor."""
         self.latch.restore(state)
 
 
 def replayed_gradients(replay: Replay) -> dict[str, Tensor]:
-    """Gradients of the step run again, of all ranks, by parameter; `.grad` stays what it was."""
+    """Gradients of the step run again, of all processes, by parameter; `.grad` stays what it was."""
     total = {name: whole_tensor(g) for name, g in fresh_gradients(replay.model, replay.losses).items()}
-    replay.ranks.add(list(total.values()))
+    replay.processes.add(list(total.values()))
     return total

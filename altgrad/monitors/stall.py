@@ -24,12 +24,12 @@ from altgrad.measures import predicted_stall_counts, share, stall_counts
 from altgrad.measures.count import count
 from altgrad.measures.flips import cell_fraction, gap_fraction
 from altgrad.measures.metric import Metric
-from altgrad.monitors.latch import Latch
+from altgrad.monitors.alarm import AlarmLatch
 from altgrad.monitors.monitor import NOTHING, Context, Found, MonitorSpec, Report, UpdateMonitor, Values, at
 from altgrad.optim import Update
 
 
-class Stall(MonitorSpec):
+class StallSpec(MonitorSpec):
     """The stall ratio of each parameter on a grid: real, as its storage predicts, and without weight decay."""
 
     kind: ClassVar[str] = "stall"
@@ -50,23 +50,21 @@ class Stall(MonitorSpec):
     errors: Annotated[float, Field(gt=0)] = 6.0
     patience: Annotated[int, Field(ge=1)] = 2
 
-    def build(self, context: Context = NOTHING) -> "StallMonitor":
-        """See MonitorSpec."""
-        return StallMonitor(self)
+    def build(self, context: Context = NOTHING) -> "Stall":
+        return Stall(self)
 
 
-class StallMonitor(UpdateMonitor):
+class Stall(UpdateMonitor):
     """Counts of attempts and stalls, and the law of the storage at work."""
 
     alike: ClassVar[tuple[str, ...]] = (
         "attempted", "stalls", "expected", "variance", "stochastic", "attempted_without_decay", "stalls_without_decay"
     )  # fmt: skip
 
-    def __init__(self, spec: Stall) -> None:
-        self.errors, self.latch = spec.errors, Latch(spec.patience)
+    def __init__(self, spec: StallSpec) -> None:
+        self.errors, self.latch = spec.errors, AlarmLatch(spec.patience)
 
     def measure(self, update: Update, kept: Found) -> Found:
-        """See UpdateMonitor."""
         if update.grid is None:
             return {}
         fmt, scale = update.grid.format, update.grid.scale
@@ -83,7 +81,6 @@ class StallMonitor(UpdateMonitor):
         }  # fmt: skip
 
     def report(self, site: str, values: Values) -> Report:
-        """See Monitor."""
         attempted = values["attempted"]
         metrics = {
             "stall_ratio": share(values["stalls"], attempted),
@@ -102,11 +99,9 @@ class StallMonitor(UpdateMonitor):
         return Report(at(site, metrics), alarms)
 
     def state(self) -> dict[str, Any]:
-        """See Monitor."""
         return self.latch.state()
 
     def restore(self, state: Mapping[str, Any]) -> None:
-        """See Monitor."""
         self.latch.restore(state)
 
 

@@ -29,7 +29,7 @@ from altgrad.monitors.monitor import (
 QUANTILES = {"q01_spacing": 0.01, "q50_spacing": 0.5, "q99_spacing": 0.99}
 
 
-class Stiffness(MonitorSpec):
+class StiffnessSpec(MonitorSpec):
     """The histogram of spacings over each parameter on a grid, by binade, with its quantiles."""
 
     kind: ClassVar[str] = "stiffness"
@@ -39,18 +39,16 @@ class Stiffness(MonitorSpec):
     )
     every: Every = 100
 
-    def build(self, context: Context = NOTHING) -> "StiffnessMonitor":
-        """See MonitorSpec."""
-        return StiffnessMonitor()
+    def build(self, context: Context = NOTHING) -> "Stiffness":
+        return Stiffness()
 
 
-class StiffnessMonitor(WeightMonitor):
+class Stiffness(WeightMonitor):
     """Counts by the exponent of the spacing."""
 
     alike: ClassVar[tuple[str, ...]] = ("binade_*", *QUANTILES)
 
     def measure(self, weight: Weight) -> Found:
-        """See WeightMonitor."""
         if weight.grid is None:
             return {}
         fmt = weight.grid.format
@@ -60,7 +58,6 @@ class StiffnessMonitor(WeightMonitor):
         return found | dict(zip(QUANTILES, torch.unbind(spacings), strict=True))
 
     def report(self, site: str, values: Values) -> Report:
-        """See Monitor."""
         counts = {name: count for name, count in values.items() if name.startswith("binade_")}
         total = math.fsum(counts.values())
         shares = {f"{name}_share": share(count, total) for name, count in counts.items() if count}

@@ -21,7 +21,7 @@ SIZE = 1 << 12
 NAMES = tuple(f"q{round(100 * share):02d}_ulp" for share in SHARES)
 
 
-class Ulp(MonitorSpec):
+class UlpSpec(MonitorSpec):
     """Quantiles of requested and realised steps in ulp of the format, and the share below one half."""
 
     kind: ClassVar[str] = "ulp"
@@ -37,19 +37,17 @@ class Ulp(MonitorSpec):
         )
     )
 
-    def build(self, context: Context = NOTHING) -> "UlpMonitor":
-        """See MonitorSpec."""
-        return UlpMonitor()
+    def build(self, context: Context = NOTHING) -> "Ulp":
+        return Ulp()
 
 
-class UlpMonitor(UpdateMonitor):
+class Ulp(UpdateMonitor):
     """Quantiles and counts over a sample of each parameter on a grid."""
 
     whole: ClassVar[bool] = False
     alike: ClassVar[tuple[str, ...]] = ("requested_*", "realised_*")
 
     def measure(self, update: Update, kept: Found) -> Found:
-        """See UpdateMonitor."""
         if update.grid is None:
             return {}
         start = update.before if update.moved is None else update.moved
@@ -62,7 +60,6 @@ class UlpMonitor(UpdateMonitor):
         return found
 
     def report(self, site: str, values: Values) -> Report:
-        """See Monitor."""
         metrics: dict[str, float] = {}
         for what in ("requested", "realised"):
             metrics |= {f"{what}_{name}": values[f"{what}_{name}"] for name in NAMES}

@@ -23,7 +23,7 @@ from torch import Tensor
 from altgrad.measures import effective_update_sums, share, stall_counts, zero_update_counts
 from altgrad.measures.count import count
 from altgrad.measures.metric import Metric
-from altgrad.monitors.latch import Latch
+from altgrad.monitors.alarm import AlarmLatch
 from altgrad.monitors.monitor import NOTHING, Context, Found, MonitorSpec, Report, UpdateMonitor, Values, at
 from altgrad.optim import Update
 from altgrad.quantize import round_to
@@ -32,7 +32,7 @@ LOST = 0.9
 REALISED = 0.1
 
 
-class Updates(MonitorSpec):
+class UpdatesSpec(MonitorSpec):
     """Attempted and realised updates of each parameter, zero updates, and totals of updates and flips."""
 
     kind: ClassVar[str] = "updates"
@@ -56,12 +56,11 @@ class Updates(MonitorSpec):
     )  # fmt: skip
     patience: Annotated[int, Field(ge=1)] = 3
 
-    def build(self, context: Context = NOTHING) -> "UpdatesMonitor":
-        """See MonitorSpec."""
-        return UpdatesMonitor(self.patience)
+    def build(self, context: Context = NOTHING) -> "Updates":
+        return Updates(self.patience)
 
 
-class UpdatesMonitor(UpdateMonitor):
+class Updates(UpdateMonitor):
     """Counts and inner products of each step; totals by parameter."""
 
     alike: ClassVar[tuple[str, ...]] = (
@@ -70,12 +69,11 @@ class UpdatesMonitor(UpdateMonitor):
 
     def __init__(self, patience: int) -> None:
         self.patience = patience
-        self.frozen, self.lossy = Latch(patience), Latch()
+        self.frozen, self.lossy = AlarmLatch(patience), AlarmLatch()
         self.totals: dict[str, list[float]] = {}
         self.lately: dict[str, list[list[float]]] = {}
 
     def measure(self, update: Update, kept: Found) -> Found:
-        """See UpdateMonitor."""
         zero = zero_update_counts(update.before, update.after)
         found = zero | effective_update_sums(update.requested, _realised(update))
         found["attempted"] = count(update.requested != 0)
@@ -88,7 +86,6 @@ class UpdatesMonitor(UpdateMonitor):
         return found
 
     def report(self, site: str, values: Values) -> Report:
-        """See Monitor."""
         metrics = {
             "attempted_share": share(values["attempted"], values["weights"]),
             "zero_update_fraction": share(values["unchanged"], values["weights"]),
@@ -118,7 +115,6 @@ class UpdatesMonitor(UpdateMonitor):
         return Report(at(site, metrics), alarms)
 
     def absent(self, parameter: str) -> Report:
-        """See UpdateMonitor."""
         if self.frozen.see(parameter, True):
             return Report(
                 alarms=[f"{parameter}: without a gradient, and so not updated, {self.patience} times in a row."]
@@ -126,13 +122,11 @@ class UpdatesMonitor(UpdateMonitor):
         return Report()
 
     def state(self) -> dict[str, Any]:
-        """See Monitor."""
         return {
             "totals": self.totals, "lately": self.lately, "frozen": self.frozen.state(), "lossy": self.lossy.state()
         }  # fmt: skip
 
     def restore(self, state: Mapping[str, Any]) -> None:
-        """See Monitor."""
         self.totals = {site: list(counts) for site, counts in state["totals"].items()}
         self.lately = {site: [list(row) for row in window] for site, window in state["lately"].items()}
         self.frozen.restore(state["frozen"])

@@ -3,7 +3,7 @@
 from altgrad.nn.fresh import fresh_gradients
 from altgrad.nn.linear import QuantizedLayer, QuantizedLinear
 from altgrad.nn.policy import LayerPrecision, PrecisionPolicy
-from altgrad.nn.ranks import ALONE, Ranks
+from altgrad.nn.processes import ALONE, Processes
 from altgrad.nn.replay import casts_off, observed, unrecorded
 from altgrad.nn.steps import add_listener, closure_of, follow, never_committed, remove_listener, with_closure
 from altgrad.nn.surgery import (
@@ -19,8 +19,29 @@ from altgrad.nn.surgery import (
 )
 
 __all__ = [
-    "ALONE", "LayerPrecision", "PrecisionPolicy", "QuantizedLayer", "QuantizedLinear", "Ranks", "add_listener",
-    "casts_off", "change_formats", "check_passes", "closure_of", "commit", "dequantize_model", "follow",
-    "fresh_gradients", "never_committed", "observed", "quantize_model", "quantizers", "remove_listener", "seek",
-    "unrecorded", "weight_names", "weight_quantizers", "with_closure",
+    "ALONE",
+    "LayerPrecision",
+    "PrecisionPolicy",
+    "Processes",
+    "QuantizedLayer",
+    "QuantizedLinear",
+    "add_listener",
+    "casts_off",
+    "change_formats",
+    "check_passes",
+    "closure_of",
+    "commit",
+    "dequantize_model",
+    "follow",
+    "fresh_gradients",
+    "never_committed",
+    "observed",
+    "quantize_model",
+    "quantizers",
+    "remove_listener",
+    "seek",
+    "unrecorded",
+    "weight_names",
+    "weight_quantizers",
+    "with_closure",
 ]  # fmt: skip

@@ -25,7 +25,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_map
 
-from altgrad.nn.layout import is_layer
+from altgrad.nn.layers import is_layer
 from altgrad.nn.linear import QuantizedLayer
 from altgrad.nn.reach import quantised_within
 

@@ -26,7 +26,7 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
-from altgrad.nn.layout import is_turned
+from altgrad.nn.layers import is_turned
 from altgrad.nn.policy import LayerPrecision, Operand, Product, reduced_axis
 from altgrad.quantize import Quantizer
 from altgrad.quantize.grid import require_castable
@@ -37,7 +37,7 @@ Slots = list[tuple[Product, Operand]]
 
 
 def make_casts(layer: nn.Module, precision: LayerPrecision, site: str, seed: int) -> dict[str, tuple[Quantizer, Slots]]:
-    """The casts that a layer of `altgrad.nn.layout` gets under this precision, by name, with the slots each serves.
+    """The casts that a layer of `altgrad.nn.layers` gets under this precision, by name, with the slots each serves.
 
     Raises ValueError naming the slot at fault.
     """

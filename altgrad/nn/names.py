@@ -10,7 +10,7 @@ from fnmatch import fnmatchcase
 
 from torch import nn
 
-from altgrad.nn.layout import experts, is_layer, matrices
+from altgrad.nn.layers import experts, is_layer, matrices
 
 
 @dataclass(frozen=True)

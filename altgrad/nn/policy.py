@@ -18,12 +18,12 @@ that comes first and one that matches both names are no conflict, the order deci
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import Field, PlainValidator, model_validator
 from torch import nn
 
-from altgrad.nn.layout import EMBEDDINGS
+from altgrad.nn.layers import EMBEDDINGS
 from altgrad.nn.names import Nameable, matches, nameable
 from altgrad.quantize import QuantizerSpec
 from altgrad.quantize.quantizer import Axis
@@ -126,10 +126,7 @@ class Rule(Spec):
     operands: Literal["shared", "per_product"] = "shared"
     """shared: one cast of an operand serves both its products. per_product: each casts it along its reduced axis."""
 
-    @classmethod
-    def noun(cls) -> str:
-        """See Spec."""
-        return "a precision rule"
+    noun: ClassVar[str] = "a precision rule"
 
     @model_validator(mode="after")
     def _nothing_behind_gradients(self) -> "Rule":
@@ -172,10 +169,7 @@ class PrecisionPolicy(Spec):
     def _from_none(cls, value: Any) -> Any:
         return {} if value in (None, "none") else value
 
-    @classmethod
-    def noun(cls) -> str:
-        """See Spec."""
-        return "precision"
+    noun: ClassVar[str] = "precision"
 
     @classmethod
     def uniform(cls, *, match: str = "*", **casts: str | QuantizerSpec) -> "PrecisionPolicy":

@@ -16,7 +16,7 @@ from contextlib import contextmanager
 import torch
 from torch import nn
 
-from altgrad.nn.layout import exchanged, refuse_own_forward
+from altgrad.nn.layers import exchanged, refuse_own_forward
 from altgrad.nn.linear import QuantizedLayer
 from altgrad.quantize import Cast, Quantizer
 

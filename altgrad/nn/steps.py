@@ -29,7 +29,7 @@ from altgrad.quantize.scaling import Scaling
 LOGGER = logging.getLogger("altgrad")
 
 
-class Listener(Protocol):
+class StepListener(Protocol):
     """Who wants to know that steps are closed."""
 
     def step_closed(self, quantizers: Iterable[Quantizer]) -> None:
@@ -76,12 +76,12 @@ def committed(quantizers: Iterable[Quantizer]) -> None:
         listener.step_closed(made)
 
 
-def add_listener(listener: Listener) -> None:
+def add_listener(listener: StepListener) -> None:
     """Tell of commits, for as long as the listener lives."""
     _listeners.add(listener)
 
 
-def remove_listener(listener: Listener) -> None:
+def remove_listener(listener: StepListener) -> None:
     """Tell this one no more."""
     _listeners.discard(listener)
 

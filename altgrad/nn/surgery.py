@@ -3,7 +3,7 @@
 The very `nn.Linear` and transformers `Conv1D` objects of the model become quantised by change of class, and plain
 again: parameters, their names, hooks, optimizers and references held elsewhere all stay what they were. (Building new
 modules would lose hooks and every reference to the old ones.) Only these classes themselves are touched; a subclass
-may compute something else. Torch's own wrappers around them stay, see `altgrad.nn.layout`. That each quantised layer's
+may compute something else. Torch's own wrappers around them stay, see `altgrad.nn.layers`. That each quantised layer's
 forward runs is the business of `altgrad.nn.reach`.
 """
 
@@ -18,10 +18,10 @@ from torch.nn.utils import parametrize
 
 from altgrad.formats import FloatFormat
 from altgrad.nn.first_pass import end_proof, prove_first_pass
-from altgrad.nn.layout import core_of, exchanged, is_layer, is_plain, refuse_own_forward
+from altgrad.nn.layers import core_of, exchanged, is_layer, is_plain, refuse_own_forward
 from altgrad.nn.linear import QuantizedLayer, make_casts, quantized_class
 from altgrad.nn.policy import Decision, LayerPrecision, PrecisionPolicy
-from altgrad.nn.ranks import Ranks
+from altgrad.nn.processes import Processes
 from altgrad.nn.reach import fast_paths_back, fast_paths_off, refuse_parents
 from altgrad.nn.steps import committed, follow
 from altgrad.quantize import Quantizer, Rounding
@@ -148,18 +148,18 @@ def change_formats(model: nn.Module, formats: Mapping[str, FloatFormat]) -> None
 
 
 def commit(
-    model: nn.Module, ranks: Ranks | None = None, *, sums: Sequence[Tensor] = (), maxima: Sequence[Tensor] = ()
+    model: nn.Module, processes: Processes | None = None, *, sums: Sequence[Tensor] = (), maxima: Sequence[Tensor] = ()
 ) -> None:
     """Close an optimizer step for every Quantizer: call once after `optimizer.step()`.
 
-    ranks: who trains together, by default every process of torch.distributed's group, if there is one. Each of them
+    processes: who trains together, by default every process of torch.distributed's group, if there is one. Each of them
     calls it, and what their passes recorded becomes one by a single collective, in which `sums` and `maxima` go along,
     in place. Where only casts of a part of the group belong together, give `ALONE`.
     """
     made = quantizers(model)
-    ranks = Ranks.present() if ranks is None else ranks
-    if ranks.size > 1:
-        ranks.join(sums, [*maxima, *(amax for quantizer in made for amax in quantizer.scaling.recorded())])
+    processes = Processes.present() if processes is None else processes
+    if processes.size > 1:
+        processes.join(sums, [*maxima, *(amax for quantizer in made for amax in quantizer.scaling.recorded())])
     for quantizer in made:
         quantizer.commit()
     committed(made)
@@ -171,7 +171,7 @@ def check_passes(model: nn.Module, passes: int) -> None:
         if quantizer.spec.rounding is Rounding.stochastic and int(quantizer.counter) & 0xFFFF != passes:
             raise ValueError(
                 f"{quantizer.site} is cast more than once a micro-batch, with stochastic rounding, whose bits several "
-                "ranks cannot then share out; train on one rank, or use another rounding there."
+                "processes cannot then share out; train on one process, or use another rounding there."
             )
 
 

@@ -9,11 +9,11 @@ from altgrad.optim.optimizer import Optimizer, OptimizerSpec
 from altgrad.optim.request import Request, Update
 from altgrad.optim.schedule import Schedule
 from altgrad.optim.sgd import SGD
-from altgrad.optim.storage import StorageSpec
+from altgrad.optim.storage import Storage
 from altgrad.optim.whole_tensor import is_sharded, make_dense, whole_tensor
 
 __all__ = [
     "SGD", "AdamW", "GridOptim", "Madam", "ManifoldAdamW", "Optimizer", "OptimizerSpec", "Request", "Schedule",
-    "StorageSpec", "Update", "is_sharded", "make_dense",
+    "Storage", "Update", "is_sharded", "make_dense",
     "parameter_groups", "whole_tensor",
 ]  # fmt: skip

@@ -18,7 +18,7 @@ from altgrad.optim.fused import Recipe, recipe
 from altgrad.optim.numbers import Positive
 from altgrad.optim.optimizer import Optimizer, OptimizerSpec
 from altgrad.optim.request import Request
-from altgrad.optim.storage import StorageSpec
+from altgrad.optim.storage import Storage
 from altgrad.quantize import Grid
 
 Beta = Annotated[float, Field(ge=0, lt=1)]
@@ -32,7 +32,6 @@ class AdamWSpec(OptimizerSpec):
     eps: Positive = 1e-8
 
     def build(self, groups: Iterable[dict[str, Any]], *, seed: int = 0) -> "AdamW":
-        """See OptimizerSpec."""
         return AdamW(groups, lr=self.lr, betas=self.betas, eps=self.eps, weight_decay=self.weight_decay, seed=seed)
 
 
@@ -62,17 +61,14 @@ class AdamW(Optimizer):
         super().__init__(params, {**defaults, "storage": storage, "track": track}, seed=seed)
 
     def check(self, group: dict[str, Any]) -> None:
-        """See Optimizer."""
         check_adam(group)
 
-    def fuse(self, group: dict[str, Any], storage: StorageSpec, p: Tensor, grid: Grid | None) -> Recipe | None:
-        """See Optimizer."""
+    def fuse(self, group: dict[str, Any], storage: Storage, p: Tensor, grid: Grid | None) -> Recipe | None:
         return recipe(storage, grid, p, 0.0, 0.0)
 
     def request(
         self, group: dict[str, Any], params: list[Tensor], grads: list[Tensor], grids: list[Grid | None]
     ) -> Request:
-        """See Optimizer."""
         return adam_request(self.state, group, params, grads)
 
 

@@ -28,7 +28,7 @@ from torch import Tensor
 from altgrad.formats import FloatFormat, Rounding
 from altgrad.optim.request import Request
 from altgrad.optim.storage import GridStorage, State, on_grid
-from altgrad.quantize import Current, round_to
+from altgrad.quantize import CurrentSpec, round_to
 from altgrad.quantize.engine import Engine
 from altgrad.spec import Format, Since
 
@@ -45,26 +45,25 @@ class Kahan(GridStorage):
         return self
 
     def adopt(self, w: Tensor, state: State) -> None:
-        """See GridStorage. Nothing is owed yet: what putting w on the grid lost is no request."""
+        """Nothing is owed yet: what putting w on the grid lost is no request."""
         super().adopt(w, state)
         state["compensation"] = torch.zeros_like(w, dtype=torch.float32)
 
     def convert(self, w: Tensor, state: State) -> None:
-        """See GridStorage. What is owed counts as part of the weight, and what the new grid loses is owed."""
+        """What is owed counts as part of the weight, and what the new grid loses is owed."""
         whole = w.detach().to(torch.float32) + state["compensation"]
         w.copy_(whole)
         super().convert(w, state)
         state["compensation"].copy_(self._kept(whole - w))
 
     def land(self, wanted: Tensor, state: State, key: int, request: Request, engine: Engine) -> Tensor:
-        """See GridStorage."""
         whole = wanted + state["compensation"]
         stored = on_grid(whole, self.grid(wanted, state), engine=engine)
         state["compensation"].copy_(self._kept(whole - stored))
         return stored
 
     def _kept(self, lost: Tensor) -> Tensor:
-        scaling = Current().build(self.compensation, None)
+        scaling = CurrentSpec().build(self.compensation, None)
         return round_to(lost, self.compensation, scale=scaling.scale(lost, live=False))
 
 
@@ -84,18 +83,15 @@ class Eco(GridStorage):
         return self
 
     def adopt(self, w: Tensor, state: State) -> None:
-        """See GridStorage."""
         super().adopt(w, state)
         if self.stochastic:
             state["stochastic"] = torch.ones((), dtype=torch.bool)
 
     @property
     def wants_momentum(self) -> bool:
-        """See StorageSpec."""
         return True
 
     def land(self, wanted: Tensor, state: State, key: int, request: Request, engine: Engine) -> Tensor:
-        """See GridStorage."""
         stochastic = "stochastic" in state or self.rounding == "stochastic"
         rounding = Rounding.stochastic if stochastic else Rounding.nearest_even
         bits = self._bits(state, key) if stochastic else None

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from altgrad.formats import FloatFormat, Rounding
 from altgrad.optim.stiffness import factor, floored
-from altgrad.optim.storage import GridStorage, StorageSpec
+from altgrad.optim.storage import GridStorage, Storage
 from altgrad.optim.whole_tensor import is_sharded
 from altgrad.quantize import Grid
 from altgrad.quantize.binade import binade, binades
@@ -39,7 +39,7 @@ class Recipe(NamedTuple):
 _LANDINGS = {"nearest": Rounding.nearest_even, "stochastic": Rounding.stochastic}
 
 
-def recipe(storage: StorageSpec, grid: Grid | None, p: Tensor, power: float, kappa: float) -> Recipe | None:
+def recipe(storage: Storage, grid: Grid | None, p: Tensor, power: float, kappa: float) -> Recipe | None:
     """The recipe for a weight; None if its step cannot be fused."""
     if p.dtype != torch.float32 or is_sharded(p):
         return None

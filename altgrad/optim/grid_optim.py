@@ -48,7 +48,6 @@ class GridOptimSpec(OptimizerSpec):
     track: bool = True
 
     def build(self, groups: Iterable[dict[str, Any]], *, seed: int = 0) -> "GridOptim":
-        """See OptimizerSpec."""
         return GridOptim(
             groups, lr=self.lr, momentum=self.momentum, rung_clip=self.rung_clip, landing=self.landing,
             kappa=self.kappa, format=self.format, weight_decay=self.weight_decay, track=self.track, seed=seed,
@@ -82,7 +81,6 @@ class GridOptim(Optimizer):
         super().__init__(params, defaults, seed=seed)
 
     def check(self, group: dict[str, Any]) -> None:
-        """See Optimizer."""
         if not 0 <= group["momentum"] < 1:
             raise ValueError(f"momentum is {group['momentum']}; it must be in [0, 1).")
         if not group["rung_clip"] > 0:
@@ -94,13 +92,11 @@ class GridOptim(Optimizer):
             raise ValueError(f"landing is {group['landing']}; choose value or index.")
 
     def in_rungs(self, group: dict[str, Any]) -> bool:
-        """See Optimizer."""
         return bool(group["landing"] == "index")
 
     def request(
         self, group: dict[str, Any], params: list[Tensor], grads: list[Tensor], grids: list[Grid | None]
     ) -> Request:
-        """See Optimizer."""
         lr, clip = group["lr"], group["rung_clip"]
         for p, g in zip(params, grads, strict=True):
             if "momentum_buffer" not in self.state[p]:

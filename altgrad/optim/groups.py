@@ -12,13 +12,11 @@ from torch import Tensor, nn
 
 from altgrad.nn.names import aliases, matches
 from altgrad.optim.optimizer import OptimizerSpec
-from altgrad.optim.storage import Master, StorageSpec
+from altgrad.optim.storage import Master, Storage
 from altgrad.spec import LocatedError, did_you_mean
 
 
-def parameter_groups(
-    model: nn.Module, spec: OptimizerSpec, storage: Sequence[StorageSpec] = ()
-) -> list[dict[str, Any]]:
+def parameter_groups(model: nn.Module, spec: OptimizerSpec, storage: Sequence[Storage] = ()) -> list[dict[str, Any]]:
     """The model's trainable parameters as torch parameter groups with names, lr, weight_decay and storage.
 
     A parameter belongs to the first group that matches one of its names, else to the defaults; the same for storage,
@@ -27,7 +25,7 @@ def parameter_groups(
     """
     known, also = _names(model)
     rules, storages = _Rules("groups", spec.groups, known, also), _Rules("storage", storage, known, also)
-    found: dict[tuple[float, float, StorageSpec], list[tuple[str, Tensor]]] = {}
+    found: dict[tuple[float, float, Storage], list[tuple[str, Tensor]]] = {}
     for p, names in known.items():
         lr, decay = spec.lr, spec.weight_decay if p.ndim >= 2 else 0.0
         number = rules.first(p)

@@ -31,7 +31,6 @@ class MadamSpec(OptimizerSpec):
     """The largest magnitude a weight may have, as a multiple of the tensor's first rms."""
 
     def build(self, groups: Iterable[dict[str, Any]], *, seed: int = 0) -> "Madam":
-        """See OptimizerSpec."""
         return Madam(
             groups, lr=self.lr, beta=self.beta, clip=self.clip, bound=self.bound, weight_decay=self.weight_decay,
             seed=seed,
@@ -58,7 +57,6 @@ class Madam(Optimizer):
         super().__init__(params, {**defaults, "storage": storage, "track": track}, seed=seed)
 
     def check(self, group: dict[str, Any]) -> None:
-        """See Optimizer."""
         if not 0 <= group["beta"] < 1:
             raise ValueError(f"beta is {group['beta']}; it must be in [0, 1).")
         for name in ("clip", "bound"):
@@ -68,7 +66,6 @@ class Madam(Optimizer):
     def request(
         self, group: dict[str, Any], params: list[Tensor], grads: list[Tensor], grids: list[Grid | None]
     ) -> Request:
-        """See Optimizer."""
         changes = []
         for p, g in zip(params, grads, strict=True):
             state = self.state[p]

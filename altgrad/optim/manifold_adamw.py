@@ -43,7 +43,7 @@ from altgrad.optim.stiffness import (
     spacing_field,
     stiffness_of,
 )  # fmt: skip
-from altgrad.optim.storage import StorageSpec
+from altgrad.optim.storage import Storage
 from altgrad.quantize import Grid
 from altgrad.quantize.noise import site_key
 
@@ -69,7 +69,6 @@ class ManifoldAdamWSpec(OptimizerSpec):
     """Keep every weight's rung and its travel, and counts of flips and updates, in the optimizer's state."""
 
     def build(self, groups: Iterable[dict[str, Any]], *, seed: int = 0) -> "ManifoldAdamW":
-        """See OptimizerSpec."""
         return ManifoldAdamW(
             groups, lr=self.lr, betas=self.betas, eps=self.eps, weight_decay=self.weight_decay,
             precondition=self.precondition, power=self.power, kappa=self.kappa, stiffness=self.stiffness,
@@ -114,12 +113,11 @@ class ManifoldAdamW(Optimizer):
         super().__init__(params, defaults, seed=seed)
 
     def __setstate__(self, state: dict[str, Any]) -> None:
-        """See Optimizer. Permutations are found again when they are asked for."""
+        """Permutations are found again when they are asked for."""
         super().__setstate__(state)
         self._permutations = {}
 
     def check(self, group: dict[str, Any]) -> None:
-        """See Optimizer."""
         check_adam(group)
         if group["precondition"] not in get_args(Precondition):
             raise ValueError(
@@ -136,7 +134,6 @@ class ManifoldAdamW(Optimizer):
     def request(
         self, group: dict[str, Any], params: list[Tensor], grads: list[Tensor], grids: list[Grid | None]
     ) -> Request:
-        """See Optimizer."""
         mode = group["precondition"]
         if mode == "off" or group["power"] == 0:
             return adam_request(self.state, group, params, grads)
@@ -158,8 +155,7 @@ class ManifoldAdamW(Optimizer):
         whole = [torch.ones_like(g) if f is None else f for g, f in zip(grads, factors, strict=True)]
         return replace(request, factors=whole)
 
-    def fuse(self, group: dict[str, Any], storage: StorageSpec, p: Tensor, grid: Grid | None) -> Recipe | None:
-        """See Optimizer."""
+    def fuse(self, group: dict[str, Any], storage: Storage, p: Tensor, grid: Grid | None) -> Recipe | None:
         if group["precondition"] == "off" or group["power"] == 0:
             return recipe(storage, grid, p, 0.0, 0.0)
         plain = group["precondition"] == "update" and group["stiffness"] == "own" and group["normalise"] == "rms"

@@ -23,7 +23,7 @@ from altgrad.optim.before_step import BeforeStep, track
 from altgrad.optim.fused import Recipe, adam_step
 from altgrad.optim.numbers import LearningRate, WeightDecay, check_rates, plain_numbers
 from altgrad.optim.request import Request, Update
-from altgrad.optim.storage import StorageSpec
+from altgrad.optim.storage import Storage
 from altgrad.optim.whole_tensor import is_sharded, whole_tensor
 from altgrad.quantize import Grid, Quantizer
 from altgrad.quantize.engine import Engine
@@ -31,17 +31,14 @@ from altgrad.quantize.noise import site_key
 from altgrad.spec import Kind, Spec
 
 
-class GroupSpec(Spec):
+class ParameterGroup(Spec):
     """Parameters whose name matches, and what is different for them. `match` as in precision rules."""
 
     match: Annotated[str, Field(min_length=1)]
     lr: LearningRate | None = None
     weight_decay: WeightDecay | None = None
 
-    @classmethod
-    def noun(cls) -> str:
-        """See Spec."""
-        return "a parameter group"
+    noun: ClassVar[str] = "a parameter group"
 
 
 class OptimizerSpec(Kind, family="optimizer", package="altgrad.optim"):
@@ -52,7 +49,7 @@ class OptimizerSpec(Kind, family="optimizer", package="altgrad.optim"):
 
     lr: LearningRate = 1e-3
     weight_decay: WeightDecay = 0.0
-    groups: tuple[GroupSpec, ...] = ()
+    groups: tuple[ParameterGroup, ...] = ()
 
     @abstractmethod
     def build(self, groups: Iterable[dict[str, Any]], *, seed: int = 0) -> "Optimizer":
@@ -85,7 +82,7 @@ class Optimizer(torch.optim.Optimizer, ABC):
         self.watching = False
         self.seed = seed
         self.engine: Engine = "eager"
-        self.storages: list[StorageSpec] = []
+        self.storages: list[Storage] = []
         self.casts: dict[Tensor, Quantizer] = {}
         self.names: dict[Tensor, str] = {}
         super().__init__(params, {"storage": None, "track": False, **defaults})
@@ -127,7 +124,7 @@ class Optimizer(torch.optim.Optimizer, ABC):
             for p in group["params"]:
                 storage.adopt(p, self.state[p])
 
-    def _check(self, group: dict[str, Any], storage: StorageSpec) -> None:
+    def _check(self, group: dict[str, Any], storage: Storage) -> None:
         check_rates(group)
         self.check(group)
         if storage.wants_momentum and not (self.has_momentum and _momentum(group, self.has_momentum)):
@@ -164,7 +161,7 @@ class Optimizer(torch.optim.Optimizer, ABC):
         for (key, entry), dtype in kept.items():
             self.state[flat[key]][entry] = self.state[flat[key]][entry].to(dtype)
 
-    def grid(self, p: Tensor, storage: StorageSpec) -> Grid | None:
+    def grid(self, p: Tensor, storage: Storage) -> Grid | None:
         """The grid of one parameter now, or None."""
         if not storage.on_grid and p in self.casts:
             return self.casts[p].grid(p)
@@ -199,7 +196,7 @@ class Optimizer(torch.optim.Optimizer, ABC):
                 self._together(group, storage, [params[i] for i in some], [grads[i] for i in some])
         return loss
 
-    def _ready(self, group: dict[str, Any], storage: StorageSpec) -> "_Ready":
+    def _ready(self, group: dict[str, Any], storage: Storage) -> "_Ready":
         """What a group's step needs, checked; in float32 where the storage is on a grid."""
         numbers = plain_numbers(group)
         check_rates(numbers)
@@ -217,11 +214,11 @@ class Optimizer(torch.optim.Optimizer, ABC):
         grads = [p.grad if is_sharded(p.grad) else whole_tensor(p.grad) for p in params]
         return _Ready(numbers, storage, params, [g.to(torch.float32) for g in grads] if storage.on_grid else grads)
 
-    def fuse(self, group: dict[str, Any], storage: StorageSpec, p: Tensor, grid: Grid | None) -> Recipe | None:
+    def fuse(self, group: dict[str, Any], storage: Storage, p: Tensor, grid: Grid | None) -> Recipe | None:
         """How the step of p is done by one compiled graph, if the rule is Adam's; None if it cannot be."""
         return None
 
-    def _fused(self, group: dict[str, Any], storage: StorageSpec, p: Tensor, gradient: Tensor) -> bool:
+    def _fused(self, group: dict[str, Any], storage: Storage, p: Tensor, gradient: Tensor) -> bool:
         """Take the step of one parameter in one graph, if that can be."""
         grid = self.grid(p, storage)
         chosen = self.fuse(group, storage, p, grid)
@@ -236,7 +233,7 @@ class Optimizer(torch.optim.Optimizer, ABC):
             self._show(group, [p], seen.updates([self.names[p]], [step], decay, [p], [grid], storage.kind))
         return True
 
-    def _together(self, group: dict[str, Any], storage: StorageSpec, params: list[Tensor], grads: list[Tensor]) -> None:
+    def _together(self, group: dict[str, Any], storage: Storage, params: list[Tensor], grads: list[Tensor]) -> None:
         """Take the step of these parameters: ask the rule, let storage write, show what happened."""
         grids = [self.grid(p, storage) for p in params]
         request = self.request(group, params, grads, grids)
@@ -261,7 +258,7 @@ class _Ready(NamedTuple):
     """A group about to step: its numbers, its storage, the parameters that have gradients, and those, dense."""
 
     group: dict[str, Any]
-    storage: StorageSpec
+    storage: Storage
     params: list[Tensor]
     grads: list[Tensor]
 
@@ -271,8 +268,8 @@ def _momentum(group: dict[str, Any], key: str) -> float:
     return float(value[0] if isinstance(value, tuple | list) else value)
 
 
-def _storage(value: Any) -> StorageSpec:
-    return StorageSpec.made_from("master" if value is None else value)
+def _storage(value: Any) -> Storage:
+    return Storage.made_from("master" if value is None else value)
 
 
 def _tensors(values: dict[str, Any]) -> list[tuple[str, Tensor]]:

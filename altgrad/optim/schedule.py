@@ -14,7 +14,7 @@ not a family of files: the kinds share every field, and a fourth is one line.
 """
 
 import math
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import Field, model_validator
 
@@ -42,10 +42,7 @@ class Schedule(Spec):
     def _shorthand(cls, value: Any) -> Any:
         return {"kind": value} if isinstance(value, str) else value
 
-    @classmethod
-    def noun(cls) -> str:
-        """What error messages call this mapping."""
-        return "schedule"
+    noun: ClassVar[str] = "schedule"
 
     def at(self, step: int, steps: int) -> float:
         """The multiplier, in (0, 1] unless `floor` is 0, of the 0-based `step` about to be taken, of `steps` in all.

@@ -31,7 +31,6 @@ class SGDSpec(OptimizerSpec):
         return self
 
     def build(self, groups: Iterable[dict[str, Any]], *, seed: int = 0) -> "SGD":
-        """See OptimizerSpec."""
         return SGD(
             groups, lr=self.lr, momentum=self.momentum, nesterov=self.nesterov, weight_decay=self.weight_decay,
             seed=seed,
@@ -61,7 +60,6 @@ class SGD(Optimizer):
         super().__init__(params, {**defaults, "storage": storage, "track": track}, seed=seed)
 
     def check(self, group: dict[str, Any]) -> None:
-        """See Optimizer."""
         if not 0 <= group["momentum"] < 1:
             raise ValueError(f"momentum is {group['momentum']}; it must be in [0, 1).")
         if group["nesterov"] and group["momentum"] == 0:
@@ -70,7 +68,6 @@ class SGD(Optimizer):
     def request(
         self, group: dict[str, Any], params: list[Tensor], grads: list[Tensor], grids: list[Grid | None]
     ) -> Request:
-        """See Optimizer."""
         momentum, decay = group["momentum"], group["weight_decay"]
         if decay:
             weights = [p.to(g.dtype) for p, g in zip(params, grads, strict=True)]

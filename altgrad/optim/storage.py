@@ -26,7 +26,7 @@ from altgrad.formats import Rounding
 from altgrad.optim.request import Request
 from altgrad.optim.stored_scale import check_dtype, first_scale, own_grid, scale_range, snug, tracked_scale
 from altgrad.optim.whole_tensor import is_sharded
-from altgrad.quantize import Current, Grid, ScalingSpec, at_rung, round_to, rung
+from altgrad.quantize import CurrentSpec, Grid, ScalingSpec, at_rung, round_to, rung
 from altgrad.quantize.engine import Engine, cast_values, serves
 from altgrad.quantize.noise import counted_bits, fold
 from altgrad.spec import Format, Kind
@@ -35,7 +35,7 @@ State = dict[str, Any]
 _STEPS = 24
 
 
-class StorageSpec(Kind, family="storage", package="altgrad.optim"):
+class Storage(Kind, family="storage", package="altgrad.optim"):
     """How the parameters whose name matches are kept. `match` as in precision rules, on parameter names."""
 
     match: Annotated[str, Field(min_length=1)] = "*"
@@ -69,7 +69,7 @@ class StorageSpec(Kind, family="storage", package="altgrad.optim"):
         """Do what is asked to the weights, in place. keys: the run's seed and the parameter's name, hashed."""
 
 
-class Master(StorageSpec):
+class Master(Storage):
     """The weight as it is. `format` names the grid that geometry-aware optimizers see where no rule casts it."""
 
     kind: ClassVar[str] = "master"
@@ -77,7 +77,6 @@ class Master(StorageSpec):
 
     @property
     def on_grid(self) -> bool:
-        """See StorageSpec."""
         return False
 
     def grid(self, w: Tensor, state: State) -> Grid | None:
@@ -85,21 +84,19 @@ class Master(StorageSpec):
         return None if self.format is None else own_grid(w, self.format)
 
     def adopt(self, w: Tensor, state: State) -> None:
-        """See StorageSpec."""
         return
 
     def write(
         self, params: list[Tensor], states: list[State], keys: list[int], request: Request, engine: Engine = "eager"
     ) -> None:
-        """See StorageSpec."""
         request.apply(params)
 
 
-class GridStorage(StorageSpec):
+class GridStorage(Storage):
     """What the storages on a grid share: the format, the scale, and how the scale moves."""
 
     format: Format
-    scaling: ScalingSpec = Current(margin=1)
+    scaling: ScalingSpec = CurrentSpec(margin=1)
     """Power-of-two scaling of the weights; the default leaves a fixed scale a binade of headroom."""
     scale: Literal["fixed", "tracked"] = "fixed"
     """tracked: no headroom, whatever the margin; grows before anything is clipped, halves when there is room."""
@@ -118,11 +115,9 @@ class GridStorage(StorageSpec):
         return self
 
     def grid(self, w: Tensor, state: State) -> Grid:
-        """See StorageSpec."""
         return Grid(self.format, state["storage_scale"])
 
     def admit(self, w: Tensor, name: str) -> None:
-        """See StorageSpec."""
         if is_sharded(w):
             raise ValueError(
                 f"{name} is a DTensor, of which each process holds a part; storage {self.kind} needs whole tensors. "
@@ -131,7 +126,6 @@ class GridStorage(StorageSpec):
         check_dtype(self.kind, self.format, self._first_scaling, w, name)
 
     def adopt(self, w: Tensor, state: State) -> None:
-        """See StorageSpec."""
         state["storage_scale"] = first_scale(self._first_scaling, self.format, w).clone()
         state["storage_step"] = torch.zeros((), dtype=torch.int64, device=w.device)
         if self.scale == "tracked":
@@ -147,7 +141,6 @@ class GridStorage(StorageSpec):
     def write(
         self, params: list[Tensor], states: list[State], keys: list[int], request: Request, engine: Engine = "eager"
     ) -> None:
-        """See StorageSpec."""
         for index, (w, state, key) in enumerate(zip(params, states, keys, strict=True)):
             one = request.one(index)
             (step,) = one.steps()
@@ -187,7 +180,6 @@ class Nearest(GridStorage):
     kind: ClassVar[str] = "nearest"
 
     def land(self, wanted: Tensor, state: State, key: int, request: Request, engine: Engine) -> Tensor:
-        """See GridStorage."""
         return on_grid(wanted, self.grid(wanted, state), engine=engine)
 
 
@@ -197,7 +189,6 @@ class Stochastic(GridStorage):
     kind: ClassVar[str] = "stochastic"
 
     def land(self, wanted: Tensor, state: State, key: int, request: Request, engine: Engine) -> Tensor:
-        """See GridStorage."""
         return on_grid(wanted, self.grid(wanted, state), Rounding.stochastic, self._bits(state, key), engine)
 
 
@@ -209,7 +200,7 @@ class Index(GridStorage):
     def write(
         self, params: list[Tensor], states: list[State], keys: list[int], request: Request, engine: Engine = "eager"
     ) -> None:
-        """See StorageSpec. The request counts rungs; decay is taken in value and rounded to rungs with the rest."""
+        """The request counts rungs; decay is taken in value and rounded to rungs with the rest."""
         assert request.in_rungs
         for index, (w, state, key) in enumerate(zip(params, states, keys, strict=True)):
             (steps,) = request.one(index).steps()

@@ -26,8 +26,8 @@ from torch import Tensor
 from altgrad.formats import FloatFormat
 from altgrad.quantize import Grid, ScalingSpec
 from altgrad.quantize.block import block_amax
+from altgrad.quantize.block_scale import SmallScale
 from altgrad.quantize.scaling import finite_amax, finite_magnitude, scale_of
-from altgrad.quantize.small_scale import SmallScale
 
 _DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 

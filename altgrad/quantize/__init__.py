@@ -3,9 +3,9 @@
 from altgrad.formats import Rounding
 from altgrad.quantize.grid import Grid, at_rung, gap, round_to, rung, spacing
 from altgrad.quantize.quantizer import Cast, Quantizer, QuantizerSpec
-from altgrad.quantize.scaling import Current, Delayed, ScalingSpec, Unscaled
+from altgrad.quantize.scaling import CurrentSpec, DelayedSpec, ScalingSpec, UnscaledSpec
 
 __all__ = [
-    "Cast", "Current", "Delayed", "Grid", "Quantizer", "QuantizerSpec", "Rounding", "ScalingSpec", "Unscaled",
-    "at_rung", "gap", "round_to", "rung", "spacing",
+    "Cast", "CurrentSpec", "DelayedSpec", "Grid", "Quantizer", "QuantizerSpec", "Rounding", "ScalingSpec",
+    "UnscaledSpec", "at_rung", "gap", "round_to", "rung", "spacing",
 ]  # fmt: skip

@@ -20,9 +20,9 @@ from torch import Tensor
 from torch.nn import functional
 
 from altgrad.formats import FloatFormat
+from altgrad.quantize.block_scale import SmallScale
 from altgrad.quantize.grid import round_to
-from altgrad.quantize.scaling import Amax, Scaling, ScalingSpec, finite_magnitude, slab_amax
-from altgrad.quantize.small_scale import SmallScale
+from altgrad.quantize.scaling import AmaxScalingSpec, Scaling, ScalingSpec, finite_magnitude, slab_amax
 
 Size = Annotated[int, Field(ge=1, le=65_536)]
 Mode = Literal["floor", "rceil", "even"]
@@ -45,7 +45,7 @@ def _row(x: Tensor, size: int) -> tuple[int, ...]:
     return (*(1,) * (x.ndim - 1), size)
 
 
-class Block(Amax):
+class BlockSpec(AmaxScalingSpec):
     """A scale for each block, from its amax: runs of `size` along the last axis, or `size` x `size` squares."""
 
     kind: ClassVar[str] = "block"
@@ -53,12 +53,11 @@ class Block(Amax):
     shape: Literal["row", "square"] = "row"
 
     def build(self, fmt: FloatFormat, rows: int | None) -> Scaling:
-        """See ScalingSpec."""
-        return _BlockScale(self, fmt)
+        return Block(self, fmt)
 
 
-class _BlockScale(Scaling):
-    def __init__(self, spec: Block, fmt: FloatFormat) -> None:
+class Block(Scaling):
+    def __init__(self, spec: BlockSpec, fmt: FloatFormat) -> None:
         super().__init__()
         self.spec, self.format = spec, fmt
 
@@ -72,7 +71,7 @@ class _BlockScale(Scaling):
         return self.spec.small(block_amax(amax.mT, size).mT, self.format, (*(1,) * (axes - 2), size, size), count)
 
 
-class Mx(ScalingSpec):
+class MxSpec(ScalingSpec):
     """OCP Microscaling: blocks along the product's inner axis, scales that are powers of two from 2^-127 to 2^127.
 
     A block of zeros has scale 2^-127; one that holds a NaN is NaN throughout.
@@ -83,12 +82,11 @@ class Mx(ScalingSpec):
     mode: Mode = "floor"
 
     def build(self, fmt: FloatFormat, rows: int | None) -> Scaling:
-        """See ScalingSpec."""
-        return _MxScale(self, fmt)
+        return Mx(self, fmt)
 
 
-class _MxScale(Scaling):
-    def __init__(self, spec: Mx, fmt: FloatFormat) -> None:
+class Mx(Scaling):
+    def __init__(self, spec: MxSpec, fmt: FloatFormat) -> None:
         super().__init__()
         self.spec, self.format = spec, fmt
 
@@ -129,7 +127,7 @@ def mx_scale(amax: Tensor, fmt: FloatFormat, mode: Mode) -> Tensor:
     return torch.where(amax.isnan(), torch.nan, scale)
 
 
-class Nvfp4(ScalingSpec):
+class Nvfp4Spec(ScalingSpec):
     """Two-level scales of NVFP4: one real number for the tensor, an e4m3fn number for every block of 16."""
 
     kind: ClassVar[str] = "nvfp4"
@@ -137,21 +135,18 @@ class Nvfp4(ScalingSpec):
 
     @property
     def power_of_two(self) -> bool:
-        """See ScalingSpec."""
         return False
 
     @property
     def zero_scales(self) -> bool:
-        """See ScalingSpec."""
         return True
 
     def build(self, fmt: FloatFormat, rows: int | None) -> Scaling:
-        """See ScalingSpec."""
-        return _Nvfp4Scale(self, fmt)
+        return Nvfp4(self, fmt)
 
 
-class _Nvfp4Scale(Scaling):
-    def __init__(self, spec: Nvfp4, fmt: FloatFormat) -> None:
+class Nvfp4(Scaling):
+    def __init__(self, spec: Nvfp4Spec, fmt: FloatFormat) -> None:
         super().__init__()
         self.spec, self.format = spec, fmt
 

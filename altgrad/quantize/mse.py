@@ -18,13 +18,13 @@ from pydantic import Field
 from torch import Tensor
 
 from altgrad.formats import FloatFormat
+from altgrad.quantize.block_scale import SmallScale
+from altgrad.quantize.chunks import split
 from altgrad.quantize.grid import power_of_two, round_to
-from altgrad.quantize.scaling import MIN_SCALE, Amax, Granularity, Scaling, slab_amax
-from altgrad.quantize.slabs import split
-from altgrad.quantize.small_scale import SmallScale
+from altgrad.quantize.scaling import MIN_SCALE, AmaxScalingSpec, Granularity, Scaling, slab_amax
 
 
-class Mse(Amax):
+class MseSpec(AmaxScalingSpec):
     """The scale of least squared error among candidates at and below the amax scale, for this tensor (or each channel).
 
     Powers of two: `candidates` halvings. Real: as many equal steps down to a quarter of the amax scale. Of equal errors
@@ -36,12 +36,11 @@ class Mse(Amax):
     candidates: Annotated[int, Field(ge=1, le=64)] = 8
 
     def build(self, fmt: FloatFormat, rows: int | None) -> Scaling:
-        """See ScalingSpec."""
-        return _MseScale(self, fmt)
+        return Mse(self, fmt)
 
 
-class _MseScale(Scaling):
-    def __init__(self, spec: Mse, fmt: FloatFormat) -> None:
+class Mse(Scaling):
+    def __init__(self, spec: MseSpec, fmt: FloatFormat) -> None:
         super().__init__()
         self.spec, self.format = spec, fmt
 

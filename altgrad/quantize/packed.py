@@ -32,9 +32,9 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from altgrad.formats import FloatFormat
+from altgrad.quantize.block_scale import SmallScale
 from altgrad.quantize.codes import from_codes, from_storage, storage_dtype
 from altgrad.quantize.quantizer import QuantizerSpec
-from altgrad.quantize.small_scale import SmallScale
 from altgrad.quantize.weight_folder import WeightFolder, held, weight_folder
 
 DTYPES: dict[str, torch.dtype] = {
@@ -55,7 +55,7 @@ _BLOCK = 1 << 20
 
 
 @dataclass(frozen=True)
-class Planned:
+class PlannedTensor:
     """One tensor that a file will hold: its name, dtype (safetensors' word) and shape, and its cast if it has one."""
 
     name: str
@@ -81,7 +81,7 @@ class PackedWriter:
     and at last `finish`. FileExistsError where there is a file; ValueError if two tensors would have one name.
     """
 
-    def __init__(self, path: Path, tensors: Sequence[Planned], policy: Mapping[str, Any]) -> None:
+    def __init__(self, path: Path, tensors: Sequence[PlannedTensor], policy: Mapping[str, Any]) -> None:
         self._path, self._tensors, self._policy = path, {tensor.name: tensor for tensor in tensors}, policy
         for tensor in tensors:
             if tensor.cast is not None and tensor.scale in self._tensors:

@@ -23,13 +23,14 @@ import itertools
 import typing
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 import torch
 from pydantic import Field, model_validator
 from torch import Tensor
 
 from altgrad.formats import FloatFormat, Rounding
+from altgrad.quantize.block_scale import SmallScale
 from altgrad.quantize.cast_state import CastState
 from altgrad.quantize.engine import Engine, cast_values, serves
 from altgrad.quantize.grid import (
@@ -45,8 +46,7 @@ from altgrad.quantize.grid import (
 )
 from altgrad.quantize.noise import counted_bits, fold, site_key
 from altgrad.quantize.passes import counts, inside_backward, keep_key, process_key, refuse_transforms, repeated_key
-from altgrad.quantize.scaling import Current, ScalingSpec
-from altgrad.quantize.small_scale import SmallScale
+from altgrad.quantize.scaling import CurrentSpec, ScalingSpec
 from altgrad.spec import Format, RoundingMode, Since, Spec
 
 Role = Literal["weight", "input", "grad_output", "grad_weight", "requested", "stored", "optimizer_state"]
@@ -59,7 +59,7 @@ class QuantizerSpec(Spec):
 
     format: Format
     rounding: RoundingMode = Rounding.nearest_even
-    scaling: ScalingSpec = Current()
+    scaling: ScalingSpec = CurrentSpec()
     overflow: Overflow = "saturate"
     gradient: Literal["identity", "clipped"] = "identity"
     """Straight-through estimator: the gradient passes as it is, or is 0 where the value lay outside the range."""
@@ -83,10 +83,7 @@ class QuantizerSpec(Spec):
             raise ValueError(f"random_bits belongs to rounding: stochastic, not {self.rounding}.")
         return self
 
-    @classmethod
-    def noun(cls) -> str:
-        """See Spec."""
-        return "a cast"
+    noun: ClassVar[str] = "a cast"
 
 
 @dataclass(frozen=True)

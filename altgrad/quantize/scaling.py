@@ -26,8 +26,8 @@ from pydantic import Field
 from torch import Tensor
 
 from altgrad.formats import FloatFormat
+from altgrad.quantize.block_scale import SmallScale
 from altgrad.quantize.cast_state import CastState
-from altgrad.quantize.small_scale import SmallScale
 from altgrad.spec import Kind
 
 MIN_SCALE, MAX_SCALE = 2.0**-126, 2.0**127
@@ -126,7 +126,7 @@ class Scaling(CastState, ABC):
         return
 
     def recorded(self) -> Sequence[Tensor]:
-        """What live passes have recorded since the last commit; of several ranks the largest counts, in place."""
+        """What live passes have recorded since the last commit; of several processes the largest counts, in place."""
         return ()
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
@@ -157,22 +157,21 @@ class ScalingSpec(Kind, family="scaling", package="altgrad.quantize"):
         return False
 
 
-class Unscaled(ScalingSpec):
+class UnscaledSpec(ScalingSpec):
     """x meets the grid as it is."""
 
     kind: ClassVar[str] = "unscaled"
 
     def build(self, fmt: FloatFormat, rows: int | None) -> Scaling:
-        """See ScalingSpec."""
-        return _NoScale()
+        return Unscaled()
 
 
-class _NoScale(Scaling):
+class Unscaled(Scaling):
     def find(self, slabs: Sequence[Tensor], *, live: bool = False, count: bool = False) -> SmallScale | None:
         return None
 
 
-class Amax(ScalingSpec):
+class AmaxScalingSpec(ScalingSpec):
     """What scalings by amax share: it goes to the format's largest value, less a margin."""
 
     scale: Literal["power_of_two", "real"] = "power_of_two"
@@ -180,7 +179,6 @@ class Amax(ScalingSpec):
 
     @property
     def power_of_two(self) -> bool:
-        """See ScalingSpec."""
         return self.scale == "power_of_two"
 
     def scale_of(self, amax: Tensor, fmt: FloatFormat) -> Tensor:
@@ -197,19 +195,18 @@ class Amax(ScalingSpec):
         return SmallScale(self.scale_of(amax, fmt), block, clamped)
 
 
-class Current(Amax):
+class CurrentSpec(AmaxScalingSpec):
     """The scale comes from this tensor's own amax; `channel` takes one for each row."""
 
     kind: ClassVar[str] = "current"
     granularity: Granularity = "tensor"
 
     def build(self, fmt: FloatFormat, rows: int | None) -> Scaling:
-        """See ScalingSpec."""
-        return _CurrentScale(self, fmt)
+        return Current(self, fmt)
 
 
-class _CurrentScale(Scaling):
-    def __init__(self, spec: Current, fmt: FloatFormat) -> None:
+class Current(Scaling):
+    def __init__(self, spec: CurrentSpec, fmt: FloatFormat) -> None:
         super().__init__()
         self.spec, self.format = spec, fmt
 
@@ -218,7 +215,7 @@ class _CurrentScale(Scaling):
         return self.spec.small(amax, self.format, (1,) * amax.ndim, count)
 
 
-class Delayed(Amax):
+class DelayedSpec(AmaxScalingSpec):
     """The scale comes from the amaxes of the last `history` steps before this one.
 
     Before the first step has been committed there is no history, and the tensor's own amax is used (Transformer Engine
@@ -231,22 +228,22 @@ class Delayed(Amax):
     reduce: Literal["max", "most_recent"] = "max"
 
     def build(self, fmt: FloatFormat, rows: int | None) -> Scaling:
-        """See ScalingSpec. Raises ValueError for `channel` where the number of rows varies."""
+        """Raises ValueError for `channel` where the number of rows varies."""
         if self.granularity == "channel" and rows is None:
             raise ValueError(
                 "delayed scaling by channel needs a fixed number of rows, which only weights have; "
                 "use scaling: current, or granularity: tensor."
             )
-        return _DelayedScale(self, fmt, rows)
+        return Delayed(self, fmt, rows)
 
 
-class _DelayedScale(Scaling):
+class Delayed(Scaling):
     amax_now: Tensor
     amax_history: Tensor
     committed: Tensor
     ready: Tensor
 
-    def __init__(self, spec: Delayed, fmt: FloatFormat, rows: int | None) -> None:
+    def __init__(self, spec: DelayedSpec, fmt: FloatFormat, rows: int | None) -> None:
         super().__init__()
         self.spec, self.format = spec, fmt
         shape = () if spec.granularity == "tensor" else (cast(int, rows), 1)

@@ -17,9 +17,9 @@ from pathlib import Path
 from typing import Any
 
 from altgrad.document import ASSIGNED, Document, Key, Location, SpecError
+from altgrad.spec.annotations import Shape, alternatives, below, expand, plain
 from altgrad.spec.credentials import REMEDY, asks_for_secret, looks_secret, refuse_credentials
-from altgrad.spec.shape import Shape, alternatives, below, expand, plain
-from altgrad.spec.words import dotted, show
+from altgrad.spec.messages import dotted, show
 
 LONGEST_ORIGIN = 80
 

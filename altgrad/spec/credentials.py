@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from altgrad.document import Document, Location, SpecError
-from altgrad.spec.words import dotted
+from altgrad.spec.messages import dotted
 
 REMEDY = "specs are stored and shared, so keep it in the environment (WANDB_API_KEY, HF_TOKEN) or the tool's own login"
 

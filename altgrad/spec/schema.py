@@ -14,7 +14,7 @@ from pydantic.fields import FieldInfo
 
 from altgrad.formats import CATALOG, FloatFormat
 from altgrad.formats.catalog import ALIASES, OUTSIDE
-from altgrad.spec.shape import Alternative, Shape, alternatives, of_field, plain
+from altgrad.spec.annotations import Alternative, Shape, alternatives, of_field, plain
 
 _LIMITS = {
     "ge": "minimum", "gt": "exclusiveMinimum", "le": "maximum", "lt": "exclusiveMaximum",

@@ -29,11 +29,11 @@ from pydantic_core import CoreSchema, core_schema
 
 from altgrad.document import ASSIGNED, Document, SpecError, scalar
 from altgrad.formats import FloatFormat, Rounding
+from altgrad.spec.annotations import Shape
 from altgrad.spec.assignment import assign_all, shortened
-from altgrad.spec.complaints import Complaint, as_error, complaints
 from altgrad.spec.credentials import refuse_credentials
-from altgrad.spec.shape import Shape
-from altgrad.spec.words import LONGEST, LocatedError, WrongTypeError, kind_meant, show
+from altgrad.spec.errors import Complaint, as_error, complaints
+from altgrad.spec.messages import LONGEST, LocatedError, WrongTypeError, kind_meant, show
 
 
 def _to_format(value: Any) -> FloatFormat:
@@ -137,6 +137,7 @@ class Kind(Spec):
         super().__init_subclass__(**options)
         if family:
             cls.family, cls.package = family, package
+        cls.noun = f"{cls.family} {cls.kind}"
 
     @model_validator(mode="before")
     @classmethod
@@ -164,7 +165,6 @@ class Kind(Spec):
 
     @classmethod
     def members(cls) -> dict[str, type[Shape]]:
-        """See Shape."""
         return dict(cls.kinds())
 
     @classmethod
@@ -198,11 +198,6 @@ class Kind(Spec):
             if "kind" in member.__dict__:
                 found[member.kind] = member
         return dict(sorted(found.items()))
-
-    @classmethod
-    def noun(cls) -> str:
-        """As `optimizer adamw`."""
-        return f"{cls.family} {cls.kind}"
 
     def tree(self) -> dict[str, Any]:
         """Plain data with `kind` first."""

@@ -1,14 +1,16 @@
 """The only memory between processes: runs as folders, checkpoints that verify, and where numbers go. Without torch."""
 
+from altgrad.store.checkpoints import Checkpoint, CheckpointError, Checkpoints, Rejected
 from altgrad.store.files import DamagedError, seconds_since, utc_now, write_atomic
 from altgrad.store.lock import Holder, LockedError
 from altgrad.store.runs import STATUSES, Run, RunStore, run_id
-from altgrad.store.snapshots import CheckpointError, Rejected, Snapshot, Snapshots
 from altgrad.store.tracker import RunFiles, Sink, Tracker
 
 __all__ = [
     "STATUSES",
+    "Checkpoint",
     "CheckpointError",
+    "Checkpoints",
     "DamagedError",
     "Holder",
     "LockedError",
@@ -17,8 +19,6 @@ __all__ = [
     "RunFiles",
     "RunStore",
     "Sink",
-    "Snapshot",
-    "Snapshots",
     "Tracker",
     "run_id",
     "seconds_since",

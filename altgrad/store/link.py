@@ -25,11 +25,11 @@ MODULE = "altgrad.store.mirror_process"
 GONE: dict[str, Any] = {"failed": "its process ended"}
 
 
-class LinkError(RuntimeError):
+class MirrorError(RuntimeError):
     """The service, or the process that talks to it, failed; the message says why in one line."""
 
 
-class Link:
+class MirrorPipe:
     """A process that mirrors one run. Starting it does not wait for it.
 
     spec: the sink's, as plain data. folder: the run's. resumed_at: see SinkSpec.open.
@@ -81,14 +81,14 @@ class Link:
             try:
                 answer = self._answers.get(timeout=max(0.0, until - time.monotonic()))
             except Empty:
-                raise LinkError(f"{late} after {until - began:.0f} s") from None
+                raise MirrorError(f"{late} after {until - began:.0f} s") from None
             if key in answer:
                 return answer[key]
             self._raise(answer)
 
     def _raise(self, answer: Mapping[str, Any]) -> None:
         if "failed" in answer:
-            raise LinkError(str(answer["failed"]))
+            raise MirrorError(str(answer["failed"]))
 
     def _write(self, item: Mapping[str, Any]) -> None:
         assert self._process.stdin is not None
@@ -98,7 +98,7 @@ class Link:
         except (OSError, ValueError):
             with suppress(Empty):
                 self._raise(self._answers.get(timeout=0.5))
-            raise LinkError(GONE["failed"]) from None
+            raise MirrorError(GONE["failed"]) from None
 
     def _read(self) -> None:
         assert self._process.stdout is not None

@@ -23,7 +23,7 @@ from queue import SimpleQueue
 from typing import Any
 
 from altgrad.spec import Kind
-from altgrad.store.link import Link, LinkError
+from altgrad.store.link import MirrorError, MirrorPipe
 from altgrad.store.runs import METRICS, Run
 
 OPEN_SECONDS = 15.0
@@ -35,7 +35,7 @@ ROWS = 4096
 BEGINNINGS = ("started", "resumed")
 
 
-class Service(ABC):
+class Mirror(ABC):
     """A run at one service. Lives in the process that `mirror_process` runs; whatever it raises ends the mirror."""
 
     where: str = ""
@@ -54,28 +54,28 @@ class Service(ABC):
         """Send what is left, and say how the run ended (`completed`, `diverged`, ...)."""
 
 
-class SinkSpec(Kind, family="sink", package="altgrad.store"):
+class MirrorSpec(Kind, family="sink", package="altgrad.store"):
     """Where else a run's numbers go."""
 
     @abstractmethod
-    def open(self, run: Run, resumed_at: int | None) -> Service:
+    def open(self, run: Run, resumed_at: int | None) -> Mirror:
         """Begin, in the mirror's own process. resumed_at: None for a run told from its beginning, else the step after
         which the rows go on. Rows that the service has under this run's id are not to be shown twice.
         """
 
 
-class Mirror:
+class MirrorSink:
     """A sink of a run (`altgrad.store.tracker.Sink`) that shows it at a service, and never stops or slows it.
 
     It waits for the event that says how the run began before it opens the service. What fails is in `complaints`.
     """
 
-    def __init__(self, spec: SinkSpec, run: Run) -> None:
+    def __init__(self, spec: MirrorSpec, run: Run) -> None:
         self.kind = spec.kind
         self._spec, self._run = spec, run
         self._mail: SimpleQueue[dict[str, Any] | None] = SimpleQueue()
         self._complaints: SimpleQueue[str] = SimpleQueue()
-        self._link: Link | None = None
+        self._link: MirrorPipe | None = None
         self._failed = threading.Event()
         self._kept = 0
         self._status = "failed"
@@ -127,12 +127,12 @@ class Mirror:
                 held.append(item)
             resumed_at = held[-1]["step"] if held[-1]["event"] == "resumed" else None
             number = itertools.count(lines(self._run, self._kept) if resumed_at is not None else 0)
-            self._link = Link(self._spec.tree(), self._run.path, resumed_at)
+            self._link = MirrorPipe(self._spec.tree(), self._run.path, resumed_at)
             self._link.opened(time.monotonic() + OPEN_SECONDS)
             for item in itertools.chain(held, iter(self._mail.get, None)):
                 self._link.send(item | {"row": next(number)} if "values" in item else item)
             self._link.finish(self._status, time.monotonic() + CLOSE_SECONDS)
-        except LinkError as error:
+        except MirrorError as error:
             self._fail(str(error))
         except Exception as error:  # whatever it is, a mirror is not worth a run
             self._fail(f"{type(error).__name__}: {error}")

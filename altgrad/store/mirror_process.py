@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
-from altgrad.store.mirror import SinkSpec
+from altgrad.store.mirror import MirrorSpec
 from altgrad.store.runs import Run
 
 ORPHAN_SECONDS = 60.0
@@ -26,7 +26,7 @@ def serve(lines: Iterable[str | bytes], answer: Answer) -> bool:
     told = iter(lines)
     try:
         opened = json.loads(next(told))["open"]
-        spec, run = SinkSpec.of(opened["spec"]), Run(Path(opened["run"]))
+        spec, run = MirrorSpec.of(opened["spec"]), Run(Path(opened["run"]))
         service = spec.open(run, opened["resumed_at"])
         answer({"ready": service.where})
         for line in told:

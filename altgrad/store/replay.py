@@ -10,14 +10,14 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 from altgrad.store.files import read_jsonl_backwards
-from altgrad.store.link import Link
-from altgrad.store.mirror import OPEN_SECONDS, SinkSpec
+from altgrad.store.link import MirrorPipe
+from altgrad.store.mirror import OPEN_SECONDS, MirrorSpec
 from altgrad.store.runs import METRICS, Run
 
 FINISH_SECONDS = 600.0
 
 
-def replay(run: Run, spec: SinkSpec, on_row: Callable[[int, int], None] = lambda step, last: None) -> str:
+def replay(run: Run, spec: MirrorSpec, on_row: Callable[[int, int], None] = lambda step, last: None) -> str:
     """Tell the service everything of the run; where it shows it. on_row: hears the step of each row, and the last one.
 
     ValueError for a run that is running, which its own process mirrors; LinkError if the service fails.
@@ -26,7 +26,7 @@ def replay(run: Run, spec: SinkSpec, on_row: Callable[[int, int], None] = lambda
     if status == "running":
         raise ValueError(f"run {run.id} is running; wait for its end, or stop it, before it is replayed.")
     last = next((int(row["step"]) for row in read_jsonl_backwards(run.path / METRICS)), 0)
-    link = Link(spec.tree(), run.path, None)
+    link = MirrorPipe(spec.tree(), run.path, None)
     try:
         where = link.opened(time.monotonic() + OPEN_SECONDS)
         for item in _items(run):

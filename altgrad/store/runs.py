@@ -27,6 +27,7 @@ from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any
 
+from altgrad.store.checkpoints import Checkpoints
 from altgrad.store.files import (
     DamagedError,
     decode,
@@ -40,7 +41,6 @@ from altgrad.store.files import (
     write_atomic,
 )
 from altgrad.store.lock import Holder, exclusive, hold, holder, is_held
-from altgrad.store.snapshots import Snapshots
 
 SPEC, META, METRICS, EVENTS, CHECKPOINTS = "spec.yaml", "meta.json", "metrics.jsonl", "events.jsonl", "checkpoints"
 SPEC_HASH, LOGGED = "spec_sha256", "logged"
@@ -194,9 +194,9 @@ class Run:
             yield {key: value if key in text else decode(value) for key, value in row.items()}
 
     @property
-    def checkpoints(self) -> Snapshots:
+    def checkpoints(self) -> Checkpoints:
         """The run's snapshots, keeping 2; `Snapshots(run.checkpoints.folder, keep)` for another number."""
-        return Snapshots(self.path / CHECKPOINTS)
+        return Checkpoints(self.path / CHECKPOINTS)
 
     @contextmanager
     def lock(self) -> Iterator[Holder]:

@@ -14,28 +14,27 @@ from typing import Annotated, Any, ClassVar
 from pydantic import Field
 
 from altgrad.store.histogram import Histogram, split
-from altgrad.store.mirror import Service, SinkSpec
+from altgrad.store.mirror import Mirror, MirrorSpec
 from altgrad.store.runs import Run
 
 FOLDER = "tensorboard"
 
 
-class Tensorboard(SinkSpec):
+class TensorboardSpec(MirrorSpec):
     """TensorBoard: scalars, histograms, alarms as text, in the run's own folder."""
 
     kind: ClassVar[str] = "tensorboard"
     histograms: Annotated[int, Field(ge=1)] = 1
     """Histograms are written at every step that is a multiple of this."""
 
-    def open(self, run: Run, resumed_at: int | None) -> Service:
-        """See SinkSpec."""
-        return EventFolder(self, run, resumed_at)
+    def open(self, run: Run, resumed_at: int | None) -> Mirror:
+        return Tensorboard(self, run, resumed_at)
 
 
-class EventFolder(Service):
+class Tensorboard(Mirror):
     """One event file of one sitting."""
 
-    def __init__(self, spec: Tensorboard, run: Run, resumed_at: int | None) -> None:
+    def __init__(self, spec: TensorboardSpec, run: Run, resumed_at: int | None) -> None:
         try:
             from tensorboard.compat.proto import event_pb2, summary_pb2, tensor_pb2
             from tensorboard.summary.writer.event_file_writer import EventFileWriter
@@ -58,7 +57,6 @@ class EventFolder(Service):
             self._writer.add_event(event_pb2.Event(step=resumed_at + 1, session_log=start))
 
     def metrics(self, row: int, step: int, values: Mapping[str, float]) -> None:
-        """See Service."""
         plain, histograms = split(values)
         made = [self._summary.Summary.Value(tag=key, simple_value=value) for key, value in plain.items()]
         if step % self._every == 0:
@@ -70,12 +68,11 @@ class EventFolder(Service):
         self._write(step, made)
 
     def event(self, step: int, event: str, message: str) -> None:
-        """See Service. Checkpoints are left out."""
+        """Checkpoints are left out."""
         if event != "checkpoint":
             self._write(step, [self._text(f"events/{event}", message)])
 
     def close(self, status: str) -> None:
-        """See Service."""
         self._writer.flush()
         self._writer.close()
         if not any(path.stat().st_size for path in Path(self.where).iterdir()):

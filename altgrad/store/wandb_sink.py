@@ -20,7 +20,7 @@ from pydantic import Field
 
 from altgrad.document import Document
 from altgrad.store.histogram import split
-from altgrad.store.mirror import OPEN_SECONDS, Service, SinkSpec
+from altgrad.store.mirror import OPEN_SECONDS, Mirror, MirrorSpec
 from altgrad.store.runs import SPEC, Run
 
 Name = Annotated[str, Field(min_length=1, max_length=128)]
@@ -28,7 +28,7 @@ INIT_SECONDS = OPEN_SECONDS - 3
 """What the client may take, so that its own word on what is wrong comes before we lose patience."""
 
 
-class Wandb(SinkSpec):
+class WandbSpec(MirrorSpec):
     """Weights & Biases: metrics, histograms, the spec as config, how the run ended as summary."""
 
     kind: ClassVar[str] = "wandb"
@@ -42,15 +42,14 @@ class Wandb(SinkSpec):
     histograms: Annotated[int, Field(ge=1)] = 1
     """Histograms are sent at every step that is a multiple of this."""
 
-    def open(self, run: Run, resumed_at: int | None) -> Service:
-        """See SinkSpec."""
-        return WandbRun(self, run, resumed_at)
+    def open(self, run: Run, resumed_at: int | None) -> Mirror:
+        return Wandb(self, run, resumed_at)
 
 
-class WandbRun(Service):
+class Wandb(Mirror):
     """One run of W&B's client."""
 
-    def __init__(self, spec: Wandb, run: Run, resumed_at: int | None) -> None:
+    def __init__(self, spec: WandbSpec, run: Run, resumed_at: int | None) -> None:
         import wandb
 
         self._wandb: Any = wandb
@@ -70,7 +69,6 @@ class WandbRun(Service):
         self.where = str(self._run.url or self._run.dir or "")
 
     def metrics(self, row: int, step: int, values: Mapping[str, float]) -> None:
-        """See Service."""
         if row < self._first:
             return
         plain, histograms = split(values)
@@ -82,12 +80,11 @@ class WandbRun(Service):
         self._run.log(sent, step=row, commit=True)
 
     def event(self, step: int, event: str, message: str) -> None:
-        """See Service. The last alarm's and the last warning's words go into the summary, as do counts at the end."""
+        """The last alarm's and the last warning's words go into the summary, as do counts at the end."""
         if event in ("alarm", "warning"):
             self._run.summary[f"events/last_{event}"] = f"step {step}: {message}"[:500]
 
     def close(self, status: str) -> None:
-        """See Service."""
         counts = Counter(str(event["event"]) for event in self._store.events())
         self._run.summary.update({f"events/{event}": count for event, count in counts.items()})
         self._run.summary["status"] = status
@@ -105,6 +102,6 @@ def config(run: Run) -> dict[str, Any]:
     return spec | {"run": {key: meta[key] for key in known if key in meta}}
 
 
-def _mode(spec: Wandb) -> Any:
+def _mode(spec: WandbSpec) -> Any:
     asked = os.environ.get("WANDB_MODE", "")
     return asked if asked in ("online", "offline", "disabled") else spec.mode

@@ -19,14 +19,14 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from altgrad.store import CheckpointError, Snapshot, Snapshots
+from altgrad.store import Checkpoint, CheckpointError, Checkpoints
 from altgrad.training.state import TrainState
 
 INTERVENTIONS = "interventions.safetensors"
 _OS_ERROR = re.compile(r"\(os error (\d+)\)")
 
 
-def save(state: TrainState, snapshots: Snapshots) -> Snapshot:
+def save(state: TrainState, snapshots: Checkpoints) -> Checkpoint:
     """Write a snapshot of the state's step."""
     files: dict[str, Callable[[Path], None]] = {
         "model.safetensors": lambda path: _write(_model_tensors(state.model), path),
@@ -55,7 +55,7 @@ def _write(tensors: dict[str, Tensor], path: Path) -> None:
         raise OSError(int(found[1]), os.strerror(int(found[1])), str(path)) from None
 
 
-def load(state: TrainState, snapshot: Snapshot) -> None:
+def load(state: TrainState, snapshot: Checkpoint) -> None:
     """Bring a freshly built state to the snapshot's step. Raises CheckpointError if it belongs to another spec."""
     try:
         record = json.loads(snapshot.file("state.json").read_text())

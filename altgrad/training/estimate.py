@@ -26,7 +26,7 @@ from torch.overrides import TorchFunctionMode
 from torch.utils.flop_counter import FlopCounterMode
 
 from altgrad.data.dataset import Dataset
-from altgrad.monitors import Context, Watch
+from altgrad.monitors import Context, MonitorSet
 from altgrad.nn import casts_off
 from altgrad.optim import Optimizer
 from altgrad.optim.storage import GridStorage
@@ -86,7 +86,7 @@ def estimate(
     parameters = list(model.parameters())
     storage = _bytes(list(optimizer.state.values()))
     context = Context(-(-dataset.epoch_batches // spec.accumulate), None if twin is None else twin.rows)
-    watch = Watch(spec.monitors, model, optimizer, context)
+    watch = MonitorSet(spec.monitors, model, optimizer, context)
     kept, watched = _step(optimizer, watch)
     return Estimate(
         parameters=sum(p.numel() for p in parameters),
@@ -110,7 +110,7 @@ def forward_flops(model: nn.Module, shape: torch.Size) -> int:
     return int(counter.get_total_flops())
 
 
-def _step(optimizer: Optimizer, watch: Watch) -> tuple[int, int]:
+def _step(optimizer: Optimizer, watch: MonitorSet) -> tuple[int, int]:
     """Bytes of the state of optimizer and storage after a step, and of what monitors keep of it.
 
     One parameter of each kind takes the step and stands for the others.
@@ -133,7 +133,7 @@ def _step(optimizer: Optimizer, watch: Watch) -> tuple[int, int]:
     return kept, watched
 
 
-def _by_monitors(watch: Watch) -> int:
+def _by_monitors(watch: MonitorSet) -> int:
     return sum(_bytes(vars(monitor)) for monitor in watch.monitors.values()) + _bytes(watch.looks.kept)
 
 

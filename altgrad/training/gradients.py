@@ -1,7 +1,7 @@
 """A step's gradients: its micro-batches forward and backward, summed over those who share them.
 
 A micro-batch is a function of the seed and its index alone: so it can be asked for again in the same step, by monitors
-that replay it, and any rank may take it.
+that replay it, and any process may take it.
 """
 
 from collections.abc import Callable, Iterator
@@ -18,11 +18,11 @@ from altgrad.training.state import TrainState
 
 
 class Gradients:
-    """Fills `.grad` of a model's parameters. tokens: how many the last step's micro-batches had, on all ranks."""
+    """Fills `.grad` of a model's parameters. tokens: how many the last step's micro-batches had, on all processes."""
 
     def __init__(self, spec: RunSpec, dataset: Dataset, state: TrainState) -> None:
         self.spec, self.dataset, self.state = spec, dataset, state
-        self.ranks = state.watch.ranks
+        self.processes = state.watch.processes
         self.device = next(state.model.parameters()).device
         self.tokens = 0
         self.trained: list[torch.nn.Parameter] | None = None
@@ -49,35 +49,35 @@ class Gradients:
         state, spec = self.state, self.spec
         total = torch.zeros((), device=self.device)
         self.tokens = 0
-        for micro in self.ranks.share_of(spec.accumulate):
-            if self.ranks.size > 1:
+        for micro in self.processes.share_of(spec.accumulate):
+            if self.processes.size > 1:
                 seek(state.model, micro)
             with state.watch.micro_batch():
                 loss, tokens = self.loss(micro, self.forward, spec.compute)
                 torch.autograd.backward(loss * spec.loss_scale.factor)
             self.tokens += tokens
             total += loss.detach()
-        make_dense(state.model.parameters())  # norms, clipping, sums over ranks and most optimizers need them so
+        make_dense(state.model.parameters())  # norms, clipping, sums over processes and most optimizers need them so
         if spec.loss_scale.factor != 1:
             torch._foreach_mul_(
                 [p.grad for p in state.model.parameters() if p.grad is not None], 1 / spec.loss_scale.factor
             )
-        return total if self.ranks.size == 1 else self.together(total)
+        return total if self.processes.size == 1 else self.together(total)
 
     def together(self, loss: Tensor) -> Tensor:
-        """Add the ranks' gradients up, in place, and their tokens; returns the step's loss."""
+        """Add the processes' gradients up, in place, and their tokens; returns the step's loss."""
         parameters = [p for p in self.state.model.parameters() if p.requires_grad]
         if self.trained is None:  # decided at the first step: one without a gradient anywhere keeps none
             having = torch.tensor([float(p.grad is not None) for p in parameters], device=self.device)
-            self.ranks.add([having])
+            self.processes.add([having])
             self.trained = [p for p, count in zip(parameters, having.tolist(), strict=True) if count]
-            check_passes(self.state.model, self.ranks.share_of(self.spec.accumulate)[-1] + 1)
+            check_passes(self.state.model, self.processes.share_of(self.spec.accumulate)[-1] + 1)
         seek(self.state.model, self.spec.accumulate)
         for p in self.trained:
             p.grad = torch.zeros_like(p) if p.grad is None else p.grad
-        self.ranks.add([p.grad for p in self.trained if p.grad is not None])
+        self.processes.add([p.grad for p in self.trained if p.grad is not None])
         numbers = torch.stack([loss.to(torch.float64), loss.new_tensor(self.tokens, dtype=torch.float64)])
-        self.ranks.add([numbers])
+        self.processes.add([numbers])
         self.tokens = int(numbers[1])
         return numbers[0].to(loss.dtype)
 
@@ -94,5 +94,5 @@ class Gradients:
 
     def replayed(self) -> Iterator[Tensor]:
         """The step's losses once more, in eager and in float32: for monitors that look at whole tensors."""
-        for micro in self.ranks.share_of(self.spec.accumulate):
+        for micro in self.processes.share_of(self.spec.accumulate):
             yield self.loss(micro, self.state.model, "float32")[0]

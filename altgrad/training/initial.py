@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from altgrad.models.model import ModelSpec
 from altgrad.models.vocabulary import is_padding
-from altgrad.spec.folder import tokenizer_ids
+from altgrad.spec.package_path import tokenizer_ids
 from altgrad.store import CheckpointError
 from altgrad.training.weights import find_weights
 

@@ -22,10 +22,10 @@ import torch
 from altgrad.data.dataset import Dataset
 from altgrad.interventions import Intervened, Moment
 from altgrad.monitors import Replay, Report
-from altgrad.nn import Ranks, commit
+from altgrad.nn import Processes, commit
 from altgrad.spec import LocatedError
-from altgrad.store import Run, RunFiles, RunStore, Sink, Snapshots, Tracker
-from altgrad.store.mirror import Mirror
+from altgrad.store import Checkpoints, Run, RunFiles, RunStore, Sink, Tracker
+from altgrad.store.mirror import MirrorSink
 from altgrad.training import checkpoint
 from altgrad.training.evaluate import evaluate
 from altgrad.training.gradients import Gradients
@@ -67,11 +67,11 @@ def train(
     if it has checkpoints but none that verifies, DamagedError if its logs lack what its checkpoint saw, LocatedError
     for a spec that does not fit the model or its twin.
 
-    With a process group (torchrun), all its ranks call this and train the run together; the first alone writes.
+    With a process group (torchrun), all its processes call this and train the run together; the first alone writes.
     """
     assert spec.is_resolved and spec.threads is not None, "a run is trained from its resolved spec"
-    ranks = Ranks.present()
-    spec.check_ranks(ranks)
+    processes = Processes.present()
+    spec.check_processes(processes)
     torch.set_num_threads(spec.threads)
     device = torch.device(device)
     if device.type == "cuda":
@@ -79,25 +79,25 @@ def train(
         torch.use_deterministic_algorithms(True, warn_only=True)
         # It would fill every new tensor with NaN first, one more kernel each; nothing here reads what it did not write.
         torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
-    with run.lock() if ranks.is_first else nullcontext():
-        snapshots = Snapshots(run.checkpoints.folder, spec.keep)
-        ranks.words("the run is held")
+    with run.lock() if processes.is_first else nullcontext():
+        snapshots = Checkpoints(run.checkpoints.folder, spec.keep)
+        processes.words("the run is held")
         newest = snapshots.newest()
         twin = _twin(spec, run, dataset)
         state = TrainState.build(spec, dataset, device, fresh=newest is None, twin=twin)
         if newest is not None:
             checkpoint.load(state, newest)
             run.check_logs(state.logged)
-        state.watch.ranks = ranks
-        ranks.words("the checkpoint is read")
-        if not ranks.is_first:
+        state.watch.processes = processes
+        processes.words("the checkpoint is read")
+        if not processes.is_first:
             return _Training(spec, run, dataset, state, twin, snapshots, None, Tracker(*sinks), interrupted).carry_on()
         files = RunFiles(run)
-        tracker = Tracker(files, *sinks, *(Mirror(each, run) for each in spec.track))
+        tracker = Tracker(files, *sinks, *(MirrorSink(each, run) for each in spec.track))
         try:
             # Without a checkpoint even step 0, the evaluation before training, is done again.
             files.rewind(state.step if newest is not None else -1)
-            run.update_meta(status="running", logged={}, device=str(device), ranks=ranks.size)
+            run.update_meta(status="running", logged={}, device=str(device), ranks=processes.size)
             for each in newest.rejected if newest is not None else ():
                 tracker.event(state.step, "notice", f"{each.path.name} was passed over: {each.reason}.")
             if state.edition < EDITION:
@@ -130,16 +130,16 @@ class _Training:
         dataset: Dataset,
         state: TrainState,
         twin: Twin | None,
-        snapshots: Snapshots,
+        snapshots: Checkpoints,
         files: RunFiles | None,
         tracker: Tracker,
         interrupted: Callable[[], bool],
     ) -> None:
         self.spec, self.run, self.dataset, self.state, self.twin = spec, run, dataset, state, twin
         self.snapshots, self.files, self.tracker = snapshots, files, tracker
-        self.ranks = ranks = state.watch.ranks
+        self.processes = processes = state.watch.processes
         # Whoever was asked to stop, all do, after the same step.
-        self.interrupted = interrupted if ranks.size == 1 else lambda: ranks.any(interrupted())
+        self.interrupted = interrupted if processes.size == 1 else lambda: processes.any(interrupted())
         self.began = time.perf_counter() - state.seconds
         self.saved = max(snapshots.steps(), default=-1)
         self.interval = (0.0, 0)
@@ -176,7 +176,7 @@ class _Training:
         named = {name: p.grad for name, p in state.model.named_parameters() if p.grad is not None}
         gradients = list(named.values())
         norm = torch.nn.utils.get_total_norm(gradients)
-        replay = Replay(state.model, named, self.gradients.replayed, self.ranks)
+        replay = Replay(state.model, named, self.gradients.replayed, self.processes)
         loss_now, norm_now, seen = state.watch.gradients(loss, norm, named, replay)
         skipped = any(report.skip for report in seen.values())
         acted = state.roster.gradients(Moment(loss_now, norm_now, named, self.gradients.replayed, skipped))
@@ -187,7 +187,7 @@ class _Training:
             state.optimizer.step()
         state.optimizer.zero_grad()
         sums, maxima = state.watch.recorded()
-        commit(state.model, self.ranks, sums=sums, maxima=maxima)
+        commit(state.model, self.processes, sums=sums, maxima=maxima)
         seen |= state.watch.finish()
         acted += state.roster.finish()
         if acted.recast:
@@ -240,7 +240,7 @@ class _Training:
         return {} if self.twin is None else self.twin.differences(self.state.step, values)
 
     def save(self) -> None:
-        """Write a checkpoint of the present step, unless there is one or this is not the first rank."""
+        """Write a checkpoint of the present step, unless there is one or this is not the first process."""
         if self.saved == self.state.step or self.files is None:
             return
         self.files.sync()

@@ -15,8 +15,8 @@ from dataclasses import dataclass
 from torch import nn
 
 from altgrad.data.dataset import Dataset
-from altgrad.monitors import Context, Watch
-from altgrad.nn import Ranks
+from altgrad.monitors import Context, MonitorSet
+from altgrad.nn import Processes
 from altgrad.optim import Optimizer
 from altgrad.spec import LocatedError
 from altgrad.store import RunStore
@@ -41,7 +41,7 @@ def open_data(spec: RunSpec) -> Dataset:
         return spec.data.build(spec.seed, spec.model.context)
 
 
-def fit(spec: RunSpec, dataset: Dataset, ranks: Ranks, model: nn.Module | None = None) -> Fitted:
+def fit(spec: RunSpec, dataset: Dataset, processes: Processes, model: nn.Module | None = None) -> Fitted:
     """The run's parts, which go with one another; LocatedError where they do not.
 
     model: as `shapes` gives it, where that is known already.
@@ -50,7 +50,7 @@ def fit(spec: RunSpec, dataset: Dataset, ranks: Ranks, model: nn.Module | None =
     with shapes_only(), _owed_to("model"):
         optimizer = build_optimizer(spec, model)
         build_roster(spec, model, optimizer)
-        spec.check_ranks(ranks)
+        spec.check_processes(processes)
     return Fitted(model, optimizer)
 
 
@@ -69,7 +69,7 @@ def check_start(spec: RunSpec, dataset: Dataset, fitted: Fitted, store: RunStore
     with _owed_to("monitors"):
         context = Context(-(-dataset.epoch_batches // spec.accumulate), None if twin is None else twin.rows)
         with shapes_only():
-            Watch(spec.monitors, fitted.model, fitted.optimizer, context).close()
+            MonitorSet(spec.monitors, fitted.model, fitted.optimizer, context).close()
     if spec.init_from is not None:
         with _owed_to("init_from"):
             fitting_weights(fitted.model, spec.model, spec.init_from)

@@ -9,7 +9,7 @@ whoever looks on.
 
 import math
 import re
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import Field, field_validator, model_validator
 
@@ -17,10 +17,10 @@ from altgrad.data.dataset import DatasetSpec
 from altgrad.interventions import InterventionSpec
 from altgrad.models.model import ModelSpec
 from altgrad.monitors import MonitorSpec
-from altgrad.nn import PrecisionPolicy, Ranks
-from altgrad.optim import OptimizerSpec, Schedule, StorageSpec
+from altgrad.nn import PrecisionPolicy, Processes
+from altgrad.optim import OptimizerSpec, Schedule, Storage
 from altgrad.spec import LocatedError, Spec
-from altgrad.store.mirror import SinkSpec
+from altgrad.store.mirror import MirrorSpec
 
 Count = Annotated[int, Field(ge=1)]
 
@@ -45,10 +45,7 @@ class LossScale(Spec):
             raise ValueError(f"loss_scale is {self.factor}; only powers of two scale exactly, such as 1024.")
         return self
 
-    @classmethod
-    def noun(cls) -> str:
-        """See Spec."""
-        return "loss_scale"
+    noun: ClassVar[str] = "loss_scale"
 
 
 class RunSpec(Spec):
@@ -65,7 +62,7 @@ class RunSpec(Spec):
     compute: Literal["float32", "bfloat16"] = "float32"
     """The type products run in. bfloat16 is autocast: parameters, optimizer and loss stay float32."""
     optimizer: OptimizerSpec
-    storage: tuple[StorageSpec, ...] = ()
+    storage: tuple[Storage, ...] = ()
     """How parameters are kept between steps: ordered rules by parameter name; what none matches is float32."""
     schedule: Schedule = Schedule()
     steps: Count
@@ -90,7 +87,7 @@ class RunSpec(Spec):
     """model: the whole model becomes one compiled graph, forward and backward, casts and monitors included."""
     threads: Count | None = None
     """CPU threads; null means as many as torch takes on the machine where the run is first made."""
-    track: tuple[SinkSpec, ...] = ()
+    track: tuple[MirrorSpec, ...] = ()
     """Where its numbers go besides the store, such as [wandb]; decides nothing of the run."""
 
     @field_validator("project", "name")
@@ -136,28 +133,24 @@ class RunSpec(Spec):
                 raise ValueError(f"{place} names {', '.join(sorted(twice))} twice; one of each is enough.")
         return self
 
-    def check_ranks(self, ranks: Ranks) -> None:
-        """LocatedError, in one line, if so many ranks cannot train this run together."""
+    def check_processes(self, processes: Processes) -> None:
+        """LocatedError, in one line, if so many processes cannot train this run together."""
         try:
-            ranks.share_of(self.accumulate)
+            processes.share_of(self.accumulate)
         except ValueError as error:
             raise LocatedError(("accumulate",), str(error)) from None
         for number, spec in enumerate(self.interventions):
-            if ranks.size > 1 and not spec.alike:
+            if processes.size > 1 and not spec.alike:
                 raise LocatedError(
                     ("interventions", number),
-                    f"{spec.kind} decides by one rank's micro-batches, and {ranks.size} ranks would come to differ; "
-                    "train on one rank, or leave it out.",
+                    f"{spec.kind} decides by one process's micro-batches, and {processes.size} processes would come to "
+                    "differ; train on one process, or leave it out.",
                 )
 
     def deciding(self) -> dict[str, Any]:
-        """See Spec."""
         return {key: value for key, value in self.tree().items() if key != "track"}
 
-    @classmethod
-    def noun(cls) -> str:
-        """See Spec."""
-        return "a run spec"
+    noun: ClassVar[str] = "a run spec"
 
     @property
     def is_resolved(self) -> bool:

@@ -12,8 +12,8 @@ import torch
 from torch import Tensor, nn
 
 from altgrad.data.dataset import Dataset
-from altgrad.interventions import Roster, Subject
-from altgrad.monitors import Context, Watch
+from altgrad.interventions import InterventionSet, Subject
+from altgrad.monitors import Context, MonitorSet
 from altgrad.nn import quantize_model, quantizers, weight_quantizers
 from altgrad.optim import Optimizer, parameter_groups
 from altgrad.spec import LocatedError
@@ -31,8 +31,8 @@ class TrainState:
 
     model: nn.Module
     optimizer: Optimizer
-    watch: Watch
-    roster: Roster
+    watch: MonitorSet
+    roster: InterventionSet
     step: int = 0
     tokens: int = 0
     evaluated: int = -1
@@ -66,7 +66,7 @@ class TrainState:
         optimizer = build_optimizer(spec, model)
         context = Context(-(-dataset.epoch_batches // spec.accumulate), None if twin is None else twin.rows)
         try:
-            watch = Watch(spec.monitors, model, optimizer, context)
+            watch = MonitorSet(spec.monitors, model, optimizer, context)
         except ValueError as error:
             raise LocatedError(("monitors",), str(error)) from None
         return cls(model, optimizer, watch, build_roster(spec, model, optimizer))
@@ -131,10 +131,10 @@ def _together(plain: States, tensors: Mapping[str, Tensor], device: torch.device
     return states
 
 
-def build_roster(spec: RunSpec, model: nn.Module, optimizer: Optimizer) -> Roster:
+def build_roster(spec: RunSpec, model: nn.Module, optimizer: Optimizer) -> InterventionSet:
     """The run's interventions. Raises LocatedError for one that could never do anything."""
     try:
-        return Roster(spec.interventions, Subject(model, optimizer, spec.compute))
+        return InterventionSet(spec.interventions, Subject(model, optimizer, spec.compute))
     except ValueError as error:
         raise LocatedError(("interventions",), str(error)) from None
 

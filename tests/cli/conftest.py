@@ -6,10 +6,10 @@ from collections.abc import Callable, Iterator
 
 import pytest
 
-from altgrad.cli.panel import Panel, PlainLines
-from altgrad.cli.watched import Watched
+from altgrad.cli.panel import PlainLines, RunPanel
+from altgrad.cli.run_view import Watched
 
-Listener = Watched | Panel | PlainLines
+Listener = Watched | RunPanel | PlainLines
 
 
 def calls(until: int = 300) -> Iterator[tuple[int, dict[str, float]]]:

@@ -8,9 +8,9 @@ import pytest
 from rich.console import Console
 
 from altgrad.cli.console import styled
-from altgrad.cli.frame import frame
 from altgrad.cli.layout import Line, Want, share, shorten
-from altgrad.cli.watched import Watched
+from altgrad.cli.picture import frame
+from altgrad.cli.run_view import Watched
 
 SIZES = [(80, 23), (80, 39), (200, 49)]
 

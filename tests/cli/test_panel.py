@@ -9,15 +9,15 @@ from rich.console import Console
 
 from altgrad.cli import panel
 from altgrad.cli.console import Screen
-from altgrad.cli.frame import frame
 from altgrad.cli.layout import Line
-from altgrad.cli.panel import Panel, PlainLines, choose
-from altgrad.cli.watched import Watched
+from altgrad.cli.panel import PlainLines, RunPanel, choose
+from altgrad.cli.picture import frame
+from altgrad.cli.run_view import Watched
 
 STEPS = 400
 REFERENCES = {"unigram": 4.47, "order-6 n-gram": 1.17}
 ESCAPE = re.compile(r"\x1b\[([0-9;]*)m")
-Tell = Callable[[Panel | PlainLines], None]
+Tell = Callable[[RunPanel | PlainLines], None]
 
 
 def live(monkeypatch: pytest.MonkeyPatch, tell: Tell, no_colour: bool) -> str:
@@ -27,7 +27,7 @@ def live(monkeypatch: pytest.MonkeyPatch, tell: Tell, no_colour: bool) -> str:
         monkeypatch.setenv("NO_COLOR", "1")
     file = io.StringIO()
     console = Console(file=file, width=80, height=24, force_terminal=True, color_system="truecolor", highlight=False)
-    shown = Panel("quickstart", STEPS, REFERENCES, Screen(console))
+    shown = RunPanel("quickstart", STEPS, REFERENCES, Screen(console))
     tell(shown)
     shown.close()
     shown.close()
@@ -62,7 +62,7 @@ def test_a_picture_that_fails_turns_into_plain_lines(
 
     monkeypatch.setattr(panel, "frame", broken)
     console = Console(file=io.StringIO(), width=80, height=24, force_terminal=True)
-    shown = Panel("quickstart", STEPS, None, Screen(console))
+    shown = RunPanel("quickstart", STEPS, None, Screen(console))
     tell(shown)
     shown.close()
     assert "the panel could not be drawn (no picture today); plain lines go on" in capsys.readouterr().out

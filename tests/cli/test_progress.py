@@ -11,7 +11,7 @@ import pandas as pd
 import pytest
 
 from altgrad.cli import progress
-from altgrad.cli.progress import Listener, tokenising
+from altgrad.cli.progress import ProgressListener, tokenising
 from altgrad.data.documents import SAMPLE, locate
 from altgrad.data.tokens import on_progress
 
@@ -108,7 +108,7 @@ def test_a_request_to_stop_leaves_nothing_half_built(tmp_path: Path, source: Pat
 
 
 def test_what_takes_less_than_a_second_is_quiet(capfd: pytest.CaptureFixture[str]) -> None:
-    listener = Listener()
+    listener = ProgressListener()
     for done in range(1, 1001):
         listener.hear(done, 1000)
     listener.close()

@@ -7,7 +7,7 @@ from torch import nn
 
 from altgrad.cli.selection import choose
 from altgrad.nn import PrecisionPolicy
-from altgrad.nn.layout import EMBEDDINGS, HEADS
+from altgrad.nn.layers import EMBEDDINGS, HEADS
 from altgrad.training.weights import StoredTensor
 
 EVERYTHING = PrecisionPolicy.uniform(weight="e3m4")

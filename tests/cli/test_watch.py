@@ -12,7 +12,7 @@ from rich.console import Console
 from typer.testing import CliRunner
 
 from altgrad.cli.console import Screen
-from altgrad.cli.panel import Panel, PlainLines
+from altgrad.cli.panel import PlainLines, RunPanel
 from altgrad.cli.watch import Tail, follow, recall, watch
 from altgrad.store.runs import Run, RunStore
 from altgrad.store.tracker import RunFiles
@@ -119,7 +119,7 @@ def test_the_beginning_of_a_run_is_told_first_and_its_end_last(run: Run) -> None
 
 def test_the_panel_of_a_resumed_run_knows_its_past_and_plain_lines_do_not_repeat_it(run: Run) -> None:
     train(run, 1, 2, 3)
-    shown = Panel(run.id, 4, None, Screen(Console(file=io.StringIO(), width=80, height=24, force_terminal=True)))
+    shown = RunPanel(run.id, 4, None, Screen(Console(file=io.StringIO(), width=80, height=24, force_terminal=True)))
     recall(run, shown)
     shown.event(2, "resumed", "resumed at step 2 of 4")
     shown.metrics(3, {"train/loss": 2.0})

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.sweep.driving import BASE, ROOT, WORDS, came_to, finish, kill_some, start, trained_once, workers
+from tests.sweeps.driving import BASE, ROOT, WORDS, came_to, finish, kill_some, start, trained_once, workers
 
 pytestmark = [pytest.mark.cluster, pytest.mark.needs("sbatch")]
 NODE = Path(__file__).with_name("slurm_node.sh")

@@ -16,7 +16,7 @@ from pyarrow import parquet
 
 from altgrad.data import hub_id, parquet_file
 from altgrad.data.hub import Hub, HubCorpus, read_hub
-from altgrad.data.text import Text
+from altgrad.data.text import TextSpec
 
 pytest.importorskip("datasets")
 
@@ -76,14 +76,14 @@ def test_lists_of_strings_are_one_document_joined_by_newlines(lex: Path) -> None
 
 
 def test_a_run_reads_it_by_its_spec_and_tells_what_it_read(lex: Path) -> None:
-    spec = Text.parse("source: {hub: ./lex_glue, config: eurlex}\nbatch_size: 2")
+    spec = TextSpec.parse("source: {hub: ./lex_glue, config: eurlex}\nbatch_size: 2")
     data = spec.build(seed=0, context=16)
     told = data.describe()
     assert told["source"] == "./lex_glue (eurlex)"
     assert told["train_documents"] == 20 and told["test_bytes"] == sum(map(len, texts("test")))
     assert bytes(data.batch(0).inputs[0].tolist()).isascii()
     assert not data.references
-    assert Text.parse(spec.to_yaml().replace("kind: text\n", "")) == spec
+    assert TextSpec.parse(spec.to_yaml().replace("kind: text\n", "")) == spec
     with pytest.raises(ValueError, match=r"\./lex_glue \(eurlex\) has 550 training tokens, one block needs 5000"):
         spec.build(seed=0, context=5000)
 
@@ -121,7 +121,7 @@ def test_a_split_alone_is_cut_by_hash_and_splits_of_other_names_are_passed_over(
     write(place / "alone", "train", many)
     found = read_hub(Hub(hub="./alone"), "text").documents()
     pd.DataFrame({"text": many}).to_parquet("file.parquet")
-    assert Text(source="file.parquet").build(0, 8).describe()["validation_documents"] == len(found["validation"])
+    assert TextSpec(source="file.parquet").build(0, 8).describe()["validation_documents"] == len(found["validation"])
     assert sorted([*found["train"], *found["validation"], *found["test"]]) == sorted(many)
     for split in ("train", "validation"):
         write(place / "more", split, ["a", ""])
@@ -204,11 +204,11 @@ def test_what_could_run_code_is_refused(place: Path) -> None:
 )
 def test_a_wrong_source_says_what_is_right(text: str, message: str) -> None:
     with pytest.raises(ValueError, match=message):
-        Text.parse(text)
+        TextSpec.parse(text)
 
 
 def test_a_revision_may_be_a_commit() -> None:
-    source = Text.parse(f"source: {{hub: coastalcph/lex_glue, config: eurlex, revision: {'1f' * 20}}}").source
+    source = TextSpec.parse(f"source: {{hub: coastalcph/lex_glue, config: eurlex, revision: {'1f' * 20}}}").source
     assert isinstance(source, Hub)
     assert source.name == f"coastalcph/lex_glue (eurlex) at {'1f' * 20}"
 
@@ -284,6 +284,6 @@ def test_rows_without_text_are_refused_or_left_out_and_counted(place: Path) -> N
     write(place / "d", "train", [*texts("train"), None])
     write(place / "d", "validation", texts("validation"))
     with pytest.raises(ValueError, match=r"\./d, train: row 21: column 'text' holds nothing; .* set bad_rows: skip"):
-        Text(source=Hub(hub="./d")).build(0, 8)
-    told = Text(source=Hub(hub="./d"), bad_rows="skip").build(0, 8).describe()
+        TextSpec(source=Hub(hub="./d")).build(0, 8)
+    told = TextSpec(source=Hub(hub="./d"), bad_rows="skip").build(0, 8).describe()
     assert told["skipped_no_text"] == 1 and told["train_documents"] == ROWS["train"]

@@ -12,7 +12,7 @@ from torch.nn import functional
 
 from altgrad.data import encoding
 from altgrad.data.dataset import IGNORED, PADDING, DatasetSpec
-from altgrad.data.labels import POOL, Labels, LabelsDataset
+from altgrad.data.labels import POOL, Labels, LabelsSpec
 
 
 def rows(folder: Path, count: int = 50, split: str = "train", start: int = 0) -> str:
@@ -31,8 +31,8 @@ def rows(folder: Path, count: int = 50, split: str = "train", start: int = 0) ->
     return str(path)
 
 
-def build(path: str, seed: int = 0, context: int = 32, **fields: Any) -> LabelsDataset:
-    return Labels(source=path, **({"batch_size": 4} | fields)).build(seed, context)
+def build(path: str, seed: int = 0, context: int = 32, **fields: Any) -> Labels:
+    return LabelsSpec(source=path, **({"batch_size": 4} | fields)).build(seed, context)
 
 
 def test_the_sample_is_a_data_set_of_its_family_with_twenty_five_labels() -> None:
@@ -119,7 +119,7 @@ def test_tokens_of_a_text_do_not_depend_on_where_it_is_cut(setting: Any, tmp_pat
         for i in range(12)
     ]
     path.write_text("".join(json.dumps(line) + "\n" for line in lines))
-    short, long = (Labels(source=str(path), tokenizer=setting).build(0, context) for context in (16, 48))
+    short, long = (LabelsSpec(source=str(path), tokenizer=setting).build(0, context) for context in (16, 48))
     assert all(batch.inputs.shape[1] <= 16 for batch in short.evaluation("test"))
     ids = {length: encoding.encode(data._labelled, data.spec.tokenizer, length)[0] for length, data in
            ((16, short), (48, long))}  # fmt: skip
@@ -199,6 +199,6 @@ def test_a_spec_that_cannot_be_is_refused() -> None:
         ("column: labels", "column and label_column are both 'labels'"), ("lengths: odd", "lengths"),
     ):  # fmt: skip
         with pytest.raises(ValueError, match=message):
-            Labels.parse(fields)
-    spec = Labels.parse("{classes: [b, a], pos_weight: 2, bad_rows: skip}")
-    assert Labels.parse(spec.to_yaml().replace("kind: labels\n", "")) == spec
+            LabelsSpec.parse(fields)
+    spec = LabelsSpec.parse("{classes: [b, a], pos_weight: 2, bad_rows: skip}")
+    assert LabelsSpec.parse(spec.to_yaml().replace("kind: labels\n", "")) == spec

@@ -16,7 +16,7 @@ import pytest
 from altgrad.data import source_file
 from altgrad.data.dataset import SPLITS, Dataset, DatasetSpec
 from altgrad.data.documents import FileCorpus, locate, read_documents
-from altgrad.data.text import Text
+from altgrad.data.text import TextSpec
 
 KINDS = sorted(DatasetSpec.kinds())
 ROWS = [
@@ -158,7 +158,7 @@ def test_every_kind_names_what_a_folder_holds_instead(tmp_path: Path, kind: str)
 def test_what_cannot_be_read_is_one_line(tmp_path: Path, name: str, content: bytes, message: str) -> None:
     (tmp_path / name).write_bytes(content)
     with pytest.raises(ValueError, match=message) as caught:
-        Text(source=str(tmp_path / name)).build(0, 4)
+        TextSpec(source=str(tmp_path / name)).build(0, 4)
     assert "\n" not in str(caught.value)
 
 
@@ -213,14 +213,16 @@ def test_a_long_line_is_cut_at_spaces(tmp_path: Path) -> None:
 
 
 def test_a_spec_at_its_default_is_written_as_before_there_was_the_field() -> None:
-    assert "bad_rows" not in Text().tree() and Text(bad_rows="skip").tree()["bad_rows"] == "skip"
-    assert Text().fingerprint() != Text(bad_rows="skip").fingerprint()
+    assert "bad_rows" not in TextSpec().tree() and TextSpec(bad_rows="skip").tree()["bad_rows"] == "skip"
+    assert TextSpec().fingerprint() != TextSpec(bad_rows="skip").fingerprint()
 
 
 def test_counts_survive_the_cache_of_tokens(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("ALTGRAD_CACHE", str(tmp_path / "cache"))
     (tmp_path / "a.jsonl").write_bytes(lines([*ROWS, {"text": None, "split": "train"}]))
     for _ in range(2):
-        found = Text(source=str(tmp_path / "a.jsonl"), tokenizer={"bpe": 270}, bad_rows="skip").build(0, 4).describe()
+        found = (
+            TextSpec(source=str(tmp_path / "a.jsonl"), tokenizer={"bpe": 270}, bad_rows="skip").build(0, 4).describe()
+        )
         assert found["skipped_no_text"] == 1
     assert FileCorpus(tmp_path / "a.jsonl", "text").decides != FileCorpus(tmp_path / "a.jsonl", "text", "skip").decides

@@ -12,18 +12,18 @@ from torch.nn import functional
 
 from altgrad.data.dataset import IGNORED, Batch, DatasetSpec
 from altgrad.data.documents import SAMPLE, locate
-from altgrad.data.text import Text, TextDataset
+from altgrad.data.text import Text, TextSpec
 
 
 @pytest.fixture(scope="module")
-def sample() -> TextDataset:
-    return Text(batch_size=8).build(seed=0, context=64)
+def sample() -> Text:
+    return TextSpec(batch_size=8).build(seed=0, context=64)
 
 
-def small(tmp_path: Path, length: int = 1000, *, seed: int = 0, context: int = 7, batch_size: int = 4) -> TextDataset:
+def small(tmp_path: Path, length: int = 1000, *, seed: int = 0, context: int = 7, batch_size: int = 4) -> Text:
     rows = pd.DataFrame({"text": ["x" * (length - 1), "yz"], "split": ["train", "validation"]})
     rows.to_parquet(tmp_path / "small.parquet")
-    return Text(source=str(tmp_path / "small.parquet"), batch_size=batch_size).build(seed, context)
+    return TextSpec(source=str(tmp_path / "small.parquet"), batch_size=batch_size).build(seed, context)
 
 
 def ring(split: str) -> np.ndarray:
@@ -32,30 +32,30 @@ def ring(split: str) -> np.ndarray:
 
 
 def test_the_family_finds_it_by_name() -> None:
-    assert DatasetSpec.of("text") == Text()
-    assert DatasetSpec.of({"kind": "text", "batch_size": 8}) == Text(batch_size=8)
+    assert DatasetSpec.of("text") == TextSpec()
+    assert DatasetSpec.of({"kind": "text", "batch_size": 8}) == TextSpec(batch_size=8)
 
 
-def test_batch_is_a_pure_function_of_seed_and_index(sample: TextDataset) -> None:
-    fresh = Text(batch_size=8).build(seed=0, context=64)
+def test_batch_is_a_pure_function_of_seed_and_index(sample: Text) -> None:
+    fresh = TextSpec(batch_size=8).build(seed=0, context=64)
     last = 3 * fresh.epoch_batches
     expected = {index: fresh.batch(index) for index in (0, 1, 17, fresh.epoch_batches, last)}
     for index in (last, 17, 0, fresh.epoch_batches, 1, 17):
         again = sample.batch(index)
         assert torch.equal(again.inputs, expected[index].inputs)
         assert torch.equal(again.targets, expected[index].targets)
-    other = Text(batch_size=8).build(seed=1, context=64)
+    other = TextSpec(batch_size=8).build(seed=1, context=64)
     assert not torch.equal(other.batch(0).inputs, expected[0].inputs)
 
 
-def test_targets_are_the_inputs_one_token_later(sample: TextDataset) -> None:
+def test_targets_are_the_inputs_one_token_later(sample: Text) -> None:
     batch = sample.batch(5)
     assert batch.inputs.shape == batch.targets.shape == (8, 64)
     assert batch.inputs.dtype == batch.targets.dtype == torch.int64
     assert torch.equal(batch.inputs[:, 1:], batch.targets[:, :-1])
 
 
-def test_a_batch_holds_the_blocks_that_block_start_names(sample: TextDataset) -> None:
+def test_a_batch_holds_the_blocks_that_block_start_names(sample: Text) -> None:
     train = ring("train")
     for index in (0, 3, sample.epoch_batches):
         for row, inputs in enumerate(sample.batch(index).inputs.numpy()):
@@ -97,7 +97,7 @@ def test_a_batch_larger_than_an_epoch_spans_several(tmp_path: Path) -> None:
 @pytest.mark.parametrize("split", ["train", "validation", "test"])
 @pytest.mark.parametrize(("context", "batch_size"), [(64, 8), (101, 16), (1000, 1)])
 def test_evaluation_covers_every_target_exactly_once(split: str, context: int, batch_size: int) -> None:
-    data = Text(batch_size=batch_size).build(seed=3, context=context)
+    data = TextSpec(batch_size=batch_size).build(seed=3, context=context)
     batches = list(data.evaluation(split))
     assert {batch.inputs.shape for batch in batches} == {(batch_size, context)}
     targets = torch.cat([batch.targets.flatten() for batch in batches])
@@ -111,7 +111,7 @@ def test_evaluation_covers_every_target_exactly_once(split: str, context: int, b
 
 
 def test_evaluation_does_not_depend_on_the_seed() -> None:
-    one, other = (next(Text().build(seed, 32).evaluation("validation")) for seed in (0, 1))
+    one, other = (next(TextSpec().build(seed, 32).evaluation("validation")) for seed in (0, 1))
     assert torch.equal(one.inputs, other.inputs)
 
 
@@ -123,7 +123,7 @@ def test_a_split_shorter_than_a_block_is_evaluated_whole(tmp_path: Path) -> None
 
 
 @pytest.mark.parametrize("split", ["train", "validation", "test"])
-def test_bits_per_byte_of_a_uniform_model_is_eight_times_tokens_per_byte(sample: TextDataset, split: str) -> None:
+def test_bits_per_byte_of_a_uniform_model_is_eight_times_tokens_per_byte(sample: Text, split: str) -> None:
     evaluator = sample.evaluator()
     for batch in sample.evaluation(split):
         evaluator.add(torch.zeros(*batch.inputs.shape, 256), batch)
@@ -136,7 +136,7 @@ def test_bits_per_byte_of_a_uniform_model_is_eight_times_tokens_per_byte(sample:
     assert result["perplexity"] == pytest.approx(256, rel=1e-5)
 
 
-def test_a_uniform_model_that_is_certain_of_separators_has_exactly_eight_bits_per_byte(sample: TextDataset) -> None:
+def test_a_uniform_model_that_is_certain_of_separators_has_exactly_eight_bits_per_byte(sample: Text) -> None:
     evaluator = sample.evaluator()
     for batch in sample.evaluation("validation"):
         logits = torch.zeros(*batch.inputs.shape, 256)
@@ -145,7 +145,7 @@ def test_a_uniform_model_that_is_certain_of_separators_has_exactly_eight_bits_pe
     assert evaluator.result()["bits_per_byte"] == pytest.approx(8, rel=1e-6)
 
 
-def test_a_unigram_model_reaches_the_known_bits_per_byte(sample: TextDataset) -> None:
+def test_a_unigram_model_reaches_the_known_bits_per_byte(sample: Text) -> None:
     counts = torch.zeros(256)
     for batch in sample.evaluation("train"):
         counts += torch.bincount(batch.targets[batch.targets >= 0], minlength=256)
@@ -156,7 +156,7 @@ def test_a_unigram_model_reaches_the_known_bits_per_byte(sample: TextDataset) ->
     assert evaluator.result()["bits_per_byte"] == pytest.approx(4.47, abs=0.02)
 
 
-def test_loss_is_cross_entropy_in_float32(sample: TextDataset) -> None:
+def test_loss_is_cross_entropy_in_float32(sample: Text) -> None:
     batch = sample.batch(0)
     logits = torch.randn(8, 64, 256, generator=torch.Generator().manual_seed(0))
     expected = functional.cross_entropy(logits.flatten(0, 1), batch.targets.flatten())
@@ -166,7 +166,7 @@ def test_loss_is_cross_entropy_in_float32(sample: TextDataset) -> None:
     torch.testing.assert_close(low, sample.loss(logits.bfloat16().float(), batch))
 
 
-def test_evaluator_reports_an_overflowing_perplexity_as_infinite_and_keeps_nan(sample: TextDataset) -> None:
+def test_evaluator_reports_an_overflowing_perplexity_as_infinite_and_keeps_nan(sample: Text) -> None:
     batch = sample.batch(0)
     for value, expected in ((1e6, math.inf), (math.nan, math.nan)):
         logits = torch.zeros(8, 64, 256)
@@ -176,12 +176,12 @@ def test_evaluator_reports_an_overflowing_perplexity_as_infinite_and_keeps_nan(s
         assert evaluator.result()["perplexity"] == pytest.approx(expected, nan_ok=True)
 
 
-def test_an_evaluator_without_batches_is_an_error(sample: TextDataset) -> None:
+def test_an_evaluator_without_batches_is_an_error(sample: Text) -> None:
     with pytest.raises(ValueError, match="no batch was evaluated"):
         sample.evaluator().result()
 
 
-def test_description_counts_the_sample(sample: TextDataset) -> None:
+def test_description_counts_the_sample(sample: Text) -> None:
     described = sample.describe()
     assert (described["train_documents"], described["train_bytes"], described["train_tokens"]) == (337, 801402, 801739)
     assert described["vocabulary"] == sample.vocabulary == sample.outputs == 256
@@ -198,7 +198,7 @@ def test_an_absent_split_is_an_error(tmp_path: Path) -> None:
         small(tmp_path).evaluation("test")
     pd.DataFrame({"text": ["a"], "split": ["train"]}).to_parquet(tmp_path / "a.parquet")
     with pytest.raises(ValueError, match=r"a\.parquet has no text for validation"):
-        Text(source=str(tmp_path / "a.parquet")).build(0, 1)
+        TextSpec(source=str(tmp_path / "a.parquet")).build(0, 1)
 
 
 def test_a_batch_moves_whole() -> None:
@@ -208,14 +208,14 @@ def test_a_batch_moves_whole() -> None:
 
 
 @pytest.fixture(scope="module")
-def subwords(tmp_path_factory: pytest.TempPathFactory) -> Iterator[TextDataset]:
+def subwords(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Text]:
     pytest.importorskip("tokenizers")
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("ALTGRAD_CACHE", str(tmp_path_factory.mktemp("cache")))
-        yield Text.model_validate({"tokenizer": {"bpe": 512}, "batch_size": 8}).build(seed=0, context=64)
+        yield TextSpec.model_validate({"tokenizer": {"bpe": 512}, "batch_size": 8}).build(seed=0, context=64)
 
 
-def test_subwords_cover_every_byte_of_a_split_once(subwords: TextDataset, sample: TextDataset) -> None:
+def test_subwords_cover_every_byte_of_a_split_once(subwords: Text, sample: Text) -> None:
     assert subwords.vocabulary == subwords.outputs == 512
     told, bytewise = subwords.describe(), sample.describe()
     for split in ("train", "validation", "test"):
@@ -228,7 +228,7 @@ def test_subwords_cover_every_byte_of_a_split_once(subwords: TextDataset, sample
         assert int(told[f"{split}_tokens"]) < 0.6 * int(bytewise[f"{split}_tokens"])
 
 
-def test_batches_of_subwords_are_cut_from_the_map_as_those_of_bytes_are(subwords: TextDataset) -> None:
+def test_batches_of_subwords_are_cut_from_the_map_as_those_of_bytes_are(subwords: Text) -> None:
     batch = subwords.batch(2 * subwords.epoch_batches)
     assert batch.inputs.dtype == torch.int64
     assert torch.equal(batch.inputs[:, 1:], batch.targets[:, :-1])
@@ -239,7 +239,7 @@ def test_batches_of_subwords_are_cut_from_the_map_as_those_of_bytes_are(subwords
 
 def test_the_tokenizer_stands_in_yaml_as_it_was_written() -> None:
     for text in ("tokenizer: bytes", "tokenizer:\n  bpe: 4096", "tokenizer: some/folder"):
-        assert Text.parse(Text.parse(f"{text}").to_yaml().replace("kind: text\n", "")) == Text.parse(text)
+        assert TextSpec.parse(TextSpec.parse(f"{text}").to_yaml().replace("kind: text\n", "")) == TextSpec.parse(text)
 
 
 @pytest.mark.parametrize(
@@ -252,11 +252,11 @@ def test_the_tokenizer_stands_in_yaml_as_it_was_written() -> None:
 )
 def test_a_wrong_tokenizer_says_what_is_right(text: str, message: str) -> None:
     with pytest.raises(ValueError, match=message):
-        Text.parse(text)
+        TextSpec.parse(text)
 
 
 def test_the_samples_references_come_with_the_sample_whatever_its_tokenizer(
-    sample: TextDataset, subwords: TextDataset, tmp_path: Path
+    sample: Text, subwords: Text, tmp_path: Path
 ) -> None:
     assert sample.references == subwords.references == {"unigram": 4.47, "order-6 n-gram": 1.17}
     assert not small(tmp_path).references

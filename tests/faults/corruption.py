@@ -21,7 +21,7 @@ from altgrad.cli.main import app
 from altgrad.data import documents, text
 from altgrad.data.tokens import load_tokens
 from altgrad.quantize.packed import load_quantized
-from altgrad.report.reading import read
+from altgrad.reports.reading import read
 from altgrad.store import CheckpointError, Run, RunStore
 from altgrad.store.index import summaries
 from altgrad.training import RunSpec, train
@@ -195,7 +195,7 @@ def token_caches(seed: int, count: int, folder: Path) -> Figures:
     """Four flips to one truncation over a cached corpus: the tokens are those of the text, built again if need be."""
     figures, draw = Figures(seed), random.Random(seed)
     corpus = documents.FileCorpus(words_file(folder / "words.txt", 400), "text")
-    setting = text.Text.model_validate({"kind": "text", "tokenizer": {"bpe": 270}}).tokenizer
+    setting = text.TextSpec.model_validate({"kind": "text", "tokenizer": {"bpe": 270}}).tokenizer
     with cache_in(folder / "cache"):
         expected = tokens(corpus, setting)
         (cached,) = [path for path in (folder / "cache" / "tokens").iterdir() if path.is_dir()]

@@ -208,7 +208,7 @@ def _line(draw: random.Random, shapes: list[tuple[tuple[str, ...], Any]]) -> lis
     if draw.random() < 0.1:
         draw.shuffle(words)
     if path == ("sweep",):
-        words.append("--dry-run")  # a sweep that starts is other processes, and tests/sweep has those
+        words.append("--dry-run")  # a sweep that starts is other processes, and tests/sweeps has those
     return words
 
 

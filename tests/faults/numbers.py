@@ -18,10 +18,10 @@ from altgrad.formats import Rounding
 from altgrad.formats.catalog import CATALOG
 from altgrad.monitors import MonitorSpec
 from altgrad.nn import commit
-from altgrad.optim import OptimizerSpec, StorageSpec, parameter_groups
+from altgrad.optim import OptimizerSpec, Storage, parameter_groups
 from altgrad.quantize import Quantizer, QuantizerSpec
-from altgrad.report.project import load
-from altgrad.report.report import write_report
+from altgrad.reports.project import load
+from altgrad.reports.report import write_report
 from altgrad.spec import LocatedError, SpecError
 from altgrad.store import RunFiles, RunStore
 from altgrad.store.files import decode, json_line, row_of
@@ -29,8 +29,8 @@ from altgrad.training import RunSpec, train
 from tests.faults.campaign import Figures, spec_text, words_file
 from tests.faults.corruption import told
 from tests.monitors.conftest import MAKERS
-from tests.report.conftest import spec as study_spec
-from tests.report.conftest import write_run
+from tests.reports.conftest import spec as study_spec
+from tests.reports.conftest import write_run
 
 SUBNORMAL, HUGE = 2.0**-149, 3.4028234e38
 ENDS = (math.inf, -math.inf, math.nan, SUBNORMAL, -SUBNORMAL, 2.0**-126, HUGE, -HUGE, 0.0, -0.0)
@@ -158,7 +158,7 @@ def optimizers(seed: int, count: int, folder: Path) -> Figures:
         rule = {"kind": "master"} if storage == "master" else {"kind": storage, "format": fmt}
         try:
             rules = OptimizerSpec.of({"kind": kind, "lr": 1e-2})
-            optimizer = rules.build(parameter_groups(net, rules, [StorageSpec.of({"match": "*.weight", **rule})]))
+            optimizer = rules.build(parameter_groups(net, rules, [Storage.of({"match": "*.weight", **rule})]))
             for _ in range(3):
                 for p in net.parameters():
                     p.grad = torch.randn_like(p)

@@ -11,8 +11,8 @@ from torch import nn
 
 from altgrad.formats import FloatFormat
 from altgrad.interventions import InterventionSpec, Moment, Subject
-from altgrad.interventions.good_state import go_back, take
-from altgrad.interventions.range_look import look_at_casts
+from altgrad.interventions.range_probe import look_at_casts
+from altgrad.interventions.rollback import go_back, take
 from altgrad.interventions.stalled import Stalls
 from altgrad.nn import PrecisionPolicy, quantize_model, quantizers
 from altgrad.optim import SGD, AdamW, Update

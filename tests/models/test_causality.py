@@ -11,9 +11,9 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from altgrad.data.dataset import Dataset
-from altgrad.data.text import Text
+from altgrad.data.text import TextSpec
 from altgrad.models.causality import sees_ahead
-from altgrad.models.huggingface import HF, HFModel
+from altgrad.models.huggingface import HF, HFSpec
 from altgrad.models.model import ModelSpec
 from altgrad.models.vocabulary import is_padding
 
@@ -29,8 +29,8 @@ def save(folder: Path, config: Any, auto: Any = transformers.AutoModelForCausalL
     return folder
 
 
-def build(folder: Path, ids: int = IDS, **fields: Any) -> HFModel:
-    return HF(folder=str(folder), head="causal", **({"context": 16} | fields)).build(ids, ids)
+def build(folder: Path, ids: int = IDS, **fields: Any) -> HF:
+    return HFSpec(folder=str(folder), head="causal", **({"context": 16} | fields)).build(ids, ids)
 
 
 @pytest.fixture(scope="module")
@@ -42,7 +42,7 @@ def llama(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def text(tmp_path_factory: pytest.TempPathFactory) -> Dataset:
     file = tmp_path_factory.mktemp("text") / "a.txt"
     file.write_text("the quick brown fox\n" * 60)
-    return Text(source=str(file), batch_size=2).build(0, 16)
+    return TextSpec(source=str(file), batch_size=2).build(0, 16)
 
 
 def test_every_kind_of_our_own_that_answers_for_tokens_is_causal(llama: Path) -> None:

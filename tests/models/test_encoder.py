@@ -8,7 +8,7 @@ from torch import nn
 
 import altgrad
 from altgrad.data.dataset import PADDING
-from altgrad.models.encoder import Encoder, pooled
+from altgrad.models.encoder import EncoderSpec, pooled
 from altgrad.models.model import ModelSpec
 from altgrad.nn.surgery import quantizers
 
@@ -17,7 +17,7 @@ POOLINGS = pytest.mark.parametrize("pooling", ["mean", "first"])
 
 def make(**fields: Any) -> nn.Module:
     torch.manual_seed(0)
-    return Encoder(**({"layers": 2, "width": 16, "heads": 2, "context": 12} | fields)).build(20, 5)
+    return EncoderSpec(**({"layers": 2, "width": 16, "heads": 2, "context": 12} | fields)).build(20, 5)
 
 
 def texts() -> torch.Tensor:
@@ -31,9 +31,9 @@ def padded(tokens: torch.Tensor, by: int) -> torch.Tensor:
 
 def test_it_is_found_by_its_kind_and_answers_for_texts() -> None:
     spec = ModelSpec.of("encoder")
-    assert isinstance(spec, Encoder) and spec.answers == "text" and ModelSpec.of("gpt").answers == "token"
+    assert isinstance(spec, EncoderSpec) and spec.answers == "text" and ModelSpec.of("gpt").answers == "token"
     with pytest.raises(ValueError, match="width 10 is not a multiple of heads 4"):
-        Encoder(width=10)
+        EncoderSpec(width=10)
 
 
 @POOLINGS

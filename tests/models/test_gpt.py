@@ -8,13 +8,13 @@ from pydantic import ValidationError
 from torch import Tensor, nn
 from torch.nn import functional
 
-from altgrad.models.gpt import GPT
+from altgrad.models.gpt import GPTSpec
 from altgrad.models.model import ModelSpec
 
-SMALL = GPT(layers=2, width=32, heads=4, context=16)
+SMALL = GPTSpec(layers=2, width=32, heads=4, context=16)
 
 
-def build(spec: GPT = SMALL, vocabulary: int = 256, seed: int = 0) -> nn.Module:
+def build(spec: GPTSpec = SMALL, vocabulary: int = 256, seed: int = 0) -> nn.Module:
     torch.manual_seed(seed)
     return spec.build(vocabulary, vocabulary)
 
@@ -43,7 +43,7 @@ def test_weights_are_a_function_of_the_seed() -> None:
 
 @pytest.mark.parametrize("bias", [False, True])
 def test_start_is_normal_with_scaled_residual_projections_and_zero_biases(bias: bool) -> None:
-    model = build(GPT(layers=8, width=64, heads=2, context=64, bias=bias))
+    model = build(GPTSpec(layers=8, width=64, heads=2, context=64, bias=bias))
     for name, parameter in model.named_parameters():
         if name.endswith("bias"):
             assert not parameter.any()
@@ -97,7 +97,7 @@ def test_tied_shares_the_parameter() -> None:
 
 def test_tied_head_needs_as_many_outputs_as_tokens() -> None:
     with pytest.raises(ValueError, match="tied head gives 256 outputs, the data wants 10"):
-        GPT(tied=True).build(256, 10)
+        GPTSpec(tied=True).build(256, 10)
 
 
 def test_outputs_may_differ_from_the_vocabulary() -> None:
@@ -106,7 +106,7 @@ def test_outputs_may_differ_from_the_vocabulary() -> None:
 
 def test_meta_construction_allocates_nothing() -> None:
     with torch.device("meta"):
-        model = GPT(layers=2, width=8192, heads=64, context=8192).build(100_000, 100_000)
+        model = GPTSpec(layers=2, width=8192, heads=64, context=8192).build(100_000, 100_000)
     assert all(parameter.is_meta for parameter in model.parameters())
 
 
@@ -144,10 +144,10 @@ def test_too_long_an_input_is_refused() -> None:
 
 def test_width_must_divide_by_heads() -> None:
     with pytest.raises(ValidationError, match="width 30 is not a multiple of heads 4"):
-        GPT(width=30, heads=4)
+        GPTSpec(width=30, heads=4)
 
 
 @pytest.mark.parametrize("wrong", [{"layers": 0}, {"dropout": 1.0}, {"context": -1}, {"hidden": 3}])
 def test_sizes_out_of_range_are_refused(wrong: dict[str, float]) -> None:
     with pytest.raises(ValidationError):
-        GPT.model_validate(wrong)
+        GPTSpec.model_validate(wrong)

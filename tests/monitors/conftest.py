@@ -10,9 +10,9 @@ import torch
 from torch import Tensor, nn
 
 from altgrad.models.model import ModelSpec
-from altgrad.monitors import MonitorSpec, Replay, Report, Watch
+from altgrad.monitors import MonitorSet, MonitorSpec, Replay, Report
 from altgrad.nn import PrecisionPolicy, commit, quantize_model
-from altgrad.optim import OptimizerSpec, StorageSpec, parameter_groups
+from altgrad.optim import OptimizerSpec, Storage, parameter_groups
 
 STOCHASTIC = {"format": "e4m3fn", "rounding": "stochastic", "scaling": "delayed"}
 MICRO_BATCHES = 4
@@ -30,7 +30,7 @@ class Trial:
     reports: list[dict[str, Report]] = field(default_factory=list)
     before: dict[str, Tensor] = field(default_factory=dict)
     gradients: dict[str, Tensor] = field(default_factory=dict)
-    watch: Watch | None = None
+    watch: MonitorSet | None = None
     micro_batches: int = MICRO_BATCHES
 
     def run(
@@ -45,18 +45,18 @@ class Trial:
         """The reports of every step. restart: the step before which monitors are made anew from their saved state."""
         plain = [{"kind": m} if isinstance(m, str) else dict(m) for m in monitors]
         specs = [MonitorSpec.of({"every": every, **m} if every else m) for m in plain]
-        self.watch = watch = Watch(specs, self.net, self.optimizer)
+        self.watch = watch = MonitorSet(specs, self.net, self.optimizer)
         for step in range(1, steps + 1):
             if step == restart:
                 saved = through_json(watch.state())
                 watch.close()
-                self.watch = watch = Watch(specs, self.net, self.optimizer)
+                self.watch = watch = MonitorSet(specs, self.net, self.optimizer)
                 watch.restore(saved)
             self.reports.append(self.step(step, watch, between))
         watch.close()
         return self.reports
 
-    def step(self, step: int, watch: Watch, between: Callable[[int, "Trial"], None]) -> dict[str, Report]:
+    def step(self, step: int, watch: MonitorSet, between: Callable[[int, "Trial"], None]) -> dict[str, Report]:
         watch.begin(step)
         total = torch.zeros(())
         for micro in range(self.micro_batches):
@@ -104,7 +104,7 @@ def gpt(
     net = spec.build(32, 32)
     quantize_model(net, PrecisionPolicy.uniform(match="blocks.*", weight="e4m3fn", input="e4m3fn", grad_output="e5m2"))
     rules = OptimizerSpec.of({"kind": "adamw", "lr": 1e-3, "weight_decay": 0.1})
-    kept = [StorageSpec.of(rule) for rule in storage]
+    kept = [Storage.of(rule) for rule in storage]
     optimizer = rules.build(parameter_groups(net, rules, kept))
 
     def loss(model: nn.Module, tokens: Tensor) -> Tensor:

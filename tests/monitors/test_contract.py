@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import torch
 
-from altgrad.monitors import MonitorSpec, Watch, describing
+from altgrad.monitors import MonitorSet, MonitorSpec, describing
 
 KINDS = list(MonitorSpec.kinds())
 MODELS = ("gpt", "mlp", "plain")
@@ -105,7 +105,7 @@ def test_state_resumes_exactly(kind: str, name: str, trial: Callable[..., Any]) 
 def test_a_model_without_gradients_or_grids_leaves_nothing_to_report(kind: str) -> None:
     """n = 0: the monitors meet a parameter that nothing happens to."""
     net = torch.nn.Linear(3, 2, bias=False)
-    watch = Watch([MonitorSpec.of(kind)], net, torch.optim.SGD(net.parameters()))
+    watch = MonitorSet([MonitorSpec.of(kind)], net, torch.optim.SGD(net.parameters()))
     watch.begin(1)
     _, _, reports = watch.gradients(torch.zeros(()), torch.zeros(()), {})
     reports |= watch.finish()

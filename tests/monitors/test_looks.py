@@ -9,7 +9,7 @@ import torch
 
 from altgrad.formats import FloatFormat
 from altgrad.monitors import CastMonitor, GradientMonitor, MonitorSpec, UpdateMonitor
-from altgrad.monitors.looks import Looks, Seen
+from altgrad.monitors.compiled_pass import CompiledPass, Seen
 from altgrad.optim import Update
 from altgrad.quantize import Grid, round_to
 
@@ -57,7 +57,7 @@ def same(found: Seen, expected: Seen) -> None:
 @pytest.mark.parametrize("storage", ["master", "nearest", "stochastic"])
 def test_a_look_at_an_update_is_the_same_compiled(storage: str) -> None:
     """Counts equal, over three steps, so that what monitors keep is the same, too; a whole scale, and one by row."""
-    looks = [Looks(MONITORS, "eager"), Looks(MONITORS, "compiled")]
+    looks = [CompiledPass(MONITORS, "eager"), CompiledPass(MONITORS, "compiled")]
     for scale in (torch.tensor(2.0), torch.exp2(torch.randint(-3, 3, (96, 1)).float())):
         for number, hard in ((0, False), (1, False), (2, True)):
             name = f"w{scale.numel()}"
@@ -71,17 +71,17 @@ def test_a_look_at_an_update_is_the_same_compiled(storage: str) -> None:
 
 @pytest.mark.long
 def test_a_look_at_a_gradient_is_the_same_compiled() -> None:
-    looks: list[Any] = [Looks(MONITORS, engine) for engine in ("eager", "compiled")]
+    looks: list[Any] = [CompiledPass(MONITORS, engine) for engine in ("eager", "compiled")]
     for gradient in (torch.randn(40, 30), 1e30 * torch.randn(7), torch.tensor([0.0, math.nan]), torch.zeros(3, 1, 2)):
         eager, compiled = (look.gradient(gradient, of(GradientMonitor)) for look in looks)
         same(compiled, eager)
 
 
 def test_what_monitors_keep_of_a_parameter_resumes() -> None:
-    whole, first = Looks(MONITORS), Looks(MONITORS)
+    whole, first = CompiledPass(MONITORS), CompiledPass(MONITORS)
     for number in range(4):
         if number == 2:
-            second = Looks(MONITORS)
+            second = CompiledPass(MONITORS)
             second.restore("flips", first.state("flips"))
             first = second
         shown = update("stochastic", torch.tensor(2.0), number, hard=False)

@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 from altgrad.formats import FloatFormat
-from altgrad.monitors import Context, MonitorSpec, Replay, Watch
+from altgrad.monitors import Context, MonitorSet, MonitorSpec, Replay
 from altgrad.monitors.cast_tables import cast_on
 from altgrad.nn import PrecisionPolicy, quantize_model
 from altgrad.optim import SGD, AdamW
@@ -41,7 +41,7 @@ def test_range_measures_what_was_cast() -> None:
     weight = net[0].weight.detach().clone()
     quantize_model(net, PrecisionPolicy.uniform(weight={"format": FMT, "scaling": "unscaled"}))
     optimizer = AdamW(net.named_parameters(), lr=1e-3, weight_decay=0)
-    watch = Watch([MonitorSpec.of("range")], net, optimizer)
+    watch = MonitorSet([MonitorSpec.of("range")], net, optimizer)
     watch.begin(1)
     net(torch.randn(8, 16)).square().mean().backward()
     optimizer.step()
@@ -55,7 +55,7 @@ def test_range_measures_what_was_cast() -> None:
 
 def test_counts_add_up_over_micro_batches(trial: Callable[..., Any]) -> None:
     net = trial("mlp").net
-    watch = Watch([MonitorSpec.of("range")], net, AdamW(net.named_parameters()))
+    watch = MonitorSet([MonitorSpec.of("range")], net, AdamW(net.named_parameters()))
     watch.begin(1)
     for _ in range(3):
         net(torch.randn(8, 16)).square().mean().backward()
@@ -184,7 +184,7 @@ def test_dead_counts_features_before_and_after_their_cast_and_rows_without_gradi
         net[0].bias.copy_(torch.tensor([-1e9, -1e9, 1.0, 1, 1, 1, 1, 1e9]))  # two dead, and one that swamps the rest
         net[0].weight.mul_(0.1)
     quantize_model(net, PrecisionPolicy.uniform(input=FMT))
-    watch = Watch([MonitorSpec.of("dead")], net, torch.optim.SGD(net.parameters(), lr=0.1))
+    watch = MonitorSet([MonitorSpec.of("dead")], net, torch.optim.SGD(net.parameters(), lr=0.1))
     watch.begin(1)
     x = torch.randn(64, 4)
     (loss := net(x).square().mean()).backward()
@@ -247,7 +247,7 @@ class Poison(torch.autograd.Function):
 
 def test_flip_totals_start_again_with_each_epoch(trial: Callable[..., Any]) -> None:
     made = trial("gpt")
-    watch = Watch([MonitorSpec.of({"kind": "flips", "every": 1})], made.net, made.optimizer, Context(epoch=5))
+    watch = MonitorSet([MonitorSpec.of({"kind": "flips", "every": 1})], made.net, made.optimizer, Context(epoch=5))
     rates, sums = [], []
     for step in range(1, 11):
         metrics = made.step(step, watch, lambda step, made: None)["flips"].metrics
@@ -289,7 +289,7 @@ def test_saturation_of_storage_is_counted_before_it_clips() -> None:
         net = nn.Linear(64, 64, bias=False)
         storage = {"kind": "stochastic", "format": "e4m3fn", "scale": scale}
         optimizer = SGD(net.named_parameters(), lr=1.0, storage=storage)
-        watch = Watch([MonitorSpec.of({"kind": "range", "every": 1})], net, optimizer)
+        watch = MonitorSet([MonitorSpec.of({"kind": "range", "every": 1})], net, optimizer)
         reports = []
         for step in range(1, 7):
             watch.begin(step)
@@ -315,7 +315,7 @@ def test_a_pinned_weight_that_is_asked_for_little_is_found_though_nothing_satura
         net.weight.fill_(1.0)
         net.weight[:, :5] = 448.0
     optimizer = SGD(net.named_parameters(), lr=1.0, storage=storage)
-    watch = Watch([MonitorSpec.of({"kind": "range", "every": 1, "patience": 1})], net, optimizer)
+    watch = MonitorSet([MonitorSpec.of({"kind": "range", "every": 1, "patience": 1})], net, optimizer)
     watch.begin(1)
     net.weight.grad = torch.full_like(net.weight, -3.2) * (net.weight.detach() > 400)
     optimizer.step()

@@ -4,7 +4,7 @@ import numpy
 import torch
 from torch import nn
 
-from altgrad.monitors import MonitorSpec, Watch
+from altgrad.monitors import MonitorSet, MonitorSpec
 from altgrad.nn import PrecisionPolicy, quantize_model
 from altgrad.quantize import round_to
 
@@ -14,7 +14,7 @@ def test_moments_are_counted_as_if_kept_in_the_weights_format() -> None:
     model = nn.Sequential(nn.Linear(16, 8), nn.LayerNorm(8))
     quantize_model(model, PrecisionPolicy.uniform(match="0", weight="e4m3fn"))
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3)
-    watch = Watch([MonitorSpec.of({"kind": "optimizer_state", "every": 1})], model, optimizer)
+    watch = MonitorSet([MonitorSpec.of({"kind": "optimizer_state", "every": 1})], model, optimizer)
     watch.begin(1)
     (model(torch.randn(4, 16)) ** 2).mean().backward()
     optimizer.step()

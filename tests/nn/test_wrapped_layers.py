@@ -13,7 +13,7 @@ from torch.distributed.fsdp import FSDPModule, fully_shard
 from torch.nn.utils import parametrizations, parametrize
 
 from altgrad.nn import PrecisionPolicy, QuantizedLayer, casts_off, dequantize_model, quantize_model, weight_quantizers
-from altgrad.nn.layout import core_of, exchanged
+from altgrad.nn.layers import core_of, exchanged
 from altgrad.nn.linear import QuantizedLinear
 
 POLICY = PrecisionPolicy.uniform(weight="e2m1", input="e2m1", grad_output="e5m2")

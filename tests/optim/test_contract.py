@@ -13,7 +13,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from altgrad.optim import SGD, Optimizer, OptimizerSpec, StorageSpec
+from altgrad.optim import SGD, Optimizer, OptimizerSpec, Storage
 
 SHAPE = (6, 8)
 MORE: dict[str, dict[str, Any]] = {"grid_optim": {"lr": 0.5}, "sgd": {"weight_decay": 0.1}}
@@ -22,7 +22,7 @@ MORE: dict[str, dict[str, Any]] = {"grid_optim": {"lr": 0.5}, "sgd": {"weight_de
 def pairs(*, on_grid: bool) -> Iterator[tuple[str, str]]:
     """Every (optimizer, storage) that go together."""
     for kind in OptimizerSpec.kinds():
-        for storage in StorageSpec.kinds():
+        for storage in Storage.kinds():
             if (storage == "index" and kind != "grid_optim") or (storage == "eco" and kind == "madam"):
                 continue
             if storage != "master" or not on_grid:
@@ -108,7 +108,7 @@ def test_every_rule_steps_a_narrow_master(kind: str, dtype: torch.dtype) -> None
     optimizer = made(kind, "master", p)
     for group in optimizer.param_groups:
         group["storage"] = {"kind": "master", "format": "e3m4f"}
-    optimizer.storages = [StorageSpec.of(group["storage"]) for group in optimizer.param_groups]
+    optimizer.storages = [Storage.of(group["storage"]) for group in optimizer.param_groups]
     before = p.detach().clone()
     run(optimizer, p)
     assert p.dtype == dtype and bool(p.isfinite().all()) and not torch.equal(p, before)

@@ -6,13 +6,13 @@ from pathlib import Path
 import pytest
 import yaml
 
-from altgrad.optim import OptimizerSpec, StorageSpec
+from altgrad.optim import OptimizerSpec, Storage
 from altgrad.optim.stiffness import stiffness_of
 
 PAGE = (Path(__file__).resolve().parents[2] / "docs" / "OPTIMIZERS.md").read_text(encoding="utf-8")
 
 
-@pytest.mark.parametrize("kind", [*OptimizerSpec.kinds(), *StorageSpec.kinds()])
+@pytest.mark.parametrize("kind", [*OptimizerSpec.kinds(), *Storage.kinds()])
 def test_every_kind_has_its_row(kind: str) -> None:
     assert re.search(rf"^\| `{kind}`", PAGE, re.MULTILINE), kind
 
@@ -24,7 +24,7 @@ def test_every_stiffness_is_explained(word: str) -> None:
 
 def test_its_storage_rules_are_rules() -> None:
     (text,) = re.findall(r"```yaml\n(.*?)```", PAGE, re.DOTALL)
-    rules = [StorageSpec.of(rule) for rule in yaml.safe_load(text)["storage"]]
+    rules = [Storage.of(rule) for rule in yaml.safe_load(text)["storage"]]
     assert [rule.kind for rule in rules] == ["stochastic", "kahan"]
 
 

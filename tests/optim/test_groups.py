@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from altgrad.optim import OptimizerSpec, StorageSpec, parameter_groups
+from altgrad.optim import OptimizerSpec, Storage, parameter_groups
 from altgrad.spec import LocatedError
 
 
@@ -19,8 +19,8 @@ class Tied(nn.Module):
         self.head.weight = self.embed.weight
 
 
-def rules(*found: dict[str, Any]) -> tuple[StorageSpec, ...]:
-    return tuple(StorageSpec.of(rule) for rule in found)
+def rules(*found: dict[str, Any]) -> tuple[Storage, ...]:
+    return tuple(Storage.of(rule) for rule in found)
 
 
 def kept(*found: dict[str, Any]) -> dict[str, str]:

@@ -10,8 +10,8 @@ from torch import Tensor, nn
 from altgrad.formats import FloatFormat
 from altgrad.measures import expected_flips, expected_master_flips
 from altgrad.measures.stall import predicted_stall_counts
-from altgrad.optim import SGD, AdamW, StorageSpec, Update
-from altgrad.quantize import Current, at_rung, round_to, rung, spacing
+from altgrad.optim import SGD, AdamW, Storage, Update
+from altgrad.quantize import CurrentSpec, at_rung, round_to, rung, spacing
 
 EIGHT = ("e0m7f", "e1m6f", "e2m5f", "e3m4f", "e4m3f", "e5m2f", "e6m1f", "e7m0f")
 KINDS = ("nearest", "stochastic", "kahan", "eco")
@@ -268,11 +268,11 @@ def test_a_tracked_scale_grows_and_shrinks_with_the_weights_and_counts_its_flips
 
 def test_eco_rounds_stochastically_and_its_spec_names_the_run_it_named() -> None:
     """One step of a hundredth of a gap from a grid value: to nearest nothing moves, stochastically one in a hundred."""
-    tree = {"kind": "eco", "match": "*", "format": "e4m3fn", "scaling": Current(margin=1).tree(), "scale": "fixed"}
-    assert StorageSpec.of(stored("eco")).tree() == tree | {"rounding": "nearest_even"}
-    assert StorageSpec.of(stored("eco", stochastic=False)).tree()["stochastic"] is False
+    tree = {"kind": "eco", "match": "*", "format": "e4m3fn", "scaling": CurrentSpec(margin=1).tree(), "scale": "fixed"}
+    assert Storage.of(stored("eco")).tree() == tree | {"rounding": "nearest_even"}
+    assert Storage.of(stored("eco", stochastic=False)).tree()["stochastic"] is False
     with pytest.raises(ValueError, match="leave rounding out"):
-        StorageSpec.made_from(stored("eco", rounding="stochastic", stochastic=False))
+        Storage.made_from(stored("eco", rounding="stochastic", stochastic=False))
     for more, moves in (({}, True), ({"rounding": "nearest_even"}, True), ({"stochastic": False}, False)):
         p = nn.Parameter(torch.ones(4000))
         optimizer = sgd(p, stored("eco", **more), momentum=0.9)
@@ -339,7 +339,7 @@ def test_a_tracked_scale_clips_nothing_and_spares_less_than_two_binades(kind: st
 def test_a_weight_of_zeros_gets_the_scale_of_its_fan_in(kind: str, scaling: Any, scale: str) -> None:
     """1 / sqrt(fan_in), as far as PyTorch initialises a Linear of that shape; a row of zeros, the weight's own amax."""
     more = {} if scaling is None else {"scaling": scaling}
-    storage = StorageSpec.of(stored(kind, "e4m3fn", scale=scale, **more))
+    storage = Storage.of(stored(kind, "e4m3fn", scale=scale, **more))
     states: list[dict[str, Tensor]] = []
     likes = (torch.full((4, 16), 0.25), torch.zeros(4, 16), torch.cat([torch.full((1, 16), 0.25), torch.zeros(3, 16)]))
     for w in likes:
@@ -438,5 +438,5 @@ def test_storage_that_cannot_be_is_one_line_naming_the_group(storage: Any, why: 
 
 
 def test_every_storage_is_a_documented_kind() -> None:
-    assert set(StorageSpec.kinds()) == {"master", "nearest", "stochastic", "kahan", "eco", "index"}
-    assert all(kind.__doc__ for kind in StorageSpec.kinds().values())
+    assert set(Storage.kinds()) == {"master", "nearest", "stochastic", "kahan", "eco", "index"}
+    assert all(kind.__doc__ for kind in Storage.kinds().values())

@@ -13,7 +13,7 @@ from torch import Tensor
 from altgrad.formats import FloatFormat
 from altgrad.quantize import Quantizer, round_to
 from altgrad.quantize.block import block_amax, mx_scale
-from altgrad.quantize.mse import Mse
+from altgrad.quantize.mse import MseSpec
 from altgrad.quantize.scaling import scale_of
 
 MX_FORMATS = ["e4m3fn", "e5m2", "e2m1", "e2m3", "e3m2"]
@@ -153,7 +153,7 @@ def test_the_first_axis_is_the_last_of_the_transpose(scaling: Any) -> None:
 def test_the_mse_scale_is_the_best_of_its_candidates(scale: Any, granularity: Any) -> None:
     torch.manual_seed(0)
     x = torch.distributions.StudentT(2.0).sample((6, 200)).float()
-    spec = Mse(scale=scale, granularity=granularity, candidates=8)
+    spec = MseSpec(scale=scale, granularity=granularity, candidates=8)
     y, chosen = cast(x, "e2m1", spec.tree())
     rows = [(x, y, chosen)] if granularity == "tensor" else list(zip(x, y, chosen.flatten(), strict=True))
     for values, rounded, own in rows:

@@ -9,10 +9,10 @@ import torch
 from torch import Tensor, nn
 
 from altgrad.formats import CATALOG, FloatFormat
-from altgrad.monitors import MonitorSpec, Watch
+from altgrad.monitors import MonitorSet, MonitorSpec
 from altgrad.nn import PrecisionPolicy, commit, quantize_model
 from altgrad.optim import AdamW
-from altgrad.quantize import Cast, Delayed, Quantizer, ScalingSpec
+from altgrad.quantize import Cast, DelayedSpec, Quantizer, ScalingSpec
 from altgrad.quantize.scaling import beyond_range
 
 LOW, HIGH = Fraction(2) ** -126, Fraction(2) ** 127
@@ -127,7 +127,7 @@ def test_an_mse_candidate_below_the_range_counts_if_it_is_chosen() -> None:
 
 
 def test_a_delayed_scale_is_clamped_by_the_history_it_goes_by() -> None:
-    scaling = Delayed(history=2).build(E4M3, None)
+    scaling = DelayedSpec(history=2).build(E4M3, None)
 
     def step(value: float) -> int:
         found = scaling.find((torch.tensor([value]),), live=True, count=True)
@@ -171,7 +171,7 @@ def test_the_range_monitor_reports_it_for_every_cast_of_a_step() -> None:
     with torch.no_grad():
         net[0].weight[:3] = 1e-40  # type: ignore[union-attr]
     optimizer = AdamW(net.named_parameters())
-    watch = Watch([MonitorSpec.of("range")], net, optimizer)
+    watch = MonitorSet([MonitorSpec.of("range")], net, optimizer)
     watch.begin(1)
     for _ in range(2):
         net(torch.ones(5, 8)).sum().backward()

@@ -15,7 +15,7 @@ from torch import Tensor
 from altgrad.formats import CATALOG, FloatFormat
 from altgrad.quantize import Quantizer, QuantizerSpec
 from altgrad.quantize.codes import to_codes, to_storage
-from altgrad.quantize.packed import DTYPES, NAMES, PackedWriter, Planned, load_quantized
+from altgrad.quantize.packed import DTYPES, NAMES, PackedWriter, PlannedTensor, load_quantized
 
 FORMATS = [entry.name for entry in CATALOG if FloatFormat.parse(entry.name).in_tensor_domain]
 SCALINGS: dict[str, Any] = {
@@ -31,7 +31,7 @@ SCALINGS: dict[str, Any] = {
 
 def write(path: Path, tensors: dict[str, Tensor], casts: dict[str, QuantizerSpec]) -> dict[str, Tensor]:
     """Write tensors with casts, two rows at a time; returns the values of the casts."""
-    plan = [Planned(name, NAMES[x.dtype], tuple(x.shape), casts.get(name)) for name, x in tensors.items()]
+    plan = [PlannedTensor(name, NAMES[x.dtype], tuple(x.shape), casts.get(name)) for name, x in tensors.items()]
     values = {}
     with PackedWriter(path, plan, {"rules": []}) as writer:
         for name, x in tensors.items():

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from altgrad.formats import FloatFormat, Rounding
-from altgrad.quantize import Cast, Current, Delayed, Quantizer, QuantizerSpec, Unscaled, round_to
+from altgrad.quantize import Cast, CurrentSpec, DelayedSpec, Quantizer, QuantizerSpec, UnscaledSpec, round_to
 from altgrad.quantize.noise import fold, site_key
 from altgrad.quantize.scaling import finite_amax, scale_of
 from altgrad.spec import Spec, SpecError
@@ -186,7 +186,7 @@ def test_a_format_name_stands_for_a_cast_with_the_defaults():
     assert spec == QuantizerSpec.model_validate(FloatFormat.parse("e5m2"))
     assert (spec.rounding, spec.scaling, spec.overflow, spec.gradient) == (
         "nearest_even",
-        Current(),
+        CurrentSpec(),
         "saturate",
         "identity",
     )
@@ -195,8 +195,8 @@ def test_a_format_name_stands_for_a_cast_with_the_defaults():
     full = Holder.parse(
         "cast: {format: e3m4, rounding: stochastic, random_bits: 8, scaling: {kind: delayed, history: 2}}"
     )
-    assert full.cast.scaling == Delayed(history=2) and full.cast.random_bits == 8
-    assert Holder.parse("cast: {format: e3m4, scaling: unscaled}").cast.scaling == Unscaled()
+    assert full.cast.scaling == DelayedSpec(history=2) and full.cast.random_bits == 8
+    assert Holder.parse("cast: {format: e3m4, scaling: unscaled}").cast.scaling == UnscaledSpec()
     assert Holder.parse(full.to_yaml()) == full
 
 

@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from altgrad.formats import CATALOG, FloatFormat
-from altgrad.quantize import Current, Delayed, Quantizer, ScalingSpec, Unscaled, round_to
+from altgrad.quantize import CurrentSpec, DelayedSpec, Quantizer, ScalingSpec, UnscaledSpec, round_to
 from altgrad.quantize.scaling import MAX_SCALE, MIN_SCALE, finite_amax, scale_of
 
 E4M3 = FloatFormat.parse("e4m3fn")
@@ -29,7 +29,7 @@ def edge_amaxes(fmt):
 
 
 def delayed(history=4, rows=None, fmt=E4M3, **options):
-    return Delayed(history=history, **options).build(fmt, rows)
+    return DelayedSpec(history=history, **options).build(fmt, rows)
 
 
 def step(scaling, *amaxes):
@@ -103,16 +103,16 @@ def test_an_amax_by_channel_is_one_per_row_of_the_last_axis():
 
 
 def test_current_scaling_follows_each_tensor_and_keeps_nothing():
-    scaling = Current().build(E4M3, None)
+    scaling = CurrentSpec().build(E4M3, None)
     x = torch.tensor([[1.0, -448.0], [0.5, 7.0]])
     assert scaling.scale(x, True).item() == 1.0 and scaling.scale(x * 8, True).item() == 8.0
     scaling.commit()
     assert scaling.scale(x, False).item() == 1.0
     assert not scaling.state_dict()
-    rows = Current(granularity="channel").build(E4M3, None).scale(x, True)
+    rows = CurrentSpec(granularity="channel").build(E4M3, None).scale(x, True)
     assert rows.tolist() == [[1.0], [2.0**-6]]
-    assert Unscaled().build(E4M3, None).scale(x, True) is None
-    assert Current(scale="real", margin=1).build(E4M3, None).scale(x, True).item() == 2.0
+    assert UnscaledSpec().build(E4M3, None).scale(x, True) is None
+    assert CurrentSpec(scale="real", margin=1).build(E4M3, None).scale(x, True).item() == 2.0
 
 
 def test_delayed_scaling_takes_the_tensors_own_amax_until_a_step_is_committed():
@@ -264,9 +264,9 @@ def test_a_wrong_scaling_is_refused_by_name(value, message):
 
 def test_the_family_has_the_scalings_of_transformer_engine():
     assert {"current", "delayed", "unscaled"} <= set(ScalingSpec.kinds())
-    assert ScalingSpec.of("delayed") == Delayed() and Delayed().history == 16
-    assert not Current(scale="real").power_of_two
-    assert Current().power_of_two and Unscaled().power_of_two
+    assert ScalingSpec.of("delayed") == DelayedSpec() and DelayedSpec().history == 16
+    assert not CurrentSpec(scale="real").power_of_two
+    assert CurrentSpec().power_of_two and UnscaledSpec().power_of_two
 
 
 @pytest.mark.parametrize("granularity", ["tensor", "channel"])

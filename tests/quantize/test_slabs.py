@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from altgrad.quantize import Quantizer, QuantizerSpec, ScalingSpec, slabs
+from altgrad.quantize import Quantizer, QuantizerSpec, ScalingSpec, chunks
 from altgrad.quantize.quantizer import Axis
 
 SCALINGS: list[dict[str, Any]] = [
@@ -41,14 +41,14 @@ def test_slabs_together_are_the_cast_of_the_whole(
     monkeypatch: pytest.MonkeyPatch,
     assert_same_bits: Callable[..., None],
 ) -> None:
-    monkeypatch.setattr(slabs, "ELEMENTS", 300)
+    monkeypatch.setattr(chunks, "ELEMENTS", 300)
     spec = QuantizerSpec.model_validate({"format": "e4m3fn", "rounding": rounding, "scaling": scaling})
     quantizer = Quantizer(
         spec, "a/weight", "weight", seed=3, rows=x.shape[0 if reduced == "last" else 1], reduced=reduced
     )
     whole = quantizer.cast(x, live=False)
-    scale = slabs.whole_scale(x, quantizer)
-    found = list(slabs.cast_in_slabs(x, quantizer, scale))
+    scale = chunks.whole_scale(x, quantizer)
+    found = list(chunks.cast_in_slabs(x, quantizer, scale))
     assert len(found) > 1
     assert_same_bits(torch.cat([cast.values(torch.float32) for _, cast in found]), whole.values(torch.float32), x)
     assert torch.equal(torch.cat([slab for slab, _ in found]), x)
@@ -62,7 +62,7 @@ def test_slabs_together_are_the_cast_of_the_whole(
 def test_narrow_floats_are_cast_as_their_float32_values(x: Tensor, dtype: torch.dtype) -> None:
     quantizer = Quantizer("e3m4", "a/weight", "weight")
     narrow = x.to(dtype)
-    found = [cast.rounded for _, cast in slabs.cast_in_slabs(narrow, quantizer, slabs.whole_scale(narrow, quantizer))]
+    found = [cast.rounded for _, cast in chunks.cast_in_slabs(narrow, quantizer, chunks.whole_scale(narrow, quantizer))]
     assert torch.equal(torch.cat(found), quantizer.cast(narrow.float(), live=False).rounded)
 
 
@@ -70,8 +70,8 @@ def test_a_tensor_without_elements_has_no_slabs() -> None:
     quantizer = Quantizer(QuantizerSpec.model_validate({"format": "e3m4", "scaling": "mx"}), "a/weight", "weight")
     for shape in ((0, 4), (4, 0)):
         empty = torch.empty(shape)
-        scale = slabs.whole_scale(empty, quantizer)
-        assert sum(cast.rounded.numel() for _, cast in slabs.cast_in_slabs(empty, quantizer, scale)) == 0
+        scale = chunks.whole_scale(empty, quantizer)
+        assert sum(cast.rounded.numel() for _, cast in chunks.cast_in_slabs(empty, quantizer, scale)) == 0
 
 
 @pytest.mark.parametrize("granularity", ["tensor", "channel"])
@@ -81,7 +81,7 @@ def test_the_mse_scale_does_not_depend_on_how_a_tensor_is_cut(granularity: str) 
     x = torch.randn(1 << 10, 700)
     scaling = {"kind": "mse", "granularity": granularity, "scale": "real", "candidates": 64}
     quantizer = Quantizer(QuantizerSpec.model_validate({"format": "e3m4", "scaling": scaling}), "a/weight", "weight")
-    own = slabs.split(x)
+    own = chunks.split(x)
     assert len(own) > 2 and torch.equal(torch.cat(own), x)
     whole, cut = (quantizer.scaling.find(pieces) for pieces in ((x,), own))
     assert whole is not None and cut is not None and torch.equal(whole.entries, cut.entries)
@@ -89,5 +89,5 @@ def test_the_mse_scale_does_not_depend_on_how_a_tensor_is_cut(granularity: str) 
 
 def test_a_tensor_is_cut_only_where_that_gains_something() -> None:
     x = torch.empty(1 << 9, 1 << 10)
-    assert [len(piece) for piece in slabs.split(x)] == [256, 256]
-    assert len(slabs.split(torch.empty(1 << 20))) == len(slabs.split(x.to("meta"))) == len(slabs.split(x[:200])) == 1
+    assert [len(piece) for piece in chunks.split(x)] == [256, 256]
+    assert len(chunks.split(torch.empty(1 << 20))) == len(chunks.split(x.to("meta"))) == len(chunks.split(x[:200])) == 1

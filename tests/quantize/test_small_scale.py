@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from altgrad.quantize.small_scale import SmallScale
+from altgrad.quantize.block_scale import SmallScale
 
 BLOCKS = [((1, 32), (3, 96)), ((4, 4), (9, 7)), ((1, 5), (2, 12)), ((3, 1), (7, 4)), ((2, 2), (2, 4))]
 

@@ -8,7 +8,7 @@ import pytest
 from altgrad.formats import CATALOG, Rounding
 from altgrad.formats.meant import meant
 from altgrad.spec import Kind, SpecError
-from altgrad.sweep import LauncherSpec
+from altgrad.sweeps import LauncherSpec
 from altgrad.training import RunSpec
 
 OTHERS = [

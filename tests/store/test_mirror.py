@@ -16,8 +16,8 @@ import pytest
 
 from altgrad.store import Run, RunFiles, RunStore, Tracker, mirror
 from altgrad.store.histogram import split
-from altgrad.store.link import LinkError
-from altgrad.store.mirror import Mirror, SinkSpec
+from altgrad.store.link import MirrorError
+from altgrad.store.mirror import MirrorSink, MirrorSpec
 from altgrad.store.mirror_process import said
 from altgrad.store.replay import replay
 from tests.store.wandb_server import KEY, WandbServer
@@ -48,7 +48,7 @@ class Sitting:
     def __init__(self, run: Run, sink: Any, begin: int = 0) -> None:
         self.run, self.step = run, begin
         files = RunFiles(run)
-        self.mirror = Mirror(SinkSpec.of(sink), run)
+        self.mirror = MirrorSink(MirrorSpec.of(sink), run)
         self.tracker = Tracker(files, self.mirror)
         files.rewind(begin if begin else -1)
         kind = "resumed" if begin else "started"
@@ -138,12 +138,14 @@ def test_sync_sends_what_is_missing_and_repeating_it_changes_nothing(server: Wan
     later.steps(20).end()
     assert len(later.warnings()) == 1 and len(server.runs[run.id].history) == 9
     for _ in range(2):
-        assert run.id in replay(run, SinkSpec.of("wandb"))
+        assert run.id in replay(run, MirrorSpec.of("wandb"))
         assert shown(server, run) == rows(run) and len(rows(run)) == 24
     assert server.runs[run.id].summary["status"] == "completed"
 
 
-def failing(run: Run, monkeypatch: pytest.MonkeyPatch, between: Callable[[Mirror], None] = lambda mirror: None) -> str:
+def failing(
+    run: Run, monkeypatch: pytest.MonkeyPatch, between: Callable[[MirrorSink], None] = lambda mirror: None
+) -> str:
     """A sitting whose mirror fails, 8 steps before `between` and 12 after it: its one warning."""
     monkeypatch.setattr(mirror, "CLOSE_SECONDS", CLOSE)
     sitting = Sitting(run, "wandb").steps(8)
@@ -170,7 +172,7 @@ def test_a_service_that_does_not_open_is_left_after_the_time_for_it(
 
 
 def test_a_server_that_answers_500_costs_no_row(run: Run, server: WandbServer, monkeypatch: pytest.MonkeyPatch) -> None:
-    def spoil(given: Mirror) -> None:
+    def spoil(given: MirrorSink) -> None:
         until(lambda: run.id in server.runs)
         server.answer = "error"
 
@@ -181,7 +183,7 @@ def test_a_server_that_answers_500_costs_no_row(run: Run, server: WandbServer, m
 def test_a_killed_process_costs_no_row(
     run: Run, server: WandbServer, monkeypatch: pytest.MonkeyPatch, which: str
 ) -> None:
-    def kill(given: Mirror) -> None:
+    def kill(given: MirrorSink) -> None:
         until(lambda: run.id in server.runs)
         assert given._link is not None
         processes = [given._link.pid] if "mirror" in which else children(given._link.pid)
@@ -255,7 +257,7 @@ def test_what_a_mirror_may_add_to_a_run_is_less_than_20_seconds() -> None:
 
 def test_a_run_that_is_running_is_not_replayed(run: Run) -> None:
     with run.lock(), pytest.raises(ValueError, match="is running; wait for its end"):
-        replay(run, SinkSpec.of("tensorboard"))
+        replay(run, MirrorSpec.of("tensorboard"))
 
 
 def test_replaying_to_a_server_that_answers_500_is_an_error(
@@ -264,8 +266,8 @@ def test_replaying_to_a_server_that_answers_500_is_an_error(
     monkeypatch.setattr("altgrad.store.replay.OPEN_SECONDS", CLOSE)
     RunFiles(run).close()
     server.answer = "error"
-    with pytest.raises(LinkError, match="was not ready|CommError"):
-        replay(run, SinkSpec.of("wandb"))
+    with pytest.raises(MirrorError, match="was not ready|CommError"):
+        replay(run, MirrorSpec.of("wandb"))
 
 
 def read_tensorboard(run: Run) -> Any:
@@ -286,7 +288,7 @@ def test_tensorboard_reads_back_what_the_store_has(run: Run) -> None:
         assert [event.step for event in found.Histograms("stiffness/w/binade_share")] == [5, 10, 15, 20]
         assert list(found.Histograms("stiffness/w/binade_share")[0].histogram_value.bucket) == [0.25, 0, 0.75]
         assert b"mirrored" in found.Tensors("spec")[0].tensor_proto.string_val[0]
-        replay(run, SinkSpec.of("tensorboard"))
+        replay(run, MirrorSpec.of("tensorboard"))
 
 
 def test_rows_are_split_into_numbers_and_histograms() -> None:

@@ -9,13 +9,13 @@ from pathlib import Path
 
 import pytest
 
-from altgrad.store.snapshots import MANIFEST, CheckpointError, Snapshots, mismatch
+from altgrad.store.checkpoints import MANIFEST, CheckpointError, Checkpoints, mismatch
 
 # Kills itself with SIGKILL just before the n-th thing it does to the file system. Prints each step once it is written.
 DYING_WRITER = """
 import itertools, os, signal, sys
 from pathlib import Path
-from altgrad.store.snapshots import Snapshots
+from altgrad.store.checkpoints import Snapshots
 folder, keep, fatal, steps = Path(sys.argv[1]), int(sys.argv[2]), int(sys.argv[3]), sys.argv[4].split(",")
 done = itertools.count()
 def audit(event, args):
@@ -37,7 +37,7 @@ def text(content: str) -> Callable[[Path], None]:
     return write
 
 
-def write(snapshots: Snapshots, *steps: int) -> None:
+def write(snapshots: Checkpoints, *steps: int) -> None:
     for step in steps:
         snapshots.write(step, {"state.json": text(f"{step}"), "model.safetensors": text("\0" * step)})
 
@@ -49,12 +49,12 @@ def flip(path: Path, bit: int) -> None:
 
 
 def test_nothing_written_is_none(tmp_path: Path) -> None:
-    assert Snapshots(tmp_path / "none").newest() is None
-    assert Snapshots(tmp_path / "none").steps() == []
+    assert Checkpoints(tmp_path / "none").newest() is None
+    assert Checkpoints(tmp_path / "none").steps() == []
 
 
 def test_what_is_written_is_what_is_read(tmp_path: Path) -> None:
-    snapshots = Snapshots(tmp_path / "checkpoints")
+    snapshots = Checkpoints(tmp_path / "checkpoints")
     write(snapshots, 3, 7)
     newest = snapshots.newest()
     assert newest is not None
@@ -67,25 +67,25 @@ def test_what_is_written_is_what_is_read(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("keep", [1, 2, 3])
 def test_the_newest_are_kept(tmp_path: Path, keep: int) -> None:
-    snapshots = Snapshots(tmp_path, keep)
+    snapshots = Checkpoints(tmp_path, keep)
     write(snapshots, 0, 10, 20, 30)
     assert snapshots.steps() == [0, 10, 20, 30][-keep:]
 
 
 def test_keeping_none_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"keep is 0; at least 1"):
-        Snapshots(tmp_path, 0)
+        Checkpoints(tmp_path, 0)
 
 
 def test_a_step_beyond_ten_digits_keeps_its_order(tmp_path: Path) -> None:
-    snapshots = Snapshots(tmp_path)
+    snapshots = Checkpoints(tmp_path)
     write(snapshots, 5)
     snapshots.write(10**9, {"a": text("a")})
     assert snapshots.steps() == [5, 10**9]
 
 
 def test_every_single_flipped_bit_is_detected(tmp_path: Path) -> None:
-    snapshots = Snapshots(tmp_path)
+    snapshots = Checkpoints(tmp_path)
     write(snapshots, 8, 9)
     for name in ("state.json", "model.safetensors", MANIFEST):
         path = tmp_path / "step-00000009" / name
@@ -97,7 +97,7 @@ def test_every_single_flipped_bit_is_detected(tmp_path: Path) -> None:
 
 
 def test_every_truncation_and_extension_is_detected(tmp_path: Path) -> None:
-    write(Snapshots(tmp_path), 9)
+    write(Checkpoints(tmp_path), 9)
     folder = tmp_path / "step-00000009"
     for name in ("state.json", "model.safetensors", MANIFEST):
         whole = (folder / name).read_bytes()
@@ -133,7 +133,7 @@ def damages() -> dict[str, Callable[[Path], object]]:
 
 @pytest.mark.parametrize("reason", damages())
 def test_on_any_mismatch_the_previous_is_used_and_the_reason_told(tmp_path: Path, reason: str) -> None:
-    snapshots = Snapshots(tmp_path, 3)
+    snapshots = Checkpoints(tmp_path, 3)
     write(snapshots, 7, 9)
     damages()[reason](tmp_path / "step-00000009")
     newest = snapshots.newest()
@@ -144,7 +144,7 @@ def test_on_any_mismatch_the_previous_is_used_and_the_reason_told(tmp_path: Path
 
 
 def test_when_none_verifies_it_is_an_error_that_names_each(tmp_path: Path) -> None:
-    snapshots = Snapshots(tmp_path)
+    snapshots = Checkpoints(tmp_path)
     write(snapshots, 7, 9)
     for step in snapshots.steps():
         flip(tmp_path / f"step-{step:08d}" / "state.json", 0)
@@ -153,7 +153,7 @@ def test_when_none_verifies_it_is_an_error_that_names_each(tmp_path: Path) -> No
 
 
 def test_a_damaged_newest_never_pushes_out_a_valid_one(tmp_path: Path) -> None:
-    snapshots = Snapshots(tmp_path, 1)
+    snapshots = Checkpoints(tmp_path, 1)
     write(snapshots, 10)
     (tmp_path / "step-00000020").mkdir()  # damaged, and of a future that is now lived again
     write(snapshots, 12)
@@ -162,7 +162,7 @@ def test_a_damaged_newest_never_pushes_out_a_valid_one(tmp_path: Path) -> None:
 
 
 def test_a_step_can_be_written_again(tmp_path: Path) -> None:
-    snapshots = Snapshots(tmp_path)
+    snapshots = Checkpoints(tmp_path)
     write(snapshots, 5, 6)
     flip(tmp_path / "step-00000006" / "state.json", 3)
     snapshots.write(6, {"state.json": text("again")})
@@ -173,7 +173,7 @@ def test_a_step_can_be_written_again(tmp_path: Path) -> None:
 
 
 def test_an_error_while_writing_leaves_what_was_there(tmp_path: Path) -> None:
-    snapshots = Snapshots(tmp_path)
+    snapshots = Checkpoints(tmp_path)
     write(snapshots, 5)
 
     def broken(path: Path) -> None:
@@ -189,13 +189,13 @@ def test_an_error_while_writing_leaves_what_was_there(tmp_path: Path) -> None:
 @pytest.mark.parametrize("name", ["../up", "a/b", "", ".hidden", "nul\0", MANIFEST, "/absolute"])
 def test_a_checkpoint_file_cannot_have_a_name_that_leads_elsewhere(tmp_path: Path, name: str) -> None:
     with pytest.raises(ValueError, match="cannot be the name of a checkpoint file"):
-        Snapshots(tmp_path / "here").write(1, {name: text("x")})
+        Checkpoints(tmp_path / "here").write(1, {name: text("x")})
     assert [path.name for path in tmp_path.iterdir()] == ["here"]
 
 
 def test_two_identical_snapshots_are_byte_identical(tmp_path: Path) -> None:
     for name in ("a", "b"):
-        write(Snapshots(tmp_path / name), 4)
+        write(Checkpoints(tmp_path / name), 4)
     manifests = [(tmp_path / name / "step-00000004" / MANIFEST).read_bytes() for name in ("a", "b")]
     assert manifests[0] == manifests[1]
     assert set(json.loads(manifests[0])) == {"step", "files", "sha256"}
@@ -212,12 +212,12 @@ def test_a_death_at_any_point_of_writing_loses_nothing(
     deaths = 0
     for fatal in range(200):
         folder = tmp_path / str(fatal)
-        write(Snapshots(folder, 5), *(step for step in before if isinstance(step, int)))
+        write(Checkpoints(folder, 5), *(step for step in before if isinstance(step, int)))
         if "died while replacing" in before:
             (folder / "step-00000010").rename(folder / ".replaced-step-00000010")
         process = python(DYING_WRITER, folder, keep, fatal, ",".join(map(str, steps)))
         acknowledged = process.communicate()[0].split()
-        newest = Snapshots(folder).newest()
+        newest = Checkpoints(folder).newest()
         assert newest is not None
         assert newest.rejected == ()
         assert newest.step in (max(step for step in before if isinstance(step, int)), steps[-1])
@@ -225,8 +225,8 @@ def test_a_death_at_any_point_of_writing_loses_nothing(
             pytest.fail("the files are not of one writing")
         if acknowledged:
             assert newest.step == steps[-1]
-        write(Snapshots(folder, keep), 40)  # whoever comes next clears up what was left
-        assert Snapshots(folder).steps()[-1] == 40
+        write(Checkpoints(folder, keep), 40)  # whoever comes next clears up what was left
+        assert Checkpoints(folder).steps()[-1] == 40
         assert all(path.name.startswith("step-") for path in folder.iterdir())
         if process.returncode == 0:
             break
@@ -239,7 +239,7 @@ def test_fifteen_kills_at_random_moments_lose_no_acknowledged_snapshot(tmp_path:
     script = """
 import sys
 from pathlib import Path
-from altgrad.store.snapshots import Snapshots
+from altgrad.store.checkpoints import Snapshots
 step = int(sys.argv[2])
 while True:
     step += 1
@@ -255,7 +255,7 @@ while True:
         time.sleep(generator.uniform(0, 0.03))
         process.kill()
         said = max([said, *map(int, process.stdout.read().split())])
-        newest = Snapshots(tmp_path).newest()
+        newest = Checkpoints(tmp_path).newest()
         assert newest is not None
         assert newest.rejected == ()
         assert newest.step in (said, said + 1)

@@ -9,8 +9,8 @@ import yaml
 
 from altgrad.formats import FloatFormat
 from altgrad.matrix import Matrix, runs
-from altgrad.report.project import Project
-from altgrad.report.reading import Record, take_spec
+from altgrad.reports.project import Project
+from altgrad.reports.reading import RunRecord, take_spec
 from altgrad.training import RunSpec
 from study.findings import Results
 from study.rates import ROOT, START, Tuned, beside, chosen, edges, finer, further, matrix, source_of, start, tuned
@@ -30,7 +30,7 @@ def results(best: dict[str, dict[str, float]], rates: tuple[float, ...] = START)
                 spec: dict[str, Any] = first.tree() | {"seed": seed}
                 spec["optimizer"] = {**spec["optimizer"], "kind": KINDS[arm], "lr": rate}
                 spec["storage"] = [{**spec["storage"][0], "format": format_}]
-                record = Record(f"{arm}-{format_}-{number}", "completed")
+                record = RunRecord(f"{arm}-{format_}-{number}", "completed")
                 take_spec(record, spec)
                 record.series["validation/loss"] = np.array([300.0]), np.array([max(rate / optimum, optimum / rate)])
                 records.append(record)

@@ -16,7 +16,7 @@ from typing import Any
 import pytest
 import torch
 
-from altgrad.store import Run, Snapshots
+from altgrad.store import Checkpoints, Run
 from altgrad.training import RunSpec, checkpoint, train
 from altgrad.training.state import TrainState
 
@@ -112,7 +112,7 @@ def test_a_run_killed_20_times_ends_in_the_same_bits(tmp_path: Path, scaling: st
 
 
 @pytest.fixture(scope="module")
-def snapshots(tmp_path_factory: pytest.TempPathFactory) -> Snapshots:
+def snapshots(tmp_path_factory: pytest.TempPathFactory) -> Checkpoints:
     spec = RunSpec.parse(SPEC.format(scaling="delayed"), sets=["steps=4", "checkpoint_every=2"])
     data: Any = spec.data.build(spec.seed, spec.model.context)
     whole = data.evaluation
@@ -123,7 +123,7 @@ def snapshots(tmp_path_factory: pytest.TempPathFactory) -> Snapshots:
 
 
 def test_every_flipped_bit_and_every_truncation_is_noticed_and_the_checkpoint_before_is_used(
-    snapshots: Snapshots,
+    snapshots: Checkpoints,
 ) -> None:
     newest = snapshots.newest()
     assert newest is not None and newest.step == 4
@@ -153,7 +153,7 @@ def test_every_file_of_a_checkpoint_is_for_whom_the_umask_says(tmp_path: Path) -
     state = TrainState.build(spec, spec.data.build(spec.seed, spec.model.context), torch.device("cpu"))
     before = os.umask(0o027)
     try:
-        snapshot = checkpoint.save(state, Snapshots(tmp_path / "checkpoints"))
+        snapshot = checkpoint.save(state, Checkpoints(tmp_path / "checkpoints"))
     finally:
         os.umask(before)
     assert {path.stat().st_mode & 0o777 for path in snapshot.path.iterdir()} == {0o640}

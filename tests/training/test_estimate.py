@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import torch
 
-from altgrad.monitors import Context, Watch
+from altgrad.monitors import Context, MonitorSet
 from altgrad.training import RunSpec
 from altgrad.training.estimate import Estimate, estimate, forward_flops, shapes_only
 from altgrad.training.state import TrainState, build_model, build_optimizer
@@ -122,7 +122,7 @@ def test_monitors_that_keep_every_micro_batch_are_counted() -> None:
     spec = RunSpec.parse(SPEC, sets=["monitors=[gsnr]"])
     found, dataset = taken(spec)
     state = TrainState.build(spec, dataset, torch.device("cpu"))
-    watch = Watch(spec.monitors, state.model, state.optimizer, Context())
+    watch = MonitorSet(spec.monitors, state.model, state.optimizer, Context())
     watch.begin(1)
     for monitor in watch.micro_monitors.values():
         monitor.add({name: torch.zeros_like(p) for name, p in state.model.named_parameters()})

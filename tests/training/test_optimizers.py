@@ -12,7 +12,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from altgrad.optim import OptimizerSpec, StorageSpec
+from altgrad.optim import OptimizerSpec, Storage
 from altgrad.quantize import round_to
 from altgrad.spec import LocatedError
 from altgrad.store import Run
@@ -124,7 +124,7 @@ def test_every_other_combination_is_a_spec_error_that_says_why(dataset: Any, opt
 
 def test_the_lists_above_name_every_optimizer_and_storage() -> None:
     assert {name.partition(",")[0] for name in OPTIMIZERS} == set(OptimizerSpec.kinds())
-    assert set(STORAGES) == set(StorageSpec.kinds())
+    assert set(STORAGES) == set(Storage.kinds())
 
 
 def test_e0m7_and_e1m6_storage_are_one_run(tmp_path: Path, dataset: Any) -> None:

@@ -13,8 +13,8 @@ import pytest
 import torch
 from torch import nn
 
-from altgrad.monitors import Context, Watch
-from altgrad.nn import PrecisionPolicy, Ranks, check_passes, commit, quantize_model, quantizers
+from altgrad.monitors import Context, MonitorSet
+from altgrad.nn import PrecisionPolicy, Processes, check_passes, commit, quantize_model, quantizers
 from altgrad.spec import LocatedError
 from altgrad.store import Run, RunStore
 from altgrad.training import RunSpec, train
@@ -160,7 +160,7 @@ def test_partition_clip_does_the_same_on_two_ranks(more_runs: Both) -> None:
     assert metrics(one) == metrics(two) and max(clipped) > 0
 
 
-class Counting(Ranks):
+class Counting(Processes):
     """The first of two ranks, whose other says the half of what it says; `asked` are the sizes of its collectives."""
 
     def gather(self, tensor: torch.Tensor) -> list[torch.Tensor]:
@@ -177,7 +177,7 @@ def test_amaxes_and_monitors_sums_and_maxima_are_reduced_in_one_collective_at_th
     policy: Any = {"rules": [{"match": "*", "weight": delayed, "input": delayed, "grad_output": delayed}]}
     quantize_model(model, PrecisionPolicy.made_from(policy))
     spec = RunSpec.parse(TINY, sets=["monitors=[{kind: range, every: 1}, {kind: amax, every: 1}]"])
-    watch = Watch(spec.monitors, model, torch.optim.SGD(model.parameters()), Context())
+    watch = MonitorSet(spec.monitors, model, torch.optim.SGD(model.parameters()), Context())
     watch.begin(1)
     model(torch.linspace(-1, 1, 8).reshape(2, 4)).sum().backward()
     sums, maxima = watch.recorded()
@@ -191,8 +191,8 @@ def test_amaxes_and_monitors_sums_and_maxima_are_reduced_in_one_collective_at_th
 
 
 def test_micro_batches_that_cannot_be_dealt_out_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    assert [list(Ranks(rank, 2).share_of(6)) for rank in (0, 1)] == [[0, 2, 4], [1, 3, 5]]
-    monkeypatch.setattr(Ranks, "present", classmethod(lambda cls: cls(0, 3)))
+    assert [list(Processes(rank, 2).share_of(6)) for rank in (0, 1)] == [[0, 2, 4], [1, 3, 5]]
+    monkeypatch.setattr(Processes, "present", classmethod(lambda cls: cls(0, 3)))
     spec = RunSpec.parse(TINY)
     with pytest.raises(LocatedError, match="accumulate is 2, on 3 ranks; .* a multiple of 3") as error:
         train(spec, Run(tmp_path), None)  # type: ignore[arg-type]
@@ -203,8 +203,8 @@ def test_an_intervention_that_sees_one_ranks_micro_batches_is_refused(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     spec = RunSpec.parse(TINY, sets=["interventions=[partition_clip, mantissa_shift]"])
-    spec.check_ranks(Ranks())
-    monkeypatch.setattr(Ranks, "present", classmethod(lambda cls: cls(0, 2)))
+    spec.check_processes(Processes())
+    monkeypatch.setattr(Processes, "present", classmethod(lambda cls: cls(0, 2)))
     with pytest.raises(LocatedError, match="mantissa_shift decides by one rank's micro-batches, and 2 ranks") as error:
         train(spec, Run(tmp_path), None)  # type: ignore[arg-type]
     assert error.value.location == ("interventions", 1)

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import torch
 
-from altgrad.data.labels import Labels
+from altgrad.data.labels import LabelsSpec
 from altgrad.spec import SpecError
 from altgrad.store import Run, RunStore, run_id
 from altgrad.training import RunSpec, train
@@ -155,7 +155,7 @@ def test_a_model_of_one_task_does_not_take_the_data_of_the_other() -> None:
             RunSpec.parse(f"model: {model}\ndata: {data}\noptimizer: adamw\nsteps: 1")
     with pytest.raises(SpecError, match=r"compile: model is for batches of one shape; set data\.lengths: mixed"):
         RunSpec.parse("{model: encoder, data: labels, optimizer: adamw, steps: 1, compile: model}")
-    assert Labels(lengths="mixed").one_shape
+    assert LabelsSpec(lengths="mixed").one_shape
 
 
 HF = """

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from altgrad.data.tensor_file import read_tensor
 from altgrad.models.hf_folder import readable_weights
-from altgrad.quantize.packed import PackedWriter, Planned, load_quantized
+from altgrad.quantize.packed import PackedWriter, PlannedTensor, load_quantized
 from altgrad.training.initial import read_weights
 from altgrad.training.weights import find_weights
 
@@ -33,7 +33,7 @@ def quantised(folder: Path) -> dict[str, Tensor]:
     """The same files as quantize-model would have written them."""
     for file in folder.glob("*.safetensors"):
         tensors = read_all(file)
-        plans = [Planned(name, "F32", tuple(x.shape), None) for name, x in sorted(tensors.items())]
+        plans = [PlannedTensor(name, "F32", tuple(x.shape), None) for name, x in sorted(tensors.items())]
         file.unlink()
         with PackedWriter(file, plans, {}) as writer:
             for name, x in sorted(tensors.items()):
@@ -188,12 +188,12 @@ transformers = pytest.importorskip("transformers")
 
 
 def test_weights_of_the_body_that_are_not_there_are_not_drawn(tmp_path: Path) -> None:
-    from altgrad.models.huggingface import HF
+    from altgrad.models.huggingface import HFSpec
 
     sizes = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 32}
     model = transformers.BertModel(transformers.BertConfig(vocab_size=40, max_position_embeddings=24, **sizes))
     model.half().save_pretrained(tmp_path, variant="fp16")
-    spec = HF(folder=str(tmp_path), context=8)
+    spec = HFSpec(folder=str(tmp_path), context=8)
     taken = spec.build(40, 3).model.embeddings.word_embeddings.weight
     assert torch.equal(taken, model.embeddings.word_embeddings.weight.float())
     tensors = read_all(tmp_path / "model.fp16.safetensors")

@@ -1,0 +1,277 @@
+"""The picture of a run: a pure function from what is known (`Watched`) and a size to lines of exactly that width.
+
+From 150 columns the parts stand side by side, below they stack; rows go to the parts that matter most first, so a
+window of 8 rows still shows progress, numbers and a sparkline. Boxes cost two rows a part, so small windows get
+rules instead.
+
+No colour here judges a rate: whether 3 % of underflow is bad depends on the format, and monitors that know raise
+alarms.
+"""
+
+from __future__ import annotations
+
+import math
+import textwrap
+from collections.abc import Callable, Sequence
+
+from altgrad.cli.console import count, duration, number, percent
+from altgrad.cli.curves import KeptCurve, extremes, logarithmic, plot
+from altgrad.cli.layout import EMPTY, Line, Part, Rows, Want, apart, beside, block, share, shorten
+from altgrad.cli.run_view import PROMINENT, SLOTS, Happening, Watched, Worst, in_short, in_words
+from altgrad.cli.worst_layers import worst_layers
+
+SIDE_BY_SIDE = 150
+ROWS_FOR_BOXES = 32
+LABEL = 8
+SILENT_SECONDS = 30.0
+STATUS_STYLE = {
+    "running": "green",
+    "completed": "green",
+    "diverged": "bold red",
+    "failed": "bold red",
+    "dead": "bold red",
+}
+
+# What every run has, before and after the scores of its task; anything else under validation/ follows by its own name.
+LOSSES: tuple[tuple[str, str, Callable[[float], str]], ...] = (
+    ("train loss", "train/loss", lambda x: number(x, 4)),
+    ("validation", "validation/loss", lambda x: number(x, 4)),
+)
+PACE: tuple[tuple[str, str, Callable[[float], str]], ...] = (
+    ("lr", "train/lr", number),
+    ("grad norm", "train/gradient_norm", number),
+    ("tokens/s", "time/tokens_per_second", count),
+    ("tokens", "train/tokens", count),
+)
+
+
+def frame(watched: Watched, width: int, height: int) -> list[Line]:
+    """The picture in at most `height` rows, every one exactly `width` columns wide; any size from 1 x 1 is drawn."""
+    boxed = height >= ROWS_FOR_BOXES
+    head = _head(watched, width - 4 if boxed else width)
+    if boxed:
+        head = block(Line.of((watched.title, "bold")), _status(watched), head[1:], width, 3, EMPTY)
+    rest = max(0, height - len(head))
+    body = _wide(watched, width, rest, boxed) if width >= SIDE_BY_SIDE else _narrow(watched, width, rest, boxed)
+    return [line.fit(width) for line in (head + body)[:height]]
+
+
+def _narrow(watched: Watched, width: int, height: int, boxed: bool) -> list[Line]:
+    edges = 2 if boxed else 1
+    parts = [
+        _now(watched, edges, min(4, max(1, width // 19))),
+        _curve("train loss", watched.train, "cyan", Want(edges + 2, edges + 12, 3)),
+        _sites(watched, edges, 1),
+        _events(watched, Want(edges + 2, edges + 6, 1)),
+        _curve("validation loss", watched.validation, "magenta", Want(edges + 1, edges + 8, 2)),
+    ]
+    layers = worst_layers(watched, edges, width)
+    parts += [] if layers is None else [layers]
+    rows = share(height, [part.want for part in parts])
+    drawn = [part.draw(width, given, boxed) if given else [] for part, given in zip(parts, rows, strict=True)]
+    now, train, sites, events, validation, *more = drawn
+    return [*now, *train, *validation, *sites, *[line for part in more for line in part], *events]
+
+
+def _wide(watched: Watched, width: int, height: int, boxed: bool) -> list[Line]:
+    edges = 2 if boxed else 1
+    fits = max(1, (height - 3 * edges) // 2 // len(SLOTS))
+    table = max(100, width // 2 + 8)
+    layers = worst_layers(watched, edges, table)
+    now, sites = _now(watched, edges, 1), _sites(watched, edges, min(4, fits) if layers is None else 1)
+    train = _curve("train loss", watched.train, "cyan", Want(edges + 1, edges + 16, 3))
+    validation = _curve("validation loss", watched.validation, "magenta", train.want)
+    more = 0 if layers is None else layers.want.most
+    want = Want(sites.want.least, sites.want.most + more, sites.want.weight)
+    upper, lower = share(height, [train.want, want])
+    right = 50
+    left = (width - right - 2) // 2
+    middle = width - right - 2 - left
+    drawn: list[Line] = []
+    if upper:
+        curves = beside(train.draw(left, upper, boxed), validation.draw(middle, upper, boxed))
+        drawn += beside(curves, now.draw(right, upper, boxed))
+    if lower:
+        events = _events(watched, Want(lower, lower))
+        below = max(0, lower - sites.want.most) if layers is not None and lower > sites.want.most + edges else 0
+        left_side = sites.draw(table, lower - below, boxed)
+        left_side += layers.draw(table, below, boxed) if layers is not None and below else []
+        drawn += beside(left_side, events.draw(width - table - 1, lower, boxed))
+    return drawn
+
+
+def _status(watched: Watched) -> Line:
+    parts: list[Part] = []
+    if watched.checkpoint is not None:
+        parts += [("checkpoint ", "dim"), f"{watched.checkpoint}", ("  ", "")]
+    if watched.status == "running" and watched.silence() > SILENT_SECONDS:
+        parts += [(f"silent for {duration(watched.silence())}  ", "yellow")]
+    style = STATUS_STYLE.get(watched.status, "yellow")
+    return Line.of(*parts, ("● ", style), (watched.status, style))
+
+
+def _head(watched: Watched, width: int) -> list[Line]:
+    """Title and status; then progress: bar, step, elapsed, ETA."""
+    times: list[Part] = [("elapsed " if watched.status == "running" else "took ", "dim"), duration(watched.elapsed())]
+    if watched.status == "running":
+        times += [("  ETA ", "dim"), duration(watched.remaining())]
+    done = f" {100 * watched.share():5.1f}%  "
+    facts = Line.of((done, "bold"), f"{watched.step}", (f"/{watched.steps}  ", "dim"), *times)
+    room = width - facts.width
+    bar = _bar(watched.share(), room) if room >= 4 else EMPTY
+    return [apart(Line.of((watched.title, "bold")), _status(watched), width), bar.then(facts).fit(width)]
+
+
+def _bar(share_done: float, width: int) -> Line:
+    """Done is a heavy line and the rest a light one, so that it reads without colour too."""
+    done = int(share_done * width + 1e-9)
+    return Line.of(("━" * done, "bold green"), ("─" * (width - done), "dim"))
+
+
+def _now(watched: Watched, edges: int, columns: int) -> Rows:
+    """Current numbers in a grid of `columns`, by rows; references for the main score below."""
+    shown: list[tuple[str, str]] = []
+    scores = [(in_short(score), f"validation/{score}", lambda x: number(x, 4)) for score in watched.scores]
+    numbers = (*LOSSES, *scores, *PACE)
+    for label, key, form in numbers:
+        value = watched.number(key)
+        shown.append((label, "–" if value is None else form(value)))
+    known = {key for _, key, _ in numbers}
+    others = sorted(key for key in watched.latest if key.startswith("validation/") and key not in known)
+    shown += [(in_words(key.removeprefix("validation/")), number(watched.latest[key], 4)) for key in others[:8]]
+    main = watched.scores[0] if watched.scores else "loss"
+    reached = watched.number(f"validation/{main}")
+    beside_twin = (("above twin", "twin/train_loss_difference"), ("val. above", "twin/validation_loss_difference"))
+    shown += [(label, f"{watched.latest[key]:+.4f}") for label, key in beside_twin if key in watched.latest]
+    references = [_reference(name, value, reached) for name, value in watched.references.items()]
+    rows_of_numbers = math.ceil(len(shown) / columns)
+    in_one_row = columns > 1
+
+    def rows(width: int, height: int) -> list[Line]:
+        cell = width // columns
+        lines = []
+        for start in range(0, len(shown), columns):
+            line = EMPTY
+            for label, value in shown[start : start + columns]:
+                pair = Line.of((label + " ", "dim"), (value, "bold red" if value in ("nan", "inf", "-inf") else "bold"))
+                if not in_one_row:
+                    pair = Line.of((f"{label:<20}", "dim"), *pair.spans[1:])
+                line = line.then(pair.fit(cell - 1)).then(Line.of(" "))
+            lines.append(line)
+        if references and in_one_row:
+            line = Line.of(("to compare  ", "dim"))
+            for reference in references:
+                line = line.then(reference).then(Line.of("   "))
+            lines.append(line)
+        elif references:
+            lines += [EMPTY, Line.of((f"{in_words(main)} to compare", "dim")), *references]
+        return lines[:height] if in_one_row else lines
+
+    least = edges + rows_of_numbers + bool(references)
+    return Rows(Line.of("now"), EMPTY, Want(least, least, 1), rows)
+
+
+def _reference(name: str, value: float, reached: float | None) -> Line:
+    beaten = reached is not None and reached <= value
+    parts: list[Part] = [(f"{name} ", "dim"), number(value)]
+    return Line.of(*parts, (" ✓", "green")) if beaten else Line.of(*parts)
+
+
+def _curve(title: str, curve: KeptCurve, style: str, want: Want) -> Rows:
+    """A plot with its highest and lowest value at the left; the steps it spans are on the lower edge."""
+    points = curve.points
+    latest = "none yet" if curve.last is None else number(curve.last, 4)
+    foot = Line.of((f"step {points[0].first} to {points[-1].last}", "dim")) if points else EMPTY
+
+    def rows(width: int, height: int) -> list[Line]:
+        columns = curve.columns(max(0, width - LABEL))
+        found = extremes(columns)
+        if not columns or height < 1:
+            return []
+        if len(points) == 1:
+            return [Line.of((f"{latest:>{LABEL - 1}} ", "dim"), ("the only value so far", "dim"))]
+        drawn = plot(columns, height, style)
+        labels = [""] * height
+        if found is not None:
+            labels[-1] = number(found[0])
+            labels[0] = number(found[1])
+            if height > 2 and logarithmic(*found):
+                labels[height // 2] = "log"
+        return [Line.of((f"{label:>{LABEL - 1}} ", "dim")).then(row) for label, row in zip(labels, drawn, strict=True)]
+
+    return Rows(Line.of(title), Line.of((latest, "bold")), want, rows, foot)
+
+
+def _sites(watched: Watched, edges: int, each: int) -> Rows:
+    """The table of worst sites: one row for each slot (or up to `each`), underflow to the left, saturation to the
+    right.
+    """
+    underflow, saturation = watched.worst("underflow_rate", each), watched.worst("saturation_rate", each)
+    broken = watched.worst("nonfinite_count", 1)
+    lost = [f"{worst.site}/{slot} ({count(worst.rate)})" for slot, found in broken.items() for worst in found]
+
+    def rows(width: int, height: int) -> list[Line]:
+        lines = []
+        if lost:
+            lines.append(Line.of(("NaN or Inf at ", "bold red"), ", ".join(lost)))
+        half = max(0, (width - 22) // 2)
+        titles = Line.of(
+            (f"{'':22}", ""), (f"{'underflow, worst site':<{half}}", "dim"), ("saturation, worst site", "dim")
+        )
+        lines.append(titles)
+        previous = ""
+        for slot, way in SLOTS.items():
+            left, right = underflow.get(slot), saturation.get(slot)
+            for rank in range(max(1, min(each, max(len(left or ()), len(right or ()))))):
+                names = (way if way != previous else "", slot) if rank == 0 else ("", "")
+                line = Line.of((f"{names[0]:<10}", "dim"), f"{names[1]:<12}")
+                previous = way
+                lines.append(line.then(_rate(left, rank, half)).then(_rate(right, rank, half)))
+        return lines
+
+    height = edges + 1 + len(SLOTS) * each + bool(lost)
+    return Rows(Line.of("casts"), EMPTY, Want(edges + 1 + len(SLOTS) + bool(lost), height, 1), rows)
+
+
+def _rate(found: Sequence[Worst] | None, rank: int, width: int) -> Line:
+    """`12.3% ▌    blocks.0.mlp.up`: the rate, a bar of it where there is room, and the site."""
+    if found is None:
+        return Line.of(("–" if rank == 0 else "", "dim")).fit(width)
+    if rank >= len(found):
+        return Line.of(("0" if rank == 0 else "", "dim")).fit(width)
+    worst = found[rank]
+    bar = ""
+    if width >= 36:
+        eighths = max(1, round(48 * min(1.0, worst.rate)))
+        bar = ("█" * (eighths // 8) + " ▏▎▍▌▋▊▉"[eighths % 8].strip()).ljust(7)
+    room = max(0, width - 8 - len(bar) - 1)
+    site = shorten(worst.site.removesuffix(".weight"), room)
+    return Line.of((f"{percent(worst.rate):>7} ", "bold"), (bar, "cyan"), site).fit(width)
+
+
+def _events(watched: Watched, want: Want) -> Rows:
+    """Alarms and interventions with the step they first fired at, then whatever else happened, latest first."""
+    happenings = watched.happenings()
+    counts = {name: sum(happening.event == name for happening in happenings) for name in PROMINENT}
+
+    def rows(width: int, height: int) -> list[Line]:
+        if not happenings:
+            return [Line.of(("no alarm", "dim"))]
+        most = 3 if height >= 6 else 1
+        return [line for happening in happenings[:height] for line in _happening(happening, width, most)]
+
+    told = [f"{times} {name}{'s' * (times > 1)}" for name, times in counts.items() if times]
+    noted = ", ".join([*told, "latest first"]) if told else ""
+    return Rows(Line.of("events"), Line.of((noted, "bold yellow")), want, rows)
+
+
+def _happening(happening: Happening, width: int, most: int) -> list[Line]:
+    """Step, kind and message in at most `most` lines; the last is cut where that is not enough."""
+    again = f"(×{happening.times}, last at {happening.last}) " if happening.times > 1 else ""
+    style = {"alarm": "bold yellow", "intervention": "bold magenta"}.get(happening.event, "dim")
+    start = Line.of((f"{happening.first:>7} ", "dim"), (f"{happening.event:<12} ", style))
+    pieces = textwrap.wrap(again + happening.message, max(20, width - start.width)) if most > 1 else []
+    if len(pieces) > most or not pieces:
+        pieces = [*pieces[: most - 1], " ".join(pieces[most - 1 :]) or again + happening.message]
+    lines = [start.then(Line.of(pieces[0]))]
+    return lines + [Line.of(" " * start.width, piece) for piece in pieces[1:]]

@@ -1,0 +1,266 @@
+"""Which casts the loss and the error of the gradient are owed to, site by site, from five passes instead of one a site.
+
+Write eps_i for the error Q(x) - x that site i makes in this step, G for the gradient under all casts, R without any,
+and e = G - R. Two numbers for each site, both of first order in eps_i:
+
+    loss      <dL / dx_i, eps_i>         what the site adds to the step's loss
+    share     <e, J_i eps_i> / |e|^2     its part of the gradient's error; over all sites these add up to 1
+
+with J_i eps_i the change of the whole gradient by eps_i, and <a, b> summed over parameters, each divided by |R_p|^2, so
+that a small tensor counts as much as a large one. J has as many columns as the model has activations, but <v, J_i .>
+needs no more than two passes for all sites at once: <v, gradient> is the derivative of the loss along v. Weights are
+moved by h v one way and the other; with x' and g' the differences of a layer's input and output gradient over 2 h, and
+V the layer's own part of v,
+
+    forward.input       g' W        forward.weight      g'^T x
+    grad_weight.input   g V         grad_input.weight   g^T x'
+    grad_input.grad_output  W x'    grad_weight.grad_output  V x
+
+each times eps, summed over the slots that the site serves. All passes run with every error held as it was recorded
+(`altgrad.diagnosis.sites`), so what is differentiated is smooth.
+
+The truth beside it is leaving one site out, a pass a site (`leave_one_out`): with the others' errors held,
+L - L_without and <e, G - G_without> / |e|^2; and as it happens, when everything behind the site rounds anew,
+L - L_without and what the squared error loses, (|e|^2 - |e_without|^2) / |e|^2. The overlap <e, .> would be no truth
+there: whatever rounds anew leaves e, so the first site of a model would answer for every cast behind it. With errors
+independent and of mean 0 both have the mean |J_i eps_i|^2 / |e|^2, the share's; one step's is a draw.
+"""
+
+import math
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from statistics import fmean
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from altgrad.diagnosis.restored import Restored
+from altgrad.diagnosis.sites import Errors, Held, Recorded, casts_as, quantised_layers, slots_by_site
+from altgrad.diagnosis.variants import Taken, take
+from altgrad.nn import QuantizedLayer, casts_off, weight_names
+from altgrad.nn.layers import is_turned
+
+BATCHES = 8
+"""One step's shares are a draw; the mean of eight ranks sites about as leaving each out does (docs/DIAGNOSE.md)."""
+
+_STEP = 1e-2
+"""Length of h v, as a share of the weights' norm; 1e-3 gives the same figures to three digits."""
+
+
+@dataclass(frozen=True)
+class Attribution:
+    """loss: nats. share: of the squared error of the gradient, weighted by parameter; shares add up to about 1."""
+
+    site: str
+    format: str
+    loss: float
+    share: float
+
+
+@dataclass(frozen=True)
+class Step:
+    """A step taken with and without casts, and the errors of every cast in it."""
+
+    cast: Taken
+    reference: Taken
+    errors: Errors
+
+    def weights(self) -> dict[str, float]:
+        """1 / |R_p|^2 by parameter; parameters without a reference gradient are left out."""
+        sizes = {name: float(r.double().square().sum()) for name, r in self.reference.gradients.items()}
+        return {name: 1 / size for name, size in sizes.items() if size > 0}
+
+    def overlap(self, change: Mapping[str, Tensor]) -> float:
+        """<e, change>, weighted."""
+        return sum(
+            weight * float(((self.cast.gradients[p] - self.reference.gradients[p]).double() * change[p].double()).sum())
+            for p, weight in self.weights().items()
+        )
+
+    @property
+    def deviation(self) -> float:
+        """|e|^2, weighted: the sum over parameters of their squared relative errors."""
+        return self.overlap({p: self.cast.gradients[p] - r for p, r in self.reference.gradients.items()})
+
+
+def recorded_step(restored: Restored) -> Step:
+    """The next step, with the casts recorded and without them."""
+    errors: Errors = {}
+    with casts_off(restored.model):
+        reference = take(restored)
+    with casts_as(restored.model, lambda quantizer: Recorded(quantizer, errors)):
+        taken = take(restored)
+    return Step(taken, reference, errors)
+
+
+def attribution(restored: Restored, step: Step | None = None, *, at: float = 1.0) -> list[Attribution]:
+    """Every site's part, in module order. ValueError for a run that casts nothing.
+
+    at: where derivatives are taken, between no cast (0) and all of them (1).
+    """
+    model = restored.model
+    served = slots_by_site(model)
+    if not served:
+        raise ValueError(f"{restored.run.id} casts nothing, so nothing is owed to its casts; name another run.")
+    step = recorded_step(restored) if step is None else step
+    weights = step.weights()
+    error = {p: (step.cast.gradients[p] - step.reference.gradients[p]) * w for p, w in weights.items()}
+    formats = {q.site: str(q.spec.format) for q in _quantizers(model)}
+    length = _norm(error)
+    if length == 0:
+        return [Attribution(site, formats[site], 0.0, 0.0) for site in served]
+    parameters = dict(model.named_parameters())
+    h = _STEP * _norm({p: parameters[p].detach() for p in weights}) / length
+    point = {site: [(eps * at, mask) for eps, mask in each] for site, each in step.errors.items()}
+    still = _seen(restored, point)
+    with _moved(parameters, error, h):
+        ahead = _seen(restored, point)
+    with _moved(parameters, error, -h):
+        behind = _seen(restored, point)
+    size, weights_of = step.deviation, weight_names(model)
+    found = []
+    for site, slots in served.items():
+        name = site.rpartition("/")[0]
+        layer = quantised_layers(model)[name]
+        direction = error.get(weights_of.get(name, ""))
+        loss = share = 0.0
+        for number, (eps, _) in enumerate(step.errors[site]):
+            x, g = still[name][number]
+            x_dot = (ahead[name][number][0] - behind[name][number][0]) / (2 * h)
+            g_dot = (ahead[name][number][1] - behind[name][number][1]) / (2 * h)
+            held = _Operands(layer, point, number, x, g)
+            for slot in slots:
+                loss += _dot(held.loss(slot), eps)
+                share += _dot(held.along(slot, x_dot, g_dot, direction), eps)
+        found.append(Attribution(site, formats[site], loss, share / size))
+    return found
+
+
+def mean_attribution(restored: Restored, batches: int = BATCHES) -> list[Attribution]:
+    """Every site's part in the mean over the batches of so many steps to come, all taken from here.
+
+    ValueError for a run that casts nothing.
+    """
+    each = [attribution(replace(restored, ahead=number)) for number in range(batches)]
+    return [
+        replace(rows[0], loss=fmean(row.loss for row in rows), share=fmean(row.share for row in rows))
+        for rows in zip(*each, strict=True)
+    ]
+
+
+def leave_one_out(restored: Restored, step: Step, *, hold: bool) -> list[Attribution]:
+    """The truth by leaving out each site in turn, the others held to their errors or rounding anew; see above."""
+    found, size = [], step.deviation
+    formats = {q.site: str(q.spec.format) for q in _quantizers(restored.model)}
+    for site in slots_by_site(restored.model):
+
+        def others(quantizer: Any, left: str = site) -> Any:
+            return None if quantizer.site == left else Held(quantizer, step.errors) if hold else quantizer
+
+        with casts_as(restored.model, others):
+            without = take(restored)
+        share = 0.0
+        if size and hold:
+            share = step.overlap({p: step.cast.gradients[p] - g for p, g in without.gradients.items()}) / size
+        elif size:
+            share = 1 - Step(without, step.reference, step.errors).deviation / size
+        found.append(Attribution(site, formats[site], step.cast.loss - without.loss, share))
+    return found
+
+
+class _Operands:
+    """One layer's operands in one micro-batch, as the casts left them."""
+
+    def __init__(self, layer: QuantizedLayer, errors: Errors, number: int, x: Tensor, g: Tensor) -> None:
+        self._layer, self._errors, self._number = layer, errors, number
+        self._x, self._g, self._w = x, g, _turned(layer, layer.weight.detach())
+
+    def _as_cast(self, slot: Any, x: Tensor) -> Tensor:
+        quantizer = self._layer.slot_casts.get(slot)
+        if quantizer is None:
+            return x
+        error = self._errors[quantizer.site][self._number][0]
+        return x + (_turned(self._layer, error) if slot[1] == "weight" else error)
+
+    def loss(self, slot: Any) -> Tensor | None:
+        """dL / d(the slot's operand); None for operands that the loss does not see."""
+        if slot == ("forward", "input"):
+            return self._g @ self._as_cast(("forward", "weight"), self._w)
+        if slot == ("forward", "weight"):
+            return _turned(self._layer, self._g.T @ self._as_cast(("forward", "input"), self._x))
+        return None
+
+    def along(self, slot: Any, x_dot: Tensor, g_dot: Tensor, direction: Tensor | None) -> Tensor | None:
+        """The derivative of <v, gradient> by the slot's operand; see the head of the file."""
+        v = None if direction is None else _turned(self._layer, direction)
+        if slot == ("forward", "input"):
+            return g_dot @ self._as_cast(("forward", "weight"), self._w)
+        if slot == ("forward", "weight"):
+            return _turned(self._layer, g_dot.T @ self._as_cast(("forward", "input"), self._x))
+        if slot == ("grad_input", "weight"):
+            return _turned(self._layer, self._as_cast(("grad_input", "grad_output"), self._g).T @ x_dot)
+        if slot == ("grad_input", "grad_output"):
+            return x_dot @ self._as_cast(("grad_input", "weight"), self._w).T
+        if v is None:
+            return None
+        if slot == ("grad_weight", "input"):
+            return self._as_cast(("grad_weight", "grad_output"), self._g) @ v
+        return self._as_cast(("grad_weight", "input"), self._x) @ v.T
+
+
+def _seen(restored: Restored, errors: Errors) -> dict[str, list[tuple[Tensor, Tensor]]]:
+    """Each layer's input and output gradient, unrounded [tokens, features], by micro-batch, with all errors held."""
+    model = restored.model
+    layers = quantised_layers(model)
+    inputs: dict[str, list[Tensor]] = {name: [] for name in layers}
+    gradients: dict[str, list[Tensor]] = {name: [] for name in layers}
+
+    def watch(name: str) -> Any:
+        def seen(_: nn.Module, given: Any, output: Any) -> None:
+            inputs[name].append(given[0].detach().flatten(0, -2))
+            output.register_hook(lambda g: gradients[name].append(g.detach().flatten(0, -2)))
+
+        return seen
+
+    handles = [layer.register_forward_hook(watch(name)) for name, layer in layers.items()]
+    try:
+        with casts_as(model, lambda quantizer: Held(quantizer, errors)):
+            take(restored)
+    finally:
+        for handle in handles:
+            handle.remove()
+    return {name: list(zip(inputs[name], gradients[name], strict=True)) for name in layers}
+
+
+@contextmanager
+def _moved(parameters: Mapping[str, Tensor], direction: Mapping[str, Tensor], h: float) -> Iterator[None]:
+    """Weights moved by h times the direction, and put back to the bit."""
+    kept = {name: parameters[name].detach().clone() for name in direction}
+    with torch.no_grad():
+        for name, v in direction.items():
+            parameters[name].add_(v, alpha=h)
+    try:
+        yield
+    finally:
+        with torch.no_grad():
+            for name, before in kept.items():
+                parameters[name].copy_(before)
+
+
+def _quantizers(model: nn.Module) -> list[Any]:
+    return [quantizer for layer in quantised_layers(model).values() for quantizer in layer.slot_casts.values()]
+
+
+def _turned(layer: QuantizedLayer, weight: Tensor) -> Tensor:
+    """[out, in], from and to how the layer keeps it."""
+    return weight.mT if is_turned(layer) else weight
+
+
+def _norm(tensors: Mapping[str, Tensor]) -> float:
+    return math.sqrt(sum(float(x.double().square().sum()) for x in tensors.values()))
+
+
+def _dot(a: Tensor | None, b: Tensor) -> float:
+    return 0.0 if a is None else float((a.double() * b.reshape(a.shape).double()).sum())

@@ -1,0 +1,106 @@
+"""Counterfactual replay: the same step, from the same checkpoint and batch, under other formats and roundings.
+
+The step that comes next is run with casts off (the reference), with the run's own casts, and with every cast of the run
+in another format or rounding. Of each: the loss, and the fidelity of the gradient to the reference as a whole
+(`altgrad.measures.fidelity`, the sums of all parameters together) and in its worst matrix. Changed casts have no amax
+history: a delayed scaling begins with this tensor's amax, as at a run's first step. Nothing of the run is changed.
+"""
+
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass
+
+from torch import Tensor, nn
+
+from altgrad.diagnosis.restored import Restored
+from altgrad.diagnosis.sites import reformatted, rerounded, specs_as
+from altgrad.formats import FloatFormat
+from altgrad.measures import fidelity, fidelity_sums
+from altgrad.nn import casts_off, fresh_gradients, unrecorded
+from altgrad.optim import whole_tensor
+from altgrad.spec.ranking import badness
+
+
+@dataclass(frozen=True)
+class Taken:
+    """A step's loss, and its gradients by parameter, summed over micro-batches, before clipping."""
+
+    loss: float
+    gradients: Mapping[str, Tensor]
+
+
+@dataclass(frozen=True)
+class Variant:
+    """One way of taking the step. Fidelity is to the reference, over all parameters; worst is of the matrices.
+
+    error: the reason where these casts cannot be made; the numbers are NaN then.
+    """
+
+    name: str
+    loss: float
+    loss_difference: float
+    cosine: float
+    sqnr_db: float
+    bias_coefficient: float
+    worst_cosine: float
+    worst: str
+    error: str = ""
+
+
+def take(restored: Restored, model: nn.Module | None = None) -> Taken:
+    """The next step of the run as its model now is, without a trace."""
+    model = restored.model if model is None else model
+    seen: list[float] = []
+
+    def losses() -> Iterator[Tensor]:
+        for loss in restored.losses(model):
+            yield loss
+            seen.append(float(loss.detach()))
+
+    with unrecorded(model):
+        gradients = {name: whole_tensor(g) for name, g in fresh_gradients(model, losses).items()}
+    return Taken(sum(seen), gradients)
+
+
+def variants(
+    restored: Restored, formats: Sequence[FloatFormat], roundings: Sequence[str] = ("stochastic",)
+) -> list[Variant]:
+    """The step uncast, as the run has it, under each rounding, and in each format.
+
+    ValueError for a run that casts nothing.
+    """
+    model = restored.model
+    if not any(True for module in model.modules() if hasattr(module, "slot_casts")):
+        raise ValueError(f"{restored.run.id} casts nothing, so no step of it can be taken otherwise; name another run.")
+    with casts_off(model):
+        reference = take(restored)
+    found = [_variant("casts off", reference, reference), _variant("as the run", take(restored), reference)]
+    changes = {f"rounding: {name}": rerounded(name) for name in roundings}
+    changes |= {f"all {fmt}": reformatted(fmt) for fmt in formats}
+    for name, change in changes.items():
+        with ExitStack() as stack:
+            try:
+                stack.enter_context(specs_as(model, change, seed=restored.spec.seed))
+            except ValueError as error:
+                nan = float("nan")
+                found.append(Variant(name, nan, nan, nan, nan, nan, nan, "", str(error)))
+                continue
+            found.append(_variant(name, take(restored), reference))
+    return found
+
+
+def _variant(name: str, taken: Taken, reference: Taken) -> Variant:
+    pooled: dict[str, Tensor] = {}
+    cosines = {}
+    for key, gradient in reference.gradients.items():
+        sums = fidelity_sums(taken.gradients[key], gradient)
+        pooled = {part: value + pooled[part] if pooled else value for part, value in sums.items()}
+        # Of a gradient of zeros there is no direction to keep: its NaN is that of 0/0. Any other NaN is the worst.
+        if gradient.ndim > 1 and bool(gradient.any()):
+            cosines[key] = float(fidelity(sums)["cosine"])
+    whole = {key: float(value) for key, value in fidelity(pooled).items()}
+    worst = max(cosines, key=lambda key: badness(cosines[key], "lower"), default="")
+    return Variant(
+        name, taken.loss, taken.loss - reference.loss, whole["cosine"], whole["sqnr_db"], whole["bias_coefficient"],
+        cosines.get(worst, float("nan")), worst,
+    )  # fmt: skip

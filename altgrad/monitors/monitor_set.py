@@ -1,0 +1,297 @@
+"""Watch: the monitors of a run, wired to the model and the optimizer.
+
+Every quantizer shows its casts to the watch while `watching` is on, one bool for the model, and the optimizer its
+updates. What is measured before the update and decides about it (is it finite?) is fetched with the loss; everything
+else waits on the device until the step is over and comes to the host in a single transfer. So a step has one transfer,
+and one more where monitors are due: a decision about the update cannot wait for what the update did. Measures of one
+parameter share a pass (`altgrad.monitors.compiled_pass`). On a step where no monitor is due the quantizers do not look
+at their observers at all.
+
+The optimizer may be one of ours, which shows requests, or any other of torch's (`altgrad.monitors.changes`).
+
+What is not finite is looked for in the gradients, at every step, for one number of each. Casts are only asked about it
+where they are watched anyway, so a step at which no cast monitor is due costs what it did; but a cast that turns an
+infinity into an ordinary number (`nonfinite: saturate`) hides it from gradients, and is watched at every step.
+"""
+
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import replace
+from typing import Any, TypeVar
+
+import torch
+from torch import Tensor, nn
+
+from altgrad.monitors.cast_tables import CastTables, fetch, fetch_found
+from altgrad.monitors.changes import Changes
+from altgrad.monitors.compiled_pass import CompiledPass, Seen
+from altgrad.monitors.monitor import (
+    NOTHING,
+    CastMonitor,
+    Context,
+    Found,
+    GradientMonitor,
+    MicroMonitor,
+    Monitor,
+    MonitorSpec,
+    Replay,
+    ReplayMonitor,
+    Report,
+    UpdateMonitor,
+    Weight,
+    WeightMonitor,
+)  # fmt: skip
+from altgrad.nn import ALONE, quantizers, unrecorded, weight_quantizers
+from altgrad.optim import Optimizer, Update, whole_tensor
+from altgrad.quantize import Grid
+
+Sort = TypeVar("Sort", bound=Monitor)
+
+
+class MonitorSet:
+    """The monitors at work. One step goes: `begin`, forward and backward, `gradients`, the update, `finish`."""
+
+    def __init__(
+        self,
+        specs: Sequence[MonitorSpec],
+        model: nn.Module,
+        optimizer: torch.optim.Optimizer,
+        context: Context = NOTHING,
+    ) -> None:
+        self.model, self.optimizer = model, optimizer
+        self.processes = ALONE
+        """Who trains together; set by whoever does so, see `recorded`."""
+        self.due_at = {spec.kind: spec.every for spec in specs}
+        self.monitors: dict[str, Monitor] = {spec.kind: spec.build(context) for spec in specs}
+        self.due: set[str] = set()
+        self.found: dict[str, dict[str, Found]] = {}
+        self.names: dict[Tensor, str] = {p: name for name, p in model.named_parameters()}
+        given = [p for group in optimizer.param_groups for p in group["params"]]
+        self.parameters = [self.names[p] for p in given if p in self.names]
+        self.quantizers = quantizers(model)
+        self.weights = weight_quantizers(model)
+        each = self.monitors.items()
+        self.casts = {kind: monitor for kind, monitor in each if isinstance(monitor, CastMonitor)}
+        self.gradient_monitors = {kind: monitor for kind, monitor in each if isinstance(monitor, GradientMonitor)}
+        self.micro_monitors = {kind: monitor for kind, monitor in each if isinstance(monitor, MicroMonitor)}
+        self.replay_monitors = {kind: monitor for kind, monitor in each if isinstance(monitor, ReplayMonitor)}
+        self.update_monitors = {kind: monitor for kind, monitor in each if isinstance(monitor, UpdateMonitor)}
+        self.weight_monitors = {kind: monitor for kind, monitor in each if isinstance(monitor, WeightMonitor)}
+        asking = self.gradient_monitors.items()
+        self.of_casts = {kind: monitor.of_casts for kind, monitor in asking if monitor.of_casts is not None}
+        device = next(model.parameters()).device
+        sites = [quantizer.site for quantizer in self.quantizers]
+        self.tables = CastTables(self.casts | self.of_casts, sites, device, always=list(self.of_casts))
+        for quantizer in self.quantizers:
+            quantizer.observers.append(self.tables.see)
+        engines = {quantizer.engine for quantizer in self.quantizers}
+        if isinstance(optimizer, Optimizer):
+            engines.add(optimizer.engine)
+        self.looks = CompiledPass(self.monitors, "compiled" if "compiled" in engines else "eager")
+        self.seen: dict[str, Seen] = {}
+        self._casts_watched = False
+        self.changes: Changes | None = None
+        self._own_names: dict[str, str] = {}
+        if isinstance(optimizer, Optimizer):
+            optimizer.observers.append(self._see_update)
+            self._own_names = {optimizer.names[p]: name for p, name in self.names.items() if p in optimizer.names}
+        else:
+            trained = {p: name for p, name in self.names.items() if name in self.parameters}
+            self.changes = Changes(optimizer, trained, self._see_update)
+
+    def begin(self, step: int) -> None:
+        """Open the step that will be number `step` (from 1): decides what is due and switches watching on or off."""
+        self.due = {kind for kind, every in self.due_at.items() if step == 1 or step % every == 0}
+        for monitor in self.monitors.values():
+            monitor.step = step
+        self.found = {kind: {} for kind in self.monitors if kind in self.due}
+        self.seen.clear()
+        self.tables.clear()
+        self._switch(bool(self._due(self.casts)), hiding=bool(self._due(self.of_casts)))
+        watches_updates = bool(self._due(self.update_monitors) or self._due(self.casts))
+        if isinstance(self.optimizer, Optimizer):
+            self.optimizer.watching = watches_updates
+        if self.changes is not None:
+            self.changes.wanted = watches_updates
+
+    @contextmanager
+    def micro_batch(self) -> Iterator[None]:
+        """Around the backward pass of one micro-batch: shows its own gradients to those who ask for them.
+
+        What had been accumulated is set aside meanwhile and the new gradient added to it as autograd would have done.
+        """
+        if not self.wants_micro_batches:
+            yield
+            return
+        parameters = [p for p in self.names if p.requires_grad]
+        kept = [p.grad for p in parameters]
+        for p in parameters:
+            p.grad = None
+        yield
+        self.add_micro_batch({self.names[p]: p.grad for p in parameters if p.grad is not None})
+        for p, before in zip(parameters, kept, strict=True):
+            if before is not None:
+                p.grad = before if p.grad is None else before.add_(p.grad)
+
+    @property
+    def wants_micro_batches(self) -> bool:
+        """Whether a monitor that looks at every micro-batch is due."""
+        return bool(self._due(self.micro_monitors))
+
+    def add_micro_batch(self, gradients: Mapping[str, Tensor]) -> None:
+        """Show one micro-batch's own gradients, lent for the call, to those who ask for them."""
+        for monitor in self._due(self.micro_monitors).values():
+            monitor.add(gradients)
+
+    def gradients(
+        self, loss: Tensor, norm: Tensor, gradients: Mapping[str, Tensor], replay: Replay | None = None
+    ) -> tuple[float, float, dict[str, Report]]:
+        """The loss and the gradient norm as numbers, and the due gradient monitors' reports, by way of one transfer.
+
+        replay: the step to run again for those who need it; without one they report nothing.
+        """
+        self._switch(False)
+        at_work = self._due(self.gradient_monitors)
+        seen = {name: self.looks.gradient(g, tuple(at_work)) for name, g in gradients.items()} if at_work else {}
+        both = torch.stack([loss.detach(), norm.to(loss)])
+        entered = self._entered(self._due(self.of_casts))
+        ((loss_now, norm_now), *lists), _ = fetch([both, *entered, *(found for found, _ in seen.values())])
+        told: dict[str, dict[str, dict[str, float]]] = {kind: {} for kind in at_work}
+        _share_out(told, seen, lists[len(entered) :])
+        casts = {kind: dict(self.tables.rows_of(kind, *lists[: len(entered)])) for kind in self.of_casts if entered}
+        reports = {kind: m.report_all(loss_now, told[kind], casts.get(kind, {})) for kind, m in at_work.items()}
+        for kind, micro in self._due(self.micro_monitors).items():
+            micro.merge(self.processes)
+            self.found[kind] = micro.measure()
+        replays = self._due(self.replay_monitors)
+        skipped = [kind for kind, report in reports.items() if report.skip]
+        if replay is not None and (skipped or replays):
+            devices = [p.device for p in (next(self.model.parameters()),) if p.device.type == "cuda"]
+            with torch.random.fork_rng(devices), unrecorded(self.model):
+                for kind in skipped:
+                    reports[kind] = at_work[kind].explain(reports[kind], replay)
+                for kind, again in replays.items():
+                    self.found[kind] = again.measure(replay)
+        return loss_now, norm_now, reports
+
+    def recorded(self) -> tuple[list[Tensor], list[Tensor]]:
+        """What the due cast monitors gathered of this process's passes: what is to be summed over processes, and of
+        what the largest counts; both are to be changed in place before `finish`.
+        """
+        return ([self.tables.sums], [self.tables.maxima]) if self._due(self.casts) else ([], [])
+
+    @torch.no_grad()
+    def finish(self) -> dict[str, Report]:
+        """Reports of the other monitors that are due, after one transfer; switches watching off."""
+        self._switch(False)
+        if isinstance(self.optimizer, Optimizer):
+            self.optimizer.watching = False
+        if at_work := self._due(self.weight_monitors):
+            grids = self._grids()
+            for name, p in self.model.named_parameters():
+                weight = Weight(name, whole_tensor(p), grids.get(name), self._states(p))
+                for kind, monitor in at_work.items():
+                    self._keep(kind, name, monitor.measure(weight))
+        self.tables.settle()
+        casts = self._due(self.casts)
+        tables = [self.tables.sums, self.tables.maxima] if casts else []
+        lists, numbers = fetch_found([*tables, *(found for found, _ in self.seen.values())], self.found)
+        _share_out(numbers, self.seen, lists[len(tables) :])
+        reports = {}
+        for kind, sites in numbers.items():
+            one = self.monitors[kind]
+            if isinstance(one, GradientMonitor):
+                continue
+            told = [one.report(site, values) for site, values in sites.items()]
+            if kind in casts:
+                told = [one.report(site, row) for site, row in self.tables.rows_of(kind, *lists[:2])] + told
+            if isinstance(one, UpdateMonitor) and self.seen:
+                told += [one.absent(name) for name in self.parameters if name not in self.seen]
+            reports[kind] = _joined([*told, one.close()])
+        return reports
+
+    def close(self) -> None:
+        """Look at nothing any more."""
+        self._switch(False)
+        for quantizer in self.quantizers:
+            quantizer.observers.remove(self.tables.see)
+        if isinstance(self.optimizer, Optimizer):
+            self.optimizer.watching = False
+            self.optimizer.observers.remove(self._see_update)
+        if self.changes is not None:
+            self.changes.close()
+
+    def state(self) -> dict[str, dict[str, Any]]:
+        """The monitors' state by kind: plain JSON data, and tensors at its first level."""
+        return {kind: monitor.state() | self.looks.state(kind) for kind, monitor in self.monitors.items()}
+
+    def restore(self, state: Mapping[str, Mapping[str, Any]]) -> None:
+        """Take back what `state` gave; monitors it does not know keep their own."""
+        for kind, monitor in self.monitors.items():
+            if kind in state:
+                monitor.restore(state[kind])
+                self.looks.restore(kind, state[kind])
+
+    def _due(self, monitors: Mapping[str, Sort]) -> dict[str, Sort]:
+        return {kind: monitor for kind, monitor in monitors.items() if kind in self.due}
+
+    def _switch(self, watching: bool, *, hiding: bool = False) -> None:
+        """Watch all casts, or (`hiding`) those alone that make infinities finite."""
+        self.tables.whole = watching
+        for quantizer in self.quantizers:
+            quantizer.watching = watching or (hiding and quantizer.spec.nonfinite == "saturate")
+        if watching or hiding:
+            self._casts_watched = any(quantizer.watching for quantizer in self.quantizers)
+
+    def _entered(self, asking: Mapping[str, CastMonitor]) -> list[Tensor]:
+        """The tables of casts so far, of all processes, if anyone asks before the update and casts were watched."""
+        if not (asking and self._casts_watched):
+            return []
+        self.tables.settle()
+        sums, maxima = self.tables.sums, self.tables.maxima
+        if self.processes.size > 1:  # they become one at the commit, in place; until then each has its own
+            sums, maxima = sums.clone(), maxima.clone()
+            self.processes.join([sums], [maxima])
+        return [sums, maxima]
+
+    def _keep(self, kind: str, site: str, found: Found) -> None:
+        if found:
+            self.found[kind][site] = found
+
+    def _grids(self) -> dict[str, Grid]:
+        """The grid of every parameter that has one, by name: of its storage, else of its cast."""
+        parameters = dict(self.model.named_parameters(remove_duplicate=False))
+        found = {name: quantizer.grid(parameters[name]) for name, quantizer in self.weights.items()}
+        if isinstance(self.optimizer, Optimizer):
+            found |= {self._own_names.get(name, name): grid for name, _, grid in self.optimizer.grids()}
+        return found
+
+    def _states(self, p: Tensor) -> dict[str, Tensor]:
+        """The float tensors of p's shape that the optimizer keeps for it."""
+        kept = self.optimizer.state.get(p, {}).items()
+        found = {entry: whole_tensor(s) for entry, s in kept if isinstance(s, Tensor) and s.is_floating_point()}
+        return {entry: s for entry, s in found.items() if s.shape == p.shape and s.ndim > 0}
+
+    def _see_update(self, update: Update) -> None:
+        update = replace(update, name=self._own_names.get(update.name, update.name))
+        if update.grid is None and update.name in self.weights:
+            update = replace(update, grid=self.weights[update.name].grid(update.before))
+        kinds, casts = tuple(self._due(self.update_monitors)), tuple(self._due(self.casts))
+        self.seen[update.name] = self.looks.update(update, kinds, casts)
+
+
+def _share_out(
+    told: Mapping[str, dict[str, dict[str, float]]], seen: Mapping[str, Seen], lists: Sequence[Sequence[float]]
+) -> None:
+    """Put the results of looks, which were fetched, where they belong: by kind and site."""
+    for (parameter, (_, names)), values in zip(seen.items(), lists, strict=True):
+        for (kind, role, name), value in zip(names, values, strict=True):
+            told[kind].setdefault(f"{parameter}/{role}" if role else parameter, {})[name] = value
+
+
+def _joined(reports: Sequence[Report]) -> Report:
+    metrics: dict[str, float] = {}
+    for report in reports:
+        metrics.update(report.metrics)
+    alarms = [alarm for report in reports for alarm in report.alarms]
+    return Report(metrics, alarms, notices=[notice for report in reports for notice in report.notices])

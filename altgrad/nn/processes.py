@@ -1,0 +1,123 @@
+"""Processes: those that train one run together, and the few things they say to one another.
+
+A step's micro-batches are dealt out: of W processes, process r takes micro-batches r, r + W, r + 2 W, ... of the
+`accumulate` that the spec names. So the number of processes is where a run happens and no part of it: data order,
+dropout and random bits are functions of the global micro-batch, a scale from the present tensor is that of a
+micro-batch on any number of processes, and what is summed is summed over the same micro-batches, in another order at
+most.
+
+    after backward    gradients, loss and token counts add up                      (a collective for each 64 MiB)
+    at the commit     delayed scales' amaxes (the largest), monitors' sums and maxima     (one collective)
+    where due         what a monitor has to merge; whether somebody asked for a stop
+
+Every process then takes the same optimizer step on the same bits, and no weight is ever sent. Torch's
+DistributedDataParallel (buffers not broadcast) was the road not taken: it reduces `.grad` in the course of backward,
+while `gsnr` must see each micro-batch's own gradient, it divides by W where a sum is wanted, and it cuts a compiled
+model at its buckets, which would be more graphs than two. What it has over this is communication during backward.
+
+Where one primitive serves, it is a gather in process order, reduced locally: sums and maxima go together, and every
+process adds in the same order. This needs W times the (small) tensor. Sharded parameters (FSDP2) would change `add`
+alone.
+"""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+BUCKET_BYTES = 64 << 20
+
+
+@dataclass(frozen=True)
+class Processes:
+    """One process among `size`; the default is a process on its own, for which everything is as it is."""
+
+    index: int = 0
+    size: int = 1
+
+    @classmethod
+    def present(cls) -> "Processes":
+        """Those of the process group, if one was initialised."""
+        if not dist.is_available() or not dist.is_initialized():
+            return cls()
+        return cls(dist.get_rank(), dist.get_world_size())
+
+    @property
+    def is_first(self) -> bool:
+        """Whether this process writes what is written once."""
+        return self.index == 0
+
+    def share_of(self, micro_batches: int) -> range:
+        """The micro-batches of a step that this process takes. ValueError if they cannot be dealt out evenly."""
+        if micro_batches % self.size:
+            raise ValueError(
+                f"accumulate is {micro_batches}, on {self.size} processes; each takes whole micro-batches, so it must "
+                f"be a multiple of {self.size}."
+            )
+        return range(self.index, micro_batches, self.size)
+
+    def gather(self, tensor: Tensor) -> list[Tensor]:
+        """The tensors that all processes gave, in their order; one shape and dtype throughout."""
+        if self.size == 1:
+            return [tensor]
+        found = [torch.empty_like(tensor) for _ in range(self.size)]
+        dist.all_gather(found, tensor.contiguous())
+        return found
+
+    def words(self, text: str | None) -> list[str | None]:
+        """What each process has to say."""
+        if self.size == 1:
+            return [text]
+        said: list[str | None] = [None] * self.size
+        dist.all_gather_object(said, text)
+        return said
+
+    def any(self, flag: bool) -> bool:
+        """Whether any process says yes; then all hear it."""
+        return any(answer is not None for answer in self.words("yes" if flag else None))
+
+    def add(self, tensors: Sequence[Tensor]) -> None:
+        """Each tensor, in place, becomes the sum over processes."""
+        if self.size == 1:
+            return
+        for bucket in _buckets(tensors):
+            flat = torch.cat([tensor.reshape(-1) for tensor in bucket])
+            dist.all_reduce(flat)
+            for tensor, total in zip(bucket, _pieces(flat, bucket), strict=True):
+                tensor.copy_(total.view_as(tensor))
+
+    def join(self, sums: Sequence[Tensor], maxima: Sequence[Tensor]) -> None:
+        """Sums add up over processes and of maxima the largest counts, in place, by one collective; in float64."""
+        both = [*sums, *maxima]
+        if self.size == 1 or not both:
+            return
+        told = torch.stack(self.gather(torch.cat([tensor.reshape(-1).to(torch.float64) for tensor in both])))
+        count = sum(tensor.numel() for tensor in sums)
+        whole = torch.cat([told[:, :count].sum(0), told[:, count:].amax(0)])
+        for tensor, part in zip(both, _pieces(whole, both), strict=True):
+            tensor.copy_(part.view_as(tensor))
+
+
+ALONE = Processes()
+
+
+def _pieces(flat: Tensor, tensors: Sequence[Tensor]) -> tuple[Tensor, ...]:
+    """What of the flat tensor belongs to each of these."""
+    return tuple(torch.split_with_sizes(flat, [tensor.numel() for tensor in tensors]))
+
+
+def _buckets(tensors: Sequence[Tensor]) -> Iterator[list[Tensor]]:
+    """The tensors in order, in runs of one dtype and at most BUCKET_BYTES (or one tensor)."""
+    bucket: list[Tensor] = []
+    held = 0
+    for tensor in tensors:
+        size = tensor.numel() * tensor.element_size()
+        if bucket and (held + size > BUCKET_BYTES or tensor.dtype != bucket[0].dtype):
+            yield bucket
+            bucket, held = [], 0
+        bucket.append(tensor)
+        held += size
+    if bucket:
+        yield bucket

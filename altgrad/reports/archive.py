@@ -1,0 +1,105 @@
+"""The parquet files of a report: data.parquet, tidy, and runs.parquet.
+
+runs.parquet has the records a report was made from, one row a run, so that it can be made again without the runs.
+
+    altgrad report --from reports/NAME/runs.parquet
+
+Specs, meta data and events are JSON texts; series are lists side by side, thinned as the report has them. Archives of
+one project can be read together, as when a study was run in several sittings: of a run that stands in two, the later
+archive's counts.
+"""
+
+import json
+from collections.abc import Collection, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from altgrad.reports.facts import COLUMNS, facts
+from altgrad.reports.project import Project
+from altgrad.reports.reading import RunRecord, take_spec
+
+NAME = b"altgrad_project"
+TEXTS, NESTED = ("id", "status", "reason"), ("spec", "meta", "events")
+PLAIN_FIELDS = (*TEXTS, "whole", "step", "problems")
+
+
+def write_tidy(project: Project, path: Path) -> None:
+    """One row a value: COLUMNS, step, metric, value."""
+    import pyarrow as pa
+    from pyarrow import parquet
+
+    types = [pa.string()] * 6 + [pa.bool_(), pa.float64(), pa.int64(), pa.string(), pa.bool_()]
+    fields = list(zip(COLUMNS, types, strict=True))
+    schema = pa.schema([*fields, ("step", pa.float64()), ("metric", pa.string()), ("value", pa.float64())])
+    with parquet.ParquetWriter(path, schema, compression="zstd") as writer:
+        for record in project.records:
+            steps, metrics, values = [np.array([record.step])], ["outcome"], [np.array([record.outcome])]
+            for key, (s, v) in record.series.items():
+                steps.append(s)
+                values.append(v)
+                metrics += [key] * len(s)
+            columns: list[Any] = [
+                pa.repeat(pa.scalar(fact, kind), len(metrics)) for fact, kind in zip(facts(record), types, strict=True)
+            ]
+            columns += [np.concatenate(steps).astype(float), pa.array(metrics), np.concatenate(values).astype(float)]
+            writer.write_table(
+                pa.Table.from_arrays([pa.array(c) if isinstance(c, np.ndarray) else c for c in columns], schema=schema)
+            )
+
+
+def write_archive(project: Project, path: Path) -> None:
+    """Every record of the project, in its order."""
+    import pyarrow as pa
+    from pyarrow import parquet
+
+    numbers = pa.list_(pa.list_(pa.float64()))
+    kinds = {
+        **dict.fromkeys((*TEXTS, *NESTED), pa.string()), "whole": pa.bool_(), "step": pa.int64(),
+        "problems": pa.list_(pa.string()), "keys": pa.list_(pa.string()), "steps": numbers, "values": numbers,
+    }  # fmt: skip
+    schema = pa.schema(list(kinds.items()), metadata={NAME: project.name.encode()})
+    rows = [_row(record) for record in project.records]
+    parquet.write_table(pa.Table.from_pylist(rows, schema=schema), path, compression="zstd")
+
+
+def _row(record: RunRecord) -> dict[str, Any]:
+    plain = {name: getattr(record, name) for name in PLAIN_FIELDS}
+    nested = {name: json.dumps(getattr(record, name), default=str) for name in NESTED}
+    return {**plain, **nested, "keys": list(record.series),
+            "steps": [s for s, _ in record.series.values()],
+            "values": [v.astype(np.float64) for _, v in record.series.values()]}  # fmt: skip
+
+
+def load_archives(paths: Sequence[Path], *, tuning: Collection[int] = ()) -> Project:
+    """The project that the archives hold. ValueError for a file that is none, or for archives of two projects."""
+    import pyarrow as pa
+    from pyarrow import parquet
+
+    records: dict[str, RunRecord] = {}
+    names = []
+    for path in paths:
+        try:
+            table = parquet.read_table(path)
+            names.append((table.schema.metadata or {})[NAME].decode())
+            records |= {row["id"]: _record(row) for row in table.to_pylist()}
+        except (OSError, pa.ArrowException, ValueError, KeyError, TypeError) as error:
+            reason = f" ({' '.join(str(error).split())[:120]})" if isinstance(error, OSError) else ""
+            raise ValueError(
+                f"{path} is no runs.parquet of a report{reason}; --from takes that, or wandb:..."
+            ) from None
+    if len(set(names)) > 1:
+        raise ValueError(f"--from names archives of {' and '.join(sorted(set(names)))}; a report is of one project.")
+    source = ", ".join(path.name for path in paths)
+    return Project(names[0], source, [records[id] for id in sorted(records)], frozenset(tuning) or None)
+
+
+def _record(row: dict[str, Any]) -> RunRecord:
+    record = RunRecord(**{name: row[name] for name in PLAIN_FIELDS}, meta=json.loads(row["meta"]))
+    if spec := json.loads(row["spec"]):
+        take_spec(record, spec)
+    record.events = json.loads(row["events"])
+    for key, steps, values in zip(row["keys"], row["steps"], row["values"], strict=True):
+        record.series[key] = np.array(steps, dtype=np.float64), np.array(values, dtype=np.float64)
+    return record

@@ -1,0 +1,172 @@
+"""B_f = L(AdamW) - L(manifold-aware), format by format: each arm at its own learning rate, paired by seed.
+
+A *family* is one condition, one way of storing weights and one set of casts; within it formats differ, and intervals
+are simultaneous over them. The two sides of a format are its plain AdamW arm and its plain ManifoldAdamW arm (own
+stiffness, p = 1); of other variants, the one closest to that. lr* comes from tuning seeds, B from confirmation seeds
+where there are any; where the same seeds had to do both, `reused` is true and every section that shows B says so.
+"""
+
+import math
+from dataclasses import dataclass
+from functools import cached_property
+
+from altgrad.reports.arms import STANDARD, Arm
+from altgrad.reports.best import Contender, compare_with_best
+from altgrad.reports.intervals import Interval, common_correlation, simultaneous, table
+from altgrad.reports.planning import needed_pairs, pairs_to_decide
+from altgrad.reports.project import Losses, Project, format_order
+from altgrad.reports.rates import ChosenRate, choose_rate, split_seeds
+from altgrad.reports.verdicts import Verdict, judge
+
+
+@dataclass(frozen=True)
+class Side:
+    """An arm at its learning rate: what it came to by seed, and how many of its runs there diverged."""
+
+    arm: Arm
+    choice: ChosenRate
+    by_seed: dict[int, float]
+    diverged: int
+    runs: int
+
+
+@dataclass(frozen=True)
+class Effect:
+    """One format: its two sides and the paired differences by seed."""
+
+    format: str
+    standard: Side
+    manifold: Side
+
+    @property
+    def pairs(self) -> dict[int, float]:
+        """L(standard) - L(manifold) by seed: positive where geometry helped."""
+        theirs = self.manifold.by_seed
+        return {seed: loss - theirs[seed] for seed, loss in self.standard.by_seed.items() if seed in theirs}
+
+
+@dataclass(frozen=True)
+class FamilyOfFormats:
+    """Formats that are compared together. `reused`: rates were chosen on the seeds that B is computed from."""
+
+    condition: str
+    storage: str
+    casts: str
+    effects: tuple[Effect, ...]
+    reused: bool
+    tuning: frozenset[int]
+
+    @cached_property
+    def paired(self) -> dict[str, dict[int, float]]:
+        """Differences by format and seed."""
+        return {effect.format: effect.pairs for effect in self.effects}
+
+    @cached_property
+    def intervals(self) -> dict[str, Interval]:
+        """Simultaneous 95 % intervals of B by format."""
+        return simultaneous(self.paired)
+
+    @cached_property
+    def verdicts(self) -> dict[str, Verdict]:
+        """By format."""
+        return {name: judge(found) for name, found in self.intervals.items()}
+
+    @cached_property
+    def contenders(self) -> list[Contender]:
+        """Comparison with the best, over the formats that have pairs."""
+        present = {name: pairs for name, pairs in self.paired.items() if pairs}
+        return compare_with_best(present) if present else []
+
+    @property
+    def best(self) -> list[str]:
+        """The formats that may benefit most."""
+        return [each.name for each in self.contenders if each.may_be_best]
+
+    @cached_property
+    def correlation(self) -> float:
+        """Between formats, over the seeds they share."""
+        return common_correlation(table(self.paired))
+
+    def pairs_needed(self, format_: str) -> int | None:
+        """Pairs in all that a decision takes, if mean and sd are what they look like; None beyond reach or unknown."""
+        found = self.intervals[format_]
+        if found.n < 2:
+            return None
+        return pairs_to_decide(found.mean, found.sd, formats=len(self.effects), correlation=self.correlation)
+
+    def pairs_planned(self, format_: str) -> int | None:
+        """Pairs that would show "no practical benefit" if there is none."""
+        found = self.intervals[format_]
+        return needed_pairs(found.sd, formats=len(self.effects), correlation=self.correlation) if found.n > 1 else None
+
+    @property
+    def is_primary(self) -> bool:
+        """Stochastic storage alone: the estimand declared before the study."""
+        return self.storage == "stochastic" and not self.casts
+
+    @property
+    def title(self) -> str:
+        """How weights are stored, and the casts beside it."""
+        stored = {"master": "float32 masters, cast weights", "": "no storage format"}.get(
+            self.storage, f"{self.storage} storage"
+        )
+        return f"{stored}, {self.casts}" if self.casts else stored
+
+
+def families(project: Project) -> list[FamilyOfFormats]:
+    """Every family in which at least one format has both sides, the declared estimand and larger ones first."""
+    found = []
+    for condition in project.conditions:
+        arms = project.arms(condition)
+        tuning, _ = split_seeds(list(arms.values()))
+        if project.tuning_seeds is not None:
+            tuning = set(project.tuning_seeds)
+        places = dict.fromkeys((arm.storage, arm.casts) for arm in arms if not arm.is_baseline and not arm.frozen)
+        for storage, casts in places:
+            inside = {a: losses for a, losses in arms.items() if (a.storage, a.casts) == (storage, casts)}
+            if family := _family(project, condition, storage, casts, inside, tuning):
+                found.append(family)
+    return sorted(found, key=lambda f: (not f.is_primary, -len(f.effects)))
+
+
+def side_of(project: Project, condition: str, arm: Arm, losses: Losses, tuning: set[int]) -> tuple[Side, bool] | None:
+    """An arm at its rate, and whether its seeds had to serve twice; None without results on tuning seeds."""
+    choice = choose_rate(losses, tuning) or choose_rate(losses, {s for by_seed in losses.values() for s in by_seed})
+    if choice is None:
+        return None
+    here = losses[choice.rate]
+    confirming = {seed: loss for seed, loss in here.items() if seed not in tuning}
+    runs = project.of(arm, condition, choice.rate)
+    side = Side(arm, choice, confirming or dict(here), sum(r.diverged for r in runs), len(runs))
+    return side, not confirming
+
+
+def _family(
+    project: Project, condition: str, storage: str, casts: str, arms: dict[Arm, Losses], tuning: set[int]
+) -> FamilyOfFormats | None:
+    effects, reused = [], False
+    for format_ in sorted({arm.format for arm in arms}, key=format_order):
+        inside = [arm for arm in arms if arm.format == format_ and not arm.frozen]
+        plain = next((arm for arm in inside if arm.optimizer == STANDARD), None)
+        plain = plain or next((arm for arm in inside if arm.variant.startswith("off")), None)
+        aware = min((arm for arm in inside if arm.is_manifold), key=lambda a: len(a.variant), default=None)
+        if plain is None or aware is None:
+            continue
+        sides = [side_of(project, condition, arm, arms[arm], tuning) for arm in (plain, aware)]
+        if sides[0] is None or sides[1] is None:
+            continue
+        (first, again), (second, too) = sides[0], sides[1]
+        shared = first.by_seed.keys() & second.by_seed.keys()
+        if again != too or not shared:  # confirmed at other rates than these: all seeds at lr* must serve
+            again = True
+            first, second = (
+                Side(s.arm, s.choice, arms[s.arm][s.choice.rate], s.diverged, s.runs) for s in (first, second)
+            )
+        reused = reused or again or too
+        effects.append(Effect(format_, first, second))
+    return FamilyOfFormats(condition, storage, casts, tuple(effects), reused, frozenset(tuning)) if effects else None
+
+
+def mean_or_nan(values: list[float]) -> float:
+    """The mean; NaN of nothing."""
+    return math.fsum(values) / len(values) if values else math.nan

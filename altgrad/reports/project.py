@@ -1,0 +1,146 @@
+"""All runs of a project, and the questions that sections ask of them together.
+
+A *result* is a run that completed or diverged and has a loss that can enter statistics. Results are grouped by
+condition; within one, an arm's losses are keyed by learning rate and seed. Of several runs of one arm, rate and seed
+(another version, another name) the newest counts, and the section on runs says so.
+"""
+
+import math
+from collections.abc import Callable, Collection, Iterator
+from dataclasses import dataclass, field
+from functools import cached_property
+
+import numpy as np
+from numpy.typing import NDArray
+
+from altgrad.formats import FloatFormat
+from altgrad.reports.arms import STANDARD, Arm, differing
+from altgrad.reports.reading import RunRecord, read
+from altgrad.store import RunStore
+
+Losses = dict[float, dict[int, float]]
+
+
+@dataclass
+class Project:
+    """Name, where it was read from, its records sorted by id, and (if said) which seeds chose learning rates."""
+
+    name: str
+    source: str
+    records: list[RunRecord]
+    tuning_seeds: frozenset[int] | None = None
+    notes: list[str] = field(default_factory=list)
+
+    def results(self, condition: str | None = None) -> list[RunRecord]:
+        """Runs that enter statistics, the newest for each arm, rate and seed. Records must not change any more."""
+        found = [record for inside in self._grouped.values() for record in inside] if condition is None else None
+        return self._grouped.get(condition or "", []) if found is None else sorted(found, key=lambda r: r.id)
+
+    @cached_property
+    def _grouped(self) -> dict[str, list[RunRecord]]:
+        """Results by condition, sorted by id."""
+        newest: dict[object, RunRecord] = {}
+        for record in sorted(self.records, key=lambda r: str(r.meta.get("created", ""))):
+            if math.isfinite(record.outcome):
+                newest[record.condition, record.arm, record.rate, record.seed] = record
+        grouped: dict[str, list[RunRecord]] = {}
+        for record in sorted(newest.values(), key=lambda r: r.id):
+            grouped.setdefault(record.condition, []).append(record)
+        return grouped
+
+    @property
+    def replaced(self) -> list[RunRecord]:
+        """Results that a newer run of the same arm, rate and seed stands for."""
+        kept = {record.id for record in self.results()}
+        return [r for r in self.records if math.isfinite(r.outcome) and r.id not in kept]
+
+    @cached_property
+    def conditions(self) -> dict[str, str]:
+        """Conditions of results, those with most runs first, and in what each differs from the others."""
+        ordered = sorted(self._grouped, key=lambda text: -len(self._grouped[text]))
+        words = differing(ordered)
+        return {text: words[text] for text in ordered}
+
+    def main(self) -> str:
+        """The condition with most results; `` where there is none."""
+        return next(iter(self.conditions), "")
+
+    def arms(self, condition: str) -> dict[Arm, Losses]:
+        """Losses by rate and seed of each arm, baselines first, then by format and method."""
+        found: dict[Arm, Losses] = {}
+        for record in self.results(condition):
+            found.setdefault(record.arm, {}).setdefault(record.rate, {})[record.seed] = record.outcome
+        return dict(sorted(found.items(), key=lambda item: arm_order(item[0])))
+
+    def of(self, arm: Arm, condition: str, rate: float | None = None) -> list[RunRecord]:
+        """Results of one arm, at one rate if given."""
+        return [r for r in self.results(condition) if r.arm == arm and rate in (None, r.rate)]
+
+
+def arm_order(arm: Arm) -> tuple[object, ...]:
+    """Frozen, FP32 and BF16 first, then formats as `format_order` has them, the standard optimizer first."""
+    return (not arm.frozen, not arm.is_baseline, format_order(arm.format), arm.storage, arm.casts,
+            arm.optimizer != STANDARD, arm.optimizer, arm.variant)  # fmt: skip
+
+
+def parsed(name: str) -> FloatFormat | None:
+    """The format of that name, or None (`FP32`, several formats, a name from elsewhere)."""
+    try:
+        return FloatFormat.parse(name)
+    except ValueError:
+        return None
+
+
+def format_order(name: str) -> tuple[int, int, str]:
+    """By exponent bits, then name; what is no single format comes first."""
+    found = parsed(name)
+    return (-1, 0, name) if found is None else (found.exponent_bits, found.mantissa_bits, name)
+
+
+def load(
+    store: RunStore, project: str, *, tuning: Collection[int] = (), progress: Callable[[int, int], None] | None = None
+) -> Project:
+    """Read every run of a project. ValueError if it has none.
+
+    tuning: seeds whose runs chose learning rates. progress: called with runs read and runs in all.
+    """
+    runs = list(store.runs(project))
+    if not runs:
+        known = sorted({run.project for run in store.runs()})
+        hint = f"there are {', '.join(known[:8])}" if known else "`altgrad train` makes some"
+        raise ValueError(f"project {project!r} has no runs in {store.root}; {hint}.")
+    records = []
+    for number, run in enumerate(runs, 1):
+        records.append(read(run))
+        if progress is not None:
+            progress(number, len(runs))
+    return Project(project, str(store.root), records, frozenset(tuning) or None)
+
+
+def final(record: RunRecord, monitor: str, quantity: str, *, tail: float = 0.25) -> float:
+    """One number for a run: the mean over sites of the mean over the last quarter of the steps; NaN without any."""
+    means = [value for value in by_site(record, monitor, quantity, tail=tail).values() if math.isfinite(value)]
+    return float(np.mean(means)) if means else math.nan
+
+
+def by_site(record: RunRecord, monitor: str, quantity: str, *, tail: float = 0.25) -> dict[str, float]:
+    """The mean over the last quarter of the steps, by site or parameter; non-finite values are left out."""
+    return {site: _late(series, tail) for site, series in record.sited(monitor, quantity).items()}
+
+
+def _late(series: tuple[NDArray[np.float64], NDArray[np.float64]], tail: float) -> float:
+    steps, values = series
+    late = values[steps >= steps[-1] * (1 - tail)]
+    late = late[np.isfinite(late)]
+    return float(late.mean()) if len(late) else math.nan
+
+
+def layers(records: Collection[RunRecord], monitor: str, quantity: str) -> Iterator[str]:
+    """Every site that any of the records has for it, in the order found."""
+    yield from dict.fromkeys(site for record in records for site in record.sited(monitor, quantity))
+
+
+def layer_type(site: str) -> str:
+    """The site without the numbers of its blocks: `blocks.3.mlp.up.weight` is of type `mlp.up`."""
+    words = [w for w in site.replace("/", ".").split(".") if not w.isdecimal() and w not in ("weight", "blocks")]
+    return ".".join(words) or site

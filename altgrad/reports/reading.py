@@ -1,0 +1,222 @@
+"""One run from the store as a Record: what it is, how it ended, and its numbers, thinned as they are read.
+
+A run's metrics can be many megabytes, and a project has hundreds of runs: each file is read once, from first to last,
+only the quantities that some section draws are kept, and every series is thinned with its spikes. Nothing a run's
+folder may hold stops a report: what is damaged is a line in `problems`, and what could be read before it is used.
+"""
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from altgrad.document import Document, SpecError
+from altgrad.reports.arms import Arm, arm_of, condition_of, rate_of
+from altgrad.reports.thinning import thin
+from altgrad.store import Run
+from altgrad.store.files import NON_FINITE, read_jsonl
+from altgrad.store.runs import EVENTS, LOGGED, METRICS
+
+LOSS, TRAIN_LOSS = "validation/loss", "train/loss"
+PLAIN = ("train/", "validation/", "time/")
+QUANTITIES = {
+    "underflow_rate", "saturation_rate", "stall_ratio", "zero_update_fraction", "effective_update_ratio",
+    "sign_flip_rate", "flip_rate", "stable_rank", "effective_rank", "cosine", "sqnr_db", "q50_spacing", "mean_offset",
+    "aligned_share", "nonfinite_count", "realised_below_half", "requested_q50_ulp", "utilisation",
+}  # fmt: skip
+PLAIN_POINTS, SITED_POINTS = 600, 100  # by site: so many that no column of a heat map is left without a point
+EVENTS_KEPT = 400
+MOST = 1e60
+
+UNKNOWN = Arm("?", "", "", "?")
+Series = tuple[NDArray[np.float64], NDArray[np.float64]]
+"""Steps and values."""
+
+
+@dataclass
+class RunRecord:
+    """A run as the report sees it. `loss`: the last validation loss, None if there is none.
+
+    series: by metric key. problems: what could not be read. `spec` and `meta` are plain data, empty where damaged.
+    """
+
+    id: str
+    status: str = "?"
+    whole: bool = True
+    """Whether all its metrics could be read: what stands before a damaged line is drawn, and judged by nobody."""
+    reason: str = ""
+    step: int = 0
+    seed: int = 0
+    rate: float = math.nan
+    arm: Arm = UNKNOWN
+    condition: str = ""
+    spec: Mapping[str, Any] = field(default_factory=dict)
+    meta: Mapping[str, Any] = field(default_factory=dict)
+    series: dict[str, Series] = field(default_factory=dict)
+    events: list[Mapping[str, Any]] = field(default_factory=list)
+    problems: list[str] = field(default_factory=list)
+
+    @property
+    def loss(self) -> float | None:
+        """The last validation loss."""
+        found = self.series.get(LOSS)
+        return float(found[1][-1]) if found is not None and len(found[1]) else None
+
+    @property
+    def ended(self) -> bool:
+        """Whether the run is a result: completed or diverged."""
+        return self.status in ("completed", "diverged")
+
+    @property
+    def diverged(self) -> bool:
+        """By its status, or by a last loss that is no number."""
+        return self.status == "diverged" or (self.ended and self.loss is not None and not math.isfinite(self.loss))
+
+    @property
+    def ignorance(self) -> float:
+        """The loss of knowing nothing: ln(vocabulary), else the loss before training; NaN where neither is known."""
+        data = self.meta.get("data")
+        vocabulary = data.get("vocabulary") if isinstance(data, Mapping) else None
+        if isinstance(vocabulary, int | float) and vocabulary > 1:
+            return math.log(vocabulary)
+        found = self.series.get(LOSS)
+        return float(found[1][0]) if found is not None and len(found[0]) and found[0][0] == 0 else math.nan
+
+    @property
+    def outcome(self) -> float:
+        """The loss that enters statistics: the last one, or `ignorance` if it diverged.
+
+        NaN without result or spec, and where metrics are damaged.
+        """
+        if not self.ended or not self.spec or not self.whole:
+            return math.nan
+        if self.diverged:
+            return self.ignorance
+        return math.nan if self.loss is None else self.loss
+
+    def sited(self, monitor: str, quantity: str) -> dict[str, Series]:
+        """Series of one monitor's quantity by site or parameter."""
+        head, tail = f"{monitor}/", f"/{quantity}"
+        return {
+            key[len(head) : -len(tail)]: series
+            for key, series in self.series.items()
+            if key.startswith(head) and key.endswith(tail)
+        }
+
+
+def read(run: Run) -> RunRecord:
+    """The record of a run, whatever state its folder is in."""
+    record = RunRecord(run.id)
+    try:
+        record.meta = run.meta()
+        record.status = run.status
+    except (ValueError, OSError) as error:
+        record.problems.append(_line(error))
+    try:
+        text = run.spec_text()
+        found = Document.parse(text, "spec.yaml").data
+        take_spec(record, found if isinstance(found, Mapping) else {})
+    except (SpecError, ValueError, OSError) as error:
+        record.problems.append(_line(error))
+    record.reason = str(record.meta.get("reason", ""))
+    collector = Collector()
+    try:
+        for row in read_jsonl(run.path / METRICS, record.problems.append, whole=_logged(record, METRICS)):
+            collector.add(row)
+    except (ValueError, OSError) as error:
+        record.problems.append(_line(error))
+        record.whole = False
+    record.series = collector.series()
+    try:
+        for row in read_jsonl(run.path / EVENTS, record.problems.append, whole=_logged(record, EVENTS)):
+            if len(record.events) < EVENTS_KEPT:
+                record.events.append(row)
+    except (ValueError, OSError) as error:
+        record.problems.append(_line(error))
+    record.problems = [problem.replace(f"{run.path}/", "") for problem in record.problems]
+    settle(record)
+    return record
+
+
+def _logged(record: RunRecord, name: str) -> int:
+    """See Run.logged; 0 where meta.json is damaged."""
+    sizes = record.meta.get(LOGGED)
+    size = sizes.get(name) if isinstance(sizes, Mapping) else None
+    return size if isinstance(size, int) else 0
+
+
+def take_spec(record: RunRecord, spec: Mapping[str, Any]) -> None:
+    """Fill in what a spec decides."""
+    record.spec, record.arm, record.condition = spec, arm_of(spec), condition_of(spec)
+    record.rate = rate_of(spec)
+    seed = spec.get("seed")
+    record.seed = seed if isinstance(seed, int) else 0
+
+
+class Collector:
+    """Rows in, thinned series out."""
+
+    def __init__(self) -> None:
+        self._wanted: dict[str, bool] = {"step": False}
+        self._columns: dict[str, tuple[list[float], list[float]]] = {}
+
+    def add(self, row: Mapping[str, Any]) -> None:
+        """Take one row; one without a step, and values that are no numbers, are passed over."""
+        step = row.get("step")
+        if not isinstance(step, int | float):
+            return
+        for key, value in row.items():
+            wanted = self._wanted.get(key)
+            if wanted is None:
+                wanted = self._wanted[key] = is_drawn(key)
+            if not wanted:
+                continue
+            if isinstance(value, str):
+                value = NON_FINITE.get(value)
+            if isinstance(value, int | float):
+                steps, values = self._columns.setdefault(key, ([], []))
+                steps.append(step)
+                values.append(_drawable(value))
+
+    def series(self) -> dict[str, Series]:
+        """What came in so far."""
+        found = {}
+        for key, (steps, values) in self._columns.items():
+            limit = PLAIN_POINTS if key.startswith(PLAIN) else SITED_POINTS
+            found[key] = thin(np.array(steps, dtype=np.float64), np.array(values, dtype=np.float64), limit)
+        return found
+
+
+def _drawable(value: float) -> float:
+    """The value; inf or 0 where no float32 would come: sums of squares and logarithmic axes end before doubles do."""
+    size = abs(value)
+    if size > MOST:
+        return math.inf if value > 0 else -math.inf
+    return 0.0 if size < 1 / MOST else value
+
+
+def is_drawn(key: str) -> bool:
+    """Whether some section uses this metric."""
+    if key.startswith(PLAIN):
+        return True
+    quantity = key.rpartition("/")[2]
+    return quantity in QUANTITIES or (quantity.startswith("binade_") and quantity.endswith("_share"))
+
+
+def settle(record: RunRecord) -> None:
+    """The last step, and what is odd about the run's own words."""
+    steps = [series[0][-1] for key, series in record.series.items() if key.startswith(PLAIN) and len(series[0])]
+    record.step = int(max(steps, default=record.meta.get("step") or 0))
+    if record.status == "completed" and record.loss is None:
+        record.problems.append("completed, but without any validation loss.")
+    for key in (TRAIN_LOSS, LOSS):
+        found = record.series.get(key)
+        if found is not None and not np.isfinite(found[1]).all() and record.status != "diverged":
+            record.problems.append(f"{key} is not finite at step {int(found[0][~np.isfinite(found[1])][0])}.")
+
+
+def _line(error: Exception) -> str:
+    return " ".join(str(error).split())[:300]

@@ -1,0 +1,137 @@
+"""runs: what ran, what diverged, what is missing or broken, and what it all ran on."""
+
+from collections import Counter
+from typing import Any, ClassVar
+
+from altgrad.reports.arms import Arm
+from altgrad.reports.content import Block, Headline, Limit, Paragraph, Table
+from altgrad.reports.project import Project, arm_order
+from altgrad.reports.reading import RunRecord
+from altgrad.reports.section import Section, counted, plain, rate
+
+SHOWN = 150
+
+
+class Runs(Section):
+    """Counts by arm, every run, broken ones, versions, and controls that must agree."""
+
+    kind: ClassVar[str] = "runs"
+    title: ClassVar[str] = "Runs"
+    question: ClassVar[str] = "What is all of this based on?"
+    place: ClassVar[int] = 130
+
+    def blocks(self, project: Project) -> list[Block]:
+        records = project.records
+        states = Counter("diverged" if r.diverged else r.status for r in records)
+        told = ", ".join(f"{n} {state}" for state, n in sorted(states.items()))
+        blocks: list[Block] = [Headline(f"{counted(len(records), 'run')}: {told}.")]
+        blocks += [Limit(note) for note in project.notes]
+        broken = [r for r in records if r.problems]
+        if broken:
+            rows = tuple((r.id, r.status, "; ".join(r.problems)) for r in broken[:SHOWN])
+            blocks.append(Table("broken", "Broken or odd runs", ("run", "status", "what is wrong"), rows))
+        unfinished = [r for r in records if not r.ended]
+        if unfinished:
+            names = ", ".join(f"{r.id} ({r.status} at step {r.step})" for r in unfinished[:12])
+            more = f" and {len(unfinished) - 12} more" if len(unfinished) > 12 else ""
+            blocks.append(Limit(f"Not finished, and in no statistic: {names}{more}."))
+        if project.replaced:
+            blocks.append(
+                Limit(
+                    f"{counted(len(project.replaced), 'run')} repeated another's arm, rate and seed; the newest counts."
+                )
+            )
+        blocks += missing(project)
+        blocks += same_grid(project)
+        blocks.append(_arms(records))
+        blocks.append(_versions(records))
+        blocks.append(_all(records))
+        return blocks
+
+
+def missing(project: Project) -> list[Block]:
+    """Holes: seeds that an arm lacks at a rate where most arms of its condition have them."""
+    told = []
+    for condition in project.conditions:
+        arms = {a: losses for a, losses in project.arms(condition).items() if not a.frozen}
+        have = {(arm, r): set(by_seed) for arm, losses in arms.items() for r, by_seed in losses.items()}
+        for r in {r for _, r in have}:
+            group = {arm: seeds for (arm, other), seeds in have.items() if other == r}
+            usual = {
+                s for s in set().union(*group.values()) if sum(s in seeds for seeds in group.values()) > len(group) / 2
+            }
+            told += [
+                f"{arm.label} at {rate(r)}: {'seed' if len(gone) == 1 else 'seeds'} {', '.join(map(str, sorted(gone)))}"
+                for arm, seeds in group.items() if seeds and (gone := usual - seeds)
+            ]  # fmt: skip
+    if not told:
+        return []
+    more = f"; and {len(told) - 12} more" if len(told) > 12 else ""
+    return [Limit(f"Missing where most arms have them: {'; '.join(sorted(told)[:12])}{more}.")]
+
+
+def same_grid(project: Project) -> list[Block]:
+    """E0M7 and E1M6 are one grid (SCIENCE, fact 1): their runs must agree to the last bit, or something is wrong."""
+    losses: dict[tuple[Any, ...], dict[str, float]] = {}
+    for r in project.results():
+        if r.arm.format in ("e0m7", "e1m6") and r.arm.storage in ("stochastic", "nearest"):
+            key = (r.condition, r.arm.with_(format=""), r.rate, r.seed)
+            losses.setdefault(key, {})[r.arm.format] = r.outcome
+    both = [by_format for by_format in losses.values() if len(by_format) == 2]
+    unequal = sum(by_format["e0m7"] != by_format["e1m6"] for by_format in both)
+    if not both:
+        return []
+    if unequal:
+        return [
+            Limit(
+                f"Control failed: e0m7 and e1m6 are one grid, yet {unequal} of {counted(len(both), 'pair')} of "
+                "runs differ."
+            )
+        ]
+    return [Paragraph(f"Control: e0m7 and e1m6, one grid, agree exactly in {counted(len(both), 'pair')} of runs.")]
+
+
+def _arms(records: list[RunRecord]) -> Table:
+    groups: dict[Arm, list[RunRecord]] = {}
+    for r in records:
+        groups.setdefault(r.arm, []).append(r)
+    rows = []
+    for arm, inside in sorted(groups.items(), key=lambda item: arm_order(item[0])):
+        seeds = sorted({r.seed for r in inside})
+        rows.append(
+            (
+                arm.place, arm.method, str(len(inside)),
+                str(sum(r.status == "completed" and not r.diverged for r in inside)),
+                str(sum(r.diverged for r in inside)),
+                str(sum(not r.ended for r in inside)),
+                ", ".join(map(str, seeds[:12])) + (", …" if len(seeds) > 12 else ""),
+                str(len({r.condition for r in inside})),
+            )
+        )  # fmt: skip
+    header = ("stored in", "optimizer", "runs", "completed", "diverged", "unfinished", "seeds", "conditions")
+    return Table("arms", "Runs by arm", header, tuple(rows), frozenset({2, 3, 4, 5, 7}))
+
+
+def _versions(records: list[RunRecord]) -> Table:
+    keys = ("altgrad", "commit", "torch", "python", "device")
+    counts = Counter(tuple(str(r.meta.get(key, "?")) for key in keys) for r in records)
+    rows = tuple((*versions, str(n)) for versions, n in counts.most_common(20))
+    note = (
+        "Runs of more than one version are compared all the same; a difference may be the version's."
+        if len(counts) > 1
+        else ""
+    )
+    return Table("versions", "Versions and devices", (*keys, "runs"), rows, frozenset({5}), note)
+
+
+def _all(records: list[RunRecord]) -> Table:
+    rows = tuple(
+        (
+            r.id, "diverged" if r.diverged else r.status, r.arm.label, rate(r.rate), str(r.seed), str(r.step),
+            "–" if r.loss is None else plain(r.loss, 5), r.reason,
+        )
+        for r in records[:SHOWN]
+    )  # fmt: skip
+    note = f"{SHOWN} of {len(records)}; all are in data.csv." if len(records) > SHOWN else ""
+    header = ("run", "status", "arm", "lr", "seed", "step", "validation loss", "reason")
+    return Table("runs", "Every run", header, rows, frozenset({3, 4, 5, 6}), note)

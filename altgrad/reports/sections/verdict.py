@@ -1,0 +1,201 @@
+"""verdict: which format benefits from geometry-aware steps, and by how much, with the uncertainty of saying so."""
+
+import math
+from typing import ClassVar
+
+import numpy as np
+
+from altgrad.reports.content import (
+    Axes,
+    Axis,
+    Band,
+    Block,
+    Dots,
+    Figure,
+    Guide,
+    Headline,
+    Limit,
+    Paragraph,
+    Symbol,
+    Table,
+)
+from altgrad.reports.effects import FamilyOfFormats, families
+from altgrad.reports.project import Project
+from altgrad.reports.section import Section, bounds, counted, listed, plain, rate, signed
+from altgrad.reports.verdicts import MARGIN, Verdict
+
+SYMBOLS: dict[Verdict, Symbol] = {"benefit": "circle", "harm": "square", "no practical benefit": "diamond"}
+
+
+class Verdicts(Section):
+    """B by format with simultaneous intervals, five verdicts, and the set that may benefit most."""
+
+    kind: ClassVar[str] = "verdict"
+    title: ClassVar[str] = "Verdict"
+    question: ClassVar[str] = "Which format benefits most from steps measured in spacings of its own grid?"
+    place: ClassVar[int] = 10
+
+    def blocks(self, project: Project) -> list[Block]:
+        found = families(project)
+        if not found:
+            return [Headline("This project cannot answer the question."), Limit(_lacking(project))]
+        blocks: list[Block] = []
+        for index, family in enumerate(found[:4]):
+            blocks += _family(project, family, index)
+        if len(found) > 4:
+            blocks.append(Paragraph(f"{len(found) - 4} smaller comparisons are in data.csv alone."))
+        return blocks
+
+
+def headline(project: Project) -> str:
+    """The one sentence of the report."""
+    found = families(project)
+    return (
+        sentence(found[0])
+        if found
+        else "This project cannot say whether geometry-aware steps help: " + _lacking(project)
+    )
+
+
+def sentence(family: FamilyOfFormats) -> str:
+    """What a family of formats shows, in one sentence."""
+    verdicts = family.verdicts
+    winners = [name for name, verdict in verdicts.items() if verdict == "benefit"]
+    if winners:
+        top = [name for name in family.best if name in winners]
+        most = f"; most of all {'possibly ' if len(top) > 1 else ''}{listed(top)}" if top and len(verdicts) > 1 else ""
+        return f"Geometry-aware steps lower the loss by at least {MARGIN:g} nats in {listed(winners)}{most}."
+    words = {
+        "no practical benefit": f"make less than {MARGIN:g} nats of difference in",
+        "harm": f"raise the loss by at least {MARGIN:g} nats in",
+        "direction only": "have an effect of unknown practical size in",
+        "undecided": "have an undecided effect in",
+    }
+    told = []
+    for verdict, phrase in words.items():
+        names = [name for name, each in verdicts.items() if each == verdict]
+        if names:
+            told.append(f"{phrase} {listed(names)}")
+    return f"No format is shown to benefit: geometry-aware steps {'; they '.join(told)}."
+
+
+def _lacking(project: Project) -> str:
+    results = project.results()
+    methods = sorted({record.arm.method for record in results if not record.arm.frozen})
+    if not results:
+        return "no run has completed or diverged with a loss."
+    return (
+        "it takes AdamW and ManifoldAdamW runs of one format, alike in all else. "
+        f"There {'is' if len(results) == 1 else 'are'} {counted(len(results), 'result')}, with {listed(methods)}."
+    )
+
+
+def _family(project: Project, family: FamilyOfFormats, index: int) -> list[Block]:
+    words = project.conditions[family.condition]
+    where = family.title + (f"; {words}" if words else "")
+    kind = "the declared estimand" if family.is_primary else "secondary"
+    blocks: list[Block] = [Headline(sentence(family)) if index == 0 else Paragraph(f"{where}: {sentence(family)}")]
+    blocks += [_forest(family, index, where), _table(family, index, f"{where} ({kind})")]
+    if len(family.effects) > 1:
+        blocks.append(
+            Paragraph(
+                f"Benefits most, by comparison with the best (95 % together): {listed(family.best)}. "
+                "The formats left out are not the best; those in it cannot be told apart yet."
+            )
+        )
+    return blocks + list(limits_of(family))
+
+
+def _forest(family: FamilyOfFormats, index: int, where: str) -> Figure:
+    names = [effect.format for effect in family.effects]
+    marks: list[Band | Guide | Dots] = [Band(-MARGIN, MARGIN, "x", "margin"), Guide(0.0, "x", "text", "solid")]
+    reach = MARGIN * 1.5
+    for place, name in enumerate(names):
+        found = family.intervals[name]
+        ends = [v for v in (found.low, found.high, found.mean) if math.isfinite(v)]
+        reach = max([reach, *(abs(v) * 1.1 for v in ends)])
+        low, high = (np.array([end]) for end in found.drawn)
+        best = name in family.best and len(names) > 1
+        symbol = SYMBOLS.get(family.verdicts[name], "triangle-up")
+        marks.append(
+            Dots(
+                np.array([found.mean]), np.array([float(place)]), f"{family.verdicts[name]}{', may be best' * best}",
+                "orange" if best else "blue", symbol, low, high, "x",
+            )
+        )  # fmt: skip
+    labels = tuple(f"{name}  (n = {family.intervals[name].n})" for name in names)
+    caption = (
+        "Each line is a simultaneous 95 % interval of B = L(AdamW) − L(ManifoldAdamW), paired by seed "
+        f"({where}). Right of "
+        f"the grey band geometry helps by at least {MARGIN:g} nats, inside it the difference is of no "
+        "practical use. Orange "
+        "formats may be the ones that benefit most."
+    )
+    axis = Axis("B: loss saved by geometry (nats)", limits=(-reach, reach))
+    panel = Axes(axis, Axis("", categories=labels, reverse=True), tuple(marks))
+    return Figure(f"verdict-{index}", "Benefit by format", caption, (panel,), height=90 + 46 * len(names))
+
+
+def _table(family: FamilyOfFormats, index: int, where: str) -> Table:
+    rows = []
+    for effect in family.effects:
+        found, verdict = family.intervals[effect.format], family.verdicts[effect.format]
+        asked = "–"
+        if verdict in ("undecided", "direction only") and found.n > 1:
+            needed = (
+                family.pairs_needed(effect.format) if verdict == "undecided" else family.pairs_planned(effect.format)
+            )
+            asked = "> 10,000" if needed is None else f"≥ {max(needed, found.n + 1)}"
+        rows.append(
+            (
+                effect.format, signed(found.mean), bounds(found), str(found.n), plain(found.sd),
+                f"{rate(effect.standard.choice.rate)} / {rate(effect.manifold.choice.rate)}",
+                f"{effect.standard.diverged}/{effect.standard.runs}, {effect.manifold.diverged}/{effect.manifold.runs}",
+                verdict, asked,
+            )
+        )  # fmt: skip
+    header = (
+        "format",
+        "B (nats)",
+        "95 % interval",
+        "n",
+        "sd",
+        "lr* AdamW / Manifold",
+        "diverged at lr*",
+        "verdict",
+        "pairs it takes",
+    )
+    note = "A diverged run enters as ln(vocabulary). sd is that of the paired differences."
+    return Table(f"verdict-{index}", f"B by format: {where}", header, tuple(rows), frozenset({1, 3, 4}), note)
+
+
+def limits_of(family: FamilyOfFormats) -> list[Limit]:
+    """What to doubt about a family of formats."""
+    limits = []
+    if family.reused:
+        limits.append(
+            Limit(
+                "The seeds that B is computed from also chose the learning rates, so intervals are somewhat "
+                "too narrow. "
+                "Confirmation seeds at lr* alone would cure it (--tuning-seeds says which were which)."
+            )
+        )
+    sides = [(effect.format, side) for effect in family.effects for side in (effect.standard, effect.manifold)]
+    if all(side.choice.edge == "only" for _, side in sides):
+        limits.append(Limit("Every arm was run at one learning rate: none is known to be its best."))
+    elif edges := [f"{name} {s.arm.method} ({s.choice.edge})" for name, s in sides if s.choice.edge]:
+        limits.append(Limit(f"lr* may not be the optimum, being at the edge of its grid: {', '.join(edges)}."))
+    few = [name for name, found in family.intervals.items() if found.n < 5]
+    if few:
+        limits.append(Limit(f"Fewer than 5 pairs: {', '.join(few)}. Intervals then lean on normality."))
+    for effect in family.effects:
+        found = family.intervals[effect.format]
+        if found.n > 1 and found.sd == 0:
+            limits.append(
+                Limit(f"{effect.format}: all paired differences are equal, so the two arms may be one and the same.")
+            )
+    if not family.is_primary:
+        limits.append(
+            Limit(f"This is not the estimand declared beforehand (stochastic weight storage alone): {family.title}.")
+        )
+    return limits

@@ -1,0 +1,8 @@
+"""Many runs: which they are, who runs them, and what came of them. The store is the only memory."""
+
+from altgrad.sweeps.folder import SweepFolder
+from altgrad.sweeps.launchers.launcher import Job, Launcher, LauncherSpec
+from altgrad.sweeps.plan import Plan, PlannedRun, make_plan
+from altgrad.sweeps.sweep import Sweep, Track
+
+__all__ = ["Job", "Launcher", "LauncherSpec", "Plan", "PlannedRun", "Sweep", "SweepFolder", "Track", "make_plan"]
