@@ -12,7 +12,7 @@ Two failures are looked for, and the counters say which way the bit goes:
                  it realises is the request on average, and a small tensor's ratio is chance.
 
 After numbers that are not finite, weights and optimizer go back to the last good state, at most `good_every` steps old
-(`good_state`), and every amax history begins anew. The step number does not go back: logs only grow, and the batch that
+(`rollback`), and every amax history begins anew. The step number does not go back: logs only grow, and the batch that
 broke the run is not drawn again. While it has a remedy, the run is not ended by a monitor. Weights stored on a grid are
 put on the new one from what is stored (with what kahan owes); casts of masters see the masters anyway.
 

@@ -41,6 +41,12 @@ os.environ.setdefault("TORCHINDUCTOR_EMULATE_DIVISION_ROUNDING", "1")
 if "torch._inductor.config" in sys.modules:
     sys.modules["torch._inductor.config"].eager_numerics.division_rounding = True
 
+# Inductor's cache on disk does not ask for which vectors its C++ was written: read by a processor with others, or under
+# another ATEN_CPU_CAPABILITY, it leaves half of every tensor unwritten (torch 2.13; a shared TORCHINDUCTOR_CACHE_DIR).
+_VECTORS = f"cpu={torch.backends.cpu.get_cpu_capability()}"
+if _VECTORS not in torch.compiler.config.cache_key_tag:
+    torch.compiler.config.cache_key_tag += _VECTORS
+
 _EXPONENT, _SIGN = 0x7F800000, -(1 << 31)
 SMALL = 4096
 """Tensors of fewer elements are cast eagerly under either engine: calling a compiled graph costs more than they do."""

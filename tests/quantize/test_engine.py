@@ -1,6 +1,9 @@
 """Claims about the two engines: the short form has the bits of the general definition, and compiling changes none."""
 
 import math
+import os
+import subprocess
+import sys
 from typing import Any
 
 import pytest
@@ -121,3 +124,24 @@ def test_graphs_for_a_gpu_divide_as_eager_does() -> None:
     import torch._inductor.config
 
     assert torch._inductor.config.eager_numerics.division_rounding
+
+
+CAST = """
+import torch
+from altgrad.formats import FloatFormat, Rounding
+from altgrad.quantize.engine import cast_values
+x = torch.linspace(-3, 3, 8192)
+fmt, scale, MODES = FloatFormat.parse("e4m3fn"), torch.tensor(0.5), ("eager", "compiled")
+cast = [cast_values(x, scale, fmt, Rounding.nearest_even, exact_reciprocal=True, engine=e) for e in MODES]
+print(torch.equal(*cast))
+"""
+
+
+@pytest.mark.skipif(
+    torch.backends.cpu.get_cpu_capability() != "AVX512", reason="needs a processor of two vector widths"
+)
+def test_a_cache_written_for_other_vectors_is_not_read(tmp_path):
+    for capability in ("avx512", "avx2"):
+        environment = os.environ | {"ATEN_CPU_CAPABILITY": capability, "TORCHINDUCTOR_CACHE_DIR": str(tmp_path)}
+        found = subprocess.run([sys.executable, "-c", CAST], env=environment, capture_output=True, text=True)
+        assert found.stdout == "True\n", (capability, found.stderr)

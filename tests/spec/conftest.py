@@ -50,9 +50,7 @@ class Cast(Spec):
     def _from_name(cls, value: Any) -> Any:
         return {"format": value} if isinstance(value, str) else value
 
-    @classmethod
-    def noun(cls) -> str:
-        return "a cast"
+    noun: ClassVar[str] = "a cast"
 
 
 class Drawing(Spec):
@@ -80,9 +78,7 @@ class Drawing(Spec):
             raise LocatedError(("offset",), f"offset {self.offset} is beyond {self.steps} steps; shorten it.")
         return self
 
-    @classmethod
-    def noun(cls) -> str:
-        return "a drawing"
+    noun: ClassVar[str] = "a drawing"
 
 
 @pytest.fixture(scope="session")

@@ -194,7 +194,7 @@ def test_micro_batches_that_cannot_be_dealt_out_are_refused(tmp_path: Path, monk
     assert [list(Processes(rank, 2).share_of(6)) for rank in (0, 1)] == [[0, 2, 4], [1, 3, 5]]
     monkeypatch.setattr(Processes, "present", classmethod(lambda cls: cls(0, 3)))
     spec = RunSpec.parse(TINY)
-    with pytest.raises(LocatedError, match="accumulate is 2, on 3 ranks; .* a multiple of 3") as error:
+    with pytest.raises(LocatedError, match="accumulate is 2, on 3 processes; .* a multiple of 3") as error:
         train(spec, Run(tmp_path), None)  # type: ignore[arg-type]
     assert error.value.location == ("accumulate",)
 
@@ -205,7 +205,7 @@ def test_an_intervention_that_sees_one_ranks_micro_batches_is_refused(
     spec = RunSpec.parse(TINY, sets=["interventions=[partition_clip, mantissa_shift]"])
     spec.check_processes(Processes())
     monkeypatch.setattr(Processes, "present", classmethod(lambda cls: cls(0, 2)))
-    with pytest.raises(LocatedError, match="mantissa_shift decides by one rank's micro-batches, and 2 ranks") as error:
+    with pytest.raises(LocatedError, match="mantissa_shift decides by one process's micro-batches, and 2 processes") as error:
         train(spec, Run(tmp_path), None)  # type: ignore[arg-type]
     assert error.value.location == ("interventions", 1)
 
@@ -254,5 +254,5 @@ def test_the_cli_says_before_anything_starts_that_ranks_cannot_share_a_step(
 ) -> None:
     (tmp_path / "tiny.yaml").write_text(CLI_SPEC)
     done = run_cli("train", "tiny.yaml", env={"RANK": "0", "WORLD_SIZE": "4", "LOCAL_RANK": "0"})
-    assert done.returncode == 2 and done.stderr.startswith("tiny.yaml:7:13: accumulate is 2, on 4 ranks")
+    assert done.returncode == 2 and done.stderr.startswith("tiny.yaml:7:13: accumulate is 2, on 4 processes")
     assert not (tmp_path / "runs").exists()
