@@ -78,15 +78,25 @@ class LabelsSpec(DatasetSpec):
     answers: ClassVar[Answers] = "text"
 
     source: SourceSetting = SAMPLE
+    """`eulaw` (packaged), a .parquet or .jsonl file, or `{hub: owner/name}`."""
     column: Annotated[str, Field(min_length=1)] = "text"
+    """Where rows hold their text."""
     label_column: Annotated[str, Field(min_length=1)] = "labels"
+    """Where rows hold their list of labels."""
     classes: Annotated[Classes, PlainValidator(_to_classes)] = None
+    """How many (ids 0, 1, ...) or a list; null: what the data declares, else the training split's."""
     bad_rows: Literal["error", "skip"] = "error"
+    """What to do with a row that has an unknown label or no text."""
     tokenizer: TokenizerSetting = "bytes"
+    """`bytes`, `{bpe: 4096}`, `gpt2`, or a folder with a tokenizer.json; texts are cut to the context."""
     batch_size: Annotated[int, Field(ge=1)] = 16
+    """Texts in a micro-batch."""
     lengths: Literal["similar", "mixed"] = "similar"
+    """similar: batches of like length; mixed: all padded alike, which `compile: model` needs."""
     pos_weight: Annotated[float | str | None, PlainValidator(_to_weight)] = None
+    """Weight of positives in the loss: a number, balanced (negatives / positives), or its root."""
     none_label: bool = False
+    """Judge "no label" as a label, as LexGLUE does for ecthr_a."""
 
     @model_validator(mode="after")
     def _two_columns(self) -> "LabelsSpec":

@@ -58,10 +58,15 @@ class TextSpec(DatasetSpec):
     kind: ClassVar[str] = "text"
 
     source: SourceSetting = SAMPLE
+    """`eulaw` (packaged), a .parquet, .jsonl or .txt file or a folder of them, or `{hub: owner/name}`."""
     column: Annotated[str, Field(min_length=1)] = "text"
+    """Where rows hold their text."""
     tokenizer: TokenizerSetting = "bytes"
+    """`bytes`, `{bpe: 4096}`, `gpt2`, or a folder with a tokenizer.json."""
     batch_size: Annotated[int, Field(ge=1)] = 16
+    """Blocks in a micro-batch."""
     bad_rows: Annotated[BadRowsSetting, Since(2)] = "error"
+    """What to do with a row that holds no text."""
 
     def build(self, seed: int, context: int) -> "Text":
         """Read and tokenise, or find the tokens in the cache. ValueError if the file or tokenizer is wrong, if training

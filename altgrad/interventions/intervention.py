@@ -15,7 +15,6 @@ the same things at the same steps. An intervention that changes the *structure* 
 to make it so again before tensors are loaded: `prepare`.
 """
 
-from abc import abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, ClassVar
@@ -124,6 +123,7 @@ class InterventionSpec(Kind, family="intervention", package="altgrad.interventio
     alike: ClassVar[bool] = False
     """Whether all it decides by is the same on every rank (weights, summed gradients); if not, it is for one rank."""
 
-    @abstractmethod
     def build(self, subject: Subject) -> Intervention:
         """The object that acts. ValueError, in one line, for a subject on which it could never do anything."""
+        made: Intervention = self.product()(self, subject)
+        return made

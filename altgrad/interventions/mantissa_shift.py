@@ -46,19 +46,25 @@ class MantissaShiftSpec(InterventionSpec):
 
     kind: ClassVar[str] = "mantissa_shift"
     bad_steps: Count = 2
+    """Steps in a row that are not finite before it goes back."""
     good_every: Count = 20
+    """Steps between two copies of the last good state."""
     saturation: Rate = 0.01
+    """The saturation rate above which a cast needs more range."""
     underflow: Rate = 0.5
+    """The underflow rate above which it does, too."""
     loss: Rate = 0.01
+    """The largest share of values that may be lost where a cast or a storage gives range away."""
     every: Count = 5
+    """Steps between two looks at updates."""
     window: Count = 4
+    """Looks that are summed."""
     patience: Count = 3
+    """Stalled windows in a row before a storage gets more mantissa."""
     cooldown: Annotated[int, Field(ge=0)] = 50
+    """Steps after a shift in which nothing is shifted."""
     most: Count = 4
-
-    def build(self, subject: Subject) -> "MantissaShift":
-        """ValueError for a model without casts whose weights are all masters."""
-        return MantissaShift(self, subject)
+    """Shifts in all; then the run ends."""
 
 
 class MantissaShift(Intervention):

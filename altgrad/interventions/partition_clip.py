@@ -48,16 +48,17 @@ class PartitionClipSpec(InterventionSpec):
         Metric("clipped_share", "ratio", "entries that were clipped", "#(|p.grad| > threshold) / n; else 0"),
     )  # fmt: skip
     mode: ClipMode = "range"
+    """range: clip at the end of the format; norm: earlier in formats of few binades."""
     saturation: Annotated[float, Field(ge=0, lt=1)] = 0.01
+    """The saturation rate above which a gradient is clipped."""
     patience: Annotated[int, Field(ge=1)] = 1
+    """Saturated steps in a row before it acts."""
     margin: Annotated[int, Field(ge=-16, le=16)] = 0
+    """Binades left free above the scale's amax."""
     history: Annotated[int, Field(ge=1, le=65_536)] = 16
+    """Steps whose amaxes decide the scale."""
     every: Annotated[int, Field(ge=1)] = 10
     """At which steps numbers are reported, besides those at which it acts; it looks at each."""
-
-    def build(self, subject: Subject) -> "PartitionClip":
-        """ValueError if no layer casts grad_output for its weight gradient."""
-        return PartitionClip(self, subject)
 
 
 @dataclass

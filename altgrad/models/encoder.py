@@ -36,13 +36,21 @@ class EncoderSpec(ModelSpec):
     kind: ClassVar[str] = "encoder"
 
     layers: _Count = 4
+    """Blocks."""
     width: _Count = 128
+    """Of the residual stream; the MLP is four times as wide."""
     heads: _Count = 4
+    """Attention heads, each width / heads wide."""
     context: _Count = 128
+    """The most positions the model takes; the data cuts its blocks to it."""
     pooling: Literal["mean", "first"] = "mean"
+    """Which token or tokens answer for the text."""
     dropout: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    """Of attention weights and of what each sublayer adds to the residual stream."""
     bias: bool = False
+    """Whether linear layers and norms have one."""
     gelu: Literal["exact", "tanh"] = "exact"
+    """tanh is GPT-2's approximation."""
 
     @property
     def answers(self) -> Answers:
@@ -53,10 +61,6 @@ class EncoderSpec(ModelSpec):
         if self.width % self.heads:
             raise ValueError(f"width {self.width} is not a multiple of heads {self.heads}; choose sizes that divide.")
         return self
-
-    def build(self, vocabulary: int, outputs: int) -> "Encoder":
-        """The encoder, initialised."""
-        return Encoder(self, vocabulary, outputs)
 
 
 def pooled(states: Tensor, mask: Tensor, pooling: str) -> Tensor:

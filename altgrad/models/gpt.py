@@ -43,13 +43,21 @@ class GPTSpec(ModelSpec):
     kind: ClassVar[str] = "gpt"
 
     layers: _Count = 4
+    """Blocks."""
     width: _Count = 128
+    """Of the residual stream; the MLP is four times as wide."""
     heads: _Count = 4
+    """Attention heads, each width / heads wide."""
     context: _Count = 128
+    """The most positions the model takes; the data cuts its blocks to it."""
     dropout: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    """Of attention weights and of what each sublayer adds to the residual stream."""
     bias: bool = False
+    """Whether linear layers and norms have one."""
     tied: bool = False
+    """Head and embedding are one parameter, which the policy then sees in two roles."""
     gelu: Literal["exact", "tanh"] = "exact"
+    """tanh is the approximation that GPT-2 was trained with."""
 
     @model_validator(mode="after")
     def _heads_divide_width(self) -> Self:
@@ -60,10 +68,6 @@ class GPTSpec(ModelSpec):
     def adopt(self, tensors: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
         """Also knows the names of GPT-2 at Hugging Face and of nanoGPT; see `altgrad.models.gpt2_names`."""
         return from_gpt2(tensors, tied=self.tied)
-
-    def build(self, vocabulary: int, outputs: int) -> "GPT":
-        """The decoder, initialised. A tied one needs outputs == vocabulary; otherwise ValueError."""
-        return GPT(self, vocabulary, outputs)
 
 
 class Attention(nn.Module):

@@ -70,25 +70,23 @@ class HFSpec(ModelSpec):
     kind: ClassVar[str] = "hf"
 
     folder: Annotated[str, Field(min_length=1)]
+    """A path, or `package:NAME/inside` for a folder inside an installed Python package."""
     head: Literal["pooled", "classification", "causal"] = "pooled"
+    """pooled and classification answer for a text, causal for every token."""
     pooling: Literal["mean", "first"] = "mean"
+    """With head pooled: which token or tokens answer for the text."""
     context: Annotated[int, Field(ge=1)] = 128
+    """The longest text in tokens, which the model's own positions bound."""
     weights: Literal["pretrained", "random"] = "pretrained"
+    """random takes the folder's sizes alone."""
     dropout: Annotated[float, Field(ge=0, lt=1)] | None = None
+    """Replaces every dropout of the model's configuration; null keeps them."""
     frozen: tuple[str, ...] = ()
     """Patterns of parameter names that training leaves as they are, such as `*embeddings*`."""
 
     @property
     def answers(self) -> Answers:
         return "token" if self.head == "causal" else "text"
-
-    def build(self, vocabulary: int, outputs: int) -> "HF":
-        """The model with the folder's weights; what the folder lacks, a new head, is drawn from the global generator.
-
-        ValueError for a folder that cannot be read, for a tokenizer with more ids than the model has rows, and for
-        `head: causal` on a model that looks ahead.
-        """
-        return HF(self, vocabulary, outputs)
 
     def export(self, trained: nn.Module, folder: Path, labels: Sequence[str] | None) -> None:
         """Weights are the parameters as they are kept (float32), before any cast of the forward."""
@@ -120,7 +118,11 @@ class HFSpec(ModelSpec):
 
 
 class HF(nn.Module):
-    """The library's model as `model`, and for `head: pooled` a `classifier`; int64 tokens, below 0 for padding."""
+    """The library's model as `model`, and for `head: pooled` a `classifier`; int64 tokens, below 0 for padding.
+
+    What the folder lacks, a new head, is drawn from the global generator. ValueError for a folder that cannot be read,
+    for a tokenizer with more ids than the model has rows, and for `head: causal` on a model that looks ahead.
+    """
 
     def __init__(self, spec: HFSpec, vocabulary: int, outputs: int) -> None:
         super().__init__()

@@ -7,7 +7,6 @@ someone else's can stand where ours do. Models that quantise themselves were the
 format option repeated in every architecture.
 """
 
-from abc import abstractmethod
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Literal
@@ -29,6 +28,7 @@ class ModelSpec(Kind, family="model", package="altgrad.models"):
     """
 
     context: int
+    """The most positions the model takes; the data cuts its blocks to it."""
 
     @property
     def answers(self) -> Answers:
@@ -39,7 +39,6 @@ class ModelSpec(Kind, family="model", package="altgrad.models"):
         """Weights from elsewhere under this model's own names, as far as it knows theirs; the rest as it is."""
         return tensors
 
-    @abstractmethod
     def build(self, vocabulary: int, outputs: int) -> nn.Module:
         """A freshly initialised module whose `forward(inputs)` takes int64 `[batch, time]`, values in [0, vocabulary).
 
@@ -47,6 +46,8 @@ class ModelSpec(Kind, family="model", package="altgrad.models"):
         `outputs` is the width of the last axis of what it returns. Weights come from the global torch generator, which
         the caller seeds; under `torch.device("meta")` nothing is allocated. ValueError where the sizes do not fit.
         """
+        made: nn.Module = self.product()(self, vocabulary, outputs)
+        return made
 
     def export(self, trained: nn.Module, folder: Path, labels: Sequence[str] | None) -> None:
         """Write a trained module as a folder that Hugging Face's libraries load; ValueError where they know none such.

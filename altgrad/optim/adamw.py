@@ -7,7 +7,7 @@ The same bits as torch.optim.AdamW, which the tests check step by step: a refere
 everybody else calls AdamW. State has torch's names and shapes, so checkpoints move both ways.
 """
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from typing import Annotated, Any, ClassVar
 
 import torch
@@ -29,10 +29,9 @@ class AdamWSpec(OptimizerSpec):
 
     kind: ClassVar[str] = "adamw"
     betas: tuple[Beta, Beta] = (0.9, 0.95)
+    """Decay of the first and of the second moment."""
     eps: Positive = 1e-8
-
-    def build(self, groups: Iterable[dict[str, Any]], *, seed: int = 0) -> "AdamW":
-        return AdamW(groups, lr=self.lr, betas=self.betas, eps=self.eps, weight_decay=self.weight_decay, seed=seed)
+    """Added to the root of the second moment."""
 
 
 class AdamW(Optimizer):

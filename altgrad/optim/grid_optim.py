@@ -16,7 +16,6 @@ is decoupled: `weight_decay` is the share that a weight loses in a step at the p
 Flips and updates are counted in the state (`track`).
 """
 
-from collections.abc import Iterable
 from typing import Annotated, Any, ClassVar, Literal
 
 import torch
@@ -40,18 +39,17 @@ class GridOptimSpec(OptimizerSpec):
 
     kind: ClassVar[str] = "grid_optim"
     momentum: Annotated[float, Field(ge=0, lt=1)] = 0.9
+    """0 for none."""
     rung_clip: Positive = 1.0
+    """The most rungs of one step."""
     landing: Landing = "value"
+    """value: a step in value, stored as storage says; index: whole rungs, with storage index."""
     kappa: NonNegative = 2.0**-6
+    """Floor on |w|, as a share of the tensor's rms."""
     format: Format = FloatFormat.parse("e4m3fn")
     """The grid of parameters that have none of their own."""
     track: bool = True
-
-    def build(self, groups: Iterable[dict[str, Any]], *, seed: int = 0) -> "GridOptim":
-        return GridOptim(
-            groups, lr=self.lr, momentum=self.momentum, rung_clip=self.rung_clip, landing=self.landing,
-            kappa=self.kappa, format=self.format, weight_decay=self.weight_decay, track=self.track, seed=seed,
-        )  # fmt: skip
+    """Keep every weight's rung and its travel, and counts of flips and updates, in the state."""
 
 
 class GridOptim(Optimizer):

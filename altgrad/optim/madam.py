@@ -7,7 +7,6 @@ its steps are whole multiples of the spacing, which is why it belongs beside man
 and zeros never move: `zero_weights` counts those. Decay, if any, is decoupled.
 """
 
-from collections.abc import Iterable
 from typing import Annotated, Any, ClassVar
 
 import torch
@@ -25,16 +24,13 @@ class MadamSpec(OptimizerSpec):
 
     kind: ClassVar[str] = "madam"
     lr: LearningRate = 1e-2
+    """Peak learning rate, of relative steps."""
     beta: Annotated[float, Field(ge=0, lt=1)] = 0.999
+    """Decay of the second moment."""
     clip: Positive = 10.0
+    """The largest normalised gradient."""
     bound: Positive = 3.0
     """The largest magnitude a weight may have, as a multiple of the tensor's first rms."""
-
-    def build(self, groups: Iterable[dict[str, Any]], *, seed: int = 0) -> "Madam":
-        return Madam(
-            groups, lr=self.lr, beta=self.beta, clip=self.clip, bound=self.bound, weight_decay=self.weight_decay,
-            seed=seed,
-        )  # fmt: skip
 
 
 class Madam(Optimizer):

@@ -20,7 +20,6 @@ Where S enters decides what it does (`precondition`):
 Relatives: natural gradient in the code index (mirror descent with Hessian 1/S), Madam (arXiv 2006.14560).
 """
 
-from collections.abc import Iterable
 from dataclasses import replace
 from typing import Annotated, Any, ClassVar, Literal, get_args
 
@@ -56,8 +55,11 @@ class ManifoldAdamWSpec(OptimizerSpec):
 
     kind: ClassVar[str] = "manifold_adamw"
     betas: tuple[Beta, Beta] = (0.9, 0.95)
+    """Decay of the first and of the second moment."""
     eps: Positive = 1e-8
+    """Added to the root of the second moment."""
     precondition: Precondition = "update"
+    """What is taken in spacings: the update, the gradient (as it is or normalised), both, or nothing."""
     power: Annotated[float, Field(ge=0, le=1)] = 1.0
     """p: 0 is AdamW, 1 whole spacings."""
     kappa: NonNegative = _KAPPA
@@ -65,15 +67,9 @@ class ManifoldAdamWSpec(OptimizerSpec):
     stiffness: Stiffness = "own"
     """own, smooth, constant, shuffled, reshuffled, or the name of another format."""
     normalise: Normalise = "rms"
+    """Which mean of the spacings becomes 1, so that lr keeps its meaning."""
     track: bool = False
     """Keep every weight's rung and its travel, and counts of flips and updates, in the optimizer's state."""
-
-    def build(self, groups: Iterable[dict[str, Any]], *, seed: int = 0) -> "ManifoldAdamW":
-        return ManifoldAdamW(
-            groups, lr=self.lr, betas=self.betas, eps=self.eps, weight_decay=self.weight_decay,
-            precondition=self.precondition, power=self.power, kappa=self.kappa, stiffness=self.stiffness,
-            normalise=self.normalise, track=self.track, seed=seed,
-        )  # fmt: skip
 
 
 class ManifoldAdamW(Optimizer):

@@ -35,8 +35,11 @@ class ParameterGroup(Spec):
     """Parameters whose name matches, and what is different for them. `match` as in precision rules."""
 
     match: Annotated[str, Field(min_length=1)]
+    """A pattern of parameter names."""
     lr: LearningRate | None = None
+    """Peak learning rate of these."""
     weight_decay: WeightDecay | None = None
+    """Decay of these."""
 
     noun: ClassVar[str] = "a parameter group"
 
@@ -48,12 +51,17 @@ class OptimizerSpec(Kind, family="optimizer", package="altgrad.optim"):
     """
 
     lr: LearningRate = 1e-3
+    """Peak learning rate."""
     weight_decay: WeightDecay = 0.0
+    """Of parameters of two or more dimensions, unless a group says otherwise."""
     groups: tuple[ParameterGroup, ...] = ()
+    """Parameters by name with a rate or a decay of their own."""
 
-    @abstractmethod
     def build(self, groups: Iterable[dict[str, Any]], *, seed: int = 0) -> "Optimizer":
         """The optimizer over what `parameter_groups` returned; `seed` keys the random bits of storage."""
+        settings = {name: getattr(self, name) for name in type(self).model_fields if name != "groups"}
+        made: Optimizer = self.product()(groups, **settings, seed=seed)
+        return made
 
 
 class Optimizer(torch.optim.Optimizer, ABC):

@@ -5,7 +5,6 @@
 Decay is torch's: part of the gradient. Nesterov's variant steps by g + momentum m.
 """
 
-from collections.abc import Iterable
 from typing import Annotated, Any, ClassVar
 
 import torch
@@ -22,19 +21,15 @@ class SGDSpec(OptimizerSpec):
 
     kind: ClassVar[str] = "sgd"
     momentum: Annotated[float, Field(ge=0, lt=1)] = 0.9
+    """0 for none."""
     nesterov: bool = False
+    """Nesterov's momentum."""
 
     @model_validator(mode="after")
     def _agree(self) -> "SGDSpec":
         if self.nesterov and self.momentum == 0:
             raise ValueError("nesterov needs momentum above 0; set momentum: 0.9, or nesterov: false.")
         return self
-
-    def build(self, groups: Iterable[dict[str, Any]], *, seed: int = 0) -> "SGD":
-        return SGD(
-            groups, lr=self.lr, momentum=self.momentum, nesterov=self.nesterov, weight_decay=self.weight_decay,
-            seed=seed,
-        )  # fmt: skip
 
 
 class SGD(Optimizer):

@@ -39,6 +39,7 @@ class Storage(Kind, family="storage", package="altgrad.optim"):
     """How the parameters whose name matches are kept. `match` as in precision rules, on parameter names."""
 
     match: Annotated[str, Field(min_length=1)] = "*"
+    """A pattern of parameter names."""
 
     @property
     def on_grid(self) -> bool:
@@ -74,6 +75,7 @@ class Master(Storage):
 
     kind: ClassVar[str] = "master"
     format: Format | None = None
+    """The grid that geometry-aware optimizers see where no rule casts the weight; null: none."""
 
     @property
     def on_grid(self) -> bool:
@@ -96,6 +98,7 @@ class GridStorage(Storage):
     """What the storages on a grid share: the format, the scale, and how the scale moves."""
 
     format: Format
+    """The format whose values stored weights are."""
     scaling: ScalingSpec = CurrentSpec(margin=1)
     """Power-of-two scaling of the weights; the default leaves a fixed scale a binade of headroom."""
     scale: Literal["fixed", "tracked"] = "fixed"

@@ -50,16 +50,13 @@ class BlockSpec(AmaxScalingSpec):
 
     kind: ClassVar[str] = "block"
     size: Size = 128
+    """Elements along a side of a block."""
     shape: Literal["row", "square"] = "row"
-
-    def build(self, fmt: FloatFormat, rows: int | None) -> Scaling:
-        return Block(self, fmt)
+    """Runs along the reduced axis, or squares."""
 
 
 class Block(Scaling):
-    def __init__(self, spec: BlockSpec, fmt: FloatFormat) -> None:
-        super().__init__()
-        self.spec, self.format = spec, fmt
+    spec: BlockSpec
 
     def find(self, slabs: Sequence[Tensor], *, live: bool = False, count: bool = False) -> SmallScale | None:
         size, axes = self.spec.size, slabs[0].ndim
@@ -79,17 +76,12 @@ class MxSpec(ScalingSpec):
 
     kind: ClassVar[str] = "mx"
     size: Size = 32
+    """Elements of a block."""
     mode: Mode = "floor"
-
-    def build(self, fmt: FloatFormat, rows: int | None) -> Scaling:
-        return Mx(self, fmt)
+    """How a block's amax becomes a power of two; floor is the standard's."""
 
 
 class Mx(Scaling):
-    def __init__(self, spec: MxSpec, fmt: FloatFormat) -> None:
-        super().__init__()
-        self.spec, self.format = spec, fmt
-
     def find(self, slabs: Sequence[Tensor], *, live: bool = False, count: bool = False) -> SmallScale | None:
         amax = torch.cat([block_amax(_magnitude(slab), self.spec.size) for slab in slabs])
         clamped = None
@@ -132,6 +124,7 @@ class Nvfp4Spec(ScalingSpec):
 
     kind: ClassVar[str] = "nvfp4"
     size: Size = 16
+    """Elements of a block."""
 
     @property
     def power_of_two(self) -> bool:
@@ -141,15 +134,8 @@ class Nvfp4Spec(ScalingSpec):
     def zero_scales(self) -> bool:
         return True
 
-    def build(self, fmt: FloatFormat, rows: int | None) -> Scaling:
-        return Nvfp4(self, fmt)
-
 
 class Nvfp4(Scaling):
-    def __init__(self, spec: Nvfp4Spec, fmt: FloatFormat) -> None:
-        super().__init__()
-        self.spec, self.format = spec, fmt
-
     def find(self, slabs: Sequence[Tensor], *, live: bool = False, count: bool = False) -> SmallScale | None:
         whole, top = slab_amax(slabs), float(self.format.max)
         # One division, as torchao and Transformer Engine have it; two where 448 max is beyond float32. By tensors,

@@ -17,7 +17,6 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from altgrad.formats import FloatFormat
 from altgrad.quantize.block_scale import SmallScale
 from altgrad.quantize.chunks import split
 from altgrad.quantize.grid import power_of_two, round_to
@@ -33,17 +32,12 @@ class MseSpec(AmaxScalingSpec):
 
     kind: ClassVar[str] = "mse"
     granularity: Granularity = "tensor"
+    """A scale for the tensor, or one for each row."""
     candidates: Annotated[int, Field(ge=1, le=64)] = 8
-
-    def build(self, fmt: FloatFormat, rows: int | None) -> Scaling:
-        return Mse(self, fmt)
+    """Scales that are tried."""
 
 
 class Mse(Scaling):
-    def __init__(self, spec: MseSpec, fmt: FloatFormat) -> None:
-        super().__init__()
-        self.spec, self.format = spec, fmt
-
     def find(self, slabs: Sequence[Tensor], *, live: bool = False, count: bool = False) -> SmallScale | None:
         pieces = [piece for slab in slabs for piece in split(slab)]
         amax = slab_amax(pieces, self.spec.granularity)

@@ -19,7 +19,7 @@ needs little memory beside it, and there is one definition for both.
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
-from typing import Annotated, ClassVar, Literal, Self, cast
+from typing import Annotated, Any, ClassVar, Literal, Self, cast
 
 import torch
 from pydantic import Field
@@ -108,6 +108,10 @@ class Scaling(CastState, ABC):
     In a pass they are never rebound; only moving the module to another device does that.
     """
 
+    def __init__(self, spec: Any, fmt: FloatFormat, rows: int | None = None) -> None:
+        super().__init__()
+        self.spec, self.format = spec, fmt
+
     @abstractmethod
     def find(self, slabs: Sequence[Tensor], *, live: bool = False, count: bool = False) -> SmallScale | None:
         """The scale for casting the tensor whose rows these slabs are, one after the other; None for none.
@@ -142,9 +146,10 @@ class Scaling(CastState, ABC):
 class ScalingSpec(Kind, family="scaling", package="altgrad.quantize"):
     """How a site finds its scale."""
 
-    @abstractmethod
     def build(self, fmt: FloatFormat, rows: int | None) -> Scaling:
         """The state for one site. rows: how many rows (channels) its tensors have, None if that varies."""
+        made: Scaling = self.product()(self, fmt, rows)
+        return made
 
     @property
     def power_of_two(self) -> bool:
@@ -162,9 +167,6 @@ class UnscaledSpec(ScalingSpec):
 
     kind: ClassVar[str] = "unscaled"
 
-    def build(self, fmt: FloatFormat, rows: int | None) -> Scaling:
-        return Unscaled()
-
 
 class Unscaled(Scaling):
     def find(self, slabs: Sequence[Tensor], *, live: bool = False, count: bool = False) -> SmallScale | None:
@@ -175,7 +177,9 @@ class AmaxScalingSpec(ScalingSpec):
     """What scalings by amax share: it goes to the format's largest value, less a margin."""
 
     scale: Literal["power_of_two", "real"] = "power_of_two"
+    """Whether scales are powers of two or any float32."""
     margin: Annotated[int, Field(ge=-16, le=16)] = 0
+    """Binades left free above amax."""
 
     @property
     def power_of_two(self) -> bool:
@@ -200,15 +204,11 @@ class CurrentSpec(AmaxScalingSpec):
 
     kind: ClassVar[str] = "current"
     granularity: Granularity = "tensor"
-
-    def build(self, fmt: FloatFormat, rows: int | None) -> Scaling:
-        return Current(self, fmt)
+    """A scale for the tensor, or one for each row."""
 
 
 class Current(Scaling):
-    def __init__(self, spec: CurrentSpec, fmt: FloatFormat) -> None:
-        super().__init__()
-        self.spec, self.format = spec, fmt
+    spec: CurrentSpec
 
     def find(self, slabs: Sequence[Tensor], *, live: bool = False, count: bool = False) -> SmallScale | None:
         amax = slab_amax(slabs, self.spec.granularity)
@@ -224,8 +224,11 @@ class DelayedSpec(AmaxScalingSpec):
 
     kind: ClassVar[str] = "delayed"
     granularity: Granularity = "tensor"
+    """A scale for the tensor, or one for each row (weights only)."""
     history: Annotated[int, Field(ge=1, le=65_536)] = 16
+    """Steps whose amaxes are kept."""
     reduce: Literal["max", "most_recent"] = "max"
+    """max: the largest of the history; most_recent: the last."""
 
     def build(self, fmt: FloatFormat, rows: int | None) -> Scaling:
         """Raises ValueError for `channel` where the number of rows varies."""
@@ -234,7 +237,7 @@ class DelayedSpec(AmaxScalingSpec):
                 "delayed scaling by channel needs a fixed number of rows, which only weights have; "
                 "use scaling: current, or granularity: tensor."
             )
-        return Delayed(self, fmt, rows)
+        return super().build(fmt, rows)
 
 
 class Delayed(Scaling):
@@ -243,9 +246,8 @@ class Delayed(Scaling):
     committed: Tensor
     ready: Tensor
 
-    def __init__(self, spec: DelayedSpec, fmt: FloatFormat, rows: int | None) -> None:
-        super().__init__()
-        self.spec, self.format = spec, fmt
+    def __init__(self, spec: DelayedSpec, fmt: FloatFormat, rows: int | None = None) -> None:
+        super().__init__(spec, fmt)
         shape = () if spec.granularity == "tensor" else (cast(int, rows), 1)
         self.register_buffer("amax_now", torch.zeros(shape))
         self.register_buffer("amax_history", torch.zeros(spec.history, *shape))

@@ -4,9 +4,11 @@ Two classes carry every room. A `Spec` is a frozen pydantic model that refuses u
 turns any error into one line with file, line, column, what is allowed and what was probably meant. A `Kind` is a Spec
 that is one of a *family*: monitors, optimizers, datasets, models. A new member is one new file
 
-    class Stall(MonitorSpec):
+    class StallSpec(MonitorSpec):
         kind: ClassVar[str] = "stall"
         every: int = 10
+
+    class Stall(UpdateMonitor): ...                                what StallSpec builds
 
 and YAML then says `stall` or `{kind: stall, every: 5}`. The family's package is searched at the first validation that
 needs it, never at program start. Pydantic's own discriminated unions would need every member imported when the class is
@@ -19,6 +21,7 @@ import hashlib
 import importlib
 import json
 import pkgutil
+import sys
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Self
@@ -185,6 +188,11 @@ class Kind(Spec):
             at = ("kind",) if isinstance(value, dict) else ()
             raise LocatedError(at, f"'{kind[:LONGEST]}' is not {article} {cls.family}.{hint}")
         return known[kind].model_validate(fields)
+
+    @classmethod
+    def product(cls) -> Any:
+        """The class that this kind builds: for `StallSpec` the `Stall` of the same file."""
+        return getattr(sys.modules[cls.__module__], cls.__name__.removesuffix("Spec"))
 
     @classmethod
     def kinds(cls) -> dict[str, type[Self]]:

@@ -35,10 +35,13 @@ class WandbSpec(MirrorSpec):
     mode: Literal["online", "offline"] = "online"
     """offline writes <run>/wandb for `wandb sync`. WANDB_MODE in the environment decides over it."""
     entity: Name | None = None
+    """The team or user; null: the client's default."""
     project: Name | None = None
     """null: the run's own project."""
     group: Name | None = None
+    """The group that the run is shown in."""
     tags: Annotated[tuple[Annotated[str, Field(min_length=1, max_length=64)], ...], Field(max_length=50)] = ()
+    """Tags of the run."""
     histograms: Annotated[int, Field(ge=1)] = 1
     """Histograms are sent at every step that is a multiple of this."""
 

@@ -32,7 +32,9 @@ class LossScale(Spec):
     """
 
     factor: Annotated[float, Field(gt=0)] = 1.0
+    """A power of two."""
     force: bool = False
+    """Allow it beside scaled casts of grad_output, where it does nothing."""
 
     @model_validator(mode="before")
     @classmethod
@@ -52,23 +54,35 @@ class RunSpec(Spec):
     """One training run. See README for the meaning of each key."""
 
     project: str = "default"
+    """The folder of runs that are compared."""
     name: str = "run"
+    """How the run's id begins."""
     seed: Annotated[int, Field(ge=0, lt=2**31)] = 0
+    """Of weights, data order and random bits."""
     model: ModelSpec
+    """What is trained."""
     data: DatasetSpec
+    """What it is trained on."""
     precision: PrecisionPolicy = PrecisionPolicy()
+    """Ordered rules: which casts which layers make."""
     init_from: Annotated[str, Field(min_length=1)] | None = None
     """A run's folder, a Hugging Face folder or a .safetensors file to take the first weights from."""
     compute: Literal["float32", "bfloat16"] = "float32"
     """The type products run in. bfloat16 is autocast: parameters, optimizer and loss stay float32."""
     optimizer: OptimizerSpec
+    """The rule of the updates."""
     storage: tuple[Storage, ...] = ()
     """How parameters are kept between steps: ordered rules by parameter name; what none matches is float32."""
     schedule: Schedule = Schedule()
+    """The learning rate over the run."""
     steps: Count
+    """Optimizer steps."""
     accumulate: Count = 1
+    """Micro-batches of a step."""
     loss_scale: LossScale = LossScale()
+    """A power of two that the loss is multiplied by before backward."""
     clip_norm: Annotated[float, Field(gt=0)] | None = 1.0
+    """The largest gradient norm; null: no clipping."""
     monitors: tuple[MonitorSpec, ...] = Field(
         default_factory=lambda: (MonitorSpec.of("range"), MonitorSpec.of("finite"))
     )
@@ -77,8 +91,11 @@ class RunSpec(Spec):
     interventions: tuple[InterventionSpec, ...] = ()
     """What may step in when numerics fail; each says in events.jsonl what it did."""
     log_every: Count = 1
+    """Steps between two rows of training numbers."""
     evaluate_every: Count = 100
+    """Steps between two evaluations."""
     checkpoint_every: Count = 100
+    """Steps between two checkpoints."""
     keep: Count = 2
     """How many checkpoints stay on disk."""
     engine: Literal["auto", "eager", "compiled"] = "auto"

@@ -36,13 +36,17 @@ class SlurmSpec(LauncherSpec):
 
     kind: ClassVar[str] = "slurm"
     partition: str | None = None
+    """As sbatch takes it."""
     account: str | None = None
+    """As sbatch takes it."""
     qos: str | None = None
+    """As sbatch takes it."""
     minutes: Count = 240
     """Time limit of a task; one that reaches it saves, is requeued and goes on."""
     gpus: Annotated[int, Field(ge=0)] = 0
     """GPUs for each run."""
     memory_gb: Count | None = None
+    """Memory of a task; null: the cluster's default."""
     warning_seconds: Count = 120
     """How long before its limit a task is told (Slurm's --signal)."""
     array: Count = 500
