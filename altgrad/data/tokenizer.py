@@ -46,9 +46,10 @@ _GPT2_TABLES = {  # sha256 as tiktoken (tiktoken_ext/openai_public.py) publishes
 
 
 class BPE(Spec):
-    """`{bpe: 4096}`: how many ids there are, the separator and the 256 bytes among them."""
+    """`{bpe: 4096}`: so many ids, the separator and the 256 bytes among them."""
 
     bpe: Annotated[int, Field(ge=258, le=1 << 20)]
+    """How many ids there are."""
 
     noun: ClassVar[str] = "tokenizer"
 
@@ -60,6 +61,14 @@ def _to_setting(value: Any) -> str | BPE:
         return BPE.model_validate(value)
     raise ValueError(f"{value!r} is no tokenizer; write bytes, {{bpe: 4096}}, gpt2 or a folder with a tokenizer.json.")
 
+
+TOKENIZERS = {
+    "bytes": ("Every UTF-8 byte is a token; byte 0 separates documents.", None),
+    "bpe": ("Byte-level BPE, trained on the training split alone.", BPE),
+    "gpt2": ("GPT-2's own BPE of 50257 ids.", None),
+    "FOLDER": ("The tokenizer.json of a folder, as Hugging Face models have one.", None),
+}
+"""What a tokenizer may be, with a sentence and what it takes."""
 
 TokenizerSetting = Annotated[str | BPE, PlainValidator(_to_setting)]
 """A field that holds `"bytes"`, `"gpt2"`, a folder's path, or a `BPE`. Whether it is there is asked when it is used."""

@@ -14,19 +14,21 @@ from altgrad.formats.meant import meant
 class Rounding(StrEnum):
     """How a value between two neighbouring grid values picks one of them."""
 
-    nearest_even = "nearest_even"
-    """The nearer one; a tie goes to the one whose *code* is even (for M >= 1 also the even multiple of the spacing)."""
-    nearest_away = "nearest_away"
-    """The nearer one; a tie goes away from zero."""
-    toward_zero = "toward_zero"
-    """The one of smaller magnitude (truncation)."""
-    toward_positive = "toward_positive"
-    """The larger one (ceiling)."""
-    toward_negative = "toward_negative"
-    """The smaller one (floor)."""
-    stochastic = "stochastic"
-    """The one farther from zero with probability equal to the distance passed, in units of the gap; never moves a grid
-    value."""
+    def __new__(cls, name: str, summary: str = "") -> Self:
+        """A member that is its name, with a sentence as its docstring."""
+        member = str.__new__(cls, name)
+        member._value_, member.__doc__ = name, summary
+        return member
+
+    nearest_even = (
+        "nearest_even",
+        "The nearer; of a tie the one of even code (for M >= 1 an even multiple of the gap).",
+    )
+    nearest_away = "nearest_away", "The nearer; of a tie the one away from zero."
+    toward_zero = "toward_zero", "The one of smaller magnitude (truncation)."
+    toward_positive = "toward_positive", "The larger one (ceiling)."
+    toward_negative = "toward_negative", "The smaller one (floor)."
+    stochastic = "stochastic", "The farther from zero with a probability of the distance passed, in units of the gap."
 
     @property
     def is_nearest(self) -> bool:

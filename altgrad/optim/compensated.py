@@ -38,6 +38,7 @@ class Kahan(GridStorage):
 
     kind: ClassVar[str] = "kahan"
     compensation: Format = FloatFormat.parse("e8m7")
+    """The format in which what rounding lost is kept."""
 
     @model_validator(mode="after")
     def _domain(self) -> "Kahan":

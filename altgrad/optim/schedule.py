@@ -28,14 +28,16 @@ _Share = Annotated[float, Field(ge=0.0, le=1.0)]
 class Schedule(Spec):
     """YAML says `cosine` or `{kind: cosine, warmup: 100}`.
 
-    `warmup`: steps before the peak. `floor`: the multiplier at the end of the run (cosine, wsd). `decay`: the share of
-    all steps spent going down (wsd). Fields that a kind does not use are ignored, so that a matrix may vary `kind`.
+    Fields that a kind does not use are ignored, so that a matrix may vary `kind`.
     """
 
     kind: Literal["constant", "cosine", "wsd"] = "cosine"
     warmup: Annotated[int, Field(ge=0)] = 0
+    """Steps before the peak."""
     floor: _Share = 0.1
+    """The multiplier at the end of the run (cosine, wsd)."""
     decay: _Share = 0.2
+    """The share of all steps spent going down (wsd)."""
 
     @model_validator(mode="before")
     @classmethod
@@ -62,3 +64,11 @@ class Schedule(Spec):
         progress = (step - start) / (steps - start)
         remaining = (1 + math.cos(math.pi * progress)) / 2 if self.kind == "cosine" else 1 - progress
         return self.floor + (1 - self.floor) * remaining
+
+
+SCHEDULES = {
+    "constant": ("The peak throughout, after the warm-up.", Schedule),
+    "cosine": ("Half a cosine from the peak down to the floor.", Schedule),
+    "wsd": ("The peak, then over the last `decay` of all steps linearly down to the floor.", Schedule),
+}
+"""The kinds, with a sentence and the fields they share."""

@@ -9,6 +9,7 @@ from typer.testing import CliRunner, Result
 
 from altgrad.cli import kinds, schema
 from altgrad.spec import json_schema
+from altgrad.spec.families import FAMILIES, family
 from altgrad.training.run import RunSpec
 
 
@@ -31,8 +32,17 @@ def test_kinds_lists_every_family_and_its_fields() -> None:
     for expected in (["model", "gpt"], ["dataset", "text"], ["optimizer", "adamw"], ["monitor", "range"]):
         assert expected in heads
     assert ["scaling", "delayed"] in heads and result.exit_code == 0
-    assert "  lr            0.001        a number, 0 or more\n" in result.stdout
+    rows = [line.split() for line in result.stdout.splitlines()]
+    assert ["lr", "0.001", *["a", "number,", "0", "or", "more", "Peak", "learning", "rate."]] in rows
     assert "\x1b" not in result.stdout and all(line == line.rstrip() for line in result.stdout.splitlines())
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_every_kind_has_a_sentence_and_every_field_a_meaning_and_a_range(name: str) -> None:
+    kinds = family(name)
+    assert len(kinds) > 1 and all(kind["summary"].endswith((".", ";", ":")) for kind in kinds)
+    fields = [(kind["kind"], field) for kind in kinds for field in kind["fields"]]
+    assert not [(kind, field["name"]) for kind, field in fields if not (field.get("description") and field["takes"])]
 
 
 def test_kinds_of_one_family_as_json() -> None:
@@ -40,14 +50,18 @@ def test_kinds_of_one_family_as_json() -> None:
     assert list(found) == ["scaling"]
     delayed = next(kind for kind in found["scaling"] if kind["kind"] == "delayed")
     assert delayed["summary"].startswith("The scale comes from the amaxes")
-    assert {"name": "history", "takes": "a whole number from 1 to 65536", "default": 16} in delayed["fields"]
+    history = {"name": "history", "takes": "a whole number from 1 to 65536", "default": 16}
+    assert history | {"description": "Steps whose amaxes are kept."} in delayed["fields"]
 
 
 @pytest.mark.parametrize(
     ("family", "message"),
     [
         ("monitr", "'monitr' is not a family. Did you mean 'monitor'?\n"),
-        ("x", "'x' is not a family. There are model, dataset, optimizer, monitor, intervention, scaling, sink.\n"),
+        (
+            "x",
+            f"'x' is not a family. There are {', '.join(FAMILIES)}.\n",
+        ),
     ],
 )
 def test_an_unknown_family_is_one_line_and_exit_code_2(family: str, message: str) -> None:
