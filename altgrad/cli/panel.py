@@ -25,7 +25,7 @@ from altgrad.cli.console import Screen, count, duration, number
 from altgrad.cli.layout import clean
 from altgrad.cli.picture import frame
 from altgrad.cli.run_view import Watched, in_short, in_words
-from altgrad.store.scores import TEXT_SCORES
+from altgrad.store.runs import TEXT_SCORES
 
 REFRESH_SECONDS = 0.25
 DRAWING_SHARE = 0.05

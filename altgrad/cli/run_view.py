@@ -20,7 +20,7 @@ from functools import lru_cache
 
 from altgrad.cli.curves import KeptCurve
 from altgrad.cli.layout import clean
-from altgrad.store.scores import TEXT_SCORES
+from altgrad.store.runs import TEXT_SCORES
 
 # Where numerics go wrong in the order of a step: each row of the table of worst sites, with the pass it belongs to.
 SLOTS = {

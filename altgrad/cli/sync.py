@@ -56,7 +56,7 @@ def _sinks(run: Any, to: str | None) -> list[Any]:
 
 def _send(run: Any, sink: Any) -> bool:
     from altgrad.store.link import MirrorError
-    from altgrad.store.replay import replay
+    from altgrad.store.mirror import replay
 
     name = f"{run.project}/{run.id}"
     try:

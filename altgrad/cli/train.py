@@ -19,7 +19,7 @@ from altgrad.cli import console, panel
 from altgrad.cli.run_view import in_words
 from altgrad.cli.watch import recall
 from altgrad.store.heartbeat import beating
-from altgrad.store.scores import TEXT_SCORES
+from altgrad.store.runs import TEXT_SCORES
 
 
 def train(

@@ -22,8 +22,7 @@ import typer
 from altgrad.cli import console
 from altgrad.cli.panel import PlainLines, RunPanel, choose
 from altgrad.store.files import decode, row_of
-from altgrad.store.runs import EVENTS, METRICS, Run, RunStore
-from altgrad.store.scores import recorded_scores
+from altgrad.store.runs import EVENTS, METRICS, Run, RunStore, recorded_scores
 from altgrad.store.tracker import Sink
 
 POLL_SECONDS = 0.5

@@ -29,13 +29,22 @@ from pydantic import Field, PlainValidator, model_validator
 from torch import Tensor
 from torch.nn import functional
 
-from altgrad.data.dataset import IGNORED, PADDING, Answers, Batch, Dataset, DatasetSpec, Evaluator
+from altgrad.data.dataset import (
+    IGNORED,
+    PADDING,
+    Answers,
+    Batch,
+    Dataset,
+    DatasetSpec,
+    Evaluator,
+    counted_bits,
+    visiting_order,
+)
 from altgrad.data.documents import SAMPLE
 from altgrad.data.encoding import Encoded, encode
 from altgrad.data.hub import Hub, SourceSetting
 from altgrad.data.label_scores import LabelEvaluator
 from altgrad.data.labelled import Classes, Labelled, read_labelled
-from altgrad.data.order import counted_bits, visiting_order
 from altgrad.data.tokenizer import TokenizerSetting
 
 __all__ = ["Labels", "LabelsSpec"]

@@ -31,10 +31,9 @@ from torch import Tensor
 from torch.nn import functional
 
 from altgrad.data.bad_rows import BadRows, BadRowsSetting
-from altgrad.data.dataset import IGNORED, Batch, Dataset, DatasetSpec, Evaluator
+from altgrad.data.dataset import IGNORED, Batch, Dataset, DatasetSpec, Evaluator, counted_bits, visiting_order
 from altgrad.data.documents import SAMPLE, Corpus, FileCorpus, locate
 from altgrad.data.hub import Hub, SourceSetting, read_hub
-from altgrad.data.order import counted_bits, visiting_order
 from altgrad.data.tokenizer import TokenizerSetting
 from altgrad.data.tokens import Tokens, load_tokens
 from altgrad.spec import Since

@@ -18,24 +18,68 @@ put on the new one from what is stored (with what kahan owes); casts of masters 
 
 Hysteresis: a place that was given range never gets resolution later, nor the other way round; after a shift no stall
 counts for `cooldown` steps; and there are at most `most` shifts in a run.
+
+The last good state: a copy of weights and optimizer state from which loss and gradients were seen to be finite.
+
+It is taken between backward and the update, when both are known to be finite and the weights are still those that made
+them so. Buffers of the model that are not a cast's (the running statistics of a BatchNorm) belong to it; what casts
+keep does not, since their histories begin anew whenever a run goes back.
 """
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Annotated, Any, ClassVar
 
 import torch
 from pydantic import Field
-from torch import Tensor
+from torch import Tensor, nn
 
 from altgrad.formats import FloatFormat
 from altgrad.formats.neighbour import neighbour
 from altgrad.interventions.intervention import Action, Answer, Intervention, InterventionSpec, Moment, Subject
 from altgrad.interventions.range_probe import look_at_casts
-from altgrad.interventions.rollback import Copy, go_back, take
 from altgrad.interventions.stalled import LOSING, LOST, REALISED, Stalls
 from altgrad.nn import change_formats, quantizers, weight_quantizers
-from altgrad.optim.conversion import change_storage_format, gridded
+from altgrad.optim import Optimizer
+from altgrad.optim.optimizer import change_storage_format, gridded
+
+Copy = dict[str, Tensor]
+"""`weight/<name>`, `buffer/<name>` and `state/<parameter>/<entry>`."""
+
+
+@torch.no_grad()
+def take(model: nn.Module, optimizer: Optimizer) -> Copy:
+    """A copy of what is there now."""
+    found = {f"{sort}/{name}": tensor.detach().clone() for sort, name, tensor in _kept(model)}
+    for p, parameter in optimizer.names.items():
+        states = optimizer.state[p].items()
+        found |= {f"state/{parameter}/{entry}": t.clone() for entry, t in states if isinstance(t, Tensor)}
+    return found
+
+
+@torch.no_grad()
+def go_back(model: nn.Module, optimizer: Optimizer, copy: Copy) -> None:
+    """Write a copy back, in place. State that did not exist when it was taken is removed."""
+    for sort, name, tensor in _kept(model):
+        tensor.copy_(copy[f"{sort}/{name}"])
+    for p, parameter in optimizer.names.items():
+        state = optimizer.state[p]
+        for entry in [entry for entry, value in state.items() if isinstance(value, Tensor)]:
+            kept = copy.get(f"state/{parameter}/{entry}")
+            if kept is None:
+                del state[entry]
+            else:
+                state[entry].copy_(kept)
+
+
+def _kept(model: nn.Module) -> Iterator[tuple[str, str, Tensor]]:
+    for name, p in model.named_parameters():
+        yield "weight", name, p
+    casts = {id(buffer) for quantizer in quantizers(model) for buffer in quantizer.buffers()}
+    for name, buffer in model.named_buffers():
+        if id(buffer) not in casts:
+            yield "buffer", name, buffer
+
 
 Count = Annotated[int, Field(ge=1)]
 Rate = Annotated[float, Field(ge=0, lt=1)]

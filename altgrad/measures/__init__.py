@@ -7,7 +7,6 @@ torch.compile if the format is given as a FloatFormat.
 """
 
 from altgrad.measures.alignment import alignment, alignment_sums, grid_offset
-from altgrad.measures.amax_average import AmaxAverage, add_amax, amax_average_start, average_amax
 from altgrad.measures.code_utilisation import code_histogram, code_utilisation
 from altgrad.measures.correlation import below_half_by_binade, log_correlation
 from altgrad.measures.dead import activation_sums, alive_features, alive_rows, dead_share, dormant_share
@@ -25,9 +24,8 @@ from altgrad.measures.flips import (
     trail_sums,
 )
 from altgrad.measures.gsnr import GradientMoments, add_gradient, gsnr, gsnr_summary, merge_moments, moments_start
-from altgrad.measures.norms import l2_norm, linf_norm
 from altgrad.measures.quantiles import LogBins, histogram_quantiles, log_histogram, quantiles, spread_sample
-from altgrad.measures.range import range_counts
+from altgrad.measures.range import AmaxAverage, add_amax, amax_average_start, average_amax, range_counts
 from altgrad.measures.ranks import (
     effective_rank,
     gram_singular_values,
@@ -40,7 +38,7 @@ from altgrad.measures.ranks import (
     stable_rank_step,
 )
 from altgrad.measures.share import share
-from altgrad.measures.sqnr import decibels, energies, sqnr
+from altgrad.measures.sqnr import decibels, energies, l2_norm, linf_norm, sqnr
 from altgrad.measures.stall import (
     effective_update_ratio,
     effective_update_sums,

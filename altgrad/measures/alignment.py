@@ -12,8 +12,7 @@ import torch
 from torch import Tensor
 
 from altgrad.formats import FloatFormat, Rounding
-from altgrad.measures.count import count
-from altgrad.measures.share import share
+from altgrad.measures.share import count, share
 from altgrad.quantize.grid import Scale, grid_units, round_units, spacing_units
 
 

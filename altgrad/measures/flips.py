@@ -30,7 +30,7 @@ import torch
 from torch import Tensor
 
 from altgrad.formats import FloatFormat
-from altgrad.measures.count import count
+from altgrad.measures.share import count
 from altgrad.quantize import gap, round_to, rung
 from altgrad.quantize.grid import NO_RUNG, Scale, grid_units
 

@@ -23,9 +23,8 @@ import torch
 from torch import Tensor
 
 from altgrad.formats import FloatFormat
-from altgrad.measures.count import count
 from altgrad.measures.flips import flipped, gap_fraction
-from altgrad.measures.share import share
+from altgrad.measures.share import count, share
 from altgrad.quantize.grid import Scale
 
 

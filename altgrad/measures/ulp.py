@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from altgrad.formats import FloatFormat
-from altgrad.measures.count import count
+from altgrad.measures.share import count
 from altgrad.quantize.grid import Scale, grid_units, spacing_units
 
 SHARES = (0.01, 0.5, 0.99)

@@ -12,8 +12,15 @@ The products inside attention are *not* quantised: q, k and v go to `scaled_dot_
 returns them, and softmax(q k^T) v runs in the compute dtype. Transformer Engine's recipes default to the same, and it
 keeps every cast of a run at a named linear layer. Rotary positions and gated MLPs were left out: they change the
 picture of a layer's numerics, and the reference people know is this shape.
+
+The names and layouts of GPT-2's weights, translated to our decoder's.
+
+GPT-2 at Hugging Face and nanoGPT use the same names; they differ in layout. Hugging Face keeps the four projections of
+a block as `Conv1D` weights, [in, out]; nanoGPT as Linear weights, [out, in]. Which it is shows in the fused projection,
+the only one that is never square: [width, 3 width] or [3 width, width].
 """
 
+import re
 from collections.abc import Mapping
 from typing import Annotated, ClassVar, Literal, Protocol, Self
 
@@ -22,9 +29,44 @@ from pydantic import Field, model_validator
 from torch import Tensor, nn
 from torch.nn import functional
 
-from altgrad.models.gpt2_names import from_gpt2
 from altgrad.models.model import ModelSpec
 from altgrad.models.weights import draw_weights
+
+_OUTSIDE = {"wte": "embed", "wpe": "positions", "ln_f": "norm"}
+_INSIDE = {
+    "ln_1": "norm1", "ln_2": "norm2", "attn.c_attn": "attention.qkv", "attn.c_proj": "attention.proj",
+    "mlp.c_fc": "mlp.up", "mlp.c_proj": "mlp.down",
+}  # fmt: skip
+_BLOCK = re.compile(r"h\.(\d+)\.(.+)\.(weight|bias)")
+_MASKS = re.compile(r"h\.\d+\.attn\.(masked_)?bias")
+
+
+def from_gpt2(tensors: Mapping[str, Tensor], *, tied: bool) -> Mapping[str, Tensor]:
+    """The same weights under our names and in our layout; tensors that are not GPT-2's come back as they were.
+
+    The causal mask that some versions store is left out, and so is the head where ours is tied. An untied head that the
+    file lacks, because it was tied there, is a copy of the embedding.
+    """
+    short = {name.removeprefix("transformer."): tensor for name, tensor in tensors.items()}
+    fused = short.get("h.0.attn.c_attn.weight")
+    if fused is None or "wte.weight" not in short:
+        return tensors
+    conv1d = fused.shape[1] == 3 * fused.shape[0]
+    found: dict[str, Tensor] = {}
+    for name, tensor in short.items():
+        stem, _, leaf = name.rpartition(".")
+        block = _BLOCK.fullmatch(name)
+        if _MASKS.fullmatch(name) or name == "lm_head.weight":
+            continue
+        if block is not None and block[2] in _INSIDE:
+            is_projection = leaf == "weight" and block[2].rpartition(".")[2].startswith("c_")
+            found[f"blocks.{block[1]}.{_INSIDE[block[2]]}.{leaf}"] = tensor.T if conv1d and is_projection else tensor
+        else:
+            found[f"{_OUTSIDE.get(stem, stem)}.{leaf}"] = tensor
+    if not tied:
+        found["head.weight"] = short.get("lm_head.weight", short["wte.weight"])
+    return found
+
 
 __all__ = ["GPT", "GPTSpec"]
 
@@ -66,7 +108,7 @@ class GPTSpec(ModelSpec):
         return self
 
     def adopt(self, tensors: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
-        """Also knows the names of GPT-2 at Hugging Face and of nanoGPT; see `altgrad.models.gpt2_names`."""
+        """Also knows the names of GPT-2 at Hugging Face and of nanoGPT; see `altgrad.models.gpt`."""
         return from_gpt2(tensors, tied=self.tied)
 
 

@@ -1,6 +1,6 @@
 """amax: how the range of each tensor drifts, and whether its scale keeps up.
 
-    amax_average   a <- rho a + (1 - rho) amax, bias-corrected     (altgrad.measures.amax_average)
+    amax_average   a <- rho a + (1 - rho) amax, bias-corrected     (altgrad.measures.range)
     fill           amax / (largest scale * max of the format): 1 where the largest value is just reached
 
 Delayed scaling chooses today's scale from yesterday's amaxes. A history that is not kept up, or a range that moves

@@ -24,7 +24,7 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from altgrad.measures import linf_norm
-from altgrad.measures.count import count
+from altgrad.measures.share import count
 from altgrad.monitors.alarm import AlarmLatch
 from altgrad.monitors.monitor import (
     NO_CASTS,

@@ -20,8 +20,8 @@ from pydantic import Field
 from torch import Tensor
 
 from altgrad.measures import Trail, flip_counts, follow, oscillation_average, share, trail_start, trail_sums
-from altgrad.measures.count import count
 from altgrad.measures.metric import Metric
+from altgrad.measures.share import count
 from altgrad.monitors.monitor import NOTHING, Context, Found, MonitorSpec, Report, UpdateMonitor, Values, at
 from altgrad.optim import Update
 from altgrad.quantize import round_to

@@ -21,9 +21,9 @@ from pydantic import Field
 from torch import Tensor
 
 from altgrad.measures import predicted_stall_counts, share, stall_counts
-from altgrad.measures.count import count
 from altgrad.measures.flips import cell_fraction, gap_fraction
 from altgrad.measures.metric import Metric
+from altgrad.measures.share import count
 from altgrad.monitors.alarm import AlarmLatch
 from altgrad.monitors.monitor import NOTHING, Context, Found, MonitorSpec, Report, UpdateMonitor, Values, at
 from altgrad.optim import Update

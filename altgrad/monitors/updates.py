@@ -21,8 +21,8 @@ from pydantic import Field
 from torch import Tensor
 
 from altgrad.measures import effective_update_sums, share, stall_counts, zero_update_counts
-from altgrad.measures.count import count
 from altgrad.measures.metric import Metric
+from altgrad.measures.share import count
 from altgrad.monitors.alarm import AlarmLatch
 from altgrad.monitors.monitor import NOTHING, Context, Found, MonitorSpec, Report, UpdateMonitor, Values, at
 from altgrad.optim import Update

@@ -8,17 +8,48 @@
 A replay happens in the middle of a step, between backward and the update, so it must leave every buffer of the model as
 it was, also those that are not ours (the running statistics of a BatchNorm): they are put back. For the plain
 layer the class is exchanged, as in surgery, and not a flag asked in forward: so what runs *is* nn.Linear, bit for bit.
+
+Gradients of losses, with no trace of the backward pass that made them.
+
+By `.backward()`, and not by `torch.autograd.grad`: reentrant activation checkpointing refuses the latter, and torch's
+DistributedDataParallel never learns of it and fails in its next forward. What `.backward()` would leave is set aside
+meanwhile: each parameter's `.grad`, and what users hang on a gradient that has been accumulated, where a backward pass
+that takes the optimizer's step keeps it.
 """
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from typing import Any, cast
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from altgrad.nn.layers import exchanged, refuse_own_forward
 from altgrad.nn.linear import QuantizedLayer
 from altgrad.quantize import Cast, Quantizer
+
+
+def fresh_gradients(model: nn.Module, losses: Callable[[], Iterator[Tensor]]) -> dict[str, Tensor]:
+    """The gradients of the sum of these losses by parameter, of those that have one; `.grad` stays what it was."""
+    parameters = {name: p for name, p in model.named_parameters() if p.requires_grad}
+    kept = [(p, p.grad, dict(_hooks(p))) for p in parameters.values()]
+    for p, _, _ in kept:
+        p.grad = None
+        _hooks(p).clear()  # autograd holds this very dict
+    try:
+        with torch.enable_grad():
+            for loss in losses():
+                torch.autograd.backward(loss)
+        return {name: p.grad for name, p in parameters.items() if p.grad is not None}
+    finally:
+        for p, gradient, hooks in kept:
+            p.grad = gradient
+            _hooks(p).update(hooks)
+
+
+def _hooks(p: Tensor) -> dict[int, Any]:
+    found: dict[int, Any] | None = cast(Any, p)._post_accumulate_grad_hooks
+    return {} if found is None else found
 
 
 @contextmanager
@@ -54,8 +85,8 @@ def observed(model: nn.Module, observe: Callable[[Cast], None]) -> Iterator[None
     casts = [module for module in model.modules() if isinstance(module, Quantizer)]
     before = [(cast, cast.watching, cast.observers) for cast in casts]
     kept = [(buffer, buffer.clone()) for buffer in model.buffers()]
-    for cast in casts:
-        cast.watching, cast.observers = True, [observe]
+    for each in casts:
+        each.watching, each.observers = True, [observe]
     try:
         yield
     finally:

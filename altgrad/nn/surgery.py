@@ -4,7 +4,7 @@ The very `nn.Linear` and transformers `Conv1D` objects of the model become quant
 again: parameters, their names, hooks, optimizers and references held elsewhere all stay what they were. (Building new
 modules would lose hooks and every reference to the old ones.) Only these classes themselves are touched; a subclass
 may compute something else. Torch's own wrappers around them stay, see `altgrad.nn.layers`. That each quantised layer's
-forward runs is the business of `altgrad.nn.reach`.
+forward runs is the business of `altgrad.nn.first_pass`.
 """
 
 import warnings
@@ -17,12 +17,11 @@ from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
 from altgrad.formats import FloatFormat
-from altgrad.nn.first_pass import end_proof, prove_first_pass
+from altgrad.nn.first_pass import end_proof, fast_paths_back, fast_paths_off, prove_first_pass, refuse_parents
 from altgrad.nn.layers import core_of, exchanged, is_layer, is_plain, refuse_own_forward
 from altgrad.nn.linear import QuantizedLayer, make_casts, quantized_class
 from altgrad.nn.policy import Decision, LayerPrecision, PrecisionPolicy
 from altgrad.nn.processes import Processes
-from altgrad.nn.reach import fast_paths_back, fast_paths_off, refuse_parents
 from altgrad.nn.steps import committed, follow
 from altgrad.quantize import Quantizer, Rounding
 
@@ -35,7 +34,7 @@ def quantize_model(model: nn.Module, policy: PrecisionPolicy | Any, *, seed: int
     SpecError for data that is no policy, LocatedError for a rule that decides nothing and for two that contradict each
     other, ValueError for a matched layer that is a subclass, is quantised already, cannot take its casts or whose
     forward would not run, and for weights of experts in one 3-D tensor. Warns of matched matrices outside of layers.
-    The first pass of the model is watched, see `altgrad.nn.reach`.
+    The first pass of the model is watched, see `altgrad.nn.first_pass`.
     """
     policy = PrecisionPolicy.made_from(policy)
     chosen = [d for d in policy.decide(model) if d.precision is not None and d.precision.casts()]

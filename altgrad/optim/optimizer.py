@@ -9,6 +9,13 @@ meaning and are refused when the optimizer is made: `eco` without a momentum buf
 The grid of a weight is that of its storage; under `master`, that of the cast its forward pass makes (`casts`), else the
 one that the storage's `format` names. A parameter without any of these has no geometry, and every rule is then the
 plain one.
+
+Changing the format in which a parameter is stored, in the middle of a run.
+
+Storage belongs to parameter groups, so a parameter that leaves the format of its group gets a group of its own, alike
+in everything else. All rules treat the parameters of a group one by one, so that changes no bit. The weight goes to its
+new grid from what is stored; what `kahan` owes it is taken into account. Momenta stay: they are in units of the
+gradient, and no format is in them.
 """
 
 from abc import ABC, abstractmethod
@@ -19,11 +26,11 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from altgrad.optim.before_step import BeforeStep, track
+from altgrad.formats import FloatFormat
 from altgrad.optim.fused import Recipe, adam_step
 from altgrad.optim.numbers import LearningRate, WeightDecay, check_rates, plain_numbers
-from altgrad.optim.request import Request, Update
-from altgrad.optim.storage import Storage
+from altgrad.optim.request import BeforeStep, Request, Update, track
+from altgrad.optim.storage import GridStorage, Storage
 from altgrad.optim.whole_tensor import is_sharded, whole_tensor
 from altgrad.quantize import Grid, Quantizer
 from altgrad.quantize.engine import Engine
@@ -282,3 +289,39 @@ def _storage(value: Any) -> Storage:
 
 def _tensors(values: dict[str, Any]) -> list[tuple[str, Tensor]]:
     return [(entry, value) for entry, value in values.items() if isinstance(value, Tensor)]
+
+
+def gridded(optimizer: Optimizer) -> Iterator[tuple[str, Tensor, GridStorage]]:
+    """Name, weight and storage of every parameter that is stored on a grid."""
+    for group, storage in zip(optimizer.param_groups, optimizer.storages, strict=True):
+        if isinstance(storage, GridStorage):
+            for p in group["params"]:
+                yield optimizer.names[p], p, storage
+
+
+@torch.no_grad()
+def change_storage_format(optimizer: Optimizer, name: str, fmt: FloatFormat, *, convert: bool = True) -> None:
+    """Keep the parameter called `name` in another format from now on.
+
+    convert: put its weight on the new grid; without, weight and state are to be loaded. ValueError for a parameter that
+    is not stored on a grid, SpecError for a format that its storage does not take.
+    """
+    found = next(((p, storage) for other, p, storage in gridded(optimizer) if other == name), None)
+    if found is None:
+        raise ValueError(f"{name} is not stored on a grid, so it has no storage format to change.")
+    p, storage = found
+    new = type(storage).made_from(storage.tree() | {"format": str(fmt)}, name)
+    number = next(i for i, group in enumerate(optimizer.param_groups) if any(q is p for q in group["params"]))
+    group = optimizer.param_groups[number]
+    if len(group["params"]) > 1:
+        place = next(i for i, q in enumerate(group["params"]) if q is p)
+        own = {**group, "params": [group["params"].pop(place)]}
+        if "param_names" in group:
+            own["param_names"] = [group["param_names"].pop(place)]
+        optimizer.param_groups.append(own)
+        optimizer.storages.append(storage)
+        group, number = own, len(optimizer.param_groups) - 1
+    group["storage"] = new.tree()
+    optimizer.storages[number] = new
+    if convert:
+        new.convert(p, optimizer.state[p])

@@ -31,7 +31,6 @@ from torch import Tensor
 
 from altgrad.formats import FloatFormat, Rounding
 from altgrad.quantize.block_scale import SmallScale
-from altgrad.quantize.cast_state import CastState
 from altgrad.quantize.engine import Engine, cast_values, serves
 from altgrad.quantize.grid import (
     Grid,
@@ -46,7 +45,7 @@ from altgrad.quantize.grid import (
 )
 from altgrad.quantize.noise import counted_bits, fold, site_key
 from altgrad.quantize.passes import counts, inside_backward, keep_key, process_key, refuse_transforms, repeated_key
-from altgrad.quantize.scaling import CurrentSpec, ScalingSpec
+from altgrad.quantize.scaling import CastState, CurrentSpec, ScalingSpec
 from altgrad.spec import Format, RoundingMode, Since, Spec
 
 Role = Literal["weight", "input", "grad_output", "grad_weight", "requested", "stored", "optimizer_state"]

@@ -20,8 +20,7 @@ from typing import Any
 
 from altgrad.store.files import decode, encode, json_object, seal, write_atomic
 from altgrad.store.lock import is_held
-from altgrad.store.runs import META, METRICS, Run, RunStore
-from altgrad.store.scores import recorded_scores
+from altgrad.store.runs import META, METRICS, Run, RunStore, recorded_scores
 
 INDEX = ".index.json"
 LAYOUT = 2

@@ -11,6 +11,8 @@ run, and starting it twice continues it. Nothing here imports torch: a listing a
 
 Status is `running`, `completed`, `diverged`, `failed` or `interrupted`, as the runner wrote it; a run that calls itself
 running while no process holds its lock is `dead`.
+
+What a run's validation split is judged by beside its loss, as its meta.json says.
 """
 
 import difflib
@@ -296,3 +298,12 @@ def _sweep(folder: Path) -> None:
         with suppress(OSError):
             if time.time() - path.stat().st_mtime > _ABANDONED_SECONDS:
                 shutil.rmtree(path, ignore_errors=True)
+
+
+TEXT_SCORES = ("bits_per_byte", "perplexity")
+
+
+def recorded_scores(meta: Mapping[str, Any]) -> list[str]:
+    """Names of scores, the main one first; runs of earlier versions, all of text, said nothing."""
+    found = meta.get("scores")
+    return [str(name) for name in found] if isinstance(found, list) else list(TEXT_SCORES)

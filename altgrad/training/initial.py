@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from altgrad.models.model import ModelSpec
-from altgrad.models.vocabulary import is_padding
+from altgrad.models.weights import is_padding
 from altgrad.spec.package_path import tokenizer_ids
 from altgrad.store import CheckpointError
 from altgrad.training.weights import find_weights

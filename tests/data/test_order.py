@@ -4,7 +4,7 @@ import numpy as np
 from hypothesis import given
 from hypothesis import strategies as st
 
-from altgrad.data.order import counted_bits, visiting_order
+from altgrad.data.dataset import counted_bits, visiting_order
 
 MASK = (1 << 64) - 1
 GOLDEN = [0, 7, 8, 2, 5, 9, 4, 6, 3, 1]

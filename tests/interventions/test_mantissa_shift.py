@@ -11,12 +11,12 @@ from torch import nn
 
 from altgrad.formats import FloatFormat
 from altgrad.interventions import InterventionSpec, Moment, Subject
+from altgrad.interventions.mantissa_shift import go_back, take
 from altgrad.interventions.range_probe import look_at_casts
-from altgrad.interventions.rollback import go_back, take
 from altgrad.interventions.stalled import Stalls
 from altgrad.nn import PrecisionPolicy, quantize_model, quantizers
 from altgrad.optim import SGD, AdamW, Update
-from altgrad.optim.conversion import gridded
+from altgrad.optim.optimizer import gridded
 from altgrad.quantize import Grid
 from altgrad.training.state import TrainState
 

@@ -10,7 +10,7 @@ from torch import nn
 
 from altgrad.formats import FloatFormat
 from altgrad.interventions import InterventionSpec, Moment, Subject
-from altgrad.measures.partition import binades, clip_threshold
+from altgrad.interventions.partition_clip import binades, clip_threshold
 from altgrad.nn import PrecisionPolicy, quantize_model
 from altgrad.optim import SGD
 from altgrad.quantize.scaling import scale_of

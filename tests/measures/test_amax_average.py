@@ -7,7 +7,7 @@ import pandas as pd
 import pytest
 import torch
 
-from altgrad.measures.amax_average import add_amax, amax_average_start, average_amax
+from altgrad.measures.range import add_amax, amax_average_start, average_amax
 
 
 def averages(values: list[float], rho: float) -> list[float]:

@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from altgrad.measures.norms import l2_norm, linf_norm
+from altgrad.measures.sqnr import l2_norm, linf_norm
 
 
 def test_norms_are_those_of_exact_sums(adversarial: dict[str, Tensor]) -> None:

@@ -15,7 +15,7 @@ from altgrad.data.text import TextSpec
 from altgrad.models.causality import sees_ahead
 from altgrad.models.huggingface import HF, HFSpec
 from altgrad.models.model import ModelSpec
-from altgrad.models.vocabulary import is_padding
+from altgrad.models.weights import is_padding
 
 transformers = pytest.importorskip("transformers")
 IDS, ROWS = 256, 272

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from altgrad.nn import PrecisionPolicy, casts_off, dequantize_model, quantize_model
-from altgrad.nn.reach import READERS
+from altgrad.nn.first_pass import READERS
 
 CASTS: Any = {"weight": "e2m1", "input": "e2m1"}
 WIDE = {"batch_first": True, "dropout": 0.0}

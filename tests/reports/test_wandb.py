@@ -17,8 +17,7 @@ from altgrad.reports.export import write
 from altgrad.reports.project import Project, load
 from altgrad.reports.wandb_runs import load_from_wandb
 from altgrad.store import Run, RunFiles, RunStore
-from altgrad.store.mirror import MirrorSpec
-from altgrad.store.replay import replay
+from altgrad.store.mirror import MirrorSpec, replay
 from tests.store.wandb_server import Kept, WandbServer
 
 LONG = 2300

@@ -17,9 +17,8 @@ import pytest
 from altgrad.store import Run, RunFiles, RunStore, Tracker, mirror
 from altgrad.store.histogram import split
 from altgrad.store.link import MirrorError
-from altgrad.store.mirror import MirrorSink, MirrorSpec
+from altgrad.store.mirror import MirrorSink, MirrorSpec, replay
 from altgrad.store.mirror_process import said
-from altgrad.store.replay import replay
 from tests.store.wandb_server import KEY, WandbServer
 
 SPEC = "name: mirrored\nsteps: 20\nmodel: {kind: gpt, width: 16}\ntrack: [wandb]\n"
@@ -263,7 +262,7 @@ def test_a_run_that_is_running_is_not_replayed(run: Run) -> None:
 def test_replaying_to_a_server_that_answers_500_is_an_error(
     run: Run, server: WandbServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("altgrad.store.replay.OPEN_SECONDS", CLOSE)
+    monkeypatch.setattr("altgrad.store.mirror.OPEN_SECONDS", CLOSE)
     RunFiles(run).close()
     server.answer = "error"
     with pytest.raises(MirrorError, match="was not ready|CommError"):

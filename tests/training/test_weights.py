@@ -10,7 +10,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from altgrad.data.tensor_file import read_tensor
-from altgrad.models.hf_folder import readable_weights
+from altgrad.models.huggingface import readable_weights
 from altgrad.quantize.packed import PackedWriter, PlannedTensor, load_quantized
 from altgrad.training.initial import read_weights
 from altgrad.training.weights import find_weights
