@@ -17,7 +17,7 @@ import sys
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cache, cached_property
 from graphlib import CycleError, TopologicalSorter
 from pathlib import Path
 
@@ -44,6 +44,9 @@ LAZY = {"wandb", "datasets", "pandas", "pyarrow", "rich", "matplotlib", "plotly"
 LAZY |= {"ray", "submitit", "jinja2", "huggingface_hub", "torchmetrics", "statsmodels", "tensorboard"}
 BANNED_NAMES = {"util", "utils", "helper", "helpers", "common", "misc"}
 FILE_LINES, FUNCTION_LINES = 400, 60
+Function = ast.FunctionDef | ast.AsyncFunctionDef
+OF_TORCH = {"forward", "backward", "setup_context", "extra_repr"}
+"""Methods that torch's documentation describes."""
 
 
 def rooms_below(room: str) -> set[str]:
@@ -255,9 +258,72 @@ def lengths(sources: Sequence[Source], modules: set[str]) -> Iterator[str]:
                     yield source.fault(node.lineno, f"{node.name}() has {long} lines; at most {FUNCTION_LINES}")
 
 
-RULES = (direction, cycles, late_imports, libraries, type_checking, names, lengths)
+def documented(sources: Sequence[Source], modules: set[str]) -> Iterator[str]:
+    """What is public says what it is, once: what overrides or implements a documented interface inherits its words."""
+    bases: dict[str, list[str]] = {}
+    spoken: dict[str, set[str]] = {}
+    for source in sources:
+        for node in ast.walk(source.tree):
+            if isinstance(node, ast.ClassDef):
+                bases[node.name] = [ast.unparse(base).partition("[")[0].rpartition(".")[2] for base in node.bases]
+                own = {each.name for each in node.body if isinstance(each, Function) and ast.get_docstring(each)}
+                spoken.setdefault(node.name, set()).update(own)
+
+    def inherited(name: str, method: str) -> bool:
+        known = [base for base in bases[name] if base in bases and base != name]
+        return any(method in spoken[base] or inherited(base, method) for base in known)
+
+    for source in sources:
+        for holder in ast.walk(source.tree):
+            own = isinstance(holder, ast.ClassDef)
+            for node in holder.body if isinstance(holder, ast.ClassDef | ast.Module) else []:
+                if not isinstance(node, Function | ast.ClassDef) or node.name.startswith("_") or is_overload(node):
+                    continue
+                specified = f"{node.name}Spec" in bases  # its spec says what it is
+                heard = own and (
+                    holder.name.startswith("_") or node.name in OF_TORCH or inherited(holder.name, node.name)
+                )
+                if not (ast.get_docstring(node) or specified or heard):
+                    yield source.fault(node.lineno, f"{node.name} is public and says nothing of itself")
 
 
+def is_overload(node: ast.AST) -> bool:
+    return any(ast.unparse(each).endswith("overload") for each in getattr(node, "decorator_list", []))
+
+
+def unique(sources: Sequence[Source], modules: set[str]) -> Iterator[str]:
+    """One name, one thing: no two public classes or functions of the package share one. A command, a section and a
+    verb of the library may be called as what they show or draw."""
+    places: dict[str, list[str]] = defaultdict(list)
+    for source in sources:
+        for node in source.tree.body:
+            if isinstance(node, Function | ast.ClassDef) and not node.name.startswith("_") and not is_overload(node):
+                drawing = source.room == "cli" and isinstance(node, Function)
+                if not drawing and "/sections/" not in source.path:
+                    places[node.name].append(source.fault(node.lineno, f"{node.name} is also at"))
+    for found in places.values():
+        first, *others = found
+        yield from (f"{other} {first.rpartition(':')[0]}" for other in others)
+
+
+def products(sources: Sequence[Source], modules: set[str]) -> Iterator[str]:
+    """A kind XSpec stands in one file with the X that it builds."""
+    for source in sources:
+        classes = [node for node in source.tree.body if isinstance(node, ast.ClassDef)]
+        for node in classes:
+            product = node.name.removesuffix("Spec")
+            if product != node.name and kind_of_family(node) and product not in {each.name for each in classes}:
+                yield source.fault(node.lineno, f"{node.name} builds no {product} here")
+
+
+def kind_of_family(node: ast.ClassDef) -> bool:
+    return any(isinstance(each, ast.AnnAssign) and ast.unparse(each.target) == "kind" for each in node.body)
+
+
+RULES = (direction, cycles, late_imports, libraries, type_checking, names, lengths, documented, unique, products)
+
+
+@cache
 def read(folder: str) -> list[Source]:
     paths = sorted((ROOT / folder).rglob("*.py"))
     return [Source(path.relative_to(ROOT).as_posix(), path.read_text(encoding="utf-8")) for path in paths]
@@ -318,16 +384,23 @@ PLANTED = {
     "checker only": (type_checking, {"nn/a.py": "import typing\nif typing.TYPE_CHECKING:\n pass"}, "nn/a.py:2: "),
     "name": (names, {"nn/helpers/a.py": ""}, "'helpers' names no content"),
     "long file": (lengths, {"nn/a.py": "x = 1\n" * 401}, "nn/a.py:401: 401 lines"),
+    "silent": (documented, {"nn/a.py": "class A:\n 'is'\n def f(self): 0"}, "nn/a.py:3: f is public and says nothing"),
+    "two of a name": (
+        unique,
+        {"nn/a.py": "class A:\n 'is'", "optim/a.py": "class A:\n 'is'"},
+        "optim/a.py:1: A is also at altgrad/nn/a.py",
+    ),
+    "no product": (products, {"nn/a.py": "class ASpec:\n 'is'\n kind: str = 'a'"}, "nn/a.py:1: ASpec builds no A here"),
     "long function": (lengths, {"nn/a.py": "def f():\n" + " x = 1\n" * 60}, r"nn/a.py:1: f\(\) has 61 lines"),
 }
 SOUND = {
     "__init__.py": "__version__ = '1'\ndef __getattr__(name):\n import altgrad.training\n",
     "spec.py": "import importlib, yaml\nfrom altgrad.formats import x\nimportlib.import_module('altgrad.' + x)",
-    "store/a.py": "from altgrad import __version__\nfrom .b import x\ndef f():\n import wandb",
+    "store/a.py": "from altgrad import __version__\nfrom .b import x\ndef _f():\n import wandb",
     "training/a.py": "import torch\nfrom altgrad.store.a import f\nfrom altgrad import matrix, nn",
-    "cli/main.py": "import typer\nfrom altgrad.cli.b import x\ndef f():\n from altgrad import spec\n from . import a",
-    "cli/a.py": "import torch\nfrom altgrad.training.a import f",
-    "nn/a.py": "def f():\n" + " x = 1\n" * 59 + "x = 1\n" * 240,
+    "cli/main.py": "import typer\nfrom altgrad.cli.b import x\ndef _f():\n from altgrad import spec\n from . import a",
+    "cli/a.py": "import torch\nfrom altgrad.training.a import _f",
+    "nn/a.py": "def _f():\n" + " x = 1\n" * 59 + "x = 1\n" * 240,
 }
 
 

@@ -99,6 +99,7 @@ class Quiet:
     """Shows nothing."""
 
     def look(self, driver: Any) -> None:
+        """Forget the news."""
         driver.news.clear()
 
     def say(self, line: str) -> None:

@@ -93,6 +93,7 @@ def downloaded(name: str) -> bool:
 
 
 def how_to_copy(source: Hub) -> str:
+    """The commands that fetch a data set on a machine with a network, in one line."""
     name = source.hub.rpartition("/")[2]
     config = f", config: {source.config}" if source.config else ""
     revision = f" --revision {source.revision}" if source.revision else ""
