@@ -16,7 +16,7 @@ from torch import Tensor
 
 from altgrad.optim.fused import Recipe, recipe
 from altgrad.optim.numbers import Positive
-from altgrad.optim.optimizer import Optimizer, OptimizerSpec
+from altgrad.optim.optimizer import Optimizer, OptimizerSpec, settings
 from altgrad.optim.request import Request
 from altgrad.optim.storage import Storage
 from altgrad.quantize import Grid
@@ -56,8 +56,7 @@ class AdamW(Optimizer):
         track: bool = False,
         seed: int = 0,
     ) -> None:
-        defaults = {"lr": lr, "betas": betas, "eps": eps, "weight_decay": weight_decay}
-        super().__init__(params, {**defaults, "storage": storage, "track": track}, seed=seed)
+        super().__init__(params, settings(locals()), seed=seed)
 
     def check(self, group: dict[str, Any]) -> None:
         check_adam(group)

@@ -24,7 +24,7 @@ from torch import Tensor
 
 from altgrad.formats import FloatFormat
 from altgrad.optim.numbers import NonNegative, Positive
-from altgrad.optim.optimizer import Optimizer, OptimizerSpec
+from altgrad.optim.optimizer import Optimizer, OptimizerSpec, settings
 from altgrad.optim.request import Request
 from altgrad.optim.stiffness import absolute, spacing_field
 from altgrad.optim.stored_scale import own_grid
@@ -72,11 +72,7 @@ class GridOptim(Optimizer):
         track: bool = True,
         seed: int = 0,
     ) -> None:
-        defaults = {
-            "lr": lr, "momentum": momentum, "rung_clip": rung_clip, "landing": landing, "kappa": kappa,
-            "format": str(format), "weight_decay": weight_decay, "storage": storage, "track": track,
-        }  # fmt: skip
-        super().__init__(params, defaults, seed=seed)
+        super().__init__(params, settings(locals()) | {"format": str(format)}, seed=seed)
 
     def check(self, group: dict[str, Any]) -> None:
         if not 0 <= group["momentum"] < 1:

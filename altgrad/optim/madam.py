@@ -14,7 +14,7 @@ from pydantic import Field
 from torch import Tensor
 
 from altgrad.optim.numbers import LearningRate, Positive
-from altgrad.optim.optimizer import Optimizer, OptimizerSpec
+from altgrad.optim.optimizer import Optimizer, OptimizerSpec, settings
 from altgrad.optim.request import Request
 from altgrad.quantize import Grid
 
@@ -49,8 +49,7 @@ class Madam(Optimizer):
         track: bool = False,
         seed: int = 0,
     ) -> None:
-        defaults = {"lr": lr, "beta": beta, "clip": clip, "bound": bound, "weight_decay": weight_decay}
-        super().__init__(params, {**defaults, "storage": storage, "track": track}, seed=seed)
+        super().__init__(params, settings(locals()), seed=seed)
 
     def check(self, group: dict[str, Any]) -> None:
         if not 0 <= group["beta"] < 1:

@@ -31,7 +31,7 @@ from altgrad.formats import FloatFormat
 from altgrad.optim.adamw import Beta, adam_request, check_adam
 from altgrad.optim.fused import Recipe, recipe
 from altgrad.optim.numbers import NonNegative, Positive
-from altgrad.optim.optimizer import Optimizer, OptimizerSpec
+from altgrad.optim.optimizer import Optimizer, OptimizerSpec, settings
 from altgrad.optim.request import Request
 from altgrad.optim.stiffness import (
     Normalise,
@@ -100,13 +100,13 @@ class ManifoldAdamW(Optimizer):
     ) -> None:
         if format is not None and storage is not None:
             raise ValueError("ManifoldAdamW: format is short for a master storage; name it in storage alone.")
-        defaults = {
-            "lr": lr, "betas": betas, "eps": eps, "weight_decay": weight_decay, "precondition": precondition,
-            "power": power, "kappa": kappa, "stiffness": str(stiffness), "normalise": normalise, "track": track,
-            "storage": storage if format is None else {"kind": "master", "format": str(format)},
-        }  # fmt: skip
+        stiffness = str(stiffness)
+        if format is not None:
+            storage = {"kind": "master", "format": str(format)}
+        given = settings(locals())
+        del given["format"]
         self._permutations: dict[Tensor, Tensor] = {}
-        super().__init__(params, defaults, seed=seed)
+        super().__init__(params, given, seed=seed)
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         """Permutations are found again when they are asked for."""

@@ -71,6 +71,14 @@ class OptimizerSpec(Kind, family="optimizer", package="altgrad.optim"):
         return made
 
 
+def settings(arguments: dict[str, Any]) -> dict[str, Any]:
+    """What an optimizer's `__init__` was given (its `locals()`), but for parameters and seed: a group's defaults.
+
+    So settings are named in the signature, for Python's users, and in the spec, for YAML's, and nowhere else.
+    """
+    return {name: value for name, value in arguments.items() if name not in ("self", "params", "seed", "__class__")}
+
+
 class Optimizer(torch.optim.Optimizer, ABC):
     """A torch optimizer whose rule is `request`. p.grad is never changed; parameters without a gradient are skipped.
 

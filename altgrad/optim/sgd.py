@@ -11,7 +11,7 @@ import torch
 from pydantic import Field, model_validator
 from torch import Tensor
 
-from altgrad.optim.optimizer import Optimizer, OptimizerSpec
+from altgrad.optim.optimizer import Optimizer, OptimizerSpec, settings
 from altgrad.optim.request import Request
 from altgrad.quantize import Grid
 
@@ -51,8 +51,7 @@ class SGD(Optimizer):
         track: bool = False,
         seed: int = 0,
     ) -> None:
-        defaults = {"lr": lr, "momentum": momentum, "weight_decay": weight_decay, "nesterov": nesterov}
-        super().__init__(params, {**defaults, "storage": storage, "track": track}, seed=seed)
+        super().__init__(params, settings(locals()), seed=seed)
 
     def check(self, group: dict[str, Any]) -> None:
         if not 0 <= group["momentum"] < 1:
