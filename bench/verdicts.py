@@ -13,10 +13,9 @@ import math
 import numpy as np
 from numpy.typing import NDArray
 
-from altgrad.reports.best import best_set
-from altgrad.reports.intervals import simultaneous
-from altgrad.reports.planning import needed_pairs
-from altgrad.reports.verdicts import MARGIN, judge
+from altgrad.statistics.best import best_set
+from altgrad.statistics.intervals import MARGIN, decide, simultaneous
+from altgrad.statistics.power import needed_pairs
 
 FORMATS = ("e0m7", "e3m4", "e4m3fn", "e5m2", "e7m0")
 EFFECTS = np.array([0.0, 0.0, 0.009, 0.02, -0.02])
@@ -45,7 +44,7 @@ def outcomes(n: int, sweeps: int = SWEEPS, effects: NDArray[np.float64] = EFFECT
         found = sweep(generator, n, effects, SD, shared=(0.0, 0.5, 0.9)[number % 3])
         intervals = simultaneous(found)
         covered += all(i.low <= e <= i.high for i, e in zip(intervals.values(), effects, strict=True))
-        false += any(judge(intervals[name]) == "benefit" for name in harmless)
+        false += any(decide(intervals[name]) == "above" for name in harmless)
         kept += best in best_set(found)
     return {"covered": covered / sweeps, "false benefit": false / sweeps, "best kept": kept / sweeps}
 
@@ -56,7 +55,7 @@ def equivalence(sd: float, formats: int, sweeps: int = SWEEPS) -> tuple[int, flo
     assert n is not None
     generator = np.random.default_rng(7)
     reached = [
-        judge(found) == "no practical benefit"
+        decide(found) == "inside"
         for _ in range(sweeps)
         for found in simultaneous(sweep(generator, n, np.zeros(formats), sd, 0.0)).values()
     ]

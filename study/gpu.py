@@ -7,10 +7,12 @@ from functools import cached_property
 import numpy as np
 
 from altgrad.formats import FloatFormat
+from altgrad.numerals import signed
 from altgrad.reports.archive import load_archives
-from altgrad.reports.intervals import Interval, simultaneous
 from altgrad.reports.reading import RunRecord
-from altgrad.reports.section import bounds, listed, signed
+from altgrad.reports.section import bounds
+from altgrad.spec.messages import listed
+from altgrad.statistics.intervals import Interval, simultaneous
 from study.results import FOLDER, LOSSES
 
 Losses = dict[int, float]
@@ -129,8 +131,8 @@ class Gpu:
     def facts(self) -> str:
         """Runs, commits, torch."""
         commits = sorted({f"`{r.meta['commit'][:7]}{r.meta['commit'][40:]}`" for r in self.records})
-        torch = listed(sorted({r.meta["torch"] for r in self.records}))
-        return f"{len(self.records)} runs at {listed(commits)}, torch {torch}"
+        torch = listed(sorted({r.meta["torch"] for r in self.records}), "and")
+        return f"{len(self.records)} runs at {listed(commits, 'and')}, torch {torch}"
 
 
 def _format(record: RunRecord) -> str:

@@ -3,7 +3,8 @@
 import math
 
 from altgrad.formats import FloatFormat
-from altgrad.reports.section import listed, signed
+from altgrad.numerals import signed
+from altgrad.spec.messages import listed
 from study.results import Results
 
 
@@ -45,7 +46,7 @@ class Grid(Results):
 
     def decided(self) -> str:
         """The formats whose interval leaves zero out."""
-        return listed([name for name, each in self.family.intervals.items() if each.high < 0 or each.low > 0])
+        return listed([name for name, each in self.family.intervals.items() if each.high < 0 or each.low > 0], "and")
 
 
 def _bits(name: str) -> tuple[int, int]:

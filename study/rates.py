@@ -23,8 +23,9 @@ import yaml
 from altgrad.formats import FloatFormat
 from altgrad.reports.archive import load_archives
 from altgrad.reports.effects import families
-from altgrad.reports.project import Project, load
+from altgrad.reports.project import Project
 from altgrad.reports.rates import ChosenRate, choose_rate
+from altgrad.reports.sources import load_project
 from altgrad.store import RunStore
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -158,7 +159,7 @@ def main() -> None:
     name, source = options.project, source_of(options.project)
     tuning = {"tuning": source["seeds"]["tuning"]}
     try:
-        found = tuned(load(RunStore(options.runs), name, tuning=TUNING))
+        found = tuned(load_project(RunStore(options.runs), name, tuning=TUNING))
     except ValueError as error:
         if name not in STARTED_FROM_PRIMARY:
             sys.exit(str(error))

@@ -8,18 +8,20 @@ from collections.abc import Callable, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
 
+from altgrad.numerals import signed
 from altgrad.reports.archive import load_archives
 from altgrad.reports.arms import Arm
 from altgrad.reports.content import Table
 from altgrad.reports.effects import Effect, FamilyOfFormats, Side, families, side_of
-from altgrad.reports.intervals import Interval, simultaneous
 from altgrad.reports.markdown import markdown_table
 from altgrad.reports.project import Project, final
 from altgrad.reports.rates import ChosenRate, choose_rate
 from altgrad.reports.reading import RunRecord
 from altgrad.reports.report import chapters
-from altgrad.reports.section import bounds, listed, signed
+from altgrad.reports.section import bounds
 from altgrad.reports.sections.geometry import stiffness_field
+from altgrad.spec.messages import listed
+from altgrad.statistics.intervals import Interval, simultaneous
 from study.rates import TUNING
 
 FOLDER = Path(__file__).resolve().parent / "results"
@@ -58,7 +60,7 @@ class Results:
     def commits(self) -> str:
         """Of AltGrad, as the runs recorded them: seven digits each, `-dirty` where a tracked file was changed."""
         found = {str(record.meta.get("commit", "?")) for record in self.project.records}
-        return listed(sorted(f"`{c[:7]}{c[40:]}`" for c in found))
+        return listed(sorted(f"`{c[:7]}{c[40:]}`" for c in found), "and")
 
     @property
     def diverged(self) -> int:
@@ -68,11 +70,11 @@ class Results:
     @property
     def best(self) -> str:
         """The formats that may benefit most."""
-        return listed(self.family.best)
+        return listed(self.family.best, "and")
 
     def with_verdict(self, verdict: str) -> str:
         """The formats of one verdict; `none` if there are none."""
-        return listed([name for name, found in self.family.verdicts.items() if found == verdict]) or "none"
+        return listed([name for name, found in self.family.verdicts.items() if found == verdict], "and") or "none"
 
     def effect(self, format_: str) -> Effect:
         """The two sides of one format."""
@@ -84,7 +86,7 @@ class Results:
         return f"{signed(found.mean)} {bounds(found)}, n = {found.n}"
 
     def mean(self, format_: str, side: str) -> float:
-        """Mean confirmed loss of one side, `standard` or `manifold`."""
+        """Mean confirmed loss of one side of the pair, `first` or `second`."""
         by_seed: Mapping[int, float] = getattr(self.effect(format_), side).by_seed
         return math.fsum(by_seed.values()) / len(by_seed)
 
@@ -167,7 +169,7 @@ class Results:
         arms = self.project.arms(self.family.condition)
         paired: dict[str, dict[int, float]] = {}
         for effect in self.family.effects:
-            own = effect.manifold.by_seed
+            own = effect.second.by_seed
             for arm, losses in arms.items():
                 field = stiffness_field(arm)
                 if field in (None, "own") or arm.format != effect.format:
@@ -207,7 +209,7 @@ class Results:
         """The largest distance of AdamW's loss from FP32's over formats, tuning seeds, both at FP32's rate."""
         alone = self.alone("FP32")
         arms = self.project.arms(self.family.condition)
-        stored = [arms[self.effect(name).standard.arm][alone.rate] for name in formats]
+        stored = [arms[self.effect(name).first.arm][alone.rate] for name in formats]
         return max(abs(math.fsum(loss[seed] for seed in TUNING) / len(TUNING) - alone.loss) for loss in stored)
 
     def pairs_alike(self, one: str, other: str) -> int:

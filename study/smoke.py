@@ -11,7 +11,7 @@ import sys
 from pathlib import Path
 
 from altgrad.reports.effects import families
-from altgrad.reports.project import load
+from altgrad.reports.sources import load_project
 from altgrad.store import RunStore
 from study.rates import ROOT, chosen, matrix, source_of, tuned, write_matrix
 from study.results import Results
@@ -42,7 +42,7 @@ def main() -> None:
         done = subprocess.run([sys.executable, "-m", "altgrad.cli.main", "sweep", str(path)], cwd=ROOT, check=False)
         if done.returncode:
             sys.exit(done.returncode)
-    (fresh,) = families(load(RunStore(ROOT / "runs"), NAME))
+    (fresh,) = families(load_project(RunStore(ROOT / "runs"), NAME))
     same = True
     for effect in fresh.effects:
         pairs = [effect.pairs[seed] for seed in SEEDS]  # a store may hold runs of another smoke check

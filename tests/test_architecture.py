@@ -3,11 +3,11 @@
 Imports only go down, from a floor to a lower one, and the rooms of one floor do not see one another:
 
     cli -> sweeps | diagnosis | reports -> training -> monitors | interventions -> measures -> models | data | optim
-        -> nn -> quantize -> spec -> document | formats
+        -> nn -> quantize -> spec -> document | formats | numerals
 
-Three rooms stand beside the tower: matrix, symptoms and store see formats, document and spec, and are seen from
-training upwards. They and the bottom of the tower never load torch, so that `altgrad --help`, a table of formats and a
-look at finished runs answer at once. Each rule is a function of parsed sources that yields `file:line: rule`; the
+Four rooms stand beside the tower: matrix, symptoms, store and statistics see formats, document, numerals and spec, and
+are seen from training upwards. They and the bottom of the tower never load torch, so that `altgrad --help`, a table of
+formats and a look at finished runs answer at once. Each rule is a function of parsed sources that yields `file:line: rule`; the
 second half of the file plants one violation of each rule and one small tree without any, so the rules can fail.
 """
 
@@ -26,7 +26,7 @@ import pytest
 ROOT = Path(__file__).resolve().parents[1]
 
 FLOORS = (
-    ("formats", "document"),
+    ("formats", "document", "numerals"),
     ("spec",),
     ("quantize",),
     ("nn",),
@@ -37,8 +37,8 @@ FLOORS = (
     ("sweeps", "diagnosis", "reports"),
     ("cli",),
 )
-BESIDE = ("matrix", "symptoms", "store")
-TORCH_FREE = {"formats", "document", "spec", *BESIDE}
+BESIDE = ("matrix", "symptoms", "store", "statistics")
+TORCH_FREE = {*FLOORS[0], "spec", *BESIDE}
 TORCH_LOADERS = {"torch", "torchvision", "torchmetrics", "transformers", "accelerate"}
 LAZY = {"wandb", "datasets", "pandas", "pyarrow", "rich", "matplotlib", "plotly", "scipy", "sklearn", "transformers"}
 LAZY |= {"ray", "submitit", "jinja2", "huggingface_hub", "torchmetrics", "statsmodels", "tensorboard"}

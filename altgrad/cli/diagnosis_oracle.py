@@ -8,12 +8,12 @@ from typing import Any
 
 import torch
 
-from altgrad.cli.console import number, percent
 from altgrad.cli.diagnosis_table import kinds, table, title
 from altgrad.cli.layout import Line
 from altgrad.diagnosis.advice import kind_of
 from altgrad.diagnosis.forecasts import STEPS, outlook
 from altgrad.formats import FloatFormat
+from altgrad.numerals import number, percent
 from altgrad.training import RunSpec
 
 Json = dict[str, Any]

@@ -11,11 +11,11 @@ import textwrap
 from collections.abc import Sequence
 from typing import Any
 
-from altgrad.cli.console import number, percent
 from altgrad.cli.diagnosis_oracle import oracle_page
 from altgrad.cli.diagnosis_table import kinds, table, title
 from altgrad.cli.layout import Line, clean, shorten
 from altgrad.diagnosis.advice import kind_of
+from altgrad.numerals import number, percent
 from altgrad.spec.ranking import badness
 
 Json = dict[str, Any]

@@ -10,8 +10,9 @@ from typing import Annotated, Any, NamedTuple
 
 import typer
 
-from altgrad.cli.console import one_line_errors, percent, print_json, say, table
+from altgrad.cli.console import one_line_errors, print_json, say, table
 from altgrad.formats import FloatFormat
+from altgrad.numerals import percent
 
 DISTRIBUTIONS = "normal,laplace,t5"
 

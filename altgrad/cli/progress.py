@@ -14,8 +14,10 @@ from contextlib import contextmanager
 from types import FrameType
 from typing import Any
 
+from altgrad import numerals
 from altgrad.cli import console
 from altgrad.data.tokens import on_progress
+from altgrad.numerals import duration
 
 _QUIET_SECONDS, _REDRAW_SECONDS = 1.0, 0.1
 
@@ -72,8 +74,8 @@ class ProgressListener:
             self._draw(done, total)
         elif done * 10 // total > self._tenth:
             self._tenth = done * 10 // total
-            elapsed = console.duration(now - self._start)
-            console.say(f"tokenising: {done / total:.0%} of {console.number(total)}B of text, {elapsed}", sys.stderr)
+            elapsed = duration(now - self._start)
+            console.say(f"tokenising: {done / total:.0%} of {numerals.number(total)}B of text, {elapsed}", sys.stderr)
 
     def close(self) -> None:
         """Take the bar away; lines stand."""

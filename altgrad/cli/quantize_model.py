@@ -14,6 +14,7 @@ from typing import Annotated, Any
 import typer
 
 from altgrad.cli import console
+from altgrad.numerals import count, percent
 
 _HEADER = ["SQNR dB", "underflow", "saturated", "codes used", "never used"]
 
@@ -119,12 +120,12 @@ def _cells(row: dict[str, Any]) -> list[str]:
     broken = row.get("nan_count", 0) + row.get("inf_count", 0)
     return [
         f"{row['sqnr_db']:.2f}" + (f" ({broken:,} not finite)" if broken else ""),
-        console.percent(row["underflow_rate"]),
-        console.percent(row["saturation_rate"]),
-        console.percent(row["utilisation"]),
-        console.percent(row["unused_share"]),
+        percent(row["underflow_rate"]),
+        percent(row["saturation_rate"]),
+        percent(row["utilisation"]),
+        percent(row["unused_share"]),
     ]
 
 
 def _bytes(size: int) -> str:
-    return f"{console.count(size)}B" if size >= 1000 else f"{size} B"
+    return f"{count(size)}B" if size >= 1000 else f"{size} B"

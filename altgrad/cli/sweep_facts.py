@@ -5,12 +5,12 @@ from dataclasses import asdict
 from typing import Any
 
 from altgrad.cli import console
-from altgrad.cli.console import count, duration, number
+from altgrad.numerals import count, duration, number
 from altgrad.spec.ranking import badness
 from altgrad.store import RunStore
 from altgrad.sweeps import Plan, PlannedRun, SweepFolder
 from altgrad.sweeps.launchers.local import LocalSpec
-from altgrad.sweeps.power import Need, need
+from altgrad.statistics.power import Need, pairs_for_margin
 from altgrad.sweeps.probe import seconds
 
 LOSS = "validation/loss"
@@ -68,7 +68,7 @@ def describe_power(plan: Plan, folder: SweepFolder, margin: float, as_json: bool
     for first, second in pairs:
         cells = [found for found in _paired(losses[first], losses[second]) if len(found) > 1]
         if cells:
-            needs.append(need(first, second, cells, margin))
+            needs.append(pairs_for_margin(first, second, cells, margin))
     if not needs:
         raise ValueError(f"{plan.name} has no two arms with two finished pairs of seeds yet; run more of it first.")
     if as_json:

@@ -1,14 +1,18 @@
-"""The parquet files of a report: data.parquet, tidy, and runs.parquet.
+"""data.parquet, data.csv and runs.parquet: every number that the report was made from.
 
-runs.parquet has the records a report was made from, one row a run, so that it can be made again without the runs.
+    data.parquet   run, arm parts, lr, seed, status, step, metric, value: tidy, one row a value
+    data.csv       one line a run
+    runs.parquet   one row a run, the records a report was made from, so that it can be made again without the runs
 
     altgrad report --from reports/NAME/runs.parquet
 
-Specs, meta data and events are JSON texts; series are lists side by side, thinned as the report has them. Archives of
-one project can be read together, as when a study was run in several sittings: of a run that stands in two, the later
+`metric` is a key of docs/METRICS.md, `outcome` the loss that enters statistics. Series are the thinned ones; the whole
+ones are in the store. In runs.parquet specs, meta data and events are JSON texts, series lists side by side. Archives
+of one project can be read together, as when a study was run in several sittings: of a run that stands in two, the later
 archive's counts.
 """
 
+import csv
 import json
 from collections.abc import Collection, Sequence
 from pathlib import Path
@@ -16,16 +20,52 @@ from typing import Any
 
 import numpy as np
 
-from altgrad.reports.facts import COLUMNS, facts
 from altgrad.reports.project import Project
-from altgrad.reports.reading import RunRecord, take_spec
+from altgrad.reports.reading import PLAIN, RunRecord, take_spec
 
 NAME = b"altgrad_project"
+COLUMNS = ("run", "format", "storage", "casts", "optimizer", "variant", "frozen", "lr", "seed", "status", "diverged")
 TEXTS, NESTED = ("id", "status", "reason"), ("spec", "meta", "events")
 PLAIN_FIELDS = (*TEXTS, "whole", "step", "problems")
 
 
-def write_tidy(project: Project, path: Path) -> None:
+def run_columns(record: RunRecord) -> tuple[Any, ...]:
+    """A run's values of COLUMNS."""
+    arm = record.arm
+    return (
+        record.id, arm.format, arm.storage, arm.casts, arm.optimizer, arm.variant, arm.frozen, record.rate, record.seed,
+        record.status, record.diverged,
+    )  # fmt: skip
+
+
+def write_data(project: Project, folder: Path) -> None:
+    """All three files; data.csv has of each run its columns, condition, outcome and last losses."""
+    _write_csv(project, folder / "data.csv")
+    _write_tidy(project, folder / "data.parquet")
+    write_archive(project, folder / "runs.parquet")
+
+
+def _write_csv(project: Project, path: Path) -> None:
+    words = project.conditions
+    keys = sorted(
+        {key for r in project.records for key in r.series if key.startswith(PLAIN) and key != "time/wall_seconds"}
+    )
+    with path.open("w", newline="", encoding="utf-8") as file:
+        writer = csv.writer(file)
+        writer.writerow((*COLUMNS, "condition", "step", "outcome", "altgrad", "torch", "created", *keys))
+        for r in project.records:
+            last = [r.series[key][1][-1] if key in r.series and len(r.series[key][1]) else "" for key in keys]
+            meta = [str(r.meta.get(key, "")) for key in ("altgrad", "torch", "created")]
+            cells = (*run_columns(r), words.get(r.condition, ""), r.step, r.outcome, *meta, *last)
+            writer.writerow([_inert(cell) for cell in cells])
+
+
+def _inert(cell: Any) -> Any:
+    """A spreadsheet takes a text that begins with one of these for a formula."""
+    return f"'{cell}" if isinstance(cell, str) and cell[:1] in ("=", "+", "-", "@", "\t", "\r") else cell
+
+
+def _write_tidy(project: Project, path: Path) -> None:
     """One row a value: COLUMNS, step, metric, value."""
     import pyarrow as pa
     from pyarrow import parquet
@@ -40,9 +80,8 @@ def write_tidy(project: Project, path: Path) -> None:
                 steps.append(s)
                 values.append(v)
                 metrics += [key] * len(s)
-            columns: list[Any] = [
-                pa.repeat(pa.scalar(fact, kind), len(metrics)) for fact, kind in zip(facts(record), types, strict=True)
-            ]
+            told = zip(run_columns(record), types, strict=True)
+            columns: list[Any] = [pa.repeat(pa.scalar(value, kind), len(metrics)) for value, kind in told]
             columns += [np.concatenate(steps).astype(float), pa.array(metrics), np.concatenate(values).astype(float)]
             writer.write_table(
                 pa.Table.from_arrays([pa.array(c) if isinstance(c, np.ndarray) else c for c in columns], schema=schema)

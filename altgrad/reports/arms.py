@@ -19,6 +19,8 @@ FREE = {
 }  # fmt: skip
 SHARED = {"weight_decay", "groups"}
 STANDARD, MANIFOLD = "adamw", "manifold_adamw"
+PAIR = (STANDARD, MANIFOLD)
+"""The optimizers that a verdict compares where nobody names others: losses of the first less those of the second."""
 BASELINES = {"float32": "FP32", "bfloat16": "BF16"}
 
 
@@ -42,9 +44,9 @@ class Arm:
         return self.format in BASELINES.values() and not self.casts and not self.frozen
 
     @property
-    def is_manifold(self) -> bool:
-        """Whether its steps are measured in spacings (at some power above 0)."""
-        return self.optimizer == MANIFOLD and not self.variant.startswith("off")
+    def is_off(self) -> bool:
+        """Whether it is ManifoldAdamW with its preconditioning off, which steps as AdamW does."""
+        return self.variant.startswith("off")
 
     @property
     def method(self) -> str:
@@ -65,6 +67,11 @@ class Arm:
     def with_(self, **changes: Any) -> "Arm":
         """The same arm but for these."""
         return replace(self, **changes)
+
+
+def optimizer_name(kind: str) -> str:
+    """An optimizer for people: as its paper writes it where we know, else its kind."""
+    return {STANDARD: "AdamW", MANIFOLD: "ManifoldAdamW", "sgd": "SGD", "madam": "Madam"}.get(kind, kind)
 
 
 def arm_of(spec: Mapping[str, Any]) -> Arm:

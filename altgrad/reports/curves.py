@@ -7,12 +7,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from altgrad.reports.arms import Arm
-from altgrad.reports.distributions import critical_value
 from altgrad.reports.effects import FamilyOfFormats, families
 from altgrad.reports.project import Project
 from altgrad.reports.rates import choose_rate, split_seeds
 from altgrad.reports.reading import RunRecord, Series
-from altgrad.reports.thinning import by_bucket
+from altgrad.statistics.distributions import critical_value
 
 Array = NDArray[np.float64]
 
@@ -72,6 +71,16 @@ def heat(
         count = present.sum(0)
         z[row] = np.where(count > 0, np.where(present, found, 0).sum(0) / np.maximum(count, 1), math.nan)
     return (edges[:-1] + edges[1:]) / 2, sites, z
+
+
+def by_bucket(steps: Array, values: Array, edges: Array) -> Array:
+    """The largest value between each two neighbours of `edges` (the last bucket closed); NaN where there is none."""
+    found = np.full(len(edges) - 1, np.nan)
+    where = np.clip(np.searchsorted(edges, steps, side="right") - 1, 0, len(edges) - 2)
+    for bucket, value in zip(where, values, strict=True):
+        if np.isfinite(value) and not found[bucket] > value:
+            found[bucket] = value
+    return found
 
 
 def at_best_rate(project: Project, condition: str) -> dict[Arm, list[RunRecord]]:

@@ -1,22 +1,31 @@
-"""B_f = L(AdamW) - L(manifold-aware), format by format: each arm at its own learning rate, paired by seed.
+"""B_f = L(first) - L(second optimizer), format by format: each arm at its own learning rate, paired by seed.
+
+The pair is AdamW and ManifoldAdamW unless the project names another: B is then the benefit of geometry.
 
 A *family* is one condition, one way of storing weights and one set of casts; within it formats differ, and intervals
-are simultaneous over them. The two sides of a format are its plain AdamW arm and its plain ManifoldAdamW arm (own
-stiffness, p = 1); of other variants, the one closest to that. lr* comes from tuning seeds, B from confirmation seeds
+are simultaneous over them. The two sides of a format are the arms of the pair's optimizers that are closest to their
+defaults (for ManifoldAdamW: own stiffness, p = 1). lr* comes from tuning seeds, B from confirmation seeds
 where there are any; where the same seeds had to do both, `reused` is true and every section that shows B says so.
 """
 
 import math
 from dataclasses import dataclass
 from functools import cached_property
+from typing import Literal, TypeAlias
 
-from altgrad.reports.arms import STANDARD, Arm
-from altgrad.reports.best import Contender, compare_with_best
-from altgrad.reports.intervals import Interval, common_correlation, simultaneous, table
-from altgrad.reports.planning import needed_pairs, pairs_to_decide
+from altgrad.reports.arms import PAIR, STANDARD, Arm, optimizer_name
 from altgrad.reports.project import Losses, Project, format_order
 from altgrad.reports.rates import ChosenRate, choose_rate, split_seeds
-from altgrad.reports.verdicts import Verdict, judge
+from altgrad.statistics.best import Contender, compare_with_best
+from altgrad.statistics.intervals import Interval, common_correlation, decide, seeds_in_common, simultaneous
+from altgrad.statistics.power import needed_pairs, pairs_to_decide
+
+Verdict: TypeAlias = Literal["benefit", "harm", "no practical benefit", "direction only", "undecided"]
+VERDICTS: dict[str, Verdict] = {
+    "above": "benefit", "below": "harm", "inside": "no practical benefit",
+    "direction only": "direction only", "undecided": "undecided",
+}  # fmt: skip
+"""What is decided about B (`altgrad.statistics.intervals`), in the words of a report."""
 
 
 @dataclass(frozen=True)
@@ -32,17 +41,17 @@ class Side:
 
 @dataclass(frozen=True)
 class Effect:
-    """One format: its two sides and the paired differences by seed."""
+    """One format: the sides of the pair's first and second optimizer, and their paired differences by seed."""
 
     format: str
-    standard: Side
-    manifold: Side
+    first: Side
+    second: Side
 
     @property
     def pairs(self) -> dict[int, float]:
-        """L(standard) - L(manifold) by seed: positive where geometry helped."""
-        theirs = self.manifold.by_seed
-        return {seed: loss - theirs[seed] for seed, loss in self.standard.by_seed.items() if seed in theirs}
+        """L(first) - L(second) by seed: positive where the second is better."""
+        theirs = self.second.by_seed
+        return {seed: loss - theirs[seed] for seed, loss in self.first.by_seed.items() if seed in theirs}
 
 
 @dataclass(frozen=True)
@@ -55,6 +64,7 @@ class FamilyOfFormats:
     effects: tuple[Effect, ...]
     reused: bool
     tuning: frozenset[int]
+    pair: tuple[str, str] = PAIR
 
     @cached_property
     def paired(self) -> dict[str, dict[int, float]]:
@@ -69,7 +79,7 @@ class FamilyOfFormats:
     @cached_property
     def verdicts(self) -> dict[str, Verdict]:
         """By format."""
-        return {name: judge(found) for name, found in self.intervals.items()}
+        return {name: VERDICTS[decide(found)] for name, found in self.intervals.items()}
 
     @cached_property
     def contenders(self) -> list[Contender]:
@@ -85,7 +95,7 @@ class FamilyOfFormats:
     @cached_property
     def correlation(self) -> float:
         """Between formats, over the seeds they share."""
-        return common_correlation(table(self.paired))
+        return common_correlation(seeds_in_common(self.paired))
 
     def pairs_needed(self, format_: str) -> int | None:
         """Pairs in all that a decision takes, if mean and sd are what they look like; None beyond reach or unknown."""
@@ -103,6 +113,12 @@ class FamilyOfFormats:
     def is_primary(self) -> bool:
         """Stochastic storage alone: the estimand declared before the study."""
         return self.storage == "stochastic" and not self.casts
+
+    @property
+    def names(self) -> tuple[str, str]:
+        """The pair's optimizers for people."""
+        first, second = map(optimizer_name, self.pair)
+        return first, second
 
     @property
     def title(self) -> str:
@@ -147,12 +163,8 @@ def _family(
     effects, reused = [], False
     for format_ in sorted({arm.format for arm in arms}, key=format_order):
         inside = [arm for arm in arms if arm.format == format_ and not arm.frozen]
-        plain = next((arm for arm in inside if arm.optimizer == STANDARD), None)
-        plain = plain or next((arm for arm in inside if arm.variant.startswith("off")), None)
-        aware = min((arm for arm in inside if arm.is_manifold), key=lambda a: len(a.variant), default=None)
-        if plain is None or aware is None:
-            continue
-        sides = [side_of(project, condition, arm, arms[arm], tuning) for arm in (plain, aware)]
+        pair = [_closest(inside, optimizer) for optimizer in project.pair]
+        sides = [side_of(project, condition, arm, arms[arm], tuning) if arm else None for arm in pair]
         if sides[0] is None or sides[1] is None:
             continue
         (first, again), (second, too) = sides[0], sides[1]
@@ -164,7 +176,32 @@ def _family(
             )
         reused = reused or again or too
         effects.append(Effect(format_, first, second))
-    return FamilyOfFormats(condition, storage, casts, tuple(effects), reused, frozenset(tuning)) if effects else None
+    if not effects:
+        return None
+    return FamilyOfFormats(condition, storage, casts, tuple(effects), reused, frozenset(tuning), project.pair)
+
+
+def _closest(arms: list[Arm], optimizer: str) -> Arm | None:
+    """The arm of that optimizer with the fewest settings of its own; for AdamW, one that steps as it does will do."""
+    own = [arm for arm in arms if arm.optimizer == optimizer and not arm.is_off]
+    if not own and optimizer == STANDARD:
+        own = [arm for arm in arms if arm.is_off]
+    return min(own, key=lambda arm: len(arm.variant), default=None)
+
+
+def lacking_pair(project: Project) -> str:
+    """Why nothing is compared."""
+    first, second = map(optimizer_name, project.pair)
+    return f"No format has both {_article(first)} {first} and {_article(second)} {second} arm."
+
+
+def short_name(optimizer: str) -> str:
+    """An optimizer's name where there is little room."""
+    return {"ManifoldAdamW": "Manifold"}.get(optimizer, optimizer)
+
+
+def _article(word: str) -> str:
+    return "an" if word[:1].lower() in "aeiou" else "a"
 
 
 def mean_or_nan(values: list[float]) -> float:

@@ -18,7 +18,7 @@ _LATEX = {
 }  # fmt: skip
 
 
-def markdown(name: str, chapters: Sequence[Chapter], headline: str, made: str) -> str:
+def report_markdown(name: str, chapters: Sequence[Chapter], headline: str, made: str) -> str:
     """The whole report; pictures are `figures/<key>.png`."""
     lines = [f"# {escaped(name)}", "", f"**{escaped(headline)}**", "", f"{escaped(made)}", ""]
     for chapter in chapters:
@@ -51,9 +51,9 @@ def latex(table: Table) -> str:
     return "\n".join(lines)
 
 
-def write(folder: Path, name: str, chapters: Sequence[Chapter], headline: str, made: str) -> None:
+def write_markdown(folder: Path, name: str, chapters: Sequence[Chapter], headline: str, made: str) -> None:
     """report.md and tables/<key>.tex."""
-    (folder / "report.md").write_text(markdown(name, chapters, headline, made), encoding="utf-8")
+    (folder / "report.md").write_text(report_markdown(name, chapters, headline, made), encoding="utf-8")
     tables = folder / "tables"
     tables.mkdir(exist_ok=True)
     for chapter in chapters:

@@ -38,13 +38,13 @@ def html(project: Project, chapters: Sequence[Chapter], headline: str, made: str
     from markupsafe import Markup
 
     style = _asset("report.css")
-    scripts = [] if static else [_asset("styles.js"), plotly_figures.library(), _asset("report.js")]
+    scripts = [] if static else [_asset("styles.js"), plotly_figures.plotly_script(), _asset("report.js")]
     figures = [block for chapter in chapters for block in chapter.blocks if isinstance(block, Figure)]
     environment = Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True)
     template = environment.from_string(_asset("report.html.j2"))
     return str(
         template.render(
-            project=project, headline=headline, made=made, facts=facts(project), policy=policy(style, scripts),
+            project=project, headline=headline, made=made, facts=counts(project), policy=policy(style, scripts),
             style=Markup(style), scripts=[Markup(script) for script in scripts],  # ours, not a run's
             figures=Markup("") if static else Markup(_json(figures)),
             chapters=[
@@ -66,7 +66,7 @@ def policy(style: str, scripts: Sequence[str]) -> str:
     return f"default-src 'none'; script-src {run}; style-src {styles}; {rest}"
 
 
-def facts(project: Project) -> list[tuple[str, str]]:
+def counts(project: Project) -> list[tuple[str, str]]:
     """(what, how many) for the head of the page."""
     results = project.results()
     arms = {record.arm for record in results}
@@ -96,7 +96,7 @@ def _json(figures: Sequence[Figure]) -> str:
     """What the script draws, as JSON that cannot end its own script element."""
     themes = {name: theme(colours) for name, colours in (("light", paper_figures.LIGHT), ("dark", paper_figures.DARK))}
     drawn = {
-        figure.key: plotly_figures.drawn(figure)
+        figure.key: plotly_figures.plotly_figure(figure)
         | {"panels": len(figure.panels), "columns": figure.columns, "height": figure.height}
         for figure in figures
     }

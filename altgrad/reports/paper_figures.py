@@ -11,8 +11,9 @@ from typing import Any
 
 import numpy as np
 
+from altgrad.numerals import tick_text
 from altgrad.reports.content import Axes, Axis, Band, Dots, Figure, Heat, Mark, Trace
-from altgrad.reports.plotly_figures import limits, short_number, written
+from altgrad.reports.plotly_figures import cell_text, heat_limits
 
 LIGHT = {
     "text": "#1b1f24", "faint": "#8b949e", "blue": "#0072B2", "orange": "#E69F00", "green": "#009E73",
@@ -29,7 +30,7 @@ SEQUENTIAL, DIVERGING = "cividis", "PuOr"
 _WIDTH, _PIXELS = 6.8, 130.0
 
 
-def save(figure: Figure, folder: Path) -> tuple[Path, Path]:
+def save_figure(figure: Figure, folder: Path) -> tuple[Path, Path]:
     """Write `<key>.png` (130 dpi) and `<key>.pdf`; returns both."""
     picture = _draw(figure, LIGHT)
     png, pdf = folder / f"{figure.key}.png", folder / f"{figure.key}.pdf"
@@ -108,7 +109,7 @@ def _axis(axes: Any, axis: Axis, which: str) -> None:
     elif axis.limits:
         getattr(axes, f"set_{which}lim")(*axis.limits)
     if axis.ticks:
-        getattr(axes, f"set_{which}ticks")(axis.ticks, [short_number(tick) for tick in axis.ticks])
+        getattr(axes, f"set_{which}ticks")(axis.ticks, [tick_text(tick) for tick in axis.ticks])
         getattr(axes, f"set_{which}ticks")([], minor=True)
     if axis.reverse:
         getattr(axes, f"invert_{which}axis")()
@@ -151,7 +152,7 @@ def _dots(axes: Any, mark: Dots, colours: dict[str, str]) -> Any:
 
 
 def _heat(axes: Any, mark: Heat, picture: Any, shared: bool) -> None:
-    low, high = limits(mark)
+    low, high = heat_limits(mark)
     named = bool(len(mark.x)) and isinstance(mark.x[0], str)
     x: Any = range(len(mark.x)) if named else mark.x
     y: Any = range(len(mark.y)) if len(mark.y) and isinstance(mark.y[0], str) else mark.y
@@ -170,7 +171,7 @@ def _heat(axes: Any, mark: Heat, picture: Any, shared: bool) -> None:
             for column, value in zip(x, values, strict=True):
                 bright = shown.cmap(shown.norm(value))[:3] if np.isfinite(value) else (1, 1, 1)
                 ink = "#111111" if np.dot(bright, (0.3, 0.6, 0.1)) > 0.5 else "#ffffff"
-                axes.text(column, row, written(value), ha="center", va="center", fontsize=7.5, color=ink)
+                axes.text(column, row, cell_text(value), ha="center", va="center", fontsize=7.5, color=ink)
 
 
 def colour_steps(name: str, count: int) -> list[str]:

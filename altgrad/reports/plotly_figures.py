@@ -10,20 +10,21 @@ from typing import Any
 
 import numpy as np
 
+from altgrad.numerals import tick_text
 from altgrad.reports.content import Axes, Axis, Band, Dots, Figure, Heat, Mark, Trace
 
 _DASH = {"solid": "solid", "dash": "dash", "dot": "dot", "dashdot": "dashdot"}
 _ROW_GAP, _TOP, _TITLES, _BOTTOM = 106, 34, 24, 62
 
 
-def library() -> str:
+def plotly_script() -> str:
     """plotly.js, minified."""
     from plotly.offline import get_plotlyjs
 
     return str(get_plotlyjs())
 
 
-def drawn(figure: Figure) -> dict[str, Any]:
+def plotly_figure(figure: Figure) -> dict[str, Any]:
     """`{"data": [...], "layout": {...}}` for Plotly.react, NaN as null."""
     data: list[dict[str, Any]] = []
     inside = figure.rows * (figure.height + _ROW_GAP) - _ROW_GAP
@@ -87,7 +88,7 @@ def _axis(axis: Axis) -> dict[str, Any]:
     elif axis.limits:
         found["range"] = list(axis.limits)
     if axis.ticks:
-        found |= {"tickvals": list(axis.ticks), "ticktext": [short_number(tick) for tick in axis.ticks]}
+        found |= {"tickvals": list(axis.ticks), "ticktext": [tick_text(tick) for tick in axis.ticks]}
     if axis.reverse:
         found["range"] = found["range"][::-1] if "range" in found else None
         if found["range"] is None:
@@ -175,7 +176,7 @@ def _dots(mark: Dots, panel: Axes, axes: dict[str, str], data: list[Any], legend
 
 
 def _heat(mark: Heat, axes: dict[str, str], data: list[Any]) -> None:
-    low, high = limits(mark)
+    low, high = heat_limits(mark)
     found: dict[str, Any] = {
         "type": "heatmap", "x": _positions(mark.x), "y": _positions(mark.y), "z": mark.z, "zmin": low, "zmax": high,
         "colorscale": "@diverging" if mark.diverging else "@sequential", "xgap": 1, "ygap": 1, "hoverongaps": False,
@@ -185,12 +186,12 @@ def _heat(mark: Heat, axes: dict[str, str], data: list[Any]) -> None:
             "thickness": 12, "outlinewidth": 0,
         },
         "hovertext": [
-            [_text(f"{y}, {x}: {written(v)} {mark.unit}") for x, v in zip(mark.x, row, strict=True)]
+            [_text(f"{y}, {x}: {cell_text(v)} {mark.unit}") for x, v in zip(mark.x, row, strict=True)]
             for y, row in zip(mark.y, mark.z, strict=True)
         ],
     }  # fmt: skip
     if mark.write:
-        found |= {"text": [[written(v) for v in row] for row in mark.z], "texttemplate": "%{text}"}
+        found |= {"text": [[cell_text(v) for v in row] for row in mark.z], "texttemplate": "%{text}"}
     data.append(found)
 
 
@@ -199,7 +200,7 @@ def _positions(values: Any) -> list[Any]:
     return list(range(len(values))) if len(values) and isinstance(values[0], str) else list(values)
 
 
-def limits(mark: Heat) -> tuple[float, float]:
+def heat_limits(mark: Heat) -> tuple[float, float]:
     """The range of a heat map's colours; symmetric around 0 if it diverges."""
     if mark.limits is not None:
         return mark.limits
@@ -213,17 +214,9 @@ def limits(mark: Heat) -> tuple[float, float]:
     return low, high if high > low else low + 1
 
 
-def written(value: float) -> str:
+def cell_text(value: float) -> str:
     """A cell's number: three significant figures; nothing for NaN."""
     return "" if not math.isfinite(value) else f"{value:.3g}"
-
-
-def short_number(value: float) -> str:
-    """A tick's number: `3e-3`, `0.5`, `20`."""
-    if value and not 0.01 <= abs(value) < 1e4:
-        digits, exponent = f"{value:.1e}".split("e")
-        return f"{float(digits):g}e{int(exponent)}"
-    return f"{value:g}"
 
 
 def _text(text: Any) -> str:

@@ -6,30 +6,31 @@ condition; within one, an arm's losses are keyed by learning rate and seed. Of s
 """
 
 import math
-from collections.abc import Callable, Collection, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import cached_property
 
 import numpy as np
 from numpy.typing import NDArray
 
 from altgrad.formats import FloatFormat
-from altgrad.reports.arms import STANDARD, Arm, differing
-from altgrad.reports.reading import RunRecord, read
-from altgrad.store import RunStore
+from altgrad.reports.arms import PAIR, STANDARD, Arm, differing
+from altgrad.reports.reading import RunRecord
 
 Losses = dict[float, dict[int, float]]
 
 
 @dataclass
 class Project:
-    """Name, where it was read from, its records sorted by id, and (if said) which seeds chose learning rates."""
+    """Name, where it was read from, its records sorted by id, and (if said) which seeds chose learning rates.
+
+    pair: the two optimizers that the verdict compares.
+    """
 
     name: str
     source: str
     records: list[RunRecord]
     tuning_seeds: frozenset[int] | None = None
-    notes: list[str] = field(default_factory=list)
+    pair: tuple[str, str] = PAIR
 
     def results(self, condition: str | None = None) -> list[RunRecord]:
         """Runs that enter statistics, the newest for each arm, rate and seed. Records must not change any more."""
@@ -97,26 +98,6 @@ def format_order(name: str) -> tuple[int, int, str]:
     return (-1, 0, name) if found is None else (found.exponent_bits, found.mantissa_bits, name)
 
 
-def load(
-    store: RunStore, project: str, *, tuning: Collection[int] = (), progress: Callable[[int, int], None] | None = None
-) -> Project:
-    """Read every run of a project. ValueError if it has none.
-
-    tuning: seeds whose runs chose learning rates. progress: called with runs read and runs in all.
-    """
-    runs = list(store.runs(project))
-    if not runs:
-        known = sorted({run.project for run in store.runs()})
-        hint = f"there are {', '.join(known[:8])}" if known else "`altgrad train` makes some"
-        raise ValueError(f"project {project!r} has no runs in {store.root}; {hint}.")
-    records = []
-    for number, run in enumerate(runs, 1):
-        records.append(read(run))
-        if progress is not None:
-            progress(number, len(runs))
-    return Project(project, str(store.root), records, frozenset(tuning) or None)
-
-
 def final(record: RunRecord, monitor: str, quantity: str, *, tail: float = 0.25) -> float:
     """One number for a run: the mean over sites of the mean over the last quarter of the steps; NaN without any."""
     means = [value for value in by_site(record, monitor, quantity, tail=tail).values() if math.isfinite(value)]
@@ -133,11 +114,6 @@ def _late(series: tuple[NDArray[np.float64], NDArray[np.float64]], tail: float) 
     late = values[steps >= steps[-1] * (1 - tail)]
     late = late[np.isfinite(late)]
     return float(late.mean()) if len(late) else math.nan
-
-
-def layers(records: Collection[RunRecord], monitor: str, quantity: str) -> Iterator[str]:
-    """Every site that any of the records has for it, in the order found."""
-    yield from dict.fromkeys(site for record in records for site in record.sited(monitor, quantity))
 
 
 def layer_type(site: str) -> str:

@@ -1,13 +1,16 @@
 """One run from the store as a Record: what it is, how it ended, and its numbers, thinned as they are read.
 
 A run's metrics can be many megabytes, and a project has hundreds of runs: each file is read once, from first to last,
-only the quantities that some section draws are kept, and every series is thinned with its spikes. Nothing a run's
-folder may hold stops a report: what is damaged is a line in `problems`, and what could be read before it is used.
+only the quantities asked for are kept, those that some section draws, and every series is thinned with its spikes.
+Nothing a run's folder may hold stops a report: what is damaged is a line in `problems`, and what could be read before
+it is used.
 """
 
+import itertools
 import math
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
+from fnmatch import fnmatchcase
 from typing import Any
 
 import numpy as np
@@ -15,18 +18,12 @@ from numpy.typing import NDArray
 
 from altgrad.document import Document, SpecError
 from altgrad.reports.arms import Arm, arm_of, condition_of, rate_of
-from altgrad.reports.thinning import thin
 from altgrad.store import Run
 from altgrad.store.files import NON_FINITE, read_jsonl
 from altgrad.store.runs import EVENTS, LOGGED, METRICS
 
 LOSS, TRAIN_LOSS = "validation/loss", "train/loss"
 PLAIN = ("train/", "validation/", "time/")
-QUANTITIES = {
-    "underflow_rate", "saturation_rate", "stall_ratio", "zero_update_fraction", "effective_update_ratio",
-    "sign_flip_rate", "flip_rate", "stable_rank", "effective_rank", "cosine", "sqnr_db", "q50_spacing", "mean_offset",
-    "aligned_share", "nonfinite_count", "realised_below_half", "requested_q50_ulp", "utilisation",
-}  # fmt: skip
 PLAIN_POINTS, SITED_POINTS = 600, 100  # by site: so many that no column of a heat map is left without a point
 EVENTS_KEPT = 400
 MOST = 1e60
@@ -107,8 +104,8 @@ class RunRecord:
         }
 
 
-def read(run: Run) -> RunRecord:
-    """The record of a run, whatever state its folder is in."""
+def read(run: Run, metrics: Collection[str] = ("*",)) -> RunRecord:
+    """The record of a run, whatever state its folder is in. metrics: the quantities by site to keep."""
     record = RunRecord(run.id)
     try:
         record.meta = run.meta()
@@ -122,7 +119,7 @@ def read(run: Run) -> RunRecord:
     except (SpecError, ValueError, OSError) as error:
         record.problems.append(_line(error))
     record.reason = str(record.meta.get("reason", ""))
-    collector = Collector()
+    collector = Collector(metrics)
     try:
         for row in read_jsonl(run.path / METRICS, record.problems.append, whole=_logged(record, METRICS)):
             collector.add(row)
@@ -157,9 +154,10 @@ def take_spec(record: RunRecord, spec: Mapping[str, Any]) -> None:
 
 
 class Collector:
-    """Rows in, thinned series out."""
+    """Rows in, thinned series out: losses and times, and of the other metrics those whose last part is asked for."""
 
-    def __init__(self) -> None:
+    def __init__(self, metrics: Collection[str]) -> None:
+        self._metrics = metrics
         self._wanted: dict[str, bool] = {"step": False}
         self._columns: dict[str, tuple[list[float], list[float]]] = {}
 
@@ -171,7 +169,9 @@ class Collector:
         for key, value in row.items():
             wanted = self._wanted.get(key)
             if wanted is None:
-                wanted = self._wanted[key] = is_drawn(key)
+                quantity = key.rpartition("/")[2]
+                wanted = key.startswith(PLAIN) or any(fnmatchcase(quantity, each) for each in self._metrics)
+                self._wanted[key] = wanted
             if not wanted:
                 continue
             if isinstance(value, str):
@@ -190,20 +190,35 @@ class Collector:
         return found
 
 
+def thin(steps: NDArray[np.float64], values: NDArray[np.float64], points: int) -> Series:
+    """At most `points` (>= 8) of the series, in order; the series itself if it is short. NaN counts as a gap.
+
+    The steps are cut into buckets of equal length and each keeps its smallest and its largest value, at the steps where
+    they stood; first and last point stay, and so does the first non-finite value. A mean by bucket, the usual way,
+    would hide exactly the one bad step that a report is read for.
+    """
+    n = len(values)
+    if n <= points:
+        return steps, values
+    edges = np.linspace(0, n, (points - 4) // 2 + 1).astype(int)
+    kept = {0, n - 1}
+    for start, end in itertools.pairwise(edges):
+        finite = np.flatnonzero(np.isfinite(values[start:end])) + start
+        if len(finite):
+            kept |= {int(finite[values[finite].argmin()]), int(finite[values[finite].argmax()])}
+    broken = np.flatnonzero(~np.isfinite(values))
+    if len(broken):
+        kept.add(int(broken[0]))
+    index = np.array(sorted(kept))
+    return steps[index], values[index]
+
+
 def _drawable(value: float) -> float:
     """The value; inf or 0 where no float32 would come: sums of squares and logarithmic axes end before doubles do."""
     size = abs(value)
     if size > MOST:
         return math.inf if value > 0 else -math.inf
     return 0.0 if size < 1 / MOST else value
-
-
-def is_drawn(key: str) -> bool:
-    """Whether some section uses this metric."""
-    if key.startswith(PLAIN):
-        return True
-    quantity = key.rpartition("/")[2]
-    return quantity in QUANTITIES or (quantity.startswith("binade_") and quantity.endswith("_share"))
 
 
 def settle(record: RunRecord) -> None:

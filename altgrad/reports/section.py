@@ -1,18 +1,19 @@
 """Section: one question that a report answers, in one file of `altgrad/reports/sections/`.
 
 A section is a kind of the family, found like monitors and optimizers: a new file is a new section, and nothing else is
-told about it. `place` orders them. It reads the project and returns blocks; where the project lacks what it needs, it
-says what is lacking and what would bring it, in a `Limit`.
+told about it. `place` orders them, `metrics` says which of a run's quantities it draws, so that reading keeps them. It
+reads the project and returns blocks; where the project lacks what it needs, it says what is lacking and what would
+bring it, in a `Limit`.
 """
 
-import math
 from abc import abstractmethod
 from typing import ClassVar
 
+from altgrad.numerals import signed
 from altgrad.reports.content import Block
-from altgrad.reports.intervals import Interval
 from altgrad.reports.project import Project
 from altgrad.spec import Kind
+from altgrad.statistics.intervals import Interval
 
 
 class Section(Kind, family="section", package="altgrad.reports.sections"):
@@ -21,6 +22,9 @@ class Section(Kind, family="section", package="altgrad.reports.sections"):
     title: ClassVar[str] = ""
     question: ClassVar[str] = ""
     place: ClassVar[int] = 0
+    metrics: ClassVar[tuple[str, ...]] = ()
+    """Quantities, the last part of a metric's key, `*` for any text in it; `train/`, `validation/` and `time/` are
+    always there."""
 
     @abstractmethod
     def blocks(self, project: Project) -> list[Block]:
@@ -32,26 +36,9 @@ def sections() -> list[Section]:
     return sorted((Section.of(kind) for kind in Section.kinds()), key=lambda each: each.place)
 
 
-def signed(value: float, digits: int = 4) -> str:
-    """`+0.0123`, a real minus sign; `-` for what is no number, `inf` for the infinite."""
-    if math.isnan(value):
-        return "–"
-    if math.isinf(value):
-        return "∞" if value > 0 else "−∞"
-    return f"{value:+.{digits}f}".replace("-", "−")
-
-
-def plain(value: float, digits: int = 3) -> str:
-    """Significant figures; `–` for NaN."""
-    return "–" if math.isnan(value) else f"{value:.{digits}g}".replace("-", "−")
-
-
-def rate(value: float) -> str:
-    """A learning rate as `3e-3`; `–` for NaN."""
-    if math.isnan(value):
-        return "–"
-    digits, exponent = f"{value:.2e}".split("e")
-    return f"{float(digits):g}e{int(exponent)}" if value else "0"
+def drawn_metrics() -> frozenset[str]:
+    """What the sections draw, together."""
+    return frozenset(quantity for section in sections() for quantity in section.metrics)
 
 
 def bounds(found: Interval, digits: int = 4, *, sign: bool = True) -> str:
@@ -61,13 +48,3 @@ def bounds(found: Interval, digits: int = 4, *, sign: bool = True) -> str:
     if not sign:
         return f"[{found.low:.{digits}f}, {found.high:.{digits}f}]"
     return f"[{signed(found.low, digits)}, {signed(found.high, digits)}]"
-
-
-def listed(names: list[str]) -> str:
-    """`a, b and c`."""
-    return names[0] if len(names) == 1 else f"{', '.join(names[:-1])} and {names[-1]}" if names else "none"
-
-
-def counted(n: int, thing: str) -> str:
-    """`1 run`, `3 runs`."""
-    return f"{n} {thing}" if n == 1 else f"{n} {thing}s"

@@ -25,7 +25,7 @@ _PAGE = 1000
 _RETRIES, _WAIT = 3, 2.0
 
 
-def load_from_wandb(source: str, *, tuning: Collection[int] = ()) -> Project:
+def load_from_wandb(source: str, metrics: Collection[str], *, tuning: Collection[int] = ()) -> Project:
     """The project that `wandb:ENTITY/PROJECT` names.
 
     ValueError for another text and a project without runs; ConnectionError where W&B does not give its runs: out of
@@ -37,7 +37,7 @@ def load_from_wandb(source: str, *, tuning: Collection[int] = ()) -> Project:
     refused = _refusals()
     try:
         runs = list(_api().runs(match[1]))
-        records = sorted((record_of(run, refused) for run in runs), key=lambda record: record.id)
+        records = sorted((record_of(run, metrics, refused) for run in runs), key=lambda record: record.id)
     except refused as error:
         raise ConnectionError(f"W&B did not give the runs of {match[1]}: {_line(error)}") from None
     if not records:
@@ -45,7 +45,7 @@ def load_from_wandb(source: str, *, tuning: Collection[int] = ()) -> Project:
     return Project(match[1].rpartition("/")[2], source, records, frozenset(tuning) or None)
 
 
-def record_of(run: Any, refused: tuple[type[Exception], ...] = ()) -> RunRecord:
+def record_of(run: Any, metrics: Collection[str], refused: tuple[type[Exception], ...] = ()) -> RunRecord:
     """One run of W&B's public API. refused: errors that are a problem of its history, not of the report."""
     config = {key: value for key, value in dict(run.config).items() if not key.startswith("_")}
     known = config.pop("run", None)
@@ -58,7 +58,7 @@ def record_of(run: Any, refused: tuple[type[Exception], ...] = ()) -> RunRecord:
         take_spec(record, config)
     else:
         record.problems.append("its config holds no AltGrad spec.")
-    collector = Collector()
+    collector = Collector(metrics)
     try:
         for row in run.scan_history(page_size=_PAGE, **_uncached(run)):
             collector.add(_plain(row))

@@ -37,8 +37,8 @@ def show(value: Any) -> str:
 
 
 def listed(words: Iterable[str], last: str = "or") -> str:
-    """`a`, `a or b`, `a, b or c`."""
-    *first, final = words
+    """`a`, `a or b`, `a, b or c`; `none` of nothing."""
+    *first, final = list(words) or ["none"]
     return f"{', '.join(first)} {last} {final}" if first else final
 
 

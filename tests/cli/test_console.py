@@ -15,6 +15,7 @@ from typer.testing import CliRunner
 
 from altgrad.cli import console
 from altgrad.cli.main import app
+from altgrad.numerals import count, duration, number, percent
 
 
 @pytest.mark.parametrize(
@@ -35,12 +36,12 @@ from altgrad.cli.main import app
     ],
 )
 def test_a_number_has_three_significant_figures(value: float, text: str) -> None:
-    assert console.number(value) == text
+    assert number(value) == text
 
 
 @given(st.floats(allow_nan=False, allow_infinity=False))
 def test_a_number_is_short_and_off_by_at_most_half_of_its_last_figure(value: float) -> None:
-    text = console.number(value)
+    text = number(value)
     assert len(text) <= 10
     letter = text[-1] if text[-1] in "kMGT" else ""
     shown = float(text.removesuffix(letter)) * {"": 1.0, "k": 1e3, "M": 1e6, "G": 1e9, "T": 1e12}[letter]
@@ -64,7 +65,7 @@ def test_a_number_is_short_and_off_by_at_most_half_of_its_last_figure(value: flo
     ],
 )
 def test_a_duration_has_two_units(seconds: float | None, text: str) -> None:
-    assert console.duration(seconds) == text
+    assert duration(seconds) == text
 
 
 @pytest.mark.parametrize(
@@ -80,11 +81,11 @@ def test_a_duration_has_two_units(seconds: float | None, text: str) -> None:
     ],
 )
 def test_a_rate_that_is_not_zero_never_reads_as_zero(rate: float, text: str) -> None:
-    assert console.percent(rate) == text
+    assert percent(rate) == text
 
 
 def test_a_count_below_a_thousand_is_exact() -> None:
-    assert [console.count(n) for n in (0, 7, 999, 1000, 20_300_000)] == ["0", "7", "999", "1.00k", "20.3M"]
+    assert [count(n) for n in (0, 7, 999, 1000, 20_300_000)] == ["0", "7", "999", "1.00k", "20.3M"]
 
 
 def test_failing_is_one_line_on_stderr_and_the_code(capsys: pytest.CaptureFixture[str]) -> None:

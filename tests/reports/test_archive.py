@@ -8,17 +8,17 @@ import pytest
 from typer.testing import CliRunner
 
 from altgrad.cli.main import app
-from altgrad.reports import export
-from altgrad.reports.archive import load_archives, write_archive
-from altgrad.reports.project import Project, load
+from altgrad.reports.archive import load_archives, write_archive, write_data
+from altgrad.reports.project import Project
 from altgrad.reports.reading import RunRecord
-from altgrad.reports.terminal import as_data
+from altgrad.reports.report import Report
+from altgrad.reports.sources import load_project
 from altgrad.store import RunStore
 
 
 @pytest.fixture(scope="module")
 def project(study: Path) -> Project:
-    return load(RunStore(study), "study")
+    return load_project(RunStore(study), "study")
 
 
 def same(a: RunRecord, b: RunRecord) -> bool:
@@ -50,11 +50,11 @@ def test_every_record_comes_back_as_it_was_and_the_verdict_is_the_same(project: 
     assert back.name == "study" and len(back.records) == len(whole.records) > 10
     for before, after in zip(sorted(whole.records, key=lambda r: r.id), back.records, strict=True):
         assert same(before, after), before.id
-    assert as_data(back) == as_data(whole)
+    assert Report(back, tmp_path).data() == Report(whole, tmp_path).data()
     for name, made in (("a", whole), ("b", back)):
         (tmp_path / name).mkdir()
         made.records.sort(key=lambda r: r.id)
-        export.write(made, tmp_path / name)
+        write_data(made, tmp_path / name)
     for file in ("data.csv", "data.parquet"):
         assert (tmp_path / "a" / file).read_bytes() == (tmp_path / "b" / file).read_bytes()
 
@@ -78,7 +78,7 @@ def test_what_is_no_archive_is_refused_in_one_line(project: Project, tmp_path: P
     cut = (tmp_path / "whole.parquet").read_bytes()
     (tmp_path / "cut.parquet").write_bytes(cut[: len(cut) // 2])
     (tmp_path / "tidy").mkdir()
-    export.write(Project("study", "", project.records[:1]), tmp_path / "tidy")
+    write_data(Project("study", "", project.records[:1]), tmp_path / "tidy")
     for name in ("gone.parquet", "cut.parquet", "tidy/data.parquet"):
         done = CliRunner().invoke(app, ["report", "--from", str(tmp_path / name), "--out", str(tmp_path / "out")])
         assert done.exit_code == 2 and "no runs.parquet of a report" in done.output, done.output

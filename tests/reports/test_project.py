@@ -10,14 +10,15 @@ import numpy as np
 import pytest
 
 from altgrad.reports.arms import arm_of, condition_of
+from altgrad.reports.curves import by_bucket
 from altgrad.reports.effects import families
-from altgrad.reports.project import Project, final, layer_type, load
-from altgrad.reports.reading import SITED_POINTS, read
+from altgrad.reports.project import Project, final, layer_type
+from altgrad.reports.reading import SITED_POINTS, read, thin
 from altgrad.reports.report import chapters
 from altgrad.reports.sections.failures import phase_of, symptoms
 from altgrad.reports.sections.stability import short
 from altgrad.reports.sections.why import smallest_normal_share
-from altgrad.reports.thinning import by_bucket, thin
+from altgrad.reports.sources import load_project
 from altgrad.store import Run, RunStore
 
 Make = Callable[..., Run]
@@ -30,23 +31,23 @@ def told(project: Project) -> str:
 
 
 def test_the_verdict_of_a_study_finds_the_planted_benefit_and_harm(study: Path) -> None:
-    (family,) = families(load(RunStore(study), "study"))
+    (family,) = families(load_project(RunStore(study), "study"))
     assert list(family.intervals) == ["e3m4", "e4m3fn", "e5m2", "e7m0"]
     assert family.verdicts["e3m4"] == "benefit" and family.verdicts["e7m0"] == "harm"
     assert family.best == ["e3m4"] and family.is_primary and not family.reused
-    assert all(e.standard.choice.rate == 3e-3 and e.manifold.choice.edge == "" for e in family.effects)
+    assert all(e.first.choice.rate == 3e-3 and e.second.choice.edge == "" for e in family.effects)
     assert all(found.n == 5 for found in family.intervals.values())
 
 
 def test_said_tuning_seeds_are_used(study: Path) -> None:
-    (family,) = families(load(RunStore(study), "study", tuning=[100]))
+    (family,) = families(load_project(RunStore(study), "study", tuning=[100]))
     assert family.tuning == {100}
-    assert family.intervals["e3m4"].n == 6 and family.effects[0].standard.choice.edge == "only"
+    assert family.intervals["e3m4"].n == 6 and family.effects[0].first.choice.edge == "only"
 
 
 def test_one_run_is_reported_and_nothing_is_concluded(tmp_path: Path, make_run: Make, make_spec: Spec) -> None:
     make_run(tmp_path, make_spec("e5m2"))
-    text = told(load(RunStore(tmp_path), "study"))
+    text = told(load_project(RunStore(tmp_path), "study"))
     assert "cannot answer the question" in text and "no BF16 or FP32 run" in text
 
 
@@ -56,10 +57,10 @@ def test_only_diverged_runs_enter_as_the_loss_of_knowing_nothing(
     for optimizer in ("adamw", "manifold_adamw"):
         for seed in range(3):
             make_run(tmp_path, make_spec("e5m2", optimizer, 1.0, seed), status="diverged")
-    project = load(RunStore(tmp_path), "study")
+    project = load_project(RunStore(tmp_path), "study")
     (family,) = families(project)
-    assert set(family.effects[0].standard.by_seed.values()) == {math.log(256)}
-    assert family.effects[0].standard.diverged == 3 and family.intervals["e5m2"].mean == 0
+    assert set(family.effects[0].first.by_seed.values()) == {math.log(256)}
+    assert family.effects[0].first.diverged == 3 and family.intervals["e5m2"].mean == 0
     assert "may be one and the same" in told(project)
 
 
@@ -70,7 +71,7 @@ def test_a_run_whose_every_number_is_an_end_can_be_told(
     run = make_run(tmp_path, make_spec("e5m2", "manifold_adamw"))
     rows = [{key: row[key] if key == "step" else value for key in row} for row in run.metrics()]
     (run.path / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    assert "stiffness" in told(load(RunStore(tmp_path), "study"))
+    assert "stiffness" in told(load_project(RunStore(tmp_path), "study"))
 
 
 def test_a_completed_run_with_damaged_metrics_is_judged_by_nobody(
@@ -96,7 +97,7 @@ def test_a_damaged_metrics_file_is_read_up_to_the_damage(
     record = read(run)
     assert len(record.problems) == 1 and "metrics.jsonl:31" in record.problems[0]
     assert len(record.series["train/loss"][0]) > 10
-    assert "Broken or odd runs" in told(load(RunStore(tmp_path), "study"))
+    assert "Broken or odd runs" in told(load_project(RunStore(tmp_path), "study"))
 
 
 def test_missing_and_damaged_files_are_problems_and_no_errors(tmp_path: Path, make_run: Make, make_spec: Spec) -> None:
@@ -105,7 +106,7 @@ def test_missing_and_damaged_files_are_problems_and_no_errors(tmp_path: Path, ma
     (runs[1].path / "meta.json").write_text("[]")
     (runs[2].path / "metrics.jsonl").unlink()
     (runs[3].path / "events.jsonl").write_text("\x00\x00\nnot json\n{}\n")
-    project = load(RunStore(tmp_path), "study")
+    project = load_project(RunStore(tmp_path), "study")
     assert [bool(record.problems) for record in project.records].count(True) == 4
     assert "no validation loss" in told(project) or "without any validation loss" in told(project)
 
@@ -117,7 +118,7 @@ def test_nan_metrics_count_as_divergence_and_are_told(tmp_path: Path, make_run: 
     record = read(run)
     assert record.diverged and record.outcome == math.log(256)
     assert any("validation/loss is not finite" in problem for problem in record.problems)
-    assert "diverged" in told(load(RunStore(tmp_path), "study"))
+    assert "diverged" in told(load_project(RunStore(tmp_path), "study"))
 
 
 def test_runs_of_other_versions_are_read_and_their_versions_told(
@@ -128,7 +129,7 @@ def test_runs_of_other_versions_are_read_and_their_versions_told(
     make_run(tmp_path, {**make_spec("e5m2", seed=1), "novelty": {"level": 3}}, altgrad="9.9.0")
     bare = {"seed": 2, "steps": 100, "model": {"layers": 1}, "optimizer": {"kind": "adamw", "lr": 1e-3}, "storage": []}
     make_run(tmp_path, bare, altgrad="0.0.1")
-    project = load(RunStore(tmp_path), "study")
+    project = load_project(RunStore(tmp_path), "study")
     assert len(project.conditions) == 3
     assert "novelty.level 3" in project.conditions.values()
     text = told(project)
@@ -138,15 +139,15 @@ def test_runs_of_other_versions_are_read_and_their_versions_told(
 def test_a_repeated_run_is_counted_once_and_the_newest_counts(tmp_path: Path, make_run: Make, make_spec: Spec) -> None:
     make_run(tmp_path, make_spec("e5m2"), created="2026-01-01T00:00:00.000Z")
     newer = make_run(tmp_path, make_spec("e5m2"), name="again", created="2026-02-01T00:00:00.000Z")
-    project = load(RunStore(tmp_path), "study")
+    project = load_project(RunStore(tmp_path), "study")
     assert [record.id for record in project.results()] == [newer.id] and len(project.replaced) == 1
 
 
 def test_an_unknown_project_names_those_there_are(study: Path, tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="project 'no' has no runs in .*; there are study"):
-        load(RunStore(study), "no")
+        load_project(RunStore(study), "no")
     with pytest.raises(ValueError, match="`altgrad train` makes some"):
-        load(RunStore(tmp_path), "no")
+        load_project(RunStore(tmp_path), "no")
 
 
 def test_arms_are_told_apart_by_what_is_compared_and_by_nothing_else(make_spec: Spec) -> None:
@@ -156,8 +157,8 @@ def test_arms_are_told_apart_by_what_is_compared_and_by_nothing_else(make_spec: 
     assert condition_of(plain) != condition_of({**plain, "steps": 200})
     assert condition_of(plain) != condition_of(make_spec("e5m2", weight_decay=0.1))
     smooth = arm_of(make_spec("e5m2", "manifold_adamw", stiffness="smooth", power=0.5))
-    assert smooth.variant == "S smooth, p 0.5" and smooth.is_manifold
-    assert not arm_of(make_spec("e5m2", "manifold_adamw", power=0.0)).is_manifold
+    assert smooth.variant == "S smooth, p 0.5" and not smooth.is_off
+    assert arm_of(make_spec("e5m2", "manifold_adamw", power=0.0)).is_off
     assert arm_of(make_spec("bf16")).is_baseline and arm_of(make_spec("fp32", lr=0)).frozen
     rules = [
         {"match": "blocks.*", "weight": {"format": "e4m3fn"}, "input": {"format": "e4m3fn"}, "grad_output": "e5m2"}
@@ -180,7 +181,7 @@ def test_thinning_keeps_spikes_ends_and_the_first_gap() -> None:
 
 
 def test_beta_over_rms_is_within_15_percent_on_gaussian_weights(study: Path) -> None:
-    record = next(r for r in load(RunStore(study), "study").results() if r.arm.format == "e5m2")
+    record = next(r for r in load_project(RunStore(study), "study").results() if r.arm.format == "e5m2")
     weights = np.random.default_rng(0).normal(0, 3.0, 200_000)
     exponents = np.clip(np.floor(np.log2(np.abs(weights))), -14, 15) - 2
     record.series = {
@@ -205,7 +206,7 @@ def test_phases_follow_from_monitor_and_site() -> None:
 
 
 def test_final_is_the_mean_over_the_last_quarter(study: Path) -> None:
-    record = next(r for r in load(RunStore(study), "study").results() if r.arm.storage)
+    record = next(r for r in load_project(RunStore(study), "study").results() if r.arm.storage)
     assert 0.5 < final(record, "stall", "stall_ratio") < 1
     assert math.isnan(final(record, "stall", "unheard_of"))
 

@@ -12,15 +12,14 @@ import pytest
 from typer.testing import CliRunner
 
 from altgrad.cli.main import app
-from altgrad.reports import export
+from altgrad.reports.archive import write_data
 from altgrad.reports.content import FORMAT_TONES, Figure, Table
-from altgrad.reports.markdown import escaped, latex, markdown
+from altgrad.reports.markdown import escaped, latex, report_markdown
 from altgrad.reports.page import Chapter, html
 from altgrad.reports.paper_figures import DARK, LIGHT
-from altgrad.reports.project import load
-from altgrad.reports.report import chapters, write_report
+from altgrad.reports.report import Report, chapters, draw_interval, write_report
 from altgrad.reports.section import Section, sections
-from altgrad.reports.terminal import drawn, rows
+from altgrad.reports.sources import load_project
 from altgrad.store import Run, RunStore
 from tests.reports.chromium import Chromium
 
@@ -33,7 +32,7 @@ NAMES = ["verdict", "geometry", "why", "learning_rate", "sweet_spot", "failures"
 def folder(study: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The study's report."""
     out = tmp_path_factory.mktemp("reports") / "study"
-    write_report(load(RunStore(study), "study"), out)
+    write_report(load_project(RunStore(study), "study"), out)
     return out
 
 
@@ -53,7 +52,7 @@ def test_the_page_is_self_contained_and_admits_only_itself(folder: Path) -> None
 
 
 def test_all_files_are_written_and_figures_have_captions_units_and_vector_twins(folder: Path, study: Path) -> None:
-    told = chapters(load(RunStore(study), "study"))
+    told = chapters(load_project(RunStore(study), "study"))
     figures = [block for chapter in told for block in chapter.blocks if isinstance(block, Figure)]
     tables = [block for chapter in told for block in chapter.blocks if isinstance(block, Table)]
     assert len(figures) >= 12 and len({figure.key for figure in figures}) == len(figures)
@@ -67,7 +66,7 @@ def test_all_files_are_written_and_figures_have_captions_units_and_vector_twins(
 
 
 def test_data_is_tidy_and_whole(folder: Path, study: Path) -> None:
-    runs = len(load(RunStore(study), "study").records)
+    runs = len(load_project(RunStore(study), "study").records)
     with (folder / "data.csv").open() as file:
         lines = list(csv.DictReader(file))
     assert len(lines) == runs and {"format", "lr", "seed", "outcome", "validation/loss"} <= set(lines[0])
@@ -80,7 +79,7 @@ def test_data_is_tidy_and_whole(folder: Path, study: Path) -> None:
 
 
 def test_a_report_replaces_an_earlier_one_and_nothing_else(tmp_path: Path, study: Path) -> None:
-    project = load(RunStore(study), "study")
+    project = load_project(RunStore(study), "study")
     (tmp_path / "notes.txt").write_text("mine")
     with pytest.raises(ValueError, match="is not empty and holds no report"):
         write_report(project, tmp_path)
@@ -92,12 +91,12 @@ def test_hostile_text_stays_text_in_every_language(tmp_path: Path, make_run: Any
         tree = make_spec("e5m2", optimizer, stiffness="own")
         tree["storage"][0]["format"] = HOSTILE
         make_run(tmp_path / "runs", tree, reason=HOSTILE, altgrad="=1+1" + HOSTILE)
-    project = load(RunStore(tmp_path / "runs"), "study")
+    project = load_project(RunStore(tmp_path / "runs"), "study")
     told = chapters(project)
     assert "<script" not in html(project, told[:1], HOSTILE, HOSTILE, static=True)
     assert HOSTILE not in html(project, told, HOSTILE, HOSTILE, static=False)
-    assert HOSTILE not in markdown(HOSTILE, told, HOSTILE, HOSTILE)
-    export.write(project, tmp_path)
+    assert HOSTILE not in report_markdown(HOSTILE, told, HOSTILE, HOSTILE)
+    write_data(project, tmp_path)
     assert "'=1+1" in (tmp_path / "data.csv").read_text() and ",=1+1" not in (tmp_path / "data.csv").read_text()
     assert escaped("a|b\n# c `d` <e>") == "a\\|b \\# c \\`d\\` &lt;e&gt;"
 
@@ -115,10 +114,10 @@ def test_tones_are_told_apart_in_both_themes() -> None:
 
 
 def test_the_terminal_shows_intervals_to_scale(study: Path) -> None:
-    assert drawn(-0.02, 0.0, 0.02, 0.02) == "-" * 16 + "o" + "-" * 16
-    line = drawn(0.01, 0.015, 0.02, 0.02)
+    assert draw_interval(-0.02, 0.0, 0.02, 0.02) == "-" * 16 + "o" + "-" * 16
+    line = draw_interval(0.01, 0.015, 0.02, 0.02)
     assert line[16] == "|" and line[28] == "o" and line.startswith(" ")
-    found = rows(load(RunStore(study), "study"))
+    found = Report(load_project(RunStore(study), "study"), study).rows
     assert found is not None and [row[0] for row in found[1]] == ["e3m4", "e4m3fn", "e5m2", "e7m0"]
 
 
@@ -160,7 +159,7 @@ def test_a_browser_draws_every_figure_without_network_or_complaint(
 
 @pytest.mark.needs("chromium", "bash")
 def test_a_browser_shows_the_static_page_without_any_script(browser: Chromium, study: Path, tmp_path: Path) -> None:
-    project = load(RunStore(study), "study")
+    project = load_project(RunStore(study), "study")
     some = [Chapter(each.section, each.blocks) for each in chapters(project)[:2]]
     (tmp_path / "static.html").write_text(html(project, some, "one sentence", "now", static=True))
     state = browser.open(tmp_path / "static.html", script=False)
@@ -174,7 +173,7 @@ def test_a_browser_runs_nothing_that_a_run_brought_along(
     tree = make_spec("e5m2")
     tree["storage"][0]["format"] = HOSTILE + "<img src=x onerror=alerted=true>"
     make_run(tmp_path / "runs", tree, reason=HOSTILE)
-    project = load(RunStore(tmp_path / "runs"), "study")
+    project = load_project(RunStore(tmp_path / "runs"), "study")
     (tmp_path / "hostile.html").write_text(html(project, chapters(project), HOSTILE, HOSTILE, static=False))
     state = browser.open(tmp_path / "hostile.html")
     assert not state["alerted"] and state["figures"] == state["drawn"] and browser.complaints == []

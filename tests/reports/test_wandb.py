@@ -13,8 +13,10 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from altgrad.reports.export import write
-from altgrad.reports.project import Project, load
+from altgrad.reports.archive import write_data
+from altgrad.reports.project import Project
+from altgrad.reports.section import drawn_metrics
+from altgrad.reports.sources import load_project
 from altgrad.reports.wandb_runs import load_from_wandb
 from altgrad.store import Run, RunFiles, RunStore
 from altgrad.store.mirror import MirrorSpec, replay
@@ -68,7 +70,7 @@ def runs(
 
 def frames(project: Project, folder: Path) -> tuple[pd.DataFrame, pd.DataFrame]:
     folder.mkdir()
-    write(project, folder)
+    write_data(project, folder)
     rows = pd.read_parquet(folder / "data.parquet").sort_values(["run", "metric"], kind="stable", ignore_index=True)
     return rows, pd.read_csv(folder / "data.csv")
 
@@ -78,7 +80,7 @@ def test_the_frame_from_wandb_is_the_store_s(
     server: WandbServer, runs: RunStore, tmp_path: Path, exported: int
 ) -> None:
     server.page, server.exported = 2, exported  # so that the runs come in two pages, and rows from two places
-    found, stored = load_from_wandb("wandb:tester/study"), load(runs, "study")
+    found, stored = load_from_wandb("wandb:tester/study", drawn_metrics()), load_project(runs, "study")
     assert found.name == "study" and len(found.records) == 3
     for one, two in zip(found.records, stored.records, strict=True):
         assert one.series.keys() == two.series.keys() and len(one.series) > 3
@@ -92,18 +94,18 @@ def test_the_frame_from_wandb_is_the_store_s(
 
 
 def test_every_row_is_read_page_by_page_with_its_spike_and_its_infinity(server: WandbServer, runs: RunStore) -> None:
-    found = load_from_wandb("wandb:tester/study")
+    found = load_from_wandb("wandb:tester/study", drawn_metrics())
     (record,) = [each for each in found.records if not each.arm.storage]
     steps, norms = record.series["train/gradient_norm"]
     assert norms[steps == 777] == 50.0 and norms[steps == 1234] == math.inf and steps[-1] == LONG
     rows = len(server.runs[record.id].history)
     assert [page for page in server.pages if page[0] >= 1000] == [(1000, 2000), (2000, rows)]
-    monitored = next(list(each.series) for each in found.records if each.arm.is_manifold)
+    monitored = next(list(each.series) for each in found.records if each.arm.method == "manifold_adamw")
     assert [key.split(".")[1] for key in monitored if key.startswith("stall/")] == ["0"] * 4 + ["1"] * 4
 
 
 def test_a_diverged_run_is_a_result_and_no_failure(runs: RunStore) -> None:
-    (record,) = [each for each in load_from_wandb("wandb:tester/study").records if each.diverged]
+    (record,) = [each for each in load_from_wandb("wandb:tester/study", drawn_metrics()).records if each.diverged]
     assert record.status == "diverged" and math.isnan(record.series["train/loss"][1][-1])
     assert record.outcome == pytest.approx(math.log(256))
 
@@ -111,7 +113,7 @@ def test_a_diverged_run_is_a_result_and_no_failure(runs: RunStore) -> None:
 def test_runs_without_history_or_of_others_are_listed(server: WandbServer) -> None:
     server.runs["empty"] = Kept("odd", config={"optimizer": {"kind": "adamw", "lr": 1e-3}, "seed": 4}, exit_code=0)
     server.runs["foreign"] = Kept("odd", config={"lr": 3}, lines={"wandb-history.jsonl": ['{"_step":0,"loss":1}']})
-    empty, foreign = load_from_wandb("wandb:tester/odd").records
+    empty, foreign = load_from_wandb("wandb:tester/odd", drawn_metrics()).records
     assert empty.seed == 4 and empty.series == {} and empty.status == "completed"
     assert empty.problems == ["completed, but without any validation loss."]
     assert foreign.problems == ["its config holds no AltGrad spec."] and foreign.status == "running"
@@ -122,7 +124,7 @@ def test_a_history_that_breaks_off_is_a_problem_of_its_run(server: WandbServer) 
     rows = ['{"_step":0,"step":0,"validation/loss":5.5}', '{"_step":1,"step":10,"validation/loss":3}']
     server.runs["cut"] = Kept("cut", config=config, exit_code=0, lines={"wandb-history.jsonl": rows})
     server.exported, server.broken = 1, "HistoryPage"
-    (record,) = load_from_wandb("wandb:tester/cut").records
+    (record,) = load_from_wandb("wandb:tester/cut", drawn_metrics()).records
     assert record.seed == 4 and record.status == "completed"
     assert record.problems[0].startswith("its history broke off: ") and "\n" not in record.problems[0]
 
@@ -165,4 +167,4 @@ def test_no_key_is_one_line_and_exit_code_3(server: WandbServer, tmp_path: Path,
 
 def test_another_place_is_a_mistake() -> None:
     with pytest.raises(ValueError, match="write wandb:ENTITY/PROJECT"):
-        load_from_wandb("team/study")
+        load_from_wandb("team/study", drawn_metrics())

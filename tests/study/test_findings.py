@@ -62,7 +62,7 @@ def test_pairs_share_seed_and_data_and_confirm_on_seeds_that_chose_nothing(prima
     assert not primary.family.reused and primary.family.tuning == set(TUNING)
     for effect in primary.family.effects:
         assert len(effect.pairs) >= 8 and not set(effect.pairs) & set(TUNING)
-        assert effect.standard.choice.edge == effect.manifold.choice.edge == ""
+        assert effect.first.choice.edge == effect.second.choice.edge == ""
     versions = {(r.meta["altgrad"], r.meta["torch"], r.meta["device"]) for r in primary.project.records}
     assert len(versions) == 1, "one version made every run of the table"
     assert all(r.ended and not r.problems for r in primary.project.records)
@@ -117,7 +117,7 @@ def test_what_is_said_of_the_encoder_is_what_its_runs_came_to() -> None:
     alone = next(losses for arm, losses in arms.items() if arm.format == "FP32")[1e-4]
     spread = max(abs(alone[seed] - fp32) for seed in (10, 11, 12))
     for effect in found.family.effects:
-        assert all(abs(found.mean(effect.format, side) - fp32) < spread for side in ("standard", "manifold"))
+        assert all(abs(found.mean(effect.format, side) - fp32) < spread for side in ("first", "second"))
         ours, theirs = (
             next(losses for arm, losses in arms.items() if (arm.format, arm.optimizer) == (effect.format, optimizer))
             for optimizer in ("adamw", "manifold_adamw")

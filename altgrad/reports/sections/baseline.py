@@ -5,14 +5,15 @@ from typing import ClassVar
 
 import numpy as np
 
+from altgrad.numerals import signed, significant
 from altgrad.reports.arms import Arm
 from altgrad.reports.content import Axes, Axis, Block, Dash, Figure, Guide, Headline, Limit, Table, Tone, Trace, tones
 from altgrad.reports.curves import at_best_rate, by_seed, main_family, mean_over_runs
-from altgrad.reports.intervals import simultaneous
 from altgrad.reports.project import Project
 from altgrad.reports.reading import LOSS, TRAIN_LOSS, RunRecord
-from altgrad.reports.section import Section, bounds, plain, signed
+from altgrad.reports.section import Section, bounds
 from altgrad.spec.ranking import badness
+from altgrad.statistics.intervals import simultaneous
 
 LINES = 14
 BASE: dict[str, tuple[Tone, Dash]] = {"FP32": ("text", "solid"), "BF16": ("text", "dash")}
@@ -83,7 +84,7 @@ def _gaps(arms: dict[Arm, list[RunRecord]], name: str, twins: list[RunRecord]) -
         return [Headline(f"There are {name} runs, but none shares its seed with another arm.")]
     intervals = simultaneous(paired)
     rows = tuple(
-        (told[label].place, told[label].method, signed(i.mean), bounds(i), str(i.n), plain(i.sd))
+        (told[label].place, told[label].method, signed(i.mean), bounds(i), str(i.n), significant(i.sd))
         for label, i in intervals.items()
     )
     low = {label: i for label, i in intervals.items() if not told[label].frozen and not told[label].is_baseline}

@@ -5,12 +5,13 @@ from typing import ClassVar
 
 import numpy as np
 
-from altgrad.reports.content import Axes, Axis, Block, Figure, Guide, Headline, Limit, Trace, tones
+from altgrad.numerals import counted, signed
+from altgrad.reports.content import Axes, Axis, Block, Dash, Figure, Guide, Headline, Limit, Trace, tones
 from altgrad.reports.curves import by_seed, main_family, mean_over_runs, paired_difference
-from altgrad.reports.effects import Effect, FamilyOfFormats
+from altgrad.reports.effects import Effect, FamilyOfFormats, lacking_pair, short_name
 from altgrad.reports.project import Project
 from altgrad.reports.reading import LOSS, TRAIN_LOSS, RunRecord, Series
-from altgrad.reports.section import Section, counted, signed
+from altgrad.reports.section import Section
 
 QUANTITIES = (
     ("stall", "stall_ratio", "stall ratio", "stalled / attempted (ratio)"),
@@ -18,6 +19,7 @@ QUANTITIES = (
     ("flips", "sign_flip_rate", "sign flips", "signs changed / weights (ratio)"),
     ("updates", "effective_update_ratio", "effective update", "realised / requested (ratio)"),
 )
+DASHES: tuple[Dash, Dash] = ("dash", "solid")
 
 
 class Dynamics(Section):
@@ -27,18 +29,19 @@ class Dynamics(Section):
     title: ClassVar[str] = "Manifold versus standard"
     question: ClassVar[str] = "When does the difference arise, and what do the weights do differently?"
     place: ClassVar[int] = 70
+    metrics: ClassVar[tuple[str, ...]] = ("stall_ratio", "flip_rate", "sign_flip_rate", "effective_update_ratio")
 
     def blocks(self, project: Project) -> list[Block]:
         family = main_family(project)
         if family is None:
-            return [Limit("No format has both an AdamW and a ManifoldAdamW arm.")]
+            return [Limit(lacking_pair(project))]
         blocks: list[Block] = [Headline(_sentence(family)), _difference(project, family)]
         panels = [p for quantity in QUANTITIES if (p := _panel(project, family, *quantity)) is not None]
         if panels:
+            first, second = family.names
             caption = (
-                "Mean over parameters and seeds, one colour a format; dashed is AdamW, solid ManifoldAdamW. "
-                "Sign flips that "
-                "vanish under ManifoldAdamW are weights that can no longer cross zero."
+                f"Mean over parameters and seeds, one colour a format; dashed is {first}, solid {second}. "
+                f"Sign flips that vanish under {second} are weights that can no longer cross zero."
             )
             blocks.append(
                 Figure(
@@ -58,10 +61,10 @@ class Dynamics(Section):
 def sides(
     project: Project, family: FamilyOfFormats, effect: Effect
 ) -> tuple[dict[int, RunRecord], dict[int, RunRecord]]:
-    """Records by seed of AdamW and of ManifoldAdamW, each at its lr*."""
+    """Records by seed of the first and of the second optimizer, each at its lr*."""
     first, second = (
         by_seed([r for r in project.of(s.arm, family.condition, s.choice.rate) if r.seed in s.by_seed])
-        for s in (effect.standard, effect.manifold)
+        for s in (effect.first, effect.second)
     )
     return first, second
 
@@ -74,6 +77,8 @@ def _sentence(family: FamilyOfFormats) -> str:
 
 def _difference(project: Project, family: FamilyOfFormats) -> Figure:
     colours = tones([effect.format for effect in family.effects])
+    first, second = family.names
+    unit = f"{first} − {short_name(second)} (nats)"
     panels = []
     for key, words in ((LOSS, "validation"), (TRAIN_LOSS, "training, smoothed")):
         marks: list[Trace | Guide] = [Guide(0.0, "y", "text", "solid")]
@@ -85,10 +90,10 @@ def _difference(project: Project, family: FamilyOfFormats) -> Figure:
             if len(steps):
                 marks.append(Trace(steps, mean, effect.format, colours[effect.format], "solid", low, high, key == LOSS))
         if len(marks) > 1:
-            panels.append(Axes(Axis("optimizer step"), Axis("AdamW − Manifold (nats)"), tuple(marks), words))
+            panels.append(Axes(Axis("optimizer step"), Axis(unit), tuple(marks), words))
     caption = (
         "Paired by seed and data order, mean with its 95 % t interval (from 3 seeds on) at each step, not simultaneous "
-        "over steps. Above zero ManifoldAdamW is ahead."
+        f"over steps. Above zero {second} is ahead."
     )
     if not panels:
         panels = [Axes(Axis("optimizer step"), Axis("nats"), (Guide(0.0, "y"),), "no losses in common")]
@@ -113,14 +118,13 @@ def _panel(
     colours = tones([effect.format for effect in family.effects])
     marks = []
     for effect in family.effects:
-        for records, dash, name in zip(
-            sides(project, family, effect), ("dash", "solid"), ("AdamW", "Manifold"), strict=True
-        ):
+        names = map(short_name, family.names)
+        for records, dash, name in zip(sides(project, family, effect), DASHES, names, strict=True):
             series = [s for record in records.values() if (s := site_mean(record, monitor, quantity)) is not None]
             steps, mean, _, _ = mean_over_runs(series)
             if len(steps) > 1:
                 label = f"{effect.format} {name}"
-                marks.append(Trace(steps, mean, label, colours[effect.format], "dash" if dash == "dash" else "solid"))
+                marks.append(Trace(steps, mean, label, colours[effect.format], dash))
     return Axes(Axis("optimizer step"), Axis(unit), tuple(marks), title) if marks else None
 
 

@@ -11,10 +11,12 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal
 
+from altgrad.numerals import counted
 from altgrad.reports.arms import Arm
 from altgrad.reports.content import Block, Headline, Limit, Table
 from altgrad.reports.project import Project, arm_order
-from altgrad.reports.section import Section, counted, listed
+from altgrad.reports.section import Section
+from altgrad.spec.messages import listed
 
 Phase = Literal["forward", "backward", "optimizer", "loss"]
 PHASES: tuple[Phase, ...] = ("forward", "backward", "optimizer", "loss")
@@ -134,4 +136,4 @@ def _sentence(first: dict[tuple[Arm, Phase], list[Symptom]]) -> str:
         for phase, n in counts.items()
         if n
     ]
-    return f"Alarms by the side of the step they are about: {listed(told)}."
+    return f"Alarms by the side of the step they are about: {listed(told, 'and')}."

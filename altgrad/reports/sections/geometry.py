@@ -10,12 +10,14 @@ from typing import ClassVar
 
 import numpy as np
 
+from altgrad.numerals import signed
 from altgrad.reports.arms import MANIFOLD, STANDARD, Arm
 from altgrad.reports.content import Axes, Axis, Block, Figure, Headline, Heat, Limit, Paragraph, Table
-from altgrad.reports.effects import Side, families, side_of
-from altgrad.reports.intervals import Interval, simultaneous
+from altgrad.reports.effects import Side, families, lacking_pair, side_of
 from altgrad.reports.project import Project, format_order
-from altgrad.reports.section import Section, bounds, listed, signed
+from altgrad.reports.section import Section, bounds
+from altgrad.spec.messages import listed
+from altgrad.statistics.intervals import Interval, simultaneous
 
 CONTROLS = ("smooth", "constant", "shuffled", "reshuffled")
 
@@ -30,8 +32,10 @@ class Geometry(Section):
 
     def blocks(self, project: Project) -> list[Block]:
         found = families(project)
+        if project.pair[1] != MANIFOLD:
+            return [Limit(f"Geometry is a question to ManifoldAdamW; the verdict is about {project.pair[1]}.")]
         if not found:
-            return [Limit("No format has both an AdamW and a ManifoldAdamW arm.")]
+            return [Limit(lacking_pair(project))]
         family = found[0]
         arms = project.arms(family.condition)
         columns: dict[str, dict[str, tuple[dict[int, float], Side]]] = {}
@@ -43,7 +47,7 @@ class Geometry(Section):
                     continue
                 side = side_of(project, family.condition, arm, losses, set(family.tuning))
                 if side is not None:
-                    shared = effect.standard.by_seed
+                    shared = effect.first.by_seed
                     pairs = {s: shared[s] - v for s, v in side[0].by_seed.items() if s in shared}
                     columns.setdefault(effect.format, {})[field_] = (pairs, side[0])
         fields = sorted({f for row in columns.values() for f in row}, key=_order)
@@ -92,9 +96,9 @@ def _sentence(paired: dict[tuple[str, str], dict[int, float]], formats: list[str
     if not tested:
         return "Own stiffness shares no seeds with any control, so nothing can be compared."
     if wins:
-        return f"Own stiffness beats every control tested in {listed(wins)}."
+        return f"Own stiffness beats every control tested in {listed(wins, 'and')}."
     doubt = "a gain, if any, is not shown to be the format's own."
-    return f"In none of {listed(tested)} does own stiffness beat every control tested: {doubt}"
+    return f"In none of {listed(tested, 'and')} does own stiffness beat every control tested: {doubt}"
 
 
 def _figure(table: dict[tuple[str, str], Interval], formats: list[str], fields: list[str]) -> Figure:

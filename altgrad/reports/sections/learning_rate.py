@@ -6,6 +6,7 @@ from typing import ClassVar
 
 import numpy as np
 
+from altgrad.numerals import rate_text, significant
 from altgrad.reports.arms import MANIFOLD, Arm
 from altgrad.reports.content import (
     FORMAT_TONES,
@@ -22,10 +23,10 @@ from altgrad.reports.content import (
     Trace,
 )
 from altgrad.reports.effects import Side, side_of
-from altgrad.reports.intervals import t_interval
 from altgrad.reports.project import Losses, Project, arm_order
 from altgrad.reports.rates import split_seeds
-from altgrad.reports.section import Section, bounds, plain, rate
+from altgrad.reports.section import Section, bounds
+from altgrad.statistics.intervals import t_interval
 
 PANELS = 12
 DASHES: tuple[Dash, ...] = ("solid", "dash", "dashdot", "dot")
@@ -120,8 +121,8 @@ def _table(project: Project, condition: str, arms: dict[Arm, Losses], sides: dic
         found = t_interval(np.array(list(side.by_seed.values())))
         rows.append(
             (
-                arm.place, arm.method, rate(side.choice.rate), {"": "inside"}.get(side.choice.edge, side.choice.edge),
-                ", ".join(rate(r) for r in sorted(losses)), plain(found.mean, 5), bounds(found, sign=False),
+                arm.place, arm.method, rate_text(side.choice.rate), side.choice.edge or "inside",
+                ", ".join(rate_text(r) for r in sorted(losses)), significant(found.mean, 5), bounds(found, sign=False),
                 str(found.n), f"{sum(r.diverged for r in runs)} of {len(runs)}",
             )
         )  # fmt: skip
@@ -154,7 +155,7 @@ def _dial(project: Project, condition: str, arms: dict[Arm, Losses], tuning: set
     for index, (place, by_power) in enumerate(powers.items()):
         p = sorted(by_power)
         found = [t_interval(by_power[each]) for each in p]
-        low, high = (np.array(ends) for ends in zip(*(i.drawn for i in found), strict=True))
+        low, high = (np.array(ends) for ends in zip(*(i.finite_ends for i in found), strict=True))
         marks.append(
             Trace(
                 np.array(p),

@@ -9,15 +9,16 @@ from typing import ClassVar
 
 import numpy as np
 
+from altgrad.numerals import significant
 from altgrad.reports.arms import Arm
 from altgrad.reports.content import Axes, Axis, Block, Dash, Figure, Guide, Headline, Limit, Table, Trace, tones
 from altgrad.reports.curves import at_best_rate, main_family, mean_over_runs
-from altgrad.reports.intervals import Interval, simultaneous
 from altgrad.reports.project import Project
 from altgrad.reports.reading import RunRecord, Series
-from altgrad.reports.section import Section, bounds, plain
+from altgrad.reports.section import Section, bounds
 from altgrad.reports.sections.baseline import twin_of
 from altgrad.spec.ranking import badness
+from altgrad.statistics.intervals import Interval, simultaneous
 
 DROP = 0.8
 
@@ -29,6 +30,7 @@ class Ranks(Section):
     title: ClassVar[str] = "Ranks"
     question: ClassVar[str] = "Do weight matrices lose directions that BF16 keeps?"
     place: ClassVar[int] = 110
+    metrics: ClassVar[tuple[str, ...]] = ("stable_rank",)
 
     def blocks(self, project: Project) -> list[Block]:
         family = main_family(project)
@@ -46,7 +48,7 @@ class Ranks(Section):
                     series.append(mean_ratio(list(found.values())))
                     at_end.setdefault(arm.label, {})[record.seed] = math.log(series[-1][1][-1])
                     site = max(found, key=lambda s: badness(float(found[s][1][-1]), "lower"))
-                    worst[arm.label] = f"{site} ({plain(float(found[site][1][-1]))})"
+                    worst[arm.label] = f"{site} ({significant(float(found[site][1][-1]))})"
             steps, mean, bottom, top = mean_over_runs(series)
             if len(steps) > 1:
                 marks.append(Trace(steps, mean, arm.label, colours[arm.place], _dash(arm), bottom, top))
@@ -54,7 +56,7 @@ class Ranks(Section):
             return [Limit("It takes rank-monitored runs in a format and their BF16 or FP32 twin (same spec and seed).")]
         intervals = simultaneous(at_end)
         rows = tuple(
-            (label, plain(math.exp(i.mean)), _reach(i), str(i.n), worst[label])
+            (label, significant(math.exp(i.mean)), _reach(i), str(i.n), worst[label])
             for label, i in intervals.items()
         )  # fmt: skip
         fallen = [label for label, i in intervals.items() if i.n > 1 and math.exp(i.high) < DROP]
@@ -82,7 +84,7 @@ def _reach(found: Interval) -> str:
     """An interval of logarithms as one of ratios."""
     if found.n < 2:
         return bounds(found)
-    return f"[{plain(math.exp(found.low))}, {plain(math.exp(found.high))}]"
+    return f"[{significant(math.exp(found.low))}, {significant(math.exp(found.high))}]"
 
 
 def ratios(record: RunRecord, twin: RunRecord) -> dict[str, Series]:

@@ -3,11 +3,12 @@
 from collections import Counter
 from typing import Any, ClassVar
 
+from altgrad.numerals import counted, rate_text, significant
 from altgrad.reports.arms import Arm
 from altgrad.reports.content import Block, Headline, Limit, Paragraph, Table
 from altgrad.reports.project import Project, arm_order
 from altgrad.reports.reading import RunRecord
-from altgrad.reports.section import Section, counted, plain, rate
+from altgrad.reports.section import Section
 
 SHOWN = 150
 
@@ -19,13 +20,17 @@ class Runs(Section):
     title: ClassVar[str] = "Runs"
     question: ClassVar[str] = "What is all of this based on?"
     place: ClassVar[int] = 130
+    metrics: ClassVar[tuple[str, ...]] = (
+        "zero_update_fraction", "effective_rank", "q50_spacing", "mean_offset", "aligned_share", "nonfinite_count",
+        "realised_below_half", "requested_q50_ulp", "utilisation",
+    )  # fmt: skip
+    """Drawn by no section: they are kept for whoever works on data.parquet."""
 
     def blocks(self, project: Project) -> list[Block]:
         records = project.records
         states = Counter("diverged" if r.diverged else r.status for r in records)
         told = ", ".join(f"{n} {state}" for state, n in sorted(states.items()))
         blocks: list[Block] = [Headline(f"{counted(len(records), 'run')}: {told}.")]
-        blocks += [Limit(note) for note in project.notes]
         broken = [r for r in records if r.problems]
         if broken:
             rows = tuple((r.id, r.status, "; ".join(r.problems)) for r in broken[:SHOWN])
@@ -61,7 +66,7 @@ def missing(project: Project) -> list[Block]:
                 s for s in set().union(*group.values()) if sum(s in seeds for seeds in group.values()) > len(group) / 2
             }
             told += [
-                f"{arm.label} at {rate(r)}: {'seed' if len(gone) == 1 else 'seeds'} {', '.join(map(str, sorted(gone)))}"
+                f"{arm.label} at {rate_text(r)}: seed{'s' * (len(gone) > 1)} {', '.join(map(str, sorted(gone)))}"
                 for arm, seeds in group.items() if seeds and (gone := usual - seeds)
             ]  # fmt: skip
     if not told:
@@ -127,8 +132,8 @@ def _versions(records: list[RunRecord]) -> Table:
 def _all(records: list[RunRecord]) -> Table:
     rows = tuple(
         (
-            r.id, "diverged" if r.diverged else r.status, r.arm.label, rate(r.rate), str(r.seed), str(r.step),
-            "–" if r.loss is None else plain(r.loss, 5), r.reason,
+            r.id, "diverged" if r.diverged else r.status, r.arm.label, rate_text(r.rate), str(r.seed), str(r.step),
+            "–" if r.loss is None else significant(r.loss, 5), r.reason,
         )
         for r in records[:SHOWN]
     )  # fmt: skip

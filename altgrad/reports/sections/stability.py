@@ -4,12 +4,13 @@ from typing import ClassVar
 
 import numpy as np
 
+from altgrad.numerals import counted
 from altgrad.reports.arms import Arm
 from altgrad.reports.content import Axes, Axis, Block, Figure, Headline, Heat, Limit
 from altgrad.reports.curves import at_best_rate, heat, main_family
 from altgrad.reports.project import Project
 from altgrad.reports.reading import RunRecord
-from altgrad.reports.section import Section, counted
+from altgrad.reports.section import Section
 
 QUANTITIES = (
     ("range", "underflow_rate", "underflow", "non-zero values cast to 0 (ratio)"),
@@ -27,6 +28,7 @@ class Stability(Section):
     title: ClassVar[str] = "Stability"
     question: ClassVar[str] = "Which layer loses what, and when?"
     place: ClassVar[int] = 90
+    metrics: ClassVar[tuple[str, ...]] = ("underflow_rate", "saturation_rate", "stall_ratio", "cosine")
 
     def blocks(self, project: Project) -> list[Block]:
         family = main_family(project)

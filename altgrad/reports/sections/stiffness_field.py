@@ -15,7 +15,8 @@ from altgrad.reports.content import Axes, Axis, Block, Figure, Headline, Heat, L
 from altgrad.reports.curves import at_best_rate, main_family
 from altgrad.reports.project import Project, parsed
 from altgrad.reports.reading import RunRecord
-from altgrad.reports.section import Section, listed
+from altgrad.reports.section import Section
+from altgrad.spec.messages import listed
 
 KEY = re.compile(r"stiffness/(.+)/binade_(-?\d+)_share")
 ARMS, ROWS = 8, 14
@@ -28,6 +29,7 @@ class StiffnessField(Section):
     title: ClassVar[str] = "Stiffness field"
     question: ClassVar[str] = "How does the spacing that weights see change while they train?"
     place: ClassVar[int] = 100
+    metrics: ClassVar[tuple[str, ...]] = ("binade_*_share",)
 
     def blocks(self, project: Project) -> list[Block]:
         family = main_family(project)
@@ -66,7 +68,7 @@ class StiffnessField(Section):
         if still:
             blocks.append(
                 Limit(
-                    f"Hardly moved at all (below 1 %): {listed(sorted(set(still)))}; lr* or the run's length "
+                    f"Hardly moved at all (below 1 %): {listed(sorted(set(still)), 'and')}; lr* or the run's length "
                     "may be why."
                 )
             )

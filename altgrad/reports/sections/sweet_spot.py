@@ -10,15 +10,17 @@ compared with the best by Hsu's method within each type.
 import math
 from typing import ClassVar
 
+from altgrad.numerals import significant
 from altgrad.reports.arms import Arm
-from altgrad.reports.best import best_set
 from altgrad.reports.content import Block, Headline, Limit, Table
 from altgrad.reports.curves import at_best_rate, main_family
 from altgrad.reports.effects import mean_or_nan
-from altgrad.reports.intervals import simultaneous
 from altgrad.reports.project import Project, by_site, format_order, layer_type
 from altgrad.reports.reading import RunRecord
-from altgrad.reports.section import Section, listed, plain
+from altgrad.reports.section import Section
+from altgrad.spec.messages import listed
+from altgrad.statistics.best import best_set
+from altgrad.statistics.intervals import simultaneous
 
 CRITERIA = (
     ("shadow", "cosine", 1, "cosine of the gradient with its reference; higher is better"),
@@ -40,6 +42,7 @@ class SweetSpot(Section):
     title: ClassVar[str] = "Sweet spot by layer type"
     question: ClassVar[str] = "Which format suits attention, which the MLP, which the head?"
     place: ClassVar[int] = 50
+    metrics: ClassVar[tuple[str, ...]] = ("cosine", "effective_update_ratio", "stall_ratio")
 
     def blocks(self, project: Project) -> list[Block]:
         family = main_family(project)
@@ -47,7 +50,7 @@ class SweetSpot(Section):
         low = {a: r for a, r in arms.items() if not a.is_baseline and not a.frozen}
         if family is not None:
             low = {a: r for a, r in low.items() if (a.storage, a.casts) == (family.storage, family.casts)}
-        methods = [m for m in ("adamw", "manifold_adamw") if len({a.format for a in low if a.method == m}) > 1]
+        methods = [m for m in project.pair if len({a.format for a in low if a.method == m}) > 1]
         for monitor, quantity, sign, words in CRITERIA:
             tables = [t for m in methods if (t := _table(low, m, monitor, quantity, sign, words)) is not None]
             if tables:
@@ -67,7 +70,7 @@ def _silence(arms: dict[Arm, list[RunRecord]], methods: list[str]) -> str:
     watched = [m for m, q, *_ in CRITERIA for records in arms.values() for r in records if by_site(r, m, q)]
     if not watched:
         return "Neither the shadow, the updates nor the stall monitor watched these runs; one of them is needed."
-    return f"Formats do not differ in any layer by what was watched ({listed(sorted(set(watched)))})."
+    return f"Formats do not differ in any layer by what was watched ({listed(sorted(set(watched)), 'and')})."
 
 
 def _table(
@@ -89,9 +92,9 @@ def _table(
         cells = []
         for f in formats:
             i = intervals.get(f)
-            half = "" if i is None or i.n < 2 else f" ± {plain(i.half_width, 2)}"
-            cells.append("–" if i is None else f"{plain(i.mean)}{half} (n {i.n})")
-        rows.append((each, listed(best) if len(best) < len(found) else "no difference shown", *cells))
+            half = "" if i is None or i.n < 2 else f" ± {significant(i.half_width, 2)}"
+            cells.append("–" if i is None else f"{significant(i.mean)}{half} (n {i.n})")
+        rows.append((each, listed(best, "and") if len(best) < len(found) else "no difference shown", *cells))
     if not rows:
         return None
     note = f"{words[0].upper()}{words[1:]}. ± is a 95 % interval, simultaneous over a row; may be best is Hsu's set."

@@ -5,6 +5,8 @@ from typing import ClassVar
 
 import numpy as np
 
+from altgrad.numerals import counted, rate_text, signed, significant
+from altgrad.reports.arms import PAIR, optimizer_name
 from altgrad.reports.content import (
     Axes,
     Axis,
@@ -19,10 +21,11 @@ from altgrad.reports.content import (
     Symbol,
     Table,
 )
-from altgrad.reports.effects import FamilyOfFormats, families
+from altgrad.reports.effects import FamilyOfFormats, Verdict, families, short_name
 from altgrad.reports.project import Project
-from altgrad.reports.section import Section, bounds, counted, listed, plain, rate, signed
-from altgrad.reports.verdicts import MARGIN, Verdict
+from altgrad.reports.section import Section, bounds
+from altgrad.spec.messages import listed
+from altgrad.statistics.intervals import MARGIN
 
 SYMBOLS: dict[Verdict, Symbol] = {"benefit": "circle", "harm": "square", "no practical benefit": "diamond"}
 
@@ -32,7 +35,7 @@ class Verdicts(Section):
 
     kind: ClassVar[str] = "verdict"
     title: ClassVar[str] = "Verdict"
-    question: ClassVar[str] = "Which format benefits most from steps measured in spacings of its own grid?"
+    question: ClassVar[str] = "Which format benefits most, and by how much?"
     place: ClassVar[int] = 10
 
     def blocks(self, project: Project) -> list[Block]:
@@ -47,24 +50,25 @@ class Verdicts(Section):
         return blocks
 
 
-def headline(project: Project) -> str:
+def project_headline(project: Project) -> str:
     """The one sentence of the report."""
-    found = families(project)
-    return (
-        sentence(found[0])
-        if found
-        else "This project cannot say whether geometry-aware steps help: " + _lacking(project)
-    )
+    if found := families(project):
+        return sentence(found[0])
+    first, second = map(optimizer_name, project.pair)
+    what = "say whether geometry-aware steps help" if project.pair == PAIR else f"compare {first} with {second}"
+    return f"This project cannot {what}: {_lacking(project)}"
 
 
 def sentence(family: FamilyOfFormats) -> str:
     """What a family of formats shows, in one sentence."""
     verdicts = family.verdicts
+    steps = "Geometry-aware steps" if family.pair == PAIR else "Steps of {1} rather than {0}".format(*family.names)
     winners = [name for name, verdict in verdicts.items() if verdict == "benefit"]
     if winners:
         top = [name for name in family.best if name in winners]
-        most = f"; most of all {'possibly ' if len(top) > 1 else ''}{listed(top)}" if top and len(verdicts) > 1 else ""
-        return f"Geometry-aware steps lower the loss by at least {MARGIN:g} nats in {listed(winners)}{most}."
+        maybe = "possibly " if len(top) > 1 else ""
+        most = f"; most of all {maybe}{listed(top, 'and')}" if top and len(verdicts) > 1 else ""
+        return f"{steps} lower the loss by at least {MARGIN:g} nats in {listed(winners, 'and')}{most}."
     words = {
         "no practical benefit": f"make less than {MARGIN:g} nats of difference in",
         "harm": f"raise the loss by at least {MARGIN:g} nats in",
@@ -75,18 +79,20 @@ def sentence(family: FamilyOfFormats) -> str:
     for verdict, phrase in words.items():
         names = [name for name, each in verdicts.items() if each == verdict]
         if names:
-            told.append(f"{phrase} {listed(names)}")
-    return f"No format is shown to benefit: geometry-aware steps {'; they '.join(told)}."
+            told.append(f"{phrase} {listed(names, 'and')}")
+    return f"No format is shown to benefit: {steps[0].lower()}{steps[1:]} {'; they '.join(told)}."
 
 
 def _lacking(project: Project) -> str:
     results = project.results()
+    first, second = map(optimizer_name, project.pair)
     methods = sorted({record.arm.method for record in results if not record.arm.frozen})
     if not results:
         return "no run has completed or diverged with a loss."
     return (
-        "it takes AdamW and ManifoldAdamW runs of one format, alike in all else. "
-        f"There {'is' if len(results) == 1 else 'are'} {counted(len(results), 'result')}, with {listed(methods)}."
+        f"it takes {first} and {second} runs of one format, alike in all else. "
+        f"There {'is' if len(results) == 1 else 'are'} {counted(len(results), 'result')}, "
+        f"with {listed(methods, 'and')}."
     )
 
 
@@ -99,7 +105,7 @@ def _family(project: Project, family: FamilyOfFormats, index: int) -> list[Block
     if len(family.effects) > 1:
         blocks.append(
             Paragraph(
-                f"Benefits most, by comparison with the best (95 % together): {listed(family.best)}. "
+                f"Benefits most, by comparison with the best (95 % together): {listed(family.best, 'and')}. "
                 "The formats left out are not the best; those in it cannot be told apart yet."
             )
         )
@@ -114,7 +120,7 @@ def _forest(family: FamilyOfFormats, index: int, where: str) -> Figure:
         found = family.intervals[name]
         ends = [v for v in (found.low, found.high, found.mean) if math.isfinite(v)]
         reach = max([reach, *(abs(v) * 1.1 for v in ends)])
-        low, high = (np.array([end]) for end in found.drawn)
+        low, high = (np.array([end]) for end in found.finite_ends)
         best = name in family.best and len(names) > 1
         symbol = SYMBOLS.get(family.verdicts[name], "triangle-up")
         marks.append(
@@ -124,14 +130,14 @@ def _forest(family: FamilyOfFormats, index: int, where: str) -> Figure:
             )
         )  # fmt: skip
     labels = tuple(f"{name}  (n = {family.intervals[name].n})" for name in names)
+    first, second = family.names
+    helper = "geometry" if family.pair == PAIR else second
     caption = (
-        "Each line is a simultaneous 95 % interval of B = L(AdamW) − L(ManifoldAdamW), paired by seed "
-        f"({where}). Right of "
-        f"the grey band geometry helps by at least {MARGIN:g} nats, inside it the difference is of no "
-        "practical use. Orange "
-        "formats may be the ones that benefit most."
+        f"Each line is a simultaneous 95 % interval of B = L({first}) − L({second}), paired by seed ({where}). "
+        f"Right of the grey band {helper} helps by at least {MARGIN:g} nats, inside it the difference is of no "
+        "practical use. Orange formats may be the ones that benefit most."
     )
-    axis = Axis("B: loss saved by geometry (nats)", limits=(-reach, reach))
+    axis = Axis(f"B: loss saved by {helper} (nats)", limits=(-reach, reach))
     panel = Axes(axis, Axis("", categories=labels, reverse=True), tuple(marks))
     return Figure(f"verdict-{index}", "Benefit by format", caption, (panel,), height=90 + 46 * len(names))
 
@@ -148,9 +154,9 @@ def _table(family: FamilyOfFormats, index: int, where: str) -> Table:
             asked = "> 10,000" if needed is None else f"≥ {max(needed, found.n + 1)}"
         rows.append(
             (
-                effect.format, signed(found.mean), bounds(found), str(found.n), plain(found.sd),
-                f"{rate(effect.standard.choice.rate)} / {rate(effect.manifold.choice.rate)}",
-                f"{effect.standard.diverged}/{effect.standard.runs}, {effect.manifold.diverged}/{effect.manifold.runs}",
+                effect.format, signed(found.mean), bounds(found), str(found.n), significant(found.sd),
+                f"{rate_text(effect.first.choice.rate)} / {rate_text(effect.second.choice.rate)}",
+                f"{effect.first.diverged}/{effect.first.runs}, {effect.second.diverged}/{effect.second.runs}",
                 verdict, asked,
             )
         )  # fmt: skip
@@ -160,7 +166,7 @@ def _table(family: FamilyOfFormats, index: int, where: str) -> Table:
         "95 % interval",
         "n",
         "sd",
-        "lr* AdamW / Manifold",
+        "lr* " + " / ".join(map(short_name, family.names)),
         "diverged at lr*",
         "verdict",
         "pairs it takes",
@@ -180,7 +186,7 @@ def limits_of(family: FamilyOfFormats) -> list[Limit]:
                 "Confirmation seeds at lr* alone would cure it (--tuning-seeds says which were which)."
             )
         )
-    sides = [(effect.format, side) for effect in family.effects for side in (effect.standard, effect.manifold)]
+    sides = [(effect.format, side) for effect in family.effects for side in (effect.first, effect.second)]
     if all(side.choice.edge == "only" for _, side in sides):
         limits.append(Limit("Every arm was run at one learning rate: none is known to be its best."))
     elif edges := [f"{name} {s.arm.method} ({s.choice.edge})" for name, s in sides if s.choice.edge]:

@@ -14,12 +14,13 @@ from typing import ClassVar
 
 import numpy as np
 
+from altgrad.numerals import signed, significant
 from altgrad.reports.content import Axes, Axis, Block, Dots, Figure, Guide, Headline, Heat, Limit, Table, tones
-from altgrad.reports.distributions import rank_correlation
-from altgrad.reports.effects import Effect, FamilyOfFormats, families, mean_or_nan
+from altgrad.reports.effects import Effect, FamilyOfFormats, families, lacking_pair, mean_or_nan
 from altgrad.reports.project import Project, final, parsed
 from altgrad.reports.reading import RunRecord
-from altgrad.reports.section import Section, plain, signed
+from altgrad.reports.section import Section
+from altgrad.statistics.distributions import rank_correlation
 
 BINADE = re.compile(r"stiffness/(.+)/binade_(-?\d+)_share")
 ENOUGH = 5
@@ -61,11 +62,13 @@ class Why(Section):
     title: ClassVar[str] = "Why"
     question: ClassVar[str] = "What do the formats that benefit have in common?"
     place: ClassVar[int] = 30
+    metrics: ClassVar[tuple[str, ...]] = ("stall_ratio", "sqnr_db", "sign_flip_rate", "binade_*_share")
 
     def blocks(self, project: Project) -> list[Block]:
         found = families(project)
         if not found:
-            return [Limit("There is no B to explain: no format has both an AdamW and a ManifoldAdamW arm.")]
+            reason = lacking_pair(project)
+            return [Limit(f"There is no B to explain: {reason[0].lower()}{reason[1:]}")]
         family = found[0]
         values = {
             effect.format: [mean_or_nan(_finite(project, family, effect, measure)) for _, _, measure in REASONS]
@@ -96,7 +99,7 @@ def _empty(values: dict[str, list[float]], name: str) -> bool:
 def _finite(
     project: Project, family: FamilyOfFormats, effect: Effect, measure: Callable[[RunRecord], float]
 ) -> list[float]:
-    side = effect.standard
+    side = effect.first
     records = project.of(side.arm, family.condition, side.choice.rate)
     return [v for r in records if r.seed in side.by_seed and math.isfinite(v := measure(r))]
 
@@ -111,8 +114,8 @@ def _sentence(family: FamilyOfFormats, values: dict[str, list[float]]) -> str:
         if math.isfinite(rho) and p < 0.05 and abs(rho) > strongest:
             strongest = abs(rho)
             told = (
-                f"B goes along with {name} (Spearman {signed(rho, 2)}, p {plain(p, 2)}, {int(kept.sum())} formats); "
-                "an association, not a cause."
+                f"B goes along with {name} (Spearman {signed(rho, 2)}, p {significant(p, 2)}, {int(kept.sum())} "
+                "formats); an association, not a cause."
             )
     return told
 
@@ -125,7 +128,7 @@ def _scatter(family: FamilyOfFormats, values: dict[str, list[float]]) -> Figure:
         for format_, row in values.items():
             found = family.intervals[format_]
             if math.isfinite(row[index]) and math.isfinite(found.mean):
-                low, high = (np.array([end]) for end in found.drawn)
+                low, high = (np.array([end]) for end in found.finite_ends)
                 marks.append(
                     Dots(np.array([row[index]]), np.array([found.mean]), format_, colours[format_], low=low, high=high)
                 )
@@ -146,7 +149,7 @@ def _scatter(family: FamilyOfFormats, values: dict[str, list[float]]) -> Figure:
 
 def _table(family: FamilyOfFormats, values: dict[str, list[float]]) -> Table:
     rows = [
-        (f, signed(family.intervals[f].mean), str(family.intervals[f].n), *(plain(v) for v in row))
+        (f, signed(family.intervals[f].mean), str(family.intervals[f].n), *(significant(v) for v in row))
         for f, row in values.items()
     ]
     header = ("format", "B (nats)", "n", *(name for name, _, _ in REASONS))
@@ -154,7 +157,8 @@ def _table(family: FamilyOfFormats, values: dict[str, list[float]]) -> Table:
         "Means over parameters, the last quarter of the run and seeds. beta / rms(w) is an estimate from the "
         "spacing histogram."
     )
-    return Table("why", "What the formats look like under AdamW", header, tuple(rows), frozenset(range(1, 7)), note)
+    title = f"What the formats look like under {family.names[0]}"
+    return Table("why", title, header, tuple(rows), frozenset(range(1, 7)), note)
 
 
 def _grid(family: FamilyOfFormats) -> Figure | None:

@@ -1,4 +1,4 @@
-"""The few distributions that the statistics need, from scipy; the one file of the report that imports it.
+"""The few distributions that the statistics need, from scipy; the one file here that imports it.
 
     critical_value(n, k, r)    c with P(max over k of |t_j| <= c) = level, for k t statistics of n paired observations
                                each, whose observations correlate with r
@@ -22,11 +22,25 @@ DRAWS = 30_000
 _STEP = 0.1
 
 
-def t_quantile(probability: float, df: int) -> float:
-    """The quantile of Student's t with `df` >= 1 degrees of freedom."""
+def student_quantile(probability: float, degrees: int) -> float:
+    """The quantile of Student's t with `degrees` >= 1 degrees of freedom."""
+    from scipy import special
+
+    return float(special.stdtrit(degrees, probability))
+
+
+def student_cdf(x: float, degrees: int) -> float:
+    """The distribution function of Student's t."""
+    from scipy import special
+
+    return float(special.stdtr(degrees, x))
+
+
+def chi_square_quantile(probability: float, degrees: int) -> float:
+    """The quantile of chi-square with `degrees` >= 1 degrees of freedom."""
     from scipy import stats
 
-    return float(stats.t.ppf(probability, df))
+    return float(stats.chi2.ppf(probability, degrees))
 
 
 def normal_cdf(x: Array) -> Array:
@@ -60,7 +74,7 @@ def critical_value(n: int, k: int, correlation: float = 0.0, level: float = 0.95
         return float("inf")
     share = level if one_sided else (1 + level) / 2
     if k == 1:
-        return t_quantile(share, n - 1)
+        return student_quantile(share, n - 1)
     r = float(np.floor(min(max(correlation, 0.0), 0.95) / _STEP + 1e-9) * _STEP)
     return _simulated(n, k, round(r, 2), level, one_sided)
 

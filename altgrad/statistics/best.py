@@ -17,8 +17,8 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from altgrad.reports.distributions import critical_value
-from altgrad.reports.intervals import LEVEL, Paired, common_correlation, table
+from altgrad.statistics.distributions import critical_value
+from altgrad.statistics.intervals import LEVEL, Paired, common_correlation, seeds_in_common
 
 
 @dataclass(frozen=True)
@@ -33,7 +33,7 @@ class Contender:
 
 def compare_with_best(paired: Paired, level: float = LEVEL) -> list[Contender]:
     """Every name in its order, from the seeds that all have. Fewer than two such seeds: all may be the best."""
-    values, names = table(paired), list(paired)
+    values, names = seeds_in_common(paired), list(paired)
     if len(names) == 1:
         return [Contender(names[0], math.nan, math.inf, True)]
     return [_against_others(values, index, name, level) for index, name in enumerate(names)]

@@ -9,12 +9,11 @@ from scipy import stats
 from statsmodels.stats.power import TTestPower
 from statsmodels.stats.weightstats import DescrStatsW
 
-from altgrad.reports.best import best_set, compare_with_best
-from altgrad.reports.distributions import critical_value, rank_correlation
-from altgrad.reports.intervals import Interval, common_correlation, simultaneous, t_interval
-from altgrad.reports.planning import decision_chance, equivalence_chance, needed_pairs, pairs_to_decide
 from altgrad.reports.rates import choose_rate, split_seeds
-from altgrad.reports.verdicts import MARGIN, judge
+from altgrad.statistics.best import best_set, compare_with_best
+from altgrad.statistics.distributions import critical_value, rank_correlation
+from altgrad.statistics.intervals import MARGIN, Interval, common_correlation, decide, simultaneous, t_interval
+from altgrad.statistics.power import decision_chance, equivalence_chance, needed_pairs, pairs_to_decide
 from bench import verdicts
 
 outcomes = cache(verdicts.outcomes)
@@ -98,21 +97,21 @@ def test_undecided_comparisons_can_always_be_decided_by_more_pairs_unless_noise_
 
 
 @pytest.mark.parametrize(
-    ("low", "high", "verdict"),
+    ("low", "high", "decision"),
     [
-        (0.01, 0.02, "benefit"), (-0.03, -0.01, "harm"), (-0.0099, 0.0099, "no practical benefit"),
-        (0.001, 0.009, "no practical benefit"), (0.001, 0.02, "direction only"), (-0.02, -0.001, "direction only"),
+        (0.01, 0.02, "above"), (-0.03, -0.01, "below"), (-0.0099, 0.0099, "inside"),
+        (0.001, 0.009, "inside"), (0.001, 0.02, "direction only"), (-0.02, -0.001, "direction only"),
         (-0.01, 0.005, "undecided"), (0.0, 0.01, "undecided"),
     ],
 )  # fmt: skip
-def test_the_five_verdicts_at_their_borders(low: float, high: float, verdict: str) -> None:
-    assert judge(Interval((low + high) / 2, 0.01, 5, low, high)) == verdict
+def test_the_five_decisions_at_their_borders(low: float, high: float, decision: str) -> None:
+    assert decide(Interval((low + high) / 2, 0.01, 5, low, high)) == decision
 
 
 def test_one_pair_or_none_decides_nothing() -> None:
     found = simultaneous({"a": {0: 1.0}, "b": {}})
-    assert found["a"].n == 1 and math.isinf(found["a"].high) and judge(found["a"]) == "undecided"
-    assert found["b"].n == 0 and judge(found["b"]) == "undecided"
+    assert found["a"].n == 1 and math.isinf(found["a"].high) and decide(found["a"]) == "undecided"
+    assert found["b"].n == 0 and decide(found["b"]) == "undecided"
 
 
 def test_equal_formats_are_both_best_and_a_lone_one_is() -> None:

@@ -1,0 +1,93 @@
+"""How numbers are written, for the terminal, reports and errors alike.
+
+    number, count, percent, duration    narrow, for columns: `12.3k`, `3.00e-4`, `0.034%`, `2h 05m`
+    signed, significant, rate_text      for prose and tables of a report: `−0.0123`, `0.00123`, `3e-3`, `–` for NaN
+
+Three significant figures unless a caller needs more (losses do). The first group is ASCII, since pipes are read by
+programs; the second has a real minus sign and says in typography what is missing.
+"""
+
+import math
+
+
+def number(value: float, figures: int = 3) -> str:
+    """`value` to so many significant figures, trailing zeros kept so that columns do not dance.
+
+    0.001 to 1000 is written out, 1000 to 1e15 with an SI step (`12.3k`), the rest as `3.00e-4`; `nan`, `inf`,
+    `-inf`, `0`.
+    """
+    if not math.isfinite(value):
+        return str(float(value))
+    if value == 0:
+        return "0"
+    scientific = f"{value:.{figures - 1}e}"
+    rounded = float(scientific)  # so that 999.96 becomes 1.00k and not 1000
+    if 1e-3 <= abs(rounded) < 1e3:
+        return f"{rounded:#.{figures}g}".rstrip(".")
+    for step, letter in ((1e3, "k"), (1e6, "M"), (1e9, "G"), (1e12, "T")):
+        if step <= abs(rounded) < step * 1e3:
+            return f"{rounded / step:#.{figures}g}".rstrip(".") + letter
+    digits, exponent = scientific.split("e")
+    return f"{digits}e{int(exponent)}"
+
+
+def count(value: float) -> str:
+    """A whole number of things (steps, tokens): exact below 1000, then with SI steps (`12.3k`, `1.00G`)."""
+    return str(int(value)) if math.isfinite(value) and abs(value) < 1e3 else number(value)
+
+
+def percent(rate: float) -> str:
+    """A share between 0 and 1 in at most 7 columns: `12.3%`, `0.034%`; `<0.001%` is small but not zero, `0` is zero."""
+    if not math.isfinite(rate) or rate == 0:
+        return number(rate)
+    if abs(rate) >= 1e-3:
+        return number(100 * rate) + "%"
+    return "<0.001%" if 0 < rate < 1e-5 else f"{100 * rate:.3f}%"
+
+
+def duration(seconds: float | None) -> str:
+    """Two units at most: `0.4s`, `12s`, `4m 05s`, `2h 05m`, `3d 04h`; `?` for None, NaN, infinite or negative."""
+    if seconds is None or not math.isfinite(seconds) or seconds < 0:
+        return "?"
+    if 0 < seconds < 1:
+        return f"{seconds:.1f}s"
+    whole = int(seconds)
+    for unit, small, size_of_unit, size_of_small in (("d", "h", 86400, 3600), ("h", "m", 3600, 60), ("m", "s", 60, 1)):
+        if whole >= size_of_unit:
+            return f"{whole // size_of_unit}{unit} {whole % size_of_unit // size_of_small:02d}{small}"
+    return f"{whole}s"
+
+
+def signed(value: float, digits: int = 4) -> str:
+    """`+0.0123`, a real minus sign; `–` for what is no number, `∞` for the infinite."""
+    if math.isnan(value):
+        return "–"
+    if math.isinf(value):
+        return "∞" if value > 0 else "−∞"
+    return f"{value:+.{digits}f}".replace("-", "−")
+
+
+def significant(value: float, digits: int = 3) -> str:
+    """At most so many significant figures; `–` for NaN."""
+    return "–" if math.isnan(value) else f"{value:.{digits}g}".replace("-", "−")
+
+
+def rate_text(value: float) -> str:
+    """A learning rate as `3e-3`; `–` for NaN."""
+    if math.isnan(value):
+        return "–"
+    digits, exponent = f"{value:.2e}".split("e")
+    return f"{float(digits):g}e{int(exponent)}" if value else "0"
+
+
+def tick_text(value: float) -> str:
+    """A tick of an axis: `3e-3`, `0.5`, `20`."""
+    if value and not 0.01 <= abs(value) < 1e4:
+        digits, exponent = f"{value:.1e}".split("e")
+        return f"{float(digits):g}e{int(exponent)}"
+    return f"{value:g}"
+
+
+def counted(n: int, thing: str) -> str:
+    """`1 run`, `3 runs`."""
+    return f"{n} {thing}" if n == 1 else f"{n} {thing}s"
