@@ -1,4 +1,4 @@
-"""`altgrad sweep MATRIX`: every run of a matrix, on this machine or a cluster; repeat the command to continue.
+"""`altgrad sweep MATRIX`: `altgrad.sweep`, drawn. Repeat the command to continue.
 
 Everything is validated before anything starts. What a run came to is in the store and nowhere else, so a sweep that was
 stopped, or whose driver was killed, goes on with the same command: finished runs are finished, diverged ones too, and
@@ -6,17 +6,17 @@ failed ones wait for `--rerun failed`. Exit codes: 0 every run completed or dive
 wrong, 3 the machine, 130 or 75 stopped.
 """
 
+import contextlib
 import signal
-import statistics
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import typer
 
 from altgrad.cli import console
-from altgrad.numerals import number
-
-LOSS = "validation/loss"
+from altgrad.numerals import count, duration, number
 
 
 def sweep(
@@ -48,125 +48,98 @@ def sweep(
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object at the end alone.")] = False,
 ) -> None:
     """Train every run of a matrix; repeat the command to continue it."""
-    from altgrad.cli.sweep_facts import describe_plan, describe_power
-    from altgrad.sweeps import LauncherSpec, Sweep, SweepFolder, make_plan
+    from altgrad.cli.sweep_panel import choose
+    from altgrad.sweeps import forecast, result
+    from altgrad.sweeps.plan import make_plan
 
     with console.one_line_errors():
-        plan = make_plan(matrix, smoke=smoke, sets=sets or [], store=runs)
-        whole = len(plan.runs)
-        plan = plan.only(only or [])
-        folder = SweepFolder(runs, plan.name)
-        if power:
-            describe_power(plan, folder, margin, as_json)
+        if power or dry_run or cancel:
+            plan = make_plan(matrix, smoke=smoke, sets=sets or (), only=only or (), store=runs)
+            if power:
+                _show_power(plan, forecast.pairs_needed(plan, runs, margin), margin, as_json)
+            elif dry_run:
+                _show_forecast(plan, forecast.forecast(plan, jobs), as_json)
+            else:
+                with result.open_sweep(plan, runs, launcher, jobs) as driver:
+                    _say_cancelled(plan.name, result.cancel_sweep(driver))
             return
-        if dry_run:
-            describe_plan(plan, whole, jobs, as_json)
-            return
-        spec = _launcher(LauncherSpec, launcher, jobs)
-        engine = spec.build(max(run.spec.threads or 1 for run in plan.runs))
-        try:
-            driver = Sweep(
-                plan, folder, engine, spec.kind, device=device, retries=retries, rerun_failed=rerun == "failed"
-            )
-            if cancel:
-                _cancel(driver)
-                return
-            _drive(driver, as_json)
-        finally:
-            engine.close()
-
-
-def _launcher(family: Any, text: str, jobs: int | None) -> Any:
-    """The launcher that a command line names; ValueError for one that is none."""
-    from altgrad.spec import Document
-
-    document = Document.parse(text, "--launcher")
-    fields = {"kind": document.data} if isinstance(document.data, str) else document.data
-    if isinstance(fields, dict) and jobs is not None:
-        fields = {**fields, "jobs": jobs}
-    return family.made_from(fields, "--launcher")
-
-
-def _drive(driver: Any, as_json: bool) -> None:
-    """Run the sweep with its panel (or lines), and leave with its exit code."""
-    from altgrad.cli.sweep_panel import choose
-
-    view = choose(driver.plan.name, quiet=as_json)
-    for notice in driver.plan.notices:
-        view.say(notice)
-    asked: list[int] = []
-    before = {
-        number: signal.signal(number, lambda number, _: asked.append(number))
-        for number in (signal.SIGTERM, signal.SIGINT)
-    }
-    try:
-        whole = driver.run(view.look, lambda: bool(asked))
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
-        view.close()
-    states = [track.state for track in driver.tracks]
+        with _signals() as asked:
+            found = result.sweep(
+                matrix, runs=runs, jobs=jobs, smoke=smoke, sets=sets or (), only=only or (), launcher=launcher,
+                retries=retries, rerun_failed=rerun == "failed", device=device,
+                view=lambda name: choose(name, quiet=as_json), stopped=lambda: bool(asked),
+            )  # fmt: skip
     if as_json:
-        console.print_json({"sweep": driver.plan.name, **_totals(states), "runs": [_facts(t) for t in driver.tracks]})
+        console.print_json({"sweep": found.name, **found.totals, "runs": found.runs})
     else:
-        _summary(driver)
-    if not whole:
+        _show_result(found)
+    if not found.finished:
         raise typer.Exit(75 if asked and asked[0] == signal.SIGTERM else 130)
-    if "failed" in states:
+    if found.totals["failed"]:
         raise typer.Exit(1)
 
 
-def _cancel(driver: Any) -> None:
-    """Ask the driver to stop; where there is none, stop what it left."""
-    if driver.folder.is_driven:
-        driver.folder.ask_to_cancel()
-        console.say(f"asked the driver of {driver.plan.name} to stop; its runs save and stop within a minute")
+@contextlib.contextmanager
+def _signals() -> Iterator[list[int]]:
+    """The signals that ask for an end, as they come: workers then save their state first."""
+    asked: list[int] = []
+    numbers = (signal.SIGTERM, signal.SIGINT)
+    before = {number: signal.signal(number, lambda number, _: asked.append(number)) for number in numbers}
+    try:
+        yield asked
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def _show_result(found: Any) -> None:
+    if len(found.cells) <= 60:
+        console.table(["cell", "runs", "validation loss"], found.cells)
+    failed = [run for run in found.runs if run["state"] == "failed"]
+    for run in failed:
+        console.say(f"{run['id']} failed: {run['reason']}")
+    console.say(str(found))
+    if failed:
+        console.say(f"`--rerun failed` hands the failed ones out again; their logs are in {found.logs}")
+
+
+def _say_cancelled(name: str, stopped: int | None) -> None:
+    if stopped is None:
+        console.say(f"asked the driver of {name} to stop; its runs save and stop within a minute")
+    else:
+        console.say(f"no driver is at work; {stopped} jobs that one had left were stopped")
+
+
+def _show_forecast(plan: Any, found: Any, as_json: bool) -> None:
+    facts = {"sweep": plan.name, "runs": len(plan.runs), "of": plan.total, "seconds_alone": found.seconds_alone}
+    if as_json:
+        arms = [asdict(arm) for arm in found.arms]
+        console.print_json(facts | {"jobs": found.jobs, "seconds": found.seconds, "arms": arms})
         return
-    with driver.folder.lock():
-        driver.take_stock()
-        active = sum(track.active for track in driver.tracks)
-        driver.stop(lambda _: None)
-    console.say(f"no driver is at work; {active} jobs that one had left were stopped")
+    console.table(
+        ["arm", "runs", "parameters", "steps", "time, one by one"],
+        [[a.arm, str(a.runs), count(a.parameters), count(a.steps), duration(a.seconds)] for a in found.arms],
+    )
+    for notice in plan.notices:
+        console.say(notice)
+    part = f" (of {plan.total})" if plan.total != len(plan.runs) else ""
+    console.say(
+        f"{plan.name}: {len(plan.runs)} runs{part}, {duration(found.seconds_alone)} one by one; "
+        f"{duration(found.seconds)} with {found.jobs} at once on this machine. Nothing was started."
+    )
 
 
-def _totals(states: list[str]) -> dict[str, int]:
-    return {state: states.count(state) for state in ("completed", "diverged", "failed", "running", "waiting")}
-
-
-def _facts(track: Any) -> dict[str, Any]:
-    found = track.run.last(LOSS) if track.run.exists else {}
-    labels = {"id": track.planned.id, **track.planned.place.labels}
-    return labels | {
-        "state": track.state, "reason": track.reason, "step": found.get("step", 0), LOSS: found.get(LOSS),
-        "path": str(track.run.path),
-    }  # fmt: skip
-
-
-def _summary(driver: Any) -> None:
-    """One line an arm and cell: how many runs, and their validation losses over the seeds."""
-    groups: dict[str, list[Any]] = {}
-    for track in driver.tracks:
-        place = track.planned.place
-        cell = ", ".join(f"{path.rpartition('.')[2]} {value}" for path, value in place.axes.items())
-        groups.setdefault(" ".join(filter(None, [place.arm, cell])) or track.planned.spec.name, []).append(track)
-    rows = []
-    for name, tracks in groups.items():
-        states = [track.state for track in tracks]
-        losses = [track.run.last(LOSS).get(LOSS) for track in tracks if track.state == "completed"]
-        found = [loss for loss in losses if loss is not None]
-        spread = f"± {number(statistics.stdev(found))}" if len(found) > 1 else ""
-        mean = f"{number(statistics.fmean(found), 5)} {spread}".strip() if found else "-"
-        told = ", ".join(f"{states.count(state)} {state}" for state in dict.fromkeys(states))
-        rows.append([name, told, mean])
-    if len(rows) <= 60:
-        console.table(["cell", "runs", "validation loss"], rows)
-    for track in driver.tracks:
-        if track.state == "failed":
-            console.say(f"{track.planned.id} failed: {track.reason}")
-    states = [track.state for track in driver.tracks]
-    told = ", ".join(f"{count} {state}" for state, count in _totals(states).items() if count)
-    console.say(f"{driver.plan.name}: {len(states)} runs: {told}")
-    if "failed" in states:
-        console.say(
-            "`--rerun failed` hands the failed ones out again; their logs are in " + str(driver.folder.path / "logs")
-        )
+def _show_power(plan: Any, needs: Sequence[Any], margin: float, as_json: bool) -> None:
+    if as_json:
+        console.print_json({"sweep": plan.name, "margin": margin, "pairs": [asdict(found) for found in needs]})
+        return
+    header = ["arms", "pairs seen", "mean difference", "sd", "pairs needed", "at worst"]
+    rows = [
+        [f"{n.first} - {n.second}", str(n.pairs), number(n.mean), number(n.deviation), str(n.needed), str(n.at_worst)]
+        for n in needs
+    ]
+    console.table(header, rows)
+    console.say(
+        f"for a difference of {margin:g} in validation loss, two-sided 5 %, power 80 %, one comparison; "
+        "at worst: if the sd is at the upper end of its 90 % interval"
+    )

@@ -7,21 +7,17 @@ and writes the rest again; the curves then let go of what came after it.
 
 from __future__ import annotations
 
-import contextlib
 import heapq
-import os
 import time
-from array import array
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
-from typing import Annotated, Any
-from zlib import crc32
+from typing import Annotated
 
 import typer
 
 from altgrad.cli import console
 from altgrad.cli.panel import PlainLines, RunPanel, choose
-from altgrad.store.files import decode, row_of
+from altgrad.store.files import Tail
 from altgrad.store.runs import EVENTS, METRICS, Run, RunStore, recorded_scores
 from altgrad.store.tracker import Sink
 
@@ -29,56 +25,6 @@ POLL_SECONDS = 0.5
 # What an event row has besides its details.
 EVENT_KEYS = ("step", "event", "message", "time")
 BEGINNINGS = ("started", "resumed")
-
-
-class Tail:
-    """The rows of a growing log: each call of `rows` gives the whole lines that are new since the last.
-
-    After a resumed run has taken the log back, the lines that stayed are recognised by their checksums and not told
-    twice.
-    """
-
-    def __init__(self, path: Path) -> None:
-        self._path = path
-        self._file: tuple[int, int] | None = None
-        self._offset = 0
-        self._line = 0
-        self._told = array("L")
-
-    def rows(self) -> Iterator[dict[str, Any]]:
-        """New rows, non-finite values as floats; a line without its newline waits, one that is no row is skipped."""
-        with contextlib.suppress(FileNotFoundError), self._path.open("rb") as file:
-            stat = os.fstat(file.fileno())
-            if (stat.st_dev, stat.st_ino) != self._file or stat.st_size < self._offset:
-                self._file, self._offset, self._line = (stat.st_dev, stat.st_ino), 0, 0
-            file.seek(self._offset)
-            for line in file:
-                if not line.endswith(b"\n"):
-                    return
-                self._offset += len(line)
-                row = _row(line) if self._is_news(line) else None
-                if row is not None:
-                    yield row
-
-    def age(self) -> float:
-        """Seconds since the log last grew; 0 where there is none."""
-        with contextlib.suppress(FileNotFoundError):
-            return max(0.0, time.time() - self._path.stat().st_mtime)
-        return 0.0
-
-    def _is_news(self, line: bytes) -> bool:
-        checksum = crc32(line)
-        number, self._line = self._line, self._line + 1
-        if number < len(self._told) and self._told[number] == checksum:
-            return False
-        del self._told[number:]
-        self._told.append(checksum)
-        return True
-
-
-def _row(line: bytes) -> dict[str, Any] | None:
-    row = row_of(line)
-    return decode(row) if row is not None and isinstance(row.get("step"), int) else None
 
 
 def recall(run: Run, sink: Sink) -> None:

@@ -15,8 +15,9 @@ from typing import Any
 
 FREE = {
     "project", "name", "seed", "monitors", "log_every", "evaluate_every", "checkpoint_every", "keep", "engine",
-    "compile", "threads", "precision", "storage", "compute", "optimizer", "interventions", "init_from",
+    "compile", "threads",
 }  # fmt: skip
+PARTS = {"precision", "storage", "compute", "optimizer", "interventions", "init_from"}
 SHARED = {"weight_decay", "groups"}
 STANDARD, MANIFOLD = "adamw", "manifold_adamw"
 PAIR = (STANDARD, MANIFOLD)
@@ -95,10 +96,15 @@ def arm_of(spec: Mapping[str, Any]) -> Arm:
 def condition_of(spec: Mapping[str, Any]) -> str:
     """What must be equal for two runs to be comparable, as canonical JSON."""
     optimizer = _mapping(spec.get("optimizer"))
-    rest: dict[str, Any] = {key: value for key, value in spec.items() if key not in FREE}
+    rest: dict[str, Any] = {key: value for key, value in spec.items() if key not in FREE | PARTS}
     rest |= {f"optimizer.{key}": optimizer.get(key) for key in SHARED}
     rest |= {"init_from": bool(spec.get("init_from"))}
     return json.dumps(_settled(rest), sort_keys=True, default=str)
+
+
+def settings_of(spec: Mapping[str, Any]) -> str:
+    """All that decides a result but the seed, as canonical JSON: runs that agree in it are of one arm and rate."""
+    return json.dumps(_settled({k: v for k, v in spec.items() if k not in FREE}), sort_keys=True, default=str)
 
 
 def differing(conditions: Iterable[str]) -> dict[str, str]:

@@ -21,6 +21,7 @@ Roads not taken: SQLite (one file, but no `tail -f`, and its locking fails on se
 per step (millions of inodes on a cluster's quota).
 """
 
+import contextlib
 import errno
 import hashlib
 import io
@@ -28,6 +29,8 @@ import json
 import math
 import os
 import threading
+import time
+from array import array
 from collections.abc import Callable, Iterator, Mapping
 from datetime import UTC, datetime
 from pathlib import Path
@@ -272,6 +275,51 @@ def json_object(sealed: bytes) -> dict[str, Any] | None:
     except (ValueError, RecursionError):
         return None
     return found if isinstance(found, dict) else None
+
+
+class Tail:
+    """The rows of a growing log: each call of `rows` gives the whole lines that are new since the last.
+
+    After a resumed run has taken the log back, the lines that stayed are recognised by their checksums and not told
+    twice.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._file: tuple[int, int] | None = None
+        self._offset = 0
+        self._line = 0
+        self._told = array("L")
+
+    def rows(self) -> Iterator[dict[str, Any]]:
+        """New rows, non-finite values as floats; a line without its newline waits, one that is no row is skipped."""
+        with contextlib.suppress(FileNotFoundError), self._path.open("rb") as file:
+            stat = os.fstat(file.fileno())
+            if (stat.st_dev, stat.st_ino) != self._file or stat.st_size < self._offset:
+                self._file, self._offset, self._line = (stat.st_dev, stat.st_ino), 0, 0
+            file.seek(self._offset)
+            for line in file:
+                if not line.endswith(b"\n"):
+                    return
+                self._offset += len(line)
+                row = row_of(line) if self._is_news(line) else None
+                if row is not None and isinstance(row.get("step"), int):
+                    yield decode(row)
+
+    def age(self) -> float:
+        """Seconds since the log last grew; 0 where there is none."""
+        with contextlib.suppress(FileNotFoundError):
+            return max(0.0, time.time() - self._path.stat().st_mtime)
+        return 0.0
+
+    def _is_news(self, line: bytes) -> bool:
+        checksum = crc32(line)
+        number, self._line = self._line, self._line + 1
+        if number < len(self._told) and self._told[number] == checksum:
+            return False
+        del self._told[number:]
+        self._told.append(checksum)
+        return True
 
 
 def _lines_backwards(path: Path) -> Iterator[tuple[int, bytes]]:

@@ -53,6 +53,11 @@ class SweepFolder:
         """Where the spec of that run id is."""
         return self._file("specs", run, "yaml")
 
+    @property
+    def logs(self) -> Path:
+        """Where the workers' output is."""
+        return self.path / "logs"
+
     def log(self, run: str) -> Path:
         """Where its worker's output is."""
         return self._file("logs", run, "log")

@@ -11,7 +11,7 @@ runs side by side, and a number taken from the machine would make the results de
 import json
 import re
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -55,11 +55,12 @@ class PlannedRun:
 
 @dataclass(frozen=True)
 class Plan:
-    """All runs of a matrix, in order; notices are for people."""
+    """Runs of a matrix, in order. total: how many it has in all; notices are for people."""
 
     name: str
     matrix: Matrix
     runs: Sequence[PlannedRun]
+    total: int
     notices: Sequence[str] = ()
 
     def only(self, patterns: Iterable[str]) -> "Plan":
@@ -78,7 +79,7 @@ class Plan:
             kept = [run for run in kept if _matches(run, pattern)]
             if not kept:
                 raise ValueError(f"--only {pattern} leaves no run of {self.name}.")
-        return Plan(self.name, self.matrix, kept, self.notices)
+        return replace(self, runs=kept)
 
 
 def _matches(run: PlannedRun, pattern: str) -> bool:
@@ -97,12 +98,14 @@ def make_plan(
     *,
     smoke: bool = False,
     sets: Iterable[str] = (),
+    only: Iterable[str] = (),
     device: torch.device | str = "cpu",
     store: Path = Path("runs"),
 ) -> Plan:
     """Read a matrix and validate every run of it, as `altgrad train` would that run.
 
-    store: where its runs will be, and where a twin is looked for. Raises SpecError for the first run that does not fit.
+    only: patterns that runs are picked by (`Plan.only`). store: where its runs will be, and where a twin is looked for.
+    Raises SpecError for the first run that does not fit.
     """
     document = Document.load(path)
     matrix = Matrix.check(document)
@@ -122,7 +125,7 @@ def make_plan(
             assigned = _assigned(sets, error.location if isinstance(error, LocatedError) else (), str(error))
             raise SpecError(assigned or f"{path.name} with {place}"[:200], str(error)) from None
     name = re.sub(r"[^A-Za-z0-9_-]", "-", path.stem) + ("-smoke" if smoke else "")
-    return Plan(name, matrix, planned, tuple(fitting.notices))
+    return Plan(name, matrix, planned, len(planned), tuple(fitting.notices)).only(only)
 
 
 def _assigned(sets: Sequence[str], location: Location, message: str) -> str:

@@ -8,16 +8,17 @@ from typing import Any
 import pytest
 
 from altgrad.cli import console
-from altgrad.cli.sweep_panel import Lines, Picture, Row, choose, frame
+from altgrad.cli.sweep_panel import choose, frame
+from altgrad.sweeps.progress import RunProgress, SweepLines, SweepProgress
 
 
-def picture(runs: int = 40) -> Picture:
-    found = Picture("format_ablation")
+def picture(runs: int = 40) -> SweepProgress:
+    found = SweepProgress("format_ablation")
     states = ["completed", "running", "waiting", "failed", "diverged", "pending"]
     for number in range(runs):
         state = states[number % 6]
         reason = "init_from: nowhere\x1b[31m" if state == "failed" else ""
-        found.rows[f"r{number}"] = Row(
+        found.rows[f"r{number}"] = RunProgress(
             f"e{number}m4f-0a1b2c3d-s{number}", state, step=50, steps=100, loss=1.25, validation=1.5, alarms=number % 3,
             deaths=number % 2, remaining=90.0, reason=reason, changed=float(number),
         )  # fmt: skip
@@ -56,7 +57,7 @@ def test_in_a_pipe_there_is_a_line_for_every_run_that_ends(monkeypatch: pytest.M
         for n in range(2)
     ]
     driver, view = _Driver(tracks), choose("m")
-    assert isinstance(view, Lines) and not console.interactive()
+    assert isinstance(view, SweepLines) and not console.interactive()
     view.look(driver)
     tracks[0].state = "running"
     view.look(driver)

@@ -13,7 +13,8 @@ from typer.testing import CliRunner
 
 from altgrad.cli.console import Screen
 from altgrad.cli.panel import PlainLines, RunPanel
-from altgrad.cli.watch import Tail, follow, recall, watch
+from altgrad.cli.watch import follow, recall, watch
+from altgrad.store.files import Tail
 from altgrad.store.runs import Run, RunStore
 from altgrad.store.tracker import RunFiles
 

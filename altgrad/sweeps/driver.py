@@ -94,11 +94,21 @@ class Sweep:
                 if stopped() or self.folder.cancelled:
                     self.stop(look)
                     return False
-                self.round()
-                look(self)
-                if any(track.state not in DONE for track in self.tracks):
-                    time.sleep(self.launcher.poll_seconds)
+                try:
+                    self.round()
+                    look(self)
+                    if any(track.state not in DONE for track in self.tracks):
+                        time.sleep(self.launcher.poll_seconds)
+                except KeyboardInterrupt:  # in a notebook nobody asks by `stopped`
+                    self.stop(look)
+                    raise
         return True
+
+    def __enter__(self) -> "Sweep":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.launcher.close()
 
     def take_stock(self) -> None:
         """What the store says of every run, and which jobs an earlier driver left."""

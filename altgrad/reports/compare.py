@@ -1,0 +1,141 @@
+"""altgrad.compare: which of several runs or arms is better, and how sure that is.
+
+Runs that agree in all but their seed are one arm. Each arm is compared with a reference arm by the differences of a
+metric between runs of one seed: their mean, its simultaneous 95 % interval over the arms compared, and what the
+interval decides (`altgrad.statistics.intervals`). One seed an arm is a difference, and never a verdict.
+"""
+
+import math
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any, Literal
+
+from altgrad.reports.arms import differing, settings_of
+from altgrad.reports.reading import LOSS, RunRecord, read
+from altgrad.statistics.intervals import MARGIN, Interval, common_correlation, decide, seeds_in_common, simultaneous
+from altgrad.statistics.power import pairs_to_decide
+from altgrad.store import Run, RunStore
+
+WORDS = {"above": "worse", "below": "better", "inside": "equivalent"}
+OPPOSITE = {"worse": "better", "better": "worse"}
+
+
+def compare(
+    *targets: Any,
+    runs: str | Path = "runs",
+    metric: str = LOSS,
+    reference: str | None = None,
+    margin: float = MARGIN,
+    better: Literal["lower", "higher"] = "lower",
+) -> Any:
+    """A pandas DataFrame, one row an arm: its difference from the reference arm in `metric`, and the verdict.
+
+    targets: trained runs, their ids or folders, or a project for all its runs. runs: the store that ids and projects
+    are looked up in. reference: the name of an arm or the id of one of its runs; else the arm in which nothing is
+    quantised, or the first. margin: a difference below it is of no practical size.
+
+    Columns: arm; runs (results it has); mean; difference (arm less reference, over n seeds that both have), low and
+    high (simultaneous over the rows, NaN below two seeds); n; verdict (better, worse, equivalent, direction only,
+    undecided; `one seed`, `no seed in common`; `reference`); pairs_needed (seeds in all that a decision would take).
+    A run that diverged enters as the loss of knowing nothing. `attrs` has metric, margin and reference.
+
+    ValueError for a target that names nothing, or fewer than two arms.
+    """
+    import pandas
+
+    records = [read(run, (metric.rpartition("/")[2],)) for run in _found(targets, RunStore(Path(runs)))]
+    arms = _named([record for record in records if record.spec])
+    if len(arms) < 2:
+        raise ValueError(
+            f"{len(records)} runs of {len(arms)} arm; a comparison takes two arms, alike but for settings."
+        )
+    chosen = _reference(arms, reference)
+    values = {name: _values(inside, metric) for name, inside in arms.items()}
+    if not any(values.values()):
+        raise ValueError(f"none of these runs has a result in {metric}; completed and diverged runs have.")
+    paired = {
+        name: {seed: value - values[chosen][seed] for seed, value in by_seed.items() if seed in values[chosen]}
+        for name, by_seed in values.items() if name != chosen
+    }  # fmt: skip
+    intervals = simultaneous(paired)
+    several = {name: pairs for name, pairs in paired.items() if len(pairs) > 1}
+    family = {"formats": max(len(several), 1), "correlation": common_correlation(seeds_in_common(several))}
+    rows = []
+    for name, by_seed in values.items():
+        mean = math.fsum(by_seed.values()) / len(by_seed) if by_seed else math.nan
+        row: dict[str, Any] = {"arm": name, "runs": len(by_seed), "mean": mean}
+        if name == chosen:
+            rows.append(row | {"verdict": "reference"})
+            continue
+        found = intervals[name]
+        verdict = _verdict(found, margin, better)
+        known = found.n > 1
+        row |= {"difference": found.mean, "low": found.low if known else math.nan}
+        row |= {"high": found.high if known else math.nan, "n": found.n, "verdict": verdict}
+        if verdict == "undecided":
+            row["pairs_needed"] = pairs_to_decide(found.mean, found.sd, margin=margin, **family)
+        rows.append(row)
+    columns = ["arm", "runs", "mean", "difference", "low", "high", "n", "verdict", "pairs_needed"]
+    frame = pandas.DataFrame(rows, columns=columns).astype({"n": "Int64", "pairs_needed": "Int64"})
+    frame.attrs = {"metric": metric, "margin": margin, "reference": chosen}
+    return frame
+
+
+def _found(targets: Iterable[Any], store: RunStore) -> list[Run]:
+    """The runs that are meant, each once."""
+    runs: dict[Path, Run] = {}
+    projects = {run.project for run in store.runs()}
+    for target in targets:
+        if hasattr(target, "path"):
+            several = [Run(Path(target.path))]
+        elif str(target) in projects:
+            several = list(store.runs(str(target)))
+        else:
+            several = [store.find(str(target))]
+        runs |= {run.path.resolve(): run for run in several}
+    return list(runs.values())
+
+
+def _named(records: Iterable[RunRecord]) -> dict[str, list[RunRecord]]:
+    """Runs by arm: its name, with what sets it apart from the first where several arms have one name."""
+    groups: dict[str, list[RunRecord]] = {}
+    for record in records:
+        groups.setdefault(settings_of(record.spec), []).append(record)
+    words = differing(groups)
+    names = [str(inside[0].spec.get("name") or inside[0].id) for inside in groups.values()]
+    named: dict[str, list[RunRecord]] = {}
+    for name, (settings, inside) in zip(names, groups.items(), strict=True):
+        named[name if names.count(name) == 1 else f"{name} ({words[settings]})"] = inside
+    return named
+
+
+def _reference(arms: dict[str, list[RunRecord]], wanted: str | None) -> str:
+    if wanted is not None:
+        for name, inside in arms.items():
+            if wanted == name or any(wanted in (record.id, record.spec.get("name")) for record in inside):
+                return name
+        raise ValueError(f"the reference is {wanted!r}; the arms are {', '.join(arms)}.")
+    baselines = {name: inside[0].arm.format for name, inside in arms.items() if inside[0].arm.is_baseline}
+    return next((name for name in baselines if baselines[name] == "FP32"), next(iter(baselines or arms)))
+
+
+def _values(records: Iterable[RunRecord], metric: str) -> dict[int, float]:
+    """The last value by seed, of the newest run of each; a diverged run has one only in the loss."""
+    found: dict[int, float] = {}
+    for record in sorted(records, key=lambda r: str(r.meta.get("created", ""))):
+        series = record.series.get(metric)
+        if metric == LOSS:
+            value = record.outcome
+        else:
+            value = float(series[1][-1]) if record.ended and series is not None and len(series[1]) else math.nan
+        if math.isfinite(value):
+            found[record.seed] = value
+    return found
+
+
+def _verdict(found: Interval, margin: float, better: str) -> str:
+    if found.n < 2:
+        return "one seed" if found.n else "no seed in common"
+    decision = decide(found, margin)
+    word = WORDS.get(decision, decision)
+    return word if better == "lower" else OPPOSITE.get(word, word)
