@@ -7,8 +7,9 @@ Imports only go down, from a floor to a lower one, and the rooms of one floor do
 
 Four rooms stand beside the tower: matrix, symptoms, store and statistics see formats, document, numerals and spec, and
 are seen from training upwards. They and the bottom of the tower never load torch, so that `altgrad --help`, a table of
-formats and a look at finished runs answer at once. Each rule is a function of parsed sources that yields `file:line: rule`; the
-second half of the file plants one violation of each rule and one small tree without any, so the rules can fail.
+formats and a look at finished runs answer at once. Each rule is a function of parsed sources that yields
+`file:line: rule`; the second half of the file plants one violation of each rule and one small tree without any, so the
+rules can fail.
 """
 
 import ast

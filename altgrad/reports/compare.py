@@ -10,6 +10,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, Literal
 
+from altgrad.numerals import counted
 from altgrad.reports.arms import differing, settings_of
 from altgrad.reports.reading import LOSS, RunRecord, read
 from altgrad.statistics.intervals import MARGIN, Interval, common_correlation, decide, seeds_in_common, simultaneous
@@ -46,9 +47,7 @@ def compare(
     records = [read(run, (metric.rpartition("/")[2],)) for run in _found(targets, RunStore(Path(runs)))]
     arms = _named([record for record in records if record.spec])
     if len(arms) < 2:
-        raise ValueError(
-            f"{len(records)} runs of {len(arms)} arm; a comparison takes two arms, alike but for settings."
-        )
+        raise ValueError(f"{counted(len(records), 'run')}, alike in all but their seed; a comparison takes two arms.")
     chosen = _reference(arms, reference)
     values = {name: _values(inside, metric) for name, inside in arms.items()}
     if not any(values.values()):
@@ -97,16 +96,19 @@ def _found(targets: Iterable[Any], store: RunStore) -> list[Run]:
 
 
 def _named(records: Iterable[RunRecord]) -> dict[str, list[RunRecord]]:
-    """Runs by arm: its name, with what sets it apart from the first where several arms have one name."""
+    """Runs by arm: its name, or as much of what it is as tells it from the others."""
     groups: dict[str, list[RunRecord]] = {}
     for record in records:
         groups.setdefault(settings_of(record.spec), []).append(record)
     words = differing(groups)
-    names = [str(inside[0].spec.get("name") or inside[0].id) for inside in groups.values()]
-    named: dict[str, list[RunRecord]] = {}
-    for name, (settings, inside) in zip(names, groups.items(), strict=True):
-        named[name if names.count(name) == 1 else f"{name} ({words[settings]})"] = inside
-    return named
+    firsts = [inside[0] for inside in groups.values()]
+    names = [str(record.spec.get("name") or record.id) for record in firsts]
+    labels = [record.arm.label for record in firsts]
+    told = [f"{name} ({words[settings]})" for name, settings in zip(names, groups, strict=True)]
+    rates = [f"{label}, lr {record.rate:g}" for label, record in zip(labels, firsts, strict=True)]
+    schemes = (names, labels, rates, told, [record.id for record in firsts])
+    scheme = next(scheme for scheme in schemes if len(set(scheme)) == len(firsts))
+    return dict(zip(scheme, groups.values(), strict=True))
 
 
 def _reference(arms: dict[str, list[RunRecord]], wanted: str | None) -> str:
