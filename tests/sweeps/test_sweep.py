@@ -11,9 +11,11 @@ import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
+import pandas
 import pytest
 from typer.testing import CliRunner
 
+import altgrad
 from altgrad.cli.main import app
 from altgrad.store import LockedError
 from altgrad.sweeps import Job, Launcher, Sweep, make_plan
@@ -237,3 +239,16 @@ def test_the_command_says_what_it_would_do_and_does_it(bench: Path) -> None:
     assert again["completed"] == 1 and again["runs"][0]["step"] == 3
     wrong = runner.invoke(app, ["sweep", "m.yaml", "--launcher", "slrum"])
     assert (wrong.exit_code == 2 and "Did you mean 'slurm'" in wrong.stderr) or "local" in wrong.stderr
+
+
+def test_the_library_trains_a_matrix_and_gives_what_came_of_it(bench: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    (bench / "m.yaml").write_text("base: base.yaml\nseeds: [0, 1]\nsmoke: {set: {steps: 3}, seeds: [4]}\n")
+    found = altgrad.sweep("m.yaml", smoke=True, jobs=1)
+    assert found.finished and found.totals["completed"] == 1 and str(found) == "m-smoke: 1 runs: 1 completed"
+    (row,) = pandas.DataFrame(found.runs).to_dict("records")
+    assert (row["state"], row["step"], row["seed"]) == ("completed", 3, "4") and row["validation/loss"] > 0
+    assert "1/1  completed" in capfd.readouterr().err and "1 completed" in found._repr_html_()
+    again = altgrad.sweep("m.yaml", smoke=True, progress=False)
+    assert again.runs == found.runs and capfd.readouterr().err == ""
+    with pytest.raises(ValueError, match="leaves no run"):
+        altgrad.sweep("m.yaml", only=["nobody"])

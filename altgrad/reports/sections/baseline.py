@@ -6,7 +6,7 @@ from typing import ClassVar
 import numpy as np
 
 from altgrad.numerals import signed, significant
-from altgrad.reports.arms import Arm
+from altgrad.reports.arms import Arm, optimizer_name
 from altgrad.reports.content import Axes, Axis, Block, Dash, Figure, Guide, Headline, Limit, Table, Tone, Trace, tones
 from altgrad.reports.curves import at_best_rate, by_seed, main_family, mean_over_runs
 from altgrad.reports.project import Project
@@ -43,7 +43,7 @@ class Baseline(Section):
         else:
             name, records = twins
             blocks += _gaps(arms, name, records)
-        blocks.append(_curves(arms))
+        blocks.append(_curves(arms, project.pair))
         missing = [n for n in ("FP32", "BF16") if not any(a.is_baseline and a.format == n for a in arms)]
         missing += [] if any(a.frozen for a in arms) else ["frozen-weight (optimizer.lr 0)"]
         if missing:
@@ -100,7 +100,7 @@ def _gaps(arms: dict[Arm, list[RunRecord]], name: str, twins: list[RunRecord]) -
     return [*blocks, Table("baseline", f"Final validation loss above {name}", header, rows, frozenset({2, 4, 5}), note)]
 
 
-def _curves(arms: dict[Arm, list[RunRecord]]) -> Figure:
+def _curves(arms: dict[Arm, list[RunRecord]], pair: tuple[str, str]) -> Figure:
     shown = sorted(arms, key=lambda a: (not a.frozen and not a.is_baseline, bool(a.variant), len(a.casts)))[:LINES]
     colours = tones([a.place for a in shown if not a.is_baseline and not a.frozen])
     panels = []
@@ -111,26 +111,26 @@ def _curves(arms: dict[Arm, list[RunRecord]]) -> Figure:
             steps, mean, low, high = mean_over_runs(series)
             if not len(steps):
                 continue
-            tone, dash = _look(arm, colours)
+            tone, dash = _look(arm, colours, pair[0])
             marks.append(Trace(steps, mean, arm.label, tone, dash, *((low, high) if key == LOSS else (None, None))))
         if marks:
             panels.append(Axes(Axis("optimizer step"), Axis("loss (nats)"), tuple(marks), words))
+    first, second = map(optimizer_name, pair)
     caption = (
         "Mean over seeds at each arm's lr*, validation with its 95 % t interval. Text-coloured lines are the "
-        "baselines: solid "
-        "FP32, dashed BF16, dotted frozen weights. Formats: dashed AdamW, solid ManifoldAdamW."
+        f"baselines: solid FP32, dashed BF16, dotted frozen weights. Formats: dashed {first}, solid {second}."
     )
     if not panels:
         panels = [Axes(Axis("optimizer step"), Axis("loss (nats)"), (Guide(math.nan, "y"),), "no losses")]
     return Figure("baseline", "Loss curves beside the baselines", caption, tuple(panels), columns=1, height=300)
 
 
-def _look(arm: Arm, colours: dict[str, Tone]) -> tuple[Tone, Dash]:
+def _look(arm: Arm, colours: dict[str, Tone], dashed: str) -> tuple[Tone, Dash]:
     if arm.frozen:
         return "grey", "dot"
     if arm.is_baseline:
         return BASE[arm.format]
-    return colours[arm.place], "dash" if arm.optimizer == "adamw" else "solid" if not arm.variant else "dashdot"
+    return colours[arm.place], "dash" if arm.optimizer == dashed else "solid" if not arm.variant else "dashdot"
 
 
 def twin_of(record: RunRecord, arms: dict[Arm, list[RunRecord]]) -> RunRecord | None:

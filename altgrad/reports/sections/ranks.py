@@ -10,7 +10,6 @@ from typing import ClassVar
 import numpy as np
 
 from altgrad.numerals import significant
-from altgrad.reports.arms import Arm
 from altgrad.reports.content import Axes, Axis, Block, Dash, Figure, Guide, Headline, Limit, Table, Trace, tones
 from altgrad.reports.curves import at_best_rate, main_family, mean_over_runs
 from altgrad.reports.project import Project
@@ -51,7 +50,8 @@ class Ranks(Section):
                     worst[arm.label] = f"{site} ({significant(float(found[site][1][-1]))})"
             steps, mean, bottom, top = mean_over_runs(series)
             if len(steps) > 1:
-                marks.append(Trace(steps, mean, arm.label, colours[arm.place], _dash(arm), bottom, top))
+                dash: Dash = "dash" if arm.optimizer == project.pair[0] else "solid"
+                marks.append(Trace(steps, mean, arm.label, colours[arm.place], dash, bottom, top))
         if not at_end:
             return [Limit("It takes rank-monitored runs in a format and their BF16 or FP32 twin (same spec and seed).")]
         intervals = simultaneous(at_end)
@@ -107,7 +107,3 @@ def mean_ratio(series: list[Series]) -> Series:
     """The geometric mean over matrices on the steps that they share."""
     steps, mean, _, _ = mean_over_runs([(s, np.log(v)) for s, v in series])
     return steps, np.exp(mean)
-
-
-def _dash(arm: Arm) -> Dash:
-    return "dash" if arm.optimizer == "adamw" else "solid"

@@ -1,0 +1,89 @@
+"""altgrad.compare: a row an arm, with the interval and verdict that scipy's t would give one pair of arms."""
+
+import math
+from collections.abc import Callable
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+from scipy import stats
+
+import altgrad
+from altgrad.store import Run
+from tests.reports.conftest import BENEFIT, final_loss
+
+Make = Callable[..., Run]
+Spec = Callable[..., dict[str, Any]]
+
+
+@pytest.fixture
+def two(tmp_path: Path, make_run: Make, make_spec: Spec) -> dict[str, list[Run]]:
+    """Four seeds of an e7m0 arm and of its float32 twin, by the names a user gave."""
+    return {
+        name: [make_run(tmp_path, make_spec(fmt, seed=s) | {"name": name}, sited=False, points=10) for s in range(4)]
+        for name, fmt in (("powers", "e7m0"), ("twin", "fp32"))
+    }
+
+
+def test_two_arms_have_the_paired_interval_of_scipy(two: dict[str, list[Run]], tmp_path: Path, make_spec: Spec) -> None:
+    frame = altgrad.compare("study", runs=tmp_path).set_index("arm")
+    row, reference = frame.loc["powers"], frame.loc["twin"]
+    losses = [[final_loss(make_spec(fmt, seed=s)) for s in range(4)] for fmt in ("e7m0", "fp32")]
+    expected = stats.ttest_rel(*losses).confidence_interval(0.95)
+    reached = 1 - math.exp(-6)  # the share of its way to the final loss that a made-up curve goes
+    assert (row.low, row.high) == pytest.approx((expected.low * reached, expected.high * reached), rel=1e-6)
+    assert row.verdict == "worse" and row.n == 4 and reference.verdict == "reference" and frame.attrs["margin"] == 0.01
+    assert type(frame).__module__.startswith("pandas")
+
+
+def test_targets_are_runs_ids_paths_or_a_project_and_the_reference_may_be_named(
+    two: dict[str, list[Run]], tmp_path: Path
+) -> None:
+    trained = [SimpleNamespace(path=run.path, id=run.id) for run in two["powers"]]
+    mixed = altgrad.compare(*trained, *(run.id for run in two["twin"][:2]), *(r.path for r in two["twin"][2:]),
+                            runs=tmp_path)  # fmt: skip
+    whole = altgrad.compare("study", runs=tmp_path)
+    assert mixed.sort_values("arm", ignore_index=True).equals(whole.sort_values("arm", ignore_index=True))
+    turned = altgrad.compare("study", runs=tmp_path, reference="powers").set_index("arm")
+    assert turned.verdict["twin"] == "better" and turned.verdict["powers"] == "reference"
+    by_run = altgrad.compare("study", runs=tmp_path, reference=two["powers"][0].id)
+    assert by_run.attrs["reference"] == "powers"
+    higher = altgrad.compare("study", runs=tmp_path, better="higher").set_index("arm")
+    assert higher.verdict["powers"] == "better"
+
+
+def test_one_seed_is_a_difference_and_never_a_verdict(two: dict[str, list[Run]], tmp_path: Path) -> None:
+    frame = altgrad.compare(two["powers"][0], two["twin"][0], runs=tmp_path).set_index("arm")
+    row = frame.loc["powers"]
+    assert row.verdict == "one seed" and row.n == 1 and row.difference > 0.1
+    assert frame.low.isna().all() and frame.high.isna().all()
+    apart = altgrad.compare(two["powers"][0], two["twin"][1], runs=tmp_path).set_index("arm")
+    assert apart.verdict["powers"] == "no seed in common"
+
+
+def test_an_undecided_arm_says_how_many_seeds_a_decision_takes(tmp_path: Path, make_run: Make, make_spec: Spec) -> None:
+    for optimizer in ("adamw", "manifold_adamw"):
+        for seed in range(3):
+            make_run(tmp_path, make_spec("e5m2", optimizer, seed=seed), sited=False, points=10)
+    frame = altgrad.compare("study", runs=tmp_path, margin=BENEFIT["e5m2"]).set_index("arm")
+    row = frame.loc["e5m2 stochastic, manifold_adamw"]
+    assert row.verdict == "undecided" and row.pairs_needed > 3
+
+
+@pytest.mark.parametrize(
+    ("targets", "message"),
+    [(["nobody"], "'nobody' is no run"), ([], "0 runs"), (["study"], "2 runs, alike in all but their seed")],
+)
+def test_what_cannot_be_compared_is_said(
+    tmp_path: Path, make_run: Make, make_spec: Spec, targets: list[str], message: str
+) -> None:
+    for seed in range(2):
+        make_run(tmp_path, make_spec(seed=seed), sited=False, points=10)
+    with pytest.raises(ValueError, match=message):
+        altgrad.compare(*targets, runs=tmp_path)
+    make_run(tmp_path, make_spec("e7m0"), sited=False, points=10)
+    with pytest.raises(ValueError, match="the reference is 'x'; the arms are"):
+        altgrad.compare("study", runs=tmp_path, reference="x")
+    with pytest.raises(ValueError, match="none of these runs has a result in validation/f1"):
+        altgrad.compare("study", runs=tmp_path, metric="validation/f1")
