@@ -58,7 +58,7 @@ def compare(
     }  # fmt: skip
     intervals = simultaneous(paired)
     several = {name: pairs for name, pairs in paired.items() if len(pairs) > 1}
-    family = {"formats": max(len(several), 1), "correlation": common_correlation(seeds_in_common(several))}
+    correlation = common_correlation(seeds_in_common(several))
     rows = []
     for name, by_seed in values.items():
         mean = math.fsum(by_seed.values()) / len(by_seed) if by_seed else math.nan
@@ -72,7 +72,9 @@ def compare(
         row |= {"difference": found.mean, "low": found.low if known else math.nan}
         row |= {"high": found.high if known else math.nan, "n": found.n, "verdict": verdict}
         if verdict == "undecided":
-            row["pairs_needed"] = pairs_to_decide(found.mean, found.sd, margin=margin, **family)
+            row["pairs_needed"] = pairs_to_decide(
+                found.mean, found.sd, margin=margin, formats=len(several), correlation=correlation
+            )
         rows.append(row)
     columns = ["arm", "runs", "mean", "difference", "low", "high", "n", "verdict", "pairs_needed"]
     frame = pandas.DataFrame(rows, columns=columns).astype({"n": "Int64", "pairs_needed": "Int64"})
