@@ -106,13 +106,7 @@ def needed_pairs(
 
 
 def pairs_to_decide(
-    mean: float,
-    sd: float,
-    *,
-    margin: float = MARGIN,
-    formats: int = 1,
-    correlation: float = 0.0,
-    power: float = POWER,
+    mean: float, sd: float, *, margin: float = MARGIN, formats: int = 1, correlation: float = 0.0, power: float = POWER
 ) -> int | None:
     """The least n that comes to any decision with chance `power`, if mean and sd are what they look like now."""
     return _least(

@@ -109,9 +109,8 @@ def _figure(table: dict[tuple[str, str], Interval], formats: list[str], fields: 
         (Heat(fields, formats, z, "B (nats)", diverging=True, write=True),),
     )
     caption = (
-        f"Loss saved against {STANDARD} in the same storage. If geometry mattered, the column own would be "
-        "the strongest in "
-        "each row; equal columns mean that the field does not matter. Empty cells were not run."
+        f"Loss saved against {STANDARD} in the same storage. If geometry mattered, the column own would be the "
+        "strongest in each row; equal columns mean that the field does not matter. Empty cells were not run."
     )
     return Figure("geometry", "B by S-format and storage format", caption, (panel,), height=120 + 40 * len(formats))
 

@@ -127,16 +127,9 @@ def _table(project: Project, condition: str, arms: dict[Arm, Losses], sides: dic
             )
         )  # fmt: skip
     header = (
-        "stored in",
-        "optimizer",
-        "lr*",
-        "lr* in its grid",
-        "rates run",
-        "loss at lr*",
-        "95 % t interval",
-        "n",
+        "stored in", "optimizer", "lr*", "lr* in its grid", "rates run", "loss at lr*", "95 % t interval", "n",
         "diverged, all rates",
-    )
+    )  # fmt: skip
     return Table("learning-rate", "Learning rates by arm", header, tuple(rows), frozenset({2, 5, 7}))
 
 

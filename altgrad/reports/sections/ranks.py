@@ -66,9 +66,8 @@ class Ranks(Section):
             else f"No arm is shown to fall below {DROP:g} of its twin's stable rank."
         )
         caption = (
-            "Geometric mean over matrices, mean over seeds with its 95 % t interval. The solid line is the "
-            "twin itself, the dashed "
-            "red one a fifth below it, where the rank alarm stands."
+            "Geometric mean over matrices, mean over seeds with its 95 % t interval. The solid line is the twin "
+            "itself, the dashed red one a fifth below it, where the rank alarm stands."
         )
         panel = Axes(Axis("optimizer step"), Axis("stable rank / twin's (ratio)"), tuple(marks))
         header = ("arm", "stable rank / twin's at the end", "95 % interval", "n", "lowest matrix of the last seed")

@@ -56,9 +56,8 @@ class StiffnessField(Section):
             told = f"The field moved most in {arm.label}: {drift:.0%} of weights changed binade on balance."
         still = [a.format for d, a in moved if d < 0.01]
         caption = (
-            "Share of weights by the spacing at them, 2^k in grid units; the lowest row is the even part of "
-            "the grid around zero. "
-            "Weights that grow move up; a single row means that the format has no geometry here."
+            "Share of weights by the spacing at them, 2^k in grid units; the lowest row is the even part of the grid "
+            "around zero. Weights that grow move up; a single row means that the format has no geometry here."
         )
         height = 90 + 16 * max(len(p.y.categories) for p in panels)
         figure = Figure(

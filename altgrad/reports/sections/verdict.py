@@ -90,9 +90,8 @@ def _lacking(project: Project) -> str:
     if not results:
         return "no run has completed or diverged with a loss."
     return (
-        f"it takes {first} and {second} runs of one format, alike in all else. "
-        f"There {'is' if len(results) == 1 else 'are'} {counted(len(results), 'result')}, "
-        f"with {listed(methods, 'and')}."
+        f"it takes {first} and {second} runs of one format, alike in all else. There "
+        f"{'is' if len(results) == 1 else 'are'} {counted(len(results), 'result')}, with {listed(methods, 'and')}."
     )
 
 
@@ -161,16 +160,9 @@ def _table(family: FamilyOfFormats, index: int, where: str) -> Table:
             )
         )  # fmt: skip
     header = (
-        "format",
-        "B (nats)",
-        "95 % interval",
-        "n",
-        "sd",
-        "lr* " + " / ".join(map(short_name, family.names)),
-        "diverged at lr*",
-        "verdict",
-        "pairs it takes",
-    )
+        "format", "B (nats)", "95 % interval", "n", "sd", "lr* " + " / ".join(map(short_name, family.names)),
+        "diverged at lr*", "verdict", "pairs it takes",
+    )  # fmt: skip
     note = "A diverged run enters as ln(vocabulary). sd is that of the paired differences."
     return Table(f"verdict-{index}", f"B by format: {where}", header, tuple(rows), frozenset({1, 3, 4}), note)
 
@@ -181,9 +173,8 @@ def limits_of(family: FamilyOfFormats) -> list[Limit]:
     if family.reused:
         limits.append(
             Limit(
-                "The seeds that B is computed from also chose the learning rates, so intervals are somewhat "
-                "too narrow. "
-                "Confirmation seeds at lr* alone would cure it (--tuning-seeds says which were which)."
+                "The seeds that B is computed from also chose the learning rates, so intervals are somewhat too "
+                "narrow. Confirmation seeds at lr* alone would cure it (--tuning-seeds says which were which)."
             )
         )
     sides = [(effect.format, side) for effect in family.effects for side in (effect.first, effect.second)]

@@ -136,9 +136,8 @@ def _scatter(family: FamilyOfFormats, values: dict[str, list[float]]) -> Figure:
         if len(marks) > 1:
             panels.append(Axes(Axis(unit, log=log), Axis("B (nats)"), tuple(marks), name))
     caption = (
-        "One point a format, with its simultaneous 95 % interval of B. An explanation would order the points "
-        "along a line "
-        "that the intervals do not blur."
+        "One point a format, with its simultaneous 95 % interval of B. An explanation would order the points along a "
+        "line that the intervals do not blur."
     )
     if not panels:
         panels = [Axes(Axis("no monitor that could explain B was on"), Axis("B (nats)"), (Guide(0.0, "y"),))]
@@ -178,8 +177,7 @@ def _grid(family: FamilyOfFormats) -> Figure | None:
         (Heat([str(e) for e in exponents], [str(m) for m in mantissas], z, "B (nats)", diverging=True, write=True),),
     )
     caption = (
-        "Along a row the resolution is the same and the range grows; along E + M = 7 both change, so a trend "
-        "there alone "
-        "says nothing about geometry. Formats of one E and M share a cell."
+        "Along a row the resolution is the same and the range grows; along E + M = 7 both change, so a trend there "
+        "alone says nothing about geometry. Formats of one E and M share a cell."
     )
     return Figure("why-grid", "B over exponent and mantissa bits", caption, (panel,), height=130 + 34 * len(mantissas))
