@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 from altgrad.reports.arms import Arm
 from altgrad.reports.effects import FamilyOfFormats, families
 from altgrad.reports.project import Project
-from altgrad.reports.rates import choose_rate, split_seeds
+from altgrad.reports.rates import best_rate
 from altgrad.reports.reading import RunRecord, Series
 from altgrad.statistics.distributions import critical_value
 
@@ -85,14 +85,17 @@ def by_bucket(steps: Array, values: Array, edges: Array) -> Array:
 
 def at_best_rate(project: Project, condition: str) -> dict[Arm, list[RunRecord]]:
     """Runs of every arm at its lr*, seeds in order."""
-    arms = project.arms(condition)
-    tuning = set(project.tuning_seeds or split_seeds(list(arms.values()))[0])
-    found = {}
-    for arm, losses in arms.items():
-        choice = choose_rate(losses, tuning) or choose_rate(losses, {s for by_seed in losses.values() for s in by_seed})
-        if choice is not None:
+    tuning, found = project.tuning(condition), {}
+    for arm, losses in project.arms(condition).items():
+        if choice := best_rate(losses, tuning):
             found[arm] = sorted(project.of(arm, condition, choice.rate), key=lambda r: r.seed)
     return found
+
+
+def main_arms(project: Project) -> dict[Arm, list[RunRecord]]:
+    """The same in the condition that the verdict is about, or that most runs share."""
+    family = main_family(project)
+    return at_best_rate(project, family.condition if family else project.main())
 
 
 def by_seed(records: Sequence[RunRecord]) -> dict[int, RunRecord]:

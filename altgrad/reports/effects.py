@@ -14,8 +14,8 @@ from functools import cached_property
 from typing import Literal, TypeAlias
 
 from altgrad.reports.arms import PAIR, STANDARD, Arm, optimizer_name
-from altgrad.reports.project import Losses, Project, format_order
-from altgrad.reports.rates import ChosenRate, choose_rate, split_seeds
+from altgrad.reports.project import Project, format_order
+from altgrad.reports.rates import ChosenRate, Losses, best_rate
 from altgrad.statistics.best import Contender, compare_with_best
 from altgrad.statistics.intervals import Interval, common_correlation, decide, seeds_in_common, simultaneous
 from altgrad.statistics.power import needed_pairs, pairs_to_decide
@@ -134,9 +134,7 @@ def families(project: Project) -> list[FamilyOfFormats]:
     found = []
     for condition in project.conditions:
         arms = project.arms(condition)
-        tuning, _ = split_seeds(list(arms.values()))
-        if project.tuning_seeds is not None:
-            tuning = set(project.tuning_seeds)
+        tuning = project.tuning(condition)
         places = dict.fromkeys((arm.storage, arm.casts) for arm in arms if not arm.is_baseline and not arm.frozen)
         for storage, casts in places:
             inside = {a: losses for a, losses in arms.items() if (a.storage, a.casts) == (storage, casts)}
@@ -147,7 +145,7 @@ def families(project: Project) -> list[FamilyOfFormats]:
 
 def side_of(project: Project, condition: str, arm: Arm, losses: Losses, tuning: set[int]) -> tuple[Side, bool] | None:
     """An arm at its rate, and whether its seeds had to serve twice; None without results on tuning seeds."""
-    choice = choose_rate(losses, tuning) or choose_rate(losses, {s for by_seed in losses.values() for s in by_seed})
+    choice = best_rate(losses, tuning)
     if choice is None:
         return None
     here = losses[choice.rate]

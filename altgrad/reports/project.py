@@ -14,9 +14,8 @@ from numpy.typing import NDArray
 
 from altgrad.formats import FloatFormat
 from altgrad.reports.arms import PAIR, STANDARD, Arm, differing
+from altgrad.reports.rates import Losses, split_seeds
 from altgrad.reports.reading import RunRecord
-
-Losses = dict[float, dict[int, float]]
 
 
 @dataclass
@@ -72,6 +71,11 @@ class Project:
         for record in self.results(condition):
             found.setdefault(record.arm, {}).setdefault(record.rate, {})[record.seed] = record.outcome
         return dict(sorted(found.items(), key=lambda item: arm_order(item[0])))
+
+    def tuning(self, condition: str) -> set[int]:
+        """The seeds that chose learning rates: those said, else those that ran at every rate."""
+        grids = list(self.arms(condition).values())
+        return set(self.tuning_seeds or split_seeds(grids)[0])
 
     def of(self, arm: Arm, condition: str, rate: float | None = None) -> list[RunRecord]:
         """Results of one arm, at one rate if given."""

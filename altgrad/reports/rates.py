@@ -7,13 +7,13 @@ ln(vocabulary). An lr* at the end of its grid may not be the optimum: `edge` say
 """
 
 import math
-from collections.abc import Collection, Mapping
+from collections.abc import Collection
 from dataclasses import dataclass
 from typing import Literal
 
 from altgrad.spec.ranking import badness
 
-Losses = Mapping[float, Mapping[int, float]]
+Losses = dict[float, dict[int, float]]
 """Loss by learning rate and seed."""
 
 
@@ -46,6 +46,11 @@ def choose_rate(losses: Losses, tuning: Collection[int]) -> ChosenRate | None:
     elif best in (rates[0], rates[-1]):
         edge = "low" if best == rates[0] else "high"
     return ChosenRate(best, means[best], most, rates, edge)
+
+
+def best_rate(losses: Losses, tuning: Collection[int]) -> ChosenRate | None:
+    """lr* by the tuning seeds, or by whatever seeds there are where none of those has a loss."""
+    return choose_rate(losses, tuning) or choose_rate(losses, {seed for by_seed in losses.values() for seed in by_seed})
 
 
 def split_seeds(grids: Collection[Losses]) -> tuple[set[int], set[int]]:

@@ -8,7 +8,7 @@ import numpy as np
 from altgrad.numerals import signed, significant
 from altgrad.reports.arms import Arm, optimizer_name
 from altgrad.reports.content import Axes, Axis, Block, Dash, Figure, Guide, Headline, Limit, Table, Tone, Trace, tones
-from altgrad.reports.curves import at_best_rate, by_seed, main_family, mean_over_runs
+from altgrad.reports.curves import by_seed, main_arms, mean_over_runs
 from altgrad.reports.project import Project
 from altgrad.reports.reading import LOSS, TRAIN_LOSS, RunRecord
 from altgrad.reports.section import Section, bounds
@@ -30,9 +30,7 @@ class Baseline(Section):
     place: ClassVar[int] = 80
 
     def blocks(self, project: Project) -> list[Block]:
-        family = main_family(project)
-        condition = family.condition if family else project.main()
-        arms = at_best_rate(project, condition)
+        arms = main_arms(project)
         if not arms:
             return [Limit("No run has a loss.")]
         blocks: list[Block] = []

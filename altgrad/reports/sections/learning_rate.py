@@ -23,8 +23,8 @@ from altgrad.reports.content import (
     Trace,
 )
 from altgrad.reports.effects import Side, side_of
-from altgrad.reports.project import Losses, Project, arm_order
-from altgrad.reports.rates import split_seeds
+from altgrad.reports.project import Project, arm_order
+from altgrad.reports.rates import Losses, split_seeds
 from altgrad.reports.section import Section, bounds
 from altgrad.statistics.intervals import t_interval
 

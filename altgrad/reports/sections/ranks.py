@@ -11,7 +11,7 @@ import numpy as np
 
 from altgrad.numerals import significant
 from altgrad.reports.content import Axes, Axis, Block, Dash, Figure, Guide, Headline, Limit, Table, Trace, tones
-from altgrad.reports.curves import at_best_rate, main_family, mean_over_runs
+from altgrad.reports.curves import main_arms, mean_over_runs
 from altgrad.reports.project import Project
 from altgrad.reports.reading import RunRecord, Series
 from altgrad.reports.section import Section, bounds
@@ -32,8 +32,7 @@ class Ranks(Section):
     metrics: ClassVar[tuple[str, ...]] = ("stable_rank",)
 
     def blocks(self, project: Project) -> list[Block]:
-        family = main_family(project)
-        arms = at_best_rate(project, family.condition if family else project.main())
+        arms = main_arms(project)
         low = {a: r for a, r in arms.items() if not a.is_baseline and not a.frozen and not a.variant}
         colours = tones([a.place for a in low])
         marks: list[Trace | Guide] = [Guide(1.0, "y", "text", "solid"), Guide(DROP, "y", "red", "dash")]

@@ -7,7 +7,7 @@ import numpy as np
 from altgrad.numerals import counted
 from altgrad.reports.arms import Arm
 from altgrad.reports.content import Axes, Axis, Block, Figure, Headline, Heat, Limit
-from altgrad.reports.curves import at_best_rate, heat, main_family
+from altgrad.reports.curves import heat, main_arms
 from altgrad.reports.project import Project
 from altgrad.reports.reading import RunRecord
 from altgrad.reports.section import Section
@@ -31,8 +31,7 @@ class Stability(Section):
     metrics: ClassVar[tuple[str, ...]] = ("underflow_rate", "saturation_rate", "stall_ratio", "cosine")
 
     def blocks(self, project: Project) -> list[Block]:
-        family = main_family(project)
-        arms = at_best_rate(project, family.condition if family else project.main())
+        arms = main_arms(project)
         low = {a: r for a, r in arms.items() if not a.is_baseline and not a.frozen}
         chosen = dict(sorted(low.items(), key=lambda item: len(item[0].variant))[:ARMS])
         blocks: list[Block] = []

@@ -12,7 +12,7 @@ import numpy as np
 
 from altgrad.reports.arms import Arm
 from altgrad.reports.content import Axes, Axis, Block, Figure, Headline, Heat, Limit
-from altgrad.reports.curves import at_best_rate, main_family
+from altgrad.reports.curves import main_arms
 from altgrad.reports.project import Project, parsed
 from altgrad.reports.reading import RunRecord
 from altgrad.reports.section import Section
@@ -32,8 +32,7 @@ class StiffnessField(Section):
     metrics: ClassVar[tuple[str, ...]] = ("binade_*_share",)
 
     def blocks(self, project: Project) -> list[Block]:
-        family = main_family(project)
-        arms = at_best_rate(project, family.condition if family else project.main())
+        arms = main_arms(project)
         top = 0.0
         drawn: list[tuple[Arm, int, list[float], list[int], np.ndarray]] = []
         moved: list[tuple[float, Arm]] = []

@@ -13,7 +13,7 @@ from typing import ClassVar
 from altgrad.numerals import significant
 from altgrad.reports.arms import Arm
 from altgrad.reports.content import Block, Headline, Limit, Table
-from altgrad.reports.curves import at_best_rate, main_family
+from altgrad.reports.curves import main_arms, main_family
 from altgrad.reports.effects import mean_or_nan
 from altgrad.reports.project import Project, by_site, format_order, layer_type
 from altgrad.reports.reading import RunRecord
@@ -46,7 +46,7 @@ class SweetSpot(Section):
 
     def blocks(self, project: Project) -> list[Block]:
         family = main_family(project)
-        arms = at_best_rate(project, family.condition if family else project.main())
+        arms = main_arms(project)
         low = {a: r for a, r in arms.items() if not a.is_baseline and not a.frozen}
         if family is not None:
             low = {a: r for a, r in low.items() if (a.storage, a.casts) == (family.storage, family.casts)}
