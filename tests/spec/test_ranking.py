@@ -5,10 +5,10 @@ import math
 from typing import Any
 
 from altgrad.cli.diagnosis_page import _attribution
-from altgrad.cli.sweep_facts import _best
 from altgrad.diagnosis.departure import departure
 from altgrad.reports.rates import choose_rate
 from altgrad.spec.ranking import badness
+from altgrad.sweeps.forecast import _best
 
 VALUES = (math.nan, -math.inf, -1.0, 0.0, 3.0, math.inf)
 

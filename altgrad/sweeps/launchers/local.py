@@ -120,7 +120,7 @@ class Local(Launcher):
         """The warm process goes; its children stay, and so do workers that have not ended."""
         for process in self.own.values():
             with suppress(subprocess.TimeoutExpired):
-                process.wait(2)  # one that has said how it ended is about to be gone
+                process.wait(10)  # one that has said how it ended is about to be gone; on a busy machine, in seconds
         if self.server is not None:
             for stream in (self.server.stdin, self.server.stdout):
                 assert stream is not None
