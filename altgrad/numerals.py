@@ -1,7 +1,7 @@
 """How numbers are written, for the terminal, reports and errors alike.
 
-    number, count, percent, duration    narrow, for columns: `12.3k`, `3.00e-4`, `0.034%`, `2h 05m`
-    signed, significant, rate_text      for prose and tables of a report: `−0.0123`, `0.00123`, `3e-3`, `–` for NaN
+    number, count_text, percent, duration    narrow, for columns: `12.3k`, `3.00e-4`, `0.034%`, `2h 05m`
+    signed, significant, rate_text           for prose and tables of a report: `−0.0123`, `0.00123`, `3e-3`, `–` for NaN
 
 Three significant figures unless a caller needs more (losses do). The first group is ASCII, since pipes are read by
 programs; the second has a real minus sign and says in typography what is missing.
@@ -31,7 +31,7 @@ def number(value: float, figures: int = 3) -> str:
     return f"{digits}e{int(exponent)}"
 
 
-def count(value: float) -> str:
+def count_text(value: float) -> str:
     """A whole number of things (steps, tokens): exact below 1000, then with SI steps (`12.3k`, `1.00G`)."""
     return str(int(value)) if math.isfinite(value) and abs(value) < 1e3 else number(value)
 

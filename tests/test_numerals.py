@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from altgrad.numerals import count, counted, duration, number, percent, rate_text, signed, significant, tick_text
+from altgrad.numerals import count_text, counted, duration, number, percent, rate_text, signed, significant, tick_text
 
 
 @pytest.mark.parametrize(
@@ -76,7 +76,7 @@ def test_a_rate_that_is_not_zero_never_reads_as_zero(rate: float, text: str) -> 
 
 
 def test_a_count_below_a_thousand_is_exact() -> None:
-    assert [count(n) for n in (0, 7, 999, 1000, 20_300_000)] == ["0", "7", "999", "1.00k", "20.3M"]
+    assert [count_text(n) for n in (0, 7, 999, 1000, 20_300_000)] == ["0", "7", "999", "1.00k", "20.3M"]
 
 
 @pytest.mark.parametrize(

@@ -25,7 +25,7 @@ from altgrad.cli.console import Screen
 from altgrad.cli.layout import clean
 from altgrad.cli.picture import frame
 from altgrad.cli.run_view import Watched, in_short, in_words
-from altgrad.numerals import count, duration, number
+from altgrad.numerals import duration, number
 from altgrad.store.runs import TEXT_SCORES
 
 REFRESH_SECONDS = 0.25
@@ -97,7 +97,7 @@ class PlainLines:
             self._place(self.watched.step),
             column("train/loss", "loss", lambda x: number(x, 4), 7),
             column("train/lr", "lr", number, 8),
-            column("time/tokens_per_second", "tokens/s", count, 5),
+            column("time/tokens_per_second", "tokens/s", count_text, 5),
             f"ETA {duration(self.watched.remaining()):<7}",
         ]
         if "validation/loss" in held:

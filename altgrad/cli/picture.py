@@ -18,7 +18,7 @@ from altgrad.cli.curves import KeptCurve, extremes, logarithmic, plot
 from altgrad.cli.layout import EMPTY, Line, Part, Rows, Want, apart, beside, block, share, shorten
 from altgrad.cli.run_view import PROMINENT, SLOTS, Happening, Watched, Worst, in_short, in_words
 from altgrad.cli.worst_layers import worst_layers
-from altgrad.numerals import count, duration, number, percent
+from altgrad.numerals import count_text, duration, number, percent
 
 SIDE_BY_SIDE = 150
 ROWS_FOR_BOXES = 32
@@ -40,8 +40,8 @@ LOSSES: tuple[tuple[str, str, Callable[[float], str]], ...] = (
 PACE: tuple[tuple[str, str, Callable[[float], str]], ...] = (
     ("lr", "train/lr", number),
     ("grad norm", "train/gradient_norm", number),
-    ("tokens/s", "time/tokens_per_second", count),
-    ("tokens", "train/tokens", count),
+    ("tokens/s", "time/tokens_per_second", count_text),
+    ("tokens", "train/tokens", count_text),
 )
 
 
@@ -208,7 +208,7 @@ def _sites(watched: Watched, edges: int, each: int) -> Rows:
     """
     underflow, saturation = watched.worst("underflow_rate", each), watched.worst("saturation_rate", each)
     broken = watched.worst("nonfinite_count", 1)
-    lost = [f"{worst.site}/{slot} ({count(worst.rate)})" for slot, found in broken.items() for worst in found]
+    lost = [f"{worst.site}/{slot} ({count_text(worst.rate)})" for slot, found in broken.items() for worst in found]
 
     def rows(width: int, height: int) -> list[Line]:
         lines = []

@@ -223,7 +223,7 @@ def describe(prepared: Prepared, twin: Twin | None, as_json: bool) -> None:
 
 def in_bytes(count: int) -> str:
     """A number of bytes with three figures and a decimal prefix: `28.2 GB`, `312 B`."""
-    shown = numerals.count(count)
+    shown = numerals.count_text(count)
     return f"{shown} B" if shown[-1].isdigit() else f"{shown[:-1]} {shown[-1]}B"
 
 

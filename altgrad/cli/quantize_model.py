@@ -14,7 +14,7 @@ from typing import Annotated, Any
 import typer
 
 from altgrad.cli import console
-from altgrad.numerals import count, percent
+from altgrad.numerals import count_text, percent
 
 _HEADER = ["SQNR dB", "underflow", "saturated", "codes used", "never used"]
 
@@ -128,4 +128,4 @@ def _cells(row: dict[str, Any]) -> list[str]:
 
 
 def _bytes(size: int) -> str:
-    return f"{count(size)}B" if size >= 1000 else f"{size} B"
+    return f"{count_text(size)}B" if size >= 1000 else f"{size} B"

@@ -16,7 +16,7 @@ from typing import Annotated, Any, Literal
 import typer
 
 from altgrad.cli import console
-from altgrad.numerals import count, duration, number
+from altgrad.numerals import count_text, duration, number
 
 
 def sweep(
@@ -118,7 +118,7 @@ def _show_forecast(plan: Any, found: Any, as_json: bool) -> None:
         return
     console.table(
         ["arm", "runs", "parameters", "steps", "time, one by one"],
-        [[a.arm, str(a.runs), count(a.parameters), count(a.steps), duration(a.seconds)] for a in found.arms],
+        [[a.arm, str(a.runs), count_text(a.parameters), count_text(a.steps), duration(a.seconds)] for a in found.arms],
     )
     for notice in plan.notices:
         console.say(notice)

@@ -44,7 +44,7 @@ def html(project: Project, chapters: Sequence[Chapter], headline: str, made: str
     template = environment.from_string(_asset("report.html.j2"))
     return str(
         template.render(
-            project=project, headline=headline, made=made, facts=counts(project), policy=policy(style, scripts),
+            project=project, headline=headline, made=made, facts=page_counts(project), policy=policy(style, scripts),
             style=Markup(style), scripts=[Markup(script) for script in scripts],  # ours, not a run's
             figures=Markup("") if static else Markup(_json(figures)),
             chapters=[
@@ -66,7 +66,7 @@ def policy(style: str, scripts: Sequence[str]) -> str:
     return f"default-src 'none'; script-src {run}; style-src {styles}; {rest}"
 
 
-def counts(project: Project) -> list[tuple[str, str]]:
+def page_counts(project: Project) -> list[tuple[str, str]]:
     """(what, how many) for the head of the page."""
     results = project.results()
     arms = {record.arm for record in results}

@@ -43,7 +43,7 @@ untold = np.errstate(over="ignore", invalid="ignore", divide="ignore")
 
 
 @dataclass(frozen=True)
-class Report:
+class ProjectReport:
     """A written report: its folder, and the verdict in a sentence, a table and data."""
 
     project: Project
@@ -124,7 +124,7 @@ def report(
     tuning_seeds: Collection[int] = (),
     pair: tuple[str, str] = PAIR,
     progress: Callable[[str], None] = lambda _: None,
-) -> Report:
+) -> ProjectReport:
     """Write a project's report in `out` (reports/<project> if left out) and give its verdict.
 
     runs: the store that holds the project. sources: archives (runs.parquet) of earlier reports, or one
@@ -141,7 +141,7 @@ def report(
     found = open_project(project, runs, sources, tuning=tuning_seeds, pair=pair)
     folder = Path(out) if out is not None else Path("reports") / found.name
     write_report(found, folder, static=static, progress=progress)
-    return Report(found, folder)
+    return ProjectReport(found, folder)
 
 
 @untold

@@ -38,7 +38,7 @@ class ArmForecast:
 
 
 @dataclass(frozen=True)
-class Forecast:
+class SweepForecast:
     """The time of a sweep on this machine: its runs one by one, and so many at once."""
 
     arms: tuple[ArmForecast, ...]
@@ -51,7 +51,7 @@ class Forecast:
         return self.seconds_alone / self.jobs
 
 
-def forecast(plan: Plan, jobs: int | None = None) -> Forecast:
+def forecast(plan: Plan, jobs: int | None = None) -> SweepForecast:
     """The time of a plan's runs, from a few steps of one run of each arm. jobs: at once; else what this machine has."""
     by_arm: dict[str, list[PlannedRun]] = defaultdict(list)
     for run in plan.runs:
@@ -66,7 +66,7 @@ def forecast(plan: Plan, jobs: int | None = None) -> Forecast:
     rate = sum(time for time, _ in probed) / sum(steps for _, steps in probed)
     alone = sum(arm.seconds if arm.seconds is not None else rate * arm.steps for arm in arms)
     at_once = min(len(plan.runs), jobs or LocalSpec().build(max(run.spec.threads or 1 for run in plan.runs)).room(0))
-    return Forecast(tuple(arms), alone, at_once)
+    return SweepForecast(tuple(arms), alone, at_once)
 
 
 def pairs_needed(plan: Plan, runs: str | Path, margin: float) -> list[Need]:

@@ -11,7 +11,7 @@ from altgrad.cli.main import app
 from altgrad.reports.archive import load_archives, write_archive, write_data
 from altgrad.reports.project import Project
 from altgrad.reports.reading import RunRecord
-from altgrad.reports.report import Report
+from altgrad.reports.report import ProjectReport
 from altgrad.reports.sources import load_project
 from altgrad.store import RunStore
 
@@ -50,7 +50,7 @@ def test_every_record_comes_back_as_it_was_and_the_verdict_is_the_same(project: 
     assert back.name == "study" and len(back.records) == len(whole.records) > 10
     for before, after in zip(sorted(whole.records, key=lambda r: r.id), back.records, strict=True):
         assert same(before, after), before.id
-    assert Report(back, tmp_path).data() == Report(whole, tmp_path).data()
+    assert ProjectReport(back, tmp_path).data() == ProjectReport(whole, tmp_path).data()
     for name, made in (("a", whole), ("b", back)):
         (tmp_path / name).mkdir()
         made.records.sort(key=lambda r: r.id)

@@ -17,7 +17,7 @@ from altgrad.reports.content import FORMAT_TONES, Figure, Table
 from altgrad.reports.markdown import escaped, latex, report_markdown
 from altgrad.reports.page import Chapter, html
 from altgrad.reports.paper_figures import DARK, LIGHT
-from altgrad.reports.report import Report, chapters, draw_interval, write_report
+from altgrad.reports.report import ProjectReport, chapters, draw_interval, write_report
 from altgrad.reports.section import Section, sections
 from altgrad.reports.sources import load_project
 from altgrad.store import Run, RunStore
@@ -117,7 +117,7 @@ def test_the_terminal_shows_intervals_to_scale(study: Path) -> None:
     assert draw_interval(-0.02, 0.0, 0.02, 0.02) == "-" * 16 + "o" + "-" * 16
     line = draw_interval(0.01, 0.015, 0.02, 0.02)
     assert line[16] == "|" and line[28] == "o" and line.startswith(" ")
-    found = Report(load_project(RunStore(study), "study"), study).rows
+    found = ProjectReport(load_project(RunStore(study), "study"), study).rows
     assert found is not None and [row[0] for row in found[1]] == ["e3m4", "e4m3fn", "e5m2", "e7m0"]
 
 

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from altgrad.reports.effects import families
-from altgrad.reports.report import Report, chapters
+from altgrad.reports.report import ProjectReport, chapters
 from altgrad.reports.section import sections
 from altgrad.reports.sources import load_project, open_project
 from altgrad.spec.families import family
@@ -100,12 +100,12 @@ def madam(tmp_path: Path, make_run: Callable[..., Run], make_spec: Any) -> Path:
 
 def test_a_third_optimizer_is_judged(madam: Path) -> None:
     project = load_project(RunStore(madam), "study")
-    assert families(project) == [] and "geometry-aware steps" in Report(project, madam).headline
+    assert families(project) == [] and "geometry-aware steps" in ProjectReport(project, madam).headline
     found = open_project("study", madam, pair=("madam", "adamw"))
     (one,) = families(found)
     (other,) = families(replace(found, pair=("adamw", "madam")))
     assert one.intervals["e3m4"].mean == -other.intervals["e3m4"].mean != 0
-    assert "Madam" in Report(found, madam).headline and "Geometry" not in Report(found, madam).headline
+    assert "Madam" in ProjectReport(found, madam).headline and "Geometry" not in ProjectReport(found, madam).headline
     told = str([block for chapter in chapters(found) for block in chapter.blocks])
     assert "L(Madam) − L(AdamW)" in told and told.count("ManifoldAdamW") == 1  # geometry's own
 
@@ -120,7 +120,7 @@ def test_a_pair_that_is_not_there_is_said(madam: Path, pair: tuple[str, str], me
 
 
 def test_a_report_shows_itself_in_a_notebook(study: Path, tmp_path: Path) -> None:
-    found = Report(load_project(RunStore(study), "study"), tmp_path)
+    found = ProjectReport(load_project(RunStore(study), "study"), tmp_path)
     page = found._repr_html_()
     assert "<table>" in page and "e4m3fn" in page and found.path.as_uri() in page
     assert found.data()["headline"] == found.headline and found.rows is not None
