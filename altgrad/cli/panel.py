@@ -25,7 +25,7 @@ from altgrad.cli.console import Screen
 from altgrad.cli.layout import clean
 from altgrad.cli.picture import frame
 from altgrad.cli.run_view import Watched, in_short, in_words
-from altgrad.numerals import duration, number
+from altgrad.numerals import count_text, duration, number
 from altgrad.store.runs import TEXT_SCORES
 
 REFRESH_SECONDS = 0.25
