@@ -17,8 +17,8 @@ _HOMES = {
     "load_quantized": "altgrad.quantize.packed",
     "quantize_model": "altgrad.nn",
     "train": "altgrad.training",
-    "watch": "altgrad.training",
-    "watch_trainer": "altgrad.training.trainer_watch",
+    "watch": "altgrad.watching",
+    "watch_trainer": "altgrad.watching.trainer",
 }
 
 __all__ = ["__version__", *sorted(_HOMES)]

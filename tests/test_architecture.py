@@ -2,11 +2,11 @@
 
 Imports only go down, from a floor to a lower one, and the rooms of one floor do not see one another:
 
-    cli -> sweeps | diagnosis | reports -> training -> monitors | interventions -> measures -> models | data | optim
-        -> nn -> quantize -> spec -> document | formats
+    cli -> sweeps | diagnosis | reports -> training -> watching | interventions -> monitors -> measures
+        -> models | data | optim -> nn -> quantize -> spec -> document | formats
 
 Three rooms stand beside the tower: matrix, symptoms and store see formats, document and spec, and are seen from
-training upwards. They and the bottom of the tower never load torch, so that `altgrad --help`, a table of formats and a
+monitors upwards. They and the bottom of the tower never load torch, so that `altgrad --help`, a table of formats and a
 look at finished runs answer at once. Each rule is a function of parsed sources that yields `file:line: rule`; the
 second half of the file plants one violation of each rule and one small tree without any, so the rules can fail.
 """
@@ -32,7 +32,8 @@ FLOORS = (
     ("nn",),
     ("models", "data", "optim"),
     ("measures",),
-    ("monitors", "interventions"),
+    ("monitors",),
+    ("watching", "interventions"),
     ("training",),
     ("sweeps", "diagnosis", "reports"),
     ("cli",),
@@ -54,7 +55,7 @@ def rooms_below(room: str) -> set[str]:
     if level is None:
         return set()
     seen = {room, *(r for floor in FLOORS[:level] for r in floor)}
-    return seen | set(BESIDE) if level >= FLOORS.index(("training",)) else seen
+    return seen | set(BESIDE) if level >= FLOORS.index(("monitors",)) else seen
 
 
 @dataclass(frozen=True)

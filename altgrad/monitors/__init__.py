@@ -15,7 +15,6 @@ from altgrad.monitors.monitor import (
     Weight,
     WeightMonitor,
 )  # fmt: skip
-from altgrad.monitors.monitor_set import MonitorSet
 
 __all__ = [
     "CastMonitor",
@@ -24,7 +23,6 @@ __all__ = [
     "Metric",
     "MicroMonitor",
     "Monitor",
-    "MonitorSet",
     "MonitorSpec",
     "Replay",
     "ReplayMonitor",

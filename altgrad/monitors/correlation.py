@@ -12,8 +12,8 @@ from typing import ClassVar
 
 from altgrad.measures import below_half_by_binade, log_correlation, share, stiffness_exponents
 from altgrad.measures.metric import Metric
+from altgrad.measures.quantiles import sample_on
 from altgrad.monitors.monitor import NOTHING, Context, Every, Found, MonitorSpec, Report, UpdateMonitor, Values, at
-from altgrad.monitors.sampled import sample_on
 from altgrad.optim import Update
 from altgrad.quantize import spacing
 

@@ -6,7 +6,7 @@ ends here is a result, `diverged`, not a crash.
 
 An infinity that enters a cast need not reach either: a cast can hide it, and so can a clamp behind it or a parameter
 that is not trained. So casts count what is not finite as it enters, wherever they are watched anyway, and at every step
-where they hide it (see `altgrad.monitors.monitor_set`); the first such entry of each site is an alarm that names it. It
+where they hide it (see `altgrad.watching.monitor_set`); the first such entry of each site is an alarm that names it. It
 skips no step, since gradients decide about that.
 
 By then everything is NaN, and what matters is where it began. So the bad step is run again, in eager, and every

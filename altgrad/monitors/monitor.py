@@ -202,7 +202,7 @@ class UpdateMonitor(Monitor, ABC):
         """Scalars; none where it has nothing to say of this parameter.
 
         kept: what `start` gave, to be changed in place. Else pure, and of fixed shape: what `whole` monitors measure of
-        a parameter may be one graph (`altgrad.monitors.compiled_pass`), and tensors come flattened where one scale
+        a parameter may be one graph (`altgrad.watching.compiled_pass`), and tensors come flattened where one scale
         serves them.
         """
 

@@ -12,9 +12,9 @@ from typing import ClassVar
 
 from altgrad.measures import quantiles, share, ulp_counts, ulps
 from altgrad.measures.metric import Metric
+from altgrad.measures.quantiles import sample_on
 from altgrad.measures.ulp import SHARES
 from altgrad.monitors.monitor import NOTHING, Context, Found, MonitorSpec, Report, UpdateMonitor, Values, at
-from altgrad.monitors.sampled import sample_on
 from altgrad.optim import Update
 
 SIZE = 1 << 12

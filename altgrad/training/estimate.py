@@ -26,12 +26,13 @@ from torch.overrides import TorchFunctionMode
 from torch.utils.flop_counter import FlopCounterMode
 
 from altgrad.data.dataset import Dataset
-from altgrad.monitors import Context, MonitorSet
+from altgrad.monitors import Context
 from altgrad.nn import casts_off
 from altgrad.optim import Optimizer
 from altgrad.optim.storage import GridStorage
 from altgrad.training.run import RunSpec
 from altgrad.training.twin import Twin
+from altgrad.watching import MonitorSet
 
 
 @dataclass(frozen=True)

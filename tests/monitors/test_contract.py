@@ -8,7 +8,8 @@ from typing import Any
 import pytest
 import torch
 
-from altgrad.monitors import MonitorSet, MonitorSpec, describing
+from altgrad.monitors import MonitorSpec, describing
+from altgrad.watching import MonitorSet
 
 KINDS = list(MonitorSpec.kinds())
 MODELS = ("gpt", "mlp", "plain")

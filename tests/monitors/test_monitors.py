@@ -11,11 +11,12 @@ import torch
 from torch import nn
 
 from altgrad.formats import FloatFormat
-from altgrad.monitors import Context, MonitorSet, MonitorSpec, Replay
-from altgrad.monitors.cast_tables import cast_on
+from altgrad.monitors import Context, MonitorSpec, Replay
 from altgrad.nn import PrecisionPolicy, quantize_model
 from altgrad.optim import SGD, AdamW
 from altgrad.quantize import Grid, round_to, rung, spacing
+from altgrad.watching import MonitorSet
+from altgrad.watching.cast_tables import cast_on
 
 FMT = "e4m3fn"
 

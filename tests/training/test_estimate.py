@@ -10,10 +10,11 @@ from typing import Any
 import pytest
 import torch
 
-from altgrad.monitors import Context, MonitorSet
+from altgrad.monitors import Context
 from altgrad.training import RunSpec
 from altgrad.training.estimate import Estimate, estimate, forward_flops, shapes_only
 from altgrad.training.state import TrainState, build_model, build_optimizer
+from altgrad.watching import MonitorSet
 
 ROOT = Path(__file__).resolve().parents[2]
 SPEC = """

@@ -27,7 +27,7 @@ from torch import Tensor
 from altgrad.models.huggingface import library
 from altgrad.monitors import MonitorSpec
 from altgrad.nn import commit
-from altgrad.training.loop_watch import LoopWatch, monitor_specs, watch
+from altgrad.watching.loop import LoopWatch, monitor_specs, watch
 
 LOGGER = logging.getLogger("altgrad")
 RECORD, TENSORS = "altgrad_watch.json", "altgrad_watch.safetensors"

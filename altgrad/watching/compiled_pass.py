@@ -18,13 +18,13 @@ import torch
 from torch import Tensor
 
 from altgrad.formats import FloatFormat
-from altgrad.monitors.cast_tables import cast_on
 from altgrad.monitors.monitor import CastMonitor, Found, GradientMonitor, Monitor, UpdateMonitor
 from altgrad.optim import Update, whole_tensor
 from altgrad.quantize import Cast, Grid, Rounding
 from altgrad.quantize.engine import RECOMPILATIONS, Engine
 from altgrad.quantize.grid import grid_units, round_units
 from altgrad.quantize.quantizer import Role
+from altgrad.watching.cast_tables import cast_on
 
 ROLES: tuple[Role, Role] = ("requested", "stored")
 TENSORS = ("before", "requested", "after", "undecayed", "moved", "gradient")

@@ -16,7 +16,7 @@ from torch.utils.checkpoint import checkpoint
 
 import altgrad
 from altgrad.measures import GradientMoments, add_gradient, gsnr_summary, moments_start
-from altgrad.monitors.own_gradients import OwnGradients
+from altgrad.watching.own_gradients import OwnGradients
 
 JOB = Path(__file__).with_name("watched_rank_job.py")
 ROOT = Path(__file__).parents[2]

@@ -4,10 +4,10 @@ Every quantizer shows its casts to the watch while `watching` is on, one bool fo
 updates. What is measured before the update and decides about it (is it finite?) is fetched with the loss; everything
 else waits on the device until the step is over and comes to the host in a single transfer. So a step has one transfer,
 and one more where monitors are due: a decision about the update cannot wait for what the update did. Measures of one
-parameter share a pass (`altgrad.monitors.compiled_pass`). On a step where no monitor is due the quantizers do not look
+parameter share a pass (`altgrad.watching.compiled_pass`). On a step where no monitor is due the quantizers do not look
 at their observers at all.
 
-The optimizer may be one of ours, which shows requests, or any other of torch's (`altgrad.monitors.changes`).
+The optimizer may be one of ours, which shows requests, or any other of torch's (`altgrad.watching.changes`).
 
 What is not finite is looked for in the gradients, at every step, for one number of each. Casts are only asked about it
 where they are watched anyway, so a step at which no cast monitor is due costs what it did; but a cast that turns an
@@ -22,9 +22,6 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor, nn
 
-from altgrad.monitors.cast_tables import CastTables, fetch, fetch_found
-from altgrad.monitors.changes import Changes
-from altgrad.monitors.compiled_pass import CompiledPass, Seen
 from altgrad.monitors.monitor import (
     NOTHING,
     CastMonitor,
@@ -44,6 +41,9 @@ from altgrad.monitors.monitor import (
 from altgrad.nn import ALONE, quantizers, unrecorded, weight_quantizers
 from altgrad.optim import Optimizer, Update, whole_tensor
 from altgrad.quantize import Grid
+from altgrad.watching.cast_tables import CastTables, fetch, fetch_found
+from altgrad.watching.changes import Changes
+from altgrad.watching.compiled_pass import CompiledPass, Seen
 
 Sort = TypeVar("Sort", bound=Monitor)
 

@@ -20,14 +20,15 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
-from altgrad.monitors import Context, MonitorSet, MonitorSpec, Replay, Report
-from altgrad.monitors.changes import left_out
-from altgrad.monitors.own_gradients import OwnGradients
+from altgrad.monitors import Context, MonitorSpec, Replay, Report
 from altgrad.nn import add_listener, closure_of, follow, never_committed, remove_listener, with_closure
 from altgrad.optim import whole_tensor
 from altgrad.quantize import Quantizer
 from altgrad.spec import Spec
-from altgrad.training.twin import any_run
+from altgrad.store import Run
+from altgrad.watching.changes import left_out
+from altgrad.watching.monitor_set import MonitorSet
+from altgrad.watching.own_gradients import OwnGradients
 
 Again = Callable[[], Tensor | Iterator[Tensor]]
 
@@ -246,7 +247,10 @@ def watch(
 
     SpecError for monitors that do not exist or are named twice, ValueError for a twin that is no run.
     """
-    context = Context(epoch, None if twin is None else any_run(str(twin)).rows)
+    beside = None if twin is None else Run(Path(twin))
+    if beside is not None and not beside.exists:
+        raise ValueError(f"twin {twin} is no run's folder; name one such as runs/<project>/<run id>.")
+    context = Context(epoch, None if beside is None else beside.metrics)
     return LoopWatch(model, optimizer, monitor_specs(monitors), context, replay, scaler)
 
 
