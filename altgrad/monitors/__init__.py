@@ -1,6 +1,7 @@
 """Monitors: what a run's numerics look like, one file for each question."""
 
 from altgrad.measures.metric import Metric, describing
+from altgrad.monitors.alarm import Alarm
 from altgrad.monitors.monitor import (
     CastMonitor,
     Context,
@@ -17,6 +18,7 @@ from altgrad.monitors.monitor import (
 )  # fmt: skip
 
 __all__ = [
+    "Alarm",
     "CastMonitor",
     "Context",
     "GradientMonitor",

@@ -33,6 +33,7 @@ from altgrad.monitors.monitor import (
     at,
 )
 from altgrad.quantize import Grid, rung
+from altgrad.symptoms import Phase
 
 
 class CodesSpec(MonitorSpec):
@@ -58,6 +59,8 @@ class CodesSpec(MonitorSpec):
 class Codes(WeightMonitor):
     """The measures of a histogram of codes."""
 
+    phase: ClassVar[Phase] = "forward"
+
     alike: ClassVar[tuple[str, ...]] = ("utilisation", "unused_share", "top_share", "zero_share")
 
     def __init__(self, lowest: float) -> None:
@@ -71,7 +74,8 @@ class Codes(WeightMonitor):
     def report(self, site: str, values: Values) -> Report:
         alarms = []
         if self.latch.see(site, values["utilisation"] < self.lowest):
-            alarms = [f"{site}: its values use {values['utilisation']:.1%} of the format; keep it in a wider one."]
+            sentence = "{site}: its values use {value:.1%} of the format; keep it in a wider one."
+            alarms = [self.alarm(site, "utilisation", values["utilisation"], self.lowest, sentence)]
         return Report(at(site, values), alarms)
 
     def state(self) -> dict[str, Any]:

@@ -67,7 +67,8 @@ class Gradient(GradientMonitor):
         for name, values in found.items():
             metrics |= at(name, values)
             if self.latch.see(name, values["l2"] == 0):
-                alarms.append(f"{name}: its gradient is exactly zero, {self.latch.patience} times in a row.")
+                sentence = "{site}: its gradient is exactly zero, {times} times in a row."
+                alarms.append(self.alarm(name, "l2", 0, 0, sentence, times=self.latch.patience))
         return Report(metrics, alarms)
 
     def state(self) -> dict[str, Any]:

@@ -77,7 +77,8 @@ class Shadow(ReplayMonitor):
     def report(self, site: str, values: Values) -> Report:
         alarms = []
         if self.latch.see(site, values["axes"] > 1 and values["cosine"] < self.cosine):
-            alarms = [f"{site}: the cosine of its gradient with the uncast one is {values['cosine']:.2f}."]
+            sentence = "{site}: the cosine of its gradient with the one without casts is {value:.2f}."
+            alarms = [self.alarm(site, "cosine", values["cosine"], self.cosine, sentence)]
         return Report(at(site, {name: value for name, value in values.items() if name != "axes"}), alarms)
 
     def state(self) -> dict[str, Any]:

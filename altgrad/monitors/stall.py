@@ -28,6 +28,11 @@ from altgrad.monitors.alarm import AlarmLatch
 from altgrad.monitors.monitor import NOTHING, Context, Found, MonitorSpec, Report, UpdateMonitor, Values, at
 from altgrad.optim import Update
 
+UNLAWFUL = (
+    "{site}: {stalls:.0f} of {attempted:.0f} requested updates stalled where stochastic rounding predicts "
+    "{expected:.0f}; this storage does not round stochastically."
+)
+
 
 class StallSpec(MonitorSpec):
     """The stall ratio of each parameter on a grid: real, as its storage predicts, and without weight decay."""
@@ -92,10 +97,9 @@ class Stall(UpdateMonitor):
         unlawful = values["stochastic"] == 1 and off > self.errors * math.sqrt(values["variance"]) + 3
         alarms = []
         if self.latch.see(site, unlawful):
-            alarms = [
-                f"{site}: {values['stalls']:.0f} of {attempted:.0f} requests stalled where stochastic storage leaves "
-                f"{values['expected']:.0f}; it does not round as it says."
-            ]
+            counts = {name: values[name] for name in ("stalls", "attempted", "expected")}
+            ratio, law = metrics["stall_ratio"], metrics["predicted_stall_ratio"]
+            alarms = [self.alarm(site, "stall_ratio", ratio, law, UNLAWFUL, **counts)]
         return Report(at(site, metrics), alarms)
 
     def state(self) -> dict[str, Any]:

@@ -19,6 +19,7 @@ from altgrad.reports.thinning import thin
 from altgrad.store import Run
 from altgrad.store.files import NON_FINITE, read_jsonl
 from altgrad.store.runs import EVENTS, LOGGED, METRICS
+from altgrad.symptoms import Examination
 
 LOSS, TRAIN_LOSS = "validation/loss", "train/loss"
 PLAIN = ("train/", "validation/", "time/")
@@ -40,7 +41,8 @@ Series = tuple[NDArray[np.float64], NDArray[np.float64]]
 class RunRecord:
     """A run as the report sees it. `loss`: the last validation loss, None if there is none.
 
-    series: by metric key. problems: what could not be read. `spec` and `meta` are plain data, empty where damaged.
+    series: by metric key. events: the run's, then one for each symptom of it. problems: what could not be read. `spec`
+    and `meta` are plain data, empty where damaged.
     """
 
     id: str
@@ -136,6 +138,7 @@ def read(run: Run) -> RunRecord:
                 record.events.append(row)
     except (ValueError, OSError) as error:
         record.problems.append(_line(error))
+    record.events += collector.symptoms()
     record.problems = [problem.replace(f"{run.path}/", "") for problem in record.problems]
     settle(record)
     return record
@@ -157,9 +160,10 @@ def take_spec(record: RunRecord, spec: Mapping[str, Any]) -> None:
 
 
 class Collector:
-    """Rows in, thinned series out."""
+    """Rows in, thinned series and symptoms out."""
 
     def __init__(self) -> None:
+        self._examination = Examination()
         self._wanted: dict[str, bool] = {"step": False}
         self._columns: dict[str, tuple[list[float], list[float]]] = {}
 
@@ -168,18 +172,22 @@ class Collector:
         step = row.get("step")
         if not isinstance(step, int | float):
             return
-        for key, value in row.items():
+        told = ((key, NON_FINITE.get(value) if isinstance(value, str) else value) for key, value in row.items())
+        numbers = {key: _drawable(value) for key, value in told if isinstance(value, int | float)}
+        if math.isfinite(numbers["step"]):
+            self._examination.see(numbers)
+        for key, value in numbers.items():
             wanted = self._wanted.get(key)
             if wanted is None:
                 wanted = self._wanted[key] = is_drawn(key)
-            if not wanted:
-                continue
-            if isinstance(value, str):
-                value = NON_FINITE.get(value)
-            if isinstance(value, int | float):
+            if wanted:
                 steps, values = self._columns.setdefault(key, ([], []))
                 steps.append(step)
-                values.append(_drawable(value))
+                values.append(value)
+
+    def symptoms(self) -> list[Mapping[str, Any]]:
+        """What all rows show, thinned or not, as events."""
+        return [finding.event() for finding in self._examination.findings()]
 
     def series(self) -> dict[str, Series]:
         """What came in so far."""

@@ -20,7 +20,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
-from altgrad.monitors import Context, MonitorSpec, Replay, Report
+from altgrad.monitors import Alarm, Context, MonitorSpec, Replay, Report
 from altgrad.nn import add_listener, closure_of, follow, never_committed, remove_listener, with_closure
 from altgrad.optim import whole_tensor
 from altgrad.quantize import Quantizer
@@ -44,9 +44,9 @@ class Monitors(Spec):
 class LoopWatch:
     """What `watch` returns. After each `optimizer.step()`, until the next:
 
-    metrics: by `<kind>/<site or parameter>/<quantity>`; only of monitors that were due. alarms, notices: one line each.
-    stop: why a monitor would end the run here, else None. step: how many optimizer steps were seen. looked: whether
-    this step's gradients were looked at. closed: whether it watches no longer.
+    metrics: by `<kind>/<site or parameter>/<quantity>`; only of monitors that were due. alarms: data that print as
+    sentences. notices: one line each. stop: why a monitor would end the run here, else None. step: how many optimizer
+    steps were seen. looked: whether this step's gradients were looked at. closed: whether it watches no longer.
     """
 
     def __init__(
@@ -55,7 +55,7 @@ class LoopWatch:
     ) -> None:  # fmt: skip
         self.model, self.replay = model, replay
         self.metrics: dict[str, float] = {}
-        self.alarms: list[str] = []
+        self.alarms: list[Alarm] = []
         self.notices: list[str] = []
         self.stop: str | None = None
         self.step = 0

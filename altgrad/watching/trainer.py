@@ -121,7 +121,9 @@ class WatchCallback:
             due = control.should_log
             self.trainer.log(metrics)
             control.should_log = due  # `log` takes it back, and Trainer's own numbers would not be logged
-        lines = [("alarm", line) for line in self.watch.alarms] + [("notice", line) for line in self.watch.notices]
+        lines = [("alarm", str(alarm)) for alarm in self.watch.alarms] + [
+            ("notice", line) for line in self.watch.notices
+        ]
         if self.watch.stop:
             lines.append(("alarm", f"training stops: {self.watch.stop}"))
             control.should_training_stop = True

@@ -11,6 +11,7 @@ from altgrad.cli.console import styled
 from altgrad.cli.layout import Line, Want, share, shorten
 from altgrad.cli.picture import frame
 from altgrad.cli.run_view import Watched
+from altgrad.symptoms import findings
 
 SIZES = [(80, 23), (80, 39), (200, 49)]
 
@@ -104,11 +105,36 @@ def test_an_alarm_keeps_the_step_it_first_fired_at_and_counts_the_rest(watched: 
 
 def test_alarms_that_differ_in_numbers_alone_are_one_but_names_keep_theirs() -> None:
     watched = Watched("r", 10)
-    watched.event(3, "alarm", "blocks.1.up: underflow rate 7.5% above 1e-3", monitor="range")
-    watched.event(5, "alarm", "blocks.1.up: underflow rate 12% above 1e-3", monitor="range")
-    watched.event(6, "alarm", "blocks.2.up: underflow rate 12% above 1e-3", monitor="range")
-    watched.event(7, "alarm", "blocks.2.up: underflow rate 12% above 1e-3", monitor="other")
+    for step, site, rate, monitor in ((3, 1, "7.5%", "range"), (5, 1, "12%", "range"), (6, 2, "12%", "range"),
+                                      (7, 2, "12%", "other")):  # fmt: skip
+        fields = {"monitor": monitor, "site": f"blocks.{site}.up", "quantity": "underflow_rate"}
+        watched.event(step, "alarm", f"blocks.{site}.up: underflow rate {rate}", **fields)
     assert [(alarm.first, alarm.times) for alarm in watched.happenings()] == [(7, 1), (6, 1), (3, 2)]
+
+
+def test_alarms_that_do_not_say_their_site_are_one_where_they_say_the_same() -> None:
+    watched = Watched("r", 10)
+    for step, message in ((1, "a: 7%"), (2, "a: 7%"), (3, "a: 8%")):
+        watched.event(step, "alarm", message, monitor="range")
+    assert [(alarm.first, alarm.times) for alarm in watched.happenings()] == [(3, 1), (1, 2)]
+
+
+def test_symptoms_are_those_of_diagnose_and_follow_the_alarms() -> None:
+    watched = Watched("r", 100)
+    rows = [
+        {"step": step, **{f"range/{name}/input/saturation_rate": 0.1 for name in "ab"[: 1 + step // 4]}}
+        for step in range(1, 8)
+    ]
+    for row in rows:
+        watched.metrics(row["step"], {key: value for key, value in row.items() if key != "step"})
+    watched.event(9, "notice", "something")
+    watched.event(9, "alarm", "an alarm", monitor="range", site="c/input")
+    (finding, other) = findings(rows)
+    assert (finding.place, other.place) == ("a/input", "b/input")
+    shown = [(each.event, each.first, each.message) for each in watched.happenings()]
+    message = "activations are clipped at the largest value: a/input and 1 more"
+    assert shown == [("alarm", 9, "an alarm"), ("symptom", 3, message), ("notice", 9, "something")]
+    assert "1 alarm, 1 symptom, latest first" in text(frame(watched, 80, 40))
 
 
 @pytest.mark.parametrize(("width", "height"), SIZES)

@@ -1,5 +1,6 @@
 """Claims about every discovered monitor: it watches without touching, says what it measures, and survives a restart."""
 
+import inspect
 import math
 from collections.abc import Callable
 from fnmatch import fnmatchcase
@@ -53,7 +54,7 @@ def test_a_monitor_survives_yaml_and_is_documented(kind: str) -> None:
     assert MonitorSpec.of(spec.tree()) == spec
     built = spec.build()
     documented = (type(spec), type(built), type(built).report, type(built).state, type(built).restore)
-    assert all(thing.__doc__ for thing in documented)
+    assert all(inspect.getdoc(thing) for thing in documented)
     assert spec.metrics or kind == "finite"
     for metric in spec.metrics:
         assert metric.unit and metric.meaning and metric.formula and metric.worse in ("higher", "lower", "neither")

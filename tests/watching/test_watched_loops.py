@@ -93,7 +93,9 @@ def test_finite_names_every_cast_that_something_not_finite_enters(role: str, val
             p.grad = torch.zeros_like(p)  # as a loop would that cleans its gradients
         optimizer.step()
         site, count = ("2/grad_output", 8) if role == "grad_output" else (f"0/{role}", 2)
-        lines = [line for line in watch.alarms if line.startswith(f"{site}: {count} values that are inf or NaN")]
+        lines = [
+            line for line in map(str, watch.alarms) if line.startswith(f"{site}: {count} values that are inf or NaN")
+        ]
         assert len(lines) == (number == 0) and watch.stop is None
         assert watch.metrics[f"range/{site}/nonfinite_count"] == count
 
