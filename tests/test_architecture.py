@@ -3,7 +3,7 @@
 Imports only go down, from a floor to a lower one, and the rooms of one floor do not see one another:
 
     cli -> sweeps | diagnosis | reports -> training -> watching | interventions -> monitors -> measures
-        -> models | data | optim -> nn -> quantize -> spec -> document | formats
+        -> models | data | optim -> nn -> quantize -> spec -> document | formats | metric_keys
 
 Three rooms stand beside the tower: matrix, symptoms and store see formats, document and spec, and are seen from
 monitors upwards. They and the bottom of the tower never load torch, so that `altgrad --help`, a table of formats and a
@@ -26,7 +26,7 @@ import pytest
 ROOT = Path(__file__).resolve().parents[1]
 
 FLOORS = (
-    ("formats", "document"),
+    ("formats", "document", "metric_keys"),
     ("spec",),
     ("quantize",),
     ("nn",),
@@ -39,7 +39,7 @@ FLOORS = (
     ("cli",),
 )
 BESIDE = ("matrix", "symptoms", "store")
-TORCH_FREE = {"formats", "document", "spec", *BESIDE}
+TORCH_FREE = {"formats", "document", "metric_keys", "spec", *BESIDE}
 TORCH_LOADERS = {"torch", "torchvision", "torchmetrics", "transformers", "accelerate"}
 LAZY = {"wandb", "datasets", "pandas", "pyarrow", "rich", "matplotlib", "plotly", "scipy", "sklearn", "transformers"}
 LAZY |= {"ray", "submitit", "jinja2", "huggingface_hub", "torchmetrics", "statsmodels", "tensorboard"}

@@ -46,7 +46,7 @@ PACE: tuple[tuple[str, str, Callable[[float], str]], ...] = (
 )
 
 
-def frame(watched: Watched, width: int, height: int) -> list[Line]:
+def run_picture(watched: Watched, width: int, height: int) -> list[Line]:
     """The picture in at most `height` rows, every one exactly `width` columns wide; any size from 1 x 1 is drawn."""
     boxed = height >= ROWS_FOR_BOXES
     head = _head(watched, width - 4 if boxed else width)

@@ -18,7 +18,7 @@ from dataclasses import dataclass
 
 from altgrad.cli.curves import KeptCurve
 from altgrad.cli.layout import clean
-from altgrad.spec.metric_keys import split_key
+from altgrad.metric_keys import split_key
 from altgrad.store.scores import TEXT_SCORES
 from altgrad.symptoms import SLOTS, Examination, grouped
 

@@ -58,11 +58,11 @@ class Amax(CastMonitor):
         self.latch = AlarmLatch(spec.patience)
 
     def measure(self, cast: Cast) -> Found:
-        """reach: the largest value that the scale can represent; 0 without a scale."""
         elements = torch.full((), cast.exact.numel(), dtype=torch.float64, device=cast.exact.device)
         if cast.scale is None:
             amax = finite_amax(cast.exact)
             return {"elements": elements, "amax": amax, "reach": torch.zeros_like(amax)}
+        # The largest value that the scale can represent.
         reach = cast.scale.amax() if cast.scale.numel() else cast.scale.new_zeros(())
         amax = finite_amax(cast.exact * cast.scale)
         return {"elements": elements, "amax": amax, "reach": reach * float(cast.format.max)}

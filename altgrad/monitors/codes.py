@@ -8,8 +8,7 @@ values lie close together, as those of a LayerNorm around 1, occupies a handful 
 says that an 8-bit grid is the wrong place to keep it.
 """
 
-from collections.abc import Mapping
-from typing import Annotated, Any, ClassVar
+from typing import Annotated, ClassVar
 
 import torch
 from pydantic import Field
@@ -31,7 +30,7 @@ from altgrad.monitors.monitor import (
     Weight,
     WeightMonitor,
     at,
-)
+)  # fmt: skip
 from altgrad.quantize import Grid, rung
 from altgrad.symptoms import Phase
 
@@ -77,12 +76,6 @@ class Codes(WeightMonitor):
             sentence = "{site}: its values use {value:.1%} of the format; keep it in a wider one."
             alarms = [self.alarm(site, "utilisation", values["utilisation"], self.lowest, sentence)]
         return Report(at(site, values), alarms)
-
-    def state(self) -> dict[str, Any]:
-        return self.latch.state()
-
-    def restore(self, state: Mapping[str, Any]) -> None:
-        self.latch.restore(state)
 
 
 def _histogram(weights: Tensor, grid: Grid) -> Tensor:

@@ -32,7 +32,7 @@ from altgrad.monitors.monitor import (
     Report,
     Values,
     at,
-)
+)  # fmt: skip
 from altgrad.nn import Processes, QuantizedLayer, weight_names
 from altgrad.nn.layers import is_layer, is_turned
 from altgrad.optim import whole_tensor

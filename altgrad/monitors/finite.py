@@ -38,7 +38,7 @@ from altgrad.monitors.monitor import (
     Replay,
     Report,
     Values,
-)
+)  # fmt: skip
 from altgrad.monitors.shadow import replayed_gradients
 from altgrad.optim import whole_tensor
 from altgrad.quantize import Cast

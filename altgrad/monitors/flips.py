@@ -65,7 +65,6 @@ class Flips(UpdateMonitor):
         self.totals: dict[str, list[float]] = {}
 
     def start(self, update: Update) -> Found:
-        """The trail of a weight on a grid, and the scale of a master."""
         if update.grid is None:
             return {}
         trail: Found = trail_start(update.before)._asdict()

@@ -29,7 +29,7 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from altgrad.measures.metric import Metric
-from altgrad.monitors.alarm import Alarm
+from altgrad.monitors.alarm import Alarm, AlarmLatch
 from altgrad.nn import ALONE, Processes
 from altgrad.optim import Update
 from altgrad.quantize import Cast, Grid
@@ -114,6 +114,8 @@ class Monitor:
     """The same by quantity."""
     step = 0
     """The number of the step being looked at, from 1."""
+    latch: AlarmLatch
+    """What decides when its alarm is raised, where it has one."""
 
     def phase_of(self, site: str, quantity: str = "") -> Phase:
         """Which side of the step an alarm of this quantity, at this site, is about."""
@@ -133,11 +135,12 @@ class Monitor:
 
     def state(self) -> dict[str, Any]:
         """What must survive a restart: plain JSON data, and tensors at the first level."""
-        return {}
+        return self.latch.state() if hasattr(self, "latch") else {}
 
     def restore(self, state: Mapping[str, Any]) -> None:
         """Take back what `state` gave."""
-        return
+        if hasattr(self, "latch"):
+            self.latch.restore(state)
 
 
 class CastMonitor(Monitor, ABC):

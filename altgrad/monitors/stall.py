@@ -13,8 +13,7 @@ says stochastic is 5, 10, 100 standard errors away from it, and that is an alarm
 """
 
 import math
-from collections.abc import Mapping
-from typing import Annotated, Any, ClassVar
+from typing import Annotated, ClassVar
 
 import torch
 from pydantic import Field
@@ -101,12 +100,6 @@ class Stall(UpdateMonitor):
             ratio, law = metrics["stall_ratio"], metrics["predicted_stall_ratio"]
             alarms = [self.alarm(site, "stall_ratio", ratio, law, UNLAWFUL, **counts)]
         return Report(at(site, metrics), alarms)
-
-    def state(self) -> dict[str, Any]:
-        return self.latch.state()
-
-    def restore(self, state: Mapping[str, Any]) -> None:
-        self.latch.restore(state)
 
 
 def _law(update: Update, start: Tensor) -> tuple[Tensor, Tensor]:

@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from altgrad.spec.metric_keys import bin_key, split_bin
+from altgrad.metric_keys import bin_key, split_bin
 
 
 @dataclass(frozen=True)

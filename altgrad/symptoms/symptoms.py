@@ -21,7 +21,7 @@ from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
 from typing import Any, Literal, get_args
 
-from altgrad.spec.metric_keys import split_key
+from altgrad.metric_keys import split_key
 
 Phase = Literal["forward", "backward", "optimizer", "training"]
 """The sides of a step that something can go wrong on; `training` is the loss."""

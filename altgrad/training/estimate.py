@@ -125,8 +125,7 @@ def _step(optimizer: Optimizer, watch: MonitorSet) -> tuple[int, int]:
     for one, *others in alike.values():
         before = _by_monitors(watch)
         one.grad = torch.empty_like(one)
-        for monitor in watch.micro_monitors.values():
-            monitor.add({watch.names[one]: one.grad})
+        watch.add_micro_batch({watch.names[one]: one.grad})
         optimizer.step()
         one.grad = None
         kept += _bytes(optimizer.state[one]) * (1 + len(others))

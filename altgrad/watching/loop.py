@@ -20,7 +20,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
-from altgrad.monitors import Alarm, Context, MonitorSpec, Replay, Report
+from altgrad.monitors import Alarm, Context, MicroMonitor, MonitorSpec, Replay, Report
 from altgrad.nn import add_listener, closure_of, follow, never_committed, remove_listener, with_closure
 from altgrad.optim import whole_tensor
 from altgrad.quantize import Quantizer
@@ -180,8 +180,9 @@ class LoopWatch:
 
     def _forget(self) -> None:
         """The step was left out: what was seen of it goes, and it begins once more."""
-        for monitor in self.watch.micro_monitors.values():
-            monitor.forget()
+        for monitor in self.watch.monitors.values():
+            if isinstance(monitor, MicroMonitor):
+                monitor.forget()
         self._begin()
 
     def _scaler_updates(self, *given: Any, **named: Any) -> None:

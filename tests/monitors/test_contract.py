@@ -99,7 +99,7 @@ def test_state_resumes_exactly(kind: str, name: str, trial: Callable[..., Any]) 
         reports = trial(name).run([{"kind": kind, **options}], restart=restart)
         told = [(step, *pair) for step, each in enumerate(reports) for pair in each.items()]
         numbers = [(s, kind, key, float(v).hex()) for s, kind, r in told for key, v in r.metrics.items()]
-        found.append((numbers, [(s, *r.alarms, *r.notices) for s, _, r in told]))
+        found.append((numbers, [(s, *map(str, r.alarms), *r.notices) for s, _, r in told]))
     assert found[0] == found[1]
 
 

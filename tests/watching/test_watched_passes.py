@@ -79,7 +79,7 @@ def taken(way: str, micro_batches: int, optimizer: str, steps: int = 3) -> Seen:
             backward()
             made.step()
         altgrad.commit(net)
-        alarms.append([*watch.alarms, *watch.notices])
+        alarms.append([*map(str, watch.alarms), *watch.notices])
         step += 1
     return dict(watch.metrics), alarms, {name: t.clone() for name, t in net.state_dict().items()}
 

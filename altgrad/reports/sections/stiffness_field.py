@@ -9,13 +9,13 @@ from typing import ClassVar
 
 import numpy as np
 
+from altgrad.metric_keys import split_bin
 from altgrad.reports.arms import Arm
 from altgrad.reports.content import Axes, Axis, Block, Figure, Headline, Heat, Limit
 from altgrad.reports.curves import at_best_rate, main_family
 from altgrad.reports.project import Project, parsed
 from altgrad.reports.reading import RunRecord
 from altgrad.reports.section import Section, listed
-from altgrad.spec.metric_keys import split_bin
 
 ARMS, ROWS = 8, 14
 

@@ -13,13 +13,13 @@ from typing import ClassVar
 
 import numpy as np
 
+from altgrad.metric_keys import split_bin
 from altgrad.reports.content import Axes, Axis, Block, Dots, Figure, Guide, Headline, Heat, Limit, Table, tones
 from altgrad.reports.distributions import rank_correlation
 from altgrad.reports.effects import Effect, FamilyOfFormats, families, mean_or_nan
 from altgrad.reports.project import Project, final, parsed
 from altgrad.reports.reading import RunRecord
 from altgrad.reports.section import Section, plain, signed
-from altgrad.spec.metric_keys import split_bin
 
 ENOUGH = 5
 
