@@ -221,7 +221,7 @@ def grouped(found: Iterable[Finding]) -> Iterator[tuple[Symptom, list[Finding]]]
 SYMPTOMS: tuple[Symptom, ...] = (
     Symptom(
         "divergence", "the loss or the gradient is not finite", "training",
-        ("train/loss", "train/gradient_norm", "finite/*/nonfinite_count"), "above", math.inf, 1,
+        ("train/loss", "train/gradient_norm"), "above", math.inf, 1,
         "a value passed the range of float32 or became NaN, and everything after it is lost",
         "halve lr or lengthen the warm-up; look at saturation and at the first bad site before this step",
         nonfinite_counts=True,
