@@ -135,13 +135,13 @@ def _now(watched: Watched, edges: int, columns: int) -> Rows:
     scores = [(in_short(score), f"validation/{score}", lambda x: number(x, 4)) for score in watched.scores]
     numbers = (*LOSSES, *scores, *PACE)
     for label, key, form in numbers:
-        value = watched.number(key)
+        value = watched.latest.get(key)
         shown.append((label, "–" if value is None else form(value)))
     known = {key for _, key, _ in numbers}
     others = sorted(key for key in watched.latest if key.startswith("validation/") and key not in known)
     shown += [(in_words(key.removeprefix("validation/")), number(watched.latest[key], 4)) for key in others[:8]]
     main = watched.scores[0] if watched.scores else "loss"
-    reached = watched.number(f"validation/{main}")
+    reached = watched.latest.get(f"validation/{main}")
     beside_twin = (("above twin", "twin/train_loss_difference"), ("val. above", "twin/validation_loss_difference"))
     shown += [(label, f"{watched.latest[key]:+.4f}") for label, key in beside_twin if key in watched.latest]
     references = [_reference(name, value, reached) for name, value in watched.references.items()]

@@ -176,10 +176,6 @@ class Watched:
             if rows
         }
 
-    def number(self, key: str) -> float | None:
-        """The last value of a metric, None if there never was one."""
-        return self.latest.get(key)
-
     def silence(self) -> float:
         """Seconds since the run last said anything."""
         return max(0.0, self._clock() - self._heard)

@@ -33,8 +33,7 @@ class Stalls:
         """Take in what a step did to one parameter."""
         if not self.looking or update.grid is None or update.storage not in LOSING:
             return
-        start = update.before if update.moved is None else update.moved
-        found = stall_counts(start, update.after, update.requested, update.grid.format, scale=update.grid.scale)
+        found = stall_counts(update.start, update.after, update.requested, update.grid.format, scale=update.grid.scale)
         found |= effective_update_sums(update.requested, update.after - update.before)
         row = torch.stack([found[name].to(torch.float64) for name in ("attempted", "stalls", "overlap", "energy")])
         self.sums[update.name] = self.sums[update.name] + row if update.name in self.sums else row

@@ -26,8 +26,8 @@ class Alarm:
     limit: float
     phase: Phase
     step: int
-    sentence: str
-    details: Mapping[str, Any] = field(default_factory=dict)
+    sentence: str = field(repr=False)
+    details: Mapping[str, Any] = field(default_factory=dict, repr=False)
 
     def __str__(self) -> str:
         words = self.quantity.replace("_", " ")

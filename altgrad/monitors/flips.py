@@ -75,9 +75,10 @@ class Flips(UpdateMonitor):
         if update.grid is None:
             return {}
         fmt, scale = update.grid.format, update.grid.scale
-        start = update.before if update.moved is None else update.moved
-        found = flip_counts(start, update.after, fmt, scale=scale)
-        trail, reversals = follow(Trail(*(kept[part] for part in Trail._fields)), start, update.after, fmt, scale=scale)
+        found = flip_counts(update.start, update.after, fmt, scale=scale)
+        trail, reversals = follow(
+            Trail(*(kept[part] for part in Trail._fields)), update.start, update.after, fmt, scale=scale
+        )
         found |= trail_sums(trail)
         found["reversals"] = count(reversals)
         found["rescale_flips"] = _rescaled(update, kept.get("scale"))

@@ -72,12 +72,11 @@ class Stall(UpdateMonitor):
         if update.grid is None:
             return {}
         fmt, scale = update.grid.format, update.grid.scale
-        start = update.before if update.moved is None else update.moved
-        counts = stall_counts(start, update.after, update.requested, fmt, scale=scale)
+        counts = stall_counts(update.start, update.after, update.requested, fmt, scale=scale)
         without = counts
         if update.undecayed is not None:
-            without = stall_counts(start, update.after, update.undecayed, fmt, scale=scale)
-        expected, variance = _law(update, start)
+            without = stall_counts(update.start, update.after, update.undecayed, fmt, scale=scale)
+        expected, variance = _law(update)
         stochastic = torch.full_like(expected, update.storage == "stochastic")
         return {
             **counts, "expected": expected, "variance": variance, "stochastic": stochastic,
@@ -102,13 +101,13 @@ class Stall(UpdateMonitor):
         return Report(at(site, metrics), alarms)
 
 
-def _law(update: Update, start: Tensor) -> tuple[Tensor, Tensor]:
+def _law(update: Update) -> tuple[Tensor, Tensor]:
     """The expected number of stalls, #attempted - sum p, and its variance, sum p - sum p^2: float64 scalars.
 
     p: that of a flip. Where the scale moved, so did the request.
     """
     assert update.grid is not None
-    fmt, scale = update.grid.format, update.grid.scale
+    fmt, scale, start = update.grid.format, update.grid.scale, update.start
     delta = update.requested if update.moved is None else update.requested + (update.before - start)
     attempted = update.requested != 0
     if update.storage in ("nearest", "kahan", "eco"):

@@ -50,8 +50,7 @@ class Ulp(UpdateMonitor):
     def measure(self, update: Update, kept: Found) -> Found:
         if update.grid is None:
             return {}
-        start = update.before if update.moved is None else update.moved
-        grid, (w, requested, after) = sample_on(update.grid, start, update.requested, update.after, size=SIZE)
+        grid, (w, requested, after) = sample_on(update.grid, update.start, update.requested, update.after, size=SIZE)
         found: Found = {}
         for what, delta in (("requested", requested), ("realised", after - w)):
             steps = ulps(delta, w, grid.format, scale=grid.scale).abs()

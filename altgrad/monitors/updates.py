@@ -83,8 +83,9 @@ class Updates(UpdateMonitor):
         found["master"] = zero["weights"].new_full((), update.storage == "master")
         found["nearest"] = zero["weights"].new_full((), update.storage == "nearest")
         if update.grid is not None:
-            start = update.before if update.moved is None else update.moved
-            found |= stall_counts(start, update.after, update.requested, update.grid.format, scale=update.grid.scale)
+            found |= stall_counts(
+                update.start, update.after, update.requested, update.grid.format, scale=update.grid.scale
+            )
         return found
 
     def report(self, site: str, values: Values) -> Report:

@@ -56,7 +56,7 @@ def track(state: dict[str, Any], update: Update) -> None:
     """Advance rung, travel, flips and updates of one parameter; made at its first step."""
     assert update.grid is not None
     fmt, scale = update.grid.format, update.grid.scale
-    start = rung(update.before if update.moved is None else update.moved, fmt, scale=scale)
+    start = rung(update.start, fmt, scale=scale)
     end = rung(update.after, fmt, scale=scale)
     if "rung" not in state:
         state["travel"] = torch.zeros_like(end)

@@ -90,3 +90,8 @@ class Update:
     moved: Tensor | None = None
     storage: str = "master"
     gradient: Tensor | None = None
+
+    @property
+    def start(self) -> Tensor:
+        """The weight before, on this step's grid: what codes after the step are compared with."""
+        return self.before if self.moved is None else self.moved

@@ -131,7 +131,8 @@ class _Course:
         if math.isnan(value) and not symptom.nonfinite_counts:
             return
         self.observed += 1
-        if self._bad(value) and self._accompanied(row):
+        beside = symptom.beside is None or _is_worse(row.get(self.beside, math.nan), *symptom.beside[1:])
+        if beside and self._bad(value):
             self.row += 1
             self.steps += 1
             self.last = step
@@ -153,15 +154,11 @@ class _Course:
             if len(self.past) < _PAST // 2:
                 return False
             limit *= statistics.median(self.past)
-        return value > limit if symptom.worse == "above" else value < limit
+        return _is_worse(value, symptom.worse, limit)
 
-    def _accompanied(self, row: Mapping[str, float]) -> bool:
-        """Whether the second key holds too."""
-        if self.symptom.beside is None:
-            return True
-        _, side, threshold = self.symptom.beside
-        value = row.get(self.beside, math.nan)
-        return value > threshold if side == "above" else value < threshold
+
+def _is_worse(value: float, side: Worse, limit: float) -> bool:
+    return value > limit if side == "above" else value < limit
 
 
 class Examination:

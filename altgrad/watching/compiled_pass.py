@@ -80,7 +80,7 @@ class CompiledPass:
             for each in (True, False)
         )
         shown = casts if grid is not None else ()
-        for some, looking, made in ((whole, (), self._made), ((), shown, self._made), (sampled, (), _eager)):
+        for some, looking, made in ((whole, (), self._made), ((), shown, self._made), (sampled, (), lambda run: run)):
             form = Form(some, looking, fmt, update.storage)
             if not form.kinds and not form.casts:
                 continue
@@ -156,10 +156,6 @@ def stored(update: Update, grid: Grid) -> Cast:
     exact = grid_units(update.before.to(torch.float32) + update.requested, grid.scale)
     unbounded = round_units(exact, grid.format, Rounding.nearest_even)
     return Cast("stored", "stored", grid.format, grid.scale, exact, unbounded, grid_units(update.after, grid.scale))
-
-
-def _eager(run: Callable[..., Seen]) -> Callable[..., Seen]:
-    return run
 
 
 def _stacked(found: Mapping[Name, Tensor], like: Tensor) -> Seen:

@@ -20,6 +20,7 @@ from altgrad.reports.sections.stability import short
 from altgrad.reports.sections.why import smallest_normal_share
 from altgrad.reports.thinning import by_bucket, thin
 from altgrad.store import Run, RunStore
+from altgrad.store.files import encode
 from altgrad.symptoms import findings
 
 Make = Callable[..., Run]
@@ -207,7 +208,7 @@ def test_failures_are_alarms_and_the_symptoms_that_diagnose_finds(study: Path) -
     project = load(RunStore(study), "study")
     record = next(r for r in project.records if r.arm.storage)
     wanted = findings(RunStore(study).run("study", record.id).metrics())
-    assert wanted and [e for e in record.events if e["event"] == "symptom"] == [each.event() for each in wanted]
+    assert wanted and [e for e in record.events if e["event"] == "symptom"] == [encode(each.event()) for each in wanted]
     _, table = Failures().blocks(project)
     assert isinstance(table, Table) and all(row[6] for row in table.rows)
     assert any("gradients underflow to zero" in row[7] for row in table.rows)
