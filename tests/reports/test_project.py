@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from altgrad.monitors import MonitorSpec
 from altgrad.reports.arms import arm_of, condition_of
 from altgrad.reports.content import Table
 from altgrad.reports.effects import families
@@ -195,11 +196,9 @@ def test_beta_over_rms_is_within_15_percent_on_gaussian_weights(study: Path) -> 
 
 def test_alarms_name_their_phase_and_those_of_the_first_edition_have_their_monitor_s() -> None:
     old = {"event": "alarm", "step": 20, "message": "blocks.1.mlp.up/grad_output: underflow_rate is 0.9."}
-    monitors = ["range", "amax", "dead", "shadow", "gradient", "finite", "gsnr", "stall", "updates", "unheard_of"]
-    events = [{"event": "notice", "step": 1, "message": "x"}, *({**old, "monitor": name} for name in monitors)]
-    assert [phase for phase, _, _ in troubles(events)] == [
-        *["forward"] * 3, *["backward"] * 4, *["optimizer"] * 2, "training"
-    ]  # fmt: skip
+    kinds = MonitorSpec.kinds()
+    events = [{"event": "notice", "step": 1, "message": "x"}, *({**old, "monitor": kind} for kind in kinds)]
+    assert [phase for phase, _, _ in troubles(events)] == [kind().build().phase for kind in kinds.values()]
     ((phase, step, _),) = troubles([{**old, "monitor": "range", "site": "a/grad_output", "phase": "backward"}])
     assert (phase, step) == ("backward", 20)
 

@@ -6,10 +6,8 @@ and phase: how many runs showed something, what came first, at which step and at
 """
 
 from collections.abc import Iterable, Iterator, Mapping
-from functools import cache
 from typing import Any, ClassVar
 
-from altgrad.monitors import MonitorSpec
 from altgrad.reports.arms import Arm
 from altgrad.reports.content import Block, Headline, Limit, Table
 from altgrad.reports.project import Project, arm_order
@@ -18,6 +16,11 @@ from altgrad.symptoms import PHASES, Phase
 
 SHOWN = 40
 Event = Mapping[str, Any]
+LOOKED_AT: Mapping[str, Phase] = {
+    "amax": "forward", "codes": "forward", "dead": "forward", "range": "forward",
+    "finite": "backward", "gradient": "backward", "gsnr": "backward", "shadow": "backward",
+}  # fmt: skip
+"""What a monitor looks at, for alarms of the first edition, which do not say their phase; the others: the optimizer."""
 
 
 def troubles(events: Iterable[Event]) -> Iterator[tuple[Phase, int, Event]]:
@@ -25,15 +28,8 @@ def troubles(events: Iterable[Event]) -> Iterator[tuple[Phase, int, Event]]:
     for event in events:
         if event.get("event") in ("alarm", "symptom"):
             step, phase = event.get("step"), event.get("phase")
-            known = phase if phase in PHASES else phase_of(str(event.get("monitor")))
+            known = phase if phase in PHASES else LOOKED_AT.get(str(event.get("monitor")), "optimizer")
             yield known, int(step) if isinstance(step, int | float) else 0, event
-
-
-@cache
-def phase_of(monitor: str) -> Phase:
-    """What a monitor looks at, for alarms of runs that did not say it yet."""
-    kinds = MonitorSpec.kinds()
-    return kinds[monitor]().build().phase if monitor in kinds else "training"
 
 
 class Failures(Section):
