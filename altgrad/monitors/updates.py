@@ -3,7 +3,7 @@
     attempted_share          #(requested != 0) / n
     zero_update_fraction     #(stored after == stored before) / n
     effective_update_ratio   <requested, realised> / |requested|^2, realised = change of the weight the forward uses:
-                             1 where storage did as told, 0 where nothing moved
+                             1 where storage applied it, 0 where nothing moved
     flips, updates           totals of the observed steps, and over them  stall_ratio = 1 - flips / updates,
                              flips counted on the attempted
 

@@ -138,7 +138,7 @@ class CompiledPass:
         made = torch.compile(run, dynamic=True, fullgraph=True)
 
         def constant(*given: Any) -> Seen:
-            # Else a format's numbers are inputs of the graph, and powers of two are computed anew for each vector.
+            # Else a format's numbers are inputs of the graph, and powers of two are computed again for each vector.
             with torch._dynamo.config.patch(specialize_int=True):
                 return made(*given)
 

@@ -153,10 +153,10 @@ class MonitorSet:
         both = torch.stack([loss.detach(), norm.to(loss)])
         entered = self._entered()
         ((loss_now, norm_now), *lists), _ = fetch([both, *entered, *(found for found, _ in seen.values())])
-        told: dict[str, dict[str, dict[str, float]]] = {kind: {} for kind in at_work}
-        _share_out(told, seen, lists[len(entered) :])
+        results: dict[str, dict[str, dict[str, float]]] = {kind: {} for kind in at_work}
+        _share_out(results, seen, lists[len(entered) :])
         casts = {kind: dict(self.tables.rows_of(kind, *lists[: len(entered)])) for kind in self.of_casts if entered}
-        reports = {kind: m.report_all(loss_now, told[kind], casts.get(kind, {})) for kind, m in at_work.items()}
+        reports = {kind: m.report_all(loss_now, results[kind], casts.get(kind, {})) for kind, m in at_work.items()}
         for kind, micro in self._due(MicroMonitor).items():
             micro.merge(self.processes)
             self.found[kind] = micro.measure()
@@ -199,12 +199,12 @@ class MonitorSet:
             one = self.monitors[kind]
             if isinstance(one, GradientMonitor):
                 continue
-            told = [one.report(site, values) for site, values in sites.items()]
+            results = [one.report(site, values) for site, values in sites.items()]
             if kind in casts:
-                told = [one.report(site, row) for site, row in self.tables.rows_of(kind, *lists[:2])] + told
+                results = [one.report(site, row) for site, row in self.tables.rows_of(kind, *lists[:2])] + results
             if isinstance(one, UpdateMonitor) and self.seen:
-                told += [one.absent(name) for name in self.parameters if name not in self.seen]
-            reports[kind] = _joined([*told, one.close()])
+                results += [one.absent(name) for name in self.parameters if name not in self.seen]
+            reports[kind] = _joined([*results, one.close()])
         return reports
 
     def close(self) -> None:
@@ -282,12 +282,12 @@ class MonitorSet:
 
 
 def _share_out(
-    told: Mapping[str, dict[str, dict[str, float]]], seen: Mapping[str, Seen], lists: Sequence[Sequence[float]]
+    results: Mapping[str, dict[str, dict[str, float]]], seen: Mapping[str, Seen], lists: Sequence[Sequence[float]]
 ) -> None:
     """Put the results of looks, which were fetched, where they belong: by kind and site."""
     for (parameter, (_, names)), values in zip(seen.items(), lists, strict=True):
         for (kind, role, name), value in zip(names, values, strict=True):
-            told[kind].setdefault(f"{parameter}/{role}" if role else parameter, {})[name] = value
+            results[kind].setdefault(f"{parameter}/{role}" if role else parameter, {})[name] = value
 
 
 def _joined(reports: Sequence[Report]) -> Report:

@@ -155,7 +155,7 @@ class WatchCallback:
         places = [_checkpoint(args, state), *(Path(p) for p in (args.resume_from_checkpoint,) if isinstance(p, str))]
         folder = next((place for place in places if (place / RECORD).is_file()), None)
         if folder is None:
-            LOGGER.warning("%s has no %s; the monitors start anew.", places[-1], RECORD)
+            LOGGER.warning("%s has no %s; the monitors start over.", places[-1], RECORD)
             watch.load_state_dict({"step": state.global_step, "monitors": {}})
             return
         kept = json.loads((folder / RECORD).read_text())
