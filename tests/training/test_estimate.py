@@ -125,7 +125,6 @@ def test_monitors_that_keep_every_micro_batch_are_counted() -> None:
     state = TrainState.build(spec, dataset, torch.device("cpu"))
     watch = MonitorSet(spec.monitors, state.model, state.optimizer, Context())
     watch.begin(1)
-    for monitor in watch.micro_monitors.values():
-        monitor.add({name: torch.zeros_like(p) for name, p in state.model.named_parameters()})
+    watch.add_micro_batch({name: torch.zeros_like(p) for name, p in state.model.named_parameters()})
     assert found.monitors == sum(t.nbytes for t in tensors(vars(watch.monitors["gsnr"])))
     assert found.monitors >= 16 * found.parameters
