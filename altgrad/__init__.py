@@ -20,8 +20,8 @@ _HOMES = {
     "report": "altgrad.reports.report",
     "sweep": "altgrad.sweeps.result",
     "train": "altgrad.training",
-    "watch": "altgrad.training",
-    "watch_trainer": "altgrad.training.trainer_watch",
+    "watch": "altgrad.watching",
+    "watch_trainer": "altgrad.watching.trainer",
 }
 
 __all__ = ["__version__", *sorted(_HOMES)]

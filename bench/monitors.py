@@ -20,9 +20,10 @@ import torch
 from torch.nn import functional
 
 from altgrad.models.model import ModelSpec
-from altgrad.monitors import MonitorSet, MonitorSpec, Replay
+from altgrad.monitors import MonitorSpec, Replay
 from altgrad.nn import PrecisionPolicy, commit, quantize_model
 from altgrad.optim import AdamW
+from altgrad.watching import MonitorSet
 from bench.timing import in_turn, machine, summary
 
 VOCABULARY = 8192

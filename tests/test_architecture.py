@@ -2,11 +2,11 @@
 
 Imports only go down, from a floor to a lower one, and the rooms of one floor do not see one another:
 
-    cli -> sweeps | diagnosis | reports -> training -> monitors | interventions -> measures -> models | data | optim
-        -> nn -> quantize -> spec -> document | formats | numerals
+    cli -> sweeps | diagnosis | reports -> training -> watching | interventions -> monitors -> measures
+        -> models | data | optim -> nn -> quantize -> spec -> document | formats | numerals | metric_keys
 
 Four rooms stand beside the tower: matrix, symptoms, store and statistics see formats, document, numerals and spec, and
-are seen from training upwards. They and the bottom of the tower never load torch, so that `altgrad --help`, a table of
+are seen from monitors upwards. They and the bottom of the tower never load torch, so that `altgrad --help`, a table of
 formats and a look at finished runs answer at once. Each rule is a function of parsed sources that yields
 `file:line: rule`; the second half of the file plants one violation of each rule and one small tree without any, so the
 rules can fail.
@@ -27,13 +27,14 @@ import pytest
 ROOT = Path(__file__).resolve().parents[1]
 
 FLOORS = (
-    ("formats", "document", "numerals"),
+    ("formats", "document", "numerals", "metric_keys"),
     ("spec",),
     ("quantize",),
     ("nn",),
     ("models", "data", "optim"),
     ("measures",),
-    ("monitors", "interventions"),
+    ("monitors",),
+    ("watching", "interventions"),
     ("training",),
     ("sweeps", "diagnosis", "reports"),
     ("cli",),
@@ -58,7 +59,7 @@ def rooms_below(room: str) -> set[str]:
     if level is None:
         return set()
     seen = {room, *(r for floor in FLOORS[:level] for r in floor)}
-    return seen | set(BESIDE) if level >= FLOORS.index(("training",)) else seen
+    return seen | set(BESIDE) if level >= FLOORS.index(("monitors",)) else seen
 
 
 @dataclass(frozen=True)

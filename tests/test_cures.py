@@ -14,7 +14,7 @@ FREE = {
     "look at saturation and at the first bad site before this step", "no cast on the layer before it",
     "no cast in the first layer", "look for a dead layer above it", "its learning rate in `groups`",
     "its gradient norm",
-    "`altgrad diagnose RUN --replay` names the casts it is owed to", "leave those out",
+    "`altgrad diagnose RUN --replay` names the casts that cause it", "leave those out",
     "look at saturation and underflow of grad_output",
     "compare dead_share before the cast: only where the cast kills them is it to blame",
 }  # fmt: skip
@@ -24,7 +24,7 @@ FREE = {
 def specs() -> Iterator[dict[str, Any]]:
     """Specs of every storage, scaling, optimizer and a few formats."""
     scalings = ["current", {"kind": "delayed", "margin": 1}, "delayed", "mse", {"kind": "block", "size": 16},
-                {"kind": "current", "granularity": "channel"}, "mx"]  # fmt: skip
+                {"kind": "current", "granularity": "channel"}, "mx", "unscaled"]  # fmt: skip
     storages = [None, "nearest", "stochastic", "kahan"]
     optimizers = ["adamw", "sgd", "manifold_adamw", "madam"]
     for scaling, storage, optimizer, (fmt, clip) in itertools.product(
@@ -51,6 +51,7 @@ TOLD = {  # what a spec has, by itself, and the words that no remedy may then us
     "scaling: current": lambda spec: cast(spec)["scaling"]["kind"] == "current",
     "scaling: mse": lambda spec: cast(spec)["scaling"]["kind"] == "mse",
     "block scaling": lambda spec: cast(spec)["scaling"]["kind"] in ("block", "mx"),
+    "has no scale": lambda spec: cast(spec)["scaling"]["kind"] != "unscaled",
     "margin: 1": lambda spec: cast(spec)["scaling"].get("margin") == 1,
     "granularity: channel": lambda spec: cast(spec)["scaling"].get("granularity") == "channel",
     "e5m2": lambda spec: cast(spec)["format"] == "e5m2",
@@ -107,6 +108,15 @@ def test_a_spec_that_has_everything_is_pointed_to_the_replay() -> None:
     plain = {"precision": {"rules": []}, "storage": [], "optimizer": {"kind": "adamw"}}
     (remedy,) = fitting_remedies([Finding(symptom, "blocks.0.mlp.up.weight", 1, 1, 1, 1, 0.0, True)], plain)
     assert "--replay" in remedy
+
+
+def test_what_underflows_without_a_scale_wants_a_scale_first() -> None:
+    unscaled = next(s for s in SPECS if cast(s)["scaling"]["kind"] == "unscaled")
+    scaled = next(s for s in SPECS if cast(s)["scaling"]["kind"] == "current")
+    for symptom in (s for s in SYMPTOMS if s.name.endswith("_underflow")):
+        found = [Finding(symptom, place(symptom.keys), 1, 1, 3, 9, 1.0, True)]
+        assert fitting_remedies(found, unscaled)[0].startswith("scaling: current")
+        assert "scale" not in fitting_remedies(found, scaled)[0]
 
 
 @pytest.mark.parametrize("first", ["oscillation", "stalled_storage"])

@@ -5,7 +5,8 @@ from collections.abc import Iterable, Mapping
 
 import pytest
 
-from altgrad.symptoms import SYMPTOMS, Symptom, findings, grouped, split_key
+from altgrad.metric_keys import split_key
+from altgrad.symptoms import SYMPTOMS, Symptom, findings, grouped
 
 Row = Mapping[str, float]
 

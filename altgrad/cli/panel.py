@@ -23,7 +23,7 @@ from typing import TextIO
 from altgrad.cli import console
 from altgrad.cli.console import Screen
 from altgrad.cli.layout import clean
-from altgrad.cli.picture import frame
+from altgrad.cli.picture import run_picture
 from altgrad.cli.run_view import Watched, in_short, in_words
 from altgrad.numerals import count_text, duration, number
 from altgrad.store.runs import TEXT_SCORES
@@ -181,7 +181,7 @@ class RunPanel:
                 going = self._read_mail()
                 began = time.monotonic()
                 if self._instead is None:
-                    self._screen.show(frame(self.watched, *self._screen.size))
+                    self._screen.show(run_picture(self.watched, *self._screen.size))
             except Exception as error:  # whatever it is, a picture is not worth a run
                 self._give_up(error)
             if going:

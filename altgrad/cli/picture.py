@@ -4,8 +4,8 @@ From 150 columns the parts stand side by side, below they stack; rows go to the 
 window of 8 rows still shows progress, numbers and a sparkline. Boxes cost two rows a part, so small windows get
 rules instead.
 
-No colour here judges a rate: whether 3 % of underflow is bad depends on the format, and monitors that know raise
-alarms.
+No colour here judges a rate: whether 3 % of underflow is bad depends on the format. What does is among the events:
+alarms of monitors, and the symptoms that `altgrad diagnose` would find in the numbers so far.
 """
 
 from __future__ import annotations
@@ -16,13 +16,14 @@ from collections.abc import Callable, Sequence
 
 from altgrad.cli.curves import KeptCurve, extremes, logarithmic, plot
 from altgrad.cli.layout import EMPTY, Line, Part, Rows, Want, apart, beside, block, share, shorten
-from altgrad.cli.run_view import PROMINENT, SLOTS, Happening, Watched, Worst, in_short, in_words
-from altgrad.cli.worst_layers import worst_layers
+from altgrad.cli.run_view import PROMINENT, Happening, Watched, Worst, in_short, in_words
 from altgrad.numerals import count_text, duration, number, percent
+from altgrad.symptoms import SLOTS
 
 SIDE_BY_SIDE = 150
 ROWS_FOR_BOXES = 32
 LABEL = 8
+NAME, ENTRY = 36, 32
 SILENT_SECONDS = 30.0
 STATUS_STYLE = {
     "running": "green",
@@ -45,7 +46,7 @@ PACE: tuple[tuple[str, str, Callable[[float], str]], ...] = (
 )
 
 
-def frame(watched: Watched, width: int, height: int) -> list[Line]:
+def run_picture(watched: Watched, width: int, height: int) -> list[Line]:
     """The picture in at most `height` rows, every one exactly `width` columns wide; any size from 1 x 1 is drawn."""
     boxed = height >= ROWS_FOR_BOXES
     head = _head(watched, width - 4 if boxed else width)
@@ -65,7 +66,7 @@ def _narrow(watched: Watched, width: int, height: int, boxed: bool) -> list[Line
         _events(watched, Want(edges + 2, edges + 6, 1)),
         _curve("validation loss", watched.validation, "magenta", Want(edges + 1, edges + 8, 2)),
     ]
-    layers = worst_layers(watched, edges, width)
+    layers = _layers(watched, edges, width)
     parts += [] if layers is None else [layers]
     rows = share(height, [part.want for part in parts])
     drawn = [part.draw(width, given, boxed) if given else [] for part, given in zip(parts, rows, strict=True)]
@@ -77,7 +78,7 @@ def _wide(watched: Watched, width: int, height: int, boxed: bool) -> list[Line]:
     edges = 2 if boxed else 1
     fits = max(1, (height - 3 * edges) // 2 // len(SLOTS))
     table = max(100, width // 2 + 8)
-    layers = worst_layers(watched, edges, table)
+    layers = _layers(watched, edges, table)
     now, sites = _now(watched, edges, 1), _sites(watched, edges, min(4, fits) if layers is None else 1)
     train = _curve("train loss", watched.train, "cyan", Want(edges + 1, edges + 16, 3))
     validation = _curve("validation loss", watched.validation, "magenta", train.want)
@@ -134,13 +135,13 @@ def _now(watched: Watched, edges: int, columns: int) -> Rows:
     scores = [(in_short(score), f"validation/{score}", lambda x: number(x, 4)) for score in watched.scores]
     numbers = (*LOSSES, *scores, *PACE)
     for label, key, form in numbers:
-        value = watched.number(key)
+        value = watched.latest.get(key)
         shown.append((label, "–" if value is None else form(value)))
     known = {key for _, key, _ in numbers}
     others = sorted(key for key in watched.latest if key.startswith("validation/") and key not in known)
     shown += [(in_words(key.removeprefix("validation/")), number(watched.latest[key], 4)) for key in others[:8]]
     main = watched.scores[0] if watched.scores else "loss"
-    reached = watched.number(f"validation/{main}")
+    reached = watched.latest.get(f"validation/{main}")
     beside_twin = (("above twin", "twin/train_loss_difference"), ("val. above", "twin/validation_loss_difference"))
     shown += [(label, f"{watched.latest[key]:+.4f}") for label, key in beside_twin if key in watched.latest]
     references = [_reference(name, value, reached) for name, value in watched.references.items()]
@@ -249,8 +250,34 @@ def _rate(found: Sequence[Worst] | None, rank: int, width: int) -> Line:
     return Line.of((f"{percent(worst.rate):>7} ", "bold"), (bar, "cyan"), site).fit(width)
 
 
+def _layers(watched: Watched, edges: int, width: int) -> Rows | None:
+    """The worst layers: for each monitor the quantity that tells most, and the layers where it is worst, as many as
+    there is room for; None where nothing is known. Which quantity that is comes with the run (meta.json).
+    """
+    each = max(1, (width - NAME) // ENTRY)
+    found = watched.worst_layers(each)
+    if not found:
+        return None
+
+    def rows(inside: int, height: int) -> list[Line]:
+        label = min(NAME, inside // 2)
+        room = (inside - label) // each
+        lines = []
+        for group, worst in found.items():
+            kind, _, quantity = group.partition("/")
+            way = "highest" if watched.worse[group] == "higher" else "lowest"
+            line = Line.of(f"{kind} ", (f"{way} {quantity.replace('_', ' ')}", "dim")).fit(label)
+            for one in worst:
+                site = shorten(one.site.removesuffix(".weight"), max(0, room - 11))
+                line = line.then(Line.of((f"{number(one.rate):>9} ", "bold"), site).fit(room))
+            lines.append(line)
+        return lines[:height]
+
+    return Rows(Line.of("worst layers"), EMPTY, Want(edges + 1, edges + len(found), 1), rows)
+
+
 def _events(watched: Watched, want: Want) -> Rows:
-    """Alarms and interventions with the step they first fired at, then whatever else happened, latest first."""
+    """Alarms, interventions and symptoms with the step they began at, then whatever else happened, latest first."""
     happenings = watched.happenings()
     counts = {name: sum(happening.event == name for happening in happenings) for name in PROMINENT}
 
@@ -268,7 +295,7 @@ def _events(watched: Watched, want: Want) -> Rows:
 def _happening(happening: Happening, width: int, most: int) -> list[Line]:
     """Step, kind and message in at most `most` lines; the last is cut where that is not enough."""
     again = f"(×{happening.times}, last at {happening.last}) " if happening.times > 1 else ""
-    style = {"alarm": "bold yellow", "intervention": "bold magenta"}.get(happening.event, "dim")
+    style = {"alarm": "bold yellow", "intervention": "bold magenta", "symptom": "yellow"}.get(happening.event, "dim")
     start = Line.of((f"{happening.first:>7} ", "dim"), (f"{happening.event:<12} ", style))
     pieces = textwrap.wrap(again + happening.message, max(20, width - start.width)) if most > 1 else []
     if len(pieces) > most or not pieces:

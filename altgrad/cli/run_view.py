@@ -4,37 +4,27 @@ The same object stands behind the panel of `altgrad train`, the panel of `altgra
 pipe, so the three cannot disagree. It believes nothing about the stream: keys may be missing, numbers may be NaN,
 steps may go back (a run resumed from a checkpoint repeats some), a run may have no step at all.
 
-Taking in a line costs one `dict.update`, however many sites report; which site is worst is worked out only when drawn.
+Taking in a line costs one `dict.update` and a look for symptoms; which site is worst is worked out only when drawn.
 """
 
 from __future__ import annotations
 
 import heapq
 import math
-import re
 import time
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import lru_cache
 
 from altgrad.cli.curves import KeptCurve
 from altgrad.cli.layout import clean
+from altgrad.metric_keys import split_key
 from altgrad.store.runs import TEXT_SCORES
+from altgrad.symptoms import SLOTS, Examination, grouped
 
-# Where numerics go wrong in the order of a step: each row of the table of worst sites, with the pass it belongs to.
-SLOTS = {
-    "input": "forward",
-    "weight": "forward",
-    "grad_output": "backward",
-    "requested": "optimizer",
-    "stored": "optimizer",
-}
-PROMINENT = ("alarm", "intervention")
+PROMINENT = ("alarm", "intervention", "symptom")
 SPEED_WINDOW = 100
 KINDS_OF_ALARM = 200
-# A number that stands alone; the one in `blocks.3.mlp` is part of a name.
-NUMERAL = re.compile(r"(?<![\w.])[-+]?\d[\d.,]*(e[-+]?\d+)?%?(?!\w)")
 
 
 @dataclass(frozen=True)
@@ -47,7 +37,9 @@ class Worst:
 
 @dataclass(frozen=True)
 class Happening:
-    """An event, or all alarms (or deeds) that say the same: the step it first happened, how often, and when last."""
+    """An event, all alarms (or deeds) of one thing at one site, or a symptom: the step it first happened, how often,
+    and when last.
+    """
 
     first: int
     event: str
@@ -64,26 +56,6 @@ def in_words(score: str) -> str:
 def in_short(score: str) -> str:
     """`bits_per_byte` as `bits/byte`; other scores have no shorter name."""
     return "bits/byte" if score == "bits_per_byte" else in_words(score)
-
-
-@lru_cache(maxsize=65536)
-def _range_key(key: str) -> tuple[str, str, str] | None:
-    """(site, slot, quantity) of `range/<site>/<slot>/<quantity>`, else None; a site may hold further slashes."""
-    parts = key.split("/")
-    return ("/".join(parts[1:-2]), parts[-2], parts[-1]) if parts[0] == "range" and len(parts) >= 4 else None
-
-
-@lru_cache(maxsize=65536)
-def _layer_key(key: str) -> tuple[str, str] | None:
-    """(`<group>/<quantity>`, site) of `<group>/<site>/<quantity>`, else None."""
-    group, _, rest = key.partition("/")
-    site, _, quantity = rest.rpartition("/")
-    return (f"{group}/{quantity}", site) if site else None
-
-
-def _key(group: str, site: str) -> str:
-    kind, _, quantity = group.partition("/")
-    return f"{kind}/{site}/{quantity}"
 
 
 class Watched:
@@ -117,8 +89,9 @@ class Watched:
         self._clock = clock
         self._heard = clock()
         self._speed: deque[tuple[int, float]] = deque(maxlen=SPEED_WINDOW)
-        self._alarms: dict[str, Happening] = {}
+        self._alarms: dict[tuple[str, ...], Happening] = {}
         self._notices: deque[Happening] = deque(maxlen=50)
+        self._examination = Examination()
 
     def metrics(self, step: int, values: Mapping[str, float]) -> None:
         """Numbers of a finished step; several calls may bring the same step."""
@@ -127,6 +100,7 @@ class Watched:
             self._speed.clear()
         self.step = step
         self.latest.update(values)
+        self._examination.see({"step": step, **values})
         for key, curve in (("train/loss", self.train), ("validation/loss", self.validation)):
             if key in values:
                 curve.add(step, values[key])
@@ -137,16 +111,16 @@ class Watched:
             self._speed.append((step, wall))
 
     def event(self, step: int, event: str, message: str, **details: object) -> None:
-        """Something happened. Alarms of one monitor that say the same but for their numbers count as one, and so do
-        deeds of an intervention.
+        """Something happened. Alarms of one quantity at one site count as one, and so do deeds of an intervention;
+        where neither says its site (as the first edition's alarms), those with the same message.
         """
         self._heard = self._clock()
         message = clean(message)
         if event == "checkpoint":
             self.checkpoint = step
         elif event in PROMINENT:
-            places = ("monitor", "intervention", "site")
-            key = " ".join(str(details.get(name, "")) for name in places) + " " + NUMERAL.sub("#", message)
+            names = ("monitor", "intervention", "site", "quantity")
+            key = (*(str(details.get(name, "")) for name in names), "" if details.get("site") else message)
             known = self._alarms.get(key)
             if known is not None:
                 self._alarms[key] = Happening(known.first, event, known.message, known.times + 1, step)
@@ -161,8 +135,17 @@ class Watched:
             self.status = clean(str(details.get("status", details.get("reason", "stopped"))))
 
     def happenings(self) -> list[Happening]:
-        """Alarms and interventions, latest first fired first, then everything else worth a line, latest first."""
-        return [*sorted(self._alarms.values(), key=lambda alarm: -alarm.first), *reversed(self._notices)]
+        """Alarms and interventions, latest first fired first; then symptoms, and everything else worth a line."""
+        symptoms = []
+        for symptom, (first, *others) in grouped(self._examination.findings()):
+            more = f" and {len(others)} more" if others else ""
+            message = clean(f"{symptom.title}{': ' if first.place else ''}{first.place}{more}")
+            symptoms.append(Happening(first.first, "symptom", message, 1, first.last))
+        return [
+            *sorted(self._alarms.values(), key=lambda alarm: -alarm.first),
+            *reversed(symptoms),
+            *reversed(self._notices),
+        ]
 
     def worst(self, quantity: str, count: int = 1) -> dict[str, list[Worst]]:
         """For each slot that reports `quantity`, its `count` worst sites now, worst first; rates of NaN or 0 are
@@ -170,31 +153,28 @@ class Watched:
         """
         found: dict[str, list[tuple[float, str]]] = {}
         for key, value in self.latest.items():
-            parsed = _range_key(key)
-            if parsed is not None and parsed[2] == quantity and parsed[1] in SLOTS:
-                found.setdefault(parsed[1], [])
+            group, place, named = split_key(key)
+            site, _, slot = place.rpartition("/")
+            if group == "range" and named == quantity and site and slot in SLOTS:
+                found.setdefault(slot, [])
                 if value > 0:
-                    found[parsed[1]].append((value, parsed[0]))
+                    found[slot].append((value, site))
         best = {slot: heapq.nsmallest(count, rows, key=lambda row: (-row[0], row[1])) for slot, rows in found.items()}
         return {slot: [Worst(clean(site), rate) for rate, site in rows] for slot, rows in best.items()}
 
     def worst_layers(self, count: int = 1) -> dict[str, list[Worst]]:
         """For each quantity of `worse` that is reported, its `count` worst sites or parameters now, worst first."""
-        found: dict[str, list[tuple[float, str]]] = {}
+        found: dict[str, list[tuple[float, str, float]]] = {name: [] for name in self.worse}
         for key, value in self.latest.items():
-            parts = _layer_key(key)
-            way = None if parts is None else self.worse.get(parts[0])
-            if parts is not None and way is not None and not math.isnan(value):
-                found.setdefault(parts[0], []).append((-value if way == "higher" else value, parts[1]))
+            group, site, quantity = split_key(key)
+            name = f"{group}/{quantity}"
+            if site and name in found and not math.isnan(value):
+                found[name].append((-value if self.worse[name] == "higher" else value, site, value))
         return {
-            group: [Worst(clean(site), self.latest[_key(group, site)]) for _, site in heapq.nsmallest(count, rows)]
-            for group in self.worse
-            if (rows := found.get(group))
+            name: [Worst(clean(site), value) for _, site, value in heapq.nsmallest(count, rows)]
+            for name, rows in found.items()
+            if rows
         }
-
-    def number(self, key: str) -> float | None:
-        """The last value of a metric, None if there never was one."""
-        return self.latest.get(key)
 
     def silence(self) -> float:
         """Seconds since the run last said anything."""

@@ -49,7 +49,7 @@ class Moves:
         """Count one update; a parameter without a grid has no code that could change."""
         if update.grid is None:
             return
-        start = update.before if update.moved is None else update.moved
+        start = update.start
         grid = update.grid
         if update.storage == "master":
             counts = stall_counts(start, update.after, update.requested, grid.format, scale=grid.scale)

@@ -38,10 +38,11 @@ from altgrad.formats import FloatFormat
 from altgrad.formats.neighbour import neighbour
 from altgrad.interventions.intervention import Action, Answer, Intervention, InterventionSpec, Moment, Subject
 from altgrad.interventions.range_probe import look_at_casts
-from altgrad.interventions.stalled import LOSING, LOST, REALISED, Stalls
+from altgrad.interventions.stalled import LOSING, Stalls
 from altgrad.nn import change_formats, quantizers, weight_quantizers
 from altgrad.optim import Optimizer
 from altgrad.optim.optimizer import change_storage_format, gridded
+from altgrad.symptoms import APPLIED, LOST
 
 Copy = dict[str, Tensor]
 """`weight/<name>`, `buffer/<name>` and `state/<parameter>/<entry>`."""
@@ -179,7 +180,7 @@ class MantissaShift(Intervention):
         self._shift({}, moves, -1)
         # The copy is of weights on the grid they have left: the next finite step takes another.
         self.good, self.good_step = {}, None
-        cause = f"stored weights stalled: more than {LOST:.0%} of updates lost, less than {REALISED:.0%} realised"
+        cause = f"stored weights stalled: more than {LOST:.0%} of updates lost, less than {APPLIED:.0%} realised"
         return Answer(deeds=[*deeds, self._deed(cause, moves)], recast=True)
 
     def _rescue(self, moment: Moment) -> Answer:

@@ -1,10 +1,8 @@
 """Which stored parameters have stalled, window by window.
 
-    stall ratio              stalls / attempted                        > 0.9
-    effective update ratio   <requested, realised> / |requested|^2     < 0.1
-
-both of sums over a window of looks; a parameter counts as stalled when both held for `patience` windows in a row. The
-sums stay on the device until a window is full, and then come to the host in one transfer.
+Of sums over a window of looks `altgrad.symptoms.is_stalled` decides; a parameter counts as stalled when it did in
+`patience` windows in a row. The sums stay on the device until a window is full, and then come to the host in one
+transfer.
 """
 
 from collections.abc import Mapping
@@ -15,9 +13,8 @@ from torch import Tensor
 
 from altgrad.measures import effective_update_sums, share, stall_counts
 from altgrad.optim import Update
+from altgrad.symptoms import is_stalled
 
-LOST = 0.9
-REALISED = 0.1
 LOSING = ("nearest", "kahan", "eco")
 """Storages that can lose updates for good or for long; the random ones realise the request on average."""
 
@@ -36,8 +33,7 @@ class Stalls:
         """Take in what a step did to one parameter."""
         if not self.looking or update.grid is None or update.storage not in LOSING:
             return
-        start = update.before if update.moved is None else update.moved
-        found = stall_counts(start, update.after, update.requested, update.grid.format, scale=update.grid.scale)
+        found = stall_counts(update.start, update.after, update.requested, update.grid.format, scale=update.grid.scale)
         found |= effective_update_sums(update.requested, update.after - update.before)
         row = torch.stack([found[name].to(torch.float64) for name in ("attempted", "stalls", "overlap", "energy")])
         self.sums[update.name] = self.sums[update.name] + row if update.name in self.sums else row
@@ -55,7 +51,7 @@ class Stalls:
         self.looks, self.sums = 0, {}
         found = {}
         for name, (attempted, stalls, overlap, energy) in zip(names, rows, strict=True):
-            stalled = share(stalls, attempted) > LOST and share(overlap, energy) < REALISED
+            stalled = is_stalled(share(stalls, attempted), share(overlap, energy))
             self.held[name] = self.held.get(name, 0) + 1 if stalled else 0
             if self.held[name] >= self.patience:
                 found[name] = share(stalls, attempted)

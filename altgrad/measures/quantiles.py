@@ -18,6 +18,11 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from altgrad.quantize import Grid
+
+SAMPLE = 1 << 14
+"""Elements of a sample: a share of 1/2 then has a standard error of 0.004."""
+
 
 def quantiles(x: Tensor, shares: Sequence[float]) -> Tensor:
     """The quantiles of the finite entries of x at `shares` (in [0, 1]): float64 [len(shares)]; NaN without any.
@@ -46,6 +51,16 @@ def spread_sample(x: Tensor, size: int) -> Tensor:
     while math.gcd(step, count) != 1:
         step += 1
     return flat[torch.arange(size, device=x.device) * step % count]
+
+
+def sample_on(grid: Grid, *tensors: Tensor, size: int = SAMPLE) -> tuple[Grid, list[Tensor]]:
+    """Tensors of one shape at up to `size` positions, and the grid there: its scale may be one number, or one for each
+    channel or block, and is spread over the tensor first.
+    """
+    scale = grid.scale
+    if scale is not None and scale.numel() > 1:
+        scale = spread_sample(scale.expand_as(tensors[0]), size)
+    return Grid(grid.format, scale), [spread_sample(tensor, size) for tensor in tensors]
 
 
 class LogBins(NamedTuple):

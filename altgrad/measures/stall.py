@@ -8,15 +8,15 @@
 Flips over all weights divided by updates over some is no ratio: an attempt at it once came to -99. A stall ratio near 1
 is no failure by itself: under float32 masters the request is kept all the same and the loss does not suffer.
 
-Under nearest storage a stall can be foretold: the step ends closer to the old grid value than to its neighbour,
+Under nearest storage a stall can be predicted: the step ends closer to the old grid value than to its neighbour,
 |delta| < gap / 2 *in its direction*, which towards zero from a power of two is a quarter of a spacing. A step of half
-a gap is a tie, whose outcome the parity of the code decides; it is not foretold. Outward from the largest value every
+a gap is a tie, whose outcome the parity of the code decides; it is not predicted. Outward from the largest value every
 step stalls. Beside it stand two measures that do not look at codes: the share of all weights whose stored value
 stayed (zero updates), and how much of the request became real:
 
     effective update ratio = <requested, realised> / |requested|^2,
 
-1 where storage did as it was told, 0 where nothing moved, on average 1 under stochastic storage.
+1 where storage applied the request, 0 where nothing moved, on average 1 under stochastic storage.
 """
 
 import torch

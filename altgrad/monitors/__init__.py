@@ -1,6 +1,7 @@
 """Monitors: what a run's numerics look like, one file for each question."""
 
 from altgrad.measures.metric import Metric, describing
+from altgrad.monitors.alarm import Alarm
 from altgrad.monitors.monitor import (
     CastMonitor,
     Context,
@@ -15,16 +16,15 @@ from altgrad.monitors.monitor import (
     Weight,
     WeightMonitor,
 )  # fmt: skip
-from altgrad.monitors.monitor_set import MonitorSet
 
 __all__ = [
+    "Alarm",
     "CastMonitor",
     "Context",
     "GradientMonitor",
     "Metric",
     "MicroMonitor",
     "Monitor",
-    "MonitorSet",
     "MonitorSpec",
     "Replay",
     "ReplayMonitor",

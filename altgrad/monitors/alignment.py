@@ -21,7 +21,7 @@ from altgrad.monitors.monitor import (
     Weight,
     WeightMonitor,
     at,
-)
+)  # fmt: skip
 
 
 class AlignmentSpec(MonitorSpec):

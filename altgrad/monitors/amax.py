@@ -58,18 +58,17 @@ class Amax(CastMonitor):
         self.latch = AlarmLatch(spec.patience)
 
     def measure(self, cast: Cast) -> Found:
-        """reach: the largest value that the scale can represent; 0 without a scale."""
         elements = torch.full((), cast.exact.numel(), dtype=torch.float64, device=cast.exact.device)
         if cast.scale is None:
             amax = finite_amax(cast.exact)
             return {"elements": elements, "amax": amax, "reach": torch.zeros_like(amax)}
+        # The largest value that the scale can represent.
         reach = cast.scale.amax() if cast.scale.numel() else cast.scale.new_zeros(())
         amax = finite_amax(cast.exact * cast.scale)
         return {"elements": elements, "amax": amax, "reach": reach * float(cast.format.max)}
 
     def report(self, site: str, values: Values) -> Report:
-        """A cast of no rows leaves the average as it was."""
-        if not values["elements"]:
+        if not values["elements"]:  # a cast of no rows leaves the average as it was
             average = float(average_amax(self.averages[site])) if site in self.averages else math.nan
             return Report({f"{site}/amax_average": average, f"{site}/fill": math.nan})
         amax = torch.tensor(values["amax"], dtype=torch.float64)
@@ -80,7 +79,8 @@ class Amax(CastMonitor):
         stale = values["amax"] > 0 and (fill > 2 or fill < self.lowest)
         alarms = []
         if self.latch.see(site, stale):
-            alarms = [f"{site}: its amax is {fill:.3g} times what its scale represents; the scale is stale."]
+            sentence = "{site}: its amax is {value:.3g} times what its scale represents; the scale is stale."
+            alarms = [self.alarm(site, "fill", fill, 2 if fill > 2 else self.lowest, sentence)]
         return Report({f"{site}/{name}": value for name, value in metrics.items()}, alarms)
 
     def state(self) -> dict[str, Any]:

@@ -8,8 +8,7 @@ values lie close together, as those of a LayerNorm around 1, occupies a handful 
 says that an 8-bit grid is the wrong place to keep it.
 """
 
-from collections.abc import Mapping
-from typing import Annotated, Any, ClassVar
+from typing import Annotated, ClassVar
 
 import torch
 from pydantic import Field
@@ -31,8 +30,9 @@ from altgrad.monitors.monitor import (
     Weight,
     WeightMonitor,
     at,
-)
+)  # fmt: skip
 from altgrad.quantize import Grid, rung
+from altgrad.symptoms import Phase
 
 
 class CodesSpec(MonitorSpec):
@@ -58,6 +58,8 @@ class CodesSpec(MonitorSpec):
 class Codes(WeightMonitor):
     """The measures of a histogram of codes."""
 
+    phase: ClassVar[Phase] = "forward"
+
     alike: ClassVar[tuple[str, ...]] = ("utilisation", "unused_share", "top_share", "zero_share")
 
     def __init__(self, lowest: float) -> None:
@@ -71,14 +73,9 @@ class Codes(WeightMonitor):
     def report(self, site: str, values: Values) -> Report:
         alarms = []
         if self.latch.see(site, values["utilisation"] < self.lowest):
-            alarms = [f"{site}: its values use {values['utilisation']:.1%} of the format; keep it in a wider one."]
+            sentence = "{site}: its values use {value:.1%} of the format; keep it in a wider one."
+            alarms = [self.alarm(site, "utilisation", values["utilisation"], self.lowest, sentence)]
         return Report(at(site, values), alarms)
-
-    def state(self) -> dict[str, Any]:
-        return self.latch.state()
-
-    def restore(self, state: Mapping[str, Any]) -> None:
-        self.latch.restore(state)
 
 
 def _histogram(weights: Tensor, grid: Grid) -> Tensor:

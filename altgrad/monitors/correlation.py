@@ -12,8 +12,8 @@ from typing import ClassVar
 
 from altgrad.measures import below_half_by_binade, log_correlation, share, stiffness_exponents
 from altgrad.measures.metric import Metric
+from altgrad.measures.quantiles import sample_on
 from altgrad.monitors.monitor import NOTHING, Context, Every, Found, MonitorSpec, Report, UpdateMonitor, Values, at
-from altgrad.monitors.sampled import sample_on
 from altgrad.optim import Update
 from altgrad.quantize import spacing
 
@@ -50,16 +50,15 @@ class Correlation(UpdateMonitor):
     def measure(self, update: Update, kept: Found) -> Found:
         if update.grid is None:
             return {}
-        start = update.before if update.moved is None else update.moved
         gradient = update.requested if update.gradient is None else update.gradient
-        grid, (weights, asked, slope) = sample_on(update.grid, start, update.requested, gradient)
+        grid, (weights, asked, slope) = sample_on(update.grid, update.start, update.requested, gradient)
         stiffness = spacing(weights, grid.format, scale=grid.scale)
         found: Found = {}
         for what, a in (("requested", asked), ("gradient", slope)):
             ties = log_correlation(a, stiffness)
             found |= {f"{what}_{how}": ties[how] for how in ("pearson", "spearman")}
         fmt = update.grid.format
-        counts = below_half_by_binade(update.requested, start, fmt, scale=update.grid.scale)
+        counts = below_half_by_binade(update.requested, update.start, fmt, scale=update.grid.scale)
         for name, tally in counts.items():
             found |= {f"{name}_{e}": n for e, n in zip(stiffness_exponents(fmt), tally.unbind(), strict=True)}
         return found

@@ -32,12 +32,14 @@ from altgrad.monitors.monitor import (
     Report,
     Values,
     at,
-)
+)  # fmt: skip
 from altgrad.nn import Processes, QuantizedLayer, weight_names
 from altgrad.nn.layers import is_layer, is_turned
 from altgrad.optim import whole_tensor
+from altgrad.symptoms import MOSTLY_DEAD, Phase
 
 NAMES = ("dead_share", "cast_dead_share", "dormant_share", "grad_dead_share")
+DEAD = "{site}: {value:.0%} of its units are {which}."
 
 
 class DeadSpec(MonitorSpec):
@@ -56,7 +58,7 @@ class DeadSpec(MonitorSpec):
     )  # fmt: skip
     every: Every = 100
     window: Annotated[int, Field(ge=1)] = 1
-    share: Annotated[float, Field(gt=0, le=1)] = 0.5
+    share: Annotated[float, Field(gt=0, le=1)] = MOSTLY_DEAD
 
     def build(self, context: Context = NOTHING) -> "Dead":
         return Dead(self.window, self.share)
@@ -65,8 +67,9 @@ class DeadSpec(MonitorSpec):
 class Dead(ReplayMonitor):
     """Masks of what was alive, joined over a window, and sums of magnitudes."""
 
-    sums: ClassVar[tuple[str, ...]] = ()
     alike: ClassVar[tuple[str, ...]] = NAMES
+    phase: ClassVar[Phase] = "forward"
+    phases: ClassVar[Mapping[str, Phase]] = {"grad_dead_share": "backward"}
 
     def __init__(self, window: int, limit: float) -> None:
         self.window, self.limit = window, limit
@@ -76,7 +79,6 @@ class Dead(ReplayMonitor):
 
     @torch.no_grad()
     def measure(self, replay: Replay) -> dict[str, Found]:
-        """Empty until the window is full."""
         window, self.masks = self.masks, {}
         layers = {name: module for name, module in replay.model.named_modules() if is_layer(module)}
         handles = [
@@ -110,7 +112,7 @@ class Dead(ReplayMonitor):
 
     def report(self, site: str, values: Values) -> Report:
         alarms = [
-            f"{site}: {values[name]:.0%} of its units are {name.removesuffix('_share').replace('_', '-')}."
+            self.alarm(site, name, values[name], self.limit, DEAD, which=name.removesuffix("_share").replace("_", "-"))
             for name, latch in self.latches.items()
             if latch.see(site, values[name] > self.limit)
         ]

@@ -65,7 +65,6 @@ class Flips(UpdateMonitor):
         self.totals: dict[str, list[float]] = {}
 
     def start(self, update: Update) -> Found:
-        """The trail of a weight on a grid, and the scale of a master."""
         if update.grid is None:
             return {}
         trail: Found = trail_start(update.before)._asdict()
@@ -76,9 +75,10 @@ class Flips(UpdateMonitor):
         if update.grid is None:
             return {}
         fmt, scale = update.grid.format, update.grid.scale
-        start = update.before if update.moved is None else update.moved
-        found = flip_counts(start, update.after, fmt, scale=scale)
-        trail, reversals = follow(Trail(*(kept[part] for part in Trail._fields)), start, update.after, fmt, scale=scale)
+        found = flip_counts(update.start, update.after, fmt, scale=scale)
+        trail, reversals = follow(
+            Trail(*(kept[part] for part in Trail._fields)), update.start, update.after, fmt, scale=scale
+        )
         found |= trail_sums(trail)
         found["reversals"] = count(reversals)
         found["rescale_flips"] = _rescaled(update, kept.get("scale"))

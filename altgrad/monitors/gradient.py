@@ -8,7 +8,7 @@ the loss, or one whose gradients all underflow.
 """
 
 from collections.abc import Mapping
-from typing import Annotated, Any, ClassVar
+from typing import Annotated, ClassVar
 
 from pydantic import Field
 from torch import Tensor
@@ -26,7 +26,7 @@ from altgrad.monitors.monitor import (
     Report,
     Values,
     at,
-)
+)  # fmt: skip
 
 
 class GradientSpec(MonitorSpec):
@@ -67,11 +67,6 @@ class Gradient(GradientMonitor):
         for name, values in found.items():
             metrics |= at(name, values)
             if self.latch.see(name, values["l2"] == 0):
-                alarms.append(f"{name}: its gradient is exactly zero, {self.latch.patience} times in a row.")
+                sentence = "{site}: its gradient is exactly zero, {times} times in a row."
+                alarms.append(self.alarm(name, "l2", 0, 0, sentence, times=self.latch.patience))
         return Report(metrics, alarms)
-
-    def state(self) -> dict[str, Any]:
-        return self.latch.state()
-
-    def restore(self, state: Mapping[str, Any]) -> None:
-        self.latch.restore(state)

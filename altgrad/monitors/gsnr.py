@@ -57,10 +57,9 @@ class Gsnr(MicroMonitor):
             self.moments[name] = add_gradient(self.moments.get(name) or moments_start(gradient), gradient)
 
     def merge(self, processes: Processes) -> None:
-        """Parameter by parameter, so that no more than one is held several times."""
         if processes.size == 1:
             return
-        for name, own in self.moments.items():
+        for name, own in self.moments.items():  # one by one, so that no more than one is held several times
             parts = zip(*(processes.gather(part) for part in own), strict=True)
             self.moments[name] = reduce(merge_moments, (GradientMoments(*part) for part in parts))
 
@@ -76,8 +75,7 @@ class Gsnr(MicroMonitor):
         return {"told": self.told}
 
     def restore(self, state: Mapping[str, Any]) -> None:
-        """A first-edition state has none."""
-        self.told = bool(state.get("told", False))
+        self.told = bool(state.get("told", False))  # a first-edition state has none
 
     def _too_few(self, site: str, values: Values) -> list[str]:
         # The share of constant coordinates is known whenever there are enough micro-batches.

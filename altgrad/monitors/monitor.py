@@ -29,10 +29,12 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from altgrad.measures.metric import Metric
+from altgrad.monitors.alarm import Alarm, AlarmLatch
 from altgrad.nn import ALONE, Processes
 from altgrad.optim import Update
 from altgrad.quantize import Cast, Grid
 from altgrad.spec import Kind
+from altgrad.symptoms import Phase, phase_of_site
 
 Values = Mapping[str, float]
 Every = Annotated[int, Field(ge=1)]
@@ -43,12 +45,12 @@ Found = dict[str, Tensor]
 class Report:
     """What a monitor has to say of one step.
 
-    metrics: by `<site or parameter>/<quantity>`. alarms, notices: one line each. stop: why the run should end as
+    metrics: by `<site or parameter>/<quantity>`. notices: one line each. stop: why the run should end as
     diverged. skip: whether this step's update must not be applied.
     """
 
     metrics: Mapping[str, float] = field(default_factory=dict)
-    alarms: Sequence[str] = ()
+    alarms: Sequence[Alarm] = ()
     stop: str | None = None
     skip: bool = False
     notices: Sequence[str] = ()
@@ -106,8 +108,22 @@ class Monitor:
     """Names of results of which the largest counts."""
     alike: ClassVar[tuple[str, ...]] = ()
     """Names of results that are the same on every process."""
+    phase: ClassVar[Phase] = "optimizer"
+    """Which side of the step its alarms are about, where neither their quantity nor the operand at their site says."""
+    phases: ClassVar[Mapping[str, Phase]] = {}
+    """The same by quantity."""
     step = 0
     """The number of the step being looked at, from 1."""
+    latch: AlarmLatch
+    """What decides when its alarm is raised, where it has one."""
+
+    def phase_of(self, site: str, quantity: str = "") -> Phase:
+        """Which side of the step an alarm of this quantity, at this site, is about."""
+        return self.phases.get(quantity) or phase_of_site(site) or self.phase
+
+    def alarm(self, site: str, quantity: str, value: float, limit: float, sentence: str, **details: Any) -> Alarm:
+        """An alarm of this step; see Alarm."""
+        return Alarm(site, quantity, value, limit, self.phase_of(site, quantity), self.step, sentence, details)
 
     def report(self, site: str, values: Values) -> Report:
         """The step's results at one site or parameter; nothing for gradient monitors, which report all at once."""
@@ -119,15 +135,18 @@ class Monitor:
 
     def state(self) -> dict[str, Any]:
         """What must survive a restart: plain JSON data, and tensors at the first level."""
-        return {}
+        return self.latch.state() if hasattr(self, "latch") else {}
 
     def restore(self, state: Mapping[str, Any]) -> None:
         """Take back what `state` gave."""
-        return
+        if hasattr(self, "latch"):
+            self.latch.restore(state)
 
 
 class CastMonitor(Monitor, ABC):
     """Looks at casts."""
+
+    phase: ClassVar[Phase] = "forward"
 
     @abstractmethod
     def measure(self, cast: Cast) -> Found:
@@ -141,6 +160,7 @@ class GradientMonitor(Monitor, ABC):
     let no infinity through, where the gradients would not show it.
     """
 
+    phase: ClassVar[Phase] = "backward"
     of_casts: CastMonitor | None = None
 
     @abstractmethod
@@ -162,6 +182,8 @@ class GradientMonitor(Monitor, ABC):
 class MicroMonitor(Monitor, ABC):
     """Looks at the gradients of each micro-batch on its own."""
 
+    phase: ClassVar[Phase] = "backward"
+
     @abstractmethod
     def merge(self, processes: Processes) -> None:
         """Take in what the other processes have seen, before `measure`; every process does the same."""
@@ -181,6 +203,8 @@ class MicroMonitor(Monitor, ABC):
 
 class ReplayMonitor(Monitor, ABC):
     """Runs the step again."""
+
+    phase: ClassVar[Phase] = "backward"
 
     @abstractmethod
     def measure(self, replay: Replay) -> dict[str, Found]:
@@ -202,7 +226,7 @@ class UpdateMonitor(Monitor, ABC):
         """Scalars; none where it has nothing to say of this parameter.
 
         kept: what `start` gave, to be changed in place. Else pure, and of fixed shape: what `whole` monitors measure of
-        a parameter may be one graph (`altgrad.monitors.compiled_pass`), and tensors come flattened where one scale
+        a parameter may be one graph (`altgrad.watching.compiled_pass`), and tensors come flattened where one scale
         serves them.
         """
 

@@ -27,7 +27,7 @@ from altgrad.monitors.monitor import (
     Weight,
     WeightMonitor,
     at,
-)
+)  # fmt: skip
 from altgrad.quantize import Rounding
 from altgrad.quantize.grid import bound_units, grid_units, round_units
 from altgrad.quantize.scaling import finite_amax, scale_of

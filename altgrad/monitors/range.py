@@ -31,6 +31,12 @@ from altgrad.quantize import Cast
 from altgrad.quantize.scaling import finite_amax
 from altgrad.spec import Since
 
+UNFIT = "{site}: {words} {value:.0%}, above {limit:.0%}; its scale or format does not fit."
+PINNED = (
+    "{site}: {value:.1%} of its weights at the largest value, above {limit:.0%}, and clipped there; its scale is too "
+    "small (a storage can track it: scale: tracked)."
+)
+
 
 class RangeSpec(MonitorSpec):
     """Underflow, saturation, sub-normals, non-finite entries, amax and clamped scales of every cast."""
@@ -106,7 +112,7 @@ class Range(CastMonitor):
             "clamped_scale_count": values["clamped"],
         }
         alarms = [
-            f"{site}: {name.replace('_', ' ')} {rates[name]:.0%}, above {limit:.0%}; its scale or format does not fit."
+            self.alarm(site, name, rates[name], limit, UNFIT)
             for name, limit in self.limits.items()
             if not site.endswith("/requested") and self.latches[name].see(site, rates[name] > limit)
         ]
@@ -114,10 +120,7 @@ class Range(CastMonitor):
             rates["pinned_rate"] = share(values["pinned"], values["weights"])
             clips = rates["pinned_rate"] > self.pinned and values["clipped"] > 0
             if self.latches["pinned_rate"].see(site, clips):
-                alarms.append(
-                    f"{site}: {rates['pinned_rate']:.1%} of its weights at the largest value, above {self.pinned:.0%}, "
-                    "and clipped there; its scale is too small (a storage can track it: scale: tracked)."
-                )
+                alarms.append(self.alarm(site, "pinned_rate", rates["pinned_rate"], self.pinned, PINNED))
         return Report({f"{site}/{name}": value for name, value in rates.items()}, alarms)
 
     def state(self) -> dict[str, Any]:

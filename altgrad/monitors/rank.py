@@ -34,6 +34,7 @@ from altgrad.monitors.monitor import NOTHING, Context, Found, MonitorSpec, Repor
 
 FIRST_STEPS = 20
 """Power iterations of a matrix that is seen for the first time."""
+FALLEN = "{site}: its stable rank, {value:.3g}, has fallen {drop:.0%} below {whose}."
 _Drop = Annotated[float, Field(gt=0, lt=1)]
 
 
@@ -102,8 +103,12 @@ class Rank(WeightMonitor):
             return Report(at(site, values))
         self.raised.add(site)
         whose = "its twin's" if verdict.certain else "where it was early in the run"
-        line = f"{site}: its stable rank, {values['stable_rank']:.3g}, has fallen {verdict.drop:.0%} below {whose}."
-        return Report(at(site, values), [line] if verdict.certain else [], notices=[] if verdict.certain else [line])
+        limit = math.nan if beside is None else beside * (1 - drop)
+        details = {"drop": verdict.drop, "whose": whose}
+        alarm = self.alarm(site, "stable_rank", values["stable_rank"], limit, FALLEN, **details)
+        if verdict.certain:
+            return Report(at(site, values), [alarm])
+        return Report(at(site, values), notices=[str(alarm)])
 
     def state(self) -> dict[str, Any]:
         trends = {site: asdict(trend) for site, trend in self.trends.items()}

@@ -8,8 +8,7 @@ without casts, run in float32, both are the same, up to the order of sums in a c
 The alarm is for matrices: a bias in front of a normalisation has a gradient of rounding noise, and its cosine says so.
 """
 
-from collections.abc import Mapping
-from typing import Annotated, Any, ClassVar
+from typing import Annotated, ClassVar
 
 from pydantic import Field
 from torch import Tensor
@@ -28,7 +27,7 @@ from altgrad.monitors.monitor import (
     Report,
     Values,
     at,
-)
+)  # fmt: skip
 from altgrad.nn import casts_off, fresh_gradients
 from altgrad.optim import whole_tensor
 
@@ -77,14 +76,9 @@ class Shadow(ReplayMonitor):
     def report(self, site: str, values: Values) -> Report:
         alarms = []
         if self.latch.see(site, values["axes"] > 1 and values["cosine"] < self.cosine):
-            alarms = [f"{site}: the cosine of its gradient with the uncast one is {values['cosine']:.2f}."]
+            sentence = "{site}: the cosine of its gradient with the one without casts is {value:.2f}."
+            alarms = [self.alarm(site, "cosine", values["cosine"], self.cosine, sentence)]
         return Report(at(site, {name: value for name, value in values.items() if name != "axes"}), alarms)
-
-    def state(self) -> dict[str, Any]:
-        return self.latch.state()
-
-    def restore(self, state: Mapping[str, Any]) -> None:
-        self.latch.restore(state)
 
 
 def replayed_gradients(replay: Replay) -> dict[str, Tensor]:

@@ -13,8 +13,7 @@ says stochastic is 5, 10, 100 standard errors away from it, and that is an alarm
 """
 
 import math
-from collections.abc import Mapping
-from typing import Annotated, Any, ClassVar
+from typing import Annotated, ClassVar
 
 import torch
 from pydantic import Field
@@ -27,6 +26,11 @@ from altgrad.measures.share import count
 from altgrad.monitors.alarm import AlarmLatch
 from altgrad.monitors.monitor import NOTHING, Context, Found, MonitorSpec, Report, UpdateMonitor, Values, at
 from altgrad.optim import Update
+
+UNLAWFUL = (
+    "{site}: {stalls:.0f} of {attempted:.0f} requested updates stalled where stochastic rounding predicts "
+    "{expected:.0f}; this storage does not round stochastically."
+)
 
 
 class StallSpec(MonitorSpec):
@@ -68,12 +72,11 @@ class Stall(UpdateMonitor):
         if update.grid is None:
             return {}
         fmt, scale = update.grid.format, update.grid.scale
-        start = update.before if update.moved is None else update.moved
-        counts = stall_counts(start, update.after, update.requested, fmt, scale=scale)
+        counts = stall_counts(update.start, update.after, update.requested, fmt, scale=scale)
         without = counts
         if update.undecayed is not None:
-            without = stall_counts(start, update.after, update.undecayed, fmt, scale=scale)
-        expected, variance = _law(update, start)
+            without = stall_counts(update.start, update.after, update.undecayed, fmt, scale=scale)
+        expected, variance = _law(update)
         stochastic = torch.full_like(expected, update.storage == "stochastic")
         return {
             **counts, "expected": expected, "variance": variance, "stochastic": stochastic,
@@ -92,26 +95,19 @@ class Stall(UpdateMonitor):
         unlawful = values["stochastic"] == 1 and off > self.errors * math.sqrt(values["variance"]) + 3
         alarms = []
         if self.latch.see(site, unlawful):
-            alarms = [
-                f"{site}: {values['stalls']:.0f} of {attempted:.0f} requests stalled where stochastic storage leaves "
-                f"{values['expected']:.0f}; it does not round as it says."
-            ]
+            counts = {name: values[name] for name in ("stalls", "attempted", "expected")}
+            ratio, law = metrics["stall_ratio"], metrics["predicted_stall_ratio"]
+            alarms = [self.alarm(site, "stall_ratio", ratio, law, UNLAWFUL, **counts)]
         return Report(at(site, metrics), alarms)
 
-    def state(self) -> dict[str, Any]:
-        return self.latch.state()
 
-    def restore(self, state: Mapping[str, Any]) -> None:
-        self.latch.restore(state)
-
-
-def _law(update: Update, start: Tensor) -> tuple[Tensor, Tensor]:
+def _law(update: Update) -> tuple[Tensor, Tensor]:
     """The expected number of stalls, #attempted - sum p, and its variance, sum p - sum p^2: float64 scalars.
 
     p: that of a flip. Where the scale moved, so did the request.
     """
     assert update.grid is not None
-    fmt, scale = update.grid.format, update.grid.scale
+    fmt, scale, start = update.grid.format, update.grid.scale, update.start
     delta = update.requested if update.moved is None else update.requested + (update.before - start)
     attempted = update.requested != 0
     if update.storage in ("nearest", "kahan", "eco"):

@@ -24,7 +24,7 @@ from altgrad.monitors.monitor import (
     Weight,
     WeightMonitor,
     at,
-)
+)  # fmt: skip
 
 QUANTILES = {"q01_spacing": 0.01, "q50_spacing": 0.5, "q99_spacing": 0.99}
 

@@ -12,9 +12,9 @@ from typing import ClassVar
 
 from altgrad.measures import quantiles, share, ulp_counts, ulps
 from altgrad.measures.metric import Metric
+from altgrad.measures.quantiles import sample_on
 from altgrad.measures.ulp import SHARES
 from altgrad.monitors.monitor import NOTHING, Context, Found, MonitorSpec, Report, UpdateMonitor, Values, at
-from altgrad.monitors.sampled import sample_on
 from altgrad.optim import Update
 
 SIZE = 1 << 12
@@ -50,8 +50,7 @@ class Ulp(UpdateMonitor):
     def measure(self, update: Update, kept: Found) -> Found:
         if update.grid is None:
             return {}
-        start = update.before if update.moved is None else update.moved
-        grid, (w, requested, after) = sample_on(update.grid, start, update.requested, update.after, size=SIZE)
+        grid, (w, requested, after) = sample_on(update.grid, update.start, update.requested, update.after, size=SIZE)
         found: Found = {}
         for what, delta in (("requested", requested), ("realised", after - w)):
             steps = ulps(delta, w, grid.format, scale=grid.scale).abs()

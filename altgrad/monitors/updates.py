@@ -3,7 +3,7 @@
     attempted_share          #(requested != 0) / n
     zero_update_fraction     #(stored after == stored before) / n
     effective_update_ratio   <requested, realised> / |requested|^2, realised = change of the weight the forward uses:
-                             1 where storage did as told, 0 where nothing moved
+                             1 where storage applied it, 0 where nothing moved
     flips, updates           totals of the observed steps, and over them  stall_ratio = 1 - flips / updates,
                              flips counted on the attempted
 
@@ -23,13 +23,15 @@ from torch import Tensor
 from altgrad.measures import effective_update_sums, share, stall_counts, zero_update_counts
 from altgrad.measures.metric import Metric
 from altgrad.measures.share import count
-from altgrad.monitors.alarm import AlarmLatch
+from altgrad.monitors.alarm import Alarm, AlarmLatch
 from altgrad.monitors.monitor import NOTHING, Context, Found, MonitorSpec, Report, UpdateMonitor, Values, at
 from altgrad.optim import Update
 from altgrad.quantize import round_to
+from altgrad.symptoms import APPLIED, LOST, is_stalled
 
-LOST = 0.9
-REALISED = 0.1
+ROUNDED_AWAY = "{site}: {lost:.1%} of updates are rounded away; {value:.1%} of the requested change is applied."
+UNCHANGED = "{site}: no weight has changed in {times} observations."
+NO_GRADIENT = "{site}: no gradient and so no update, {times} times in a row."
 
 
 class UpdatesSpec(MonitorSpec):
@@ -45,7 +47,7 @@ class UpdatesSpec(MonitorSpec):
         Metric(
             "effective_update_ratio", "ratio", "how much of the request the forward pass sees",
             "<requested, realised> / |requested|^2", "lower",
-            "below 0.1 with a stall ratio above 0.9 over `patience` observations of nearest storage",
+            f"below {APPLIED} with a stall ratio above {LOST} over `patience` observations of nearest storage",
         ),
         Metric("update_count", "count", "updates attempted in the observed steps so far", "sum #(requested != 0)"),
         Metric("flip_count", "count", "codes that these changed", "sum #(attempted, code changed)"),
@@ -81,8 +83,9 @@ class Updates(UpdateMonitor):
         found["master"] = zero["weights"].new_full((), update.storage == "master")
         found["nearest"] = zero["weights"].new_full((), update.storage == "nearest")
         if update.grid is not None:
-            start = update.before if update.moved is None else update.moved
-            found |= stall_counts(start, update.after, update.requested, update.grid.format, scale=update.grid.scale)
+            found |= stall_counts(
+                update.start, update.after, update.requested, update.grid.format, scale=update.grid.scale
+            )
         return found
 
     def report(self, site: str, values: Values) -> Report:
@@ -103,23 +106,17 @@ class Updates(UpdateMonitor):
             window = [*self.lately.get(site, []), [values[name] for name in names]][-self.patience :]
             self.lately[site] = window
             attempted, stalls, overlap, energy = map(sum, zip(*window, strict=True))
-            loses = share(stalls, attempted) > LOST and share(overlap, energy) < REALISED
-            if self.lossy.see(site, len(window) == self.patience and loses):
-                alarms.append(
-                    f"{site}: {share(stalls, attempted):.1%} of its updates are lost in storage and "
-                    f"{max(0.0, share(overlap, energy)):.1%} of what was requested is realised."
-                )
+            lost, applied = share(stalls, attempted), share(overlap, energy)
+            if self.lossy.see(site, len(window) == self.patience and is_stalled(lost, applied)):
+                name, applied = "effective_update_ratio", max(0.0, applied)
+                alarms.append(self.alarm(site, name, applied, APPLIED, ROUNDED_AWAY, lost=lost))
         still = values["weights"] > 0 and values["unchanged"] == values["weights"]
         if self.frozen.see(site, bool(still and (values["master"] or not values["attempted"]))):
-            alarms.append(f"{site}: not one weight has changed in {self.patience} observations.")
+            alarms.append(self._frozen(site, UNCHANGED))
         return Report(at(site, metrics), alarms)
 
     def absent(self, parameter: str) -> Report:
-        if self.frozen.see(parameter, True):
-            return Report(
-                alarms=[f"{parameter}: without a gradient, and so not updated, {self.patience} times in a row."]
-            )
-        return Report()
+        return Report(alarms=[self._frozen(parameter, NO_GRADIENT)] if self.frozen.see(parameter, True) else [])
 
     def state(self) -> dict[str, Any]:
         return {
@@ -131,6 +128,9 @@ class Updates(UpdateMonitor):
         self.lately = {site: [list(row) for row in window] for site, window in state["lately"].items()}
         self.frozen.restore(state["frozen"])
         self.lossy.restore(state["lossy"])
+
+    def _frozen(self, site: str, sentence: str) -> Alarm:
+        return self.alarm(site, "zero_update_fraction", 1, 1, sentence, times=self.patience)
 
 
 def _realised(update: Update) -> Tensor:

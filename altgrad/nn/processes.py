@@ -22,10 +22,13 @@ alone.
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from typing import TypeVar
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
+
+Said = TypeVar("Said")
 
 BUCKET_BYTES = 64 << 20
 
@@ -66,13 +69,13 @@ class Processes:
         dist.all_gather(found, tensor.contiguous())
         return found
 
-    def words(self, text: str | None) -> list[str | None]:
-        """What each process has to say."""
+    def words(self, said: Said) -> list[Said]:
+        """What each process has to say: plain data."""
         if self.size == 1:
-            return [text]
-        said: list[str | None] = [None] * self.size
-        dist.all_gather_object(said, text)
-        return said
+            return [said]
+        all_said = [said] * self.size
+        dist.all_gather_object(all_said, said)
+        return all_said
 
     def any(self, flag: bool) -> bool:
         """Whether any process says yes; then all hear it."""

@@ -96,6 +96,11 @@ class Update:
     storage: str = "master"
     gradient: Tensor | None = None
 
+    @property
+    def start(self) -> Tensor:
+        """The weight before, on this step's grid: what codes after the step are compared with."""
+        return self.before if self.moved is None else self.moved
+
 
 class BeforeStep:
     """What must be known of weights before a step, to say afterwards what it did."""
@@ -142,7 +147,7 @@ def track(state: dict[str, Any], update: Update) -> None:
     """Advance rung, travel, flips and updates of one parameter; made at its first step."""
     assert update.grid is not None
     fmt, scale = update.grid.format, update.grid.scale
-    start = rung(update.before if update.moved is None else update.moved, fmt, scale=scale)
+    start = rung(update.start, fmt, scale=scale)
     end = rung(update.after, fmt, scale=scale)
     if "rung" not in state:
         state["travel"] = torch.zeros_like(end)

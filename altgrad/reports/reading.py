@@ -19,8 +19,9 @@ from numpy.typing import NDArray
 from altgrad.document import Document, SpecError
 from altgrad.reports.arms import Arm, arm_of, condition_of, rate_of
 from altgrad.store import Run
-from altgrad.store.files import NON_FINITE, read_jsonl
+from altgrad.store.files import NON_FINITE, encode, read_jsonl
 from altgrad.store.runs import EVENTS, LOGGED, METRICS
+from altgrad.symptoms import Examination
 
 LOSS, TRAIN_LOSS = "validation/loss", "train/loss"
 PLAIN = ("train/", "validation/", "time/")
@@ -37,7 +38,8 @@ Series = tuple[NDArray[np.float64], NDArray[np.float64]]
 class RunRecord:
     """A run as the report sees it. `loss`: the last validation loss, None if there is none.
 
-    series: by metric key. problems: what could not be read. `spec` and `meta` are plain data, empty where damaged.
+    series: by metric key. events: the run's, then one for each symptom of it. problems: what could not be read. `spec`
+    and `meta` are plain data, empty where damaged.
     """
 
     id: str
@@ -133,6 +135,7 @@ def read(run: Run, metrics: Collection[str] = ("*",)) -> RunRecord:
                 record.events.append(row)
     except (ValueError, OSError) as error:
         record.problems.append(_line(error))
+    record.events += collector.symptoms()
     record.problems = [problem.replace(f"{run.path}/", "") for problem in record.problems]
     settle(record)
     return record
@@ -154,10 +157,11 @@ def take_spec(record: RunRecord, spec: Mapping[str, Any]) -> None:
 
 
 class Collector:
-    """Rows in, thinned series out: losses and times, and of the other metrics those whose last part is asked for."""
+    """Rows in, thinned series and symptoms out: of losses, times, and the metrics whose last part is asked for."""
 
     def __init__(self, metrics: Collection[str]) -> None:
         self._metrics = metrics
+        self._examination = Examination()
         self._wanted: dict[str, bool] = {"step": False}
         self._columns: dict[str, tuple[list[float], list[float]]] = {}
 
@@ -166,20 +170,24 @@ class Collector:
         step = row.get("step")
         if not isinstance(step, int | float):
             return
-        for key, value in row.items():
+        told = ((key, NON_FINITE.get(value) if isinstance(value, str) else value) for key, value in row.items())
+        numbers = {key: _drawable(value) for key, value in told if isinstance(value, int | float)}
+        if math.isfinite(numbers["step"]):
+            self._examination.see(numbers)
+        for key, value in numbers.items():
             wanted = self._wanted.get(key)
             if wanted is None:
                 quantity = key.rpartition("/")[2]
                 wanted = key.startswith(PLAIN) or any(fnmatchcase(quantity, each) for each in self._metrics)
                 self._wanted[key] = wanted
-            if not wanted:
-                continue
-            if isinstance(value, str):
-                value = NON_FINITE.get(value)
-            if isinstance(value, int | float):
+            if wanted:
                 steps, values = self._columns.setdefault(key, ([], []))
                 steps.append(step)
-                values.append(_drawable(value))
+                values.append(value)
+
+    def symptoms(self) -> list[Mapping[str, Any]]:
+        """What all rows show, thinned or not, as events."""
+        return [encode(finding.event()) for finding in self._examination.findings()]
 
     def series(self) -> dict[str, Series]:
         """What came in so far."""

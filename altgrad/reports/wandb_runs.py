@@ -66,6 +66,7 @@ def record_of(run: Any, metrics: Collection[str], refused: tuple[type[Exception]
         record.problems.append(f"its history broke off: {_line(error)}.")
     # The client gives a row's keys in any order, and sections show layers in that of the keys.
     record.series = dict(sorted(collector.series().items(), key=lambda item: _counted(item[0])))
+    record.events += collector.symptoms()
     settle(record)
     return record
 

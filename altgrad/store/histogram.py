@@ -5,13 +5,12 @@ numbers is one that anybody can read. For a service that draws histograms they a
 of the spacing, from its exponent to the next, and its height the share.
 """
 
-import re
 from collections import defaultdict
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-_BIN = re.compile(r"(.+/)binade_(-?[0-9]+)_(.+)")
+from altgrad.metric_keys import bin_key, split_bin
 
 
 @dataclass(frozen=True)
@@ -27,8 +26,9 @@ def split(values: Mapping[str, float]) -> tuple[dict[str, float], dict[str, Hist
     plain: dict[str, float] = {}
     bins: dict[str, dict[int, float]] = defaultdict(dict)
     for key, value in values.items():
-        if found := _BIN.fullmatch(key):
-            bins[f"{found[1]}binade_{found[3]}"][int(found[2])] = value
+        if found := split_bin(key):
+            of, exponent, what = found
+            bins[f"{of}/binade_{what}"][exponent] = value
         else:
             plain[key] = value
     return plain, {key: _joined(found) for key, found in bins.items()}
@@ -49,7 +49,5 @@ def bins(key: str, histogram: Mapping[str, Any]) -> dict[str, float]:
     if not found or not isinstance(edges, list) or not isinstance(heights, list) or len(edges) != len(heights) + 1:
         return {}
     return {
-        f"{group}/binade_{int(edge)}_{quantity}": height
-        for edge, height in zip(edges, heights, strict=False)
-        if height != 0
+        bin_key(group, int(edge), quantity): height for edge, height in zip(edges, heights, strict=False) if height != 0
     }

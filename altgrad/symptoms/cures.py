@@ -25,7 +25,7 @@ _OPERANDS = ("grad_output", "weight", "input")
 
 @dataclass(frozen=True)
 class Cure:
-    """One thing to try. has: whether a spec has it at a finding's place."""
+    """One thing to try. has: whether a spec has it at a finding's place, or has what makes it pointless there."""
 
     text: str
     has: Callable[[Tree, str], bool] = lambda spec, place: False
@@ -106,7 +106,10 @@ _LR_DOWN: tuple[Callable[[Tree, str], bool], Turn] = (lambda spec, place: False,
 _LR_UP: tuple[Callable[[Tree, str], bool], Turn] = (lambda spec, place: False, ("lr", 1))
 _WIDER: tuple[Callable[[Tree, str], bool], Turn] = (_all(_is_wide), ("exponent bits", 1))
 _BLOCK = _all(lambda cast: _scaling(cast, "block", "mx", "nvfp4"))
-_CHANNEL = _all(lambda cast: _scaling(cast, "block", "mx", "nvfp4") or cast["scaling"].get("granularity") == "channel")
+_CHANNEL = _all(
+    lambda cast: _scaling(cast, "unscaled", "block", "mx", "nvfp4") or cast["scaling"].get("granularity") == "channel"
+)
+_SCALED = _all(lambda cast: not _scaling(cast, "unscaled"))
 _CURRENT = _all(lambda cast: _scaling(cast, "current", "mse", "block", "mx", "nvfp4"))
 _MARGIN = _all(lambda cast: not _scaling(cast, "delayed") or cast["scaling"].get("margin", 0) >= 1)
 _MSE = _all(lambda cast: _scaling(cast, "mse"))
@@ -122,6 +125,7 @@ _KNOWN: Mapping[str, tuple[Any, ...]] = {
     "fewer exponent bits": (
         _all(lambda cast: FloatFormat.parse(cast["format"]).exponent_bits <= 1), ("exponent bits", -1)
     ),
+    "scaling: current, since this cast has no scale": (_SCALED,),
     "scaling: current": (_CURRENT,), "scaling: delayed with margin: 1": (_MARGIN,), "block scaling": (_BLOCK,),
     "granularity: channel": (_CHANNEL,), "scaling: mse": (_MSE,), "no cast at this site": (_UNCAST,),
     "rounding: stochastic": (_all(lambda cast: cast["rounding"] == "stochastic"),),

@@ -7,38 +7,64 @@ effective update ratio near 0 it is not. Some are not of one threshold: a loss i
 last observations (`against: past`), since nobody knows what it should be.
 
 The monitors raise alarms of their own while a run goes; those are live and few, these look back at everything and say
-what to do. Here are no tensors and no files: rows of metrics go in, findings come out, and both `altgrad diagnose` and
-the report read the same list. Thresholds are where to look, not where training fails: sources are the definitions of
-the measures and what pilots have shown, and each finding carries its evidence.
+what to do. Where both say the same, they say it by the constants here. No tensors and no files: rows of metrics go in,
+findings come out, and `altgrad diagnose`, the report and the panel read the same list. Thresholds are where to look,
+not where training fails: sources are the definitions of the measures and what pilots have shown, and each finding
+carries its evidence.
 """
 
 import math
 import statistics
-from collections import defaultdict, deque
+from collections import deque
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
-from typing import Literal
+from typing import Any, Literal, get_args
 
-Where = Literal["forward", "backward", "optimizer", "training"]
+from altgrad.metric_keys import split_key
+
+Phase = Literal["forward", "backward", "optimizer", "training"]
+"""The sides of a step that something can go wrong on; `training` is the loss."""
+PHASES: tuple[Phase, ...] = get_args(Phase)
+SLOTS: Mapping[str, Phase] = {
+    "input": "forward", "weight": "forward", "grad_output": "backward", "requested": "optimizer", "stored": "optimizer",
+}  # fmt: skip
+"""What a site of casts ends in, in the order of a step, with its phase."""
 Worse = Literal["above", "below"]
 
+LOST, APPLIED = 0.9, 0.1
+MOSTLY_DEAD = 0.5
 _PAST = 20
+
+
+def is_stalled(lost: float, applied: float) -> bool:
+    """Whether storage rounds a parameter's updates away. Neither number alone says so.
+
+    lost: the stall ratio, updates that left no trace in the code over those attempted. applied: the effective update
+    ratio, <requested, realised> / |requested|^2.
+    """
+    return lost > LOST and applied < APPLIED
+
+
+def phase_of_site(site: str) -> Phase | None:
+    """The phase of a cast's site, `<layer>/<operand>`; None for a parameter."""
+    _, slash, slot = site.rpartition("/")
+    return next((phase for name, phase in SLOTS.items() if slash and slot.startswith(name)), None)
 
 
 @dataclass(frozen=True)
 class Symptom:
-    """One failure mode. `name` is a word to refer to it by; `title` what is said of it.
+    """One failure mode. `name` is a word to refer to it by; `title` what is said of it; `where` its phase.
 
     keys: shell patterns of metric keys. A value worse than `threshold`, `lasting` observations in a row, is a finding;
     NaN is no observation, but for `nonfinite_counts`. against: `past` compares to threshold times the median of the
-    key's own last 20 observations. beside: (last part of a key at the same place, side, threshold) that must hold in
-    the same row. why: the mechanism. remedy: what to try, the likeliest first.
+    key's own last 20 observations. beside: (quantity at the same place, `<group>/<quantity>` in another group; side;
+    threshold) that must hold in the same row. why: the mechanism. remedy: what to try, the likeliest first.
     """
 
     name: str
     title: str
-    where: Where
+    where: Phase
     keys: tuple[str, ...]
     worse: Worse
     threshold: float
@@ -75,11 +101,22 @@ class Finding:
         limit = f"{side} {self.symptom.threshold:g}" if side in ("above", "below") else f"{self.symptom.threshold:g}x"
         return f"{self.value:.3g} at worst, {limit} {when}, {self.steps} of {self.observed} observations"
 
+    def event(self) -> dict[str, Any]:
+        """The finding in the form of an alarm's event."""
+        symptom = self.symptom
+        return {
+            "event": "symptom", "step": self.first, "message": f"{symptom.title}: {self.evidence}", "site": self.place,
+            "quantity": symptom.name, "value": self.value, "limit": symptom.threshold, "phase": symptom.where,
+        }  # fmt: skip
+
 
 @dataclass
-class _Watch:
-    """What is known of one key under one symptom."""
+class _Course:
+    """How one key goes under one symptom."""
 
+    symptom: Symptom
+    place: str
+    beside: str
     row: int = 0
     """Bad observations in a row."""
     first: int | None = None
@@ -89,11 +126,13 @@ class _Watch:
     value: float = math.nan
     past: deque[float] = field(default_factory=lambda: deque(maxlen=_PAST))
 
-    def see(self, symptom: Symptom, step: int, value: float, row: Mapping[str, float], place: str, kind: str) -> None:
+    def see(self, step: int, value: float, row: Mapping[str, float]) -> None:
+        symptom = self.symptom
         if math.isnan(value) and not symptom.nonfinite_counts:
             return
         self.observed += 1
-        if self._bad(symptom, value) and _beside(symptom, row, place, kind):
+        beside = symptom.beside is None or _is_worse(row.get(self.beside, math.nan), *symptom.beside[1:])
+        if beside and self._bad(value):
             self.row += 1
             self.steps += 1
             self.last = step
@@ -103,10 +142,11 @@ class _Watch:
                 self.first = step
         else:
             self.row = 0
-        if math.isfinite(value):
+        if symptom.against == "past" and math.isfinite(value):
             self.past.append(value)
 
-    def _bad(self, symptom: Symptom, value: float) -> bool:
+    def _bad(self, value: float) -> bool:
+        symptom = self.symptom
         if not math.isfinite(value) and symptom.nonfinite_counts:
             return True
         limit = symptom.threshold
@@ -114,35 +154,56 @@ class _Watch:
             if len(self.past) < _PAST // 2:
                 return False
             limit *= statistics.median(self.past)
-        return value > limit if symptom.worse == "above" else value < limit
+        return _is_worse(value, symptom.worse, limit)
+
+
+def _is_worse(value: float, side: Worse, limit: float) -> bool:
+    return value > limit if side == "above" else value < limit
+
+
+class Examination:
+    """Looks for symptoms in rows, which `see` takes in their order."""
+
+    def __init__(self, symptoms: Sequence[Symptom] | None = None) -> None:
+        self.symptoms = SYMPTOMS if symptoms is None else symptoms
+        self._courses: dict[str, list[_Course]] = {}
+
+    def see(self, row: Mapping[str, float]) -> None:
+        """Take in one row, with its `step`."""
+        step = int(row.get("step", 0))
+        for key, value in row.items():
+            courses = self._courses.get(key)
+            if courses is None:
+                courses = self._courses[key] = self._begun(key)
+            for course in courses:
+                course.see(step, value, row)
+
+    def findings(self) -> list[Finding]:
+        """What the rows so far show: the earliest first, and at one step the longest."""
+        found = [
+            Finding(c.symptom, c.place, c.first, c.last, c.steps, c.observed, c.value, c.row > 0)
+            for courses in self._courses.values()
+            for c in courses
+            if c.first is not None
+        ]
+        return sorted(found, key=lambda finding: (finding.first, -finding.steps, finding.symptom.name, finding.place))
+
+    def _begun(self, key: str) -> list[_Course]:
+        group, place, _ = split_key(key)
+        courses = []
+        for symptom in self.symptoms:
+            if any(fnmatchcase(key, pattern) for pattern in symptom.keys):
+                other, _, quantity = ("" if symptom.beside is None else symptom.beside[0]).rpartition("/")
+                courses.append(_Course(symptom, place, f"{other or group}/{place}/{quantity}"))
+        return courses
 
 
 def findings(rows: Iterable[Mapping[str, float]], symptoms: Sequence[Symptom] | None = None) -> list[Finding]:
-    """What the rows show, each with `step`, in their order: the earliest first, and at one step the longest."""
-    chosen = SYMPTOMS if symptoms is None else symptoms
-    watches: dict[tuple[int, str], _Watch] = defaultdict(_Watch)
-    matching: dict[str, list[int]] = {}
+    """What the rows show, each with `step`, in their order."""
+    examination = Examination(symptoms)
     for row in rows:
-        step = int(row.get("step", 0))
-        for key, value in row.items():
-            if key not in matching:
-                matching[key] = [n for n, s in enumerate(chosen) if any(fnmatchcase(key, p) for p in s.keys)]
-            for number in matching[key]:
-                kind, place, _ = split_key(key)
-                watches[number, key].see(chosen[number], step, value, row, place, kind)
-    found = [
-        Finding(chosen[n], split_key(key)[1], w.first, w.last, w.steps, w.observed, w.value, w.row > 0)
-        for (n, key), w in watches.items()
-        if w.first is not None
-    ]
-    return sorted(found, key=lambda finding: (finding.first, -finding.steps, finding.symptom.name, finding.place))
-
-
-def split_key(key: str) -> tuple[str, str, str]:
-    """Group, place and quantity of a metric key; the place of `train/loss` is empty."""
-    kind, _, rest = key.partition("/")
-    place, _, quantity = rest.rpartition("/")
-    return kind, place, quantity
+        examination.see(row)
+    return examination.findings()
 
 
 def grouped(found: Iterable[Finding]) -> Iterator[tuple[Symptom, list[Finding]]]:
@@ -154,20 +215,10 @@ def grouped(found: Iterable[Finding]) -> Iterator[tuple[Symptom, list[Finding]]]
         yield group[0].symptom, group
 
 
-def _beside(symptom: Symptom, row: Mapping[str, float], place: str, kind: str) -> bool:
-    """Whether the second key holds too; by `<group>/<quantity>` in another group, else in the same one."""
-    if symptom.beside is None:
-        return True
-    quantity, side, threshold = symptom.beside
-    group, slash, last = quantity.partition("/")
-    value = row.get(f"{group}/{place}/{last}" if slash else f"{kind}/{place}/{quantity}", math.nan)
-    return value > threshold if side == "above" else value < threshold
-
-
 SYMPTOMS: tuple[Symptom, ...] = (
     Symptom(
         "divergence", "the loss or the gradient is not finite", "training",
-        ("train/loss", "train/gradient_norm", "finite/*/nonfinite_count"), "above", math.inf, 1,
+        ("train/loss", "train/gradient_norm"), "above", math.inf, 1,
         "a value passed the range of float32 or became NaN, and everything after it is lost",
         "halve lr or lengthen the warm-up; look at saturation and at the first bad site before this step",
         nonfinite_counts=True,
@@ -209,22 +260,24 @@ SYMPTOMS: tuple[Symptom, ...] = (
         "scaling: current; a wider format (e5m2); scaling: delayed with margin: 1",
     ),
     Symptom(
-        "gradient_underflow", "gradients vanish in their cast", "backward",
+        "gradient_underflow", "gradients underflow to zero", "backward",
         ("range/*/grad_output*/underflow_rate",), "above", 0.2, 3,
         "the range from amax to the smallest value is shorter than the gradient's own",
-        "a wider format (e5m2); block scaling; granularity: channel; no cast in the first layer",
+        "scaling: current, since this cast has no scale; a wider format (e5m2); block scaling; granularity: channel; "
+        "no cast in the first layer",
     ),
     Symptom(
-        "activation_underflow", "activations vanish in their cast", "forward",
+        "activation_underflow", "activations underflow to zero", "forward",
         ("range/*/input*/underflow_rate",), "above", 0.2, 3,
         "an outlier sets the scale and the bulk of the values falls below the smallest",
-        "block scaling; more exponent bits",
+        "scaling: current, since this cast has no scale; block scaling; more exponent bits",
     ),
     Symptom(
-        "weight_underflow", "weights become zero in their cast", "forward",
+        "weight_underflow", "weights underflow to zero", "forward",
         ("range/*/weight*/underflow_rate",), "above", 0.1, 3,
         "a few large weights set the scale of the whole tensor",
-        "granularity: channel; block scaling; scaling: mse; more exponent bits",
+        "scaling: current, since this cast has no scale; granularity: channel; block scaling; scaling: mse; "
+        "more exponent bits",
     ),
     Symptom(
         "clamped_scale", "a scale is held at the end of its range", "forward",
@@ -233,15 +286,15 @@ SYMPTOMS: tuple[Symptom, ...] = (
         "no cast at this site; look for a dead layer above it",
     ),
     Symptom(
-        "stalled_storage", "steps are lost: requested, and the stored weight stays", "optimizer",
-        ("stall/*/stall_ratio",), "above", 0.9, 3,
+        "stalled_storage", "updates are rounded away (weights do not change)", "optimizer",
+        ("stall/*/stall_ratio",), "above", LOST, 3,
         "steps are below half a gap of the stored grid and nearest rounding drops them all",
         "storage: stochastic; storage: kahan; storage: master; a larger lr; manifold_adamw, whose steps are in gaps",
-        beside=("updates/effective_update_ratio", "below", 0.1),
+        beside=("updates/effective_update_ratio", "below", APPLIED),
     ),
     Symptom(
-        "ineffective_update", "little of the requested step reaches the weight", "optimizer",
-        ("updates/*/effective_update_ratio",), "below", 0.1, 3,
+        "ineffective_update", "little of the requested change is applied", "optimizer",
+        ("updates/*/effective_update_ratio",), "below", APPLIED, 3,
         "storage drops what is below half a gap; on average stochastic storage drops nothing",
         "storage: stochastic; storage: kahan; storage: master",
         beside=("zero_update_fraction", "above", 0.9),
@@ -275,25 +328,25 @@ SYMPTOMS: tuple[Symptom, ...] = (
         "untrue_gradient", "the gradient points elsewhere than without casts", "backward",
         ("shadow/*/cosine",), "below", 0.7, 2,
         "noise of the casts outweighs the gradient of this parameter",
-        "`altgrad diagnose RUN --replay` names the casts it is owed to; leave those out",
+        "`altgrad diagnose RUN --replay` names the casts that cause it; leave those out",
     ),
     Symptom(
         "biased_gradient", "a constant share of the gradient is missing", "backward",
         ("shadow/*/bias_coefficient",), "below", 0.8, 2,
-        "clipping or underflow takes from one side only, which no averaging mends",
+        "clipping or underflow takes from one side only, which no averaging removes",
         "look at saturation and underflow of grad_output; rounding: stochastic",
     ),
     Symptom(
         "dead_features", "features are zero for every token", "forward",
-        ("dead/*/cast_dead_share",), "above", 0.5, 3,
+        ("dead/*/cast_dead_share",), "above", MOSTLY_DEAD, 3,
         "units that never fire, or that fire below the smallest value of their cast",
         "a smaller lr; compare dead_share before the cast: only where the cast kills them is it to blame",
     ),
     Symptom(
         "dead_rows", "rows of a weight get no gradient", "backward",
-        ("dead/*/grad_dead_share",), "above", 0.5, 3,
+        ("dead/*/grad_dead_share",), "above", MOSTLY_DEAD, 3,
         "gradients underflow in their cast, or the units are dead",
-        "more exponent bits; block scaling",
+        "scaling: current, since this cast has no scale; more exponent bits; block scaling",
     ),
 )  # fmt: skip
 """All that is looked for."""

@@ -26,12 +26,13 @@ from torch.overrides import TorchFunctionMode
 from torch.utils.flop_counter import FlopCounterMode
 
 from altgrad.data.dataset import Dataset
-from altgrad.monitors import Context, MonitorSet
+from altgrad.monitors import Context
 from altgrad.nn import casts_off
 from altgrad.optim import Optimizer
 from altgrad.optim.storage import GridStorage
 from altgrad.training.run import RunSpec
 from altgrad.training.twin import Twin
+from altgrad.watching import MonitorSet
 
 
 @dataclass(frozen=True)
@@ -124,8 +125,7 @@ def _step(optimizer: Optimizer, watch: MonitorSet) -> tuple[int, int]:
     for one, *others in alike.values():
         before = _by_monitors(watch)
         one.grad = torch.empty_like(one)
-        for monitor in watch.micro_monitors.values():
-            monitor.add({watch.names[one]: one.grad})
+        watch.add_micro_batch({watch.names[one]: one.grad})
         optimizer.step()
         one.grad = None
         kept += _bytes(optimizer.state[one]) * (1 + len(others))

@@ -217,8 +217,8 @@ class _Training:
         self.tracker.metrics(state.step, values)
         for kind, report in seen.items():
             for alarm in report.alarms:
-                message = f"{alarm} The step was not applied." if report.skip else alarm
-                self.tracker.event(state.step, "alarm", message, monitor=kind)
+                message = f"{alarm} The step was not applied." if report.skip else str(alarm)
+                self.tracker.event(state.step, "alarm", message, monitor=kind, **alarm.fields())
             for notice in report.notices:
                 self.tracker.event(state.step, "notice", notice, monitor=kind)
         for kind, deed in acted.deeds:

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from torch import nn
 
 from altgrad.data.dataset import Dataset
-from altgrad.monitors import Context, MonitorSet
+from altgrad.monitors import Context
 from altgrad.nn import Processes
 from altgrad.optim import Optimizer
 from altgrad.spec import LocatedError
@@ -25,6 +25,7 @@ from altgrad.training.initial import fitting_weights
 from altgrad.training.run import RunSpec
 from altgrad.training.state import build_model, build_optimizer, build_roster
 from altgrad.training.twin import Twin, find_twin
+from altgrad.watching import MonitorSet
 
 
 @dataclass(frozen=True)

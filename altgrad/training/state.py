@@ -13,13 +13,14 @@ from torch import Tensor, nn
 
 from altgrad.data.dataset import Dataset
 from altgrad.interventions import InterventionSet, Subject
-from altgrad.monitors import Context, MonitorSet
+from altgrad.monitors import Context
 from altgrad.nn import quantize_model, quantizers, weight_quantizers
 from altgrad.optim import Optimizer, parameter_groups
 from altgrad.spec import LocatedError
 from altgrad.training.initial import initialise
 from altgrad.training.run import RunSpec
 from altgrad.training.twin import Twin
+from altgrad.watching import MonitorSet
 
 EDITION = 2
 """Of AltGrad's numerics. Specs of an earlier edition name the same runs; CHANGELOG says which numbers moved."""

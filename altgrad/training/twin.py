@@ -11,7 +11,6 @@ content of the source. A twin must be completed, since a run that is resumed has
 
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 from altgrad.data.dataset import Dataset
@@ -45,14 +44,6 @@ class Twin:
     def rows(self, keys: Iterable[str]) -> Iterator[Mapping[str, float]]:
         """Rows of its metrics, reduced to these keys (names or patterns)."""
         return self.run.metrics(keys)
-
-
-def any_run(path: str) -> Twin:
-    """The run at a path as a twin, unchecked: for loops of which nobody knows the data. ValueError if it is no run."""
-    run = Run(Path(path))
-    if not run.exists:
-        raise ValueError(f"twin {path} is no run's folder; name one such as runs/<project>/<run id>.")
-    return _read(run)
 
 
 def find_twin(spec: RunSpec, store: RunStore, dataset: Dataset) -> Twin | None:

@@ -11,7 +11,7 @@ from altgrad.cli import panel
 from altgrad.cli.console import Screen
 from altgrad.cli.layout import Line
 from altgrad.cli.panel import PlainLines, RunPanel, choose
-from altgrad.cli.picture import frame
+from altgrad.cli.picture import run_picture
 from altgrad.cli.run_view import Watched
 
 STEPS = 400
@@ -60,7 +60,7 @@ def test_a_picture_that_fails_turns_into_plain_lines(
     def broken(*_: object) -> list[Line]:
         raise RuntimeError("no picture today")
 
-    monkeypatch.setattr(panel, "frame", broken)
+    monkeypatch.setattr(panel, "run_picture", broken)
     console = Console(file=io.StringIO(), width=80, height=24, force_terminal=True)
     shown = RunPanel("quickstart", STEPS, None, Screen(console))
     tell(shown)
@@ -137,5 +137,5 @@ def test_a_classifier_shows_its_own_scores_in_the_picture_and_in_lines() -> None
     assert "validation 0.4000   0.6250 f1 micro" in file.getvalue()
     watched = Watched("classifier", 10, scores=scores)
     watched.metrics(10, values)
-    picture = "\n".join(line.text for line in frame(watched, 120, 40))
+    picture = "\n".join(line.text for line in run_picture(watched, 120, 40))
     assert "f1 micro 0.6250" in picture and "f1 macro 0.5125" in picture and "bits/byte" not in picture

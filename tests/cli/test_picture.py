@@ -9,8 +9,9 @@ from rich.console import Console
 
 from altgrad.cli.console import styled
 from altgrad.cli.layout import Line, Want, share, shorten
-from altgrad.cli.picture import frame
+from altgrad.cli.picture import run_picture
 from altgrad.cli.run_view import Watched
+from altgrad.symptoms import findings
 
 SIZES = [(80, 23), (80, 39), (200, 49)]
 
@@ -22,7 +23,7 @@ def text(lines: list[Line]) -> str:
 @pytest.mark.parametrize(("width", "height"), SIZES)
 def test_the_frame_fills_the_width_and_never_the_last_row(watched: Watched, width: int, height: int) -> None:
     console = Console(record=True, width=width, height=height + 1, file=io.StringIO())
-    lines = frame(watched, width, height)
+    lines = run_picture(watched, width, height)
     console.print(styled(lines))
     printed = console.export_text().splitlines()
     assert len(lines) <= height
@@ -34,14 +35,14 @@ def test_the_frame_fills_the_width_and_never_the_last_row(watched: Watched, widt
 @pytest.mark.parametrize("width", [1, 2, 5, 19, 40, 79, 80, 120, 149, 150, 151, 200, 400])
 @pytest.mark.parametrize("height", [1, 2, 3, 7, 12, 23, 31, 32, 60])
 def test_any_size_can_be_drawn(watched: Watched, width: int, height: int) -> None:
-    lines = frame(watched, width, height)
+    lines = run_picture(watched, width, height)
     assert len(lines) <= height
     assert {line.width for line in lines} == {width}
 
 
 @pytest.mark.parametrize(("width", "height"), SIZES)
 def test_the_numbers_a_person_looks_for_are_there(watched: Watched, width: int, height: int) -> None:
-    shown = text(frame(watched, width, height))
+    shown = text(run_picture(watched, width, height))
     for wanted in (
         "quickstart-1f3a-s0",
         "75.0%",
@@ -64,14 +65,14 @@ def test_the_numbers_a_person_looks_for_are_there(watched: Watched, width: int, 
 
 
 def test_parts_stack_at_80_columns_and_stand_side_by_side_at_200(watched: Watched) -> None:
-    narrow, wide = (text(frame(watched, width, 49)).splitlines() for width in (80, 200))
+    narrow, wide = (text(run_picture(watched, width, 49)).splitlines() for width in (80, 200))
     assert not any("train loss ─" in line and "validation loss" in line for line in narrow)
     assert any("train loss ─" in line and "validation loss" in line and "now" in line for line in wide)
     assert any("casts" in line and "events" in line for line in wide)
 
 
 def test_a_small_window_keeps_progress_and_numbers(watched: Watched) -> None:
-    shown = text(frame(watched, 80, 6))
+    shown = text(run_picture(watched, 80, 6))
     assert "300/400" in shown
     assert "train loss" in shown
 
@@ -82,7 +83,7 @@ def test_the_worst_site_of_each_slot_is_named_with_its_rate(watched: Watched) ->
     assert underflow["weight"][0].site == "blocks.5.mlp.up"
     assert [(worst.site, worst.rate) for worst in saturation["grad_output"]] == [("blocks.2.mlp.up", 0.5)]
     assert saturation["input"] == []
-    rows = text(frame(watched, 80, 23)).splitlines()
+    rows = text(run_picture(watched, 80, 23)).splitlines()
     assert any(re.search(r"forward +input +25\.0% +blocks\.3\.mlp\.up +0", row) for row in rows)
     assert any(re.search(r"backward +grad_output .*50\.0% +blocks\.2\.mlp\.up", row) for row in rows)
     assert any(re.search(r"optimizer +requested +75\.0% +blocks\.0\.mlp\.up", row) for row in rows)
@@ -98,17 +99,42 @@ def test_worst_sites_of_equal_rate_come_in_a_fixed_order() -> None:
 def test_an_alarm_keeps_the_step_it_first_fired_at_and_counts_the_rest(watched: Watched) -> None:
     alarm = watched.happenings()[0]
     assert (alarm.first, alarm.times, alarm.last) == (120, 2, 130)
-    shown = text(frame(watched, 80, 23))
+    shown = text(run_picture(watched, 80, 23))
     assert re.search(r"120 alarm +\(×2, last at 130\) underflow_rate is 0.12", shown)
 
 
 def test_alarms_that_differ_in_numbers_alone_are_one_but_names_keep_theirs() -> None:
     watched = Watched("r", 10)
-    watched.event(3, "alarm", "blocks.1.up: underflow rate 7.5% above 1e-3", monitor="range")
-    watched.event(5, "alarm", "blocks.1.up: underflow rate 12% above 1e-3", monitor="range")
-    watched.event(6, "alarm", "blocks.2.up: underflow rate 12% above 1e-3", monitor="range")
-    watched.event(7, "alarm", "blocks.2.up: underflow rate 12% above 1e-3", monitor="other")
+    for step, site, rate, monitor in ((3, 1, "7.5%", "range"), (5, 1, "12%", "range"), (6, 2, "12%", "range"),
+                                      (7, 2, "12%", "other")):  # fmt: skip
+        fields = {"monitor": monitor, "site": f"blocks.{site}.up", "quantity": "underflow_rate"}
+        watched.event(step, "alarm", f"blocks.{site}.up: underflow rate {rate}", **fields)
     assert [(alarm.first, alarm.times) for alarm in watched.happenings()] == [(7, 1), (6, 1), (3, 2)]
+
+
+def test_alarms_that_do_not_say_their_site_are_one_where_they_say_the_same() -> None:
+    watched = Watched("r", 10)
+    for step, message in ((1, "a: 7%"), (2, "a: 7%"), (3, "a: 8%")):
+        watched.event(step, "alarm", message, monitor="range")
+    assert [(alarm.first, alarm.times) for alarm in watched.happenings()] == [(3, 1), (1, 2)]
+
+
+def test_symptoms_are_those_of_diagnose_and_follow_the_alarms() -> None:
+    watched = Watched("r", 100)
+    rows = [
+        {"step": step, **{f"range/{name}/input/saturation_rate": 0.1 for name in "ab"[: 1 + step // 4]}}
+        for step in range(1, 8)
+    ]
+    for row in rows:
+        watched.metrics(row["step"], {key: value for key, value in row.items() if key != "step"})
+    watched.event(9, "notice", "something")
+    watched.event(9, "alarm", "an alarm", monitor="range", site="c/input")
+    (finding, other) = findings(rows)
+    assert (finding.place, other.place) == ("a/input", "b/input")
+    shown = [(each.event, each.first, each.message) for each in watched.happenings()]
+    message = "activations are clipped at the largest value: a/input and 1 more"
+    assert shown == [("alarm", 9, "an alarm"), ("symptom", 3, message), ("notice", 9, "something")]
+    assert "1 alarm, 1 symptom, latest first" in text(run_picture(watched, 80, 40))
 
 
 @pytest.mark.parametrize(("width", "height"), SIZES)
@@ -126,20 +152,20 @@ def test_nothing_that_a_run_can_say_stops_the_drawing(keys: list[str], value: fl
     for step in (1, 2, 2, 1, 9):
         watched.metrics(step, dict.fromkeys([*keys, "range/a/input/nonfinite_count"], value))
         watched.event(step, "alarm", "")
-    assert {line.width for line in frame(watched, width, height)} == {width}
+    assert {line.width for line in run_picture(watched, width, height)} == {width}
 
 
 @pytest.mark.parametrize(("width", "height"), SIZES)
 @pytest.mark.parametrize("steps", [0, -1, 5])
 def test_a_run_that_has_not_said_anything_is_drawn(steps: int, width: int, height: int) -> None:
-    shown = frame(Watched("", steps), width, height)
+    shown = run_picture(Watched("", steps), width, height)
     assert {line.width for line in shown} == {width}
 
 
 def test_names_and_messages_cannot_disturb_the_terminal() -> None:
     watched = Watched("a\x1b[31mb\nc\td", 3)
     watched.event(1, "notice", "x\x1b]0;title\x07\r\ny 模型")
-    for line in frame(watched, 80, 23):
+    for line in run_picture(watched, 80, 23):
         assert line.text.isprintable()
         assert line.width == 80
 
@@ -147,7 +173,7 @@ def test_names_and_messages_cannot_disturb_the_terminal() -> None:
 def test_sites_with_values_that_are_not_finite_are_named() -> None:
     watched = Watched("r", 3)
     watched.metrics(1, {"range/blocks.1.mlp.up/grad_output/nonfinite_count": 12.0})
-    assert "NaN or Inf at blocks.1.mlp.up/grad_output (12)" in text(frame(watched, 80, 23))
+    assert "NaN or Inf at blocks.1.mlp.up/grad_output (12)" in text(run_picture(watched, 80, 23))
 
 
 def test_a_silent_run_is_said_to_be_silent() -> None:
@@ -155,7 +181,7 @@ def test_a_silent_run_is_said_to_be_silent() -> None:
     watched = Watched("r", 10, clock=lambda: now)
     watched.metrics(1, {"time/wall_seconds": 5.0})
     now = 65.0
-    shown = text(frame(watched, 80, 23))
+    shown = text(run_picture(watched, 80, 23))
     assert "silent for 1m 05s" in shown
     assert "elapsed 1m 10s" in shown
 
@@ -211,19 +237,19 @@ def test_the_worst_layers_of_each_group_are_ranked_in_the_direction_that_is_wors
 
 @pytest.mark.parametrize(("width", "height"), [(80, 49), (200, 49)])
 def test_worst_layers_are_shown_with_their_values(width: int, height: int) -> None:
-    shown = text(frame(compared(), width, height))
+    shown = text(run_picture(compared(), width, height))
     assert re.search(r"stall highest stall ratio +0\.930 blocks\.3\.mlp\.up", shown)
     assert re.search(
         r"shadow lowest cosine +0\.00 blocks\.0\.mlp\.up|shadow lowest cosine +0 blocks\.0\.mlp\.up", shown
     )
     assert ("blocks.2.mlp.up" in shown) == (width == 200)
-    assert "worst layers" not in text(frame(Watched("r", 100, {}, WORSE), width, height))
+    assert "worst layers" not in text(run_picture(Watched("r", 100, {}, WORSE), width, height))
 
 
 @pytest.mark.parametrize("width", [1, 5, 40, 80, 150, 200])
 @pytest.mark.parametrize("height", [1, 7, 12, 23, 32, 60])
 def test_any_size_can_be_drawn_with_worst_layers(width: int, height: int) -> None:
-    assert {line.width for line in frame(compared(), width, height)} <= {width}
+    assert {line.width for line in run_picture(compared(), width, height)} <= {width}
 
 
 def test_interventions_are_prominent_and_count_as_one_where_they_repeat() -> None:
@@ -236,7 +262,7 @@ def test_interventions_are_prominent_and_count_as_one_where_they_repeat() -> Non
     assert [(each.event, each.first, each.times) for each in watched.happenings()] == [
         ("alarm", 40, 1), ("intervention", 20, 2), ("notice", 5, 1)
     ]  # fmt: skip
-    shown = text(frame(watched, 80, 40))
+    shown = text(run_picture(watched, 80, 40))
     assert "1 alarm, 1 intervention, latest first" in shown
     assert re.search(r"20 intervention +\(×2, last at 30\) blocks\.0\.mlp\.up", shown)
 
@@ -244,4 +270,4 @@ def test_interventions_are_prominent_and_count_as_one_where_they_repeat() -> Non
 def test_the_distance_from_a_twin_is_among_the_numbers() -> None:
     watched = Watched("r", 100)
     watched.metrics(10, {"train/loss": 2.0, "twin/train_loss_difference": -0.0123})
-    assert re.search(r"above twin +-0\.0123", text(frame(watched, 200, 40)))
+    assert re.search(r"above twin +-0\.0123", text(run_picture(watched, 200, 40)))

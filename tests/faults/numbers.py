@@ -119,7 +119,7 @@ def monitors(seed: int, count: int, folder: Path) -> Figures:
                 numbers = {key: float(value) for key, value in report.metrics.items()}
                 kept = row_of(json_line(numbers))
                 assert kept is not None and repr(decode(kept)) == repr(numbers)
-                assert all(alarm and "\n" not in alarm for alarm in report.alarms)
+                assert all(str(alarm) and "\n" not in str(alarm) for alarm in report.alarms)
         except Exception as error:  # whatever it is, it is the finding
             figures.fail(f"{type(error).__name__}: {error}", case)
             continue

@@ -10,9 +10,10 @@ import torch
 from torch import Tensor, nn
 
 from altgrad.models.model import ModelSpec
-from altgrad.monitors import MonitorSet, MonitorSpec, Replay, Report
+from altgrad.monitors import MonitorSpec, Replay, Report
 from altgrad.nn import PrecisionPolicy, commit, quantize_model
 from altgrad.optim import OptimizerSpec, Storage, parameter_groups
+from altgrad.watching import MonitorSet
 
 STOCHASTIC = {"format": "e4m3fn", "rounding": "stochastic", "scaling": "delayed"}
 MICRO_BATCHES = 4

@@ -1,5 +1,6 @@
 """Claims about every discovered monitor: it watches without touching, says what it measures, and survives a restart."""
 
+import inspect
 import math
 from collections.abc import Callable
 from fnmatch import fnmatchcase
@@ -8,7 +9,8 @@ from typing import Any
 import pytest
 import torch
 
-from altgrad.monitors import MonitorSet, MonitorSpec, describing
+from altgrad.monitors import MonitorSpec, describing
+from altgrad.watching import MonitorSet
 
 KINDS = list(MonitorSpec.kinds())
 MODELS = ("gpt", "mlp", "plain")
@@ -52,7 +54,7 @@ def test_a_monitor_survives_yaml_and_is_documented(kind: str) -> None:
     assert MonitorSpec.of(spec.tree()) == spec
     built = spec.build()
     documented = (type(spec), type(built), type(built).report, type(built).state, type(built).restore)
-    assert all(thing.__doc__ for thing in documented)
+    assert all(inspect.getdoc(thing) for thing in documented)
     assert spec.metrics or kind == "finite"
     for metric in spec.metrics:
         assert metric.unit and metric.meaning and metric.formula and metric.worse in ("higher", "lower", "neither")
@@ -97,7 +99,7 @@ def test_state_resumes_exactly(kind: str, name: str, trial: Callable[..., Any]) 
         reports = trial(name).run([{"kind": kind, **options}], restart=restart)
         told = [(step, *pair) for step, each in enumerate(reports) for pair in each.items()]
         numbers = [(s, kind, key, float(v).hex()) for s, kind, r in told for key, v in r.metrics.items()]
-        found.append((numbers, [(s, *r.alarms, *r.notices) for s, _, r in told]))
+        found.append((numbers, [(s, *map(str, r.alarms), *r.notices) for s, _, r in told]))
     assert found[0] == found[1]
 
 

@@ -23,7 +23,7 @@ ON_GRID = {
 def alarms(trial: Any, **options: Any) -> set[tuple[str, str]]:
     """Kind and site of every alarm in some steps with every monitor at each of them."""
     reports = trial.run(KINDS, options.pop("steps", 8), every=1, **options)
-    return {(kind, alarm.split(":")[0]) for step in reports for kind, r in step.items() for alarm in r.alarms}
+    return {(kind, alarm.site) for step in reports for kind, r in step.items() for alarm in r.alarms}
 
 
 def matrices(*rules: dict[str, Any]) -> list[dict[str, Any]]:

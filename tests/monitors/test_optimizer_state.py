@@ -4,9 +4,10 @@ import numpy
 import torch
 from torch import nn
 
-from altgrad.monitors import MonitorSet, MonitorSpec
+from altgrad.monitors import MonitorSpec
 from altgrad.nn import PrecisionPolicy, quantize_model
 from altgrad.quantize import round_to
+from altgrad.watching import MonitorSet
 
 
 def test_moments_are_counted_as_if_kept_in_the_weights_format() -> None:

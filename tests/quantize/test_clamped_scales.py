@@ -9,11 +9,12 @@ import torch
 from torch import Tensor, nn
 
 from altgrad.formats import CATALOG, FloatFormat
-from altgrad.monitors import MonitorSet, MonitorSpec
+from altgrad.monitors import MonitorSpec
 from altgrad.nn import PrecisionPolicy, commit, quantize_model
 from altgrad.optim import AdamW
 from altgrad.quantize import Cast, DelayedSpec, Quantizer, ScalingSpec
 from altgrad.quantize.scaling import beyond_range
+from altgrad.watching import MonitorSet
 
 LOW, HIGH = Fraction(2) ** -126, Fraction(2) ** 127
 E4M3 = FloatFormat.parse("e4m3fn")

@@ -9,17 +9,21 @@ from typing import Any
 import numpy as np
 import pytest
 
+from altgrad.monitors import MonitorSpec
 from altgrad.reports.arms import arm_of, condition_of
+from altgrad.reports.content import Table
 from altgrad.reports.curves import by_bucket
 from altgrad.reports.effects import families
 from altgrad.reports.project import Project, final, layer_type
 from altgrad.reports.reading import SITED_POINTS, read, thin
 from altgrad.reports.report import chapters
-from altgrad.reports.sections.failures import phase_of, symptoms
+from altgrad.reports.sections.failures import Failures, troubles
 from altgrad.reports.sections.stability import short
 from altgrad.reports.sections.why import smallest_normal_share
 from altgrad.reports.sources import load_project
 from altgrad.store import Run, RunStore
+from altgrad.store.files import encode
+from altgrad.symptoms import findings
 
 Make = Callable[..., Run]
 Spec = Callable[..., dict[str, Any]]
@@ -191,17 +195,26 @@ def test_beta_over_rms_is_within_15_percent_on_gaussian_weights(study: Path) -> 
     assert smallest_normal_share(record) == pytest.approx(2.0**-14 / 3.0, rel=0.15)
 
 
-def test_phases_follow_from_monitor_and_site() -> None:
-    assert phase_of("range", "blocks.0.mlp.up/weight") == "forward"
-    assert phase_of("range", "blocks.0.mlp.up/grad_output") == "backward"
-    assert phase_of("range", "blocks.0.mlp.up.weight/requested") == "optimizer"
-    assert phase_of("shadow", "a.b") == "backward" and phase_of("stall", "a.b") == "optimizer"
-    events = [
-        {"event": "notice", "step": 1, "message": "x"},
-        {"event": "alarm", "step": 20, "monitor": "range", "message": "blocks.1.mlp.up/input: underflow_rate is 0.9."},
-    ]
-    (found,) = symptoms(events)
-    assert (found.phase, found.step, found.site) == ("forward", 20, "blocks.1.mlp.up/input")
+def test_alarms_name_their_phase_and_those_of_the_first_edition_have_their_monitor_s() -> None:
+    old = {"event": "alarm", "step": 20, "message": "blocks.1.mlp.up/grad_output: underflow_rate is 0.9."}
+    kinds = MonitorSpec.kinds()
+    events = [{"event": "notice", "step": 1, "message": "x"}, *({**old, "monitor": kind} for kind in kinds)]
+    assert [phase for phase, _, _ in troubles(events)] == [kind().build().phase for kind in kinds.values()]
+    ((phase, step, _),) = troubles([{**old, "monitor": "range", "site": "a/grad_output", "phase": "backward"}])
+    assert (phase, step) == ("backward", 20)
+
+
+def test_failures_are_alarms_and_the_symptoms_that_diagnose_finds(study: Path) -> None:
+    project = load_project(RunStore(study), "study")
+    record = next(r for r in project.records if r.arm.storage)
+    wanted = findings(RunStore(study).run("study", record.id).metrics())
+    assert wanted and [e for e in record.events if e["event"] == "symptom"] == [encode(each.event()) for each in wanted]
+    _, table = Failures().blocks(project)
+    assert isinstance(table, Table) and all(row[6] for row in table.rows)
+    assert any("gradients underflow to zero" in row[7] for row in table.rows)
+
+
+def test_layer_types() -> None:
     assert layer_type("blocks.3.mlp.up.weight") == "mlp.up"
 
 

@@ -13,11 +13,12 @@ import pytest
 import torch
 from torch import nn
 
-from altgrad.monitors import Context, MonitorSet
+from altgrad.monitors import Context
 from altgrad.nn import PrecisionPolicy, Processes, check_passes, commit, quantize_model, quantizers
 from altgrad.spec import LocatedError
 from altgrad.store import Run, RunStore
 from altgrad.training import RunSpec, train
+from altgrad.watching import MonitorSet
 from tests.training.rank_job import TINY, run_case
 
 ROOT = Path(__file__).resolve().parents[2]

@@ -10,10 +10,11 @@ from typing import Any
 import pytest
 import torch
 
-from altgrad.monitors import Context, MonitorSet
+from altgrad.monitors import Context
 from altgrad.training import RunSpec
 from altgrad.training.estimate import Estimate, estimate, forward_flops, shapes_only
 from altgrad.training.state import TrainState, build_model, build_optimizer
+from altgrad.watching import MonitorSet
 
 ROOT = Path(__file__).resolve().parents[2]
 SPEC = """
@@ -124,7 +125,6 @@ def test_monitors_that_keep_every_micro_batch_are_counted() -> None:
     state = TrainState.build(spec, dataset, torch.device("cpu"))
     watch = MonitorSet(spec.monitors, state.model, state.optimizer, Context())
     watch.begin(1)
-    for monitor in watch.micro_monitors.values():
-        monitor.add({name: torch.zeros_like(p) for name, p in state.model.named_parameters()})
+    watch.add_micro_batch({name: torch.zeros_like(p) for name, p in state.model.named_parameters()})
     assert found.monitors == sum(t.nbytes for t in tensors(vars(watch.monitors["gsnr"])))
     assert found.monitors >= 16 * found.parameters

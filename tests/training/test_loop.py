@@ -12,6 +12,7 @@ import torch
 from altgrad.document import Document
 from altgrad.spec import LocatedError, SpecError
 from altgrad.store import CheckpointError, DamagedError, Run, RunStore, run_id
+from altgrad.symptoms import PHASES
 from altgrad.training import Outcome, RunSpec, train
 from altgrad.training.state import TrainState
 from tests.training.running import after, lines
@@ -165,7 +166,11 @@ def test_a_run_that_diverges_is_a_result(tmp_path: Path, dataset: Any) -> None:
     outcome = train(spec, run, dataset)
     assert outcome.status == "diverged" and "not finite" in outcome.reason
     assert run.meta()["status"] == "diverged" and run.meta()["step"] == outcome.step
-    assert [event["event"] for event in run.events()][-2:] == ["alarm", "stopped"]
+    alarm, stopped = list(run.events())[-2:]
+    assert (alarm["event"], stopped["event"]) == ("alarm", "stopped")
+    assert alarm["monitor"] == "finite" and alarm["message"].endswith("The step was not applied.")
+    assert not math.isfinite(alarm["value"]) and alarm["limit"] == math.inf and alarm["phase"] in PHASES
+    assert alarm["site"] and alarm["quantity"] in ("loss", "linf")
     newest = run.checkpoints.newest()
     assert newest is not None and newest.step < outcome.step
 

@@ -1,15 +1,12 @@
 """failure modes: where each format fails first: forward, backward, or in the optimizer [ANAL-02].
 
-A run's alarms are in its events, and each monitor watches one side of the step. The phase of an alarm follows from who
-raised it and of what: inputs and weights are forward, output gradients and whatever compares gradients backward,
-requests and stored weights the optimizer. For every format, optimizer and phase: how many runs showed something, what
-came first, at which step and at which site.
+Two things say so, and both name site and phase: the alarms that monitors raised while a run went, and the symptoms that
+its metrics show (`altgrad.symptoms`, the list that `altgrad diagnose` and the panel read). For every format, optimizer
+and phase: how many runs showed something, what came first, at which step and at which site.
 """
 
-import re
-from collections.abc import Mapping
-from dataclasses import dataclass
-from typing import Any, ClassVar, Literal
+from collections.abc import Iterable, Iterator, Mapping
+from typing import Any, ClassVar
 
 from altgrad.numerals import counted
 from altgrad.reports.arms import Arm
@@ -17,63 +14,28 @@ from altgrad.reports.content import Block, Headline, Limit, Table
 from altgrad.reports.project import Project, arm_order
 from altgrad.reports.section import Section
 from altgrad.spec.messages import listed
+from altgrad.symptoms import PHASES, Phase
 
-Phase = Literal["forward", "backward", "optimizer", "loss"]
-PHASES: tuple[Phase, ...] = ("forward", "backward", "optimizer", "loss")
-BACKWARD = {"gradient", "shadow", "gsnr"}
-FORWARD = {"dead"}
-SITE = re.compile(r"[\w-]+(?:\.[\w-]+)+(?:/[\w.-]+)?|\b[\w-]+/(?:input|weight|grad_output|requested)\b")
 SHOWN = 40
+Event = Mapping[str, Any]
+LOOKED_AT: Mapping[str, Phase] = {
+    "amax": "forward", "codes": "forward", "dead": "forward", "range": "forward",
+    "finite": "backward", "gradient": "backward", "gsnr": "backward", "shadow": "backward",
+}  # fmt: skip
+"""What a monitor looks at, for alarms of the first edition, which do not say their phase; the others: the optimizer."""
 
 
-@dataclass(frozen=True)
-class Symptom:
-    """One alarm: when, where, what it was about."""
-
-    phase: Phase
-    step: int
-    site: str
-    message: str
-    monitor: str
-
-
-def symptoms(events: list[Mapping[str, Any]]) -> list[Symptom]:
-    """The alarms among a run's events, in the order raised."""
-    found = []
+def troubles(events: Iterable[Event]) -> Iterator[tuple[Phase, int, Event]]:
+    """Alarms and symptoms among a run's events, with phase and step."""
     for event in events:
-        if event.get("event") != "alarm":
-            continue
-        message, monitor = str(event.get("message", "")), str(event.get("monitor", "?"))
-        match = SITE.search(message)
-        site = str(event.get("site") or (match[0].rstrip(".") if match else "?"))
-        step = event.get("step")
-        found.append(
-            Symptom(
-                phase_of(monitor, site, message),
-                int(step) if isinstance(step, int | float) else 0,
-                site,
-                message,
-                monitor,
-            )
-        )
-    return found
-
-
-def phase_of(monitor: str, site: str, message: str = "") -> Phase:
-    """Which side of the step an alarm is about."""
-    if monitor == "finite":
-        return "loss" if "loss" in message else "backward"
-    if "requested" in site:
-        return "optimizer"
-    if monitor in BACKWARD or "grad_output" in site:
-        return "backward"
-    if monitor in FORWARD or monitor in ("range", "amax"):
-        return "forward"
-    return "optimizer"
+        if event.get("event") in ("alarm", "symptom"):
+            step, phase = event.get("step"), event.get("phase")
+            known = phase if phase in PHASES else LOOKED_AT.get(str(event.get("monitor")), "optimizer")
+            yield known, int(step) if isinstance(step, int | float) else 0, event
 
 
 class Failures(Section):
-    """First symptoms by format, optimizer and phase."""
+    """First alarms and symptoms by format, optimizer and phase."""
 
     kind: ClassVar[str] = "failures"
     title: ClassVar[str] = "Failure modes"
@@ -83,57 +45,46 @@ class Failures(Section):
     def blocks(self, project: Project) -> list[Block]:
         runs: dict[Arm, int] = {}
         diverged: dict[Arm, int] = {}
-        first: dict[tuple[Arm, Phase], list[Symptom]] = {}
+        first: dict[tuple[Arm, Phase], list[tuple[int, Event]]] = {}
         for record in project.records:
             if not record.spec:
                 continue
             runs[record.arm] = runs.get(record.arm, 0) + 1
             diverged[record.arm] = diverged.get(record.arm, 0) + record.diverged
-            seen: set[Phase] = set()
-            for symptom in symptoms(record.events):
-                if symptom.phase not in seen:
-                    seen.add(symptom.phase)
-                    first.setdefault((record.arm, symptom.phase), []).append(symptom)
+            earliest: dict[Phase, tuple[int, Event]] = {}
+            for phase, step, event in troubles(record.events):
+                if phase not in earliest or step < earliest[phase][0]:
+                    earliest[phase] = step, event
+            for phase, pair in earliest.items():
+                first.setdefault((record.arm, phase), []).append(pair)
         if not runs:
             return [Limit("No run could be read.")]
-        rows = []
-        for arm, phase in sorted(first, key=lambda key: (*arm_order(key[0]), PHASES.index(key[1]))):
-            found = first[arm, phase]
-            earliest = min(found, key=lambda s: s.step)
-            rows.append(
-                (
-                    arm.place, arm.method, phase, f"{len(found)} of {runs[arm]}", f"{diverged[arm]} of {runs[arm]}",
-                    str(earliest.step), earliest.site, earliest.message,
-                )
-            )  # fmt: skip
-        if not rows:
+        if not first:
             total = counted(sum(runs.values()), "run")
+            ended = counted(sum(diverged.values()), "run")
             return [
-                Headline(f"No monitor raised an alarm in {total}; {counted(sum(diverged.values()), 'run')} diverged."),
+                Headline(f"No alarm and no symptom in {total}; {ended} diverged."),
                 Limit("A monitor that was off cannot have seen anything: see which ones ran, under Runs."),
             ]
+        rows = []
+        for arm, phase in sorted(first, key=lambda key: (*arm_order(key[0]), PHASES.index(key[1]))):
+            affected = first[arm, phase]
+            step, event = min(affected, key=lambda each: each[0])
+            rows.append(
+                (
+                    arm.place, arm.method, phase, f"{len(affected)} of {runs[arm]}", f"{diverged[arm]} of {runs[arm]}",
+                    str(step), str(event.get("site") or "–"), str(event.get("message", "")),
+                )
+            )  # fmt: skip
         header = (
-            "stored in",
-            "optimizer",
-            "phase",
-            "runs with it",
-            "diverged",
-            "first at step",
-            "first bad site",
-            "first symptom",
-        )
+            "stored in", "optimizer", "phase", "runs with it", "diverged", "first at step", "first bad site",
+            "first alarm or symptom",
+        )  # fmt: skip
         note = "The earliest over all runs of the arm, at every learning rate."
         if len(rows) > SHOWN:
             note += f" {len(rows) - SHOWN} more rows are in data.csv's runs."
-        table = Table("failures", "First symptoms", header, tuple(rows[:SHOWN]), frozenset({5}), note)
-        return [Headline(_sentence(first)), table]
-
-
-def _sentence(first: dict[tuple[Arm, Phase], list[Symptom]]) -> str:
-    counts = {phase: sum(len(v) for (_, p), v in first.items() if p == phase) for phase in PHASES}
-    told = [
-        f"{counted(n, 'run')} in {phase if phase != 'optimizer' else 'the optimizer'}"
-        for phase, n in counts.items()
-        if n
-    ]
-    return f"Alarms by the side of the step they are about: {listed(told, 'and')}."
+        table = Table("failures", "First alarms and symptoms", header, tuple(rows[:SHOWN]), frozenset({5}), note)
+        counts = {phase: sum(len(v) for (_, p), v in first.items() if p == phase) for phase in PHASES}
+        names = {"forward": "the forward pass", "backward": "the backward pass", "optimizer": "the optimizer"}
+        told = [f"{counted(n, 'run')} in {names.get(phase, phase)}" for phase, n in counts.items() if n]
+        return [Headline(f"Alarms and symptoms by the side of the step they are about: {listed(told, 'and')}."), table]

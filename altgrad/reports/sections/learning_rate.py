@@ -1,13 +1,12 @@
 """learning rate: loss against peak rate for every arm, where lr* lies, where runs diverge, and the p-dial."""
 
 import math
-import re
 from typing import ClassVar
 
 import numpy as np
 
 from altgrad.numerals import rate_text, significant
-from altgrad.reports.arms import MANIFOLD, Arm
+from altgrad.reports.arms import MANIFOLD, STANDARD, Arm, arm_of
 from altgrad.reports.content import (
     FORMAT_TONES,
     Axes,
@@ -25,12 +24,12 @@ from altgrad.reports.content import (
 from altgrad.reports.effects import Side, side_of
 from altgrad.reports.project import Project, arm_order
 from altgrad.reports.rates import Losses, split_seeds
+from altgrad.reports.reading import RunRecord
 from altgrad.reports.section import Section, bounds
 from altgrad.statistics.intervals import t_interval
 
 PANELS = 12
 DASHES: tuple[Dash, ...] = ("solid", "dash", "dashdot", "dot")
-POWER = re.compile(r"p ([0-9.e-]+)")
 
 
 class LearningRate(Section):
@@ -137,7 +136,7 @@ def _dial(project: Project, condition: str, arms: dict[Arm, Losses], tuning: set
     """Loss against p, AdamW at 0, each at its own lr*."""
     powers: dict[str, dict[float, np.ndarray]] = {}
     for arm, losses in sorted(arms.items(), key=lambda item: arm_order(item[0])):
-        power = power_of(arm)
+        power = power_of(project.of(arm, condition)[0])
         side = side_of(project, condition, arm, losses, tuning)
         if power is not None and side is not None and not arm.is_baseline:
             powers.setdefault(arm.place, {})[power] = np.array(list(side[0].by_seed.values()))
@@ -168,11 +167,14 @@ def _dial(project: Project, condition: str, arms: dict[Arm, Losses], tuning: set
     return [Figure("p-dial", "Loss along the p-dial", caption, (panel,), height=280)]
 
 
-def power_of(arm: Arm) -> float | None:
-    """p of an arm that differs from the plain ones in nothing else; None for others."""
-    if arm.optimizer == "adamw" or arm.variant == "off":
-        return 0.0 if not arm.frozen else None
+def power_of(record: RunRecord) -> float | None:
+    """p of a run whose optimizer differs from the plain ones in nothing else; None for others."""
+    arm = record.arm
+    if arm.optimizer == STANDARD or arm.variant == "off":
+        return None if arm.frozen else 0.0
     if arm.optimizer != MANIFOLD:
         return None
-    match = POWER.fullmatch(arm.variant)
-    return 1.0 if not arm.variant else float(match[1]) if match else None
+    optimizer = record.spec["optimizer"]
+    power = optimizer.get("power", 1.0)
+    plain = arm_of({**record.spec, "optimizer": {**optimizer, "power": 1.0}})
+    return float(power) if not plain.variant and isinstance(power, int | float) else None

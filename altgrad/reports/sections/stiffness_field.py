@@ -5,11 +5,11 @@ one row a spacing 2^k in grid units. The lowest row is the even, sub-normal part
 """
 
 import math
-import re
 from typing import ClassVar
 
 import numpy as np
 
+from altgrad.metric_keys import split_bin
 from altgrad.reports.arms import Arm
 from altgrad.reports.content import Axes, Axis, Block, Figure, Headline, Heat, Limit
 from altgrad.reports.curves import main_arms
@@ -18,7 +18,6 @@ from altgrad.reports.reading import RunRecord
 from altgrad.reports.section import Section
 from altgrad.spec.messages import listed
 
-KEY = re.compile(r"stiffness/(.+)/binade_(-?\d+)_share")
 ARMS, ROWS = 8, 14
 
 
@@ -79,11 +78,12 @@ def field_over_time(records: list[RunRecord]) -> tuple[list[float], list[int], n
     counts: dict[float, set[tuple[str, str]]] = {}
     for record in records:
         for key, (steps, values) in record.series.items():
-            if match := KEY.fullmatch(key):
+            of, exponent, what = split_bin(key) or ("", 0, "")
+            if of.startswith("stiffness/") and what == "share":
                 for step, value in zip(steps.tolist(), values.tolist(), strict=True):
                     if math.isfinite(value):
-                        sums[int(match[2]), step] = sums.get((int(match[2]), step), 0.0) + value
-                        counts.setdefault(step, set()).add((record.id, match[1]))
+                        sums[exponent, step] = sums.get((exponent, step), 0.0) + value
+                        counts.setdefault(step, set()).add((record.id, of))
     if not sums:
         return None
     most = max(len(seen) for seen in counts.values())

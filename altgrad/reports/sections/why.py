@@ -8,12 +8,12 @@ quarter of the run, AdamW's side.
 """
 
 import math
-import re
 from collections.abc import Callable
 from typing import ClassVar
 
 import numpy as np
 
+from altgrad.metric_keys import split_bin
 from altgrad.numerals import signed, significant
 from altgrad.reports.content import Axes, Axis, Block, Dots, Figure, Guide, Headline, Heat, Limit, Table, tones
 from altgrad.reports.effects import Effect, FamilyOfFormats, families, lacking_pair, mean_or_nan
@@ -22,7 +22,6 @@ from altgrad.reports.reading import RunRecord
 from altgrad.reports.section import Section
 from altgrad.statistics.distributions import rank_correlation
 
-BINADE = re.compile(r"stiffness/(.+)/binade_(-?\d+)_share")
 ENOUGH = 5
 
 
@@ -33,8 +32,9 @@ def smallest_normal_share(record: RunRecord) -> float:
         return math.nan
     shares: dict[str, dict[int, float]] = {}
     for key, (_, values) in record.series.items():
-        if (match := BINADE.fullmatch(key)) and len(values) and math.isfinite(values[-1]):
-            shares.setdefault(match[1], {})[int(match[2])] = float(values[-1])
+        of, exponent, what = split_bin(key) or ("", 0, "")
+        if of.startswith("stiffness/") and what == "share" and len(values) and math.isfinite(values[-1]):
+            shares.setdefault(of, {})[exponent] = float(values[-1])
     beta_exponent = 1 - (fmt.bias or 0)
     ratios = []
     for by_exponent in shares.values():

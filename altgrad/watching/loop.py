@@ -20,14 +20,15 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
-from altgrad.monitors import Context, MonitorSet, MonitorSpec, Replay, Report
-from altgrad.monitors.changes import left_out
-from altgrad.monitors.own_gradients import OwnGradients
+from altgrad.monitors import Alarm, Context, MicroMonitor, MonitorSpec, Replay, Report
 from altgrad.nn import add_listener, closure_of, follow, never_committed, remove_listener, with_closure
 from altgrad.optim import whole_tensor
 from altgrad.quantize import Quantizer
 from altgrad.spec import Spec
-from altgrad.training.twin import any_run
+from altgrad.store import Run
+from altgrad.watching.changes import left_out
+from altgrad.watching.monitor_set import MonitorSet
+from altgrad.watching.own_gradients import OwnGradients
 
 Again = Callable[[], Tensor | Iterator[Tensor]]
 
@@ -43,9 +44,9 @@ class Monitors(Spec):
 class LoopWatch:
     """What `watch` returns. After each `optimizer.step()`, until the next:
 
-    metrics: by `<kind>/<site or parameter>/<quantity>`; only of monitors that were due. alarms, notices: one line each.
-    stop: why a monitor would end the run here, else None. step: how many optimizer steps were seen. looked: whether
-    this step's gradients were looked at. closed: whether it watches no longer.
+    metrics: by `<kind>/<site or parameter>/<quantity>`; only of monitors that were due. alarms: data that print as
+    sentences. notices: one line each. stop: why a monitor would end the run here, else None. step: how many optimizer
+    steps were seen. looked: whether this step's gradients were looked at. closed: whether it watches no longer.
     """
 
     def __init__(
@@ -54,7 +55,7 @@ class LoopWatch:
     ) -> None:  # fmt: skip
         self.model, self.replay = model, replay
         self.metrics: dict[str, float] = {}
-        self.alarms: list[str] = []
+        self.alarms: list[Alarm] = []
         self.notices: list[str] = []
         self.stop: str | None = None
         self.step = 0
@@ -179,8 +180,9 @@ class LoopWatch:
 
     def _forget(self) -> None:
         """The step was left out: what was seen of it goes, and it begins once more."""
-        for monitor in self.watch.micro_monitors.values():
-            monitor.forget()
+        for monitor in self.watch.monitors.values():
+            if isinstance(monitor, MicroMonitor):
+                monitor.forget()
         self._begin()
 
     def _scaler_updates(self, *given: Any, **named: Any) -> None:
@@ -246,7 +248,10 @@ def watch(
 
     SpecError for monitors that do not exist or are named twice, ValueError for a twin that is no run.
     """
-    context = Context(epoch, None if twin is None else any_run(str(twin)).rows)
+    beside = None if twin is None else Run(Path(twin))
+    if beside is not None and not beside.exists:
+        raise ValueError(f"twin {twin} is no run's folder; name one such as runs/<project>/<run id>.")
+    context = Context(epoch, None if beside is None else beside.metrics)
     return LoopWatch(model, optimizer, monitor_specs(monitors), context, replay, scaler)
 
 

@@ -129,7 +129,7 @@ def test_without_the_monitors_files_a_resumed_watch_says_so(tmp_path: Path, capl
     with caplog.at_level(logging.WARNING, "altgrad"):
         again.train(resume_from_checkpoint=True)
     (line,) = [record.getMessage() for record in caplog.records if record.name == "altgrad"]
-    assert line == f"{tmp_path / 'checkpoint-2'} has no altgrad_watch.json; the monitors start anew."
+    assert line == f"{tmp_path / 'checkpoint-2'} has no altgrad_watch.json; the monitors start over."
     assert callback.watch is not None and callback.watch.step == 4
 
 

@@ -9,9 +9,9 @@ import torch
 
 from altgrad.formats import FloatFormat
 from altgrad.monitors import CastMonitor, GradientMonitor, MonitorSpec, UpdateMonitor
-from altgrad.monitors.compiled_pass import CompiledPass, Seen
 from altgrad.optim import Update
 from altgrad.quantize import Grid, round_to
+from altgrad.watching.compiled_pass import CompiledPass, Seen
 
 # torch.compile warns of what it does itself.
 pytestmark = [

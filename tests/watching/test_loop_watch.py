@@ -122,7 +122,8 @@ def test_alarms_are_told_and_a_poisoned_gradient_is_named() -> None:
     net(torch.full((2, 8), math.inf)).mean().backward()
     optimizer.step()
     (alarm,) = watch.alarms
-    assert alarm == "the gradient of 3.weight is not finite, nor is one other tensor."
+    assert str(alarm) == "the gradient of 3.weight is not finite, nor is one other tensor."
+    assert (alarm.site, alarm.quantity, alarm.phase, alarm.step) == ("3.weight", "linf", "backward", watch.step)
 
 
 def test_look_shows_gradients_before_clipping_and_replay_may_give_micro_batches() -> None:

@@ -16,7 +16,7 @@ from torch.utils.checkpoint import checkpoint
 
 import altgrad
 from altgrad.measures import GradientMoments, add_gradient, gsnr_summary, moments_start
-from altgrad.monitors.own_gradients import OwnGradients
+from altgrad.watching.own_gradients import OwnGradients
 
 JOB = Path(__file__).with_name("watched_rank_job.py")
 ROOT = Path(__file__).parents[2]
@@ -93,8 +93,9 @@ def test_finite_names_every_cast_that_something_not_finite_enters(role: str, val
             p.grad = torch.zeros_like(p)  # as a loop would that cleans its gradients
         optimizer.step()
         site, count = ("2/grad_output", 8) if role == "grad_output" else (f"0/{role}", 2)
-        lines = [line for line in watch.alarms if line.startswith(f"{site}: {count} values that are inf or NaN")]
-        assert len(lines) == (number == 0) and watch.stop is None
+        alarms = [(a.value, a.phase) for a in watch.alarms if (a.site, a.quantity) == (site, "nonfinite_count")]
+        phase = "backward" if role == "grad_output" else "forward"
+        assert alarms == ([(count, phase)] if number == 0 else []) and watch.stop is None
         assert watch.metrics[f"range/{site}/nonfinite_count"] == count
 
 
@@ -121,7 +122,7 @@ def test_a_cast_that_hides_infinities_is_watched_at_every_step(compiled: bool) -
         assert loss.isfinite()
         optimizer.step()
         assert bool(watch.metrics) == (step in (1, 3, 6))
-        found |= {step: watch.alarms} if watch.alarms else {}
+        found |= {step: [str(alarm) for alarm in watch.alarms]} if watch.alarms else {}
     line = "0/input: a value that is inf or NaN entered the cast and left it as ordinary numbers, which hides them."
     assert found == {5: [line]} and watch.stop is None
 

@@ -4,10 +4,10 @@ Every quantizer shows its casts to the watch while `watching` is on, one bool fo
 updates. What is measured before the update and decides about it (is it finite?) is fetched with the loss; everything
 else waits on the device until the step is over and comes to the host in a single transfer. So a step has one transfer,
 and one more where monitors are due: a decision about the update cannot wait for what the update did. Measures of one
-parameter share a pass (`altgrad.monitors.compiled_pass`). On a step where no monitor is due the quantizers do not look
+parameter share a pass (`altgrad.watching.compiled_pass`). On a step where no monitor is due the quantizers do not look
 at their observers at all.
 
-The optimizer may be one of ours, which shows requests, or any other of torch's (`altgrad.monitors.changes`).
+The optimizer may be one of ours, which shows requests, or any other of torch's (`altgrad.watching.changes`).
 
 What is not finite is looked for in the gradients, at every step, for one number of each. Casts are only asked about it
 where they are watched anyway, so a step at which no cast monitor is due costs what it did; but a cast that turns an
@@ -22,9 +22,6 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor, nn
 
-from altgrad.monitors.cast_tables import CastTables, fetch, fetch_found
-from altgrad.monitors.changes import Changes
-from altgrad.monitors.compiled_pass import CompiledPass, Seen
 from altgrad.monitors.monitor import (
     NOTHING,
     CastMonitor,
@@ -44,6 +41,9 @@ from altgrad.monitors.monitor import (
 from altgrad.nn import ALONE, quantizers, unrecorded, weight_quantizers
 from altgrad.optim import Optimizer, Update, whole_tensor
 from altgrad.quantize import Grid
+from altgrad.watching.cast_tables import CastTables, fetch, fetch_found
+from altgrad.watching.changes import Changes
+from altgrad.watching.compiled_pass import CompiledPass, Seen
 
 Sort = TypeVar("Sort", bound=Monitor)
 
@@ -70,18 +70,15 @@ class MonitorSet:
         self.parameters = [self.names[p] for p in given if p in self.names]
         self.quantizers = quantizers(model)
         self.weights = weight_quantizers(model)
-        each = self.monitors.items()
-        self.casts = {kind: monitor for kind, monitor in each if isinstance(monitor, CastMonitor)}
-        self.gradient_monitors = {kind: monitor for kind, monitor in each if isinstance(monitor, GradientMonitor)}
-        self.micro_monitors = {kind: monitor for kind, monitor in each if isinstance(monitor, MicroMonitor)}
-        self.replay_monitors = {kind: monitor for kind, monitor in each if isinstance(monitor, ReplayMonitor)}
-        self.update_monitors = {kind: monitor for kind, monitor in each if isinstance(monitor, UpdateMonitor)}
-        self.weight_monitors = {kind: monitor for kind, monitor in each if isinstance(monitor, WeightMonitor)}
-        asking = self.gradient_monitors.items()
-        self.of_casts = {kind: monitor.of_casts for kind, monitor in asking if monitor.of_casts is not None}
+        self.of_casts = {
+            kind: monitor.of_casts
+            for kind, monitor in self.monitors.items()
+            if isinstance(monitor, GradientMonitor) and monitor.of_casts is not None
+        }
         device = next(model.parameters()).device
         sites = [quantizer.site for quantizer in self.quantizers]
-        self.tables = CastTables(self.casts | self.of_casts, sites, device, always=list(self.of_casts))
+        casts = {kind: monitor for kind, monitor in self.monitors.items() if isinstance(monitor, CastMonitor)}
+        self.tables = CastTables(casts | self.of_casts, sites, device, always=list(self.of_casts))
         for quantizer in self.quantizers:
             quantizer.observers.append(self.tables.see)
         engines = {quantizer.engine for quantizer in self.quantizers}
@@ -107,8 +104,8 @@ class MonitorSet:
         self.found = {kind: {} for kind in self.monitors if kind in self.due}
         self.seen.clear()
         self.tables.clear()
-        self._switch(bool(self._due(self.casts)), hiding=bool(self._due(self.of_casts)))
-        watches_updates = bool(self._due(self.update_monitors) or self._due(self.casts))
+        self._switch(bool(self._due(CastMonitor)), hiding=self._asking())
+        watches_updates = bool(self._due(UpdateMonitor) or self._due(CastMonitor))
         if isinstance(self.optimizer, Optimizer):
             self.optimizer.watching = watches_updates
         if self.changes is not None:
@@ -136,11 +133,11 @@ class MonitorSet:
     @property
     def wants_micro_batches(self) -> bool:
         """Whether a monitor that looks at every micro-batch is due."""
-        return bool(self._due(self.micro_monitors))
+        return bool(self._due(MicroMonitor))
 
     def add_micro_batch(self, gradients: Mapping[str, Tensor]) -> None:
         """Show one micro-batch's own gradients, lent for the call, to those who ask for them."""
-        for monitor in self._due(self.micro_monitors).values():
+        for monitor in self._due(MicroMonitor).values():
             monitor.add(gradients)
 
     def gradients(
@@ -151,19 +148,19 @@ class MonitorSet:
         replay: the step to run again for those who need it; without one they report nothing.
         """
         self._switch(False)
-        at_work = self._due(self.gradient_monitors)
+        at_work = self._due(GradientMonitor)
         seen = {name: self.looks.gradient(g, tuple(at_work)) for name, g in gradients.items()} if at_work else {}
         both = torch.stack([loss.detach(), norm.to(loss)])
-        entered = self._entered(self._due(self.of_casts))
+        entered = self._entered()
         ((loss_now, norm_now), *lists), _ = fetch([both, *entered, *(found for found, _ in seen.values())])
-        told: dict[str, dict[str, dict[str, float]]] = {kind: {} for kind in at_work}
-        _share_out(told, seen, lists[len(entered) :])
+        results: dict[str, dict[str, dict[str, float]]] = {kind: {} for kind in at_work}
+        _share_out(results, seen, lists[len(entered) :])
         casts = {kind: dict(self.tables.rows_of(kind, *lists[: len(entered)])) for kind in self.of_casts if entered}
-        reports = {kind: m.report_all(loss_now, told[kind], casts.get(kind, {})) for kind, m in at_work.items()}
-        for kind, micro in self._due(self.micro_monitors).items():
+        reports = {kind: m.report_all(loss_now, results[kind], casts.get(kind, {})) for kind, m in at_work.items()}
+        for kind, micro in self._due(MicroMonitor).items():
             micro.merge(self.processes)
             self.found[kind] = micro.measure()
-        replays = self._due(self.replay_monitors)
+        replays = self._due(ReplayMonitor)
         skipped = [kind for kind, report in reports.items() if report.skip]
         if replay is not None and (skipped or replays):
             devices = [p.device for p in (next(self.model.parameters()),) if p.device.type == "cuda"]
@@ -178,7 +175,7 @@ class MonitorSet:
         """What the due cast monitors gathered of this process's passes: what is to be summed over processes, and of
         what the largest counts; both are to be changed in place before `finish`.
         """
-        return ([self.tables.sums], [self.tables.maxima]) if self._due(self.casts) else ([], [])
+        return ([self.tables.sums], [self.tables.maxima]) if self._due(CastMonitor) else ([], [])
 
     @torch.no_grad()
     def finish(self) -> dict[str, Report]:
@@ -186,14 +183,14 @@ class MonitorSet:
         self._switch(False)
         if isinstance(self.optimizer, Optimizer):
             self.optimizer.watching = False
-        if at_work := self._due(self.weight_monitors):
+        if at_work := self._due(WeightMonitor):
             grids = self._grids()
             for name, p in self.model.named_parameters():
                 weight = Weight(name, whole_tensor(p), grids.get(name), self._states(p))
                 for kind, monitor in at_work.items():
                     self._keep(kind, name, monitor.measure(weight))
         self.tables.settle()
-        casts = self._due(self.casts)
+        casts = self._due(CastMonitor)
         tables = [self.tables.sums, self.tables.maxima] if casts else []
         lists, numbers = fetch_found([*tables, *(found for found, _ in self.seen.values())], self.found)
         _share_out(numbers, self.seen, lists[len(tables) :])
@@ -202,12 +199,12 @@ class MonitorSet:
             one = self.monitors[kind]
             if isinstance(one, GradientMonitor):
                 continue
-            told = [one.report(site, values) for site, values in sites.items()]
+            results = [one.report(site, values) for site, values in sites.items()]
             if kind in casts:
-                told = [one.report(site, row) for site, row in self.tables.rows_of(kind, *lists[:2])] + told
+                results = [one.report(site, row) for site, row in self.tables.rows_of(kind, *lists[:2])] + results
             if isinstance(one, UpdateMonitor) and self.seen:
-                told += [one.absent(name) for name in self.parameters if name not in self.seen]
-            reports[kind] = _joined([*told, one.close()])
+                results += [one.absent(name) for name in self.parameters if name not in self.seen]
+            reports[kind] = _joined([*results, one.close()])
         return reports
 
     def close(self) -> None:
@@ -232,8 +229,12 @@ class MonitorSet:
                 monitor.restore(state[kind])
                 self.looks.restore(kind, state[kind])
 
-    def _due(self, monitors: Mapping[str, Sort]) -> dict[str, Sort]:
-        return {kind: monitor for kind, monitor in monitors.items() if kind in self.due}
+    def _due(self, sort: type[Sort]) -> dict[str, Sort]:
+        return {kind: m for kind, m in self.monitors.items() if kind in self.due and isinstance(m, sort)}
+
+    def _asking(self) -> bool:
+        """Whether a due gradient monitor asks something of casts."""
+        return not self.due.isdisjoint(self.of_casts)
 
     def _switch(self, watching: bool, *, hiding: bool = False) -> None:
         """Watch all casts, or (`hiding`) those alone that make infinities finite."""
@@ -243,9 +244,9 @@ class MonitorSet:
         if watching or hiding:
             self._casts_watched = any(quantizer.watching for quantizer in self.quantizers)
 
-    def _entered(self, asking: Mapping[str, CastMonitor]) -> list[Tensor]:
+    def _entered(self) -> list[Tensor]:
         """The tables of casts so far, of all processes, if anyone asks before the update and casts were watched."""
-        if not (asking and self._casts_watched):
+        if not (self._asking() and self._casts_watched):
             return []
         self.tables.settle()
         sums, maxima = self.tables.sums, self.tables.maxima
@@ -276,17 +277,17 @@ class MonitorSet:
         update = replace(update, name=self._own_names.get(update.name, update.name))
         if update.grid is None and update.name in self.weights:
             update = replace(update, grid=self.weights[update.name].grid(update.before))
-        kinds, casts = tuple(self._due(self.update_monitors)), tuple(self._due(self.casts))
+        kinds, casts = tuple(self._due(UpdateMonitor)), tuple(self._due(CastMonitor))
         self.seen[update.name] = self.looks.update(update, kinds, casts)
 
 
 def _share_out(
-    told: Mapping[str, dict[str, dict[str, float]]], seen: Mapping[str, Seen], lists: Sequence[Sequence[float]]
+    results: Mapping[str, dict[str, dict[str, float]]], seen: Mapping[str, Seen], lists: Sequence[Sequence[float]]
 ) -> None:
     """Put the results of looks, which were fetched, where they belong: by kind and site."""
     for (parameter, (_, names)), values in zip(seen.items(), lists, strict=True):
         for (kind, role, name), value in zip(names, values, strict=True):
-            told[kind].setdefault(f"{parameter}/{role}" if role else parameter, {})[name] = value
+            results[kind].setdefault(f"{parameter}/{role}" if role else parameter, {})[name] = value
 
 
 def _joined(reports: Sequence[Report]) -> Report:

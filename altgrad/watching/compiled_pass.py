@@ -18,13 +18,13 @@ import torch
 from torch import Tensor
 
 from altgrad.formats import FloatFormat
-from altgrad.monitors.cast_tables import cast_on
 from altgrad.monitors.monitor import CastMonitor, Found, GradientMonitor, Monitor, UpdateMonitor
 from altgrad.optim import Update, whole_tensor
 from altgrad.quantize import Cast, Grid, Rounding
 from altgrad.quantize.engine import RECOMPILATIONS, Engine
 from altgrad.quantize.grid import grid_units, round_units
 from altgrad.quantize.quantizer import Role
+from altgrad.watching.cast_tables import cast_on
 
 ROLES: tuple[Role, Role] = ("requested", "stored")
 TENSORS = ("before", "requested", "after", "undecayed", "moved", "gradient")
@@ -80,7 +80,7 @@ class CompiledPass:
             for each in (True, False)
         )
         shown = casts if grid is not None else ()
-        for some, looking, made in ((whole, (), self._made), ((), shown, self._made), (sampled, (), _eager)):
+        for some, looking, made in ((whole, (), self._made), ((), shown, self._made), (sampled, (), lambda run: run)):
             form = Form(some, looking, fmt, update.storage)
             if not form.kinds and not form.casts:
                 continue
@@ -138,7 +138,7 @@ class CompiledPass:
         made = torch.compile(run, dynamic=True, fullgraph=True)
 
         def constant(*given: Any) -> Seen:
-            # Else a format's numbers are inputs of the graph, and powers of two are computed anew for each vector.
+            # Else a format's numbers are inputs of the graph, and powers of two are computed again for each vector.
             with torch._dynamo.config.patch(specialize_int=True):
                 return made(*given)
 
@@ -156,10 +156,6 @@ def stored(update: Update, grid: Grid) -> Cast:
     exact = grid_units(update.before.to(torch.float32) + update.requested, grid.scale)
     unbounded = round_units(exact, grid.format, Rounding.nearest_even)
     return Cast("stored", "stored", grid.format, grid.scale, exact, unbounded, grid_units(update.after, grid.scale))
-
-
-def _eager(run: Callable[..., Seen]) -> Callable[..., Seen]:
-    return run
 
 
 def _stacked(found: Mapping[Name, Tensor], like: Tensor) -> Seen:

@@ -27,7 +27,7 @@ from torch import Tensor
 from altgrad.models.huggingface import library
 from altgrad.monitors import MonitorSpec
 from altgrad.nn import commit
-from altgrad.training.loop_watch import LoopWatch, monitor_specs, watch
+from altgrad.watching.loop import LoopWatch, monitor_specs, watch
 
 LOGGER = logging.getLogger("altgrad")
 RECORD, TENSORS = "altgrad_watch.json", "altgrad_watch.safetensors"
@@ -121,7 +121,9 @@ class WatchCallback:
             due = control.should_log
             self.trainer.log(metrics)
             control.should_log = due  # `log` takes it back, and Trainer's own numbers would not be logged
-        lines = [("alarm", line) for line in self.watch.alarms] + [("notice", line) for line in self.watch.notices]
+        lines = [("alarm", str(alarm)) for alarm in self.watch.alarms] + [
+            ("notice", line) for line in self.watch.notices
+        ]
         if self.watch.stop:
             lines.append(("alarm", f"training stops: {self.watch.stop}"))
             control.should_training_stop = True
@@ -153,7 +155,7 @@ class WatchCallback:
         places = [_checkpoint(args, state), *(Path(p) for p in (args.resume_from_checkpoint,) if isinstance(p, str))]
         folder = next((place for place in places if (place / RECORD).is_file()), None)
         if folder is None:
-            LOGGER.warning("%s has no %s; the monitors start anew.", places[-1], RECORD)
+            LOGGER.warning("%s has no %s; the monitors start over.", places[-1], RECORD)
             watch.load_state_dict({"step": state.global_step, "monitors": {}})
             return
         kept = json.loads((folder / RECORD).read_text())
