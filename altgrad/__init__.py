@@ -15,8 +15,9 @@ _HOMES = {
     "commit": "altgrad.nn",
     "dequantize_model": "altgrad.nn",
     "load_quantized": "altgrad.quantize.packed",
+    "load_run": "altgrad.training.trained_run",
     "quantize_model": "altgrad.nn",
-    "train": "altgrad.training",
+    "train": "altgrad.training.trained_run",
     "watch": "altgrad.training",
     "watch_trainer": "altgrad.training.trainer_watch",
 }

@@ -1,7 +1,7 @@
 """Training: what decides a run, what must survive it, and the loop."""
 
-from altgrad.training.loop import Outcome, train
+from altgrad.training.loop import Outcome, train_run
 from altgrad.training.loop_watch import watch
 from altgrad.training.run import RunSpec
 
-__all__ = ["Outcome", "RunSpec", "train", "watch"]
+__all__ = ["Outcome", "RunSpec", "train_run", "watch"]
