@@ -12,7 +12,7 @@ from typing import Annotated, Any, Literal
 
 import typer
 
-from altgrad.cli import cast_table, console, panel
+from altgrad.cli import console, panel
 from altgrad.cli.progress import tokenising
 from altgrad.cli.run_view import in_words
 from altgrad.cli.watch import recall
@@ -86,7 +86,7 @@ def _describe(prepared: Any, runs: Path, as_json: bool) -> None:
     if as_json:
         console.print_json(facts)
     else:
-        cast_table.show(casts, stored, facts, f"{prepared.spec.steps} steps on {prepared.device}")
+        _show_casts(casts, stored, facts, f"{prepared.spec.steps} steps on {prepared.device}")
 
 
 def _refuse_what_is_out_of_reach(path: Path, sets: list[str]) -> None:
@@ -106,8 +106,36 @@ def _refuse_what_is_out_of_reach(path: Path, sets: list[str]) -> None:
         console.fail(document.error(("data", "source"), why), 2)
 
 
+def _show_casts(casts: list[dict[str, Any]], stored: dict[str, str], facts: dict[str, Any], place: str) -> None:
+    """The table of casts, and what the run takes. stored: parameters on a grid. facts: those of --json."""
+    header = ["layer", "forward: input", "weight", "grad_input: grad_output", "weight", "grad_weight: grad_output"]
+    header += ["input", "storage", "decided by"]
+    console.table(header, [[row["layer"], *row["slots"].values(), row["storage"], row["rule"]] for row in casts])
+    for name in sorted(stored.keys() - {row["weight"] for row in casts}):
+        console.say(f"{name} is stored {stored[name]}")
+    parameters, quantised, found = facts["parameters"], facts["quantised_parameters"], facts["estimate"]
+    console.say(
+        f"{parameters:,} parameters, {quantised:,} of them ({quantised / parameters:.1%}) are quantised; {place}"
+    )
+    console.say(
+        f"a step: {found['flops_per_step']:.3g} FLOPs over {found['tokens_per_step']:,} tokens, backward assumed to "
+        "cost 2 x forward"
+    )
+    parts = ("weights", "gradients", "storage", "optimizer", "casts", "monitors")
+    kept = ", ".join(f"{part} {_in_bytes(found[part])}" for part in parts)
+    console.say(f"bytes: {kept}; together {_in_bytes(found['total'])}, and activations")
+    if found["codes"]:
+        console.say(f"stored weights as codes: {_in_bytes(found['codes'])}")
+
+
+def _in_bytes(count: int) -> str:
+    """A number of bytes with three figures and a decimal prefix: `28.2 GB`, `312 B`."""
+    shown = console.count(count)
+    return f"{shown} B" if shown[-1].isdigit() else f"{shown[:-1]} {shown[-1]}B"
+
+
 def _train(prepared: Any, runs: Path, resume: str, as_json: bool) -> None:
-    from altgrad.training.stop import stop_politely
+    from altgrad.training.trained_run import stop_politely
 
     with stop_politely(signal.SIGTERM, signal.SIGINT) as request:
         outcome = prepared.train(

@@ -12,9 +12,12 @@ import html
 import json
 import signal
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from threading import current_thread, main_thread
+from types import FrameType
 from typing import Any, Literal
 
 from torch import nn
@@ -28,7 +31,6 @@ from altgrad.training.prepare import Prepared, Source, prepare
 from altgrad.training.progress import ProgressBar
 from altgrad.training.restore import restore, spec_of
 from altgrad.training.run import RunSpec
-from altgrad.training.stop import stop_politely
 
 __all__ = ["TrainedRun", "load_run", "train"]
 
@@ -233,3 +235,32 @@ def _trained(prepared: Prepared, runs: Path, resume: str, until: int | None, bar
 
 def _warn(line: str) -> None:
     warnings.warn(line, stacklevel=4)
+
+
+@dataclass
+class StopRequest:
+    """The signal that asked the run to stop, if one did."""
+
+    signal: int | None = None
+
+
+@contextmanager
+def stop_politely(*signals: signal.Signals) -> Iterator[StopRequest]:
+    """In the block these signals ask a run to save and end between two steps; a second Ctrl-C ends it at once.
+
+    Outside the main thread, which alone may take signals, none is heard.
+    """
+    request = StopRequest()
+
+    def ask(number: int, frame: FrameType | None) -> None:
+        if request.signal == signal.SIGINT and number == signal.SIGINT:
+            raise KeyboardInterrupt
+        request.signal = number
+
+    heard = signals if current_thread() is main_thread() else ()
+    before = {number: signal.signal(number, ask) for number in heard}
+    try:
+        yield request
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)

@@ -1,4 +1,4 @@
-"""Claims about what diagnosis looks at: the step that the run took, in its own compute and loss scale, on its own data."""
+"""Claims about what diagnosis looks at: the step the run took, in its own compute and loss scale, on its own data."""
 
 from collections.abc import Callable
 from dataclasses import replace
