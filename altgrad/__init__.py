@@ -16,10 +16,11 @@ _HOMES = {
     "compare": "altgrad.reports.compare",
     "dequantize_model": "altgrad.nn",
     "load_quantized": "altgrad.quantize.packed",
+    "load_run": "altgrad.training.trained_run",
     "quantize_model": "altgrad.nn",
     "report": "altgrad.reports.report",
     "sweep": "altgrad.sweeps.result",
-    "train": "altgrad.training",
+    "train": "altgrad.training.trained_run",
     "watch": "altgrad.watching",
     "watch_trainer": "altgrad.watching.trainer",
 }

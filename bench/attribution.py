@@ -27,12 +27,12 @@ from numpy.typing import NDArray
 from scipy.stats import spearmanr
 
 from altgrad.diagnosis.attribution import Attribution, attribution, leave_one_out, recorded_step
-from altgrad.diagnosis.restored import Restored, restore
 from altgrad.diagnosis.sites import slots_by_site, specs_as
 from altgrad.formats import FloatFormat
 from altgrad.quantize import QuantizerSpec
 from altgrad.store import RunStore, run_id
-from altgrad.training import RunSpec, train
+from altgrad.training import RunSpec, train_run
+from altgrad.training.restore import Restored, restore
 from bench.page import refresh
 from bench.timing import machine
 
@@ -68,7 +68,7 @@ def trained(folder: Path) -> Restored:
     spec = RunSpec.parse(SPEC, "attribution.yaml", [])
     run = RunStore(folder).run(spec.project, run_id(spec.name, spec.fingerprint(), spec.seed))
     run.create(spec.to_yaml(), {"steps": spec.steps})
-    train(spec, run, spec.data.build(spec.seed, spec.model.context))
+    train_run(spec, run, spec.data.build(spec.seed, spec.model.context))
     return restore(run)
 
 

@@ -27,9 +27,9 @@ from altgrad.data.documents import SAMPLE
 from altgrad.data.label_scores import best_threshold, decision_scores
 from altgrad.data.labelled import Labelled, read_labelled
 from altgrad.store import Run, RunStore, run_id
-from altgrad.training import RunSpec, train
-from altgrad.training.held_out import judge
-from altgrad.training.resolution import resolve
+from altgrad.training import RunSpec, train_run
+from altgrad.training.evaluate import evaluate_run
+from altgrad.training.prepare import resolve
 from bench.page import refresh
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -84,8 +84,8 @@ def result(arm: str, seed: int, runs: Path, sets: tuple[str, ...], say: Callable
     """Test numbers of a finished run and its table of labels; trains and judges what is not there yet."""
     spec, run, dataset = open_run(arm, seed, runs, sets)
     if not (run.path / JUDGED).is_file():
-        outcome = train(spec, run, dataset)
-        found = judge(run)
+        outcome = train_run(spec, run, dataset)
+        found = evaluate_run(run)
         facts = {"status": outcome.status, "test": found.found, "validation": found.validation, "table": found.table}
         facts["wall_seconds"] = run.last("time/wall_seconds").get("time/wall_seconds", 0.0)
         (run.path / JUDGED).write_text(json.dumps(facts))

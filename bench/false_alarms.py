@@ -28,7 +28,7 @@ from altgrad.measures import RankTrend, observe_rank
 from altgrad.monitors import MonitorSpec
 from altgrad.monitors.rank import RankSpec
 from altgrad.store import Run, RunStore, run_id
-from altgrad.training import RunSpec, train
+from altgrad.training import RunSpec, train_run
 
 ROOT = Path(__file__).resolve().parents[1]
 SEEDS, STEPS, BATCHES, HEALTHY = (0, 1), 60, 16, 0.1
@@ -112,7 +112,7 @@ def make(one: Planned, store: RunStore, twin: Run | None) -> bool:
         return (batch for number, batch in enumerate(whole(split)) if number < BATCHES)
 
     dataset.evaluation = shortened
-    outcome = train(spec, run, dataset)
+    outcome = train_run(spec, run, dataset)
     print(f"{one.arm}, seed {one.seed}: {outcome.status}, validation loss {outcome.validation['validation/loss']:.3f}")
     return True
 

@@ -260,6 +260,16 @@ def lengths(sources: Sequence[Source], modules: set[str]) -> Iterator[str]:
                     yield source.fault(node.lineno, f"{node.name}() has {long} lines; at most {FUNCTION_LINES}")
 
 
+def drawing(sources: Sequence[Source], modules: set[str]) -> Iterator[str]:
+    """The CLI draws what the library gives: it computes nothing, so it needs no tensors, measures, casts or updates."""
+    for source in sources:
+        for found in imports(source, modules) if source.room == "cli" else ():
+            if found.target.split(".")[0] in {"torch", "numpy", "pandas"} and found.function is None:
+                yield source.fault(found.line, f"cli does not import {found.target}; the library computes")
+            elif own(found.target) and room_of(found.target) in {"measures", "quantize", "optim"}:
+                yield source.fault(found.line, f"cli computes nothing with {found.target}; ask a room above it")
+
+
 def documented(sources: Sequence[Source], modules: set[str]) -> Iterator[str]:
     """What is public says what it is, once: what overrides or implements a documented interface inherits its words."""
     bases: dict[str, list[str]] = {}
@@ -322,7 +332,19 @@ def kind_of_family(node: ast.ClassDef) -> bool:
     return any(isinstance(each, ast.AnnAssign) and ast.unparse(each.target) == "kind" for each in node.body)
 
 
-RULES = (direction, cycles, late_imports, libraries, type_checking, names, lengths, documented, unique, products)
+RULES = (
+    direction,
+    cycles,
+    late_imports,
+    libraries,
+    type_checking,
+    names,
+    lengths,
+    drawing,
+    documented,
+    unique,
+    products,
+)
 
 
 @cache
@@ -385,6 +407,12 @@ PLANTED = {
     ),
     "checker only": (type_checking, {"nn/a.py": "import typing\nif typing.TYPE_CHECKING:\n pass"}, "nn/a.py:2: "),
     "name": (names, {"nn/helpers/a.py": ""}, "'helpers' names no content"),
+    "tensors in cli": (drawing, {"cli/a.py": "from torch import Tensor"}, "cli/a.py:1: cli does not import torch"),
+    "numbers in cli": (
+        drawing,
+        {"cli/a.py": "def f():\n from altgrad.measures.sqnr import x", "measures/sqnr.py": ""},
+        "cli/a.py:2: .* with altgrad.measures.sqnr",
+    ),
     "long file": (lengths, {"nn/a.py": "x = 1\n" * 401}, "nn/a.py:401: 401 lines"),
     "silent": (documented, {"nn/a.py": "class A:\n 'is'\n def f(self): 0"}, "nn/a.py:3: f is public and says nothing"),
     "two of a name": (
@@ -401,7 +429,7 @@ SOUND = {
     "store/a.py": "from altgrad import __version__\nfrom .b import x\ndef _f():\n import wandb",
     "training/a.py": "import torch\nfrom altgrad.store.a import f\nfrom altgrad import matrix, nn",
     "cli/main.py": "import typer\nfrom altgrad.cli.b import x\ndef _f():\n from altgrad import spec\n from . import a",
-    "cli/a.py": "import torch\nfrom altgrad.training.a import _f",
+    "cli/a.py": "from altgrad.training.a import _f\ndef _g():\n import torch",
     "nn/a.py": "def _f():\n" + " x = 1\n" * 59 + "x = 1\n" * 240,
 }
 

@@ -115,6 +115,12 @@ def one_line_errors() -> Iterator[None]:
         fail(error, 2)
     except LockedError as error:
         fail(str(error), 3)
+    except RuntimeError as error:
+        from altgrad.spec import LostProcessesError, MachineError
+
+        if not isinstance(error, MachineError):
+            raise
+        fail(str(error), 1 if isinstance(error, LostProcessesError) else 3)
     except OSError as error:
         fail(reason(error), 3)
 

@@ -18,7 +18,6 @@ from altgrad.cli.quantization import jobs_by_format
 from altgrad.data.dataset import Dataset
 from altgrad.diagnosis.advice import CANDIDATES, Advice, advise, policy_yaml, rules
 from altgrad.diagnosis.findings import ailments
-from altgrad.diagnosis.restored import Restored, located, restore
 from altgrad.diagnosis.samples import linear_layers, stored_samples, trained_samples
 from altgrad.diagnosis.weights import WeightPicture, stored_pictures, trained_pictures
 from altgrad.formats import FloatFormat
@@ -30,7 +29,8 @@ from altgrad.spec import LocatedError
 from altgrad.store import Run, RunStore
 from altgrad.symptoms import fitting_remedies
 from altgrad.training import RunSpec
-from altgrad.training.readiness import fit
+from altgrad.training.prepare import fit
+from altgrad.training.restore import Restored, located, restore
 from altgrad.training.weights import find_weights
 
 Json = dict[str, Any]

@@ -9,11 +9,11 @@ import torch
 from altgrad.diagnosis.attribution import BATCHES, mean_attribution
 from altgrad.diagnosis.bisection import bisect, require_alike, siblings_of
 from altgrad.diagnosis.departure import departure
-from altgrad.diagnosis.restored import Restored
 from altgrad.diagnosis.variants import variants
 from altgrad.formats import FloatFormat
 from altgrad.store import Run
 from altgrad.training import RunSpec
+from altgrad.training.restore import Restored
 
 Json = dict[str, Any]
 _LOSS = ("train/loss",)

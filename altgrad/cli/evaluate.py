@@ -18,17 +18,17 @@ Folder = Annotated[Path, typer.Option("--runs", metavar="DIR", help="The folder 
 
 def evaluate(
     run: RunName,
-    split: Annotated[Literal["validation", "test"], typer.Option(help="The split to judge.")] = "test",
+    split: Annotated[Literal["validation", "test"], typer.Option(help="The split to evaluate on.")] = "test",
     device: Annotated[str, typer.Option(help="cpu, cuda or cuda:1.")] = "cpu",
     runs: Folder = Path("runs"),
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON instead of tables.")] = False,
 ) -> None:
-    """Judge a run's newest checkpoint on a split: all its numbers and, for a classifier, each label's."""
+    """Evaluate a run's latest checkpoint on a split: all its numbers and, for a classifier, each label's."""
     with console.one_line_errors():
         found = RunStore(runs).find(run)
-        from altgrad.training.held_out import judge
+        from altgrad.training.evaluate import evaluate_run
 
-        judged = judge(found, split, device)
+        judged = evaluate_run(found, split, device)
     if as_json:
         facts = {"run": str(found.path), "split": split, "step": judged.step, "validation": judged.validation}
         console.print_json({**facts, "found": judged.found, "table": judged.table})
@@ -56,13 +56,13 @@ def export(
     """Write a run of kind hf as a folder that Hugging Face's libraries load."""
     with console.one_line_errors():
         found = RunStore(runs).find(run)
-        from altgrad.training.export import export as write
+        from altgrad.training.trained_run import TrainedRun
 
-        step = write(found, out)
+        step = TrainedRun(found).export(out)
     if as_json:
         console.print_json({"run": str(found.path), "step": step, "out": str(out)})
     else:
-        console.say(f"{found.id} at step {step} is now {out}")
+        console.say(f"{found.id} at step {step} exported to {out}")
 
 
 def _shown(value: Any) -> str:

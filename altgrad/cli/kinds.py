@@ -49,7 +49,7 @@ def kinds(
 def _print_metrics(family: str | None) -> None:
     from altgrad.interventions.intervention import InterventionSpec
     from altgrad.monitors.monitor import MonitorSpec
-    from altgrad.training.log_keys import LOG_KEYS
+    from altgrad.training.loop import LOG_KEYS
 
     if family != "monitor":
         console.fail("--markdown prints the metrics of monitors; say `altgrad kinds monitor --markdown`.", 2)

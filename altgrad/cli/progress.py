@@ -9,38 +9,35 @@ import os
 import signal
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from types import FrameType
 from typing import Any
 
 from altgrad import numerals
 from altgrad.cli import console
-from altgrad.data.tokens import on_progress
 from altgrad.numerals import duration
 
 _QUIET_SECONDS, _REDRAW_SECONDS = 1.0, 0.1
 
 
 @contextmanager
-def tokenising() -> Iterator[None]:
-    """Tells how the building of a token cache goes inside the block; says nothing where that takes under a second."""
+def tokenising() -> Iterator[Callable[[int, int], None]]:
+    """What to tell how the building of a token cache goes inside the block; shows nothing for under a second."""
     if not _terminal():
         # The bars of these libraries come to a pipe as one endless line; both ask when they are first imported.
         for variable in ("HF_DATASETS_DISABLE_PROGRESS_BARS", "HF_HUB_DISABLE_PROGRESS_BARS"):
             os.environ.setdefault(variable, "1")
     listener = ProgressListener()
-    token = on_progress.set(listener.hear)
     before = signal.signal(signal.SIGTERM, _leave)
     try:
-        yield
+        yield listener.hear
     except (KeyboardInterrupt, _Terminated) as request:
         listener.close()
         console.fail("Stopped before the data was ready.", 75 if isinstance(request, _Terminated) else 130)
     finally:
         listener.close()
         signal.signal(signal.SIGTERM, before)
-        on_progress.reset(token)
 
 
 class _Terminated(BaseException):

@@ -6,18 +6,17 @@ same command continues a run that was stopped, because a run's folder is named a
 
 import json
 import signal
-from collections.abc import Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass
+import sys
 from pathlib import Path
-from types import FrameType
 from typing import Annotated, Any, Literal
 
 import typer
 
 from altgrad.cli import console, panel
+from altgrad.cli.progress import tokenising
 from altgrad.cli.run_view import in_words
 from altgrad.cli.watch import recall
+from altgrad.numerals import count_text
 from altgrad.store.heartbeat import beating
 from altgrad.store.runs import TEXT_SCORES
 
@@ -32,7 +31,7 @@ def train(
     ] = None,
     resume: Annotated[
         Literal["auto", "never"],
-        typer.Option(help="auto continues this run where it stopped; never sets the old one aside and starts anew."),
+        typer.Option(help="auto: continue where the run stopped. never: archive the existing run and start over."),
     ] = "auto",
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Show every cast the run would make, and stop.")] = False,
     device: Annotated[str, typer.Option(help="cpu, cuda, cuda:1, or auto: a GPU if there is one.")] = "auto",
@@ -41,33 +40,54 @@ def train(
         bool, typer.Option("--json", help="Print one JSON object at the end, and nothing else.")
     ] = False,
     exact: Annotated[
-        bool, typer.Option("--exact", help="Refuse (exit 3) to run anything but the spec as it stands.")
+        bool,
+        typer.Option("--exact", help="Fail (exit 3) rather than fall back, for example where no compiler is found."),
     ] = False,
     heartbeat: Annotated[
-        Path | None, typer.Option(metavar="FILE", help="Say in this file, every 5 s, that the process is alive.")
+        Path | None, typer.Option(metavar="FILE", help="Update this file every 5 s while running.")
     ] = None,
 ) -> None:
-    """Train the run a spec describes; repeat the command to continue it."""
+    """Train from a spec. Rerun the same command to resume."""
     if heartbeat is not None and not heartbeat.name:
         console.fail(f"--heartbeat is {str(heartbeat)!r}, which is no file; name one that may be written.", 2)
     with beating(heartbeat):
-        _check_and_train(spec, sets, resume, dry_run, device, runs, as_json, exact)
+        _check_and_train(spec, sets or [], resume, dry_run, device, runs, as_json, exact)
 
 
 def _check_and_train(
-    spec: Path, sets: list[str] | None, resume: str, dry_run: bool, device: str, runs: Path, as_json: bool, exact: bool
+    spec: Path, sets: list[str], resume: str, dry_run: bool, device: str, runs: Path, as_json: bool, exact: bool
 ) -> None:
-    _refuse_what_is_out_of_reach(spec, sets or [])
-    from altgrad.cli.preparation import describe, prepare
+    _refuse_what_is_out_of_reach(spec, sets)
+    from altgrad.training.prepare import prepare
 
-    prepared = prepare(spec, sets or [], device, exact)
-    if dry_run:
-        with console.one_line_errors():
-            twin = prepared.check_start(runs)
-            if console.first_process():
-                describe(prepared, twin, as_json)
+    with console.one_line_errors():
+        with tokenising() as progress:
+            prepared = prepare(spec, sets, device=device, exact=exact, notify=_notify, progress=progress)
+        if dry_run:
+            _describe(prepared, runs, as_json)
+        else:
+            _train(prepared, runs, resume, as_json)
+
+
+def _notify(line: str) -> None:
+    if console.first_process():
+        console.say(line, sys.stderr)
+
+
+def _describe(prepared: Any, runs: Path, as_json: bool) -> None:
+    twin = prepared.check_start(runs)
+    if not console.first_process():
         return
-    _train(prepared, runs, resume, as_json)
+    casts, stored = prepared.casts(), prepared.fitted.stored
+    facts = {
+        "layers": [{key: row[key] for key in ("layer", "slots", "storage", "rule")} for row in casts],
+        "parameters": prepared.parameters, "quantised_parameters": prepared.quantised, "stored": stored,
+        "estimate": prepared.estimate(twin).facts(),
+    }  # fmt: skip
+    if as_json:
+        console.print_json(facts)
+    else:
+        _show_casts(casts, stored, facts, f"{prepared.spec.steps} steps on {prepared.device}")
 
 
 def _refuse_what_is_out_of_reach(path: Path, sets: list[str]) -> None:
@@ -87,28 +107,44 @@ def _refuse_what_is_out_of_reach(path: Path, sets: list[str]) -> None:
         console.fail(document.error(("data", "source"), why), 2)
 
 
-def _train(prepared: Any, runs: Path, resume: str, as_json: bool) -> None:
-    from altgrad.cli.process_group import together
-    from altgrad.spec import LocatedError
-    from altgrad.training import Outcome
-    from altgrad.training import train as train_run
+def _show_casts(casts: list[dict[str, Any]], stored: dict[str, str], facts: dict[str, Any], place: str) -> None:
+    """The table of casts, and what the run takes. stored: parameters on a grid. facts: those of --json."""
+    header = ["layer", "forward: input", "weight", "grad_input: grad_output", "weight", "grad_weight: grad_output"]
+    header += ["input", "storage", "decided by"]
+    console.table(header, [[row["layer"], *row["slots"].values(), row["storage"], row["rule"]] for row in casts])
+    for name in sorted(stored.keys() - {row["weight"] for row in casts}):
+        console.say(f"{name} is stored {stored[name]}")
+    parameters, quantised, found = facts["parameters"], facts["quantised_parameters"], facts["estimate"]
+    console.say(
+        f"{parameters:,} parameters, {quantised:,} of them ({quantised / parameters:.1%}) are quantised; {place}"
+    )
+    console.say(
+        f"a step: {found['flops_per_step']:.3g} FLOPs over {found['tokens_per_step']:,} tokens, backward assumed to "
+        "cost 2 x forward"
+    )
+    parts = ("weights", "gradients", "storage", "optimizer", "casts", "monitors")
+    kept = ", ".join(f"{part} {_in_bytes(found[part])}" for part in parts)
+    console.say(f"bytes: {kept}; together {_in_bytes(found['total'])}, and activations")
+    if found["codes"]:
+        console.say(f"stored weights as codes: {_in_bytes(found['codes'])}")
 
-    with console.one_line_errors(), together(prepared.device) as processes:
-        run = _made(prepared, runs, resume, processes)
-        if run.status == "completed":
-            keys = [f"validation/{key}" for key in ("loss", *prepared.dataset.scores)]
-            last = {key: value for key, value in run.last(*keys).items() if key != "step"}
-            _finish(prepared, Outcome(run, "completed", prepared.spec.steps, last), as_json, already=True)
-            return
-        sinks = _sinks(prepared, run, as_json)
-        with _polite() as request:
-            try:
-                outcome = train_run(
-                    prepared.spec, run, prepared.dataset,
-                    device=prepared.device, sinks=sinks, interrupted=lambda: request.signal is not None,
-                )  # fmt: skip
-            except LocatedError as error:
-                console.fail(prepared.place(error), 2)
+
+def _in_bytes(count: int) -> str:
+    """A number of bytes with three figures and a decimal prefix: `28.2 GB`, `312 B`."""
+    shown = count_text(count)
+    return f"{shown} B" if shown[-1].isdigit() else f"{shown[:-1]} {shown[-1]}B"
+
+
+def _train(prepared: Any, runs: Path, resume: str, as_json: bool) -> None:
+    from altgrad.training.trained_run import stop_politely
+
+    with stop_politely(signal.SIGTERM, signal.SIGINT) as request:
+        outcome = prepared.train(
+            runs,
+            resume,
+            sinks=lambda run: [_sink(prepared, run, as_json)],
+            interrupted=lambda: request.signal is not None,
+        )
     _finish(prepared, outcome, as_json)
     if outcome.status == "diverged":
         raise typer.Exit(4)
@@ -116,26 +152,15 @@ def _train(prepared: Any, runs: Path, resume: str, as_json: bool) -> None:
         raise typer.Exit(130 if request.signal == signal.SIGINT else 75)
 
 
-def _made(prepared: Any, runs: Path, resume: str, processes: Any) -> Any:
-    """The run, made by the first process if it is new; the others wait for it."""
-    if processes.is_first:
-        run = prepared.open_run(runs, resume)
-        run = run if run.exists and run.status == "completed" else prepared.ensure(run)
-    processes.words("the run is there")
-    return run if processes.is_first else prepared.open_run(runs, "auto")
-
-
-def _sinks(prepared: Any, run: Any, as_json: bool) -> list[Any]:
-    """Who is shown the numbers: on the first process whoever looks, who is told what came before."""
-    if not console.first_process():
-        return []
+def _sink(prepared: Any, run: Any, as_json: bool) -> Any:
+    """What shows the numbers, told what came before."""
     known = prepared.dataset.references, prepared.worse, prepared.dataset.scores
     sink = panel.Warnings() if as_json else panel.choose(run.id, prepared.spec.steps, *known)
     recall(run, sink)
-    return [sink]
+    return sink
 
 
-def _finish(prepared: Any, outcome: Any, as_json: bool, *, already: bool = False) -> None:
+def _finish(prepared: Any, outcome: Any, as_json: bool) -> None:
     """Where the run is, and its validation numbers beside what is known of the data; the first process says it."""
     if not console.first_process():
         return
@@ -146,7 +171,7 @@ def _finish(prepared: Any, outcome: Any, as_json: bool, *, already: bool = False
         }  # fmt: skip
         console.say(json.dumps(facts))
         return
-    verb = "was completed before" if already else outcome.status
+    verb = "was completed before" if outcome.already else outcome.status
     console.say(f"{verb} at step {outcome.step}{': ' + outcome.reason if outcome.reason else ''}")
     references = ", ".join(f"{name} {value:.2f}" for name, value in prepared.dataset.references.items())
     beside = f"   (for comparison: {references})" if references else ""
@@ -160,28 +185,3 @@ def _finish(prepared: Any, outcome: Any, as_json: bool, *, already: bool = False
 def _shown(scores: tuple[str, ...]) -> tuple[str, ...]:
     """All of a classifier's; of text bits per byte alone, of which perplexity is only another form."""
     return scores[:1] if scores[:1] == TEXT_SCORES[:1] else scores
-
-
-@dataclass
-class _Request:
-    """The signal that asked the run to stop, if one did."""
-
-    signal: int | None = None
-
-
-@contextmanager
-def _polite() -> Iterator[_Request]:
-    """SIGTERM and Ctrl-C ask for a stop between two steps; a second Ctrl-C stops at once."""
-    request = _Request()
-
-    def ask(number: int, frame: FrameType | None) -> None:
-        if request.signal == signal.SIGINT and number == signal.SIGINT:
-            raise KeyboardInterrupt
-        request.signal = number
-
-    before = {number: signal.signal(number, ask) for number in (signal.SIGTERM, signal.SIGINT)}
-    try:
-        yield request
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)

@@ -14,26 +14,16 @@ import sys
 from contextlib import suppress
 from typing import Any
 
-import torch
-
-from altgrad.cli import preparation
 from altgrad.cli.main import app
-from altgrad.spec.annotations import Shape, alternatives, of_field
-from altgrad.training import RunSpec
-from altgrad.training.state import build_model
+from altgrad.training.prepare import load_all
 
 REAP_SECONDS = 0.2
-LOADED = preparation.__name__
-"""What `train` imports when it runs, had already."""
-_SMALLEST = RunSpec.parse(
-    "{model: {kind: gpt, layers: 1, width: 2, heads: 1, context: 2}, data: text, optimizer: adamw, steps: 1}"
-)
 
 
 def main() -> None:
     """Answer orders until there are no more."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C in the driver's terminal is the driver's business
-    warm_up()
+    load_all()
     rest = b""
     while True:
         ready, _, _ = select.select([0], [], [], REAP_SECONDS)
@@ -47,22 +37,6 @@ def main() -> None:
         with suppress(ChildProcessError):
             while os.waitpid(-1, os.WNOHANG)[0]:
                 pass
-
-
-def warm_up() -> None:
-    """Load all that a run might: every kind of every family, and what torch loads when it is first used."""
-    _load(RunSpec)
-    with torch.device("meta"):  # torch loads its compiler at the first random number there: 2 s of CPU
-        build_model(_SMALLEST, 2, 2)
-
-
-def _load(shape: type[Shape]) -> None:
-    """Import every kind of every family that a run spec can name."""
-    for info in shape.model_fields.values():
-        for option in alternatives(of_field(info)):
-            for inner in (option, *(each for item in option.items for each in alternatives(item))):
-                if inner.shape is not None:
-                    inner.shape.members()
 
 
 def _fork(order: dict[str, Any]) -> int:

@@ -36,11 +36,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from altgrad.diagnosis.restored import Restored
 from altgrad.diagnosis.sites import Errors, Held, Recorded, casts_as, quantised_layers, slots_by_site
 from altgrad.diagnosis.variants import Taken, take
 from altgrad.nn import QuantizedLayer, casts_off, weight_names
 from altgrad.nn.layers import is_turned
+from altgrad.training.restore import Restored
 
 BATCHES = 8
 """One step's shares are a draw; the mean of eight ranks sites about as leaving each out does (docs/DIAGNOSE.md)."""
@@ -112,6 +112,7 @@ def attribution(restored: Restored, step: Step | None = None, *, at: float = 1.0
     if length == 0:
         return [Attribution(site, formats[site], 0.0, 0.0) for site in served]
     parameters = dict(model.named_parameters())
+    scale = restored.spec.loss_scale.factor  # what layers see of gradients has it, and so have errors of their casts
     h = _STEP * _norm({p: parameters[p].detach() for p in weights}) / length
     point = {site: [(eps * at, mask) for eps, mask in each] for site, each in step.errors.items()}
     still = _seen(restored, point)
@@ -134,7 +135,7 @@ def attribution(restored: Restored, step: Step | None = None, *, at: float = 1.0
             for slot in slots:
                 loss += _dot(held.loss(slot), eps)
                 share += _dot(held.along(slot, x_dot, g_dot, direction), eps)
-        found.append(Attribution(site, formats[site], loss, share / size))
+        found.append(Attribution(site, formats[site], loss / scale, share / size / scale))
     return found
 
 
@@ -211,7 +212,10 @@ class _Operands:
 
 
 def _seen(restored: Restored, errors: Errors) -> dict[str, list[tuple[Tensor, Tensor]]]:
-    """Each layer's input and output gradient, unrounded [tokens, features], by micro-batch, with all errors held."""
+    """Each layer's input and output gradient, unrounded [tokens, features], by micro-batch, with all errors held.
+
+    In float32 (of a run in bfloat16 the layers see bfloat16); gradients are of the scaled loss.
+    """
     model = restored.model
     layers = quantised_layers(model)
     inputs: dict[str, list[Tensor]] = {name: [] for name in layers}
@@ -219,8 +223,8 @@ def _seen(restored: Restored, errors: Errors) -> dict[str, list[tuple[Tensor, Te
 
     def watch(name: str) -> Any:
         def seen(_: nn.Module, given: Any, output: Any) -> None:
-            inputs[name].append(given[0].detach().flatten(0, -2))
-            output.register_hook(lambda g: gradients[name].append(g.detach().flatten(0, -2)))
+            inputs[name].append(given[0].detach().flatten(0, -2).float())
+            output.register_hook(lambda g: gradients[name].append(g.detach().flatten(0, -2).float()))
 
         return seen
 

@@ -5,7 +5,7 @@ batch, with the suspect's casts at a set S of operands and the reference's at al
 it makes at least 60 % of what all of them make together, measured as the squared relative errors of the gradient,
 summed over parameters: `dev(S) >= 0.6 dev(all)`. Errors of sound casts add up like noise; that of a broken one stands
 out, also where it touches a single small tensor. (A second fault that makes much less than the first shows once the
-first is mended.) Replays run in float32, whatever the runs computed in.
+first is mended.) Replays run in the suspect's `compute` and with its loss scale.
 
 The set is found as in delta debugging (Zeller and Hildebrandt 2002), in its order for few culprits: bisect for the
 shortest prefix of the operands that explains, together with what has been found; its last operand is needed, since
@@ -20,7 +20,6 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from altgrad.diagnosis.restored import Restored, restore
 from altgrad.diagnosis.sites import Slot, quantised_layers, slots_as
 from altgrad.diagnosis.variants import Taken, take
 from altgrad.nn import QuantizedLayer
@@ -31,6 +30,7 @@ from altgrad.nn.surgery import install
 from altgrad.quantize import Quantizer
 from altgrad.store import Run, RunStore
 from altgrad.training import RunSpec
+from altgrad.training.restore import Restored, restore
 
 MOST = 0.6
 _FEW = 4

@@ -12,11 +12,11 @@ from typing import Any, Literal
 
 from torch import Tensor, nn
 
-from altgrad.diagnosis.restored import Restored
 from altgrad.measures.value_histogram import ValueHistogram
 from altgrad.nn import casts_off, fresh_gradients, unrecorded
 from altgrad.nn.layers import HEADS, is_layer
 from altgrad.nn.names import matches
+from altgrad.training.restore import Restored
 from altgrad.training.weights import StoredTensor
 
 Operand = Literal["weight", "input", "grad_output"]
@@ -53,7 +53,7 @@ def trained_samples(restored: Restored, *, data: bool = True) -> list[LayerSampl
     if data:
         model = restored.model
         with unrecorded(model), casts_off(model), _counted(layers, found):
-            fresh_gradients(model, lambda: restored.losses(model))
+            fresh_gradients(model, lambda: map(restored.micro_batches.scaled, restored.losses(model)))
     return list(found.values())
 
 

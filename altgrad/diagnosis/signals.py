@@ -18,8 +18,8 @@ from torch import Tensor
 from altgrad.data.dataset import Dataset
 from altgrad.nn import commit
 from altgrad.optim import make_dense
-from altgrad.quantize.noise import site_key
 from altgrad.training import RunSpec
+from altgrad.training.micro_batches import MicroBatches
 from altgrad.training.state import TrainState
 
 CALIBRATION_STEPS = 20
@@ -62,19 +62,18 @@ def calibrate(spec: RunSpec, dataset: Dataset, steps: int = CALIBRATION_STEPS) -
 
 def train_steps(spec: RunSpec, dataset: Dataset, state: TrainState, steps: int) -> Iterator[float]:
     """Train without a store, as `altgrad.training.loop` does; yields each step's loss before its update."""
+    micro_batches, device = MicroBatches(spec, dataset), next(state.model.parameters()).device
     state.model.train()
     for step in range(steps):
         for group in state.optimizer.param_groups:
             group["lr"] = group["initial_lr"] * spec.schedule.at(min(step, spec.steps), spec.steps)
         total = 0.0
         for micro in range(spec.accumulate):
-            index = step * spec.accumulate + micro
-            torch.manual_seed(site_key(spec.seed, f"micro-batch {index}"))
-            batch = dataset.batch(index)
-            loss = dataset.loss(state.model(batch.inputs), batch) / spec.accumulate
-            torch.autograd.backward(loss)
+            loss, _ = micro_batches.loss(step, micro, state.model, device)
+            torch.autograd.backward(micro_batches.scaled(loss))
             total += float(loss.detach())
         make_dense(state.model.parameters())
+        micro_batches.unscale(p.grad for p in state.model.parameters() if p.grad is not None)
         if spec.clip_norm is not None:
             torch.nn.utils.clip_grad_norm_(state.model.parameters(), spec.clip_norm)
         yield total

@@ -12,13 +12,13 @@ from dataclasses import dataclass
 
 from torch import Tensor, nn
 
-from altgrad.diagnosis.restored import Restored
 from altgrad.diagnosis.sites import reformatted, rerounded, specs_as
 from altgrad.formats import FloatFormat
 from altgrad.measures import fidelity, fidelity_sums
 from altgrad.nn import casts_off, fresh_gradients, unrecorded
 from altgrad.optim import whole_tensor
 from altgrad.spec.ranking import badness
+from altgrad.training.restore import Restored
 
 
 @dataclass(frozen=True)
@@ -54,11 +54,12 @@ def take(restored: Restored, model: nn.Module | None = None) -> Taken:
 
     def losses() -> Iterator[Tensor]:
         for loss in restored.losses(model):
-            yield loss
+            yield restored.micro_batches.scaled(loss)
             seen.append(float(loss.detach()))
 
     with unrecorded(model):
         gradients = {name: whole_tensor(g) for name, g in fresh_gradients(model, losses).items()}
+    restored.micro_batches.unscale(gradients.values())
     return Taken(sum(seen), gradients)
 
 

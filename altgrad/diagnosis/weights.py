@@ -10,7 +10,6 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from altgrad.diagnosis.restored import Restored
 from altgrad.formats import FloatFormat
 from altgrad.measures import alignment, code_histogram, code_utilisation, matrix_ranks
 from altgrad.measures.ranks import gram_singular_values
@@ -19,6 +18,7 @@ from altgrad.quantize import Grid, round_to
 from altgrad.quantize.codes import to_codes
 from altgrad.quantize.grid import grid_units
 from altgrad.quantize.scaling import finite_amax, scale_of
+from altgrad.training.restore import Restored
 
 
 @dataclass(frozen=True)

@@ -165,6 +165,11 @@ class Document:
             raise SpecError(place, f"not valid YAML: {error.problem or error.context}.") from None
         return document
 
+    @classmethod
+    def of(cls, data: Any, name: str) -> "Document":
+        """Plain data that was written nowhere; `name` is the place of all of it."""
+        return cls(data, name, {(): name})
+
     def part(self, key: str) -> "Document":
         """What lies under a key, with the places it has here."""
         values = {location[1:]: place for location, place in self.values.items() if location[:1] == (key,)}

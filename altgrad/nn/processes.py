@@ -20,13 +20,17 @@ process adds in the same order. This needs W times the (small) tensor. Sharded p
 alone.
 """
 
+import os
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TypeVar
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
+
+from altgrad.spec import LostProcessesError, MachineError
 
 Said = TypeVar("Said")
 
@@ -46,6 +50,18 @@ class Processes:
         if not dist.is_available() or not dist.is_initialized():
             return cls()
         return cls(dist.get_rank(), dist.get_world_size())
+
+    @classmethod
+    def launched(cls) -> "Processes":
+        """Those that torchrun started, by its environment; a process on its own without it.
+
+        MachineError where the environment makes no sense.
+        """
+        if "RANK" not in os.environ:
+            return cls()
+        size = _number("WORLD_SIZE", "1", least=1)
+        _number("LOCAL_RANK", "0", below=size)
+        return cls(_number("RANK", "0", below=size), size)
 
     @property
     def is_first(self) -> bool:
@@ -104,6 +120,49 @@ class Processes:
 
 
 ALONE = Processes()
+
+
+@contextmanager
+def process_group(device: torch.device) -> Iterator[Processes]:
+    """The processes that torchrun started as a process group, for the length of a block; or the group that there is.
+
+        torchrun --nproc-per-node 2 --no-python altgrad train spec.yaml
+
+    torchrun numbers its processes in RANK and LOCAL_RANK and gives WORLD_SIZE. On CPUs they talk through gloo, on GPUs
+    through NCCL. LostProcessesError for a process that loses the others.
+    """
+    if Processes.launched().size == 1 or dist.is_initialized():
+        yield Processes.present()
+        return
+    if device.type == "cuda":
+        torch.cuda.set_device(device)
+    try:
+        dist.init_process_group("nccl" if device.type == "cuda" else "gloo")
+        yield Processes.present()
+    except RuntimeError as error:
+        if not any(word in str(error) for word in ("Connection", "connection", "NCCL", "Socket", "timed out")):
+            raise
+        said = str(error).splitlines()[0][:160]
+        raise LostProcessesError(f"process {os.environ['RANK']} lost the others: {said}.") from None
+    finally:
+        if dist.is_initialized():
+            dist.destroy_process_group()
+
+
+def own_device(name: str) -> str:
+    """`auto` and `cuda` as the GPU that is this process's own of several; anything else as it is."""
+    if Processes.launched().size > 1 and (name == "cuda" or (name == "auto" and torch.cuda.is_available())):
+        return f"cuda:{os.environ.get('LOCAL_RANK', '0')}"
+    return name
+
+
+def _number(variable: str, default: str, least: int = 0, below: int | None = None) -> int:
+    """A whole number that torchrun put into the environment."""
+    text = os.environ.get(variable, default)
+    if not text.isdecimal() or int(text) < least or (below is not None and int(text) >= below):
+        limit = "" if below is None else f", below WORLD_SIZE {below}"
+        raise MachineError(f"{variable} is {text[:20]!r}; torchrun sets it to a whole number, {least} or more{limit}.")
+    return int(text)
 
 
 def _pieces(flat: Tensor, tensors: Sequence[Tensor]) -> tuple[Tensor, ...]:

@@ -2,7 +2,7 @@
 
 from altgrad.document import Document, SpecError
 from altgrad.spec.annotations import Since
-from altgrad.spec.messages import LocatedError, did_you_mean
+from altgrad.spec.messages import LocatedError, LostProcessesError, MachineError, did_you_mean
 from altgrad.spec.schema import json_schema
 from altgrad.spec.spec import Format, Kind, RoundingMode, Spec
 
@@ -11,6 +11,8 @@ __all__ = [
     "Format",
     "Kind",
     "LocatedError",
+    "LostProcessesError",
+    "MachineError",
     "RoundingMode",
     "Since",
     "Spec",

@@ -62,5 +62,13 @@ class LocatedError(ValueError):
         return LocatedError((*outer, *self.location), str(self))
 
 
+class MachineError(RuntimeError):
+    """What this machine cannot do, in one line: a device that is not here, a compiler that was insisted on."""
+
+
+class LostProcessesError(MachineError):
+    """A process of a run lost the others."""
+
+
 class WrongTypeError(ValueError):
     """A value of a type that a field does not take. Of a spec file this is said from the field's annotation instead."""

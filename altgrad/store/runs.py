@@ -29,7 +29,7 @@ from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any
 
-from altgrad.store.checkpoints import Checkpoints
+from altgrad.store.checkpoints import Checkpoint, Checkpoints
 from altgrad.store.files import (
     DamagedError,
     decode,
@@ -42,7 +42,7 @@ from altgrad.store.files import (
     utc_now,
     write_atomic,
 )
-from altgrad.store.lock import Holder, exclusive, hold, holder, is_held
+from altgrad.store.lock import Holder, LockedError, exclusive, hold, holder, is_held
 
 SPEC, META, METRICS, EVENTS, CHECKPOINTS = "spec.yaml", "meta.json", "metrics.jsonl", "events.jsonl", "checkpoints"
 SPEC_HASH, LOGGED = "spec_sha256", "logged"
@@ -89,11 +89,12 @@ class Run:
         """Whether the run was created."""
         return (self.path / META).is_file()
 
-    def create(self, spec_text: str, meta: Mapping[str, Any]) -> "Run":
+    def create(self, spec_text: str, meta: Mapping[str, Any], beginning: "Run | None" = None) -> "Run":
         """Make the folder with spec.yaml and meta.json, all at once; FileExistsError if there is one.
 
         `meta` is completed by status (running), created (UTC), project and id where it lacks them, and by the sha256
-        of spec.yaml, which `spec_text` checks.
+        of spec.yaml, which `spec_text` checks. beginning: a run whose logs and checkpoints are this one's, too, so far;
+        LockedError if it is held.
         """
         parent = self.path.parent
         parent.mkdir(parents=True, exist_ok=True)
@@ -104,8 +105,10 @@ class Run:
         write_atomic(aside / SPEC, spec_text.encode())
         write_atomic(aside / META, _meta_text(defaults | dict(meta) | {SPEC_HASH: _sha256(spec_text.encode())}))
         try:
+            if beginning is not None:
+                beginning.copy_progress(aside)
             aside.rename(self.path)
-        except OSError:
+        except (OSError, LockedError):
             shutil.rmtree(aside, ignore_errors=True)
             if self.path.exists():
                 raise FileExistsError(f"run {self.id} is already at {self.path}; resume it or set it aside.") from None
@@ -113,6 +116,15 @@ class Run:
         fsync(parent)
         fsync(parent.parent)
         return self
+
+    def copy_progress(self, folder: Path) -> None:
+        """Copy the logs and checkpoints into a folder. LockedError if the run is held."""
+        with exclusive(self.path):
+            for name in (METRICS, EVENTS):
+                if (self.path / name).exists():
+                    shutil.copy2(self.path / name, folder)
+            if self.checkpoints.folder.exists():
+                shutil.copytree(self.checkpoints.folder, folder / CHECKPOINTS)
 
     def spec_text(self) -> str:
         """The resolved spec as it was stored; DamagedError if it is not."""
@@ -199,6 +211,12 @@ class Run:
     def checkpoints(self) -> Checkpoints:
         """The run's snapshots, keeping 2; `Snapshots(run.checkpoints.folder, keep)` for another number."""
         return Checkpoints(self.path / CHECKPOINTS)
+
+    def newest_checkpoint(self) -> Checkpoint:
+        """The newest that verifies. ValueError for a run without one, CheckpointError where none verifies."""
+        if (newest := self.checkpoints.newest()) is None:
+            raise ValueError(f"{self.path} is a run without a checkpoint; let it reach one first.")
+        return newest
 
     @contextmanager
     def lock(self) -> Iterator[Holder]:

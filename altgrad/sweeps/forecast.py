@@ -18,7 +18,7 @@ from altgrad.store import RunStore
 from altgrad.store.tracker import JSON
 from altgrad.sweeps.launchers.local import LocalSpec
 from altgrad.sweeps.plan import Plan, PlannedRun
-from altgrad.training import RunSpec, train
+from altgrad.training import RunSpec, train_run
 
 STEPS = 3
 START_SECONDS = 2.0
@@ -147,6 +147,6 @@ def seconds(spec: RunSpec, device: str = "cpu") -> float:
     with tempfile.TemporaryDirectory(prefix="altgrad-probe-") as folder:
         run = RunStore(Path(folder)).run("probe", "probe").create(short.to_yaml(), {"steps": STEPS})
         data = short.data.build(short.seed, short.model.context)
-        train(short, run, data, device=device, sinks=[watch])
+        train_run(short, run, data, device=device, sinks=[watch])
     step = (watch.at[STEPS] - watch.at[1]) / (STEPS - 1)
     return START_SECONDS + spec.steps * step + (spec.steps // spec.evaluate_every + 1) * watch.evaluated

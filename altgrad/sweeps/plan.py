@@ -1,6 +1,6 @@
 """A matrix as a list of runs that can be started: validated, resolved, and each with its place in the store.
 
-Validation goes as far as a run's own start does, by the same checks (`altgrad.training.readiness`): whatever `altgrad
+Validation goes as far as a run's own start does, by the same checks (`altgrad.training.prepare`): whatever `altgrad
 train` refuses is refused here, before anything starts. Equal parts are checked once, so thousands of runs take seconds.
 
 What a spec leaves to the machine is decided here, once, by the driver, and written into each run's spec: the engine of
@@ -26,10 +26,9 @@ from altgrad.spec import LocatedError, did_you_mean
 from altgrad.spec.selection import selects
 from altgrad.store import RunStore, run_id
 from altgrad.training import RunSpec
-from altgrad.training.held_out import same_data
-from altgrad.training.lineage import leak_warning
-from altgrad.training.readiness import check_start, fit, open_data, shapes
-from altgrad.training.resolution import resolve
+from altgrad.training.initial import leak_warning
+from altgrad.training.prepare import check_start, fit, open_data, resolve, shapes
+from altgrad.training.restore import same_data
 
 _INDIFFERENT = ("seed", "name", "project", "schedule", "steps", "clip_norm", "track", "log_every", "keep", "threads")
 """Parts of a run spec that its own validation has judged already, and which nothing else has to fit."""

@@ -1,14 +1,49 @@
 """Evaluation of the weights the forward pass uses: the model as it trains, casts and all, not its masters.
 
-Nothing is recorded on the way: amax histories, random bits and monitors stay as they were.
+Nothing is recorded on the way: amax histories, random bits and monitors stay as they were. Whatever is chosen by
+looking at answers (a classifier's threshold) is chosen on the validation split and taken over to the others.
 """
 
 from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import nn
 
 from altgrad.data.dataset import Dataset, Evaluator
+from altgrad.store import Run
+from altgrad.training.micro_batches import autocast
+from altgrad.training.restore import restore
+
+__all__ = ["Evaluation", "evaluate", "evaluate_run"]
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """The numbers of validation and of the split, the split's table of classes (empty for text), and the step."""
+
+    step: int
+    validation: dict[str, float]
+    found: dict[str, float]
+    table: list[dict[str, Any]]
+
+
+def evaluate_run(run: Run, split: str = "test", device: torch.device | str = "cpu") -> Evaluation:
+    """Evaluate a run's newest checkpoint on a split.
+
+    ValueError for a run without a checkpoint and a split that is not there, and as `restore` says.
+    """
+    restored = restore(run, run.newest_checkpoint(), device)
+    dataset, spec = restored.dataset, restored.spec
+    torch.set_num_threads(spec.threads or torch.get_num_threads())
+    validation = dataset.evaluator()
+    _gather(restored.model, dataset, "validation", validation, spec.compute)
+    if split == "validation":
+        return Evaluation(restored.step, validation.result(), validation.result(), validation.table())
+    found = dataset.evaluator(validation)
+    _gather(restored.model, dataset, split, found, spec.compute)
+    return Evaluation(restored.step, validation.result(), found.result(), found.table())
 
 
 def evaluate(
@@ -24,18 +59,16 @@ def evaluate(
     Leaves the model in the mode it was in.
     """
     evaluator = dataset.evaluator()
-    done = gather(model, dataset, split, evaluator, compute=compute, interrupted=interrupted)
-    return evaluator.result() if done else None
+    return evaluator.result() if _gather(model, dataset, split, evaluator, compute, interrupted) else None
 
 
 @torch.no_grad()
-def gather(
+def _gather(
     model: nn.Module,
     dataset: Dataset,
     split: str,
     evaluator: Evaluator,
-    *,
-    compute: str = "float32",
+    compute: str,
     interrupted: Callable[[], bool] = lambda: False,
 ) -> bool:
     """Give the evaluator the model's answers to a whole split; False if `interrupted` said so on the way."""
@@ -47,7 +80,7 @@ def gather(
             if interrupted():
                 return False
             here = batch.to(device)
-            with torch.autocast(device.type, torch.bfloat16, enabled=compute == "bfloat16"):
+            with autocast(compute, device):
                 output = model(here.inputs)
             evaluator.add(output, here)
     finally:

@@ -2,6 +2,11 @@
 
 Every parameter of the model must be there with its shape, and nothing may be left over: a model that was initialised in
 part looks like a bad format.
+
+And what those weights have read before: the data of the runs that `init_from` leads back to. Acts of the European Union
+quote and amend one another, and collections of them overlap. A model trained on other EU acts may know the packaged
+sample's validation text by heart, and its numbers there would say nothing. Whether a collection holds such text cannot
+be told from its name; so every other source is named, and people decide.
 """
 
 from collections.abc import Mapping
@@ -10,10 +15,14 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
+from altgrad.data.documents import SAMPLE
+from altgrad.data.hub import Hub
 from altgrad.models.model import ModelSpec
 from altgrad.models.weights import is_padding
+from altgrad.spec import SpecError
 from altgrad.spec.package_path import tokenizer_ids
-from altgrad.store import CheckpointError
+from altgrad.store import CheckpointError, Run
+from altgrad.training.run import RunSpec
 from altgrad.training.weights import find_weights
 
 ROWS_OF_IDS = {"embed.weight", "head.weight"}
@@ -76,3 +85,38 @@ def _check(parameters: Mapping[str, Tensor], tensors: Mapping[str, Tensor], sour
                 f"init_from {source}: {name} is {list(tensors[name].shape)}, the model's is {list(p.shape)}; "
                 "change the model's sizes."
             )
+
+
+def earlier_sources(init_from: str | None) -> list[str]:
+    """The data sources of the run that `init_from` names, of the run that one began with, and so on; newest first.
+
+    Empty for folders and files that are no run, of which nothing is known.
+    """
+    found: list[str] = []
+    seen: set[Path] = set()
+    while init_from is not None and Run(Path(init_from)).exists and Path(init_from).resolve() not in seen:
+        seen.add(Path(init_from).resolve())
+        try:
+            spec = RunSpec.parse(Run(Path(init_from)).spec_text())
+        except (SpecError, ValueError):
+            break
+        found.append(source_of(spec))
+        init_from = spec.init_from
+    return found
+
+
+def source_of(spec: RunSpec) -> str:
+    """What a run reads, in words; empty for data without a source."""
+    source = getattr(spec.data, "source", "")
+    return source.name if isinstance(source, Hub) else str(source)
+
+
+def leak_warning(spec: RunSpec) -> str | None:
+    """Why numbers on the packaged sample may mean nothing, if the weights have read anything else before; else None."""
+    others = list(dict.fromkeys(source for source in earlier_sources(spec.init_from) if source not in ("", SAMPLE)))
+    if source_of(spec) != SAMPLE or not others:
+        return None
+    return (
+        f"the weights were trained on {', '.join(others)} before; if EU acts are among that, the validation text of "
+        f"{SAMPLE} may be too, and numbers on it mean nothing. Judge this model on data it has not read."
+    )

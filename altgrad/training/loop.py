@@ -1,4 +1,4 @@
-"""train(): a run as a function of its spec. The step can be read from top to bottom.
+"""train_run(): a run as a function of its spec. The step can be read from top to bottom.
 
     forward, backward (per micro-batch)  ->  look at the gradients  ->  clip  ->  update  ->  commit the scales
 
@@ -21,23 +21,46 @@ import torch
 
 from altgrad.data.dataset import Dataset
 from altgrad.interventions import Intervened, Moment
-from altgrad.monitors import Replay, Report
+from altgrad.monitors import Metric, Replay, Report
 from altgrad.nn import Processes, commit
 from altgrad.spec import LocatedError
 from altgrad.store import Checkpoints, Run, RunFiles, RunStore, Sink, Tracker
 from altgrad.store.mirror import MirrorSink
 from altgrad.training import checkpoint
 from altgrad.training.evaluate import evaluate
-from altgrad.training.gradients import Gradients
+from altgrad.training.micro_batches import Gradients
+from altgrad.training.restore import resume
 from altgrad.training.run import RunSpec
 from altgrad.training.state import EDITION, TrainState
-from altgrad.training.twin import Twin, find_twin
+from altgrad.training.twin import TWIN_KEYS, Twin, find_twin
 
 Status = Literal["completed", "diverged", "interrupted"]
 FIRST_EDITION = (
     "This run was started by AltGrad's first edition. From here on, casts keep infinities and Kahan storage rounds its "
     "compensation to nearest; CHANGELOG lists every number that can differ."
 )
+
+LOG_KEYS: tuple[Metric, ...] = (
+    Metric("train/loss", "nats", "loss of the step, mean over its micro-batches", "mean NLL", "higher"),
+    Metric("train/lr", "lr", "peak learning rate times the schedule", "lr * factor(step)"),
+    Metric("train/gradient_norm", "gradient's own", "Euclidean norm, before clipping", "|g|", "higher"),
+    Metric("train/tokens", "count", "tokens trained on so far, padding aside", "sum of tokens"),
+    Metric("validation/loss", "nats", "of the weights that the forward uses", "sum NLL / targets, mean BCE", "higher"),
+    Metric("validation/perplexity", "ratio", "of the same", "exp(loss)", "higher"),
+    Metric("validation/bits_per_byte", "bits", "of the same, by byte of text", "NLL / (ln 2 * bytes)", "higher"),
+    Metric("validation/f1_*", "ratio", "micro, macro; likewise precision, recall", "p > 0.5, 0/0 = 0", "lower"),
+    Metric("validation/tuned_f1_*", "ratio", "micro, macro, at the best single threshold", "p > threshold", "lower"),
+    Metric("validation/threshold", "ratio", "the one with the highest micro F1", "argmax F1"),
+    Metric("validation/subset_accuracy", "ratio", "rows with exactly the right labels", "#(all equal) / rows", "lower"),
+    Metric("validation/hamming_loss", "ratio", "wrong decisions", "#wrong / (rows * labels)", "higher"),
+    Metric("validation/roc_auc_*", "ratio", "micro, macro over labels both there and not", "area", "lower"),
+    Metric("validation/pr_auc_*", "ratio", "micro, macro over labels that are there", "average precision", "lower"),
+    Metric("time/tokens_per_second", "1/s", "tokens over time since the last logged step", "tokens / s", "lower"),
+    Metric("time/median_tokens_per_second", "1/s", "over the run, its first tenth left out", "median", "lower"),
+    Metric("time/wall_seconds", "s", "since the run began, all sittings", "t"),
+    *TWIN_KEYS,
+)
+"""What is logged here, beside monitors, by whole key; a data set may add further validation numbers."""
 
 
 @dataclass(frozen=True)
@@ -49,9 +72,11 @@ class Outcome:
     step: int
     validation: dict[str, float]
     reason: str = ""
+    already: bool = False
+    """Whether it was completed before."""
 
 
-def train(
+def train_run(
     spec: RunSpec,
     run: Run,
     dataset: Dataset,
@@ -59,13 +84,14 @@ def train(
     device: torch.device | str = "cpu",
     sinks: Sequence[Sink] = (),
     interrupted: Callable[[], bool] = lambda: False,
+    until: int | None = None,
 ) -> Outcome:
     """Train `run` (already created in its store, with this resolved spec) from its newest checkpoint to the end.
 
     sinks: other places that metrics and events go to. interrupted: asked between steps and batches; when true, the
-    state is saved and the run ends `interrupted`. Raises LockedError if another process holds the run, CheckpointError
-    if it has checkpoints but none that verifies, DamagedError if its logs lack what its checkpoint saw, LocatedError
-    for a spec that does not fit the model or its twin.
+    state is saved and the run ends `interrupted`, as it does at step `until`. Raises LockedError if another process
+    holds the run, CheckpointError if it has checkpoints but none that verifies, DamagedError if its logs lack what its
+    checkpoint saw, LocatedError for a spec that does not fit the model or its twin.
 
     With a process group (torchrun), all its processes call this and train the run together; the first alone writes.
     """
@@ -75,23 +101,21 @@ def train(
     torch.set_num_threads(spec.threads)
     device = torch.device(device)
     if device.type == "cuda":
-        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # cuBLAS reads it at its first use
-        torch.use_deterministic_algorithms(True, warn_only=True)
-        # It would fill every new tensor with NaN first, one more kernel each; nothing here reads what it did not write.
-        torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
+        _compute_deterministically()
     with run.lock() if processes.is_first else nullcontext():
         snapshots = Checkpoints(run.checkpoints.folder, spec.keep)
         processes.words("the run is held")
         newest = snapshots.newest()
         twin = _twin(spec, run, dataset)
-        state = TrainState.build(spec, dataset, device, fresh=newest is None, twin=twin)
+        state = resume(spec, dataset, device, newest, twin)
         if newest is not None:
-            checkpoint.load(state, newest)
             run.check_logs(state.logged)
         state.watch.processes = processes
         processes.words("the checkpoint is read")
         if not processes.is_first:
-            return _Training(spec, run, dataset, state, twin, snapshots, None, Tracker(*sinks), interrupted).carry_on()
+            return _Training(
+                spec, run, dataset, state, twin, snapshots, None, Tracker(*sinks), interrupted, until
+            ).carry_on()
         files = RunFiles(run)
         tracker = Tracker(files, *sinks, *(MirrorSink(each, run) for each in spec.track))
         try:
@@ -104,13 +128,20 @@ def train(
                 tracker.event(state.step, "notice", FIRST_EDITION)
             begun = "resumed" if newest is not None else "started"
             tracker.event(state.step, begun, f"{begun} at step {state.step} of {spec.steps}", device=str(device))
-            return _Training(spec, run, dataset, state, twin, snapshots, files, tracker, interrupted).carry_on()
+            return _Training(spec, run, dataset, state, twin, snapshots, files, tracker, interrupted, until).carry_on()
         except Exception as error:
             with suppress(OSError, ValueError):  # where the disk is full or the folder gone, that is what must be told
                 run.update_meta(status="failed", reason=f"{type(error).__name__}: {error}")
             raise
         finally:
             tracker.close()
+
+
+def _compute_deterministically() -> None:
+    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # cuBLAS reads it at its first use
+    torch.use_deterministic_algorithms(True, warn_only=True)
+    # It would fill every new tensor with NaN first, one more kernel each; nothing here reads what it did not write.
+    torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
 
 
 def _twin(spec: RunSpec, run: Run, dataset: Dataset) -> Twin | None:
@@ -134,10 +165,12 @@ class _Training:
         files: RunFiles | None,
         tracker: Tracker,
         interrupted: Callable[[], bool],
+        until: int | None,
     ) -> None:
         self.spec, self.run, self.dataset, self.state, self.twin = spec, run, dataset, state, twin
         self.snapshots, self.files, self.tracker = snapshots, files, tracker
-        self.processes = processes = state.watch.processes
+        self.until, self.processes = until, state.watch.processes
+        processes = self.processes
         # Whoever was asked to stop, all do, after the same step.
         self.interrupted = interrupted if processes.size == 1 else lambda: processes.any(interrupted())
         self.began = time.perf_counter() - state.seconds
@@ -156,7 +189,7 @@ class _Training:
                 self.save()
             if last:
                 return self.stop("completed", "")
-            if self.interrupted():
+            if self.interrupted() or (self.until is not None and state.step >= self.until):
                 return self.stop("interrupted", "stopped on request")
             if reason := self.step():
                 return self.stop("diverged", reason)

@@ -99,7 +99,7 @@ class RunSpec(Spec):
     keep: Count = 2
     """How many checkpoints stay on disk."""
     engine: Literal["auto", "eager", "compiled"] = "auto"
-    """How casts run; auto is decided by `altgrad.training.resolution` when the run is first made."""
+    """How casts run; auto is decided by `altgrad.training.prepare` when the run is first made."""
     compile: Literal[False, "model"] = False
     """model: the whole model becomes one compiled graph, forward and backward, casts and monitors included."""
     threads: Count | None = None

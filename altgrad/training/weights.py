@@ -90,9 +90,7 @@ def _find(source: Path) -> tuple[WeightFolder, dict[str, Path]]:
     if not source.is_dir():
         raise ValueError(f"{source} is not there; give a run, a Hugging Face folder or a .safetensors file.")
     if Run(source).exists:
-        newest = Run(source).checkpoints.newest()
-        if newest is None:
-            raise ValueError(f"{source} is a run without a checkpoint; let it reach one first.")
+        newest = Run(source).newest_checkpoint()
         return WeightFolder((newest.file(MODEL),)), {"spec.yaml": source / "spec.yaml"}
     return weight_folder(source), _companions(source)
 

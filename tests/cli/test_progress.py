@@ -13,7 +13,6 @@ import pytest
 from altgrad.cli import progress
 from altgrad.cli.progress import ProgressListener, tokenising
 from altgrad.data.documents import SAMPLE, locate
-from altgrad.data.tokens import on_progress
 
 pytest.importorskip("tokenizers")
 
@@ -29,15 +28,13 @@ from altgrad.data.tokens import load_tokens, on_progress
 
 signal.signal(signal.SIGINT, signal.default_int_handler)  # tests in the background of a shell inherit it ignored
 progress._QUIET_SECONDS, progress._REDRAW_SECONDS = 0, 0
-with progress.tokenising():
-    if sys.argv[1] == "wait":
-        hear = on_progress.get()
-        def slowly(done, total):
-            hear(done, total)
-            if done > total * 0.7:
-                print("building", flush=True)
-                time.sleep(60)
-        on_progress.set(slowly)
+with progress.tokenising() as hear:
+    def slowly(done, total):
+        hear(done, total)
+        if done > total * 0.7:
+            print("building", flush=True)
+            time.sleep(60)
+    on_progress.set(slowly if sys.argv[1] == "wait" else hear)
     load_tokens(FileCorpus(Path(sys.argv[2]), "text"), BPE(bpe=300))
 """
 
@@ -121,15 +118,12 @@ def test_everything_is_as_it_was_afterwards(monkeypatch: pytest.MonkeyPatch, cap
         monkeypatch.setenv(variable, "1")
     before = signal.getsignal(signal.SIGTERM)
 
-    @tokenising()
     def fail_half_way() -> None:
-        hear = on_progress.get()
-        assert hear is not None
-        hear(5, 10)
-        raise ValueError("no file")
+        with tokenising() as hear:
+            hear(5, 10)
+            raise ValueError("no file")
 
     with pytest.raises(ValueError, match="no file"):
         fail_half_way()
-    assert on_progress.get() is None
     assert signal.getsignal(signal.SIGTERM) is before
     assert capfd.readouterr().err.startswith("tokenising: 50% of 10.0B of text, ")

@@ -1,4 +1,4 @@
-"""Claims about `altgrad train`, run as a user runs it: in a process of its own."""
+"""Claims about `altgrad train`, as a user runs it: in a process of its own where the claim is about one."""
 
 import json
 import os
@@ -10,7 +10,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from typer.testing import CliRunner
+from typer.testing import CliRunner, Result
 
 from altgrad.cli.main import app
 
@@ -38,10 +38,25 @@ Cli = Callable[..., subprocess.CompletedProcess[str]]
 
 
 @pytest.fixture
-def spec(tmp_path: Path) -> Path:
+def spec(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.chdir(tmp_path)
     path = tmp_path / "tiny.yaml"
     path.write_text(SPEC)
     return path
+
+
+@pytest.fixture
+def short(tmp_path: Path, spec: Path) -> Path:
+    """The spec on a text of a page, of which an evaluation is a moment."""
+    text = "\n\n".join(f"Article {number} shall apply from the day of its publication." for number in range(300))
+    (tmp_path / "page.txt").write_text(text)
+    spec.write_text(SPEC.replace("batch_size: 32", "source: page.txt, batch_size: 2"))
+    return spec
+
+
+def invoke(*arguments: str) -> Result:
+    """The command, in this process."""
+    return CliRunner().invoke(app, list(arguments))
 
 
 def test_one_command_trains_and_says_where_the_run_is(run_cli: Cli, spec: Path, tmp_path: Path) -> None:
@@ -57,10 +72,12 @@ def test_one_command_trains_and_says_where_the_run_is(run_cli: Cli, spec: Path, 
     meta = json.loads((run / "meta.json").read_text())
     assert meta["status"] == "completed" and meta["step"] == 6 and meta["device"] == "cpu"
     assert 0 < meta["quantised_parameters"] < meta["parameters"]
-    again = run_cli("train", spec.name, "--json")
-    assert again.returncode == 0 and json.loads(again.stdout)["status"] == "completed"
-    anew = run_cli("train", spec.name, "--resume", "never", "--set", "steps=6")
-    assert anew.returncode == 0 and (run.parent / f"{run.name}.old-1").is_dir()
+    again = invoke("train", spec.name, "--json")
+    assert again.exit_code == 0 and json.loads(again.stdout)["status"] == "completed"
+    assert "was completed before at step 6" in invoke("train", spec.name).stdout
+    anew = invoke("train", spec.name, "--resume", "never", "--set", "steps=6", "--json")
+    assert json.loads(anew.stdout)["step"] == 6 and "the earlier run is now" in anew.stderr
+    assert anew.exit_code == 0 and (run.parent / f"{run.name}.old-1").is_dir()
     assert _losses(run) == _losses(run.parent / f"{run.name}.old-1")
 
 
@@ -69,23 +86,23 @@ def _losses(run: Path) -> list[str]:
     return [float(row["train/loss"]).hex() for row in rows if "train/loss" in row]
 
 
-def test_dry_run_shows_every_cast_and_writes_nothing(run_cli: Cli, spec: Path, tmp_path: Path) -> None:
-    done = run_cli("train", spec.name, "--dry-run")
+def test_dry_run_shows_every_cast_and_writes_nothing(spec: Path, tmp_path: Path) -> None:
+    done = invoke("train", spec.name, "--dry-run")
     lines = done.stdout.splitlines()
-    assert done.returncode == 0 and len(lines) == 1 + 2 * 4 + 1 + 3
+    assert done.exit_code == 0 and len(lines) == 1 + 2 * 4 + 1 + 3
     assert all("rule 0 at tiny.yaml:7:5" in line for line in lines[1:9]) and "no rule matches" in lines[9]
     assert lines[1].split()[:3] == ["blocks.0.attention.qkv", "e4m3fn", "current"]
-    facts = json.loads(run_cli("train", spec.name, "--dry-run", "--json").stdout)
+    facts = json.loads(invoke("train", spec.name, "--dry-run", "--json").stdout)
     assert facts["layers"][0]["slots"]["grad_weight.grad_output"] == "e5m2 current"
     assert facts["quantised_parameters"] == 2 * (16 * 48 + 16 * 16 + 2 * 16 * 64)
     assert lines[-1].startswith("bytes: weights ") and facts["estimate"]["weights"] == 4 * facts["parameters"]
     assert sorted(path.name for path in tmp_path.iterdir()) == ["tiny.yaml"]
 
 
-def test_dry_run_shows_how_the_weight_of_a_tied_head_is_stored(run_cli: Cli, spec: Path) -> None:
+def test_dry_run_shows_how_the_weight_of_a_tied_head_is_stored(spec: Path) -> None:
     storage = 'storage: [{match: "[eh]*d.weight", kind: nearest, format: e4m3fn}]\n'
     spec.write_text(SPEC.replace("model: {", "model: {tied: true, ") + storage)
-    done = run_cli("train", spec.name, "--dry-run")
+    done = invoke("train", spec.name, "--dry-run")
     (head,) = (line for line in done.stdout.splitlines() if line.startswith("head "))
     assert "nearest e4m3fn" in head and "embed.weight is stored" not in done.stdout
 
@@ -106,36 +123,47 @@ def test_dry_run_shows_how_the_weight_of_a_tied_head_is_stored(run_cli: Cli, spe
     ],
 )
 def test_a_wrong_spec_is_one_line_and_leaves_nothing(
-    spec: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, change: dict[str, str], said: str
+    spec: Path, tmp_path: Path, change: dict[str, str], said: str
 ) -> None:
-    monkeypatch.chdir(tmp_path)
     text = SPEC
     for old, new in change.items():
         assert old in text
         text = text.replace(old, new)
     spec.write_text(text)
-    done = CliRunner().invoke(app, ["train", spec.name])
+    done = invoke("train", spec.name)
     assert done.exit_code == 2 and done.stdout == ""
     assert said in done.stderr and done.stderr.count("\n") == 1
     assert sorted(path.name for path in tmp_path.iterdir()) == ["tiny.yaml"]
 
 
-def test_numbers_are_yaml_1_2(run_cli: Cli, spec: Path) -> None:
-    done = run_cli("train", spec.name, "--dry-run", "--set", "optimizer.lr=3e-4", "--set", "optimizer.eps=1E-9")
-    assert done.returncode == 0, done.stderr
+def test_numbers_are_yaml_1_2(short: Path) -> None:
+    done = invoke("train", short.name, "--dry-run", "--set", "optimizer.lr=3e-4", "--set", "optimizer.eps=1E-9")
+    assert done.exit_code == 0, done.stderr
 
 
-def test_a_machine_without_the_device_is_exit_3(run_cli: Cli, spec: Path, tmp_path: Path) -> None:
-    done = run_cli("train", spec.name, "--device", "cuda:9")
-    assert done.returncode == 3 and done.stderr.startswith("--device cuda:9 is not here; this machine has cpu")
+def test_a_machine_without_the_device_is_exit_3(spec: Path, tmp_path: Path) -> None:
+    done = invoke("train", spec.name, "--device", "cuda:9")
+    assert (
+        done.exit_code == 3
+        and done.stderr.count("\n") == 1
+        and done.stderr.startswith("--device cuda:9 is not here; this machine has cpu")
+    )
     assert not (tmp_path / "runs").exists()
 
 
-def test_a_divergence_is_exit_4_and_recorded(run_cli: Cli, spec: Path, tmp_path: Path) -> None:
-    done = run_cli(
-        "train", spec.name, "--set", "optimizer.lr=1e30", "--set", "clip_norm=null", "--set", "precision=none", "--json"
+def test_a_divergence_is_exit_4_and_recorded(short: Path, tmp_path: Path) -> None:
+    done = invoke(
+        "train",
+        short.name,
+        "--set",
+        "optimizer.lr=1e30",
+        "--set",
+        "clip_norm=null",
+        "--set",
+        "precision=none",
+        "--json",
     )
-    assert done.returncode == 4
+    assert done.exit_code == 4
     facts = json.loads(done.stdout)
     assert facts["status"] == "diverged" and "not finite" in facts["reason"]
     assert json.loads((tmp_path / facts["run"] / "meta.json").read_text())["status"] == "diverged"
@@ -144,26 +172,25 @@ def test_a_divergence_is_exit_4_and_recorded(run_cli: Cli, spec: Path, tmp_path:
 @pytest.mark.parametrize(
     ("number", "code"), [(signal.SIGTERM, 75), pytest.param(signal.SIGINT, 130, marks=pytest.mark.long)]
 )
-def test_a_signal_saves_and_the_same_command_continues(
-    run_cli: Cli, spec: Path, tmp_path: Path, number: int, code: int
-) -> None:
-    long = ["--set", "steps=400", "--set", "evaluate_every=400"]
+def test_a_signal_saves_and_the_same_command_continues(short: Path, tmp_path: Path, number: int, code: int) -> None:
+    long = ["--set", "steps=400", "--set", "evaluate_every=400", "--set", "checkpoint_every=100"]
+    long += ["--set", "precision=none", "--set", "model.layers=1"]
     process = subprocess.Popen(
-        [sys.executable, "-m", "altgrad.cli.main", "train", spec.name, *long],
+        [sys.executable, "-m", "altgrad.cli.main", "train", short.name, *long],
         cwd=tmp_path, env=os.environ | {"PYTHONPATH": str(ROOT)}, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE,
     )  # fmt: skip
-    for _ in range(600):
+    for _ in range(6000):
         found = list((tmp_path / "runs").glob("demo/*/metrics.jsonl"))
         if found and found[0].read_text().count("train/loss") > 3:
             break
-        time.sleep(0.1)
+        time.sleep(0.01)
     process.send_signal(number)
     _, errors = process.communicate(timeout=60)
     assert process.returncode == code and errors == b""
     meta = json.loads((found[0].parent / "meta.json").read_text())
     assert meta["status"] == "interrupted" and 0 < meta["step"] < 400
-    shortly = run_cli("train", spec.name, *long, "--json", env={"PYTHONUNBUFFERED": "1"})
-    assert shortly.returncode == 0, shortly.stderr
+    resumed = invoke("train", short.name, *long, "--json")
+    assert resumed.exit_code == 0, resumed.stderr
     rows = [json.loads(line) for line in found[0].read_text().splitlines()]
     assert [row["step"] for row in rows if "train/loss" in row] == list(range(1, 401))
 
@@ -215,8 +242,8 @@ def test_a_hub_out_of_reach_is_told_before_torch_is_loaded(tmp_path: Path) -> No
     ],
 )
 def test_a_twin_or_an_intervention_that_cannot_be_is_one_line_and_writes_nothing(
-    run_cli: Cli, spec: Path, tmp_path: Path, change: str, message: str
+    short: Path, tmp_path: Path, change: str, message: str
 ) -> None:
-    result = run_cli("train", spec, "--set", change)
-    assert (result.returncode, result.stdout) == (2, "") and result.stderr.startswith(message)
+    result = invoke("train", str(short), "--set", change)
+    assert (result.exit_code, result.stdout) == (2, "") and result.stderr.startswith(message)
     assert result.stderr.count("\n") == 1 and not (tmp_path / "runs").exists()

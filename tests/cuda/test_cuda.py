@@ -16,7 +16,7 @@ from torch import Tensor
 from altgrad.formats import CATALOG, FloatFormat, Rounding
 from altgrad.quantize import Quantizer, round_to
 from altgrad.quantize.engine import cast_values, serves
-from altgrad.training import RunSpec, train
+from altgrad.training import RunSpec, train_run
 from tests.training.running import after, lines
 from tests.training.test_optimizers import LEGAL, SMALL, dataset, spec_of, trains_and_resumes  # noqa: F401
 from tests.training.test_watched_runs import ALL, start, weights
@@ -108,7 +108,7 @@ def test_every_legal_combination_trains_and_resumes_bit_for_bit(
     storage: str,
     fmt: str,
 ) -> None:
-    on_gpu: Callable[..., Any] = lambda *a, **k: train(*a, **k, device=DEVICE)  # noqa: E731
+    on_gpu: Callable[..., Any] = lambda *a, **k: train_run(*a, **k, device=DEVICE)  # noqa: E731
     monkeypatch.setattr("tests.training.test_optimizers.train", on_gpu)
     spec = spec_of(optimizer, storage, fmt, *SMALL, "steps=5", "checkpoint_every=3")
     trains_and_resumes(spec, dataset, tmp_path, 3)
@@ -119,14 +119,14 @@ def test_a_run_with_every_monitor_resumes_to_the_same_numbers_and_tells_what_it_
     dataset: Any,  # noqa: F811
 ) -> None:
     spec, whole = start(tmp_path / "whole", ALL)
-    assert train(spec, whole, dataset, device=DEVICE).status == "completed"
+    assert train_run(spec, whole, dataset, device=DEVICE).status == "completed"
     spec, stopped = start(tmp_path / "stopped", ALL)
-    assert train(spec, stopped, dataset, device=DEVICE, interrupted=after(5)).status == "interrupted"
-    assert train(spec, stopped, dataset, device=DEVICE).status == "completed"
+    assert train_run(spec, stopped, dataset, device=DEVICE, interrupted=after(5)).status == "interrupted"
+    assert train_run(spec, stopped, dataset, device=DEVICE).status == "completed"
     assert lines(stopped) == lines(whole)
     assert weights(stopped, "model", "optimizer", "monitors") == weights(whole, "model", "optimizer", "monitors")
     spec, here = start(tmp_path / "here", ALL)
-    train(spec, here, dataset)
+    train_run(spec, here, dataset)
     there, known = (
         {re.sub(r"binade_-?\d+", "binade", key) for row in run.metrics() for key in row if not key.startswith("time/")}
         for run in (whole, here)
@@ -143,7 +143,7 @@ def test_a_run_without_dropout_has_the_losses_of_the_cpu(tmp_path: Path, short_d
     found = {}
     for device in ("cpu", DEVICE):
         run = _run(tmp_path / device, spec)
-        assert train(spec, run, held, device=device).status == "completed"
+        assert train_run(spec, run, held, device=device).status == "completed"
         found[device] = [row["train/loss"] for row in run.metrics() if "train/loss" in row]
     assert found[DEVICE] == pytest.approx(found["cpu"], abs=2e-3 if precision == "rules" else 2e-5)
 

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from altgrad.store import Run, RunStore, run_id
-from altgrad.training import RunSpec, train
+from altgrad.training import RunSpec, train_run
 
 TINY = """
 project: tests
@@ -35,7 +35,7 @@ def made(folder: Path, *sets: str) -> Run:
     dataset = spec.data.build(spec.seed, spec.model.context)
     whole = dataset.evaluation
     dataset.evaluation = lambda split: list(whole(split))[:2]  # type: ignore[method-assign]
-    train(spec, run, dataset)
+    train_run(spec, run, dataset)
     return run
 
 

@@ -16,13 +16,13 @@ from altgrad.diagnosis.attribution import (
     mean_attribution,
     recorded_step,
 )
-from altgrad.diagnosis.restored import Restored, restore
 from altgrad.diagnosis.sites import Held, casts_as, slots_by_site, specs_as
 from altgrad.diagnosis.variants import take, variants
 from altgrad.formats import FloatFormat
 from altgrad.nn import casts_off
 from altgrad.quantize import QuantizerSpec
 from altgrad.store import Run
+from altgrad.training.restore import Restored, restore
 
 MIXED = ("e4m3fn", "e5m2", "e3m4", "e2m1", "e2m3", "e3m2", "e0m3", "e7m0")
 

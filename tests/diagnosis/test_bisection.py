@@ -8,11 +8,11 @@ from typing import Any
 import pytest
 
 from altgrad.diagnosis.bisection import Bisection, require_alike, search, siblings_of, smallest_set
-from altgrad.diagnosis.restored import Restored, restore
 from altgrad.diagnosis.sites import quantised_layers
 from altgrad.nn import PrecisionPolicy, dequantize_model, quantize_model
 from altgrad.store import Run
 from altgrad.training import RunSpec
+from altgrad.training.restore import Restored, restore
 
 LAYERS = [
     f"blocks.{block}.{leaf}" for block in (0, 1) for leaf in ("attention.qkv", "attention.proj", "mlp.up", "mlp.down")

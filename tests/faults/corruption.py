@@ -24,7 +24,7 @@ from altgrad.quantize.packed import load_quantized
 from altgrad.reports.reading import read
 from altgrad.store import CheckpointError, Run, RunStore
 from altgrad.store.index import summaries
-from altgrad.training import RunSpec, train
+from altgrad.training import RunSpec, train_run
 from tests.faults.campaign import Damage, Figures, damages, spec_text, words_file
 
 CONTINUED_EVERY = 25
@@ -61,7 +61,7 @@ class Scene:
 
     def carry_on(self, run: Run, stop: int | None = None) -> Run:
         """Train to the end, or until `stop` steps are done."""
-        train(self.spec, run, self.data, interrupted=lambda: stop is not None and run.last().get("step", 0) >= stop)
+        train_run(self.spec, run, self.data, interrupted=lambda: stop is not None and run.last().get("step", 0) >= stop)
         return run
 
     def copy(self) -> Run:

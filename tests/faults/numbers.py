@@ -25,7 +25,7 @@ from altgrad.reports.sources import load_project
 from altgrad.spec import LocatedError, SpecError
 from altgrad.store import RunFiles, RunStore
 from altgrad.store.files import decode, json_line, row_of
-from altgrad.training import RunSpec, train
+from altgrad.training import RunSpec, train_run
 from tests.faults.campaign import Figures, spec_text, words_file
 from tests.faults.corruption import told
 from tests.monitors.conftest import MAKERS
@@ -199,7 +199,7 @@ def runs(seed: int, count: int, folder: Path) -> Figures:
             data: Any = spec.data.build(0, 16)
             whole = data.evaluation
             data.evaluation = _short(whole)
-            outcome = train(spec, run, data)
+            outcome = train_run(spec, run, data)
             told(run)
         except LocatedError:
             figures.add("refused by name")

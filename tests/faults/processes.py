@@ -16,9 +16,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from altgrad.cli.main import app
-from altgrad.cli.worker import warm_up
+from altgrad.training.prepare import load_all
 
-_warm = functools.cache(warm_up)
+_warm = functools.cache(load_all)
 
 
 @dataclass

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from altgrad.store import Run, RunStore
-from altgrad.training import Outcome, RunSpec, train
+from altgrad.training import Outcome, RunSpec, train_run
 from altgrad.training.state import TrainState
 
 SMALL = """
@@ -91,7 +91,7 @@ def trial(tmp_path: Path, dataset: Any, monkeypatch: pytest.MonkeyPatch) -> Call
             return states[-1]
 
         monkeypatch.setattr(TrainState, "build", build)
-        outcome = train(spec, run, dataset, interrupted=lambda: bool(stop) and states[-1].step + 1 == stop)
+        outcome = train_run(spec, run, dataset, interrupted=lambda: bool(stop) and states[-1].step + 1 == stop)
         return Trial(run, outcome)
 
     return make

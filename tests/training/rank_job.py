@@ -9,7 +9,7 @@ from typing import Any
 import torch.distributed as dist
 
 from altgrad.store import RunStore
-from altgrad.training import RunSpec, train
+from altgrad.training import RunSpec, train_run
 
 TINY = """
 project: ranks
@@ -44,7 +44,7 @@ def run_case(folder: Path, name: str, sets: list[str], stop: int | None) -> None
     # Asked once in the evaluation before training and once before each step; by the last rank alone.
     last = not dist.is_initialized() or dist.get_rank() == dist.get_world_size() - 1
     left = iter(range(1 + (stop if stop is not None and last else 1 << 30)))
-    train(spec, run, DATA[kind], interrupted=lambda: next(left, None) is None)
+    train_run(spec, run, DATA[kind], interrupted=lambda: next(left, None) is None)
 
 
 if __name__ == "__main__":

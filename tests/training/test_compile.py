@@ -10,7 +10,7 @@ from torch._dynamo.utils import counters
 
 from altgrad.nn import commit
 from altgrad.store import Run
-from altgrad.training import RunSpec, train
+from altgrad.training import RunSpec, train_run
 from altgrad.training.state import TrainState
 
 # torch.compile warns of what it does itself.
@@ -82,7 +82,7 @@ def test_compiled_by_inductor_a_run_is_the_same_within_rounding(tmp_path: Path, 
         spec = RunSpec.parse(SPEC, sets=[f"compile={choice}"])
         data = short_data(spec)
         run = Run(tmp_path / "tests" / choice).create(spec.to_yaml(), {"steps": spec.steps})
-        assert train(spec, run, data).status == "completed"
+        assert train_run(spec, run, data).status == "completed"
         found[choice] = list(run.metrics())
     assert counters["stats"]["unique_graphs"] == 2 and not counters["graph_break"]
     for plain, compiled in zip(found["false"], found["model"], strict=True):

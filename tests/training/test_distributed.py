@@ -17,7 +17,7 @@ from altgrad.monitors import Context
 from altgrad.nn import PrecisionPolicy, Processes, check_passes, commit, quantize_model, quantizers
 from altgrad.spec import LocatedError
 from altgrad.store import Run, RunStore
-from altgrad.training import RunSpec, train
+from altgrad.training import RunSpec, train_run
 from altgrad.watching import MonitorSet
 from tests.training.rank_job import TINY, run_case
 
@@ -196,7 +196,7 @@ def test_micro_batches_that_cannot_be_dealt_out_are_refused(tmp_path: Path, monk
     monkeypatch.setattr(Processes, "present", classmethod(lambda cls: cls(0, 3)))
     spec = RunSpec.parse(TINY)
     with pytest.raises(LocatedError, match="accumulate is 2, on 3 processes; .* a multiple of 3") as error:
-        train(spec, Run(tmp_path), None)  # type: ignore[arg-type]
+        train_run(spec, Run(tmp_path), None)  # type: ignore[arg-type]
     assert error.value.location == ("accumulate",)
 
 
@@ -207,7 +207,7 @@ def test_an_intervention_that_sees_one_ranks_micro_batches_is_refused(
     spec.check_processes(Processes())
     monkeypatch.setattr(Processes, "present", classmethod(lambda cls: cls(0, 2)))
     with pytest.raises(LocatedError, match="mantissa_shift decides by one process's .*, and 2 processes") as error:
-        train(spec, Run(tmp_path), None)  # type: ignore[arg-type]
+        train_run(spec, Run(tmp_path), None)  # type: ignore[arg-type]
     assert error.value.location == ("interventions", 1)
 
 

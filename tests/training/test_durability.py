@@ -17,7 +17,7 @@ import pytest
 import torch
 
 from altgrad.store import Checkpoints, Run
-from altgrad.training import RunSpec, checkpoint, train
+from altgrad.training import RunSpec, checkpoint, train_run
 from altgrad.training.state import TrainState
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -45,13 +45,13 @@ import sys
 from itertools import islice
 from pathlib import Path
 from altgrad.store import RunStore
-from altgrad.training import RunSpec, train
+from altgrad.training import RunSpec, train_run
 spec = RunSpec.load(sys.argv[1])
 data = spec.data.build(spec.seed, spec.model.context)
 whole = data.evaluation
 data.evaluation = lambda split: islice(whole(split), 2)
 run = RunStore(Path(sys.argv[2])).run("kills", "run")
-train(spec, run if run.exists else run.create(spec.to_yaml(), {"steps": spec.steps}), data)
+train_run(spec, run if run.exists else run.create(spec.to_yaml(), {"steps": spec.steps}), data)
 """
 
 
@@ -118,7 +118,7 @@ def snapshots(tmp_path_factory: pytest.TempPathFactory) -> Checkpoints:
     whole = data.evaluation
     data.evaluation = lambda split: islice(whole(split), 2)
     run = Run(tmp_path_factory.mktemp("runs") / "kills" / "run").create(spec.to_yaml(), {"steps": 4})
-    train(spec, run, data)
+    train_run(spec, run, data)
     return run.checkpoints
 
 
@@ -188,8 +188,8 @@ def test_a_run_whose_folder_was_taken_away_is_not_begun_again_in_its_place(tmp_p
 
     data.batch = moved
     with pytest.raises(FileNotFoundError, match="checkpoints"):
-        train(spec, run, data)
+        train_run(spec, run, data)
     assert not run.path.exists()
     (tmp_path / "away").rename(run.path)
     data.batch = batch
-    assert train(spec, run, data).status == "completed"
+    assert train_run(spec, run, data).status == "completed"

@@ -13,7 +13,7 @@ from altgrad.document import Document
 from altgrad.spec import LocatedError, SpecError
 from altgrad.store import CheckpointError, DamagedError, Run, RunStore, run_id
 from altgrad.symptoms import PHASES
-from altgrad.training import Outcome, RunSpec, train
+from altgrad.training import Outcome, RunSpec, train_run
 from altgrad.training.state import TrainState
 from tests.training.running import after, lines
 
@@ -59,7 +59,7 @@ def test_a_run_is_a_function_of_its_spec(tmp_path: Path, dataset: Any) -> None:
     made = []
     for folder in ("a", "b"):
         spec, run = make(tmp_path / folder)
-        assert train(spec, run, dataset).status == "completed"
+        assert train_run(spec, run, dataset).status == "completed"
         made.append((lines(run), weights(run)))
     assert made[0] == made[1]
 
@@ -69,26 +69,26 @@ def test_stopped_and_resumed_at_any_step_is_the_same_run(
     tmp_path: Path, dataset: Any, variant: tuple[str, ...]
 ) -> None:
     spec, run = make(tmp_path / "whole", *variant)
-    train(spec, run, dataset)
+    train_run(spec, run, dataset)
     whole = lines(run), weights(run)
     steps = range(1, spec.steps + 1) if not variant else (1, 6)
     for step in steps:
         spec, run = make(tmp_path / f"stopped-{step}", *variant)
         # Three batches of evaluation, then one question before each step.
-        first = train(spec, run, dataset, interrupted=after(3 + step))
+        first = train_run(spec, run, dataset, interrupted=after(3 + step))
         assert (first.status, first.step) == ("interrupted", step - 1)
-        assert train(spec, run, dataset).status == "completed"
+        assert train_run(spec, run, dataset).status == "completed"
         assert (lines(run), weights(run)) == whole
 
 
 def test_stopped_at_every_step_in_turn_is_the_same_run(tmp_path: Path, dataset: Any) -> None:
     spec, run = make(tmp_path / "whole")
-    train(spec, run, dataset)
+    train_run(spec, run, dataset)
     spec, stopped = make(tmp_path / "stopped")
     sittings = 0
-    while train(spec, stopped, dataset, interrupted=after(2)).status == "interrupted" and sittings < 100:
+    while train_run(spec, stopped, dataset, interrupted=after(2)).status == "interrupted" and sittings < 100:
         sittings += 1
-    assert sittings > spec.steps and train(spec, stopped, dataset).status == "completed"
+    assert sittings > spec.steps and train_run(spec, stopped, dataset).status == "completed"
     assert lines(stopped) == lines(run)
 
 
@@ -107,12 +107,12 @@ def test_a_run_that_died_goes_back_to_its_checkpoint(tmp_path: Path, dataset: An
         return ask
 
     spec, run = make(tmp_path / "whole")
-    train(spec, run, dataset)
+    train_run(spec, run, dataset)
     for step in (0, 1, 3, 4, 5, 11):
         spec, dead = make(tmp_path / f"dead-{step}")
         with pytest.raises(Death):
-            train(spec, dead, dataset, interrupted=die_at(step + 1))
-        assert train(spec, dead, dataset).status == "completed"
+            train_run(spec, dead, dataset, interrupted=die_at(step + 1))
+        assert train_run(spec, dead, dataset).status == "completed"
         assert (lines(dead), weights(dead)) == (lines(run), weights(run))
 
 
@@ -120,7 +120,7 @@ def test_monitors_change_nothing(tmp_path: Path, dataset: Any) -> None:
     found = []
     for monitors in ("[]", "[{kind: range, every: 1}, finite]"):
         spec, run = make(tmp_path, f"monitors={monitors}")
-        train(spec, run, dataset)
+        train_run(spec, run, dataset)
         kept = [{k: v for k, v in row.items() if not k.startswith("range/")} for row in lines(run)]
         found.append((kept, weights(run)))
     assert found[0] == found[1]
@@ -132,7 +132,7 @@ def test_uniform_grids_of_e0m7_and_e1m6_train_alike(tmp_path: Path, dataset: Any
     for name in ("e0m7", "e1m6"):
         sets = [f"precision.rules.0.{operand}.format={name}" for operand in ("weight", "input", "grad_output")]
         spec, run = make(tmp_path, *sets, "monitors=[finite]")
-        train(spec, run, dataset)
+        train_run(spec, run, dataset)
         found.append((lines(run), run))
     assert found[0][0] == found[1][0]
 
@@ -141,18 +141,18 @@ def test_accumulation_is_the_large_batch_within_rounding(tmp_path: Path, dataset
     """Two micro-batches of 2 against one batch of 4 of the same examples, unquantised."""
     sets = ["precision=none", "steps=6"]
     spec, run = make(tmp_path, *sets, "accumulate=2")
-    train(spec, run, dataset)
+    train_run(spec, run, dataset)
     large_spec, large = make(tmp_path, *sets, "data.batch_size=4")
     big = large_spec.data.build(large_spec.seed, large_spec.model.context)
     big.evaluation = lambda split: iter([next(type(big).evaluation(big, split))])  # type: ignore[method-assign]
-    train(large_spec, large, big)
+    train_run(large_spec, large, big)
     losses = [[row["train/loss"] for row in each.metrics(["train/loss"])] for each in (run, large)]
     assert losses[0] == pytest.approx(losses[1], rel=1e-5)
 
 
 def test_the_loss_falls_on_real_text(tmp_path: Path, dataset: Any) -> None:
     spec, run = make(tmp_path, "steps=60", "optimizer.lr=1e-2")
-    outcome = train(spec, run, dataset)
+    outcome = train_run(spec, run, dataset)
     losses = [row["train/loss"] for row in run.metrics(["train/loss"])]
     # Over eight seeds: the first loss 5.555, sd 0.014; training falls by 2.42, sd 0.10, validation by 1.97, sd 0.08.
     assert losses[0] == pytest.approx(math.log(256), abs=0.01 + 3 * 0.014)
@@ -163,7 +163,7 @@ def test_the_loss_falls_on_real_text(tmp_path: Path, dataset: Any) -> None:
 
 def test_a_run_that_diverges_is_a_result(tmp_path: Path, dataset: Any) -> None:
     spec, run = make(tmp_path, "optimizer.lr=1e30", "clip_norm=null", "precision=none", "checkpoint_every=1")
-    outcome = train(spec, run, dataset)
+    outcome = train_run(spec, run, dataset)
     assert outcome.status == "diverged" and "not finite" in outcome.reason
     assert run.meta()["status"] == "diverged" and run.meta()["step"] == outcome.step
     alarm, stopped = list(run.events())[-2:]
@@ -178,26 +178,26 @@ def test_a_run_that_diverges_is_a_result(tmp_path: Path, dataset: Any) -> None:
 def test_a_damaged_checkpoint_falls_back_to_the_one_before(tmp_path: Path, dataset: Any) -> None:
     spec, run = make(tmp_path)
     whole, _ = make(tmp_path / "whole")[1], None
-    train(spec, whole, dataset)
-    train(spec, run, dataset, interrupted=after(3 + 10))
+    train_run(spec, whole, dataset)
+    train_run(spec, run, dataset, interrupted=after(3 + 10))
     newest = run.checkpoints.newest()
     assert newest is not None and newest.step == 9
     damaged = bytearray(newest.file("model.safetensors").read_bytes())
     damaged[len(damaged) // 2] ^= 1
     newest.file("model.safetensors").write_bytes(damaged)
-    assert train(spec, run, dataset).status == "completed"
+    assert train_run(spec, run, dataset).status == "completed"
     assert lines(run) == lines(whole)
     assert any("passed over" in event["message"] for event in run.events())
 
 
 def test_no_usable_checkpoint_is_an_error_and_not_a_fresh_start(tmp_path: Path, dataset: Any) -> None:
     spec, run = make(tmp_path, "keep=1")
-    train(spec, run, dataset, interrupted=after(3 + 5))
+    train_run(spec, run, dataset, interrupted=after(3 + 5))
     newest = run.checkpoints.newest()
     assert newest is not None
     newest.file("state.json").write_text("{}")
     with pytest.raises(CheckpointError, match="no checkpoint"):
-        train(spec, run, dataset)
+        train_run(spec, run, dataset)
 
 
 @pytest.mark.parametrize("name", ["metrics.jsonl", "events.jsonl"])
@@ -206,7 +206,7 @@ def test_a_log_that_lacks_what_its_checkpoint_saw_is_not_continued(
     tmp_path: Path, dataset: Any, name: str, damage: str
 ) -> None:
     spec, run = make(tmp_path)
-    train(spec, run, dataset, interrupted=after(3 + 7))
+    train_run(spec, run, dataset, interrupted=after(3 + 7))
     lines = (run.path / name).read_bytes().splitlines(keepends=True)
     changed = {
         "digit": b"".join([lines[0].replace(b'"step": 0', b'"step": 1'), *lines[1:]]),
@@ -214,13 +214,13 @@ def test_a_log_that_lacks_what_its_checkpoint_saw_is_not_continued(
     }  # fmt: skip
     (run.path / name).write_bytes(changed[damage])
     with pytest.raises(DamagedError, match=name):
-        train(spec, run, dataset)
+        train_run(spec, run, dataset)
     assert (run.path / name).read_bytes() == changed[damage], "what is left stays for whoever looks"
 
 
 def test_the_stored_spec_is_the_resolved_one(tmp_path: Path, dataset: Any) -> None:
     spec, run = make(tmp_path)
-    train(spec, run, dataset)
+    train_run(spec, run, dataset)
     assert RunSpec.parse(run.spec_text()) == spec
     assert "threads: 1" in run.spec_text() and "engine: eager" in run.spec_text()
 
@@ -237,7 +237,7 @@ def test_rules_that_do_not_fit_the_model_say_where(
 ) -> None:
     spec, run = make(tmp_path, change)
     with pytest.raises(LocatedError) as error:
-        train(spec, run, dataset)
+        train_run(spec, run, dataset)
     assert error.value.location == location
 
 
@@ -266,7 +266,7 @@ def test_specs_may_be_json(tmp_path: Path) -> None:
 
 def test_throughput_and_time_are_logged(tmp_path: Path, dataset: Any) -> None:
     spec, run = make(tmp_path)
-    outcome: Outcome = train(spec, run, dataset)
+    outcome: Outcome = train_run(spec, run, dataset)
     last = run.last("time/median_tokens_per_second", "time/wall_seconds", "train/tokens")
     assert outcome.status == "completed" and last["train/tokens"] == 12 * 2 * 16
     assert last["time/median_tokens_per_second"] > 0 and last["time/wall_seconds"] > 0
@@ -275,9 +275,9 @@ def test_throughput_and_time_are_logged(tmp_path: Path, dataset: Any) -> None:
 
 def test_a_run_can_start_from_another_runs_weights(tmp_path: Path, dataset: Any) -> None:
     spec, first = make(tmp_path)
-    train(spec, first, dataset)
+    train_run(spec, first, dataset)
     spec, second = make(tmp_path, f"init_from={first.path}", "precision=none", "steps=2", "schedule.warmup=0")
-    train(spec, second, dataset)
+    train_run(spec, second, dataset)
     start, *_, ended = (row["validation/loss"] for row in first.metrics(["validation/loss"]))
     began = next(row["validation/loss"] for row in second.metrics(["validation/loss"]))
     # Over eight seeds the first run falls by 0.486, sd 0.061; taking its casts off moves it by 0.0000, sd 0.0001.
@@ -288,7 +288,7 @@ def test_a_power_of_two_loss_scale_changes_no_bit_in_float32(tmp_path: Path, dat
     found = []
     for scale in ("1", "1024"):
         spec, run = make(tmp_path, "precision=none", f"loss_scale={scale}")
-        train(spec, run, dataset)
+        train_run(spec, run, dataset)
         found.append(lines(run))
     assert found[0] == found[1]
 
@@ -298,7 +298,7 @@ def test_a_loss_scale_lifts_gradients_out_of_underflow(tmp_path: Path, dataset: 
     rates = []
     for scale in ("1", "4096"):
         spec, run = make(tmp_path, unscaled, f"loss_scale={scale}", "steps=3")
-        train(spec, run, dataset)
+        train_run(spec, run, dataset)
         last = run.last("range/blocks.0.mlp.up/grad_output/underflow_rate")
         rates.append(last["range/blocks.0.mlp.up/grad_output/underflow_rate"])
     assert rates[0] > 0.0142 - 3 * 0.0030 and rates[1] < rates[0] / 10  # 0 in each of eight seeds
@@ -325,8 +325,8 @@ def test_a_run_of_the_first_edition_goes_on_and_says_so_once(
     record = TrainState.record
     with monkeypatch.context() as patched:
         patched.setattr(TrainState, "record", lambda self: {k: v for k, v in record(self).items() if k != "edition"})
-        assert train(spec, run, dataset, interrupted=after(5)).status == "interrupted"
+        assert train_run(spec, run, dataset, interrupted=after(5)).status == "interrupted"
     for calls in (3, 3, 1000):
-        train(spec, run, dataset, interrupted=after(calls))
+        train_run(spec, run, dataset, interrupted=after(calls))
     said = [event for event in run.events() if "first edition" in event["message"]]
     assert run.status == "completed" and len(said) == 1 and said[0]["event"] == "notice"

@@ -16,7 +16,7 @@ from altgrad.optim import OptimizerSpec, Storage
 from altgrad.quantize import round_to
 from altgrad.spec import LocatedError
 from altgrad.store import Run
-from altgrad.training import RunSpec, train
+from altgrad.training import RunSpec, train_run
 from altgrad.training.state import TrainState
 from tests.training.running import after
 
@@ -77,9 +77,9 @@ def trains_and_resumes(spec: RunSpec, dataset: Any, folder: Path, stop_after: in
         run = Run(folder / name).create(spec.to_yaml(), {"steps": spec.steps})
         if name == "stopped":
             # Two batches of evaluation come before the first step.
-            first = train(spec, run, dataset, interrupted=after(2 + stop_after))
+            first = train_run(spec, run, dataset, interrupted=after(2 + stop_after))
             assert first.status in ("interrupted", "diverged")
-        outcome = train(spec, run, dataset)
+        outcome = train_run(spec, run, dataset)
         assert outcome.status == "completed" or (outcome.status == "diverged" and outcome.reason)
         runs.append((outcome.status, told(run), tensors(run)))
     assert runs[0] == runs[1]
@@ -133,7 +133,7 @@ def test_e0m7_and_e1m6_storage_are_one_run(tmp_path: Path, dataset: Any) -> None
     for fmt in ("e0m7f", "e1m6f"):
         spec = spec_of("manifold_adamw", "stochastic", fmt, *SMALL, "steps=8", "checkpoint_every=8")
         run = Run(tmp_path / fmt).create(spec.to_yaml(), {"steps": spec.steps})
-        assert train(spec, run, dataset).status == "completed"
+        assert train_run(spec, run, dataset).status == "completed"
         lines = [{k: v for k, v in row.items() if not k.startswith(("range/",))} for row in told(run)]
         found.append((lines, tensors(run)["model.safetensors"]))
     assert found[0] == found[1]

@@ -12,10 +12,11 @@ import torch
 from altgrad.data.labels import LabelsSpec
 from altgrad.spec import SpecError
 from altgrad.store import Run, RunStore, run_id
-from altgrad.training import RunSpec, train
-from altgrad.training.export import export
-from altgrad.training.held_out import judge, restored, same_data
-from altgrad.training.lineage import earlier_sources, leak_warning
+from altgrad.training import RunSpec, train_run
+from altgrad.training.evaluate import evaluate_run
+from altgrad.training.initial import earlier_sources, leak_warning
+from altgrad.training.restore import restore, same_data
+from altgrad.training.trained_run import TrainedRun
 from tests.training.running import after, lines
 
 SPEC = """
@@ -84,7 +85,7 @@ def test_every_format_optimizer_and_resume_point_sees_the_same_batches_in_the_sa
     for arm, sets in ARMS.items():
         spec, run, dataset = make(tmp_path / arm, file, *sets)
         orders[arm] = watched(dataset)
-        assert train(spec, run, dataset).status == "completed"
+        assert train_run(spec, run, dataset).status == "completed"
     assert len(orders["float32"]) == 8 and len(set(orders["float32"])) > 4
     assert orders["twice"][:8] == orders["float32"] and len(orders.pop("twice")) == 16
     assert all(order == orders["float32"] for order in orders.values())
@@ -92,24 +93,24 @@ def test_every_format_optimizer_and_resume_point_sees_the_same_batches_in_the_sa
         spec, run, dataset = make(tmp_path / f"stopped-{stop}", file, FP8)
         seen = watched(dataset)
         # Two batches of evaluation, then one question before each step.
-        assert train(spec, run, dataset, interrupted=after(2 + stop)).step == stop - 1
-        assert train(spec, run, dataset).status == "completed"
+        assert train_run(spec, run, dataset, interrupted=after(2 + stop)).step == stop - 1
+        assert train_run(spec, run, dataset).status == "completed"
         assert seen == orders["fp8"]
 
 
 @pytest.mark.parametrize("arm", ["fp8", "manifold", "dropout", "twice"])
 def test_stopped_and_resumed_is_the_same_run(tmp_path: Path, file: Path, arm: str) -> None:
     spec, whole, dataset = make(tmp_path / "whole", file, *ARMS[arm])
-    train(spec, whole, dataset)
+    train_run(spec, whole, dataset)
     spec, run, dataset = make(tmp_path / "stopped", file, *ARMS[arm])
-    assert train(spec, run, dataset, interrupted=after(6)).status == "interrupted"
-    assert train(spec, run, dataset).status == "completed"
+    assert train_run(spec, run, dataset, interrupted=after(6)).status == "interrupted"
+    assert train_run(spec, run, dataset).status == "completed"
     assert lines(run) == lines(whole)
 
 
 def test_an_outcome_has_the_scores_of_the_task_and_tokens_without_padding(tmp_path: Path, file: Path) -> None:
     spec, run, dataset = make(tmp_path, file)
-    outcome = train(spec, run, dataset)
+    outcome = train_run(spec, run, dataset)
     names = {"loss", "f1_micro", "f1_macro", "tuned_f1_micro", "tuned_f1_macro"}
     assert set(outcome.validation) == {f"validation/{name}" for name in names}
     assert run.last("train/tokens")["train/tokens"] == sum(dataset.batch(i).tokens for i in range(8))
@@ -119,8 +120,8 @@ def test_an_outcome_has_the_scores_of_the_task_and_tokens_without_padding(tmp_pa
 def test_a_small_encoder_in_fp8_learns_what_there_is_to_learn(tmp_path: Path, file: Path) -> None:
     """In each of eight seeds F1 is 1, with a loss of 0.17, sd 0.06; at twice the rate it is 0.05 to 0.51."""
     spec, run, dataset = make(tmp_path, file, FP8, "steps=60", "optimizer.lr=5e-3", "monitors=[finite, rank]")
-    train(spec, run, dataset)
-    judged = judge(run)
+    train_run(spec, run, dataset)
+    judged = evaluate_run(run)
     assert judged.found["loss"] < 0.17 + 3 * 0.06
     assert judged.found["f1_micro"] == judged.found["f1_macro"] == 1 and judged.step == 60
     assert {row["label"]: row["f1"] for row in judged.table} == {"any": 1, "penalty": 1, "scope": 1}
@@ -129,24 +130,24 @@ def test_a_small_encoder_in_fp8_learns_what_there_is_to_learn(tmp_path: Path, fi
 
 def test_a_held_out_split_is_judged_with_validations_threshold(tmp_path: Path, file: Path) -> None:
     spec, run, dataset = make(tmp_path, file)
-    train(spec, run, dataset)
-    judged = judge(run)
+    train_run(spec, run, dataset)
+    judged = evaluate_run(run)
     assert judged.found["threshold"] == judged.validation["threshold"]
     assert judged.validation["f1_micro"] == run.last("validation/f1_micro")["validation/f1_micro"]
-    assert judge(run, "validation").found == judged.validation
+    assert evaluate_run(run, "validation").found == judged.validation
     with pytest.raises(ValueError, match="device nowhere is not here"):
-        judge(run, device="nowhere")
+        evaluate_run(run, device="nowhere")
 
 
 def test_data_that_changed_under_a_run_is_noticed(tmp_path: Path, file: Path) -> None:
     copy = tmp_path / "rows.jsonl"
     copy.write_text(file.read_text())
     spec, run, dataset = make(tmp_path / "runs", copy)
-    train(spec, run, dataset)
+    train_run(spec, run, dataset)
     same_data(run, dataset)
     copy.write_text(file.read_text().replace("fine", "FINE"))
     with pytest.raises(ValueError, match=r"rows\.jsonl is not what run .* was made with .*put the file back"):
-        restored(run)
+        restore(run)
 
 
 def test_a_model_of_one_task_does_not_take_the_data_of_the_other() -> None:
@@ -191,16 +192,16 @@ def test_a_model_of_transformers_is_a_run_like_any_other(tmp_path: Path, file: P
     transformers = pytest.importorskip("transformers")
     text = HF.replace("FOLDER", str(bert)).replace("HEAD", head)
     spec, whole, dataset = make(tmp_path / "whole", file, text=text)
-    assert train(spec, whole, dataset).status == "completed"
+    assert train_run(spec, whole, dataset).status == "completed"
     spec, run, dataset = make(tmp_path / "stopped", file, text=text)
-    train(spec, run, dataset, interrupted=after(6))
-    assert train(spec, run, dataset).status == "completed"
+    train_run(spec, run, dataset, interrupted=after(6))
+    assert train_run(spec, run, dataset).status == "completed"
     assert lines(run) == lines(whole)
-    assert export(run, tmp_path / "out") == 6
+    assert TrainedRun(run).export(tmp_path / "out") == 6
     auto = transformers.AutoModelForSequenceClassification if "classification" in head else transformers.AutoModel
     loaded = auto.from_pretrained(tmp_path / "out")
     assert loaded.config.id2label == {0: "any", 1: "penalty", 2: "scope"}
-    trained = dict(restored(run)[2].named_parameters())
+    trained = dict(restore(run).model.named_parameters())
     for name, p in loaded.named_parameters():
         assert "pooler" in name or torch.equal(p, trained[f"model.{name}"]), name
     if "frozen" in head:
@@ -211,10 +212,10 @@ def test_a_model_of_transformers_is_a_run_like_any_other(tmp_path: Path, file: P
 def test_only_runs_of_kind_hf_are_exported(tmp_path: Path, file: Path) -> None:
     spec, run, dataset = make(tmp_path, file)
     with pytest.raises(ValueError, match="is a run without a checkpoint"):
-        export(run, tmp_path / "out")
-    train(spec, run, dataset)
+        TrainedRun(run).export(tmp_path / "out")
+    train_run(spec, run, dataset)
     with pytest.raises(ValueError, match="model encoder is AltGrad's own and has no Hugging Face form"):
-        export(run, tmp_path / "out")
+        TrainedRun(run).export(tmp_path / "out")
 
 
 LM = """
@@ -249,5 +250,5 @@ def test_the_packaged_sample_is_not_judged_unwarned_after_other_acts_were_read(t
 
 def test_a_diverged_classifier_is_a_result(tmp_path: Path, file: Path) -> None:
     spec, run, dataset = make(tmp_path, file, "optimizer={kind: sgd, lr: 1e30}", "clip_norm=null", "schedule=constant")
-    outcome = train(spec, run, dataset)
+    outcome = train_run(spec, run, dataset)
     assert outcome.status == "diverged" and math.isfinite(outcome.validation["validation/f1_micro"])

@@ -9,7 +9,7 @@ import pytest
 
 from altgrad.spec import LocatedError
 from altgrad.store import Run, RunStore, run_id
-from altgrad.training import RunSpec, train
+from altgrad.training import RunSpec, train_run
 
 TINY = """
 project: tests
@@ -41,7 +41,7 @@ def start(folder: Path, dataset: Any, *sets: str) -> tuple[RunSpec, Run]:
 @pytest.fixture(scope="module")
 def twin(tmp_path_factory: pytest.TempPathFactory, dataset: Any) -> Run:
     spec, run = start(tmp_path_factory.mktemp("runs"), dataset, "compute=bfloat16")
-    assert train(spec, run, dataset).status == "completed"
+    assert train_run(spec, run, dataset).status == "completed"
     return run
 
 
@@ -56,7 +56,7 @@ def rows(run: Run, *keys: str) -> dict[str, dict[int, float]]:
 def refused(twin: Run, dataset: Any, *sets: str) -> str:
     spec, run = start(twin.path.parent.parent, dataset, f"twin={twin.id}", *sets)
     with pytest.raises(LocatedError) as error:
-        train(spec, run, dataset)
+        train_run(spec, run, dataset)
     assert error.value.location == ("twin",) and "\n" not in str(error.value)
     return str(error.value)
 
@@ -65,7 +65,7 @@ def refused(twin: Run, dataset: Any, *sets: str) -> str:
 def test_the_differences_of_both_losses_are_logged_at_the_same_steps(twin: Run, dataset: Any, named: str) -> None:
     name = twin.id if named == "id" else str(twin.path)
     spec, run = start(twin.path.parent.parent, dataset, *CAST, f"twin={name}")
-    assert train(spec, run, dataset).status == "completed"
+    assert train_run(spec, run, dataset).status == "completed"
     for key, difference in (
         ("train/loss", "twin/train_loss_difference"),
         ("validation/loss", "twin/validation_loss_difference"),
@@ -77,7 +77,7 @@ def test_the_differences_of_both_losses_are_logged_at_the_same_steps(twin: Run, 
 
 def test_a_run_is_its_own_twin(twin: Run, dataset: Any) -> None:
     spec, run = start(twin.path.parent.parent, dataset, "compute=bfloat16", f"twin={twin.id}")
-    assert train(spec, run, dataset).status == "completed"
+    assert train_run(spec, run, dataset).status == "completed"
     found = rows(run, "twin/train_loss_difference", "twin/validation_loss_difference")
     assert all(value == 0 for values in found.values() for value in values.values())
     assert [len(values) for values in found.values()] == [8, 3]
@@ -85,7 +85,7 @@ def test_a_run_is_its_own_twin(twin: Run, dataset: Any) -> None:
 
 def test_a_longer_run_is_compared_as_far_as_its_twin_went(twin: Run, dataset: Any) -> None:
     spec, run = start(twin.path.parent.parent, dataset, *CAST, "steps=10", f"twin={twin.id}")
-    train(spec, run, dataset)
+    train_run(spec, run, dataset)
     assert list(rows(run, "twin/train_loss_difference")["twin/train_loss_difference"]) == list(range(1, 9))
 
 
@@ -93,11 +93,11 @@ def test_a_resumed_run_logs_the_same_differences(twin: Run, dataset: Any) -> Non
     sets = (*CAST, f"twin={twin.id}", "name=resumed")
     spec, run = start(twin.path.parent.parent, dataset, *sets)
     asked = iter(range(100))
-    assert train(spec, run, dataset, interrupted=lambda: next(asked) == 8).status == "interrupted"
-    assert train(spec, run, dataset).status == "completed"
+    assert train_run(spec, run, dataset, interrupted=lambda: next(asked) == 8).status == "interrupted"
+    assert train_run(spec, run, dataset).status == "completed"
     keys = ("twin/train_loss_difference", "twin/validation_loss_difference")
     spec, whole = start(twin.path.parent.parent, dataset, *sets[:2], "name=whole")
-    train(spec, whole, dataset)
+    train_run(spec, whole, dataset)
     assert rows(run, *keys) == rows(whole, *keys)
 
 
@@ -119,7 +119,7 @@ def test_another_data_order_is_refused_in_one_line(
 
 def test_another_content_of_the_same_source_is_refused(twin: Run, dataset: Any, tmp_path: Path) -> None:
     spec, other = start(tmp_path, dataset, "compute=bfloat16", "steps=1")
-    train(spec, other, dataset)
+    train_run(spec, other, dataset)
     other.update_meta(data=dataset.describe() | {"sha256": "0" * 64})
     assert "another data order: source sha256 is 000" in refused(other, dataset)
 
@@ -128,21 +128,21 @@ def test_what_can_be_no_twin_is_refused(twin: Run, dataset: Any, tmp_path: Path)
     store = twin.path.parent.parent
     spec, cast = start(store, dataset, *CAST, "steps=1")
     assert "is dead; a twin is a completed run" in refused(cast, dataset, "steps=3")
-    train(spec, cast, dataset)
+    train_run(spec, cast, dataset)
     assert "is quantised itself (precision)" in refused(cast, dataset, "steps=3")
     rule = json.dumps([{"match": "blocks.*.mlp.*", "kind": "stochastic", "format": "e4m3fn"}])
     spec, stored = start(store, dataset, f"storage={rule}", "steps=1")
-    train(spec, stored, dataset)
+    train_run(spec, stored, dataset)
     assert "is quantised itself (storage)" in refused(stored, dataset, "steps=3")
     spec, lost = start(tmp_path, dataset, "twin=nowhere")
     with pytest.raises(LocatedError, match="twin 'nowhere' is no run in "):
-        train(spec, lost, dataset)
+        train_run(spec, lost, dataset)
 
 
 def test_ranks_are_compared_with_those_of_the_twin_which_must_have_some(twin: Run, dataset: Any) -> None:
     spec, bare = start(twin.path.parent.parent, dataset, "compute=bfloat16", "monitors=[]")
-    train(spec, bare, dataset)
+    train_run(spec, bare, dataset)
     spec, run = start(twin.path.parent.parent, dataset, *CAST, f"twin={bare.id}")
     with pytest.raises(LocatedError, match="rank: the twin has no rank metrics") as error:
-        train(spec, run, dataset)
+        train_run(spec, run, dataset)
     assert error.value.location == ("monitors",)

@@ -8,8 +8,8 @@ import pytest
 
 from altgrad.monitors import MonitorSpec, describing
 from altgrad.store import Run, RunStore, run_id
-from altgrad.training import RunSpec, train
-from altgrad.training.log_keys import LOG_KEYS
+from altgrad.training import RunSpec, train_run
+from altgrad.training.loop import LOG_KEYS
 from tests.training.running import after, lines
 
 TINY = """
@@ -60,22 +60,22 @@ def test_a_run_with_every_monitor_resumes_to_the_same_numbers_and_one_without_ha
     tmp_path: Path, dataset: Any
 ) -> None:
     spec, whole = start(tmp_path / "whole", ALL)
-    assert train(spec, whole, dataset).status == "completed"
+    assert train_run(spec, whole, dataset).status == "completed"
     for step in (2, 6):
         spec, stopped = start(tmp_path / f"stopped-{step}", ALL)
-        assert train(spec, stopped, dataset, interrupted=after(3 + step)).status == "interrupted"
-        assert train(spec, stopped, dataset).status == "completed"
+        assert train_run(spec, stopped, dataset, interrupted=after(3 + step)).status == "interrupted"
+        assert train_run(spec, stopped, dataset).status == "completed"
         assert lines(stopped) == lines(whole)
         kept = ("model", "optimizer", "monitors")
         assert weights(stopped, *kept) == weights(whole, *kept)
     spec, bare = start(tmp_path / "bare", [])
-    train(spec, bare, dataset)
+    train_run(spec, bare, dataset)
     assert weights(bare, "model", "optimizer") == weights(whole, "model", "optimizer")
 
 
 def test_every_key_of_a_run_is_described(tmp_path: Path, dataset: Any) -> None:
     spec, run = start(tmp_path, ALL)
-    train(spec, run, dataset)
+    train_run(spec, run, dataset)
     kinds = MonitorSpec.kinds()
     seen = set()
     for key in {key for row in run.metrics() for key in row if key != "step"}:
@@ -93,6 +93,6 @@ def test_the_shadow_of_a_run_without_casts_is_its_gradient(tmp_path: Path, datas
     for scale in ("1", "1024"):
         sets = ("precision=none", f"loss_scale={scale}", "steps=1", "optimizer={kind: adamw}", "storage=[]")
         spec, run = start(tmp_path, [{"kind": "shadow", "every": 1}], *sets)
-        train(spec, run, dataset)
+        train_run(spec, run, dataset)
         cosines = [v for row in run.metrics(["shadow/*/cosine"]) for k, v in row.items() if k != "step"]
         assert cosines and all(value > 1 - 1e-12 for value in cosines)

@@ -1,10 +1,11 @@
-"""A step's gradients: its micro-batches forward and backward, summed over those who share them.
+"""How a micro-batch is made, once for training, held-out evaluation, replay and diagnosis; and a step's gradients.
 
 A micro-batch is a function of the seed and its index alone: so it can be asked for again in the same step, by monitors
-that replay it, and any process may take it.
+that replay it, any process may take it, and `diagnose` sees long afterwards what the run saw.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -17,11 +18,50 @@ from altgrad.training.run import RunSpec
 from altgrad.training.state import TrainState
 
 
+def autocast(compute: str, device: torch.device) -> torch.autocast:
+    """The type that products run in, as a run's `compute` says, for the length of a block."""
+    return torch.autocast(device.type, torch.bfloat16, enabled=compute == "bfloat16")
+
+
+@dataclass(frozen=True)
+class MicroBatches:
+    """A run's micro-batches: `spec.accumulate` of them make a step."""
+
+    spec: RunSpec
+    dataset: Dataset
+
+    def loss(
+        self, step: int, micro: int, forward: Callable[[Tensor], Tensor], device: torch.device, compute: str = ""
+    ) -> tuple[Tensor, int]:
+        """One micro-batch's share of the loss of the step after `step`, and its tokens; the same at each call.
+
+        compute: instead of the spec's.
+        """
+        index = step * self.spec.accumulate + micro
+        # For dropout; whatever else draws would also be a function of the seed and the step alone.
+        torch.manual_seed(site_key(self.spec.seed, f"micro-batch {index}"))
+        batch = self.dataset.batch(index)
+        tokens, batch = batch.tokens, batch.to(device)
+        with autocast(compute or self.spec.compute, device):
+            output = forward(batch.inputs)
+        return self.dataset.loss(output, batch) / self.spec.accumulate, tokens
+
+    def scaled(self, loss: Tensor) -> Tensor:
+        """The loss to take gradients of, which `unscale` then takes the factor off."""
+        return loss * self.spec.loss_scale.factor
+
+    def unscale(self, gradients: Iterable[Tensor]) -> None:
+        """Take the loss scale off gradients, in place."""
+        if self.spec.loss_scale.factor != 1:
+            torch._foreach_mul_(list(gradients), 1 / self.spec.loss_scale.factor)
+
+
 class Gradients:
     """Fills `.grad` of a model's parameters. tokens: how many the last step's micro-batches had, on all processes."""
 
     def __init__(self, spec: RunSpec, dataset: Dataset, state: TrainState) -> None:
-        self.spec, self.dataset, self.state = spec, dataset, state
+        self.spec, self.state = spec, state
+        self.micro_batches = MicroBatches(spec, dataset)
         self.processes = state.watch.processes
         self.device = next(state.model.parameters()).device
         self.tokens = 0
@@ -53,15 +93,12 @@ class Gradients:
             if self.processes.size > 1:
                 seek(state.model, micro)
             with state.watch.micro_batch():
-                loss, tokens = self.loss(micro, self.forward, spec.compute)
-                torch.autograd.backward(loss * spec.loss_scale.factor)
+                loss, tokens = self.micro_batches.loss(state.step, micro, self.forward, self.device)
+                torch.autograd.backward(self.micro_batches.scaled(loss))
             self.tokens += tokens
             total += loss.detach()
         make_dense(state.model.parameters())  # norms, clipping, sums over processes and most optimizers need them so
-        if spec.loss_scale.factor != 1:
-            torch._foreach_mul_(
-                [p.grad for p in state.model.parameters() if p.grad is not None], 1 / spec.loss_scale.factor
-            )
+        self.micro_batches.unscale(p.grad for p in state.model.parameters() if p.grad is not None)
         return total if self.processes.size == 1 else self.together(total)
 
     def together(self, loss: Tensor) -> Tensor:
@@ -81,18 +118,7 @@ class Gradients:
         self.tokens = int(numbers[1])
         return numbers[0].to(loss.dtype)
 
-    def loss(self, micro: int, forward: Callable[[Tensor], Tensor], compute: str) -> tuple[Tensor, int]:
-        """One micro-batch's share of the step's loss, and its tokens; the same every time it is asked for in a step."""
-        index = self.state.step * self.spec.accumulate + micro
-        # For dropout; whatever else draws would also be a function of the seed and the step alone.
-        torch.manual_seed(site_key(self.spec.seed, f"micro-batch {index}"))
-        batch = self.dataset.batch(index)
-        tokens, batch = batch.tokens, batch.to(self.device)
-        with torch.autocast(self.device.type, torch.bfloat16, enabled=compute == "bfloat16"):
-            output = forward(batch.inputs)
-        return self.dataset.loss(output, batch) / self.spec.accumulate, tokens
-
     def replayed(self) -> Iterator[Tensor]:
         """The step's losses once more, in eager and in float32: for monitors that look at whole tensors."""
         for micro in self.processes.share_of(self.spec.accumulate):
-            yield self.loss(micro, self.state.model, "float32")[0]
+            yield self.micro_batches.loss(self.state.step, micro, self.state.model, self.device, "float32")[0]
