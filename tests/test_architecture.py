@@ -2,8 +2,8 @@
 
 Imports only go down, from a floor to a lower one, and the rooms of one floor do not see one another:
 
-    cli -> sweeps | diagnosis | reports -> training -> monitors | interventions -> measures -> models | data | optim
-        -> nn -> quantize -> spec -> document | formats
+    cli -> sweeps | diagnosis | reports -> conversion -> training -> monitors | interventions -> measures
+        -> models | data | optim -> nn -> quantize -> spec -> document | formats | display
 
 Three rooms stand beside the tower: matrix, symptoms and store see formats, document and spec, and are seen from
 training upwards. They and the bottom of the tower never load torch, so that `altgrad --help`, a table of formats and a
@@ -26,7 +26,7 @@ import pytest
 ROOT = Path(__file__).resolve().parents[1]
 
 FLOORS = (
-    ("formats", "document"),
+    ("formats", "document", "display"),
     ("spec",),
     ("quantize",),
     ("nn",),
@@ -34,11 +34,12 @@ FLOORS = (
     ("measures",),
     ("monitors", "interventions"),
     ("training",),
+    ("conversion",),
     ("sweeps", "diagnosis", "reports"),
     ("cli",),
 )
 BESIDE = ("matrix", "symptoms", "store")
-TORCH_FREE = {"formats", "document", "spec", *BESIDE}
+TORCH_FREE = {"formats", "document", "display", "spec", *BESIDE}
 TORCH_LOADERS = {"torch", "torchvision", "torchmetrics", "transformers", "accelerate"}
 LAZY = {"wandb", "datasets", "pandas", "pyarrow", "rich", "matplotlib", "plotly", "scipy", "sklearn", "transformers"}
 LAZY |= {"ray", "submitit", "jinja2", "huggingface_hub", "torchmetrics", "statsmodels", "tensorboard"}

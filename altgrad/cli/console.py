@@ -1,11 +1,8 @@
-"""How AltGrad prints: the one place that asks what is listening and decides how numbers look.
+"""How AltGrad prints: the one place that asks what is listening. How lines and numbers look, says `altgrad.display`.
 
 A terminal gets colour and a live picture, a pipe gets plain lines, and neither ever gets a traceback: a user's
 mistake is one line on stderr and an exit code. What is listening is asked at the time of printing, never at import,
 because tests, `| head` and a resized window all change the answer.
-
-Numbers have three significant figures unless a caller needs more (losses do), with SI steps for counts, so that a
-column of them is narrow and can be read at a glance: `12.3k`, `3.00e-4`, `2h 05m`.
 
 rich costs 90 ms to import, a third of what a command may take to start, so it is imported on first use and only here;
 whatever is handed out of it is typed `Any` for that reason. NO_COLOR (https://no-color.org) is honoured by rich itself:
@@ -16,15 +13,13 @@ from __future__ import annotations
 
 import contextlib
 import json
-import math
 import os
 import shutil
 import sys
-import textwrap
 from collections.abc import Iterator, Sequence
 from typing import Any, NoReturn, TextIO
 
-from altgrad.cli.layout import Line, clean
+from altgrad.display import Line, table_lines
 from altgrad.store import CheckpointError, LockedError
 from altgrad.store.files import DamagedError, encode
 
@@ -148,71 +143,7 @@ def table(header: Sequence[str], rows: Sequence[Sequence[str]], *, title: str = 
     """A table; without a header, the first column names the second. In a pipe no cell is ever cut or wrapped."""
     if not header and not rows:
         return
-    picture(_table(title, header, rows, width() if interactive() else None))
-
-
-def _table(title: str, header: Sequence[str], rows: Sequence[Sequence[str]], columns: int | None) -> list[Line]:
-    """The rows of a table in aligned cells two blanks apart; the last cell wraps where `columns` are few."""
-    cells = [[clean(cell) for cell in row] for row in ([header, *rows] if header else rows)]
-    widths = [max(len(row[column]) for row in cells) for column in range(len(cells[0]) - 1)]
-    before = sum(widths) + 2 * len(widths)
-    lines = [Line.of((title, "bold"))] if title else []
-    for index, row in enumerate(cells):
-        first, *middle = (cell.ljust(size) + "  " for cell, size in zip(row, widths, strict=False))
-        styles = ("bold", "bold") if header and index == 0 else ("cyan", "")
-        room = len(row[-1]) if columns is None else max(12, columns - before)
-        last = textwrap.wrap(row[-1], room) if row[-1] else [""]
-        lines.append(Line.of((first, styles[0]), ("".join(middle) + last[0], styles[1])))
-        lines += [Line.of(" " * before + rest) for rest in last[1:]]
-    return lines
-
-
-def number(value: float, figures: int = 3) -> str:
-    """`value` to so many significant figures, trailing zeros kept so that columns do not dance.
-
-    0.001 to 1000 is written out, 1000 to 1e15 with an SI step (`12.3k`), the rest as `3.00e-4`; `nan`, `inf`,
-    `-inf`, `0`.
-    """
-    if not math.isfinite(value):
-        return str(float(value))
-    if value == 0:
-        return "0"
-    scientific = f"{value:.{figures - 1}e}"
-    rounded = float(scientific)  # so that 999.96 becomes 1.00k and not 1000
-    if 1e-3 <= abs(rounded) < 1e3:
-        return f"{rounded:#.{figures}g}".rstrip(".")
-    for step, letter in ((1e3, "k"), (1e6, "M"), (1e9, "G"), (1e12, "T")):
-        if step <= abs(rounded) < step * 1e3:
-            return f"{rounded / step:#.{figures}g}".rstrip(".") + letter
-    digits, exponent = scientific.split("e")
-    return f"{digits}e{int(exponent)}"
-
-
-def count(value: float) -> str:
-    """A whole number of things (steps, tokens): exact below 1000, then with SI steps (`12.3k`, `1.00G`)."""
-    return str(int(value)) if math.isfinite(value) and abs(value) < 1e3 else number(value)
-
-
-def percent(rate: float) -> str:
-    """A share between 0 and 1 in at most 7 columns: `12.3%`, `0.034%`; `<0.001%` is small but not zero, `0` is zero."""
-    if not math.isfinite(rate) or rate == 0:
-        return number(rate)
-    if abs(rate) >= 1e-3:
-        return number(100 * rate) + "%"
-    return "<0.001%" if 0 < rate < 1e-5 else f"{100 * rate:.3f}%"
-
-
-def duration(seconds: float | None) -> str:
-    """Two units at most: `0.4s`, `12s`, `4m 05s`, `2h 05m`, `3d 04h`; `?` for None, NaN, infinite or negative."""
-    if seconds is None or not math.isfinite(seconds) or seconds < 0:
-        return "?"
-    if 0 < seconds < 1:
-        return f"{seconds:.1f}s"
-    whole = int(seconds)
-    for unit, small, size_of_unit, size_of_small in (("d", "h", 86400, 3600), ("h", "m", 3600, 60), ("m", "s", 60, 1)):
-        if whole >= size_of_unit:
-            return f"{whole // size_of_unit}{unit} {whole % size_of_unit // size_of_small:02d}{small}"
-    return f"{whole}s"
+    picture(table_lines(title, header, rows, width() if interactive() else None))
 
 
 def styled(lines: Sequence[Line]) -> Any:

@@ -56,13 +56,13 @@ def export(
     """Write a run of kind hf as a folder that Hugging Face's libraries load."""
     with console.one_line_errors():
         found = RunStore(runs).find(run)
-        from altgrad.training.export import export as write
+        from altgrad.conversion import saving
 
-        step = write(found, out)
+        step = saving.export(found, out)
     if as_json:
         console.print_json({"run": str(found.path), "step": step, "out": str(out)})
     else:
-        console.say(f"{found.id} at step {step} is now {out}")
+        console.say(f"{found.id} at step {step} exported to {out}")
 
 
 def _shown(value: Any) -> str:

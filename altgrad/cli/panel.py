@@ -21,10 +21,10 @@ from queue import Empty, SimpleQueue
 from typing import TextIO
 
 from altgrad.cli import console
-from altgrad.cli.console import Screen, count, duration, number
-from altgrad.cli.layout import clean
+from altgrad.cli.console import Screen
 from altgrad.cli.picture import frame
 from altgrad.cli.run_view import Watched, in_short, in_words
+from altgrad.display import clean, count, duration, number
 from altgrad.store.scores import TEXT_SCORES
 
 REFRESH_SECONDS = 0.25

@@ -14,11 +14,11 @@ import math
 import textwrap
 from collections.abc import Callable, Sequence
 
-from altgrad.cli.console import count, duration, number, percent
 from altgrad.cli.curves import KeptCurve, extremes, logarithmic, plot
-from altgrad.cli.layout import EMPTY, Line, Part, Rows, Want, apart, beside, block, share, shorten
+from altgrad.cli.layout import EMPTY, Rows, Want, apart, beside, block, share
 from altgrad.cli.run_view import PROMINENT, SLOTS, Happening, Watched, Worst, in_short, in_words
 from altgrad.cli.worst_layers import worst_layers
+from altgrad.display import Line, Part, count, duration, number, percent, shorten
 
 SIDE_BY_SIDE = 150
 ROWS_FOR_BOXES = 32

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from altgrad import __version__
+from altgrad import __version__, display
 from altgrad.cli import console
 from altgrad.cli.process_group import own_device, size
 from altgrad.cli.progress import tokenising
@@ -223,7 +223,7 @@ def describe(prepared: Prepared, twin: Twin | None, as_json: bool) -> None:
 
 def in_bytes(count: int) -> str:
     """A number of bytes with three figures and a decimal prefix: `28.2 GB`, `312 B`."""
-    shown = console.count(count)
+    shown = display.count(count)
     return f"{shown} B" if shown[-1].isdigit() else f"{shown[:-1]} {shown[-1]}B"
 
 

@@ -16,6 +16,7 @@ from typing import Any
 
 from altgrad.cli import console
 from altgrad.data.tokens import on_progress
+from altgrad.display import duration, number
 
 _QUIET_SECONDS, _REDRAW_SECONDS = 1.0, 0.1
 
@@ -72,8 +73,8 @@ class ProgressListener:
             self._draw(done, total)
         elif done * 10 // total > self._tenth:
             self._tenth = done * 10 // total
-            elapsed = console.duration(now - self._start)
-            console.say(f"tokenising: {done / total:.0%} of {console.number(total)}B of text, {elapsed}", sys.stderr)
+            elapsed = duration(now - self._start)
+            console.say(f"tokenising: {done / total:.0%} of {number(total)}B of text, {elapsed}", sys.stderr)
 
     def close(self) -> None:
         """Take the bar away; lines stand."""

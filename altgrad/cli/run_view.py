@@ -19,7 +19,7 @@ from dataclasses import dataclass
 from functools import lru_cache
 
 from altgrad.cli.curves import KeptCurve
-from altgrad.cli.layout import clean
+from altgrad.display import clean
 from altgrad.store.scores import TEXT_SCORES
 
 # Where numerics go wrong in the order of a step: each row of the table of worst sites, with the pass it belongs to.

@@ -12,9 +12,9 @@ from typing import Annotated, Any
 
 import typer
 
-from altgrad.cli.console import duration, fail, number, one_line_errors, print_json, say, table
-from altgrad.cli.layout import clean
+from altgrad.cli.console import fail, one_line_errors, print_json, say, table
 from altgrad.cli.run_view import in_short
+from altgrad.display import clean, duration, number
 from altgrad.store import STATUSES, LockedError, Run, RunStore, seconds_since
 from altgrad.store.files import encode
 from altgrad.store.index import Summary, summaries, summary

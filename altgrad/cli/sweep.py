@@ -14,7 +14,7 @@ from typing import Annotated, Any, Literal
 import typer
 
 from altgrad.cli import console
-from altgrad.cli.console import number
+from altgrad.display import number
 
 LOSS = "validation/loss"
 

@@ -5,7 +5,7 @@ from dataclasses import asdict
 from typing import Any
 
 from altgrad.cli import console
-from altgrad.cli.console import count, duration, number
+from altgrad.display import count, duration, number
 from altgrad.spec.ranking import badness
 from altgrad.store import RunStore
 from altgrad.sweeps import Plan, PlannedRun, SweepFolder

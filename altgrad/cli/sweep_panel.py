@@ -12,9 +12,10 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from altgrad.cli import console
-from altgrad.cli.console import Screen, duration, number
-from altgrad.cli.layout import Line, apart, clean
+from altgrad.cli.console import Screen
+from altgrad.cli.layout import apart
 from altgrad.cli.watch import Tail
+from altgrad.display import Line, clean, duration, number
 from altgrad.store.runs import EVENTS
 
 REFRESH_SECONDS = 0.5

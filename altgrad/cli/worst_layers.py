@@ -6,9 +6,9 @@ Which quantity that is, and whether high or low is bad, is what the monitors' cl
 
 from __future__ import annotations
 
-from altgrad.cli.console import number
-from altgrad.cli.layout import EMPTY, Line, Rows, Want, shorten
+from altgrad.cli.layout import EMPTY, Rows, Want
 from altgrad.cli.run_view import Watched
+from altgrad.display import Line, number, shorten
 
 LABEL = 36
 ENTRY = 32

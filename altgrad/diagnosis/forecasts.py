@@ -16,12 +16,12 @@ import torch
 from torch import nn
 
 from altgrad.data.dataset import Dataset
-from altgrad.diagnosis.advice import literal
 from altgrad.diagnosis.oracle import Drawn, rehearse, require_target, smallest_lr
 from altgrad.diagnosis.samples import linear_layers
 from altgrad.diagnosis.signals import calibrate
 from altgrad.formats import FloatFormat
 from altgrad.nn import PrecisionPolicy, weight_names
+from altgrad.nn.names import literal
 from altgrad.optim.optimizer import OptimizerSpec
 from altgrad.optim.storage import Storage
 from altgrad.training import RunSpec

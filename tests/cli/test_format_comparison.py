@@ -8,8 +8,8 @@ import torch
 from safetensors.torch import save_file
 from typer.testing import CliRunner
 
-from altgrad.cli.format_comparison import COLUMNS, MORE_IS_BETTER, best_of
-from altgrad.cli.formats import app
+from altgrad.cli.formats import COLUMNS, app
+from altgrad.conversion.format_comparison import MORE_IS_BETTER, best_of
 
 
 @pytest.fixture

@@ -9,11 +9,11 @@ from typing import Any
 import pytest
 import torch
 
+from altgrad.conversion.saving import export
 from altgrad.data.labels import LabelsSpec
 from altgrad.spec import SpecError
 from altgrad.store import Run, RunStore, run_id
 from altgrad.training import RunSpec, train
-from altgrad.training.export import export
 from altgrad.training.held_out import judge, restored, same_data
 from altgrad.training.lineage import earlier_sources, leak_warning
 from tests.training.running import after, lines
