@@ -76,19 +76,10 @@ def list_formats(as_json: AsJson = False) -> None:
     if as_json:
         print_json([*map(describe, formats), *map(describe_scale, scales)])
         return
+    sources = [line.source for line in CATALOG] + [f"scale: {line.source}" for line in SCALES]
     rows = [
-        [str(fmt), str(fmt.bits), str(fmt.code_count), _short(fmt.max), _short(fmt.min_subnormal), line.source]
-        for fmt, line in zip(formats, CATALOG, strict=True)
-    ]
-    rows += [
-        [
-            str(fmt),
-            str(fmt.bits),
-            str(fmt.code_count),
-            *map(_short, (fmt.max, fmt.min_positive)),
-            f"scale: {line.source}",
-        ]
-        for fmt, line in zip(scales, SCALES, strict=True)
+        [str(fmt), str(fmt.bits), str(fmt.code_count), _short(fmt.max), _short(_smallest(fmt)), source]
+        for fmt, source in zip([*formats, *scales], sources, strict=True)
     ]
     table(["name", "bits", "codes", "max", "smallest", "source"], rows)
 
@@ -272,12 +263,16 @@ def number_line(fmt: FloatFormat | ScaleFormat) -> list[str]:
     linear = [unit * last // units[-1] for unit in units]
     span = math.log2(units[-1]) or 1.0  # a single value has no span: it sits at the left
     logarithmic = [math.floor(math.log2(unit) / span * last) for unit in units]
-    low, high = _short(fmt.min_positive if isinstance(fmt, ScaleFormat) else fmt.min_subnormal), _short(fmt.max)
+    low, high = _short(_smallest(fmt)), _short(fmt.max)
     return [
         "positive values on a line (| one, 2-9 that many, # more, blank none)",
         f"  linear  {'0':>{len(low)}} [{_cells(linear)}] {high}",
         f"  log2    {low} [{_cells(logarithmic)}] {high}",
     ]
+
+
+def _smallest(fmt: FloatFormat | ScaleFormat) -> float | Fraction | None:
+    return fmt.min_positive if isinstance(fmt, ScaleFormat) else fmt.min_subnormal
 
 
 def _cells(places: Sequence[int]) -> str:

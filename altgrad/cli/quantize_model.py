@@ -42,10 +42,10 @@ def quantize_model(
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON instead of tables.")] = False,
 ) -> None:
     """Quantise a model's weights: how well each format holds them, and with --out the codes as safetensors."""
-    from altgrad.conversion.saving import convert
+    from altgrad.conversion.saving import save_quantized
 
     with console.one_line_errors():
-        report = convert(model, out, policy=policy, format=formats, match=match or ())
+        report = save_quantized(model, out, policy=policy, format=formats, match=match or ())
     if as_json:
         console.print_json(report.facts)
     else:

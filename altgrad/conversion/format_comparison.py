@@ -7,10 +7,10 @@ import math
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-from altgrad.data.tensor_file import read_tensor
 from altgrad.formats import FloatFormat
 from altgrad.measures.format_fit import fit_formats
 from altgrad.measures.reference_sample import DISTRIBUTIONS, reference_sample
+from altgrad.training.weights import read_tensor
 
 MORE_IS_BETTER = {"sqnr_db": True, "underflow_rate": False, "saturation_rate": False, "code_utilisation": True}
 

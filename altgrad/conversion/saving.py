@@ -18,7 +18,6 @@ import secrets
 import shutil
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -51,12 +50,14 @@ from altgrad.store.files import fsync
 from altgrad.training.held_out import restored
 from altgrad.training.weights import INDEX, MODEL, StoredTensor, Weights
 
+Totals = Mapping[str, float]
+_NOTHING: Totals = {"signal": 0.0, "noise": 0.0, "clamped": 0}
 _SHARE_KEYS = {"underflow_rate": ("underflow", "nonzero"), "saturation_rate": ("saturated", "finite")}
 
 
 def save_quantized(
     source: nn.Module | str | os.PathLike[str],
-    out: str | os.PathLike[str],
+    out: str | os.PathLike[str] | None,
     *,
     policy: PolicyLike | None = None,
     format: Formats | None = None,
@@ -65,23 +66,12 @@ def save_quantized(
     """Quantise a model's weights and write them to a new folder, which `load_quantized` reads to exactly these values.
 
     source: a Hugging Face folder, a .safetensors file, a run, or a model; one that `quantize_model` has quantised is
-    written as its own casts have it, and takes nothing more. policy: a PrecisionPolicy, its rules as data, or the file
-    of one. format, instead: one for every matrix but embeddings and heads, or those of the modules that `match` (names
-    with `*`) says; of several formats each has a folder in `out`. Returns what each cast kept. ValueError, in one line,
+    written as its own casts have it, and takes nothing more. out: None to measure without writing. policy: a
+    PrecisionPolicy, its rules as data, or the file of one. format, instead: one for every matrix but embeddings and
+    heads, or those of the modules that `match` (names with `*`) says; of several formats (`all` for the catalog, which
+    is what is measured by default) each has a folder in `out`. Returns what each cast kept. ValueError, in one line,
     for what cannot be read or cast, for a folder in use, and for weights that are not finite; OSError for the disk.
     """
-    return convert(source, out, policy=policy, format=format, match=match)
-
-
-def convert(
-    source: nn.Module | str | os.PathLike[str],
-    out: str | os.PathLike[str] | None = None,
-    *,
-    policy: PolicyLike | None = None,
-    format: Formats | None = None,
-    match: str | Sequence[str] = (),
-) -> ConversionReport:
-    """What `save_quantized` does; without `out` casts are measured only, by default to every format of the catalog."""
     if policy is not None and (format or match):
         raise ValueError("a policy names its own formats and modules; leave out format and match.")
     formats = formats_named(format or "all") if policy is None else []
@@ -98,7 +88,7 @@ def convert(
         raise ValueError("nothing says what to write; give a format, such as e4m3fn, or a policy.")
     else:
         conversions = conversions_by_format(opened, formats, [match] if isinstance(match, str) else match)
-    with _one_thread():
+    with threads(1):  # a slab is work for one core; threads that wait for one another take longer together
         results = _convert_all(conversions, opened.weights, folder)
     return ConversionReport(opened.name, None if out is None else str(out), results)
 
@@ -126,29 +116,18 @@ def _nonfinite(x: Tensor) -> dict[str, int]:
     return {"nan_count": nan, "inf_count": inf}
 
 
-@dataclass
-class CastTotals:
-    """Counts and sums over casts, from which the measures follow; they add up over slabs and over tensors."""
+def _measures(totals: Totals) -> dict[str, float]:
+    """sqnr_db, underflow_rate and saturation_rate as SCIENCE defines them; the others are counts."""
+    sums = torch.tensor([totals["signal"], totals["noise"]], dtype=torch.float64)
+    measures = {"sqnr_db": float(decibels(sums[0], sums[1]))}
+    for key, (part, whole) in _SHARE_KEYS.items():
+        measures[key] = totals[part] / totals[whole] if totals.get(whole) else math.nan
+    return {**measures, "nonfinite": totals.get("nonfinite", 0), "clamped_scale_count": totals["clamped"]}
 
-    counts: dict[str, int] = field(default_factory=dict)
-    clamped: int = 0
-    signal: float = 0.0
-    noise: float = 0.0
 
-    def add(self, counts: Mapping[str, int], signal: float, noise: float, clamped: int = 0) -> None:
-        """Add what was found elsewhere. clamped: scales beyond their range."""
-        self.counts = {key: self.counts.get(key, 0) + value for key, value in counts.items()}
-        self.signal += signal
-        self.noise += noise
-        self.clamped += clamped
-
-    def measures(self) -> dict[str, float]:
-        """sqnr_db, underflow_rate and saturation_rate as SCIENCE defines them; the others are counts."""
-        sums = torch.tensor([self.signal, self.noise], dtype=torch.float64)
-        found = {"sqnr_db": float(decibels(sums[0], sums[1]))}
-        for key, (part, whole) in _SHARE_KEYS.items():
-            found[key] = self.counts[part] / self.counts[whole] if self.counts.get(whole) else math.nan
-        return {**found, "nonfinite": self.counts.get("nonfinite", 0), "clamped_scale_count": self.clamped}
+def _added(totals: Totals, more: Totals) -> dict[str, float]:
+    """Counts and sums over casts add up over slabs and over tensors; the measures follow from them."""
+    return {**totals, **{key: totals.get(key, 0) + value for key, value in more.items()}}
 
 
 def _convert_all(conversions: Sequence[Conversion], weights: Weights, out: Path | None) -> list[dict[str, Any]]:
@@ -172,7 +151,7 @@ def _convert(
     """Measure a conversion and, given a folder to fill, write it there. counted: NaN and Inf by tensor."""
     rows: list[dict[str, Any]] = []
     order: list[tuple[bool, float]] = []
-    pooled, before, after = CastTotals(), 0, 0
+    pooled, before, after = dict(_NOTHING), 0, 0
     written: dict[str, str] = {}
     for file, tensors in weights.files.items():
         name = file.name if file.suffix == ".safetensors" else MODEL
@@ -192,8 +171,8 @@ def _convert(
                 row, totals = _cast(tensor, cast, writer)
                 rows.append({**row, **counted[tensor.name]})
                 # Of a tensor of zeros nothing can be lost: its NaN is that of 0/0, and no damage.
-                order.append(badness(row["sqnr_db"] if totals.signal != 0 else math.inf, "lower"))
-                pooled.add(totals.counts, totals.signal, totals.noise, totals.clamped)
+                order.append(badness(row["sqnr_db"] if totals["signal"] != 0 else math.inf, "lower"))
+                pooled = _added(pooled, totals)
                 after += row["bytes_after"]
             if writer is not None:
                 writer.finish()
@@ -203,7 +182,7 @@ def _convert(
     worst = rows[max(range(len(rows)), key=lambda index: order[index])]
     return {
         "name": conversion.name, "cast_tensors": len(rows), "tensors_in_model": len(weights.tensors),
-        **pooled.measures(), "worst": worst["tensor"], "worst_sqnr_db": worst["sqnr_db"],
+        **_measures(pooled), "worst": worst["tensor"], "worst_sqnr_db": worst["sqnr_db"],
         **{key: _mean([row[key] for row in rows]) for key in ("utilisation", "unused_share")},
         "bytes_before": before, "bytes_after": after, "tensors": rows,
         "nonfinite_tensors": [
@@ -220,16 +199,17 @@ def _plan(tensors: Sequence[StoredTensor], conversion: Conversion) -> list[Plann
 
 
 @torch.no_grad()
-def _cast(tensor: StoredTensor, cast: TensorCast, writer: PackedWriter | None) -> tuple[dict[str, Any], CastTotals]:
+def _cast(tensor: StoredTensor, cast: TensorCast, writer: PackedWriter | None) -> tuple[dict[str, Any], Totals]:
     x, fmt, quantizer = tensor.load(), cast.spec.format, cast.quantizer(tensor.shape)
     scale = whole_scale(x, quantizer)
-    totals, histogram = CastTotals(), torch.zeros(1 << fmt.bits, dtype=torch.int64)
+    totals, histogram = dict(_NOTHING), torch.zeros(1 << fmt.bits, dtype=torch.int64)
     if writer is not None:
         writer.begin(tensor.name)
     for slab, made in cast_in_slabs(x, quantizer, scale):
         counts = range_counts(made.exact, made.unbounded, made.rounded, fmt)
         signal, noise = energies(slab, made.values(torch.float32))
-        totals.add({key: int(value) for key, value in counts.items()}, float(signal), float(noise))
+        sums = {"signal": float(signal), "noise": float(noise)}
+        totals = _added(totals, {key: int(value) for key, value in counts.items()} | sums)
         finite = made.rounded.isfinite()
         whole = bool(finite.all())
         codes = to_codes(made.rounded if whole else made.rounded[finite], fmt)
@@ -239,13 +219,13 @@ def _cast(tensor: StoredTensor, cast: TensorCast, writer: PackedWriter | None) -
     size = tensor.elements * (1 if fmt.bits <= 8 else 2)
     if scale is not None:
         assert scale.clamped is not None
-        totals.clamped = int(scale.clamped)
+        totals["clamped"] = int(scale.clamped)
         size += 4 * scale.entries.numel()
         if writer is not None:
             writer.scale(tensor.name, scale)
     used = {key: float(value) for key, value in code_utilisation(histogram, fmt).items()}
     facts = {"tensor": tensor.name, "cast": describe(cast.spec), "format": str(fmt), "shape": list(tensor.shape)}
-    return {**facts, **totals.measures(), **used, "bytes_before": tensor.bytes, "bytes_after": size}, totals
+    return {**facts, **_measures(totals), **used, "bytes_before": tensor.bytes, "bytes_after": size}, totals
 
 
 def _codes(made: Cast, name: str) -> Tensor:
@@ -310,11 +290,11 @@ def _appearing_whole(folder: Path) -> Iterator[Path]:
 
 
 @contextmanager
-def _one_thread() -> Iterator[None]:
-    """A slab is work for one core; threads that wait for one another at its every operation take longer together."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
+def threads(count: int | None) -> Iterator[None]:
+    """So many threads for the length of a block; None for as many as before."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(count or before)
     try:
         yield
     finally:
-        torch.set_num_threads(threads)
+        torch.set_num_threads(before)

@@ -7,16 +7,16 @@ keys of which docs/DIAGNOSE.md describes.
 """
 
 import os
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Protocol, cast
 
-import torch
 import yaml
 from torch import nn
 
+from altgrad.conversion.saving import threads
 from altgrad.conversion.source import Formats, Source, conversion_of_quantised, conversions_by_format, formats_named
 from altgrad.data.dataset import Dataset
 from altgrad.diagnosis.advice import CANDIDATES, Advice, advise, policy_yaml, rules
@@ -149,7 +149,7 @@ def diagnose(
     if against is not None:
         return Diagnosis(_against(run, RunStore(Path(runs)).find(_name(against))))
     restored = restore(run, step)
-    with _threads_of(restored.spec):
+    with threads(restored.spec.threads):
         return Diagnosis(_replayed(restored, weighed) if replay else _run(restored, weighed, data))
 
 
@@ -179,17 +179,6 @@ def _name(target: Target) -> str:
     if isinstance(target, RunSpec):
         return target.name
     return os.fspath(target if isinstance(target, str | os.PathLike) else target.path)
-
-
-@contextmanager
-def _threads_of(spec: RunSpec) -> Iterator[None]:
-    """The run's own number of threads, on which float sums depend."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(spec.threads or before)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)
 
 
 def _run(restored: Restored, formats: Sequence[FloatFormat], data: bool) -> Json:
@@ -251,7 +240,7 @@ def _against(suspect: Run, reference: Run) -> Json:
     require_alike(*specs)
     family = [run.metrics(_LOSS) for run in siblings_of(reference)]
     parting = departure(reference.metrics(_LOSS), suspect.metrics(_LOSS), family)
-    with _threads_of(specs[1]):
+    with threads(specs[1].threads):
         bisection = bisect(reference, suspect, parting.step)
     return {
         "name": f"{suspect.project}/{suspect.id} against {reference.project}/{reference.id}", "kind": "against",
@@ -264,7 +253,7 @@ def _forecast(spec: RunSpec, name: str, formats: Formats | None, target: float, 
     """Expected move rates of the spec as it is and under other formats, storages and optimizers."""
     weighed = formats_named(FORECAST_FORMATS if formats is None else formats)
     spec = spec.model_copy(update={"engine": "eager"})
-    with _threads_of(spec):
+    with threads(spec.threads):
         dataset = spec.data.build(spec.seed, spec.model.context)
         own, others = outlook(spec, dataset, weighed, target, calibrated=calibrated)
     return {

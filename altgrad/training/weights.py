@@ -18,9 +18,10 @@ from torch import Tensor, nn
 
 from altgrad.quantize.packed import DTYPES, METADATA, NAMES
 from altgrad.quantize.weight_folder import INDEX, MODEL, WeightFolder, held, unread, weight_folder
+from altgrad.spec import did_you_mean
 from altgrad.store import Run
 
-__all__ = ["INDEX", "MODEL", "StoredTensor", "Weights", "find_weights", "weights_in_memory"]
+__all__ = ["INDEX", "MODEL", "StoredTensor", "Weights", "find_weights", "read_tensor", "weights_in_memory"]
 
 _CASTS = ".casts."  # amax histories and counters: the state of a training, not of a model
 _COMPANIONS = (".json", ".txt", ".model", ".jinja", ".md", ".yaml")
@@ -87,6 +88,21 @@ def find_weights(source: Path) -> Weights:
     if not weights.tensors:
         raise ValueError(f"{source} holds no tensors.")
     return weights
+
+
+def read_tensor(source: Path | str, name: str) -> Tensor:
+    """One tensor of a model, in a float dtype of at most 32 bits. ValueError for a name that it does not have, and for
+    integers and float64, which no cast takes.
+    """
+    tensors = {tensor.name: tensor for tensor in find_weights(Path(source)).tensors}
+    if name not in tensors:
+        hint = did_you_mean(name, list(tensors)) or f" It has {', '.join(list(tensors)[:8])}."
+        raise ValueError(f"{source} has no tensor '{name}'.{hint}")
+    tensor = tensors[name].load()
+    if not tensor.is_floating_point() or tensor.dtype.itemsize > 4:
+        kind = str(tensor.dtype).removeprefix("torch.")
+        raise ValueError(f"'{name}' is {kind}; casts take float32, bfloat16, float16 and narrower floats.")
+    return tensor if tensor.dtype.itemsize > 1 else tensor.float()
 
 
 def weights_in_memory(model: nn.Module) -> Weights:
