@@ -76,10 +76,11 @@ def list_formats(as_json: AsJson = False) -> None:
     if as_json:
         print_json([*map(describe, formats), *map(describe_scale, scales)])
         return
+    every: list[FloatFormat | ScaleFormat] = [*formats, *scales]
     sources = [line.source for line in CATALOG] + [f"scale: {line.source}" for line in SCALES]
     rows = [
         [str(fmt), str(fmt.bits), str(fmt.code_count), _short(fmt.max), _short(_smallest(fmt)), source]
-        for fmt, source in zip([*formats, *scales], sources, strict=True)
+        for fmt, source in zip(every, sources, strict=True)
     ]
     table(["name", "bits", "codes", "max", "smallest", "source"], rows)
 

@@ -200,7 +200,9 @@ def _plan(tensors: Sequence[StoredTensor], conversion: Conversion) -> list[Plann
 
 @torch.no_grad()
 def _cast(tensor: StoredTensor, cast: TensorCast, writer: PackedWriter | None) -> tuple[dict[str, Any], Totals]:
-    x, fmt, quantizer = tensor.load(), cast.spec.format, cast.quantizer(tensor.shape)
+    fmt, quantizer = cast.spec.format, cast.quantizer(tensor.shape)
+    x = tensor.load()
+    x = x.to(next((buffer.device for buffer in quantizer.buffers()), x.device))  # to the scales that training left
     scale = whole_scale(x, quantizer)
     totals, histogram = dict(_NOTHING), torch.zeros(1 << fmt.bits, dtype=torch.int64)
     if writer is not None:
@@ -212,7 +214,7 @@ def _cast(tensor: StoredTensor, cast: TensorCast, writer: PackedWriter | None) -
         totals = _added(totals, {key: int(value) for key, value in counts.items()} | sums)
         finite = made.rounded.isfinite()
         whole = bool(finite.all())
-        codes = to_codes(made.rounded if whole else made.rounded[finite], fmt)
+        codes = to_codes(made.rounded if whole else made.rounded[finite], fmt).cpu()
         histogram += code_histogram(codes, fmt)
         if writer is not None:
             writer.write(to_storage(codes if whole else _codes(made, tensor.name), fmt))

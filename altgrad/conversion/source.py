@@ -175,11 +175,10 @@ def conversion_by_policy(source: Source, policy: PolicyLike) -> Conversion:
 
     try:
         casts = source.casts(checked)
+        if not casts:
+            raise LocatedError((), "no rule casts a weight; give a rule a `weight`.")
     except LocatedError as error:
         raise SpecError(name if document is None else document.where(error.location), str(error)) from None
-    if not casts:
-        where = name if document is None else document.where(())
-        raise SpecError(where, "no rule casts a weight; give a rule a `weight`.")
     return Conversion(name, checked.tree(), casts)
 
 

@@ -24,7 +24,7 @@ from altgrad.diagnosis.attribution import BATCHES, mean_attribution
 from altgrad.diagnosis.bisection import bisect, require_alike, siblings_of
 from altgrad.diagnosis.departure import departure
 from altgrad.diagnosis.findings import ailments
-from altgrad.diagnosis.forecasts import STEPS, outlook
+from altgrad.diagnosis.forecasts import STEPS, forecast_variants
 from altgrad.diagnosis.page import page
 from altgrad.diagnosis.restored import Restored, located, restore
 from altgrad.diagnosis.samples import linear_layers, stored_samples, trained_samples
@@ -255,7 +255,7 @@ def _forecast(spec: RunSpec, name: str, formats: Formats | None, target: float, 
     spec = spec.model_copy(update={"engine": "eager"})
     with threads(spec.threads):
         dataset = spec.data.build(spec.seed, spec.model.context)
-        own, others = outlook(spec, dataset, weighed, target, calibrated=calibrated)
+        own, others = forecast_variants(spec, dataset, weighed, target, calibrated=calibrated)
     return {
         "name": name, "kind": "oracle", "path": name, "step": None, "target": target, "calibrated": calibrated,
         "rehearsed_steps": min(STEPS, spec.steps), "steps": spec.steps,
