@@ -26,8 +26,9 @@ import torch
 from numpy.typing import NDArray
 from scipy.stats import spearmanr
 
-from altgrad.diagnosis.attribution import Attribution, attribution, leave_one_out, recorded_step
-from altgrad.diagnosis.sites import slots_by_site, specs_as
+from altgrad.diagnosis.attribution import Attribution, Step, attribution, recorded_step
+from altgrad.diagnosis.sites import Held, casts_as, quantised_layers, slots_by_site, specs_as
+from altgrad.diagnosis.variants import take_step
 from altgrad.formats import FloatFormat
 from altgrad.quantize import QuantizerSpec
 from altgrad.store import RunStore, run_id
@@ -70,6 +71,30 @@ def trained(folder: Path) -> Restored:
     run.create(spec.to_yaml(), {"steps": spec.steps})
     train_run(spec, run, spec.data.build(spec.seed, spec.model.context))
     return restore(run)
+
+
+def leave_one_out(restored: Restored, step: Step, *, hold: bool) -> list[Attribution]:
+    """The truth by leaving out each site in turn, the others held to their errors or rounding as they come.
+
+    See the head of `altgrad.diagnosis.attribution`.
+    """
+    found, size = [], step.deviation
+    layers = quantised_layers(restored.model).values()
+    formats = {q.site: str(q.spec.format) for layer in layers for q in layer.slot_casts.values()}
+    for site in slots_by_site(restored.model):
+
+        def others(quantizer: Any, left: str = site) -> Any:
+            return None if quantizer.site == left else Held(quantizer, step.errors) if hold else quantizer
+
+        with casts_as(restored.model, others):
+            without = take_step(restored)
+        share = 0.0
+        if size and hold:
+            share = step.overlap({p: step.cast.gradients[p] - g for p, g in without.gradients.items()}) / size
+        elif size:
+            share = 1 - Step(without, step.reference, step.errors).deviation / size
+        found.append(Attribution(site, formats[site], step.cast.loss - without.loss, share))
+    return found
 
 
 @contextmanager

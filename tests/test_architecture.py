@@ -2,8 +2,8 @@
 
 Imports only go down, from a floor to a lower one, and the rooms of one floor do not see one another:
 
-    cli -> sweeps | diagnosis | reports -> training -> watching | interventions -> monitors -> measures
-        -> models | data | optim -> nn -> quantize -> spec -> document | formats | numerals | metric_keys
+    cli -> sweeps | diagnosis | reports -> conversion -> training -> watching | interventions -> monitors -> measures
+        -> models | data | optim -> nn -> quantize -> spec -> document | formats | numerals | metric_keys | display
 
 Four rooms stand beside the tower: matrix, symptoms, store and statistics see formats, document, numerals and spec, and
 are seen from monitors upwards. They and the bottom of the tower never load torch, so that `altgrad --help`, a table of
@@ -27,7 +27,7 @@ import pytest
 ROOT = Path(__file__).resolve().parents[1]
 
 FLOORS = (
-    ("formats", "document", "numerals", "metric_keys"),
+    ("formats", "document", "numerals", "metric_keys", "display"),
     ("spec",),
     ("quantize",),
     ("nn",),
@@ -36,6 +36,7 @@ FLOORS = (
     ("monitors",),
     ("watching", "interventions"),
     ("training",),
+    ("conversion",),
     ("sweeps", "diagnosis", "reports"),
     ("cli",),
 )

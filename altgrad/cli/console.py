@@ -1,4 +1,4 @@
-"""How AltGrad prints: the one place that asks what is listening.
+"""How AltGrad prints: the one place that asks what is listening. How lines and numbers look, says `altgrad.display`.
 
 A terminal gets colour and a live picture, a pipe gets plain lines, and neither ever gets a traceback: a user's
 mistake is one line on stderr and an exit code. What is listening is asked at the time of printing, never at import,
@@ -16,11 +16,10 @@ import json
 import os
 import shutil
 import sys
-import textwrap
 from collections.abc import Iterator, Sequence
 from typing import Any, NoReturn, TextIO
 
-from altgrad.cli.layout import Line, clean
+from altgrad.display import Line, table_lines
 from altgrad.store import CheckpointError, LockedError
 from altgrad.store.files import DamagedError, encode
 
@@ -150,23 +149,7 @@ def table(header: Sequence[str], rows: Sequence[Sequence[str]], *, title: str = 
     """A table; without a header, the first column names the second. In a pipe no cell is ever cut or wrapped."""
     if not header and not rows:
         return
-    picture(_table(title, header, rows, width() if interactive() else None))
-
-
-def _table(title: str, header: Sequence[str], rows: Sequence[Sequence[str]], columns: int | None) -> list[Line]:
-    """The rows of a table in aligned cells two blanks apart; the last cell wraps where `columns` are few."""
-    cells = [[clean(cell) for cell in row] for row in ([header, *rows] if header else rows)]
-    widths = [max(len(row[column]) for row in cells) for column in range(len(cells[0]) - 1)]
-    before = sum(widths) + 2 * len(widths)
-    lines = [Line.of((title, "bold"))] if title else []
-    for index, row in enumerate(cells):
-        first, *middle = (cell.ljust(size) + "  " for cell, size in zip(row, widths, strict=False))
-        styles = ("bold", "bold") if header and index == 0 else ("cyan", "")
-        room = len(row[-1]) if columns is None else max(12, columns - before)
-        last = textwrap.wrap(row[-1], room) if row[-1] else [""]
-        lines.append(Line.of((first, styles[0]), ("".join(middle) + last[0], styles[1])))
-        lines += [Line.of(" " * before + rest) for rest in last[1:]]
-    return lines
+    picture(table_lines(title, header, rows, width() if interactive() else None))
 
 
 def styled(lines: Sequence[Line]) -> Any:

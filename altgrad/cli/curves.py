@@ -14,7 +14,7 @@ from bisect import bisect_left
 from collections.abc import Sequence
 from typing import NamedTuple
 
-from altgrad.cli.layout import Line
+from altgrad.display import Line
 
 CAPACITY = 1024
 EIGHTHS = " ▁▂▃▄▅▆▇█"

@@ -1,15 +1,16 @@
 """altgrad diagnose TARGET: what is wrong with a run, how a model's weights lie, which formats would suit it.
 
-Everything is computed by `altgrad.diagnosis` and drawn by `altgrad.cli.diagnosis_page`; torch is loaded when the
-command runs. TARGET is a run, one of its checkpoints, a Hugging Face folder, a .safetensors file, or the YAML of a run.
+Everything is computed and drawn by `altgrad.diagnosis`, which is imported when the command runs. TARGET is a run, one
+of its checkpoints, a Hugging Face folder, a .safetensors file, or the YAML of a run.
 """
 
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 
 from altgrad.cli import console
+from altgrad.display import html_page
 from altgrad.store.files import write_atomic
 
 Target = Annotated[
@@ -24,11 +25,11 @@ NoData = Annotated[
 ]
 Replay = Annotated[
     bool,
-    typer.Option("--replay", help="Instead: the run's next step under other formats, and what is owed to which cast."),
+    typer.Option("--replay", help="Instead: the run's next step under other formats, and error attribution by cast."),
 ]
 Against = Annotated[
     str | None,
-    typer.Option("--against", metavar="RUN", help="Instead: where TARGET parts from this run, and by which casts."),
+    typer.Option("--against", metavar="RUN", help="Instead: where TARGET diverges from this run, and by which casts."),
 ]
 Oracle = Annotated[
     bool,
@@ -69,34 +70,28 @@ def diagnose(
 ) -> None:
     """Say what is wrong with a run or how formats suit a model: symptoms, weights, format advice.
 
-    --replay and --against answer other questions about a run, by taking steps of it again; --oracle foretells how many
-    updates of a run will change a stored weight. See docs/DIAGNOSE.md.
+    --replay and --against answer other questions about a run, by taking steps of it again; --oracle predicts
+    the fraction of updates that change stored weights. See docs/DIAGNOSE.md.
     """
-    from altgrad.cli.diagnosis import Asked, examine
+    from altgrad.diagnosis.examination import diagnose as examine
+    from altgrad.diagnosis.examination import is_spec
 
     with console.one_line_errors():
-        asked = Asked(target, formats, not no_data, runs, replay, against, oracle, move_rate, calibrate)
-        if policy_out is not None and asked.advises_nothing:
+        if policy_out is not None and (replay or against is not None or oracle or is_spec(target)):
             raise ValueError("--policy-out goes with the format advice; leave out --replay, --against and --oracle.")
-        if sum((replay, against is not None, oracle)) > 1:
-            raise ValueError("--replay, --against and --oracle are questions of their own; ask one at a time.")
-        facts = examine(asked)
+        diagnosis = examine(
+            target, formats=formats, data=not no_data, replay=replay, against=against, oracle=oracle,
+            move_rate=move_rate, calibrate=calibrate, runs=runs,
+        )  # fmt: skip
         if policy_out is not None:
-            write_atomic(policy_out, facts["advised_spec"].encode(), durable=False)
-        _show(facts, html, as_json)
+            write_atomic(policy_out, diagnosis.facts["advised_spec"].encode(), durable=False)
+        if html is not None:
+            text = html_page(f"altgrad diagnose {diagnosis.facts['name']}", diagnosis.page(110))
+            write_atomic(html, text.encode(), durable=False)
+        if as_json:
+            console.print_json(diagnosis.facts)
+            return
+        console.picture(diagnosis.page(console.width() if console.interactive() else 120))
         for path in (policy_out, html):
-            if path is not None and not as_json:
+            if path is not None:
                 console.say(f"written: {path}")
-
-
-def _show(facts: dict[str, Any], html: Path | None, as_json: bool) -> None:
-    from altgrad.cli.diagnosis_page import page
-    from altgrad.cli.html_page import html_page
-
-    if html is not None:
-        text = html_page(f"altgrad diagnose {facts['name']}", page(facts, 110))
-        write_atomic(html, text.encode(), durable=False)
-    if as_json:
-        console.print_json(facts)
-    else:
-        console.picture(page(facts, console.width() if console.interactive() else 120))

@@ -1,20 +1,20 @@
 """`altgrad formats`: list the formats with a name, show the card of any, put one number under the magnifying glass,
-and, in a file of its own, compare some on a tensor.
+and compare some on a tensor.
 
-The facts come from `altgrad.formats`; this file only draws them: tables by rich in a terminal, aligned plain text in a
-pipe, JSON with --json. It needs neither torch nor pydantic, and rich only when a person looks.
+The facts come from `altgrad.formats`, the comparison from `altgrad.conversion`; this file only draws them: tables by
+rich in a terminal, aligned plain text in a pipe, JSON with --json. Only `compare` needs torch, and rich is loaded when
+a person looks.
 """
 
 import math
 from collections.abc import Sequence
 from fractions import Fraction
 from itertools import islice
-from typing import Annotated, cast
+from typing import Annotated, Any, NamedTuple, cast
 
 import typer
 
 from altgrad.cli.console import one_line_errors, print_json, say, table
-from altgrad.cli.format_comparison import compare
 from altgrad.formats import CATALOG, SCALES, AmbiguousFormatError, FloatFormat, ScaleFormat, encode, round_value
 from altgrad.formats.card import (
     SCALE_SPECIALS,
@@ -29,17 +29,44 @@ from altgrad.formats.card import (
     scale_landmarks,
 )
 from altgrad.formats.inspection import inspect_code, inspect_roundings, read_code, read_number
+from altgrad.numerals import percent
 
 app = typer.Typer(help="Number formats: any ExMy of 2 to 16 bits.", no_args_is_help=True)
-app.command()(compare)
 
-Json = Annotated[bool, typer.Option("--json", help="Print JSON instead of tables.")]
+AsJson = Annotated[bool, typer.Option("--json", help="Print JSON instead of tables.")]
 
 _LINE_WIDTH = 64
 
 
+class Column(NamedTuple):
+    """One column of a comparison: a measure under one of the four scales."""
+
+    title: str
+    scale: str
+    measure: str
+
+
+COLUMNS = (
+    Column("amax 2^k", "amax_power_of_two", "sqnr_db"),
+    Column("amax real", "amax_real", "sqnr_db"),
+    Column("best 2^k", "best_power_of_two", "sqnr_db"),
+    Column("best real", "best_real", "sqnr_db"),
+    Column("underflow", "amax_power_of_two", "underflow_rate"),
+    Column("at best", "best_real", "underflow_rate"),
+    Column("saturation at best", "best_real", "saturation_rate"),
+    Column("codes used", "amax_power_of_two", "code_utilisation"),
+    Column("at best", "best_real", "code_utilisation"),
+)
+_LEGEND = (
+    "First four columns: SQNR in dB, at the scale that puts amax at the largest value (nothing saturates there) and at",
+    "the scale of least squared error, among powers of two (2^k) and all; [x c]: c times the amax scale of its kind.",
+    "Underflow and codes used (entropy of the codes / its maximum) are at amax 2^k, then at best real.",
+    "* best of its column.",
+)
+
+
 @app.command("list")
-def list_formats(as_json: Json = False) -> None:
+def list_formats(as_json: AsJson = False) -> None:
     """List the formats that have a name; `show` and specs take any other ExMy of 2 to 16 bits as well.
 
     Scale formats, which are unsigned and hold scales only, come last.
@@ -49,19 +76,11 @@ def list_formats(as_json: Json = False) -> None:
     if as_json:
         print_json([*map(describe, formats), *map(describe_scale, scales)])
         return
+    every: list[FloatFormat | ScaleFormat] = [*formats, *scales]
+    sources = [line.source for line in CATALOG] + [f"scale: {line.source}" for line in SCALES]
     rows = [
-        [str(fmt), str(fmt.bits), str(fmt.code_count), _short(fmt.max), _short(fmt.min_subnormal), line.source]
-        for fmt, line in zip(formats, CATALOG, strict=True)
-    ]
-    rows += [
-        [
-            str(fmt),
-            str(fmt.bits),
-            str(fmt.code_count),
-            *map(_short, (fmt.max, fmt.min_positive)),
-            f"scale: {line.source}",
-        ]
-        for fmt, line in zip(scales, SCALES, strict=True)
+        [str(fmt), str(fmt.bits), str(fmt.code_count), _short(fmt.max), _short(_smallest(fmt)), source]
+        for fmt, source in zip(every, sources, strict=True)
     ]
     table(["name", "bits", "codes", "max", "smallest", "source"], rows)
 
@@ -69,7 +88,7 @@ def list_formats(as_json: Json = False) -> None:
 @app.command()
 def show(
     name: Annotated[str, typer.Argument(help="A format, such as e4m3fn, e7m0, e5m2b20 or bf16.")],
-    as_json: Json = False,
+    as_json: AsJson = False,
 ) -> None:
     """Show a format's card: limits, special codes, equal grids and the number line. An ambiguous name shows each."""
     with one_line_errors():
@@ -100,7 +119,7 @@ def inspect_value(
     name: Annotated[str, typer.Argument(help="A format, such as e4m3fn.")],
     value: Annotated[str, typer.Argument(help="A number (0.3, -1/3, 2^-9), or a code (0x7e, 0b1111110).")],
     scale: Annotated[str, typer.Option("--scale", help="x ~ q * scale; a positive number, such as 2^-4.")] = "1",
-    as_json: Json = False,
+    as_json: AsJson = False,
 ) -> None:
     """Show one number in a format: bits by field, neighbours, both gaps, and the error of each rounding."""
     with one_line_errors():
@@ -120,6 +139,55 @@ def inspect_value(
             print_json(facts)
         else:
             _print_inspection(facts)
+
+
+@app.command()
+def compare(
+    formats: Annotated[list[str], typer.Argument(help="Formats, such as e4m3fn e5m2 e3m4.")],
+    dist: Annotated[
+        str | None, typer.Option("--dist", help="Distributions, by commas.  [default: normal,laplace,t5]")
+    ] = None,
+    tensor: Annotated[
+        str | None, typer.Option("--tensor", metavar="FILE:NAME", help="A tensor of a .safetensors file instead.")
+    ] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Compare formats on a distribution or a tensor: SQNR at the amax and at the best scale, underflow, codes used.
+
+    A distribution is 2^20 of its quantiles with unit variance: nothing is drawn, so the figures are always the same.
+    """
+    with one_line_errors():
+        from altgrad.conversion.format_comparison import compare_formats
+
+        comparisons = compare_formats(formats, dist=dist, tensor=tensor)
+    if as_json:
+        print_json(comparisons)
+        return
+    for comparison in comparisons:
+        _print_comparison(comparison)
+    for line in _LEGEND:
+        say(line)
+
+
+def _print_comparison(comparison: dict[str, Any]) -> None:
+    count, finite, best = comparison["count"], comparison["finite_count"], comparison["best"]
+    rows = [
+        [name, *(_fit(fits, column) + "*" * (name in best[column.scale][column.measure]) for column in COLUMNS)]
+        for name, fits in comparison["formats"].items()
+    ]
+    left_out = f", {count - finite:,} of them not finite and left out" * (count != finite)
+    title = f"{comparison['name']}: {count:,} values{left_out}"
+    table(["format", *(column.title for column in COLUMNS)], rows, title=title)
+    say("")
+
+
+def _fit(fits: dict[str, Any], column: Column) -> str:
+    value = fits[column.scale][column.measure]
+    if column.measure != "sqnr_db":
+        return percent(value)
+    amax = {"best_power_of_two": "amax_power_of_two", "best_real": "amax_real"}.get(column.scale)
+    ratio = f" [x {fits[column.scale]['scale'] / fits[amax]['scale']:.3g}]" if amax else ""
+    return f"{value:.2f}{ratio}"
 
 
 def _print_card(fmt: FloatFormat) -> None:
@@ -196,12 +264,16 @@ def number_line(fmt: FloatFormat | ScaleFormat) -> list[str]:
     linear = [unit * last // units[-1] for unit in units]
     span = math.log2(units[-1]) or 1.0  # a single value has no span: it sits at the left
     logarithmic = [math.floor(math.log2(unit) / span * last) for unit in units]
-    low, high = _short(fmt.min_positive if isinstance(fmt, ScaleFormat) else fmt.min_subnormal), _short(fmt.max)
+    low, high = _short(_smallest(fmt)), _short(fmt.max)
     return [
         "positive values on a line (| one, 2-9 that many, # more, blank none)",
         f"  linear  {'0':>{len(low)}} [{_cells(linear)}] {high}",
         f"  log2    {low} [{_cells(logarithmic)}] {high}",
     ]
+
+
+def _smallest(fmt: FloatFormat | ScaleFormat) -> float | Fraction | None:
+    return fmt.min_positive if isinstance(fmt, ScaleFormat) else fmt.min_subnormal
 
 
 def _cells(places: Sequence[int]) -> str:

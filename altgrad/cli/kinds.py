@@ -9,8 +9,8 @@ from typing import Annotated, Any
 import typer
 
 from altgrad.cli import console
-from altgrad.cli.layout import Line
 from altgrad.cli.metrics_table import markdown
+from altgrad.display import Line
 
 
 def kinds(

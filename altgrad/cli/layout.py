@@ -1,4 +1,4 @@
-"""Lines of styled text, boxes around them, and how rows of a screen are shared out.
+"""Boxes around lines of styled text, and how rows of a screen are shared out.
 
 A frame is a plain list of `Line`s, each exactly as wide as it says, built by pure functions from numbers: nothing
 here knows of a terminal, so a test can look at a frame as a person does. rich's Layout and Table were the road not
@@ -8,97 +8,10 @@ and leave "nothing is ever wider than the window" to be hoped for; here it is on
 
 from __future__ import annotations
 
-import unicodedata
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import lru_cache
 
-Part = str | tuple[str, str]
-
-
-@lru_cache(maxsize=4096)
-def cells(character: str) -> int:
-    """Columns that one printable character takes in a terminal: 2 for East Asian wide ones, else 1."""
-    return 2 if unicodedata.east_asian_width(character) in "WF" else 1
-
-
-def clean(text: str) -> str:
-    """`text` as one line that cannot disturb a terminal.
-
-    Control characters (an escape sequence in a run's name) become `?`, white space one blank, and marks of no width go,
-    since terminals disagree on their width.
-    """
-    marks = ("Mn", "Me", "Cf")
-    return "".join(
-        character if character.isprintable() else "?"
-        for character in " ".join(text.split())
-        if unicodedata.category(character) not in marks
-    )
-
-
-def shorten(name: str, width: int) -> str:
-    """A module's name in at most `width` columns: parts become initials from the left (`m.l.11.self_attn.q_proj`).
-
-    Numbers stay, since they say which layer; where that is not enough the middle is cut out.
-    """
-    parts = name.split(".")
-    for index, part in enumerate(parts[:-1]):
-        if sum(map(cells, ".".join(parts))) <= width:
-            break
-        parts[index] = part if part.isdigit() else part[:1]
-    name = ".".join(parts)
-    if sum(map(cells, name)) <= width:
-        return name
-    if width < 2:
-        return "…"[:width]
-    head = (width - 1) // 2
-    return name[:head] + "…" + name[-(width - 1 - head) :]
-
-
-@dataclass(frozen=True)
-class Line:
-    """One row: pieces of text with the name of a rich style each (empty: the terminal's own)."""
-
-    spans: tuple[tuple[str, str], ...]
-
-    @classmethod
-    def of(cls, *parts: Part) -> Line:
-        """A line of plain strings and (string, style) pairs."""
-        return cls(tuple(part if isinstance(part, tuple) else (part, "") for part in parts))
-
-    @property
-    def text(self) -> str:
-        """The characters alone."""
-        return "".join(text for text, _ in self.spans)
-
-    @property
-    def width(self) -> int:
-        """Columns in a terminal."""
-        return sum(map(cells, self.text))
-
-    def fit(self, width: int) -> Line:
-        """This line in exactly `width` columns: filled with blanks, or cut, with an ellipsis to show it."""
-        missing = width - self.width
-        if missing >= 0:
-            return Line(self.spans + ((" " * missing, ""),)) if missing else self
-        kept: list[tuple[str, str]] = []
-        room = width - 1
-        for text, style in self.spans:
-            piece = ""
-            for character in text:
-                room -= cells(character)
-                if room < 0:
-                    break
-                piece += character
-            kept.append((piece, style))
-            if room < 0:
-                break
-        cut = Line((*kept, ("…" if width > 0 else "", "dim")))
-        return cut if cut.width >= width else cut.fit(width)  # a wide character at the edge leaves one blank
-
-    def then(self, other: Line) -> Line:
-        """This line and, right behind it, another."""
-        return Line(self.spans + other.spans)
+from altgrad.display import Line, Part
 
 
 def apart(left: Line, right: Line, width: int) -> Line:

@@ -22,9 +22,9 @@ from typing import TextIO
 
 from altgrad.cli import console
 from altgrad.cli.console import Screen
-from altgrad.cli.layout import clean
 from altgrad.cli.picture import run_picture
 from altgrad.cli.run_view import Watched, in_short, in_words
+from altgrad.display import clean
 from altgrad.numerals import count_text, duration, number
 from altgrad.store.runs import TEXT_SCORES
 

@@ -15,8 +15,9 @@ import textwrap
 from collections.abc import Callable, Sequence
 
 from altgrad.cli.curves import KeptCurve, extremes, logarithmic, plot
-from altgrad.cli.layout import EMPTY, Line, Part, Rows, Want, apart, beside, block, share, shorten
+from altgrad.cli.layout import EMPTY, Rows, Want, apart, beside, block, share
 from altgrad.cli.run_view import PROMINENT, Happening, Watched, Worst, in_short, in_words
+from altgrad.display import Line, Part, shorten
 from altgrad.numerals import count_text, duration, number, percent
 from altgrad.symptoms import SLOTS
 

@@ -14,9 +14,8 @@ from contextlib import contextmanager
 from types import FrameType
 from typing import Any
 
-from altgrad import numerals
 from altgrad.cli import console
-from altgrad.numerals import duration
+from altgrad.numerals import duration, number
 
 _QUIET_SECONDS, _REDRAW_SECONDS = 1.0, 0.1
 
@@ -72,7 +71,7 @@ class ProgressListener:
         elif done * 10 // total > self._tenth:
             self._tenth = done * 10 // total
             elapsed = duration(now - self._start)
-            console.say(f"tokenising: {done / total:.0%} of {numerals.number(total)}B of text, {elapsed}", sys.stderr)
+            console.say(f"tokenising: {done / total:.0%} of {number(total)}B of text, {elapsed}", sys.stderr)
 
     def close(self) -> None:
         """Take the bar away; lines stand."""

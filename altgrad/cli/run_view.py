@@ -17,7 +17,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 from altgrad.cli.curves import KeptCurve
-from altgrad.cli.layout import clean
+from altgrad.display import clean
 from altgrad.metric_keys import split_key
 from altgrad.store.runs import TEXT_SCORES
 from altgrad.symptoms import SLOTS, Examination, grouped

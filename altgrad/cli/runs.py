@@ -13,8 +13,8 @@ from typing import Annotated, Any
 import typer
 
 from altgrad.cli.console import fail, one_line_errors, print_json, say, table
-from altgrad.cli.layout import clean
 from altgrad.cli.run_view import in_short
+from altgrad.display import clean
 from altgrad.numerals import duration, number
 from altgrad.store import STATUSES, LockedError, Run, RunStore, seconds_since
 from altgrad.store.files import encode

@@ -10,7 +10,8 @@ from collections.abc import Sequence
 
 from altgrad.cli import console
 from altgrad.cli.console import Screen
-from altgrad.cli.layout import Line, apart, clean
+from altgrad.cli.layout import apart
+from altgrad.display import Line, clean
 from altgrad.numerals import duration, number
 from altgrad.sweeps.driver import DONE, Sweep
 from altgrad.sweeps.progress import ORDER, RunProgress, SweepLines, SweepProgress, SweepView

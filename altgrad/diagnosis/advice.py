@@ -19,11 +19,12 @@ from typing import Any
 
 import yaml
 
-from altgrad.diagnosis.samples import LayerSample, Operand
+from altgrad.diagnosis.samples import LayerSample
 from altgrad.formats import FloatFormat
 from altgrad.measures.format_fit import FormatFit
 from altgrad.measures.value_histogram import fit_histogram
-from altgrad.nn.names import matches
+from altgrad.nn.names import literal, matches
+from altgrad.nn.policy import Operand
 from altgrad.spec.ranking import badness
 
 DEPLOYED = ("e4m3fn", "e5m2")
@@ -64,13 +65,13 @@ def advise(
                 continue
             fits = fit_histogram(values, formats)
             exact = {str(fmt): values.is_exact(fmt, fits[str(fmt)].amax_power_of_two.scale) for fmt in formats}
-            chosen = choose(fits)
+            chosen = best_format(fits)
             rule = _rule(chosen, operand, fits[chosen])
             found.append(Advice(sample.layer, operand, values.count, values.nonfinite, fits, exact, chosen, rule))
     return found
 
 
-def choose(fits: Mapping[str, FormatFit]) -> str:
+def best_format(fits: Mapping[str, FormatFit]) -> str:
     """The format to take, as the head of this file says."""
     at_amax = {name: fit.amax_power_of_two for name, fit in fits.items()}
     kept = [name for name, fit in at_amax.items() if not fit.underflow_rate > UNDERFLOW_LIMIT] or list(at_amax)
@@ -97,7 +98,7 @@ def rules(advice: Iterable[Advice], others: Iterable[str] = ()) -> list[dict[str
     single: list[dict[str, Any]] = []
     shared: list[dict[str, Any]] = []
     done: set[str] = set()
-    for pattern in ("*", *dict.fromkeys(map(kind_of, layers))):
+    for pattern in ("*", *dict.fromkeys(map(layer_kind, layers))):
         members = [name for name in layers if matches(pattern, [name])]
         new = [name for name in members if name not in done]
         if len(members) < 2 or not new or any(matches(pattern, [name]) for name in left_out):
@@ -111,7 +112,7 @@ def rules(advice: Iterable[Advice], others: Iterable[str] = ()) -> list[dict[str
     return single + shared
 
 
-def kind_of(name: str) -> str:
+def layer_kind(name: str) -> str:
     """A layer's name with `*` for its numbers: layers of one kind share it."""
     return re.sub(r"(?<![^.])\d+(?![^.])", "*", literal(name))
 
@@ -120,8 +121,3 @@ def policy_yaml(found: Sequence[Mapping[str, Any]]) -> str:
     """The rules as the `precision` of a run spec."""
     text: str = yaml.safe_dump({"precision": {"rules": [dict(rule) for rule in found]}}, sort_keys=False, width=120)
     return text
-
-
-def literal(name: str) -> str:
-    """A pattern that matches this name alone."""
-    return re.sub(r"([\[?*])", r"[\1]", name)

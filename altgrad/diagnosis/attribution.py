@@ -1,4 +1,4 @@
-"""Which casts the loss and the error of the gradient are owed to, site by site, from five passes instead of one a site.
+"""Error attribution by cast: what each site adds to the loss and to the gradient's error, from five passes in all.
 
 Write eps_i for the error Q(x) - x that site i makes in this step, G for the gradient under all casts, R without any,
 and e = G - R. Two numbers for each site, both of first order in eps_i:
@@ -19,7 +19,7 @@ V the layer's own part of v,
 each times eps, summed over the slots that the site serves. All passes run with every error held as it was recorded
 (`altgrad.diagnosis.sites`), so what is differentiated is smooth.
 
-The truth beside it is leaving one site out, a pass a site (`leave_one_out`): with the others' errors held,
+The truth beside it is leaving one site out, a pass a site (`bench.attribution`): with the others' errors held,
 L - L_without and <e, G - G_without> / |e|^2; and as it happens, when everything behind the site rounds anew,
 L - L_without and what the squared error loses, (|e|^2 - |e_without|^2) / |e|^2. The overlap <e, .> would be no truth
 there: whatever rounds anew leaves e, so the first site of a model would answer for every cast behind it. With errors
@@ -36,8 +36,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from altgrad.diagnosis.sites import Errors, Held, Recorded, casts_as, quantised_layers, slots_by_site
-from altgrad.diagnosis.variants import Taken, take
+from altgrad.diagnosis.sites import Errors, Held, Recorded, casts_as, operands_shown, quantised_layers, slots_by_site
+from altgrad.diagnosis.variants import TakenStep, take_step
 from altgrad.nn import QuantizedLayer, casts_off, weight_names
 from altgrad.nn.layers import is_turned
 from altgrad.training.restore import Restored
@@ -63,8 +63,8 @@ class Attribution:
 class Step:
     """A step taken with and without casts, and the errors of every cast in it."""
 
-    cast: Taken
-    reference: Taken
+    cast: TakenStep
+    reference: TakenStep
     errors: Errors
 
     def weights(self) -> dict[str, float]:
@@ -89,9 +89,9 @@ def recorded_step(restored: Restored) -> Step:
     """The next step, with the casts recorded and without them."""
     errors: Errors = {}
     with casts_off(restored.model):
-        reference = take(restored)
+        reference = take_step(restored)
     with casts_as(restored.model, lambda quantizer: Recorded(quantizer, errors)):
-        taken = take(restored)
+        taken = take_step(restored)
     return Step(taken, reference, errors)
 
 
@@ -103,7 +103,7 @@ def attribution(restored: Restored, step: Step | None = None, *, at: float = 1.0
     model = restored.model
     served = slots_by_site(model)
     if not served:
-        raise ValueError(f"{restored.run.id} casts nothing, so nothing is owed to its casts; name another run.")
+        raise ValueError(f"{restored.run.id} casts nothing, so no cast makes an error; name another run.")
     step = recorded_step(restored) if step is None else step
     weights = step.weights()
     error = {p: (step.cast.gradients[p] - step.reference.gradients[p]) * w for p, w in weights.items()}
@@ -151,26 +151,6 @@ def mean_attribution(restored: Restored, batches: int = BATCHES) -> list[Attribu
     ]
 
 
-def leave_one_out(restored: Restored, step: Step, *, hold: bool) -> list[Attribution]:
-    """The truth by leaving out each site in turn, the others held to their errors or rounding anew; see above."""
-    found, size = [], step.deviation
-    formats = {q.site: str(q.spec.format) for q in _quantizers(restored.model)}
-    for site in slots_by_site(restored.model):
-
-        def others(quantizer: Any, left: str = site) -> Any:
-            return None if quantizer.site == left else Held(quantizer, step.errors) if hold else quantizer
-
-        with casts_as(restored.model, others):
-            without = take(restored)
-        share = 0.0
-        if size and hold:
-            share = step.overlap({p: step.cast.gradients[p] - g for p, g in without.gradients.items()}) / size
-        elif size:
-            share = 1 - Step(without, step.reference, step.errors).deviation / size
-        found.append(Attribution(site, formats[site], step.cast.loss - without.loss, share))
-    return found
-
-
 class _Operands:
     """One layer's operands in one micro-batch, as the casts left them."""
 
@@ -216,26 +196,15 @@ def _seen(restored: Restored, errors: Errors) -> dict[str, list[tuple[Tensor, Te
 
     In float32 (of a run in bfloat16 the layers see bfloat16); gradients are of the scaled loss.
     """
-    model = restored.model
-    layers = quantised_layers(model)
-    inputs: dict[str, list[Tensor]] = {name: [] for name in layers}
-    gradients: dict[str, list[Tensor]] = {name: [] for name in layers}
+    layers = quantised_layers(restored.model)
+    seen: dict[tuple[str, str], list[Tensor]] = {}
 
-    def watch(name: str) -> Any:
-        def seen(_: nn.Module, given: Any, output: Any) -> None:
-            inputs[name].append(given[0].detach().flatten(0, -2).float())
-            output.register_hook(lambda g: gradients[name].append(g.detach().flatten(0, -2).float()))
+    def keep(name: str, operand: str, x: Tensor) -> None:
+        seen.setdefault((name, operand), []).append(x.flatten(0, -2).float())
 
-        return seen
-
-    handles = [layer.register_forward_hook(watch(name)) for name, layer in layers.items()]
-    try:
-        with casts_as(model, lambda quantizer: Held(quantizer, errors)):
-            take(restored)
-    finally:
-        for handle in handles:
-            handle.remove()
-    return {name: list(zip(inputs[name], gradients[name], strict=True)) for name in layers}
+    with operands_shown(layers, keep), casts_as(restored.model, lambda quantizer: Held(quantizer, errors)):
+        take_step(restored)
+    return {name: list(zip(seen[name, "input"], seen[name, "grad_output"], strict=True)) for name in layers}
 
 
 @contextmanager

@@ -1,18 +1,18 @@
-"""The casts by which two runs part that should agree; from which step, `altgrad.diagnosis.departure` says.
+"""The casts that make two runs diverge which should agree; from which step, `altgrad.diagnosis.departure` says.
 
 By replay: one step from the last checkpoint before the departure (or the beginning), on the suspect's weights and
 batch, with the suspect's casts at a set S of operands and the reference's at all others. S explains the difference if
 it makes at least 60 % of what all of them make together, measured as the squared relative errors of the gradient,
 summed over parameters: `dev(S) >= 0.6 dev(all)`. Errors of sound casts add up like noise; that of a broken one stands
 out, also where it touches a single small tensor. (A second fault that makes much less than the first shows once the
-first is mended.) Replays run in the suspect's `compute` and with its loss scale.
+first is removed.) Replays run in the suspect's `compute` and with its loss scale.
 
 The set is found as in delta debugging (Zeller and Hildebrandt 2002), in its order for few culprits: bisect for the
 shortest prefix of the operands that explains, together with what has been found; its last operand is needed, since
 without it the prefix does not explain; go on in front of it until what has been found explains alone. With n operands
 and k culprits that takes 2 + k (ceil(log2 n) + 1) replays: 8 for one culprit among 24 sites, 14 for two. That
-adding a cast never mends another is assumed for the search, and checked for the answer: the set returned has been
-replayed by itself.
+adding a cast never undoes another's error is assumed for the search, and checked for the answer: the set returned has
+been replayed by itself.
 """
 
 import math
@@ -21,7 +21,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from altgrad.diagnosis.sites import Slot, quantised_layers, slots_as
-from altgrad.diagnosis.variants import Taken, take
+from altgrad.diagnosis.variants import TakenStep, take_step
 from altgrad.nn import QuantizedLayer
 from altgrad.nn.layers import is_plain
 from altgrad.nn.linear import make_casts
@@ -57,7 +57,7 @@ class Bisection:
 
 
 def siblings_of(run: Run) -> list[Run]:
-    """Runs beside this one whose specs are its own but for the seed, itself among them; ValueError if it is no run."""
+    """Runs of the project whose specs are its own but for the seed, itself among them; ValueError if it is no run."""
     own = _seedless(run)
     return [other for other in RunStore(run.path.parent.parent).runs(run.project) if _seedless(other) == own]
 
@@ -158,7 +158,7 @@ class _Replay:
                     differing[f"{name}/{slot[1]}"] = None
         self.differing = list(differing)
 
-    def taken(self, sites: Sequence[str]) -> Taken:
+    def taken(self, sites: Sequence[str]) -> TakenStep:
         """The step with the suspect's casts at these operands; counts as one replay."""
         self.count += 1
         chosen = set(sites)
@@ -168,9 +168,9 @@ class _Replay:
             return theirs | {s: q for s, q in layer.slot_casts.items() if f"{name}/{s[1]}" in chosen}
 
         with slots_as(self.restored.model, slots):
-            return take(self.restored)
+            return take_step(self.restored)
 
-    def deviation(self, taken: Taken, sound: Taken) -> float:
+    def deviation(self, taken: TakenStep, sound: TakenStep) -> float:
         """Squared relative errors of the gradient, summed over parameters; inf where one is not finite."""
         total = 0.0
         for name, gradient in sound.gradients.items():

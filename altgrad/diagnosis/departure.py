@@ -1,4 +1,4 @@
-"""Where two runs part that should agree: the step from which their training losses differ by more than chance.
+"""Where two runs diverge that should agree: the step from which their training losses differ by more than chance.
 
 Both saw the same data in the same order, so what batches do to a loss falls out of the difference D = suspect -
 reference; and so does the trend of a loss that falls. What is left is judged against three things:

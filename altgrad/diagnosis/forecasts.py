@@ -16,12 +16,12 @@ import torch
 from torch import nn
 
 from altgrad.data.dataset import Dataset
-from altgrad.diagnosis.advice import literal
 from altgrad.diagnosis.oracle import Drawn, rehearse, require_target, smallest_lr
 from altgrad.diagnosis.samples import linear_layers
 from altgrad.diagnosis.signals import calibrate
 from altgrad.formats import FloatFormat
 from altgrad.nn import PrecisionPolicy, weight_names
+from altgrad.nn.names import literal
 from altgrad.optim.optimizer import OptimizerSpec
 from altgrad.optim.storage import Storage
 from altgrad.training import RunSpec
@@ -32,7 +32,7 @@ STEPS = 30
 
 
 @dataclass(frozen=True)
-class Outlook:
+class VariantForecast:
     """One variant. rates: expected move rate by parameter; overall: by their size; smallest_lr: for the target."""
 
     format: str
@@ -44,9 +44,9 @@ class Outlook:
     rates: Mapping[str, float]
 
 
-def outlook(
+def forecast_variants(
     spec: RunSpec, dataset: Dataset, formats: Sequence[FloatFormat], target: float, *, calibrated: bool = False
-) -> tuple[Outlook | None, list[Outlook]]:
+) -> tuple[VariantForecast | None, list[VariantForecast]]:
     """The spec as it is (None where none of its weights has a grid), and its variants.
 
     ValueError for a target outside (0, 1), and LocatedError for a spec that does not fit its model.
@@ -77,12 +77,12 @@ def outlook(
 
 def _forecast(
     spec: RunSpec, model: nn.Module, target: float, data: Dataset | None, names: tuple[str, str], drawn: Drawn
-) -> Outlook:
+) -> VariantForecast:
     signals = None if data is None else calibrate(spec, data)
     forecast = rehearse(spec, model, steps=STEPS, signals=signals, drawn=drawn)
     needed = smallest_lr(spec, model, target, steps=STEPS, signals=signals, drawn=drawn, known=forecast)
     lr = spec.optimizer.lr
-    return Outlook(*names, spec.optimizer.kind, lr, forecast.overall, needed, dict(forecast.rates))
+    return VariantForecast(*names, spec.optimizer.kind, lr, forecast.overall, needed, dict(forecast.rates))
 
 
 def _optimizers(own: OptimizerSpec) -> Iterator[OptimizerSpec]:

@@ -5,21 +5,20 @@ passes. The step is run with all casts off, so what is counted is what each cast
 before it have left of it.
 """
 
-from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Iterable
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any
 
 from torch import Tensor, nn
 
+from altgrad.diagnosis.sites import operands_shown
 from altgrad.measures.value_histogram import ValueHistogram
 from altgrad.nn import casts_off, fresh_gradients, unrecorded
 from altgrad.nn.layers import HEADS, is_layer
 from altgrad.nn.names import matches
+from altgrad.nn.policy import Operand
 from altgrad.training.restore import Restored
 from altgrad.training.weights import StoredTensor
-
-Operand = Literal["weight", "input", "grad_output"]
 
 
 @dataclass
@@ -52,7 +51,11 @@ def trained_samples(restored: Restored, *, data: bool = True) -> list[LayerSampl
         found[name].add("weight", layer.weight.detach())
     if data:
         model = restored.model
-        with unrecorded(model), casts_off(model), _counted(layers, found):
+
+        def count(name: str, operand: Operand, x: Tensor) -> None:
+            found[name].add(operand, x)
+
+        with unrecorded(model), casts_off(model), operands_shown(layers, count):
             fresh_gradients(model, lambda: map(restored.micro_batches.scaled, restored.losses(model)))
     return list(found.values())
 
@@ -69,24 +72,3 @@ def linear_layers(model: nn.Module) -> dict[str, Any]:
 def matches_head(name: str) -> bool:
     """Whether a module's name is that of an output head."""
     return any(matches(pattern, [name]) for pattern in HEADS)
-
-
-@contextmanager
-def _counted(layers: Mapping[str, nn.Module], found: Mapping[str, LayerSample]) -> Iterator[None]:
-    def before(sample: LayerSample) -> Any:
-        return lambda _, inputs: sample.add("input", inputs[0].detach())
-
-    def after(sample: LayerSample) -> Any:
-        def watch(_: nn.Module, __: Any, output: Any) -> None:
-            if output.requires_grad:
-                output.register_hook(lambda gradient: sample.add("grad_output", gradient))
-
-        return watch
-
-    handles = [layer.register_forward_pre_hook(before(found[name])) for name, layer in layers.items()]
-    handles += [layer.register_forward_hook(after(found[name])) for name, layer in layers.items()]
-    try:
-        yield
-    finally:
-        for handle in handles:
-            handle.remove()

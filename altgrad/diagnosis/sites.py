@@ -9,8 +9,8 @@ and takes them out again. Four kinds of question need no more than that:
     held                x plus the error of the record, whatever x is now
 
 The last separates what one cast does from what its absence lets others do. Take one cast out of an 8-bit step, and
-everything behind it rounds anew, by other halves of a gap: the loss moves as much by that lottery as by the cast
-itself, and no attribution can foretell it (docs/DIAGNOSE.md has the figures). With the others held, what is left is
+everything behind it rounds differently, by other halves of a gap: the loss moves as much by that lottery as by the cast
+itself, and no attribution can predict it (docs/DIAGNOSE.md has the figures). With the others held, what is left is
 the cast.
 """
 
@@ -125,3 +125,23 @@ def reformatted(fmt: Any) -> Callable[[QuantizerSpec], QuantizerSpec]:
 def rerounded(rounding: str) -> Callable[[QuantizerSpec], QuantizerSpec]:
     """The change of a spec to another rounding."""
     return lambda spec: QuantizerSpec.made_from(cast(Any, {**spec.tree(), "rounding": rounding, "random_bits": None}))
+
+
+@contextmanager
+def operands_shown(layers: Mapping[str, nn.Module], show: Callable[[str, Operand, Tensor], None]) -> Iterator[None]:
+    """For the length of a block each layer shows its inputs and the gradients of its outputs, by its name."""
+
+    def hook(name: str) -> Any:
+        def seen(_: nn.Module, inputs: Any, output: Any) -> None:
+            show(name, "input", inputs[0].detach())
+            if output.requires_grad:
+                output.register_hook(lambda gradient: show(name, "grad_output", gradient.detach()))
+
+        return seen
+
+    handles = [layer.register_forward_hook(hook(name)) for name, layer in layers.items()]
+    try:
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()

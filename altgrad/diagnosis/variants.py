@@ -22,7 +22,7 @@ from altgrad.training.restore import Restored
 
 
 @dataclass(frozen=True)
-class Taken:
+class TakenStep:
     """A step's loss, and its gradients by parameter, summed over micro-batches, before clipping."""
 
     loss: float
@@ -47,7 +47,7 @@ class Variant:
     error: str = ""
 
 
-def take(restored: Restored, model: nn.Module | None = None) -> Taken:
+def take_step(restored: Restored, model: nn.Module | None = None) -> TakenStep:
     """The next step of the run as its model now is, without a trace."""
     model = restored.model if model is None else model
     seen: list[float] = []
@@ -60,7 +60,7 @@ def take(restored: Restored, model: nn.Module | None = None) -> Taken:
     with unrecorded(model):
         gradients = {name: whole_tensor(g) for name, g in fresh_gradients(model, losses).items()}
     restored.micro_batches.unscale(gradients.values())
-    return Taken(sum(seen), gradients)
+    return TakenStep(sum(seen), gradients)
 
 
 def variants(
@@ -74,8 +74,8 @@ def variants(
     if not any(True for module in model.modules() if hasattr(module, "slot_casts")):
         raise ValueError(f"{restored.run.id} casts nothing, so no step of it can be taken otherwise; name another run.")
     with casts_off(model):
-        reference = take(restored)
-    found = [_variant("casts off", reference, reference), _variant("as the run", take(restored), reference)]
+        reference = take_step(restored)
+    found = [_variant("casts off", reference, reference), _variant("as the run", take_step(restored), reference)]
     changes = {f"rounding: {name}": rerounded(name) for name in roundings}
     changes |= {f"all {fmt}": reformatted(fmt) for fmt in formats}
     for name, change in changes.items():
@@ -86,11 +86,11 @@ def variants(
                 nan = float("nan")
                 found.append(Variant(name, nan, nan, nan, nan, nan, nan, "", str(error)))
                 continue
-            found.append(_variant(name, take(restored), reference))
+            found.append(_variant(name, take_step(restored), reference))
     return found
 
 
-def _variant(name: str, taken: Taken, reference: Taken) -> Variant:
+def _variant(name: str, taken: TakenStep, reference: TakenStep) -> Variant:
     pooled: dict[str, Tensor] = {}
     cosines = {}
     for key, gradient in reference.gradients.items():

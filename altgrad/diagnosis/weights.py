@@ -48,7 +48,7 @@ class WeightPicture:
     numerical_rank: float
 
 
-def picture(name: str, weights: Tensor, grid: Grid) -> WeightPicture:
+def weight_picture(name: str, weights: Tensor, grid: Grid) -> WeightPicture:
     """The picture of a matrix (or more axes, flattened for the ranks); float32, bf16 or fp16."""
     fmt, scale = grid.format, grid.scale
     values = weights.detach().to(torch.float32)
@@ -72,7 +72,7 @@ def picture(name: str, weights: Tensor, grid: Grid) -> WeightPicture:
 
 def stored_pictures(tensors: Iterable[tuple[str, Tensor]], fmt: FloatFormat) -> list[WeightPicture]:
     """Pictures of (name, weights) pairs at the amax scale of one format."""
-    return [picture(name, x, Grid(fmt, scale_of(finite_amax(x.float()), fmt))) for name, x in tensors]
+    return [weight_picture(name, x, Grid(fmt, scale_of(finite_amax(x.float()), fmt))) for name, x in tensors]
 
 
 def trained_pictures(restored: Restored, fmt: FloatFormat) -> list[WeightPicture]:
@@ -82,5 +82,5 @@ def trained_pictures(restored: Restored, fmt: FloatFormat) -> list[WeightPicture
     for name, p in restored.model.named_parameters():
         if p.ndim >= 2:
             x = p.detach()
-            found.append(picture(name, x, own.get(name) or Grid(fmt, scale_of(finite_amax(x), fmt))))
+            found.append(weight_picture(name, x, own.get(name) or Grid(fmt, scale_of(finite_amax(x), fmt))))
     return found

@@ -4,6 +4,7 @@ A module may be registered under several names and answers to each; the first is
 to `first` and `last` as well as to their numbers.
 """
 
+import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
@@ -87,3 +88,8 @@ def aliases(model: nn.Module) -> dict[str, set[str]]:
 def matches(pattern: str, names: Iterable[str]) -> bool:
     """Whether the pattern matches any of a module's (or parameter's) names."""
     return any(fnmatchcase(name, pattern) for name in names)
+
+
+def literal(name: str) -> str:
+    """A pattern that matches this name alone."""
+    return re.sub(r"([\[?*])", r"[\1]", name)

@@ -4,7 +4,7 @@ A cast makes half a dozen temporaries of its tensor's size. In slabs their size 
 weight needs beside the weight is next to nothing. Only the scale may depend on the whole tensor: it is found first,
 by the scaling itself, from the same slabs in one pass over them or two. Bits of stochastic rounding are counted by
 the flat index in the whole tensor. So the slabs together are, bit for bit, what `Quantizer.cast` makes of the tensor
-in its first pass.
+in its next pass.
 """
 
 from collections.abc import Iterator
@@ -50,7 +50,7 @@ def cast_in_slabs(x: Tensor, quantizer: Quantizer, whole: SmallScale | None) -> 
     x: 2-D float32, bf16 or fp16. Where a scale is 0 (a block that NVFP4 gives up) the rounded values are zeros, too.
     """
     spec = quantizer.spec
-    key = fold(quantizer.key, 0)
+    key = fold(quantizer.key, getattr(quantizer, "counter", 0))
     for start, stop in _ranges(x):
         slab = x[start:stop]
         scale = None if whole is None else whole.rows(start, stop).spread(tuple(slab.shape))

@@ -116,7 +116,7 @@ class PackedWriter:
 
     def write(self, piece: Tensor) -> None:
         """The next elements of the tensor begun last, in row-major order; any shape, the dtype that was planned."""
-        data = piece.contiguous().flatten().view(torch.uint8)
+        data = piece.contiguous().flatten().view(torch.uint8).cpu()
         self._file.write(data.numpy().data)
         self._sum.update(data.numpy().data)
         self._written += data.numel()

@@ -1,4 +1,4 @@
-"""Where a model's weights lie, and one tensor of them at a time.
+"""Where a model's weights lie, in files or in memory, and one tensor of them at a time.
 
 MODEL is a Hugging Face folder (model.safetensors, a variant, or the shards that its index names: which, says
 `altgrad.quantize.weight_folder`), one .safetensors file, or a run (its newest checkpoint). Only safetensors are read; a
@@ -9,40 +9,48 @@ open, whether or not the tensor still exists; so each tensor opens the file anew
 """
 
 import json
-from dataclasses import dataclass
+import math
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from safetensors import SafetensorError, safe_open
-from torch import Tensor
+from torch import Tensor, nn
 
-from altgrad.quantize.packed import DTYPES, METADATA
+from altgrad.quantize.packed import DTYPES, METADATA, NAMES
 from altgrad.quantize.weight_folder import INDEX, MODEL, WeightFolder, held, unread, weight_folder
+from altgrad.spec import did_you_mean
 from altgrad.store import Run
 
-__all__ = ["INDEX", "MODEL", "StoredTensor", "Weights", "find_weights"]
+__all__ = ["INDEX", "MODEL", "StoredTensor", "Weights", "find_weights", "read_tensor", "weights_in_memory"]
 
+_CASTS = ".casts."  # amax histories and counters: the state of a training, not of a model
 _COMPANIONS = (".json", ".txt", ".model", ".jinja", ".md", ".yaml")
 
 
 @dataclass(frozen=True)
 class StoredTensor:
-    """A tensor in a file: its dtype is safetensors' word for it, such as BF16."""
+    """A tensor in a file, or `held` in memory. Its dtype is safetensors' word for it, such as BF16."""
 
     name: str
     dtype: str
     shape: tuple[int, ...]
     file: Path
+    held: Tensor | None = field(default=None, compare=False, repr=False)
+
+    @property
+    def elements(self) -> int:
+        """How many."""
+        return math.prod(self.shape)
 
     @property
     def bytes(self) -> int:
         """Size of its elements."""
-        size = DTYPES[self.dtype].itemsize
-        for length in self.shape:
-            size *= length
-        return size
+        return self.elements * DTYPES[self.dtype].itemsize
 
     def load(self) -> Tensor:
         """The tensor; its memory is mapped from the file and goes when the tensor goes. ValueError for damage."""
+        if self.held is not None:
+            return self.held.cpu()
         try:
             with safe_open(self.file, framework="pt") as opened:
                 tensor: Tensor = opened.get_tensor(self.name)
@@ -82,6 +90,36 @@ def find_weights(source: Path) -> Weights:
     return weights
 
 
+def read_tensor(source: Path | str, name: str) -> Tensor:
+    """One tensor of a model, in a float dtype of at most 32 bits. ValueError for a name that it does not have, and for
+    integers and float64, which no cast takes.
+    """
+    tensors = {tensor.name: tensor for tensor in find_weights(Path(source)).tensors}
+    if name not in tensors:
+        hint = did_you_mean(name, list(tensors)) or f" It has {', '.join(list(tensors)[:8])}."
+        raise ValueError(f"{source} has no tensor '{name}'.{hint}")
+    tensor = tensors[name].load()
+    if not tensor.is_floating_point() or tensor.dtype.itemsize > 4:
+        kind = str(tensor.dtype).removeprefix("torch.")
+        raise ValueError(f"'{name}' is {kind}; casts take float32, bfloat16, float16 and narrower floats.")
+    return tensor if tensor.dtype.itemsize > 1 else tensor.float()
+
+
+def weights_in_memory(model: nn.Module) -> Weights:
+    """The weights of a model, described as if in one file. ValueError for tensors that no file could hold."""
+    tensors = []
+    for name, tensor in sorted(model.state_dict().items()):
+        if not isinstance(tensor, Tensor) or _CASTS in name:
+            continue
+        if tensor.is_meta or tensor.dtype not in NAMES:
+            what = "on the meta device" if tensor.is_meta else str(tensor.dtype).removeprefix("torch.")
+            raise ValueError(f"{name} is {what}, which safetensors cannot hold; give a model whose weights are there.")
+        tensors.append(StoredTensor(name, NAMES[tensor.dtype], tuple(tensor.shape), Path(MODEL), tensor.detach()))
+    if not tensors:
+        raise ValueError(f"{type(model).__name__} holds no tensors.")
+    return Weights({Path(MODEL): tuple(tensors)}, {})
+
+
 def _find(source: Path) -> tuple[WeightFolder, dict[str, Path]]:
     if not source.is_dir() and (why := unread(source)) is not None:
         raise ValueError(why)
@@ -112,8 +150,8 @@ def _describe(folder: WeightFolder, file: Path, *, is_run: bool) -> tuple[Stored
             raise ValueError(f"{file} is quantised already; quantise the model it was made from.")
         found = []
         for name in held(folder, file, opened.keys()):
-            if is_run and ".casts." in name:
-                continue  # amax histories and counters: the state of a training, not of a model
+            if is_run and _CASTS in name:
+                continue
             entry = opened.get_slice(name)
             if entry.get_dtype() not in DTYPES:
                 raise ValueError(f"{name} in {file} is {entry.get_dtype()}, which AltGrad cannot read.")

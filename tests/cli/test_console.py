@@ -1,4 +1,4 @@
-"""What is printed for whom, and the one way a command fails."""
+"""The one way a command prints, and the one way it fails."""
 
 import io
 import os

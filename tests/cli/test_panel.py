@@ -9,10 +9,10 @@ from rich.console import Console
 
 from altgrad.cli import panel
 from altgrad.cli.console import Screen
-from altgrad.cli.layout import Line
 from altgrad.cli.panel import PlainLines, RunPanel, choose
 from altgrad.cli.picture import run_picture
 from altgrad.cli.run_view import Watched
+from altgrad.display import Line
 
 STEPS = 400
 REFERENCES = {"unigram": 4.47, "order-6 n-gram": 1.17}

@@ -8,9 +8,10 @@ import pytest
 from rich.console import Console
 
 from altgrad.cli.console import styled
-from altgrad.cli.layout import Line, Want, share, shorten
+from altgrad.cli.layout import Want, share
 from altgrad.cli.picture import run_picture
 from altgrad.cli.run_view import Watched
+from altgrad.display import Line, shorten
 from altgrad.symptoms import findings
 
 SIZES = [(80, 23), (80, 39), (200, 49)]

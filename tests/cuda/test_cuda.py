@@ -13,6 +13,7 @@ import pytest
 import torch
 from torch import Tensor
 
+import altgrad
 from altgrad.formats import CATALOG, FloatFormat, Rounding
 from altgrad.quantize import Quantizer, round_to
 from altgrad.quantize.engine import cast_values, serves
@@ -152,3 +153,16 @@ def _run(folder: Path, spec: RunSpec) -> Any:
     from altgrad.store import Run
 
     return Run(folder).create(spec.to_yaml(), {"steps": spec.steps})
+
+
+@pytest.mark.parametrize("scaling", ["current", "delayed", "mx"])
+def test_a_quantised_model_on_a_gpu_is_saved_as_its_forward_has_it(tmp_path: Path, scaling: str) -> None:
+    model = torch.nn.Sequential(torch.nn.Linear(64, 32)).to(DEVICE)
+    spec = {"format": "e4m3fn", "rounding": "stochastic", "scaling": scaling}
+    altgrad.quantize_model(model, altgrad.PrecisionPolicy.uniform(weight=spec))
+    model(torch.randn(4, 64, device=DEVICE))
+    altgrad.commit(model)
+    model.eval()
+    altgrad.save_quantized(model, tmp_path / "out")
+    used, _ = model[0].operands(model[0].weight.detach(), "weight", False, torch.float32)
+    assert torch.equal(altgrad.load_quantized(tmp_path / "out")["0.weight"], used["forward"].cpu())

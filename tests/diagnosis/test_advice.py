@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import nn
 
-from altgrad.diagnosis.advice import CANDIDATES, Advice, advise, choose, kind_of, policy_yaml, rules
+from altgrad.diagnosis.advice import CANDIDATES, Advice, advise, best_format, layer_kind, policy_yaml, rules
 from altgrad.diagnosis.samples import LayerSample, matches_head
 from altgrad.document import Document
 from altgrad.formats import FloatFormat
@@ -48,7 +48,7 @@ def sampled(**layers: torch.Tensor) -> list[LayerSample]:
 def test_the_choice_is_by_underflow_then_sqnr_then_deployment_then_bits(
     fits: Mapping[str, FormatFit], choice: str
 ) -> None:
-    assert choose(fits) == choice
+    assert best_format(fits) == choice
 
 
 @pytest.mark.parametrize("name", ["normal", "laplace", "t5"])
@@ -114,7 +114,7 @@ def test_layers_that_all_agree_share_one_rule() -> None:
     [("blocks.10.mlp.up", "blocks.*.mlp.up"), ("h.0", "h.*"), ("fc1", "fc1"), ("a[0].1", "a[[]0].*")],
 )
 def test_a_kind_is_the_name_without_its_numbers(name: str, kind: str) -> None:
-    assert kind_of(name) == kind
+    assert layer_kind(name) == kind
 
 
 def test_heads_are_known_by_name() -> None:

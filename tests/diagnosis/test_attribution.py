@@ -12,17 +12,17 @@ from scipy.stats import spearmanr
 from altgrad.diagnosis.attribution import (
     Attribution,
     attribution,
-    leave_one_out,
     mean_attribution,
     recorded_step,
 )
 from altgrad.diagnosis.sites import Held, casts_as, slots_by_site, specs_as
-from altgrad.diagnosis.variants import take, variants
+from altgrad.diagnosis.variants import take_step, variants
 from altgrad.formats import FloatFormat
 from altgrad.nn import casts_off
 from altgrad.quantize import QuantizerSpec
 from altgrad.store import Run
 from altgrad.training.restore import Restored, restore
+from bench.attribution import leave_one_out
 
 MIXED = ("e4m3fn", "e5m2", "e3m4", "e2m1", "e2m3", "e3m2", "e0m3", "e7m0")
 
@@ -85,8 +85,8 @@ def test_the_mean_over_batches_ranks_sites_as_leaving_each_out_does_when_everyth
 def test_held_errors_repeat_the_step_to_the_bit(restored: Restored) -> None:
     step = recorded_step(restored)
     with casts_as(restored.model, lambda quantizer: Held(quantizer, step.errors)):
-        again = take(restored)
-    plain = take(restored)
+        again = take_step(restored)
+    plain = take_step(restored)
     assert plain.loss == step.cast.loss and again.loss == pytest.approx(plain.loss, rel=1e-6)
     for name, gradient in plain.gradients.items():
         assert torch.equal(gradient, step.cast.gradients[name])
@@ -107,9 +107,9 @@ def test_variants_are_held_against_the_step_with_casts_off(restored: Restored) -
     found = {each.name: each for each in variants(restored, [FloatFormat.parse(n) for n in ("e4m3fn", "e2m1")])}
     assert list(found) == ["casts off", "as the run", "rounding: stochastic", "all e4m3fn", "all e2m1"]
     with casts_off(restored.model):
-        assert found["casts off"].loss == take(restored).loss
+        assert found["casts off"].loss == take_step(restored).loss
     assert found["casts off"].loss_difference == 0 and found["casts off"].cosine == pytest.approx(1)
-    assert found["as the run"].loss == take(restored).loss
+    assert found["as the run"].loss == take_step(restored).loss
     assert 1 > found["all e4m3fn"].cosine > found["all e2m1"].cosine
     assert found["all e4m3fn"].sqnr_db > found["all e2m1"].sqnr_db
     assert found["all e2m1"].worst.endswith(".weight")

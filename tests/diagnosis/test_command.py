@@ -8,15 +8,17 @@ from typing import Any
 import pytest
 import torch
 import typer
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
+from torch import nn
 from typer.testing import CliRunner, Result
 
 from altgrad.cli.diagnose import diagnose
-from altgrad.cli.diagnosis import Asked, examine
-from altgrad.cli.diagnosis_page import page
-from altgrad.cli.html_page import html_page
-from altgrad.cli.layout import Line
+from altgrad.diagnosis.examination import Diagnosis
+from altgrad.diagnosis.examination import diagnose as examine
+from altgrad.display import Line, html_lines, html_page
+from altgrad.nn import quantize_model
 from altgrad.store import Run
+from altgrad.store.files import encode
 from altgrad.training import RunSpec
 
 Invoke = Callable[..., Result]
@@ -45,8 +47,13 @@ def facts(result: Result) -> Any:
 
 
 @pytest.fixture(scope="module")
-def found(tiny: Run) -> Any:
-    return examine(Asked(str(tiny.path), "e4m3fn,e3m4", True, Path("runs")))
+def diagnosis(tiny: Run) -> Diagnosis:
+    return examine(tiny, formats=["e4m3fn", "e3m4"])
+
+
+@pytest.fixture
+def found(diagnosis: Diagnosis) -> Any:
+    return diagnosis.facts
 
 
 def test_a_run_whose_storage_drops_its_steps_is_told_so_with_a_remedy(found: Any) -> None:
@@ -83,8 +90,8 @@ def test_a_model_s_policy_spares_embeddings_and_head(invoke: Invoke, model: Path
 
 
 @pytest.mark.parametrize("width", [60, 80, 160])
-def test_no_line_is_wider_than_the_window(found: Any, width: int) -> None:
-    lines = page(found, width)
+def test_no_line_is_wider_than_the_window(diagnosis: Diagnosis, width: int) -> None:
+    lines = diagnosis.page(width)
     assert max(line.width for line in lines) <= width
     assert any("Format advice" in line.text for line in lines)
 
@@ -97,6 +104,32 @@ def test_the_html_page_holds_the_same_text_and_no_markup_of_others(invoke: Invok
     assert "Format advice" in text and "default-src 'none'" in text
     assert "<script" not in text and "://" not in text
     assert "<b>" not in html_page("t", [Line.of(("<b>x</b>", "red"))])
+    assert "<b>" not in html_lines([Line.of(("<b>x</b>", "red"))])
+
+
+def test_the_library_finds_what_the_command_prints(invoke: Invoke, diagnosis: Diagnosis, tiny: Run) -> None:
+    printed = facts(invoke(tiny.path, "--formats", "e4m3fn,e3m4", "--json"))
+    assert printed == json.loads(json.dumps(encode(diagnosis.facts)))
+    assert diagnosis.symptoms == diagnosis.facts["symptoms"] and diagnosis.alarms == diagnosis.facts["alarms"]
+    assert diagnosis.advised_spec is not None and diagnosis.advised_spec.precision == diagnosis.policy
+    shown = invoke(tiny.path, "--formats", "e4m3fn,e3m4").output
+    assert repr(diagnosis).splitlines() == shown.splitlines()
+    assert "Format advice" in diagnosis._repr_html_() and "<html" not in diagnosis._repr_html_()
+
+
+def test_a_model_in_memory_and_its_file_are_one_target(model: Path) -> None:
+    module = nn.ModuleDict({"blocks": nn.ModuleList([nn.ModuleDict({"mlp": nn.Module()}) for _ in range(3)])})
+    for name, weight in load_file(model).items():
+        if name.startswith("blocks."):
+            up = nn.Linear(*reversed(weight.shape), bias=False)
+            up.weight.data = weight
+            module.get_submodule(name.removesuffix(".up.weight")).up = up
+    by_file, in_memory = examine(model, formats="e4m3fn,e3m4"), examine(module, formats="e4m3fn,e3m4")
+    assert in_memory.advice == by_file.advice and in_memory.facts["weights"] == by_file.facts["weights"]
+    assert (in_memory.advised_spec, in_memory.symptoms, in_memory.facts["path"]) == (None, [], None)
+    assert in_memory.policy is not None
+    quantize_model(module, in_memory.policy)
+    assert examine(module, formats="e4m3fn,e3m4").advice == by_file.advice
 
 
 def test_a_replay_lists_the_variants_and_every_site(invoke: Invoke, tiny: Run) -> None:
@@ -104,7 +137,7 @@ def test_a_replay_lists_the_variants_and_every_site(invoke: Invoke, tiny: Run) -
     names = ["casts off", "as the run", "rounding: stochastic", "all e4m3fn", "all e2m1"]
     assert [each["name"] for each in found["variants"]] == names and len(found["attribution"]) == 24
     text = invoke(tiny.path, "--replay", "--formats", "e2m1").output
-    assert "Owed to which casts" in text and "all e2m1" in text
+    assert "Error attribution by cast" in text and "all e2m1" in text
 
 
 def test_two_runs_are_told_apart_by_the_cast_that_was_broken(

@@ -8,7 +8,7 @@ import torch
 from scipy.stats import norm
 from torch import nn
 
-from altgrad.diagnosis.forecasts import STORAGES, outlook
+from altgrad.diagnosis.forecasts import STORAGES, forecast_variants
 from altgrad.diagnosis.oracle import Drawn, Moves, rehearse, smallest_lr
 from altgrad.diagnosis.signals import Signal, calibrate, persistence, train_steps
 from altgrad.formats import FloatFormat
@@ -179,9 +179,9 @@ def test_forecasts_of_a_model_come_near_its_training(kind: str) -> None:
         assert 1 / 1.3 < forecast.rates[name] / measured < 1.3, name
 
 
-def test_an_outlook_has_every_storage_and_leaves_other_weights_alone(monkeypatch: Any) -> None:
+def test_the_variants_have_every_storage_and_leaves_other_weights_alone(monkeypatch: Any) -> None:
     own = spec("optimizer={kind: adamw, lr: 2e-3}", "steps=4")
-    found, variants = outlook(own, own.data.build(0, 16), [FloatFormat.parse("e4m3fn")], 0.01)
+    found, variants = forecast_variants(own, own.data.build(0, 16), [FloatFormat.parse("e4m3fn")], 0.01)
     names = {
         f"blocks.{n}.{m}.weight" for n in (0, 1) for m in ("mlp.up", "mlp.down", "attention.qkv", "attention.proj")
     }
@@ -199,12 +199,12 @@ def test_an_error_of_a_variant_is_not_taken_for_one_that_has_no_meaning(monkeypa
     own = spec("optimizer={kind: adamw, lr: 2e-3}", "steps=2", "storage=[]", "precision={rules: []}")
     monkeypatch.setattr("altgrad.diagnosis.forecasts.smallest_lr", broken)
     with pytest.raises(ValueError, match="a mistake of ours"):
-        outlook(own, own.data.build(0, 16), [FloatFormat.parse("e4m3fn")], 0.01)
+        forecast_variants(own, own.data.build(0, 16), [FloatFormat.parse("e4m3fn")], 0.01)
 
 
 def test_an_optimizer_that_asks_for_rungs_is_foretold_and_left_out_beside_storages_that_take_values() -> None:
     index = ("storage=[{match: '*', kind: index, format: e4m3fn}]", "optimizer={kind: grid_optim, landing: index}")
     own = spec(*index, "steps=2", "precision={rules: []}")
-    found, variants = outlook(own, own.data.build(0, 16), [FloatFormat.parse("e4m3fn")], 0.01)
+    found, variants = forecast_variants(own, own.data.build(0, 16), [FloatFormat.parse("e4m3fn")], 0.01)
     assert found is not None and found.optimizer == "grid_optim" and found.overall > 0
     assert {each.optimizer for each in variants} == {"adamw", "manifold_adamw"}

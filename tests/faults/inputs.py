@@ -25,11 +25,10 @@ from safetensors.torch import save
 from typer.testing import CliRunner
 
 from altgrad.cli.main import app
-from altgrad.data.tensor_file import read_tensor
 from altgrad.matrix import Matrix, runs
 from altgrad.spec import Document, SpecError
 from altgrad.training import RunSpec
-from altgrad.training.weights import find_weights
+from altgrad.training.weights import find_weights, read_tensor
 from tests.faults.campaign import WORDS, Figures, spec_text, words_file
 from tests.training import test_run_spec as run_specs
 

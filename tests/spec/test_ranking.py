@@ -4,8 +4,8 @@ import itertools
 import math
 from typing import Any
 
-from altgrad.cli.diagnosis_page import _attribution
 from altgrad.diagnosis.departure import departure
+from altgrad.diagnosis.page import _attribution
 from altgrad.reports.rates import choose_rate
 from altgrad.spec.ranking import badness
 from altgrad.sweeps.forecast import _best

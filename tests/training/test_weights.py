@@ -9,11 +9,10 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from altgrad.data.tensor_file import read_tensor
 from altgrad.models.huggingface import readable_weights
 from altgrad.quantize.packed import PackedWriter, PlannedTensor, load_quantized
 from altgrad.training.initial import read_weights
-from altgrad.training.weights import find_weights
+from altgrad.training.weights import find_weights, read_tensor
 
 A, B = torch.arange(4.0).reshape(2, 2), torch.arange(4.0, 8.0).reshape(2, 2)
 STALE = torch.full((2, 2), -1.0)
@@ -57,7 +56,7 @@ def one_by_one(folder: Path) -> dict[str, Tensor]:
 
 READERS: dict[str, Reader] = {
     "find_weights": found, "init_from": initial, "load_quantized": quantised, "hf": by_transformers,
-    "tensor_file": one_by_one,
+    "read_tensor": one_by_one,
 }  # fmt: skip
 EVERYWHERE = pytest.mark.parametrize("read", READERS.values(), ids=READERS)
 

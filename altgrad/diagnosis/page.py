@@ -1,24 +1,24 @@
-"""The page that `altgrad diagnose` draws: lines of styled text from the facts that --json prints.
+"""The page of a Diagnosis: lines of styled text from its facts.
 
 Layers of one kind (the same name but for its numbers) share a row with their median, so that the page of a large model
-is as long as that of a small one; --json has every layer. A row is never wider than the window: names are shortened
+is as long as that of a small one; the facts have every layer. A row is never wider than the window: names are shortened
 first.
 """
 
 import math
 import statistics
 import textwrap
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Callable, Hashable, Iterable, Sequence
+from typing import Any, TypeVar
 
-from altgrad.cli.diagnosis_oracle import oracle_page
-from altgrad.cli.diagnosis_table import kinds, table, title
-from altgrad.cli.layout import Line, clean, shorten
-from altgrad.diagnosis.advice import kind_of
+from altgrad.diagnosis.advice import layer_kind
+from altgrad.display import Line, clean, shorten
 from altgrad.numerals import number, percent
 from altgrad.spec.ranking import badness
 
 Json = dict[str, Any]
+Row = TypeVar("Row")
+Key = TypeVar("Key", bound=Hashable)
 _BARS = "▁▂▃▄▅▆▇█"
 _WHERE = {"forward": "cyan", "backward": "magenta", "optimizer": "yellow", "training": "red"}
 _NOTHING = Line.of("")
@@ -38,7 +38,7 @@ def page(facts: Json, width: int) -> list[Line]:
     if facts["kind"] == "replay":
         parts += [_variants(facts, width), _attribution(facts, width)]
     elif facts["kind"] == "oracle":
-        parts.append(oracle_page(facts, width))
+        parts += [_own_rates(facts, width), _rates_otherwise(facts, width)]
     elif facts["kind"] == "against":
         parts.append(_against(facts, width))
     else:
@@ -67,12 +67,10 @@ def _symptoms(facts: Json, width: int) -> list[Line]:
     found, logged = facts["symptoms"], f"{facts['logged_steps']} logged steps"
     watched = ", ".join(facts["monitors"]) or "none"
     if not found:
-        lines = [title("Symptoms", f"none in {logged}; monitors: {watched}")]
+        lines = [heading("Symptoms", f"none in {logged}; monitors: {watched}")]
     else:
-        groups: dict[str, list[Json]] = {}
-        for finding in found:
-            groups.setdefault(finding["name"], []).append(finding)
-        lines = [title("Symptoms", f"{len(groups)} in {logged}; monitors: {watched}")]
+        groups = rows_by(found, lambda finding: finding["name"])
+        lines = [heading("Symptoms", f"{len(groups)} in {logged}; monitors: {watched}")]
         for group in groups.values():
             lines += _symptom(group, width)
     for event in facts["alarms"][:5]:
@@ -110,11 +108,11 @@ def _median(rows: Sequence[Json], name: str) -> float:
 def _weights(pictures: Sequence[Json], width: int) -> list[Line]:
     header = ["weights", "format", "rms", "normal", "offset", "used", "stable", "r99", "field"]
     rows = []
-    for name, group in kinds(pictures, lambda row: kind_of(row["name"])).items():
+    for name, group in rows_by(pictures, lambda row: layer_kind(row["name"])).items():
         formats = sorted({row["format"] for row in group})
         rows.append(
             [
-                f"{name} x{len(group)}" if len(group) > 1 else name,
+                _times(name, group),
                 formats[0] if len(formats) == 1 else f"{len(formats)} formats",
                 number(_median(group, "rms")), percent(_median(group, "share_normal")),
                 f"{_median(group, 'mean_offset'):.2f}", percent(_median(group, "utilisation")),
@@ -124,7 +122,7 @@ def _weights(pictures: Sequence[Json], width: int) -> list[Line]:
     broken = [row["name"] for row in pictures if not math.isfinite(row["rms"])]
     more = f" and {len(broken) - 4} more" if len(broken) > 4 else ""
     said = [Line.of(("  ● ", "red"), f"NaN or Inf in {', '.join(map(clean, broken[:4]))}{more}")] if broken else []
-    lines = [title("Weights", "medians over layers of one kind"), *table(header, rows, width)]
+    lines = [heading("Weights", "medians over layers of one kind"), *aligned(header, rows, width)]
     return [*lines, *said, *_notes(_WEIGHTS)]
 
 
@@ -146,8 +144,8 @@ def _advice(facts: Json, width: int) -> list[Line]:
     formats = list(advice[0]["formats"]) if advice else []
     header = ["layer", "operand", *formats]
     rows = []
-    for (layer, operand), group in _pairs(advice).items():
-        cells = [f"{layer} x{len(group)}" if len(group) > 1 else layer, operand]
+    for (layer, operand), group in rows_by(advice, lambda row: (layer_kind(row["layer"]), row["operand"])).items():
+        cells = [_times(layer, group), operand]
         for name in formats:
             each = [row["formats"][name] for row in group]
             chosen = sum(row["format"] == name for row in group)
@@ -157,21 +155,14 @@ def _advice(facts: Json, width: int) -> list[Line]:
             cells.append(f"{estimate}{sqnr:.1f}{mark}")
         rows.append(cells)
     seen = "weights, and one step's activations and gradients" if facts["data"] else "weights alone"
-    return [title("Format advice", f"from {seen}"), *table(header, rows, width), *_notes(_ADVICE)]
-
-
-def _pairs(advice: Sequence[Json]) -> dict[tuple[str, str], list[Json]]:
-    found: dict[tuple[str, str], list[Json]] = {}
-    for row in advice:
-        found.setdefault((kind_of(row["layer"]), row["operand"]), []).append(row)
-    return found
+    return [heading("Format advice", f"from {seen}"), *aligned(header, rows, width), *_notes(_ADVICE)]
 
 
 def _policy(text: str) -> list[Line]:
     lines = text.rstrip().split("\n")
     shown = lines if len(lines) <= 24 else lines[:22]
     left = [] if len(lines) <= 24 else [Line.of((f"  ... {len(lines) - 22} more lines; --policy-out FILE", "dim"))]
-    return [title("Policy", "--policy-out FILE writes it"), *(Line.of("  " + line) for line in shown), *left]
+    return [heading("Policy", "--policy-out FILE writes it"), *(Line.of("  " + line) for line in shown), *left]
 
 
 def _variants(facts: Json, width: int) -> list[Line]:
@@ -188,7 +179,7 @@ def _variants(facts: Json, width: int) -> list[Line]:
                 f"{each['sqnr_db']:.1f}", f"{each['bias_coefficient']:.3f}", worst,
             ]
         )  # fmt: skip
-    return [title("The same step under other casts", "gradient against casts off"), *table(header, rows, width)]
+    return [heading("The same step under other casts", "gradient against casts off"), *aligned(header, rows, width)]
 
 
 def _attribution(facts: Json, width: int) -> list[Line]:
@@ -202,7 +193,7 @@ def _attribution(facts: Json, width: int) -> list[Line]:
     left = [Line.of((f"  and {len(ordered) - 16} sites with less", "dim"))] if len(ordered) > 16 else []
     total = sum(row["share"] for row in ordered)
     note = f"first order, mean of {facts['attribution_batches']} batches; shares add up to {total:.0%}"
-    return [title("Owed to which casts", note), *table(header, rows, width), *left]
+    return [heading("Error attribution by cast", note), *aligned(header, rows, width), *left]
 
 
 def _bar(value: float, top: float) -> str:
@@ -212,7 +203,7 @@ def _bar(value: float, top: float) -> str:
 def _against(facts: Json, width: int) -> list[Line]:
     parting, found = facts["departure"], facts["bisection"]
     band = f"band {number(parting['band'])} from {parting['source']}, {parting['observed']} common steps"
-    lines = [title("Departure", band)]
+    lines = [heading("Departure", band)]
     if parting["step"] is None:
         gap = f"largest gap {abs(parting['difference']):.3g}, band {parting['band']:.3g}"
         lines.append(Line.of("  ", ("no divergence detected", "bold"), f" ({gap})"))
@@ -222,7 +213,7 @@ def _against(facts: Json, width: int) -> list[Line]:
         lines.append(Line.of(("  losses diverge  ", "dim"), (where, "bold"), f"  by {parting['difference']:+.3g}"))
     lines += [
         _NOTHING,
-        title("Casts", f"{found['replays']} replays of the step after {found['replayed_step']}"),
+        heading("Casts", f"{found['replays']} replays of the step after {found['replayed_step']}"),
     ]
     for site in found["sites"]:
         lines.append(Line.of(("  ● ", "red"), (clean(site), "bold")))
@@ -237,3 +228,79 @@ def _against(facts: Json, width: int) -> list[Line]:
 
 def _notes(notes: Sequence[str]) -> list[Line]:
     return [Line.of(("  " + note, "dim")) for note in notes]
+
+
+def _own_rates(facts: Json, width: int) -> list[Line]:
+    real = facts["calibrated"]
+    seen = "gradients as in its first 20 steps" if real else "gradients of white noise; --calibrate: real"
+    note = f"estimates: {facts['rehearsed_steps']} of {facts['steps']} steps rehearsed, {seen}"
+    own = facts["own"]
+    if own is None:
+        text = "  as it is: no weight has a grid, so none can stall"
+        return [heading("Stall oracle", note), Line.of((text, "dim"))]
+    rows = []
+    for name, group in rows_by(own["rates"], layer_kind).items():
+        rates = [rate for each in group if not math.isnan(rate := own["rates"][each])] or [math.nan]
+        rows.append([_times(name, group), _small_share(min(rates)), _small_share(max(rates))])
+    rows.append(["all", _small_share(own["overall"]), ""])
+    lines = aligned([f"as it is, {own['optimizer']} lr {own['lr']:g}", "lowest", "highest"], rows, width)
+    least = Line.of((f"  smallest lr for {percent(facts['target'])}: {_lr(own['smallest_lr'])}", "bold"))
+    return [heading("Stall oracle", note), *lines, least]
+
+
+def _rates_otherwise(facts: Json, width: int) -> list[Line]:
+    header = ["format", "storage", "optimizer", "lr", "move rate", f"smallest lr for {percent(facts['target'])}"]
+    rows = [
+        [
+            each["format"], each["storage"], each["optimizer"], f"{each['lr']:g}", _small_share(each["overall"]),
+            _lr(each["smallest_lr"]),
+        ]
+        for each in facts["variants"]
+    ]  # fmt: skip
+    return [heading("The same weights kept otherwise"), *aligned(header, rows, width)]
+
+
+def _small_share(value: float) -> str:
+    return "-" if value != value else percent(value) if value >= 1e-3 or value == 0 else f"{value:.0e}"
+
+
+def _lr(value: float | None) -> str:
+    return "none" if value is None else number(value)
+
+
+def heading(text: str, note: str = "") -> Line:
+    """A section's first line."""
+    return Line.of((text, "bold cyan"), (f"  {note}" if note else "", "dim"))
+
+
+def rows_by(rows: Iterable[Row], key: Callable[[Row], Key]) -> dict[Key, list[Row]]:
+    """The rows by key, in the order met."""
+    groups: dict[Key, list[Row]] = {}
+    for row in rows:
+        groups.setdefault(key(row), []).append(row)
+    return groups
+
+
+def aligned(header: Sequence[str], rows: Sequence[Sequence[str]], width: int) -> list[Line]:
+    """Aligned columns two blanks apart, the first shortened to what is left of the width."""
+    cells = [[clean(cell) for cell in row] for row in rows]
+    widths = [max(len(row[n]) for row in [header, *cells]) for n in range(len(header))]
+    widths[0] = max(8, min(widths[0], width - 2 - sum(size + 2 for size in widths[1:])))
+    lines = [_row(header, widths, "bold", "bold")]
+    for row in cells:
+        name, times, count = row[0].partition(" x")
+        short = shorten(name, widths[0] - len(times + count)) + times + count
+        lines.append(_row([short, *row[1:]], widths, "cyan", ""))
+    return lines
+
+
+def _row(cells: Sequence[str], widths: Sequence[int], first: str, others: str) -> Line:
+    parts: list[str | tuple[str, str]] = ["  ", (cells[0].ljust(widths[0]), first)]
+    for cell, size in zip(cells[1:], widths[1:], strict=True):
+        style = "bold green" if "*" in cell else others
+        parts += ["  ", (cell.ljust(size), style)]
+    return Line.of(*parts)
+
+
+def _times(name: str, group: Sequence[Any]) -> str:
+    return f"{name} x{len(group)}" if len(group) > 1 else name

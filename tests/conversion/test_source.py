@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 from torch import nn
 
-from altgrad.cli.selection import choose
+from altgrad.conversion.source import casts_by_name
 from altgrad.nn import PrecisionPolicy
 from altgrad.nn.layers import EMBEDDINGS, HEADS
 from altgrad.training.weights import StoredTensor
@@ -29,7 +29,7 @@ def test_names_are_decided_as_the_modules_of_the_model_are() -> None:
         if found.precision is not None and found.precision.slots["forward", "weight"] is not None
     }
     stored = [StoredTensor(name, "F32", tuple(p.shape), Path("m")) for name, p in model.named_parameters()]
-    assert {name: choice.cast for name, choice in choose(stored, policy).items()} == expected
+    assert {name: cast.spec for name, cast in casts_by_name(stored, policy).items()} == expected
     assert len(expected) == 5
 
 
@@ -41,27 +41,27 @@ def test_names_are_decided_as_the_modules_of_the_model_are() -> None:
     ],
 )  # fmt: skip
 def test_tables_and_heads_are_known_by_name(name: str) -> None:
-    found = choose(tensors(f"{name}.weight", "a.q.weight"), EVERYTHING, without=(*EMBEDDINGS, *HEADS))
+    found = casts_by_name(tensors(f"{name}.weight", "a.q.weight"), EVERYTHING, without=(*EMBEDDINGS, *HEADS))
     assert found.keys() == {"a.q.weight"}
 
 
 def test_modules_may_be_called_what_torch_calls_its_methods() -> None:
     names = ["type.weight", "a.forward.half.weight", "7.x.weight", "99999999.weight", "a.weight"]
-    assert choose(tensors(*names), EVERYTHING).keys() == set(names)
+    assert casts_by_name(tensors(*names), EVERYTHING).keys() == set(names)
 
 
 def test_a_tensor_without_a_module_is_the_weight_of_the_whole() -> None:
-    assert choose(tensors("weight"), EVERYTHING).keys() == {"weight"}
+    assert casts_by_name(tensors("weight"), EVERYTHING).keys() == {"weight"}
 
 
 def test_convolutions_and_tokens_of_three_axes_are_left_alone() -> None:
     names = ["feature.conv.weight", "cls_token", "mixer.conv1d.weight"]
     mixed = [*tensors(*names, shape=(2, 3, 4)), *tensors("q.weight")]
-    assert choose(mixed, EVERYTHING).keys() == {"q.weight"}
+    assert casts_by_name(mixed, EVERYTHING).keys() == {"q.weight"}
 
 
 @pytest.mark.parametrize(("shape", "reduced"), [((8, 24), "first"), ((24, 8), "last")])
 def test_the_fused_projection_tells_conv1d_from_linear(shape: tuple[int, int], reduced: str) -> None:
     stored = [*tensors("h.0.attn.c_attn.weight", shape=shape), *tensors("h.0.attn.c_proj.weight", "other.weight")]
-    found = {name: choice.reduced for name, choice in choose(stored, EVERYTHING).items()}
+    found = {name: cast.reduced for name, cast in casts_by_name(stored, EVERYTHING).items()}
     assert found == {"h.0.attn.c_attn.weight": reduced, "h.0.attn.c_proj.weight": reduced, "other.weight": "last"}

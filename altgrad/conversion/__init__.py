@@ -1,0 +1,7 @@
+"""Conversion: a trained model quantised at rest, without training it, or exported as it is.
+
+source             a model's tensors, and which cast each gets under a policy
+saving             every tensor cast and measured, written if asked; a run as a Hugging Face folder
+conversion_report  what each cast kept, as data and as a page
+format_comparison  some formats on one tensor or distribution
+"""

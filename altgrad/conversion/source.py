@@ -1,0 +1,287 @@
+"""What can be quantised at rest: a model's tensors, in a file or in memory, and the cast that a policy gives each.
+
+A file has no modules, only names. But names are all that a policy looks at, so a skeleton of empty modules is hung up
+after them, with a Linear wherever a weight may belong to one, and the policy decides it as it decides any model:
+`first` and `last`, the first match, and the error for a rule that decides nothing come with that. A model in memory is
+decided itself. One that `altgrad.quantize_model` has quantised brings its casts, with the scales that training left.
+
+A weight matrix and a table of embeddings look alike in a file. By name (EMBEDDINGS) tables are no Linears; where no
+policy names the layers, output heads (HEADS, of `altgrad.nn.layers`) are left alone too.
+"""
+
+import os
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+
+from altgrad.formats import CATALOG, FloatFormat
+from altgrad.nn import PrecisionPolicy, QuantizedLayer
+from altgrad.nn.layers import EMBEDDINGS, HEADS, is_turned
+from altgrad.nn.names import literal, matches
+from altgrad.nn.policy import Decision
+from altgrad.quantize import Quantizer, QuantizerSpec
+from altgrad.quantize.quantizer import Axis
+from altgrad.spec import Document, LocatedError, SpecError
+from altgrad.training.weights import StoredTensor, Weights, find_weights, weights_in_memory
+
+_CASTABLE = ("F32", "BF16", "F16")
+_FLOATS = (*_CASTABLE, "F64")
+_LONGEST_LIST = 10_000
+_CONV1D = {"c_attn", "c_proj", "c_fc", "q_attn"}
+
+Tree = dict[str, "Tree"]
+Formats = str | FloatFormat | Sequence[str | FloatFormat]
+PolicyLike = PrecisionPolicy | Mapping[str, Any] | str | os.PathLike[str]
+
+
+@dataclass(frozen=True)
+class TensorCast:
+    """How one tensor is cast. reduced: the axis its product sums over, which for a Conv1D weight [in, out] is first.
+
+    own: the quantizer that casts it already, of a model that is quantised.
+    """
+
+    module: str
+    spec: QuantizerSpec
+    reduced: Axis
+    own: Quantizer | None = None
+
+    def quantizer(self, shape: Sequence[int]) -> Quantizer:
+        """What casts a tensor of this shape."""
+        if self.own is not None:
+            return self.own
+        rows = shape[0 if self.reduced == "last" else 1]
+        return Quantizer(self.spec, f"{self.module}/weight", "weight", rows=rows, reduced=self.reduced)
+
+
+@dataclass(frozen=True)
+class Source:
+    """A model to quantise: its name for messages, its tensors, and its modules if it is in memory."""
+
+    name: str
+    weights: Weights
+    model: nn.Module | None = None
+
+    @classmethod
+    def of(cls, model: nn.Module | str | os.PathLike[str]) -> "Source":
+        """A model, a Hugging Face folder, a .safetensors file, or a run. ValueError for what is none of these."""
+        if isinstance(model, nn.Module):
+            return cls(type(model).__name__, weights_in_memory(model), model)
+        return cls(str(model), find_weights(Path(model)))
+
+    def casts(self, policy: PrecisionPolicy, *, without: Sequence[str] = EMBEDDINGS) -> dict[str, TensorCast]:
+        """The cast of each tensor that a rule decides; see `casts_by_name`. ValueError for a model quantised already.
+
+        without: patterns of the names of modules to leave alone.
+        """
+        if self.model is None:
+            return casts_by_name(self.weights.tensors, policy, without=without)
+        if self.own_casts():
+            raise ValueError(f"{self.name} is quantised already; leave out the policy, or `dequantize_model` it first.")
+        by_layer: dict[nn.Module, TensorCast] = {}
+        for decision in policy.decide(self.model):
+            cast = _weight_cast(decision)
+            if cast is None or any(matches(pattern, [decision.name]) for pattern in without):
+                continue
+            if decision.experts is not None:
+                _require_castable(self._tensor(decision.name))
+            layer = self.model.get_submodule(decision.name)
+            by_layer[layer] = TensorCast(decision.name, cast, "first" if is_turned(layer) else "last")
+        return self._under_all_names(by_layer)
+
+    def own_casts(self) -> dict[str, TensorCast]:
+        """The casts of a model that is quantised; none for any other."""
+        by_layer: dict[nn.Module, TensorCast] = {}
+        for name, layer in [] if self.model is None else self.model.named_modules():
+            quantizer = layer.slot_casts.get(("forward", "weight")) if isinstance(layer, QuantizedLayer) else None
+            if quantizer is not None:
+                by_layer[layer] = TensorCast(name, quantizer.spec, quantizer.reduced, quantizer)
+        return self._under_all_names(by_layer)
+
+    def _under_all_names(self, by_layer: Mapping[nn.Module, TensorCast]) -> dict[str, TensorCast]:
+        """By tensor: a layer that has two names has its weight in the file twice."""
+        found = {}
+        for path, layer in [] if self.model is None else self.model.named_modules(remove_duplicate=False):
+            if layer in by_layer:
+                tensor = self._tensor(f"{path}.weight" if path else "weight")
+                _require_castable(tensor)
+                found[tensor.name] = by_layer[layer]
+        return found
+
+    def _tensor(self, name: str) -> StoredTensor:
+        for tensor in self.weights.tensors:
+            if tensor.name == name:
+                return tensor
+        raise ValueError(f"the model has no tensor {name} of its own; take off what computes it (a parametrization).")
+
+
+@dataclass(frozen=True)
+class Conversion:
+    """One way to quantise a model: by name, with the policy as data and the cast of each tensor that gets one."""
+
+    name: str
+    policy: Mapping[str, Any]
+    casts: Mapping[str, TensorCast]
+
+
+def formats_named(names: Formats) -> list[FloatFormat]:
+    """The formats, each once: names, by commas or in a list; `all` stands for the catalog. ValueError for one that no
+    tensor can enter.
+    """
+    listed = str(names).split(",") if isinstance(names, str | FloatFormat) else map(str, names)
+    spelled = [name.strip() for name in listed if name.strip()]
+    if not spelled:
+        raise ValueError(f"formats {names!r} names no format; write some, such as e4m3fn,e5m2.")
+    spelled = [entry.name for entry in CATALOG] if "all" in spelled else spelled
+    formats = list(dict.fromkeys(map(FloatFormat.parse, spelled)))
+    for fmt in formats:
+        fmt.require_tensor_domain()
+    return formats
+
+
+def conversions_by_format(source: Source, formats: Iterable[FloatFormat], match: Sequence[str]) -> list[Conversion]:
+    """One for each format: the matrices whose module matches, or all but embeddings and heads.
+
+    ValueError, naming what there is, if that is none of them.
+    """
+    found = []
+    for fmt in formats:
+        rules = tuple({"match": pattern, "weight": str(fmt)} for pattern in match or ("*",))
+        policy = PrecisionPolicy.model_validate({"rules": rules})
+        try:
+            casts = source.casts(policy, without=() if match else (*EMBEDDINGS, *HEADS))
+        except LocatedError as error:
+            option = f"match: {error}" if match else "the model has no 2-D weight besides embeddings and heads."
+            raise ValueError(option) from None
+        found.append(Conversion(str(fmt), policy.tree(), casts))
+    return found
+
+
+def conversion_by_policy(source: Source, policy: PolicyLike) -> Conversion:
+    """The one that a policy describes, or the file of one: rules, or whatever has some under `precision`, as specs do.
+
+    SpecError, of a file with line and column, for what is wrong in it or does not fit.
+    """
+    name, document = "policy", None
+    if isinstance(policy, str | os.PathLike):
+        name, document = Path(policy).stem, Document.load(Path(policy))
+        if isinstance(document.data, dict) and "precision" in document.data:
+            document = document.part("precision")
+        policy = PrecisionPolicy.check(document)
+    checked = PrecisionPolicy.made_from(policy)
+
+    try:
+        casts = source.casts(checked)
+        if not casts:
+            raise LocatedError((), "no rule casts a weight; give a rule a `weight`.")
+    except LocatedError as error:
+        raise SpecError(name if document is None else document.where(error.location), str(error)) from None
+    return Conversion(name, checked.tree(), casts)
+
+
+def conversion_of_quantised(source: Source) -> Conversion | None:
+    """The one that a quantised model stands for; None for a model whose weights nothing casts."""
+    casts = source.own_casts()
+    rules = [{"match": literal(cast.module) or "*", "weight": cast.spec.tree()} for cast in casts.values()]
+    return Conversion("quantised", PrecisionPolicy.made_from({"rules": tuple(rules)}).tree(), casts) if casts else None
+
+
+def casts_by_name(
+    tensors: Sequence[StoredTensor], policy: PrecisionPolicy, *, without: Sequence[str] = EMBEDDINGS
+) -> dict[str, TensorCast]:
+    """The cast of each tensor of a file that a rule's `weight` (of the forward product) decides; the others have none.
+
+    without: patterns of module names that hold no Linear. LocatedError for a rule that decides nothing; ValueError for
+    weights of experts in one 3-D tensor, and for a matrix of a dtype that cannot be cast.
+    """
+    candidates = {name: tensor for tensor in tensors if (name := _module_named(tensor)) is not None}
+    candidates = {
+        name: tensor for name, tensor in candidates.items() if not any(matches(pattern, [name]) for pattern in without)
+    }
+    conv1d = any(_is_conv1d(tensor) for tensor in tensors)
+    found = {}
+    for decision in _decisions(policy, _skeleton(tensors, candidates)):
+        cast = _weight_cast(decision)
+        if cast is None:
+            continue
+        tensor = candidates[decision.name]
+        _require_castable(tensor)
+        turned = conv1d and decision.name.rpartition(".")[2] in _CONV1D
+        found[tensor.name] = TensorCast(decision.name, cast, "first" if turned else "last")
+    return found
+
+
+def _weight_cast(decision: Decision) -> QuantizerSpec | None:
+    return None if decision.precision is None else decision.precision.slots["forward", "weight"]
+
+
+def _decisions(policy: PrecisionPolicy, skeleton: nn.Module) -> list[Decision]:
+    """By the names of the file; where a rule has none of them, also by those that a run of kind hf gives its layers."""
+    try:
+        return policy.decide(skeleton)
+    except LocatedError as error:
+        vars(skeleton)["also_named"] = _in_a_run
+        try:
+            return policy.decide(skeleton)
+        except LocatedError:
+            raise error from None
+
+
+def _in_a_run(name: str) -> set[str]:
+    """Names below HFModel's `model`, whose library's body lies in a file as it is, or inside a model with a head."""
+    rest = name.partition(".")[2]
+    return ({f"model.{name}"} if name else set()) | ({f"model.{rest}"} if rest else set())
+
+
+def _module_named(tensor: StoredTensor) -> str | None:
+    """The name of the Linear that this may be the weight of, or of the experts that it may be the weights of."""
+    module, _, leaf = tensor.name.rpartition(".")
+    if tensor.dtype.startswith(("F", "BF")) and leaf == "weight" and len(tensor.shape) == 2:
+        return module
+    if len(tensor.shape) != 3 or tensor.dtype not in _FLOATS:
+        return None
+    if leaf == "weight" and "conv" not in module:
+        return module
+    return tensor.name if "expert" in module else None
+
+
+def _require_castable(tensor: StoredTensor) -> None:
+    if len(tensor.shape) == 3:
+        raise ValueError(
+            f"{tensor.name} is 3-D {list(tensor.shape)}, as the weights of experts are; only matrices are cast; "
+            "leave it out by match, or split it into one matrix per expert."
+        )
+    if tensor.dtype not in _CASTABLE:
+        remedy = "convert it to F32 first" if tensor.dtype == "F64" else "start from the model before it was quantised"
+        raise ValueError(f"{tensor.name} is {tensor.dtype}; casts take {', '.join(_CASTABLE)}: {remedy}.")
+
+
+def _is_conv1d(tensor: StoredTensor) -> bool:
+    """Whether the fused projection, which is never square, shows that a GPT-2 keeps its weights as [in, out]."""
+    fused = tensor.name.endswith("c_attn.weight") and len(tensor.shape) == 2
+    return fused and tensor.shape[1] == 3 * tensor.shape[0]
+
+
+def _skeleton(tensors: Sequence[StoredTensor], linears: Collection[str]) -> nn.Module:
+    """Empty modules named after the tensors: a Linear for each of `linears`, a list where the children are numbers."""
+    tree: Tree = {}
+    for name in [*(tensor.name.rpartition(".")[0] for tensor in tensors), *linears]:
+        node = tree
+        for part in name.split(".") if name else ():
+            node = node.setdefault(part, {})
+    return _module_of("", tree, linears)
+
+
+def _module_of(name: str, tree: Tree, linears: Collection[str]) -> nn.Module:
+    children = {key: _module_of(f"{name}.{key}" if name else key, node, linears) for key, node in tree.items()}
+    numbers = {int(key) for key in children if key.isdecimal()}
+    if name not in linears and len(numbers) == len(children) and numbers and max(numbers) < _LONGEST_LIST:
+        return nn.ModuleList([children.get(str(index), nn.Module()) for index in range(max(numbers) + 1)])
+    module = nn.Linear(1, 1, device="meta") if name in linears else nn.Module()
+    for key, child in children.items():
+        # Past add_module, which refuses names that Module has methods of (`type`); here nobody calls them.
+        module._modules[key] = child
+    return module
