@@ -16,6 +16,7 @@ _HOMES = {
     "dequantize_model": "altgrad.nn",
     "load_quantized": "altgrad.quantize.packed",
     "quantize_model": "altgrad.nn",
+    "runs": "altgrad.store.frames",
     "train": "altgrad.training",
     "watch": "altgrad.training",
     "watch_trainer": "altgrad.training.trainer_watch",

@@ -36,8 +36,8 @@ Difference = tuple[str, str]
 """Its sort (changed, missing, added, words) and a line that says where and what."""
 
 SPECS: dict[str, dict[str, Any]] = yaml.safe_load("""
-master: {precision: &current {scaling: current}, monitors: [range, finite, gradient]}
-baseline: {monitors: [range, finite, gradient]}
+master: {precision: &current {scaling: current}, monitors: [range, finite, gradient, rank]}
+baseline: {monitors: [range, finite, gradient, rank]}
 twin: {precision: *current, twin: baseline, monitors: [rank]}
 nearest: {precision: {scaling: mse}, optimizer: {kind: sgd, lr: 0.1}, storage: nearest, monitors: [stall, updates]}
 stochastic:
@@ -102,11 +102,6 @@ COMMANDS: dict[str, list[str]] = {
 
 MACHINE_OR_TIME = {"created", "commit", "logged", "seconds", "age", "time", "holder", "altgrad", "python"}
 """Keys whose values are of the moment, of the commit, or sizes of logs that hold times."""
-
-
-def ignored(key: str) -> bool:
-    """Whether two runs of one tree differ in this key."""
-    return key in MACHINE_OR_TIME or key.startswith("time/")
 
 
 def spec_of(name: str) -> dict[str, Any]:
@@ -196,11 +191,9 @@ def contents(path: Path) -> Any:
 def files(run: Path, *, resumed: bool = False) -> dict[str, Path]:
     """The files of a run by relative name. resumed: those alone that an interruption leaves as they would have been."""
     found = {str(path.relative_to(run)): path for path in sorted(run.rglob("*")) if path.is_file()}
-    last = max(name.split("/")[1] for name in found if name.startswith("checkpoints/"))
-    kept = {name: path for name, path in found.items() if name.split("/")[0] not in ("lock", "lock.json")}
-    if resumed:
-        return {name: path for name, path in kept.items() if last in name or name in ("spec.yaml", "metrics.jsonl")}
-    return kept
+    last = max(name for name in found if name.startswith("checkpoints/")).rpartition("/")[0]
+    kept = ("spec.yaml", "metrics.jsonl", last) if resumed else ("spec", "metr", "events", "meta", "checkpoints")
+    return {name: path for name, path in found.items() if name.startswith(kept)}
 
 
 def by_name(value: Any) -> Any:
@@ -218,13 +211,9 @@ def differences(a: Any, b: Any, place: str) -> Iterator[Difference]:
     a, b = by_name(a), by_name(b)
     if isinstance(a, Mapping) and isinstance(b, Mapping):
         for key in [*a, *(key for key in b if key not in a)]:
-            if ignored(key):
-                continue
-            if key not in b:
-                yield "missing", f"{place}.{key}"
-            elif key not in a:
-                yield "added", f"{place}.{key}"
-            else:
+            if key not in b or key not in a:
+                yield "missing" if key in a else "added", f"{place}.{key}"
+            elif key not in MACHINE_OR_TIME and not key.startswith("time/"):
                 yield from differences(a[key], b[key], f"{place}.{key}")
     elif isinstance(a, list) and isinstance(b, list) and len(a) == len(b):
         for number, pair in enumerate(zip(a, b, strict=True)):
@@ -262,7 +251,8 @@ def compared(before: Tree, after: Tree) -> Iterator[tuple[str, list[Difference]]
     """Each comparison's name and what differs."""
     for name in SPECS:
         found = answers_differ([tree.answer("train", f"{name}.yaml") for tree in (before, after)])
-        yield f"train {name}", found + runs_differ(before.run(name), after.run(name))
+        failed = any(place.startswith("failed") for _, place in found)
+        yield f"train {name}", found if failed else found + runs_differ(before.run(name), after.run(name))
     for name, command in COMMANDS.items():
         arguments = [part.format(master=before.run("master").name) for part in command]
         yield name, answers_differ([tree.answer(*arguments) for tree in (before, after)])
