@@ -5,9 +5,9 @@ Imports only go down, from a floor to a lower one, and the rooms of one floor do
     cli -> sweeps | diagnosis | reports -> training -> monitors | interventions -> measures -> models | data | optim
         -> nn -> quantize -> spec -> document | formats
 
-Three rooms stand beside the tower: matrix, store and symptoms (which sees store) see formats, document and spec, and are
-seen from training upwards. They and the bottom of the tower never load torch, so that `altgrad --help`, a table of
-formats and a look at finished runs answer at once. Each rule is a function of parsed sources that yields `file:line: rule`; the
+Three rooms stand beside the tower: matrix, symptoms and store see formats, document and spec, and are seen from
+training upwards. They and the bottom of the tower never load torch, so that `altgrad --help`, a table of formats and a
+look at finished runs answer at once. Each rule is a function of parsed sources that yields `file:line: rule`; the
 second half of the file plants one violation of each rule and one small tree without any, so the rules can fail.
 """
 
@@ -52,7 +52,7 @@ OF_TORCH = {"forward", "backward", "setup_context", "extra_repr"}
 def rooms_below(room: str) -> set[str]:
     """The rooms a room may import, itself among them; empty for a room this file does not know."""
     if room in BESIDE:
-        return {room, *FLOORS[0], *FLOORS[1]} | ({"store"} if room == "symptoms" else set())
+        return {room, *FLOORS[0], *FLOORS[1]}
     level = next((i for i, floor in enumerate(FLOORS) if room in floor), None)
     if level is None:
         return set()

@@ -14,10 +14,11 @@ from typing import Any
 import yaml
 
 from altgrad.spec import did_you_mean
+from altgrad.spec.metric_keys import split_key
 from altgrad.store.compare import leaves
 from altgrad.store.files import json_object, seal, write_atomic
 from altgrad.store.index import Summary, summaries
-from altgrad.store.runs import SPEC_HASH, Run, RunStore, split_key
+from altgrad.store.runs import SPEC_HASH, Run, RunStore
 
 SPECS = ".specs.json"
 HEAD = ("id", "project", "name", "status", "seed", "step")

@@ -68,13 +68,6 @@ def run_id(slug: str, fingerprint: str, seed: int) -> str:
     return check_name(f"{slug}-{fingerprint[:8]}-s{seed}", "run")
 
 
-def split_key(key: str) -> tuple[str, str, str]:
-    """Group, site and quantity of a metric's key; the site of `train/loss` is empty, others hold slashes."""
-    group, _, rest = key.partition("/")
-    site, _, quantity = rest.rpartition("/")
-    return group, site, quantity
-
-
 @dataclass(frozen=True)
 class Run:
     """One run's folder. Making this object touches no file; `create` makes the folder."""

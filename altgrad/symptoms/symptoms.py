@@ -20,8 +20,6 @@ from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
 from typing import Literal
 
-from altgrad.store.runs import split_key
-
 Where = Literal["forward", "backward", "optimizer", "training"]
 Worse = Literal["above", "below"]
 
@@ -138,6 +136,13 @@ def findings(rows: Iterable[Mapping[str, float]], symptoms: Sequence[Symptom] | 
         if w.first is not None
     ]
     return sorted(found, key=lambda finding: (finding.first, -finding.steps, finding.symptom.name, finding.place))
+
+
+def split_key(key: str) -> tuple[str, str, str]:
+    """Group, place and quantity of a metric key; the place of `train/loss` is empty."""
+    kind, _, rest = key.partition("/")
+    place, _, quantity = rest.rpartition("/")
+    return kind, place, quantity
 
 
 def grouped(found: Iterable[Finding]) -> Iterator[tuple[Symptom, list[Finding]]]:

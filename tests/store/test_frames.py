@@ -16,11 +16,11 @@ import altgrad
 from altgrad.cli.main import main
 from altgrad.document import Document
 from altgrad.spec import Spec
+from altgrad.spec.metric_keys import split_key
 from altgrad.store import Run, RunStore, frames
 from altgrad.store.compare import leaves
 from altgrad.store.files import json_line
 from altgrad.store.frames import events_frame, metrics_frame, sites_frame, tidy_frame
-from altgrad.store.runs import split_key
 
 ROWS: list[dict[str, Any]] = [
     {"step": 0, "validation/loss": 5.5},
