@@ -81,6 +81,7 @@ def test_kinds_lists_them_with_their_fields(answers: list[str]) -> None:
     families: dict[str, Any] = json.loads(answers[0])
     listed = {(name, one["kind"]): one for name, family in families.items() for one in family}
     monitor, optimizer = listed["monitor", "mean_weight"], listed["optimizer", "sign_momentum"]
+    assert listed["section", "mean_weights"]["summary"] == "The mean weights of every parameter."
     assert monitor["summary"] == "The power mean of each parameter's weights."
     fields = {field["name"]: field for one in (monitor, optimizer) for field in one["fields"]}
     assert (fields["power"]["takes"], fields["power"]["default"]) == ("a number above 0", 2.0)
