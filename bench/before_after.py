@@ -211,9 +211,11 @@ def differences(a: Any, b: Any, place: str) -> Iterator[Difference]:
     a, b = by_name(a), by_name(b)
     if isinstance(a, Mapping) and isinstance(b, Mapping):
         for key in [*a, *(key for key in b if key not in a)]:
+            if key in MACHINE_OR_TIME or key.startswith("time/"):
+                continue
             if key not in b or key not in a:
                 yield "missing" if key in a else "added", f"{place}.{key}"
-            elif key not in MACHINE_OR_TIME and not key.startswith("time/"):
+            else:
                 yield from differences(a[key], b[key], f"{place}.{key}")
     elif isinstance(a, list) and isinstance(b, list) and len(a) == len(b):
         for number, pair in enumerate(zip(a, b, strict=True)):
