@@ -20,6 +20,7 @@ _HOMES = {
     "load_run": "altgrad.training.trained_run",
     "quantize_model": "altgrad.nn",
     "report": "altgrad.reports.report",
+    "runs": "altgrad.store.frames",
     "save_quantized": "altgrad.conversion.saving",
     "sweep": "altgrad.sweeps.result",
     "train": "altgrad.training.trained_run",

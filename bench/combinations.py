@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from altgrad.document import Document
-from altgrad.matrix import Matrix, MatrixPlace, runs
+from altgrad.matrix import Matrix, MatrixPlace, runs_of
 from altgrad.training import RunSpec
 from bench.page import refresh
 
@@ -44,7 +44,7 @@ def table() -> str:
 
 def _rows(matrix: Matrix, folder: Path) -> Iterator[tuple[str, ...]]:
     arms = matrix.all_arms()
-    for place, spec in runs(matrix.model_copy(update={"seeds": (0,)}), folder, RunSpec):
+    for place, spec in runs_of(matrix.model_copy(update={"seeds": (0,)}), folder, RunSpec):
         arm, tree = arms[place.arm], spec.tree()
         rules = [rule for rule in tree["precision"]["rules"] if _casts(rule) != "- / - / -"]
         stored = [storage for storage in tree["storage"] if storage["kind"] != "master"]

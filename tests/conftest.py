@@ -5,6 +5,7 @@ The environment is set when this file is imported, before any test can import to
 torch itself is never imported here, so the tests of the torch-free rooms stay as quick as those rooms.
 """
 
+import json
 import os
 import shutil
 import subprocess
@@ -108,6 +109,21 @@ def short_data() -> Callable[..., Any]:
         return found
 
     return build
+
+
+@pytest.fixture
+def small_quickstart(tmp_path: Path) -> Path:
+    """tmp_path/matrices/quickstart.yaml: the demo with one small block on a short text, for examples that train it."""
+    from altgrad.document import Document
+
+    spec = Document.load(ROOT / "matrices" / "quickstart.yaml").data
+    spec["model"] |= {"layers": 1, "width": 16, "heads": 2, "context": 16}
+    spec["data"] |= {"source": str(tmp_path / "text.txt"), "batch_size": 2}
+    path = tmp_path / "matrices" / "quickstart.yaml"
+    path.parent.mkdir()
+    path.write_text(json.dumps(spec))
+    (tmp_path / "text.txt").write_text("the member state shall notify the commission of its measures\n" * 60)
+    return path
 
 
 @pytest.fixture

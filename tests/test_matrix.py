@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from altgrad.document import SpecError
-from altgrad.matrix import Matrix, runs
+from altgrad.matrix import Matrix, runs_of
 from altgrad.training import RunSpec
 
 MATRICES = Path(__file__).resolve().parents[1] / "matrices"
@@ -77,7 +77,7 @@ def test_an_arm_may_have_axes_of_its_own() -> None:
 
 
 def test_a_twin_is_one_more_arm_that_casts_nothing() -> None:
-    found = runs(
+    found = runs_of(
         matrix(twin="bf16", axes={WEIGHT: ["e4m3fn", "e5m2"], "optimizer.lr": [1e-3, 2e-3]}), MATRICES, RunSpec
     )
     twins = [spec for place, spec in found if place.arm == "bf16"]
@@ -102,7 +102,7 @@ def test_an_exclusion_and_an_inclusion_may_name_an_arm() -> None:
 
 
 def test_seeds_may_come_in_named_sets() -> None:
-    found = runs(matrix(seeds={"tuning": [0, 1], "confirmation": [5]}), MATRICES, RunSpec)
+    found = runs_of(matrix(seeds={"tuning": [0, 1], "confirmation": [5]}), MATRICES, RunSpec)
     assert [(place.seeds, place.seed, spec.seed) for place, spec in found] == [
         ("tuning", 0, 0), ("tuning", 1, 1), ("confirmation", 5, 5),
     ]  # fmt: skip
@@ -121,7 +121,7 @@ def test_a_smoke_variant_is_the_same_matrix_made_short() -> None:
 
 
 def test_assignments_for_all_runs_come_last() -> None:
-    found = runs(matrix(axes={"steps": [50, 60]}), MATRICES, RunSpec, ["optimizer.lr=5e-4", "project=other"])
+    found = runs_of(matrix(axes={"steps": [50, 60]}), MATRICES, RunSpec, ["optimizer.lr=5e-4", "project=other"])
     assert [(spec.steps, spec.optimizer.lr, spec.project) for _, spec in found] == [
         (50, 5e-4, "other"), (60, 5e-4, "other"),
     ]  # fmt: skip
@@ -133,11 +133,11 @@ def test_no_project_or_name_leads_out_of_the_store(name: str) -> None:
         if changes == {"arms": {"": {}}}:
             continue  # an arm without a name leaves the base's
         with pytest.raises(SpecError, match="names a folder"):
-            runs(matrix(**changes), MATRICES, RunSpec)
+            runs_of(matrix(**changes), MATRICES, RunSpec)
 
 
 def test_runs_are_validated_specs_with_every_seed() -> None:
-    found = runs(
+    found = runs_of(
         matrix(
             axes={WEIGHT: ["e4m3fn", "e5m2"], "optimizer.lr": [1e-3]}, include=[{"precision": "none"}], seeds=[0, 7]
         ),
@@ -195,5 +195,5 @@ def test_a_wrong_matrix_is_one_line(text: str, said: str) -> None:
 )
 def test_a_cell_that_does_not_fit_is_refused_before_anything_runs(fields: dict[str, Any], said: str) -> None:
     with pytest.raises(SpecError) as error:
-        runs(matrix(**fields), MATRICES, RunSpec)
+        runs_of(matrix(**fields), MATRICES, RunSpec)
     assert said in str(error.value) and "\n" not in str(error.value)

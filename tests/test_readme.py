@@ -17,7 +17,9 @@ def blocks(language: str) -> list[str]:
 
 
 @pytest.mark.parametrize("code", blocks("python"))
-def test_library_examples_run(code: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_library_examples_run(
+    code: str, tmp_path: Path, small_quickstart: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     if "transformers" in code:
         for needed in ("transformers", "accelerate"):
             pytest.importorskip(needed, reason=f"{needed} is an optional extra; `pip install 'altgrad[hf]'` brings it")

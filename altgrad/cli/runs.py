@@ -1,4 +1,4 @@
-"""`altgrad runs`: what is in the store, what one run came to, where two part, and the way to a run's folder.
+"""`altgrad runs`: what is in the store, what one run came to, where two part, their numbers as one table.
 
 All of it is read from the store's files, so it works beside a run that is training, and loads no torch. RUN is a run's
 id, `project/id`, the unique beginning of an id, or a path. --json prints the same facts, non-finite numbers as the
@@ -20,7 +20,7 @@ from altgrad.store import STATUSES, LockedError, Run, RunStore, seconds_since
 from altgrad.store.files import encode
 from altgrad.store.index import Summary, summaries, summary
 
-app = typer.Typer(help="Runs in the store: list, show, compare, find, remove.", no_args_is_help=True)
+app = typer.Typer(help="Runs in the store: list, show, compare, export, find, remove.", no_args_is_help=True)
 
 RunName = Annotated[str, typer.Argument(metavar="RUN", help="An id, its unique beginning, project/id, or a path.")]
 Folder = Annotated[Path, typer.Option("--runs", metavar="DIR", help="The folder that holds all runs.")]
@@ -146,6 +146,41 @@ def remove(
         print_json({"deleted": str(found.path)})
     else:
         say(f"Deleted {found.project}/{found.id}.")
+
+
+@app.command()
+def export(
+    names: Annotated[
+        list[str] | None, typer.Argument(metavar="[RUN]...", help="Runs, named as elsewhere.  [default: all]")
+    ] = None,
+    project: Annotated[str | None, typer.Option(help="All runs of this project.")] = None,
+    csv: Annotated[Path | None, typer.Option("--csv", metavar="FILE", help="Write a CSV file.")] = None,
+    parquet: Annotated[Path | None, typer.Option("--parquet", metavar="FILE", help="Write a Parquet file.")] = None,
+    runs: Folder = RUNS,
+    as_json: Json = False,
+) -> None:
+    """Export metrics as one tidy table: run, step, group, site, quantity, value."""
+    from altgrad.store.frames import tidy_frame
+
+    with one_line_errors():
+        if (csv is None) == (parquet is None):
+            raise ValueError("export writes one file: give --csv FILE or --parquet FILE.")
+        if names and project is not None:
+            raise ValueError("export takes runs or --project, not both.")
+        store = RunStore(runs)
+        chosen = [store.find(name) for name in names] if names else list(store.runs(project))
+        if not chosen:
+            raise ValueError(f"No runs in {runs}{'' if project is None else f'/{project}'}.")
+        frame = tidy_frame(chosen)
+        if csv is not None:
+            frame.to_csv(csv, index=False, na_rep="nan")
+        else:
+            frame.to_parquet(parquet, index=False)
+    facts = {"file": str(csv or parquet), "runs": len(chosen), "values": len(frame)}
+    if as_json:
+        print_json(facts)
+    else:
+        say(f"{facts['values']:,} values of {facts['runs']:,} runs written to {facts['file']}.")
 
 
 def _confirmed(question: str) -> bool:

@@ -13,7 +13,7 @@ from altgrad.spec.assignment import put
 Run = TypeVar("Run", bound=Spec)
 
 
-def runs(matrix: Matrix, folder: Path, cls: type[Run], sets: Iterable[str] = ()) -> list[tuple[MatrixPlace, Run]]:
+def runs_of(matrix: Matrix, folder: Path, cls: type[Run], sets: Iterable[str] = ()) -> list[tuple[MatrixPlace, Run]]:
     """Every run of the matrix, validated as a `cls`: its place, and its spec.
 
     folder: where the matrix lies. sets: `path=value` for every run, after all else. Raises SpecError for a base that

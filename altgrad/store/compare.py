@@ -37,9 +37,7 @@ class MetricDifference:
 
 def spec_differences(first: Run, second: Run) -> list[SpecDifference]:
     """The leaves in which the two stored specs differ, in the first one's order; ValueError if one is damaged."""
-    ours, theirs = (
-        dict(_leaves(Document.parse(run.spec_text(), str(run.path / SPEC)).data)) for run in (first, second)
-    )
+    ours, theirs = (dict(leaves(Document.parse(run.spec_text(), str(run.path / SPEC)).data)) for run in (first, second))
     paths = list(dict.fromkeys((*ours, *theirs)))
     pairs = ((path, ours.get(path, ABSENT), theirs.get(path, ABSENT)) for path in paths)
     return [SpecDifference(*pair) for pair in pairs if not _same(pair[1], pair[2])]
@@ -60,7 +58,7 @@ def first_metric_difference(first: Run, second: Run) -> MetricDifference | None:
     return None
 
 
-def _leaves(tree: Any, path: str = "") -> Iterator[tuple[str, Any]]:
+def leaves(tree: Any, path: str = "") -> Iterator[tuple[str, Any]]:
     """(dotted path, value) of every scalar, and of every empty list or mapping."""
     children: Iterable[tuple[Any, Any]] = ()
     if isinstance(tree, Mapping):
@@ -70,7 +68,7 @@ def _leaves(tree: Any, path: str = "") -> Iterator[tuple[str, Any]]:
     empty = True
     for name, child in children:
         empty = False
-        yield from _leaves(child, f"{path}.{name}" if path else str(name))
+        yield from leaves(child, f"{path}.{name}" if path else str(name))
     if empty:
         yield path, tree
 

@@ -20,13 +20,13 @@ from typing import Any
 
 from altgrad.store.files import decode, encode, json_object, seal, write_atomic
 from altgrad.store.lock import is_held
-from altgrad.store.runs import META, METRICS, Run, RunStore, recorded_scores
+from altgrad.store.runs import META, METRICS, SPEC_HASH, Run, RunStore, recorded_scores
 
 INDEX = ".index.json"
-LAYOUT = 2
-LOSS = "validation/loss"
-ENTRY = {"stamp", "status", "step", "loss", "main", "score", "meta"}
-KEPT = ("created", "steps", "seed", "parameters", "fingerprint")
+LAYOUT = 3
+LOSS, TRAIN_LOSS = "validation/loss", "train/loss"
+ENTRY = {"stamp", "status", "step", "main", "final", "meta"}
+KEPT = ("created", "steps", "seed", "parameters", "fingerprint", SPEC_HASH)
 Stamp = list[int]
 
 
@@ -37,14 +37,22 @@ class Summary:
     run: Run
     status: str
     step: int | None
-    loss: float | None
-    """The last validation loss."""
     main: str
     """The name of the score that validation is judged by."""
-    score: float | None
-    """Its last value."""
+    final: dict[str, float]
+    """The last validation loss and scores and the last training loss, by metric: those that the run has."""
     meta: dict[str, Any]
-    """created, steps, seed, parameters, fingerprint: those that the run has."""
+    """What KEPT names: those fields that the run has."""
+
+    @property
+    def loss(self) -> float | None:
+        """The last validation loss."""
+        return self.final.get(LOSS)
+
+    @property
+    def score(self) -> float | None:
+        """The last value of the main score."""
+        return self.final.get(f"validation/{self.main}")
 
 
 def summaries(store: RunStore, project: str | None = None) -> Iterator[Summary]:
@@ -75,9 +83,8 @@ def _summary(run: Run, entry: dict[str, Any]) -> Summary:
     status = entry["status"]
     if status == "running" and not is_held(run.path):
         status = "dead"
-    return Summary(
-        run, status, entry["step"], decode(entry["loss"]), entry["main"], decode(entry["score"]), entry["meta"]
-    )
+    final = {key: decode(value) for key, value in entry["final"].items()}
+    return Summary(run, status, entry["step"], entry["main"], final, entry["meta"])
 
 
 def _stamp(run: Run) -> Stamp:
@@ -97,14 +104,14 @@ def _stamp(run: Run) -> Stamp:
 def _read(run: Run) -> dict[str, Any]:
     try:
         meta = run.meta()
-        main = next(iter(recorded_scores(meta)), "loss")
-        last = run.last(LOSS, f"validation/{main}")
+        scores = recorded_scores(meta)
+        last = run.last(LOSS, *(f"validation/{score}" for score in scores), TRAIN_LOSS)
     except (ValueError, OSError):
-        return {"status": "damaged", "step": None, "loss": None, "main": "loss", "score": None, "meta": {}}
+        return {"status": "damaged", "step": None, "main": "loss", "final": {}, "meta": {}}
     kept = {name: encode(meta[name]) for name in KEPT if name in meta}
-    loss, score = encode(last.get(LOSS)), encode(last.get(f"validation/{main}"))
-    status = str(meta.get("status"))
-    return {"status": status, "step": last.get("step"), "loss": loss, "main": main, "score": score, "meta": kept}
+    step, status = last.pop("step", None), str(meta.get("status"))
+    final = {key: encode(last[key]) for key in sorted(last)}
+    return {"status": status, "step": step, "main": next(iter(scores), "loss"), "final": final, "meta": kept}
 
 
 def _load(root: Path) -> dict[str, Any]:

@@ -20,7 +20,7 @@ from torch import nn
 
 from altgrad.data.dataset import Dataset
 from altgrad.document import ASSIGNED, Document, Location, SpecError
-from altgrad.matrix import ARM, Matrix, MatrixPlace, runs
+from altgrad.matrix import ARM, Matrix, MatrixPlace, runs_of
 from altgrad.nn import ALONE
 from altgrad.spec import LocatedError, did_you_mean
 from altgrad.spec.selection import selects
@@ -114,7 +114,7 @@ def make_plan(
         except ValueError as error:
             raise SpecError(str(path), str(error)) from None
     sets = list(sets)
-    found = runs(matrix, path.parent, RunSpec, sets)
+    found = runs_of(matrix, path.parent, RunSpec, sets)
     fitting = _Fitting(torch.device(device), RunStore(store))
     planned: list[PlannedRun] = []
     for place, spec in found:

@@ -25,7 +25,7 @@ from safetensors.torch import save
 from typer.testing import CliRunner
 
 from altgrad.cli.main import app
-from altgrad.matrix import Matrix, runs
+from altgrad.matrix import Matrix, runs_of
 from altgrad.spec import Document, SpecError
 from altgrad.training import RunSpec
 from altgrad.training.weights import find_weights, read_tensor
@@ -96,7 +96,7 @@ def matrices(seed: int, count: int, folder: Path) -> Figures:
             with no_hang():
                 found = Matrix.check(Document.parse(text, "matrix"))
                 if number % 10 == 0:
-                    runs(found, MATRICES, RunSpec)
+                    runs_of(found, MATRICES, RunSpec)
         except SpecError as error:
             line = str(error)
             if "\n" in line or not line.isprintable() or len(line) > 600:

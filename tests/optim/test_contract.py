@@ -21,9 +21,9 @@ MORE: dict[str, dict[str, Any]] = {"grid_optim": {"lr": 0.5}, "sgd": {"weight_de
 
 def pairs(*, on_grid: bool) -> Iterator[tuple[str, str]]:
     """Every (optimizer, storage) that go together."""
-    for kind in OptimizerSpec.kinds():
+    for kind, spec in OptimizerSpec.kinds().items():
         for storage in Storage.kinds():
-            if (storage == "index" and kind != "grid_optim") or (storage == "eco" and kind == "madam"):
+            if (storage == "index" and kind != "grid_optim") or (storage == "eco" and not spec.product().has_momentum):
                 continue
             if storage != "master" or not on_grid:
                 yield kind, storage

@@ -11,7 +11,7 @@ from typing import Annotated, Any
 import pytest
 
 from altgrad.document import Document
-from altgrad.matrix import Matrix, runs
+from altgrad.matrix import Matrix, runs_of
 from altgrad.spec import Since, Spec
 from altgrad.store import run_id
 from altgrad.training.run import RunSpec
@@ -38,7 +38,7 @@ def test_every_run_of_a_shipped_matrix_keeps_its_id(name: str) -> None:
         found = [identity(RunSpec.check(document))]
     else:
         matrix = Matrix.check(document)
-        found = [identity(spec) for _, spec in runs(matrix.smoked() if smoke else matrix, HERE, RunSpec)]
+        found = [identity(spec) for _, spec in runs_of(matrix.smoked() if smoke else matrix, HERE, RunSpec)]
     assert found == GOLDEN["matrices"][name]
 
 

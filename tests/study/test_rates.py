@@ -8,7 +8,7 @@ import pytest
 import yaml
 
 from altgrad.formats import FloatFormat
-from altgrad.matrix import Matrix, runs
+from altgrad.matrix import Matrix, runs_of
 from altgrad.reports.project import Project
 from altgrad.reports.reading import RunRecord, take_spec
 from altgrad.training import RunSpec
@@ -22,7 +22,7 @@ KINDS = {"adamw": "adamw", "manifold": "manifold_adamw"}
 
 def results(best: dict[str, dict[str, float]], rates: tuple[float, ...] = START) -> Tuned:
     """What is chosen from specs of the matrix whose loss is least at the given rate of each arm and format."""
-    _, first = runs(Matrix.load(FOLDER / "study_primary.yaml"), FOLDER, RunSpec)[0]
+    _, first = runs_of(Matrix.load(FOLDER / "study_primary.yaml"), FOLDER, RunSpec)[0]
     records = []
     for arm, by_format in best.items():
         for format_, optimum in by_format.items():
@@ -59,7 +59,7 @@ def test_without_ends_each_arm_is_confirmed_at_its_own_rate_by_a_matrix_that_can
         content = matrix(SOURCE, [arm], list(cells.items()), {"confirmation": [10, 11]})
         (tmp_path / "study_first.yaml").write_text((FOLDER / "study_first.yaml").read_text())
         (tmp_path / f"{arm}.yaml").write_text(yaml.safe_dump(content | {"base": "study_first.yaml"}))
-        made = [spec.tree() for _, spec in runs(Matrix.load(tmp_path / f"{arm}.yaml"), tmp_path, RunSpec)]
+        made = [spec.tree() for _, spec in runs_of(Matrix.load(tmp_path / f"{arm}.yaml"), tmp_path, RunSpec)]
         rows = {(s["seed"], s["optimizer"]["kind"], s["storage"][0]["format"], s["optimizer"]["lr"]) for s in made}
         assert rows == {(seed, KINDS[arm], format_, rate) for seed in (10, 11) for format_, rate in cells.items()}
         assert all(s["steps"] == 800 and s["model"]["context"] == 32 for s in made)
@@ -92,5 +92,5 @@ def test_what_follows_the_grid_of_geometry_can_be_swept(tmp_path: Path) -> None:
     cells = [(str(FloatFormat.parse(name)), rate) for name, rate in (("e2m1f", 1.49e-2), ("e5m4f", 3.56e-3))]
     content = matrix(source, ["manifold"], cells, {"tuning": (0, 1)})
     (tmp_path / "m.yaml").write_text(yaml.safe_dump(content | {"base": "study_first.yaml"}))
-    made = [spec.tree() for _, spec in runs(Matrix.load(tmp_path / "m.yaml"), tmp_path, RunSpec)]
+    made = [spec.tree() for _, spec in runs_of(Matrix.load(tmp_path / "m.yaml"), tmp_path, RunSpec)]
     assert {(s["storage"][0]["format"], s["optimizer"]["lr"]) for s in made} == set(cells) and len(made) == 4

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from altgrad.matrix import Matrix, runs
+from altgrad.matrix import Matrix, runs_of
 from altgrad.sweeps import make_plan
 from altgrad.training import RunSpec
 from bench.combinations import matrices
@@ -21,7 +21,7 @@ def test_every_smoke_variant_can_be_started(path: Path) -> None:
 
 
 def test_the_format_ablation_varies_the_format_alone_over_the_same_seeds_and_data() -> None:
-    found = runs(Matrix.load(FOLDER / "format_ablation.yaml"), FOLDER, RunSpec)
+    found = runs_of(Matrix.load(FOLDER / "format_ablation.yaml"), FOLDER, RunSpec)
     arms = {place.arm for place, _ in found}
     assert arms == EIGHT | {"e4m3fn", "e5m2", "bf16"}
     points: dict[str, set[tuple[str, int, float]]] = {}
