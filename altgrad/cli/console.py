@@ -21,7 +21,7 @@ from typing import Any, NoReturn, TextIO
 
 from altgrad.display import Line, table_lines
 from altgrad.store import CheckpointError, LockedError
-from altgrad.store.files import DamagedError, encode
+from altgrad.store.files import DamagedError, spell_nonfinite
 
 ERASE_LINE, BEGIN_UPDATE, END_UPDATE = "\x1b[2K", "\x1b[?2026h", "\x1b[?2026l"
 
@@ -133,7 +133,7 @@ def reason(error: ValueError | OSError) -> str:
 
 def print_json(value: Any) -> None:
     """One JSON document; non-finite numbers as the strings "nan", "inf" and "-inf"."""
-    say(json.dumps(encode(value), allow_nan=False, indent=1))
+    say(json.dumps(spell_nonfinite(value), allow_nan=False, indent=1))
 
 
 def picture(lines: Sequence[Line]) -> None:

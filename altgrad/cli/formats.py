@@ -21,9 +21,9 @@ from altgrad.formats.card import (
     SPECIALS,
     Landmark,
     Plain,
-    describe,
     describe_scale,
     exact,
+    format_facts,
     landmarks,
     same_grids,
     scale_landmarks,
@@ -74,7 +74,7 @@ def list_formats(as_json: AsJson = False) -> None:
     formats = [FloatFormat.parse(line.name) for line in CATALOG]
     scales = [ScaleFormat.parse(line.name) for line in SCALES]
     if as_json:
-        print_json([*map(describe, formats), *map(describe_scale, scales)])
+        print_json([*map(format_facts, formats), *map(describe_scale, scales)])
         return
     every: list[FloatFormat | ScaleFormat] = [*formats, *scales]
     sources = [line.source for line in CATALOG] + [f"scale: {line.source}" for line in SCALES]
@@ -104,9 +104,9 @@ def show(
         except AmbiguousFormatError as error:
             formats, ambiguous = [FloatFormat.parse(choice) for choice in error.choices], error
         if as_json and ambiguous:
-            print_json({"ambiguous": name, "formats": [describe(fmt) for fmt in formats]})
+            print_json({"ambiguous": name, "formats": [format_facts(fmt) for fmt in formats]})
         elif as_json:
-            print_json(describe(formats[0]))
+            print_json(format_facts(formats[0]))
         else:
             if ambiguous:
                 say(f"{ambiguous}\n")
@@ -191,7 +191,7 @@ def _fit(fits: dict[str, Any], column: Column) -> str:
 
 
 def _print_card(fmt: FloatFormat) -> None:
-    card = describe(fmt)
+    card = format_facts(fmt)
     normal = f", {fmt.max_binade - fmt.e_min + 1} of them normal" if fmt.exponent_bits else ""
     per_binade = f"{1 << fmt.mantissa_bits} per normal binade" if fmt.exponent_bits else "1, 2, 4 ... a binade"
     alike = ", ".join(f"{_times(shift)}{name}" for name, shift in same_grids(fmt))

@@ -17,7 +17,7 @@ from altgrad.cli.run_view import in_short
 from altgrad.display import clean
 from altgrad.numerals import duration, number
 from altgrad.store import STATUSES, LockedError, Run, RunStore, seconds_since
-from altgrad.store.files import encode
+from altgrad.store.files import spell_nonfinite
 from altgrad.store.index import Summary, summaries, summary
 
 app = typer.Typer(help="Runs in the store: list, show, compare, export, find, remove.", no_args_is_help=True)
@@ -245,4 +245,4 @@ def _step(facts: dict[str, Any]) -> str:
 
 def _plain(value: Any) -> str:
     """A value of a spec or of meta.json in one line, as YAML and JSON would both read it."""
-    return value if isinstance(value, str) else json.dumps(encode(value), ensure_ascii=False)
+    return value if isinstance(value, str) else json.dumps(spell_nonfinite(value), ensure_ascii=False)

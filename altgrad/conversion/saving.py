@@ -39,7 +39,7 @@ from altgrad.conversion.source import (
 from altgrad.measures.code_utilisation import code_histogram, code_utilisation
 from altgrad.measures.range import range_counts
 from altgrad.measures.sqnr import decibels, energies
-from altgrad.nn.policy import describe
+from altgrad.nn.policy import slot_text
 from altgrad.quantize.chunks import ELEMENTS, cast_in_slabs, whole_scale
 from altgrad.quantize.codes import to_codes, to_storage
 from altgrad.quantize.packed import PackedWriter, PlannedTensor
@@ -213,7 +213,7 @@ def _cast(tensor: StoredTensor, cast: TensorCast, writer: PackedWriter | None) -
         if writer is not None:
             writer.scale(tensor.name, scale)
     used = {key: float(value) for key, value in code_utilisation(histogram, fmt).items()}
-    facts = {"tensor": tensor.name, "cast": describe(cast.spec), "format": str(fmt), "shape": list(tensor.shape)}
+    facts = {"tensor": tensor.name, "cast": slot_text(cast.spec), "format": str(fmt), "shape": list(tensor.shape)}
     return {**facts, **_measures(totals), **used, "bytes_before": tensor.bytes, "bytes_after": size}, totals
 
 

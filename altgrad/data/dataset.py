@@ -152,7 +152,7 @@ def _mixed(value: int) -> int:
     return value ^ (value >> 31)
 
 
-def counted_bits(*numbers: int) -> int:
+def mixed_bits(*numbers: int) -> int:
     """64 well-mixed bits that are a function of the given integers and their order; integers count modulo 2^64."""
     state = 0
     for number in numbers:
@@ -165,7 +165,7 @@ def visiting_order(seed: int, epoch: int, count: int) -> NDArray[np.int64]:
 
     Element i is hashed as splitmix64 would: the i-th output of a generator seeded with `counted_bits(seed, epoch)`.
     """
-    start = np.full(count, counted_bits(seed, epoch), np.uint64)
+    start = np.full(count, mixed_bits(seed, epoch), np.uint64)
     bits = start + np.arange(1, count + 1, dtype=np.uint64) * np.uint64(_STEP)
     bits = (bits ^ (bits >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
     bits = (bits ^ (bits >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)

@@ -28,7 +28,7 @@ from altgrad.data.labelled import Labelled
 from altgrad.data.tokenizer import BPE, SubwordTokenizer, make_tokenizer, tokenizer_files
 from altgrad.data.tokens import cache_folder, on_progress
 
-__all__ = ["Encoded", "encode"]
+__all__ = ["Encoded", "encode_texts"]
 
 Ids = NDArray[np.unsignedinteger[Any]]
 Encoded = dict[str, list[Ids]]
@@ -38,7 +38,7 @@ _DIRECT_BYTES = 16 << 20
 _BATCH = 512
 
 
-def encode(labelled: Labelled, setting: str | BPE, length: int) -> tuple[Encoded, int]:
+def encode_texts(labelled: Labelled, setting: str | BPE, length: int) -> tuple[Encoded, int]:
     """The ids of every text and the size of the vocabulary; from the cache, or made now and, if large, kept there.
 
     ValueError for a tokenizer that is not there or cannot be read, and for a cache that cannot be written.

@@ -37,11 +37,11 @@ from altgrad.data.dataset import (
     Dataset,
     DatasetSpec,
     Evaluator,
-    counted_bits,
+    mixed_bits,
     visiting_order,
 )
 from altgrad.data.documents import SAMPLE
-from altgrad.data.encoding import Encoded, encode
+from altgrad.data.encoding import Encoded, encode_texts
 from altgrad.data.hub import Hub, SourceSetting
 from altgrad.data.label_scores import LabelEvaluator
 from altgrad.data.labelled import Classes, Labelled, read_labelled
@@ -121,7 +121,7 @@ class LabelsSpec(DatasetSpec):
         """Read, check and tokenise. ValueError, with file, row and column, for what cannot be used."""
         columns = (self.column, self.label_column)
         labelled = read_labelled(self.source, columns, self.classes, skip=self.bad_rows == "skip")
-        encoded, vocabulary = encode(labelled, self.tokenizer, context)
+        encoded, vocabulary = encode_texts(labelled, self.tokenizer, context)
         return Labels(self, labelled, encoded, vocabulary, seed=seed, context=context)
 
 
@@ -161,7 +161,7 @@ class Labels(Dataset):
         rows = np.array([self._row(example) for example in range(pool * self._pool, (pool + 1) * self._pool)])
         if batches > 1:
             rows = rows[np.argsort(self._lengths["train"][rows], kind="stable")]
-            place = int(visiting_order(counted_bits(self._seed, _ORDER_OF_BATCHES), pool, batches)[place])
+            place = int(visiting_order(mixed_bits(self._seed, _ORDER_OF_BATCHES), pool, batches)[place])
         return rows[place * self._rows : (place + 1) * self._rows]
 
     def evaluation(self, split: str) -> Iterator[Batch]:

@@ -31,7 +31,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from altgrad.data.bad_rows import BadRows, BadRowsSetting
-from altgrad.data.dataset import IGNORED, Batch, Dataset, DatasetSpec, Evaluator, counted_bits, visiting_order
+from altgrad.data.dataset import IGNORED, Batch, Dataset, DatasetSpec, Evaluator, mixed_bits, visiting_order
 from altgrad.data.documents import SAMPLE, Corpus, FileCorpus, locate
 from altgrad.data.hub import Hub, SourceSetting, read_hub
 from altgrad.data.tokenizer import TokenizerSetting
@@ -117,7 +117,7 @@ class Text(Dataset):
         """Where in the training ring the block of example number `example` starts."""
         epoch, place = divmod(example, self.blocks)
         ring = len(self._rings["train"])
-        phase = counted_bits(self._seed, epoch, ring) % ring
+        phase = mixed_bits(self._seed, epoch, ring) % ring
         return int((phase + int(self._order(epoch)[place]) * self._context) % ring)
 
     def evaluation(self, split: str) -> Iterator[Batch]:

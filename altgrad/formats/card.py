@@ -82,7 +82,7 @@ def scale_landmarks(fmt: ScaleFormat) -> list[Landmark]:
 
 
 def describe_scale(fmt: ScaleFormat) -> dict[str, Plain]:
-    """Everything `formats show --json` says about a scale format; keys that `describe` has too mean the same."""
+    """Everything `formats show --json` says about a scale format; keys that `format_facts` has too mean the same."""
     line = entry(fmt)
     return {
         "name": str(fmt),
@@ -108,7 +108,7 @@ def describe_scale(fmt: ScaleFormat) -> dict[str, Plain]:
     }
 
 
-def describe(fmt: FloatFormat) -> dict[str, Plain]:
+def format_facts(fmt: FloatFormat) -> dict[str, Plain]:
     """Everything `formats show --json` says about a format. Keys are stable; limits are null where there is none."""
     line = entry(fmt)
     has_subnormals = fmt.exponent_bits == 0 or fmt.mantissa_bits > 0

@@ -46,14 +46,14 @@ ClipMode = Literal["range", "norm"]
 _REFERENCE = FloatFormat.parse("e5m2")
 
 
-def binades(fmt: FloatFormat) -> float:
+def range_in_binades(fmt: FloatFormat) -> float:
     """R_F = log2(largest / smallest positive value)."""
     return math.log2(float(fmt.max)) - math.log2(float(fmt.min_subnormal))
 
 
 def clip_threshold(fmt: FloatFormat, scale: Tensor, mode: ClipMode = "range") -> Tensor:
     """The magnitude at which a tensor of this scale is clipped; of the scale's shape and dtype."""
-    factor = 1.0 if mode == "range" else min(1.0, binades(fmt) / binades(_REFERENCE))
+    factor = 1.0 if mode == "range" else min(1.0, range_in_binades(fmt) / range_in_binades(_REFERENCE))
     return scale * float(fmt.max) * factor
 
 

@@ -77,7 +77,7 @@ def trail_start(weights: Tensor) -> Trail:
     return Trail(none.to(torch.int8), none, none.clone())
 
 
-def follow(
+def follow_trail(
     trail: Trail, before: Tensor, after: Tensor, fmt: FloatFormat | str, *, scale: Scale = None
 ) -> tuple[Trail, Tensor]:
     """The trail one step on, and where that step's flip reversed the one before it (bool).

@@ -39,8 +39,11 @@ class AmaxSpec(MonitorSpec):
         ),
     )  # fmt: skip
     rho: Annotated[float, Field(ge=0, lt=1)] = 0.9
+    """The share of the average that stays at each look."""
     binades: Annotated[int, Field(ge=1)] = 4
+    """An average amax that leaves so many binades of the range unused alarms."""
     patience: Annotated[int, Field(ge=1)] = 3
+    """Observations in a row before an alarm."""
 
     def build(self, context: Context = NOTHING) -> "Amax":
         return Amax(self)

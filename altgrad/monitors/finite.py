@@ -54,6 +54,7 @@ class FiniteSpec(MonitorSpec):
     kind: ClassVar[str] = "finite"
     every: Every = 1
     patience: Annotated[int, Field(ge=1)] = 1
+    """Steps in a row that are not applied before the run ends."""
 
     def build(self, context: Context = NOTHING) -> "Finite":
         return Finite(self.patience)

@@ -19,7 +19,7 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from altgrad.measures import Trail, flip_counts, follow, oscillation_average, share, trail_start, trail_sums
+from altgrad.measures import Trail, flip_counts, follow_trail, oscillation_average, share, trail_start, trail_sums
 from altgrad.measures.metric import Metric
 from altgrad.measures.share import count
 from altgrad.monitors.monitor import NOTHING, Context, Found, MonitorSpec, Report, UpdateMonitor, Values, at
@@ -47,6 +47,7 @@ class FlipsSpec(MonitorSpec):
         Metric("epoch_flip_rate", "ratio", "flips of this epoch's observed steps so far", "sum flips / (n k)"),
     )  # fmt: skip
     momentum: Annotated[float, Field(gt=0, le=1)] = 0.1
+    """The share that a look adds to the averages."""
 
     def build(self, context: Context = NOTHING) -> "Flips":
         return Flips(self.momentum, context.epoch or EPOCH)
@@ -76,7 +77,7 @@ class Flips(UpdateMonitor):
             return {}
         fmt, scale = update.grid.format, update.grid.scale
         found = flip_counts(update.start, update.after, fmt, scale=scale)
-        trail, reversals = follow(
+        trail, reversals = follow_trail(
             Trail(*(kept[part] for part in Trail._fields)), update.start, update.after, fmt, scale=scale
         )
         found |= trail_sums(trail)

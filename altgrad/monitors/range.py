@@ -71,10 +71,13 @@ class RangeSpec(MonitorSpec):
         ),
     )  # fmt: skip
     saturation: Annotated[float, Field(gt=0, le=1)] = 0.1
+    """The saturation rate above which it alarms."""
     underflow: Annotated[float, Field(gt=0, le=1)] = 0.75
+    """The underflow rate above which it alarms."""
     pinned: Annotated[float, Field(gt=0, le=1), Since(2)] = 0.01
     """Share of stored weights at +-max above which storage clips too much."""
     patience: Annotated[int, Field(ge=1)] = 3
+    """Observations in a row before an alarm."""
 
     def build(self, context: Context = NOTHING) -> "Range":
         return Range(self)

@@ -52,7 +52,9 @@ class StallSpec(MonitorSpec):
         ),
     )  # fmt: skip
     errors: Annotated[float, Field(gt=0)] = 6.0
+    """Standard errors from the stochastic prediction beyond which it alarms."""
     patience: Annotated[int, Field(ge=1)] = 2
+    """Observations in a row before an alarm."""
 
     def build(self, context: Context = NOTHING) -> "Stall":
         return Stall(self)

@@ -57,6 +57,7 @@ class UpdatesSpec(MonitorSpec):
         ),
     )  # fmt: skip
     patience: Annotated[int, Field(ge=1)] = 3
+    """Observations in a row before an alarm."""
 
     def build(self, context: Context = NOTHING) -> "Updates":
         return Updates(self.patience)

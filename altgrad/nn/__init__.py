@@ -4,7 +4,7 @@ from altgrad.nn.linear import QuantizedLayer, QuantizedLinear
 from altgrad.nn.policy import LayerPrecision, PrecisionPolicy
 from altgrad.nn.processes import ALONE, Processes
 from altgrad.nn.replay import casts_off, fresh_gradients, observed, unrecorded
-from altgrad.nn.steps import add_listener, closure_of, follow, never_committed, remove_listener, with_closure
+from altgrad.nn.steps import add_listener, closure_of, follow_steps, never_committed, remove_listener, with_closure
 from altgrad.nn.surgery import (
     change_formats,
     check_passes,
@@ -31,7 +31,7 @@ __all__ = [
     "closure_of",
     "commit",
     "dequantize_model",
-    "follow",
+    "follow_steps",
     "fresh_gradients",
     "never_committed",
     "observed",

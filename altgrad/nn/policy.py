@@ -254,7 +254,7 @@ def _unused(pattern: str, things: Sequence[Nameable]) -> str:
     return f"'{pattern}' matches no Linear layer.{hint}" + ("" if hint.endswith("?") else ".")
 
 
-def describe(spec: QuantizerSpec | None) -> str:
+def slot_text(spec: QuantizerSpec | None) -> str:
     """A slot in a few characters, for tables: `e4m3fn delayed`; `-` if not cast."""
     if spec is None:
         return "-"

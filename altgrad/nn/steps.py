@@ -59,7 +59,7 @@ class _Known:
         return list(dict.fromkeys(m for model in models for m in model.modules() if isinstance(m, Quantizer)))
 
 
-def follow(model: nn.Module) -> None:
+def follow_steps(model: nn.Module) -> None:
     """Look at the steps of whatever optimizer has parameters of this model."""
     global _followed
     if not _followed:

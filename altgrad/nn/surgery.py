@@ -22,7 +22,7 @@ from altgrad.nn.layers import core_of, exchanged, is_layer, is_plain, refuse_own
 from altgrad.nn.linear import QuantizedLayer, make_casts, quantized_class
 from altgrad.nn.policy import Decision, LayerPrecision, PrecisionPolicy
 from altgrad.nn.processes import Processes
-from altgrad.nn.steps import committed, follow
+from altgrad.nn.steps import committed, follow_steps
 from altgrad.quantize import Quantizer, Rounding
 
 
@@ -55,7 +55,7 @@ def quantize_model(model: nn.Module, policy: PrecisionPolicy | Any, *, seed: int
     if chosen:
         fast_paths_off(model)
         prove_first_pass(model)
-    follow(model)
+    follow_steps(model)
     return model
 
 

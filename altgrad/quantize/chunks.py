@@ -22,7 +22,7 @@ ELEMENTS = 1 << 18
 """Elements of a slab: 1 MiB of float32, so the temporaries stay in a core's cache."""
 
 
-def split(x: Tensor) -> list[Tensor]:
+def in_slabs(x: Tensor) -> list[Tensor]:
     """x in slabs: views of its rows, some to each.
 
     Whole it stays where slabs gain nothing: on a GPU, in a graph that is being compiled, and with fewer than two axes.
@@ -40,7 +40,7 @@ def whole_scale(x: Tensor, quantizer: Quantizer) -> SmallScale | None:
     if x.numel() == 0:
         return None
     turned = quantizer.reduced == "first"
-    found = quantizer.scaling.find(split(x.mT if turned else x), count=True)
+    found = quantizer.scaling.find(in_slabs(x.mT if turned else x), count=True)
     return found.turned if found is not None and turned else found
 
 

@@ -18,7 +18,7 @@ from pydantic import Field
 from torch import Tensor
 
 from altgrad.quantize.block_scale import SmallScale
-from altgrad.quantize.chunks import split
+from altgrad.quantize.chunks import in_slabs
 from altgrad.quantize.grid import power_of_two, round_to
 from altgrad.quantize.scaling import MIN_SCALE, AmaxScalingSpec, Granularity, Scaling, slab_amax
 
@@ -39,7 +39,7 @@ class MseSpec(AmaxScalingSpec):
 
 class Mse(Scaling):
     def find(self, slabs: Sequence[Tensor], *, live: bool = False, count: bool = False) -> SmallScale | None:
-        pieces = [piece for slab in slabs for piece in split(slab)]
+        pieces = [piece for slab in slabs for piece in in_slabs(slab)]
         amax = slab_amax(pieces, self.spec.granularity)
         largest = self.spec.scale_of(amax, self.format)
         wanted = torch.stack([largest * factor for factor in self._factors()])

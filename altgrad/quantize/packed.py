@@ -35,7 +35,7 @@ from altgrad.formats import FloatFormat
 from altgrad.quantize.block_scale import SmallScale
 from altgrad.quantize.codes import from_codes, from_storage, storage_dtype
 from altgrad.quantize.quantizer import QuantizerSpec
-from altgrad.quantize.weight_folder import WeightFolder, held, weight_folder
+from altgrad.quantize.weight_folder import WeightFolder, tensors_to_read, weight_folder
 
 DTYPES: dict[str, torch.dtype] = {
     "F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16,
@@ -205,7 +205,7 @@ def _load(folder: WeightFolder, file: Path) -> dict[str, Tensor]:
             if found is None:
                 raise ValueError("it was not written by `altgrad quantize-model`.")
             _verify(file, str(json.loads(opened.metadata()[METADATA])["sha256"]))
-            names = set(held(folder, file, opened.keys()))
+            names = set(tensors_to_read(folder, file, opened.keys()))
             found = {name: layout for name, layout in found.items() if folder.index is None or name in names}
             scales = {name + SCALE for name in found} & names
             return {

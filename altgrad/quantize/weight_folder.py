@@ -20,7 +20,7 @@ from pathlib import Path
 
 from safetensors import SafetensorError, safe_open
 
-__all__ = ["INDEX", "MODEL", "PICKLES", "WeightFolder", "held", "unread", "weight_folder"]
+__all__ = ["INDEX", "MODEL", "PICKLES", "WeightFolder", "tensors_to_read", "unread", "weight_folder"]
 
 MODEL, INDEX = "model.safetensors", "model.safetensors.index.json"
 PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
@@ -55,7 +55,7 @@ class WeightFolder:
                     names = list(opened.keys())
             except SafetensorError as error:
                 raise ValueError(f"{file} cannot be read: {str(error).splitlines()[0].rstrip('.')}.") from None
-            for name in set(names) - set(held(self, file, names)):
+            for name in set(names) - set(tensors_to_read(self, file, names)):
                 raise ValueError(f"{file} holds {name}, which its index places in {self.listed[name]}; remove one.")
 
 
@@ -80,7 +80,7 @@ def weight_folder(folder: Path) -> WeightFolder:
     raise ValueError(_nothing(folder, inside))
 
 
-def held(folder: WeightFolder, file: Path, names: Iterable[str]) -> list[str]:
+def tensors_to_read(folder: WeightFolder, file: Path, names: Iterable[str]) -> list[str]:
     """Those of a file's tensors that are to be read from it, sorted. ValueError where index and file disagree."""
     there = set(names)
     if folder.index is None:

@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from altgrad.document import Document, SpecError
 from altgrad.reports.arms import Arm, arm_of, condition_of, rate_of
 from altgrad.store import Run
-from altgrad.store.files import NON_FINITE, encode, read_jsonl
+from altgrad.store.files import NON_FINITE, read_jsonl, spell_nonfinite
 from altgrad.store.runs import EVENTS, LOGGED, METRICS
 from altgrad.symptoms import Examination
 
@@ -187,7 +187,7 @@ class Collector:
 
     def symptoms(self) -> list[Mapping[str, Any]]:
         """What all rows show, thinned or not, as events."""
-        return [encode(finding.event()) for finding in self._examination.findings()]
+        return [spell_nonfinite(finding.event()) for finding in self._examination.findings()]
 
     def series(self) -> dict[str, Series]:
         """What came in so far."""

@@ -203,7 +203,7 @@ def expand(annotation: Any, value: Any) -> Any:
     return value
 
 
-def follow(annotation: Any, value: Any, location: Location) -> tuple[Location, Any, type[Shape] | None]:
+def follow_location(annotation: Any, value: Any, location: Location) -> tuple[Location, Any, type[Shape] | None]:
     """How far `location` leads: the part that exists, its annotation, and the last spec class passed."""
     last = None
     for depth, key in enumerate(location):

@@ -11,7 +11,7 @@ from typing import Any, Literal, get_args, get_origin
 from pydantic import ValidationError
 
 from altgrad.document import Document, Location, SpecError
-from altgrad.spec.annotations import Shape, alternatives, follow, words
+from altgrad.spec.annotations import Shape, alternatives, follow_location, words
 from altgrad.spec.messages import LONGEST, LocatedError, WrongTypeError, did_you_mean, dotted, kind_meant, show
 
 
@@ -62,7 +62,7 @@ def _complaints(error: ValidationError, cls: type[Shape], data: Any) -> Iterator
         if found["type"] == "missing" and not is_missing:
             raw = raw[:-1]  # a list that is too short is reported at the entry it lacks
         # Beyond what the annotations know, pydantic adds names of union members and the like.
-        location, annotation, holder = follow(cls, data, raw)
+        location, annotation, holder = follow_location(cls, data, raw)
         cause = found.get("ctx", {}).get("error")
         if found["type"] == "extra_forbidden" and holder is not None:
             yield _unknown_key((*location, raw[len(location)]), holder)

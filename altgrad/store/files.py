@@ -96,31 +96,31 @@ def write_atomic(path: Path, data: bytes, *, durable: bool = True) -> None:
         fsync(path.parent)
 
 
-def encode(value: object) -> Any:
+def spell_nonfinite(value: object) -> Any:
     """`value` with every non-finite float, however deep, replaced by its name."""
     if isinstance(value, float) and not math.isfinite(value):
         return "nan" if math.isnan(value) else "inf" if value > 0 else "-inf"
     if isinstance(value, Mapping):
-        return {key: encode(item) for key, item in value.items()}
+        return {key: spell_nonfinite(item) for key, item in value.items()}
     if isinstance(value, list | tuple):
-        return [encode(item) for item in value]
+        return [spell_nonfinite(item) for item in value]
     return value
 
 
-def decode(value: Any) -> Any:
-    """The inverse of `encode`. A text that happens to read "nan", "inf" or "-inf" becomes a float."""
+def read_nonfinite(value: Any) -> Any:
+    """The inverse of `spell_nonfinite`. A text that happens to read "nan", "inf" or "-inf" becomes a float."""
     if isinstance(value, str):
         return NON_FINITE.get(value, value)
     if isinstance(value, dict):
-        return {key: decode(item) for key, item in value.items()}
+        return {key: read_nonfinite(item) for key, item in value.items()}
     if isinstance(value, list):
-        return [decode(item) for item in value]
+        return [read_nonfinite(item) for item in value]
     return value
 
 
 def json_line(row: Mapping[str, object]) -> bytes:
     """One row as one sealed line of JSON; a float as the shortest digits that read back exactly."""
-    return seal(json.dumps(encode(row), allow_nan=False, ensure_ascii=False).encode())
+    return seal(json.dumps(spell_nonfinite(row), allow_nan=False, ensure_ascii=False).encode())
 
 
 def seal(text: bytes) -> bytes:
@@ -176,7 +176,7 @@ class Appender:
 
 
 def read_jsonl(path: Path, on_torn: Callable[[str], None] | None = None, *, whole: int = 0) -> Iterator[dict[str, Any]]:
-    """Rows of a log from first to last, non-finite values still as text (`decode` them); none where there is no file.
+    """Rows of a log from first to last, non-finite values still as text (`read_nonfinite`); none without a file.
 
     A torn last line is left out and `on_torn` is told so in words. whole: so many bytes are known to have been whole
     lines once. DamagedError, with `file:line`, for a line among them that is not a row, for any other that is not the
@@ -304,7 +304,7 @@ class Tail:
                 self._offset += len(line)
                 row = row_of(line) if self._is_news(line) else None
                 if row is not None and isinstance(row.get("step"), int):
-                    yield decode(row)
+                    yield read_nonfinite(row)
 
     def age(self) -> float:
         """Seconds since the log last grew; 0 where there is none."""

@@ -18,7 +18,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from altgrad.store.files import decode, encode, json_object, seal, write_atomic
+from altgrad.store.files import json_object, read_nonfinite, seal, spell_nonfinite, write_atomic
 from altgrad.store.lock import is_held
 from altgrad.store.runs import META, METRICS, SPEC_HASH, Run, RunStore, recorded_scores
 
@@ -83,7 +83,7 @@ def _summary(run: Run, entry: dict[str, Any]) -> Summary:
     status = entry["status"]
     if status == "running" and not is_held(run.path):
         status = "dead"
-    final = {key: decode(value) for key, value in entry["final"].items()}
+    final = {key: read_nonfinite(value) for key, value in entry["final"].items()}
     return Summary(run, status, entry["step"], entry["main"], final, entry["meta"])
 
 
@@ -108,9 +108,9 @@ def _read(run: Run) -> dict[str, Any]:
         last = run.last(LOSS, *(f"validation/{score}" for score in scores), TRAIN_LOSS)
     except (ValueError, OSError):
         return {"status": "damaged", "step": None, "main": "loss", "final": {}, "meta": {}}
-    kept = {name: encode(meta[name]) for name in KEPT if name in meta}
+    kept = {name: spell_nonfinite(meta[name]) for name in KEPT if name in meta}
     step, status = last.pop("step", None), str(meta.get("status"))
-    final = {key: encode(last[key]) for key in sorted(last)}
+    final = {key: spell_nonfinite(last[key]) for key in sorted(last)}
     return {"status": status, "step": step, "main": next(iter(scores), "loss"), "final": final, "meta": kept}
 
 

@@ -32,13 +32,13 @@ from typing import Any
 from altgrad.store.checkpoints import Checkpoint, Checkpoints
 from altgrad.store.files import (
     DamagedError,
-    decode,
-    encode,
     fsync,
     json_object,
     read_jsonl,
     read_jsonl_backwards,
+    read_nonfinite,
     seal,
+    spell_nonfinite,
     utc_now,
     write_atomic,
 )
@@ -140,7 +140,7 @@ class Run:
         meta = json_object(self._bytes(META))
         if meta is None:
             raise DamagedError(f"{self.path / META} is not a JSON object; the run was damaged after it was written.")
-        return {key: decode(value) for key, value in meta.items()}
+        return {key: read_nonfinite(value) for key, value in meta.items()}
 
     def update_meta(self, **fields: Any) -> None:
         """Set fields of meta.json atomically; for the process that holds the run (two at once would lose one's)."""
@@ -187,7 +187,7 @@ class Run:
                 row = {key: value for key, value in row.items() if matches[key]}
                 if len(row) < 2:
                     continue
-            yield {key: decode(value) for key, value in row.items()}
+            yield {key: read_nonfinite(value) for key, value in row.items()}
 
     def last(self, *keys: str) -> dict[str, float]:
         """The last value of each key, and the last `step`; keys never written are absent. Reads from the end."""
@@ -195,7 +195,7 @@ class Run:
         wanted = {"step", *keys}
         for row in read_jsonl_backwards(self.path / METRICS, whole=self.logged(METRICS)):
             for key in wanted & row.keys():
-                found[key] = decode(row[key])
+                found[key] = read_nonfinite(row[key])
             wanted -= row.keys()
             if not wanted:
                 break
@@ -205,7 +205,7 @@ class Run:
         """Events in the order written: step, event, time, message and each kind's own details."""
         text = ("event", "time", "message")
         for row in read_jsonl(self.path / EVENTS, whole=self.logged(EVENTS)):
-            yield {key: value if key in text else decode(value) for key, value in row.items()}
+            yield {key: value if key in text else read_nonfinite(value) for key, value in row.items()}
 
     @property
     def checkpoints(self) -> Checkpoints:
@@ -293,7 +293,7 @@ class RunStore:
 
 
 def _meta_text(meta: Mapping[str, Any]) -> bytes:
-    return seal(json.dumps(encode(meta), allow_nan=False, indent=1).encode())
+    return seal(json.dumps(spell_nonfinite(meta), allow_nan=False, indent=1).encode())
 
 
 def _sha256(data: bytes) -> str:

@@ -12,7 +12,7 @@ import time
 from collections.abc import Mapping
 from typing import Any, Protocol
 
-from altgrad.store.tracker import JSON
+from altgrad.store.tracker import JSON, Sink
 
 SAID = ("alarm", "intervention", "warning")
 """Events that are said as they happen."""
@@ -33,7 +33,7 @@ class Display(Protocol):
         """Nothing is shown after this."""
 
 
-class ProgressBar:
+class ProgressBar(Sink):
     """Hears how tokenising goes, and then a run's numbers: a sink. title, steps: of the run, set before its numbers."""
 
     def __init__(self, display: Display | None = None) -> None:

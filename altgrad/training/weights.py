@@ -17,7 +17,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
 from altgrad.quantize.packed import DTYPES, METADATA, NAMES
-from altgrad.quantize.weight_folder import INDEX, MODEL, WeightFolder, held, unread, weight_folder
+from altgrad.quantize.weight_folder import INDEX, MODEL, WeightFolder, tensors_to_read, unread, weight_folder
 from altgrad.spec import did_you_mean
 from altgrad.store import Run
 
@@ -29,7 +29,7 @@ _COMPANIONS = (".json", ".txt", ".model", ".jinja", ".md", ".yaml")
 
 @dataclass(frozen=True)
 class StoredTensor:
-    """A tensor in a file, or `held` in memory. Its dtype is safetensors' word for it, such as BF16."""
+    """A tensor in a file, or `tensors_to_read` in memory. Its dtype is safetensors' word for it, such as BF16."""
 
     name: str
     dtype: str
@@ -149,7 +149,7 @@ def _describe(folder: WeightFolder, file: Path, *, is_run: bool) -> tuple[Stored
         if METADATA in (opened.metadata() or {}):
             raise ValueError(f"{file} is quantised already; quantise the model it was made from.")
         found = []
-        for name in held(folder, file, opened.keys()):
+        for name in tensors_to_read(folder, file, opened.keys()):
             if is_run and _CASTS in name:
                 continue
             entry = opened.get_slice(name)

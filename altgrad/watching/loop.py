@@ -21,7 +21,7 @@ import torch
 from torch import Tensor, nn
 
 from altgrad.monitors import Alarm, Context, MicroMonitor, MonitorSpec, Replay, Report
-from altgrad.nn import add_listener, closure_of, follow, never_committed, remove_listener, with_closure
+from altgrad.nn import add_listener, closure_of, follow_steps, never_committed, remove_listener, with_closure
 from altgrad.optim import whole_tensor
 from altgrad.quantize import Quantizer
 from altgrad.spec import Spec
@@ -61,7 +61,7 @@ class LoopWatch:
         self.step = 0
         self.looked = False
         self.closed = False
-        follow(model)
+        follow_steps(model)
         self.watch = MonitorSet(tuple(specs), model, optimizer, context)
         self.own = OwnGradients(model, self.watch.names, self.watch.add_micro_batch)
         self.micro_batch = self.own.marked

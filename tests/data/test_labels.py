@@ -121,7 +121,7 @@ def test_tokens_of_a_text_do_not_depend_on_where_it_is_cut(setting: Any, tmp_pat
     path.write_text("".join(json.dumps(line) + "\n" for line in lines))
     short, long = (LabelsSpec(source=str(path), tokenizer=setting).build(0, context) for context in (16, 48))
     assert all(batch.inputs.shape[1] <= 16 for batch in short.evaluation("test"))
-    ids = {length: encoding.encode(data._labelled, data.spec.tokenizer, length)[0] for length, data in
+    ids = {length: encoding.encode_texts(data._labelled, data.spec.tokenizer, length)[0] for length, data in
            ((16, short), (48, long))}  # fmt: skip
     assert all(np.array_equal(a, b[:16]) for a, b in zip(ids[16]["test"], ids[48]["test"], strict=True))
 

@@ -18,7 +18,7 @@ from altgrad.diagnosis.examination import diagnose as examine
 from altgrad.display import Line, html_lines, html_page
 from altgrad.nn import quantize_model
 from altgrad.store import Run
-from altgrad.store.files import encode
+from altgrad.store.files import spell_nonfinite
 from altgrad.training import RunSpec
 
 Invoke = Callable[..., Result]
@@ -109,7 +109,7 @@ def test_the_html_page_holds_the_same_text_and_no_markup_of_others(invoke: Invok
 
 def test_the_library_finds_what_the_command_prints(invoke: Invoke, diagnosis: Diagnosis, tiny: Run) -> None:
     printed = facts(invoke(tiny.path, "--formats", "e4m3fn,e3m4", "--json"))
-    assert printed == json.loads(json.dumps(encode(diagnosis.facts)))
+    assert printed == json.loads(json.dumps(spell_nonfinite(diagnosis.facts)))
     assert diagnosis.symptoms == diagnosis.facts["symptoms"] and diagnosis.alarms == diagnosis.facts["alarms"]
     assert diagnosis.advised_spec is not None and diagnosis.advised_spec.precision == diagnosis.policy
     shown = invoke(tiny.path, "--formats", "e4m3fn,e3m4").output

@@ -24,7 +24,7 @@ from altgrad.reports.report import write_report
 from altgrad.reports.sources import load_project
 from altgrad.spec import LocatedError, SpecError
 from altgrad.store import RunFiles, RunStore
-from altgrad.store.files import decode, json_line, row_of
+from altgrad.store.files import json_line, read_nonfinite, row_of
 from altgrad.training import RunSpec, train_run
 from tests.faults.campaign import Figures, spec_text, words_file
 from tests.faults.corruption import told
@@ -118,7 +118,7 @@ def monitors(seed: int, count: int, folder: Path) -> Figures:
             for report in (report for reports in reports for report in reports.values()):
                 numbers = {key: float(value) for key, value in report.metrics.items()}
                 kept = row_of(json_line(numbers))
-                assert kept is not None and repr(decode(kept)) == repr(numbers)
+                assert kept is not None and repr(read_nonfinite(kept)) == repr(numbers)
                 assert all(str(alarm) and "\n" not in str(alarm) for alarm in report.alarms)
         except Exception as error:  # whatever it is, it is the finding
             figures.fail(f"{type(error).__name__}: {error}", case)

@@ -6,7 +6,7 @@ from fractions import Fraction
 import pytest
 
 from altgrad.formats import CATALOG, FloatFormat, classify, decode
-from altgrad.formats.card import describe, exact, landmarks, same_grids
+from altgrad.formats.card import exact, format_facts, landmarks, same_grids
 
 FORMATS = [
     FloatFormat.parse(name) for name in [line.name for line in CATALOG] + ["e2m0", "e0m2", "e1m1fn", "e3m0p3109"]
@@ -34,7 +34,7 @@ def test_landmarks_stand_at_every_change_of_kind(fmt):
 
 @pytest.mark.parametrize("fmt", FORMATS, ids=str)
 def test_the_card_is_json_and_counts_its_binades(fmt):
-    card = describe(fmt)
+    card = format_facts(fmt)
     assert json.loads(json.dumps(card, allow_nan=False)) == card
     assert card["binades"] == len({value.bit_length() for value in map(fmt.units, range(1, fmt.max_code + 1))})
 

@@ -10,7 +10,7 @@ from torch import nn
 
 from altgrad.formats import FloatFormat
 from altgrad.interventions import InterventionSpec, Moment, Subject
-from altgrad.interventions.partition_clip import binades, clip_threshold
+from altgrad.interventions.partition_clip import clip_threshold, range_in_binades
 from altgrad.nn import PrecisionPolicy, quantize_model
 from altgrad.optim import SGD
 from altgrad.quantize.scaling import scale_of
@@ -51,7 +51,7 @@ def gradients(count: int, last: float = 1e3) -> list[torch.Tensor]:
 def test_the_dynamic_range_is_that_of_the_grid(name: str) -> None:
     fmt = FloatFormat.parse(name)
     positive = [float(m) for m in fmt.magnitudes if m > 0]
-    assert 2 ** binades(fmt) == pytest.approx(positive[-1] / positive[0])
+    assert 2 ** range_in_binades(fmt) == pytest.approx(positive[-1] / positive[0])
 
 
 @pytest.mark.parametrize("mode", ["range", "norm"])
@@ -66,7 +66,7 @@ def test_a_jump_is_clipped_at_the_end_of_the_range_that_was(name: str, mode: Any
         assert torch.equal(gradient, kept)
     amax = torch.stack(before[:-1]).abs().max()
     limit = clip_threshold(fmt, scale_of(amax, fmt), mode)
-    factor = 1.0 if mode == "range" else min(1.0, binades(fmt) / binades(FloatFormat.parse("e5m2")))
+    factor = 1.0 if mode == "range" else min(1.0, range_in_binades(fmt) / range_in_binades(FloatFormat.parse("e5m2")))
     assert float(limit) == pytest.approx(float(scale_of(amax, fmt)) * float(fmt.max) * factor)
     wild = before[-1].clone()
     answer = given(made, wild, 6)

@@ -16,7 +16,7 @@ from altgrad.measures.flips import (
     expected_master_flips,
     flip_counts,
     flipped,
-    follow,
+    follow_trail,
     gap_fraction,
     oscillation_average,
     rescale_flip_counts,
@@ -103,7 +103,7 @@ def test_a_trail_is_what_a_walk_written_down_says() -> None:
     values = at_rung(walk, E4M3, scale=0.5)
     trail, reversals = trail_start(values[0]), torch.zeros(50)
     for old, new in itertools.pairwise(values):
-        trail, reversed_ = follow(trail, old, new, E4M3, scale=0.5)
+        trail, reversed_ = follow_trail(trail, old, new, E4M3, scale=0.5)
         reversals += reversed_
     for unit in range(50):
         pairs = itertools.pairwise(walk[:, unit].tolist())
@@ -121,7 +121,7 @@ def test_a_weight_that_only_swings_has_an_oscillation_frequency_of_one() -> None
     frequency, trail, low, high = torch.zeros(3), trail_start(torch.zeros(3)), torch.zeros(3), torch.tensor([1.0, 0, 1])
     for step in range(400):
         ends = (low, high) if step % 2 == 0 else (high, low)
-        trail, reversed_ = follow(trail, *ends, E4M3)
+        trail, reversed_ = follow_trail(trail, *ends, E4M3)
         frequency = oscillation_average(frequency, reversed_, 0.05)
     assert frequency.tolist() == pytest.approx([1, 0, 1], abs=1e-6)
     once = oscillation_average(torch.tensor([0.5]), torch.tensor([True]), 0.1)
@@ -231,11 +231,11 @@ def test_flips_are_traced_into_one_graph(assert_one_graph: object) -> None:
     w, d, s = torch.randn(30, 20), 0.02 * torch.randn(30, 20), torch.tensor(0.25)
 
     def every(w: Tensor, d: Tensor, s: Tensor) -> object:
-        trail, reversed_ = follow(trail_start(w), w, w + d, E4M3, scale=s)
+        trail, reversed_ = follow_trail(trail_start(w), w, w + d, E4M3, scale=s)
         return (
             flip_counts(w, w + d, E4M3, scale=s),
             rescale_flip_counts(w, E4M3, s, 2 * s),
-            follow(trail, w + d, w, E4M3, scale=s),
+            follow_trail(trail, w + d, w, E4M3, scale=s),
             trail_sums(trail),
             oscillation_average(torch.zeros_like(w), reversed_, 0.1),
             expected_flips(w, d, E4M3, scale=s),

@@ -10,7 +10,7 @@ import pytest
 
 from altgrad.metric_keys import split_key
 from altgrad.monitors import Alarm, MonitorSpec
-from altgrad.store.files import decode, encode
+from altgrad.store.files import read_nonfinite, spell_nonfinite
 from altgrad.symptoms import PHASES, SYMPTOMS, is_stalled, phase_of_site
 
 KINDS = MonitorSpec.kinds()
@@ -56,7 +56,7 @@ def test_every_alarm_is_an_event_of_plain_data_and_one_line_of_english(trial: Ca
         assert alarm.step == step and alarm.phase in PHASES and alarm.site == "blocks.0.norm1.weight"
         assert any(fnmatchcase(alarm.quantity, metric.quantity) for metric in KINDS[kind].metrics)
         assert str(alarm).startswith("blocks.0.norm1.weight: ") and "\n" not in str(alarm) and "{" not in str(alarm)
-        assert decode(json.loads(json.dumps(encode(alarm.fields())))) == alarm.fields()
+        assert read_nonfinite(json.loads(json.dumps(spell_nonfinite(alarm.fields())))) == alarm.fields()
     (stalled,) = [alarm for _, _, alarm in alarms if alarm.quantity == "effective_update_ratio"]
     assert "of updates are rounded away; " in str(stalled) and "of the requested change is applied." in str(stalled)
     assert is_stalled(stalled.details["lost"], stalled.value) and stalled.value < stalled.limit

@@ -81,7 +81,7 @@ def test_the_mse_scale_does_not_depend_on_how_a_tensor_is_cut(granularity: str) 
     x = torch.randn(1 << 10, 700)
     scaling = {"kind": "mse", "granularity": granularity, "scale": "real", "candidates": 64}
     quantizer = Quantizer(QuantizerSpec.model_validate({"format": "e3m4", "scaling": scaling}), "a/weight", "weight")
-    own = chunks.split(x)
+    own = chunks.in_slabs(x)
     assert len(own) > 2 and torch.equal(torch.cat(own), x)
     whole, cut = (quantizer.scaling.find(pieces) for pieces in ((x,), own))
     assert whole is not None and cut is not None and torch.equal(whole.entries, cut.entries)
@@ -89,5 +89,10 @@ def test_the_mse_scale_does_not_depend_on_how_a_tensor_is_cut(granularity: str) 
 
 def test_a_tensor_is_cut_only_where_that_gains_something() -> None:
     x = torch.empty(1 << 9, 1 << 10)
-    assert [len(piece) for piece in chunks.split(x)] == [256, 256]
-    assert len(chunks.split(torch.empty(1 << 20))) == len(chunks.split(x.to("meta"))) == len(chunks.split(x[:200])) == 1
+    assert [len(piece) for piece in chunks.in_slabs(x)] == [256, 256]
+    assert (
+        len(chunks.in_slabs(torch.empty(1 << 20)))
+        == len(chunks.in_slabs(x.to("meta")))
+        == len(chunks.in_slabs(x[:200]))
+        == 1
+    )

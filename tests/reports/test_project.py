@@ -22,7 +22,7 @@ from altgrad.reports.sections.stability import short
 from altgrad.reports.sections.why import smallest_normal_share
 from altgrad.reports.sources import load_project
 from altgrad.store import Run, RunStore
-from altgrad.store.files import encode
+from altgrad.store.files import spell_nonfinite
 from altgrad.symptoms import findings
 
 Make = Callable[..., Run]
@@ -208,7 +208,9 @@ def test_failures_are_alarms_and_the_symptoms_that_diagnose_finds(study: Path) -
     project = load_project(RunStore(study), "study")
     record = next(r for r in project.records if r.arm.storage)
     wanted = findings(RunStore(study).run("study", record.id).metrics())
-    assert wanted and [e for e in record.events if e["event"] == "symptom"] == [encode(each.event()) for each in wanted]
+    assert wanted and [e for e in record.events if e["event"] == "symptom"] == [
+        spell_nonfinite(each.event()) for each in wanted
+    ]
     _, table = Failures().blocks(project)
     assert isinstance(table, Table) and all(row[6] for row in table.rows)
     assert any("gradients underflow to zero" in row[7] for row in table.rows)

@@ -14,14 +14,14 @@ from altgrad.store.files import (
     Appender,
     DamagedError,
     cut_torn,
-    decode,
-    encode,
     json_line,
     read_jsonl,
     read_jsonl_backwards,
+    read_nonfinite,
     row_of,
     seal,
     seconds_since,
+    spell_nonfinite,
     truncate_jsonl,
     utc_now,
     write_atomic,
@@ -43,14 +43,14 @@ def test_time_stamps_are_utc_with_z_and_read_back() -> None:
 @given(st.floats())
 def test_every_float_survives_a_line_bit_for_bit(value: float) -> None:
     line = json_line({"step": 1, "x": value})
-    back = decode(json.loads(line, parse_constant=lambda name: pytest.fail(f"not JSON: {name}")))["x"]
+    back = read_nonfinite(json.loads(line, parse_constant=lambda name: pytest.fail(f"not JSON: {name}")))["x"]
     assert repr(back) == repr(float("nan") if math.isnan(value) else value)
 
 
 def test_non_finite_values_are_encoded_at_any_depth() -> None:
     tree = {"a": [math.inf, {"b": -math.inf}], "c": 1, "d": "text"}
-    assert encode(tree) == {"a": ["inf", {"b": "-inf"}], "c": 1, "d": "text"}
-    assert decode(encode(tree)) == tree
+    assert spell_nonfinite(tree) == {"a": ["inf", {"b": "-inf"}], "c": 1, "d": "text"}
+    assert read_nonfinite(spell_nonfinite(tree)) == tree
 
 
 @pytest.mark.parametrize("durable", [True, False])
