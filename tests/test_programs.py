@@ -68,7 +68,7 @@ def test_nothing_but_the_marker_asks_the_path() -> None:
     assert set(asked) <= ASKED
 
 
-@pytest.mark.parametrize("file", ["store/test_checkout.py", "sweep/test_launchers.py"])
+@pytest.mark.parametrize("file", ["store/test_checkout.py", "sweeps/test_launchers.py"])
 def test_where_there_is_no_program_at_all_nothing_fails(file: str, tmp_path: Path) -> None:
     """A PATH with a shell's own tools alone, no home and no name."""
     for tool in ("sh", "cat", "cp", "true"):

@@ -153,5 +153,9 @@ def _read_spec(run: Run) -> dict[str, Any]:
     """The leaves of the stored spec. libyaml, where PyYAML has it, reads what specs are written as five times faster
     than `Document`, and alike: whatever the two would read differently is written in quotes.
     """
-    tree = yaml.load(run.spec_text(), Loader=getattr(yaml, "CSafeLoader", yaml.SafeLoader))
+    loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)(run.spec_text())
+    try:
+        tree = loader.get_single_data()
+    finally:
+        loader.dispose()
     return dict(leaves(tree)) if isinstance(tree, Mapping) else {}

@@ -209,7 +209,7 @@ class Run:
 
     @property
     def checkpoints(self) -> Checkpoints:
-        """The run's snapshots, keeping 2; `Snapshots(run.checkpoints.folder, keep)` for another number."""
+        """The run's checkpoints, keeping 2; `Checkpoints(run.checkpoints.folder, keep)` for another number."""
         return Checkpoints(self.path / CHECKPOINTS)
 
     def newest_checkpoint(self) -> Checkpoint:

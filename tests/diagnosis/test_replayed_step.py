@@ -10,7 +10,7 @@ from typer.testing import CliRunner
 from altgrad.cli.main import app
 from altgrad.diagnosis.attribution import attribution
 from altgrad.diagnosis.samples import trained_samples
-from altgrad.diagnosis.variants import take, variants
+from altgrad.diagnosis.variants import take_step, variants
 from altgrad.formats import FloatFormat
 from altgrad.store import Run
 from altgrad.training.restore import restore
@@ -27,7 +27,7 @@ def test_the_step_taken_again_is_the_step_that_was_trained(
 ) -> None:
     run = make(tmp_path, *sets, "steps=14", "accumulate=2")
     trained = next(row for row in run.metrics(["train/*"]) if row["step"] == 13)
-    taken = take(restore(run, 12))
+    taken = take_step(restore(run, 12))
     norm = sum(float(gradient.double().square().sum()) for gradient in taken.gradients.values()) ** 0.5
     assert taken.loss == pytest.approx(trained["train/loss"], rel=1e-6)
     assert norm == pytest.approx(trained["train/gradient_norm"], rel=1e-6)

@@ -137,6 +137,7 @@ print(torch.equal(*cast))
 """
 
 
+@pytest.mark.long
 @pytest.mark.skipif(
     torch.backends.cpu.get_cpu_capability() != "AVX512", reason="needs a processor of two vector widths"
 )

@@ -15,7 +15,7 @@ from altgrad.store.checkpoints import MANIFEST, CheckpointError, Checkpoints, mi
 DYING_WRITER = """
 import itertools, os, signal, sys
 from pathlib import Path
-from altgrad.store.checkpoints import Snapshots
+from altgrad.store.checkpoints import Checkpoints
 folder, keep, fatal, steps = Path(sys.argv[1]), int(sys.argv[2]), int(sys.argv[3]), sys.argv[4].split(",")
 done = itertools.count()
 def audit(event, args):
@@ -25,7 +25,7 @@ sys.addaudithook(audit)
 for step in steps:
     content = f"{step} {fatal}".encode()
     files = {name: lambda path: path.write_bytes(content) for name in ("state.json", "model.safetensors")}
-    Snapshots(folder, keep).write(int(step), files)
+    Checkpoints(folder, keep).write(int(step), files)
     os.write(1, f"{step}\\n".encode())
 """
 
@@ -239,12 +239,12 @@ def test_fifteen_kills_at_random_moments_lose_no_acknowledged_snapshot(tmp_path:
     script = """
 import sys
 from pathlib import Path
-from altgrad.store.checkpoints import Snapshots
+from altgrad.store.checkpoints import Checkpoints
 step = int(sys.argv[2])
 while True:
     step += 1
     files = {name: lambda path: path.write_bytes(b"%d " % step * 20_000) for name in ("a", "b", "c")}
-    Snapshots(Path(sys.argv[1])).write(step, files)
+    Checkpoints(Path(sys.argv[1])).write(step, files)
     print(step, flush=True)
 """
     generator = random.Random(2)
