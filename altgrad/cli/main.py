@@ -62,7 +62,7 @@ def _end(number: int, frame: FrameType | None) -> NoReturn:
 def options(
     context: typer.Context,
     version: Annotated[
-        bool, typer.Option("--version", callback=_version, is_eager=True, help="Print it and leave.")
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Show the version and exit.")
     ] = False,
 ) -> None:
     """A wind tunnel for low-precision training."""

@@ -33,8 +33,8 @@ def sweep(
         str, typer.Option(metavar="KIND", help="local, slurm or ray, or as YAML: '{kind: slurm, partition: gpu}'.")
     ] = "local",
     jobs: Annotated[int | None, typer.Option(min=1, help="Runs at once; else one for each GPU or core.")] = None,
-    retries: Annotated[int, typer.Option(min=0, help="Deaths in a row, without getting further, to forgive.")] = 3,
-    rerun: Annotated[Literal["failed"] | None, typer.Option(help="Hand out failed runs again.")] = None,
+    retries: Annotated[int, typer.Option(min=0, help="Retries for a worker that dies without making progress.")] = 3,
+    rerun: Annotated[Literal["failed"] | None, typer.Option(help="Retry failed runs.")] = None,
     cancel: Annotated[bool, typer.Option("--cancel", help="Stop the sweep and all its workers, and leave.")] = False,
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Count runs, parameters and time, from three steps of each arm.")
@@ -47,7 +47,7 @@ def sweep(
     runs: Annotated[Path, typer.Option("--runs", metavar="DIR", help="Where runs are kept.")] = Path("runs"),
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object at the end alone.")] = False,
 ) -> None:
-    """Train every run of a matrix; repeat the command to continue it."""
+    """Train every run of a matrix. Rerun the same command to resume."""
     from altgrad.cli.sweep_panel import choose
     from altgrad.sweeps import forecast, result
     from altgrad.sweeps.plan import make_plan
