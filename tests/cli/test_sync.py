@@ -49,6 +49,7 @@ def test_sinks_that_make_no_sense_are_refused(track: str, said: str) -> None:
     assert KEY not in str(error.value)
 
 
+@pytest.mark.long
 def test_a_run_whose_wandb_is_out_of_reach_completes_and_is_synced_later(run_cli: Cli, tmp_path: Path) -> None:
     (tmp_path / "tiny.yaml").write_text(SPEC + "track: [{kind: wandb, tags: [late]}]\n")
     gone = {"WANDB_MODE": "online", "WANDB_BASE_URL": "http://127.0.0.1:9", "WANDB_API_KEY": KEY}

@@ -119,6 +119,7 @@ def test_runs_without_history_or_of_others_are_listed(server: WandbServer) -> No
     assert foreign.problems == ["its config holds no AltGrad spec."] and foreign.status == "running"
 
 
+@pytest.mark.long
 def test_a_history_that_breaks_off_is_a_problem_of_its_run(server: WandbServer) -> None:
     config = {"optimizer": {"kind": "adamw", "lr": 1e-3}, "seed": 4}
     rows = ['{"_step":0,"step":0,"validation/loss":5.5}', '{"_step":1,"step":10,"validation/loss":3}']

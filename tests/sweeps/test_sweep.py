@@ -131,6 +131,7 @@ def test_a_driver_killed_five_times_is_continued_by_the_same_command(bench: Path
     trained_once(bench / "fire")
 
 
+@pytest.mark.long
 def test_a_worker_that_stops_beating_is_dead_whatever_its_engine_says(bench: Path, launcher: Launcher) -> None:
     write(bench, ["e4m3fn"], 1, "set: {steps: 120}\nexclude: [{arm: manifold}]\n")
     stopped: list[int] = []

@@ -35,12 +35,10 @@ monitors: [{kind: range, every: 3}, finite]
 """
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(
     "monitors",
-    [
-        pytest.param("[{kind: range, every: 3}, finite]", marks=pytest.mark.long),
-        "[{kind: range, every: 3}, {kind: amax, every: 2}, updates, dead]",
-    ],
+    ["[{kind: range, every: 3}, finite]", "[{kind: range, every: 3}, {kind: amax, every: 2}, updates, dead]"],
 )
 def test_the_whole_quantised_model_is_two_graphs_without_breaks(monitors: str) -> None:
     """Traced forward and backward, buffers and monitors included; the backend only runs what was traced.

@@ -100,7 +100,8 @@ def kill_often(tmp_path: Path, scaling: str, kills: int) -> None:
     assert came_to(often) == came_to(whole)
 
 
-@pytest.mark.parametrize("scaling", [pytest.param("current", marks=pytest.mark.long), "delayed"])
+@pytest.mark.long
+@pytest.mark.parametrize("scaling", ["current", "delayed"])
 def test_a_run_killed_once_ends_in_the_same_bits(tmp_path: Path, scaling: str) -> None:
     kill_often(tmp_path, scaling, 1)
 

@@ -64,7 +64,10 @@ def test_a_run_is_a_function_of_its_spec(tmp_path: Path, dataset: Any) -> None:
     assert made[0] == made[1]
 
 
-@pytest.mark.parametrize("variant", [(), ("accumulate=2",), ("compute=bfloat16",), ("model.dropout=0.2",)])
+@pytest.mark.parametrize(
+    "variant",
+    [pytest.param((), marks=pytest.mark.long), ("accumulate=2",), ("compute=bfloat16",), ("model.dropout=0.2",)],
+)
 def test_stopped_and_resumed_at_any_step_is_the_same_run(
     tmp_path: Path, dataset: Any, variant: tuple[str, ...]
 ) -> None:

@@ -74,7 +74,7 @@ def own(one: Any) -> list[dict[str, Any]]:
     return [{key: row[key] for key in ("step", "loss", "grad_norm", "learning_rate")} for row in rows]
 
 
-@pytest.mark.parametrize("quantise", [True, False])
+@pytest.mark.parametrize("quantise", [True, pytest.param(False, marks=pytest.mark.long)])
 def test_a_watched_trainer_trains_to_the_same_bits_and_logs_the_same_and_more(tmp_path: Path, quantise: bool) -> None:
     alone = trainer(tmp_path / "alone", quantise=quantise)
     alone.add_callback(committing(alone))
