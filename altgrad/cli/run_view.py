@@ -37,7 +37,7 @@ class Worst:
 
 @dataclass(frozen=True)
 class Happening:
-    """An event, all alarms (or deeds) of one thing at one site, or a symptom: the step it first happened, how often,
+    """An event, all alarms (or actions) of one thing at one site, or a symptom: the step it first happened, how often,
     and when last.
     """
 
@@ -111,7 +111,7 @@ class Watched:
             self._speed.append((step, wall))
 
     def event(self, step: int, event: str, message: str, **details: object) -> None:
-        """Something happened. Alarms of one quantity at one site count as one, and so do deeds of an intervention;
+        """Something happened. Alarms of one quantity at one site count as one, and so do actions of an intervention;
         where neither says its site (as the first edition's alarms), those with the same message.
         """
         self._heard = self._clock()

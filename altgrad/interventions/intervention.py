@@ -6,7 +6,7 @@ It is asked twice a step,
     gradients    after backward and the monitors of gradients, before the gradients are clipped by their norm and used
     finish       after the update, when scales are committed and monitors have looked
 
-and answers with what it did: `deeds` for people (events.jsonl, the panel), numbers by `<site>/<quantity>`, and what
+and answers with what it did: `actions` for people (events.jsonl, the panel), numbers by `<site>/<quantity>`, and what
 the loop must know. As long as one has no reason to act, a run is bit for bit the run without it. Reasons are looked at
 on the host, so interventions cost a transfer where they look; they are off by default, and off in the study.
 
@@ -69,7 +69,7 @@ class Answer:
     """
 
     metrics: Mapping[str, float] = field(default_factory=dict)
-    deeds: Sequence[Action] = ()
+    actions: Sequence[Action] = ()
     clipped: bool = False
     skip: bool = False
     carry_on: bool = False

@@ -1,6 +1,6 @@
 """Roster: the interventions of a run, asked one after the other, in the order of the spec.
 
-Their answers become one: metrics and deeds by kind; an update is skipped if any of them says so, and a run goes on if
+Their answers become one: metrics and actions by kind; an update is skipped if any of them says so, and a run goes on if
 any of them wants that.
 """
 
@@ -16,7 +16,7 @@ class Intervened:
     """What all interventions of a run did at one moment; see Answer. Deeds come with the kind that did them."""
 
     metrics: Mapping[str, float]
-    deeds: Sequence[tuple[str, Action]]
+    actions: Sequence[tuple[str, Action]]
     clipped: bool
     skip: bool
     carry_on: bool
@@ -25,7 +25,7 @@ class Intervened:
     def __add__(self, later: "Intervened") -> "Intervened":
         return Intervened(
             {**self.metrics, **later.metrics},
-            [*self.deeds, *later.deeds],
+            [*self.actions, *later.actions],
             self.clipped or later.clipped,
             self.skip or later.skip,
             self.carry_on or later.carry_on,
@@ -82,5 +82,5 @@ class InterventionSet:
         for kind, member in self.members.items():
             a = ask(member)
             metrics = {f"{kind}/{key}": value for key, value in a.metrics.items()}
-            whole += Intervened(metrics, [(kind, d) for d in a.deeds], a.clipped, a.skip, a.carry_on, a.recast)
+            whole += Intervened(metrics, [(kind, d) for d in a.actions], a.clipped, a.skip, a.carry_on, a.recast)
         return whole

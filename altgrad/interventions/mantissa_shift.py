@@ -163,7 +163,7 @@ class MantissaShift(Intervention):
         if self.shifts >= self.spec.most or self.step - self.last_shift <= self.spec.cooldown:
             return Answer()
         moves: dict[str, tuple[FloatFormat, str]] = {}
-        deeds = []
+        actions = []
         for name, p, storage in list(gridded(self.subject.optimizer)):
             if name not in found:
                 continue
@@ -174,14 +174,14 @@ class MantissaShift(Intervention):
             elif name not in self.refused:
                 self.refused.add(name)
                 message = f"{name}: {why}, and no finer format than {storage.format} has the range it needs."
-                deeds.append(Action(message, {"parameter": name}, done=False))
+                actions.append(Action(message, {"parameter": name}, done=False))
         if not moves:
-            return Answer(deeds=deeds)
+            return Answer(actions=actions)
         self._shift({}, moves, -1)
         # The copy is of weights on the grid they have left: the next finite step takes another.
         self.good, self.good_step = {}, None
         cause = f"stored weights stalled: more than {LOST:.0%} of updates lost, less than {APPLIED:.0%} realised"
-        return Answer(deeds=[*deeds, self._deed(cause, moves)], recast=True)
+        return Answer(actions=[*actions, self._action(cause, moves)], recast=True)
 
     def _rescue(self, moment: Moment) -> Answer:
         """After `bad_steps` bad steps: find out what is short of what, go back, shift."""
@@ -218,10 +218,10 @@ class MantissaShift(Intervention):
         self.bad = 0
         if not casts and not stored:
             self.shifts = self.spec.most
-            return Answer(deeds=[Action(f"No format could be changed: {cause}.", done=False)], skip=True, recast=True)
+            return Answer(actions=[Action(f"No format could be changed: {cause}.", done=False)], skip=True, recast=True)
         self._shift(casts, stored, towards)
         self.good, self.good_step = take(model, optimizer), self.step
-        return Answer(deeds=[self._deed(cause, casts | stored)], skip=True, carry_on=True, recast=True)
+        return Answer(actions=[self._action(cause, casts | stored)], skip=True, carry_on=True, recast=True)
 
     def _shift(
         self, casts: Mapping[str, tuple[FloatFormat, str]], stored: Mapping[str, tuple[FloatFormat, str]], towards: int
@@ -260,7 +260,7 @@ class MantissaShift(Intervention):
         lost = torch.count_nonzero((p != 0) & (moved == 0))
         return finer if float(lost) <= self.spec.loss * p.numel() else None
 
-    def _deed(self, cause: str, moves: Mapping[str, tuple[FloatFormat, str]]) -> Action:
+    def _action(self, cause: str, moves: Mapping[str, tuple[FloatFormat, str]]) -> Action:
         first, (fmt, why) = next(iter(moves.items()))
         others = ("", ", and one other place", f", and {len(moves) - 1} other places")[min(len(moves), 3) - 1]
         message = f"{first} is now {fmt} ({why}){others}: {cause}."

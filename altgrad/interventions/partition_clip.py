@@ -122,7 +122,7 @@ class PartitionClip(Intervention):
             return Answer()
         numbers = torch.stack([entry for row in looked for entry in row]).tolist()
         metrics: dict[str, float] = {}
-        deeds, clipped = [], False
+        actions, clipped = [], False
         for index, site in enumerate(present):
             gradient, threshold = moment.gradients[site.parameter], looked[index][2]
             saturated, finite, limit, beyond = numbers[4 * index : 4 * index + 4]
@@ -134,12 +134,12 @@ class PartitionClip(Intervention):
                 gradient.clamp_(-bound, bound)
                 clipped = True
             if site.held == self.spec.patience:
-                deeds.append(self._deed(site, rate, limit))
+                actions.append(self._action(site, rate, limit))
             if acts or self.step == 1 or self.step % self.spec.every == 0:
                 told = {"saturation_rate": rate, "threshold": limit}
                 told["clipped_share"] = beyond / gradient.numel() if acts else 0.0
                 metrics |= {f"{site.quantizer.site}/{name}": value for name, value in told.items()}
-        return Answer(metrics, deeds, clipped=clipped)
+        return Answer(metrics, actions, clipped=clipped)
 
     def _look(self, site: _Site, gradient: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """Saturated and finite entries, the threshold, entries beyond it; the gradient then enters the history."""
@@ -152,7 +152,7 @@ class PartitionClip(Intervention):
         site.quantizer.commit()
         return counts["saturated"].to(threshold), counts["finite"].to(threshold), threshold, beyond.to(threshold)
 
-    def _deed(self, site: _Site, rate: float, threshold: float) -> Action:
+    def _action(self, site: _Site, rate: float, threshold: float) -> Action:
         fmt = site.quantizer.spec.format
         steps = f", {site.held} steps in a row" if self.spec.patience > 1 else ""
         return Action(

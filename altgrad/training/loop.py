@@ -254,9 +254,9 @@ class _Training:
                 self.tracker.event(state.step, "alarm", message, monitor=kind, **alarm.fields())
             for notice in report.notices:
                 self.tracker.event(state.step, "notice", notice, monitor=kind)
-        for kind, deed in acted.deeds:
-            event = "intervention" if deed.done else "notice"
-            self.tracker.event(state.step, event, deed.message, intervention=kind, **deed.details)
+        for kind, action in acted.actions:
+            event = "intervention" if action.done else "notice"
+            self.tracker.event(state.step, event, action.message, intervention=kind, **action.details)
 
     def evaluate(self) -> bool:
         """Log the validation split's numbers; False if interrupted."""

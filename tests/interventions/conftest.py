@@ -47,7 +47,7 @@ class Trial:
         return self.outcome.validation["validation/loss"]
 
     @property
-    def deeds(self) -> list[dict[str, Any]]:
+    def actions(self) -> list[dict[str, Any]]:
         return [event for event in self.run.events() if event["event"] == "intervention"]
 
     @property

@@ -59,10 +59,10 @@ def test_a_run_whose_activations_overflow_gets_range_and_completes(trial: Callab
     without = trial("without", OVERFLOWS, plant=grown)
     assert without.outcome.status == "diverged" and math.isnan(without.losses[-1])
     rescued = trial("with", OVERFLOWS, SHIFT, plant=grown)
-    (deed,) = rescued.deeds
+    (action,) = rescued.actions
     assert rescued.outcome.status == "completed"
-    assert deed["formats"] == {"blocks.0.mlp.up/input": "e4m3ieee"} and deed["intervention"] == "mantissa_shift"
-    assert deed["step"] == 27 and "back to the weights before step 21" in deed["message"]
+    assert action["formats"] == {"blocks.0.mlp.up/input": "e4m3ieee"} and action["intervention"] == "mantissa_shift"
+    assert action["step"] == 27 and "back to the weights before step 21" in action["message"]
     bad = [step for step, loss in enumerate(rescued.losses, 1) if not math.isfinite(loss)]
     assert bad == [26, 27]
     # What it learns is 0.967 of what the run without the jump learns, sd 0.0067 over eight seeds.
@@ -74,13 +74,13 @@ def test_a_run_whose_activations_overflow_gets_range_and_completes(trial: Callab
 def test_a_run_whose_stored_weights_stall_gets_resolution_and_learns(trial: Callable[..., Trial]) -> None:
     stuck, moving = trial("without", *STALLS), trial("with", *STALLS, UNSTALL)
     free = trial("masters", STALLS[1], STALLS[2])
-    assert moving.deeds and all("e5m2f" in set(deed["formats"].values()) for deed in moving.deeds[:1])
-    assert {place for deed in moving.deeds for place in deed["formats"]} >= {
+    assert moving.actions and all("e5m2f" in set(action["formats"].values()) for action in moving.actions[:1])
+    assert {place for action in moving.actions for place in action["formats"]} >= {
         f"blocks.0.{name}.weight" for name in ("attention.qkv", "attention.proj", "mlp.up", "mlp.down")
     }
     bits: dict[str, int] = {}
-    for deed in moving.deeds:
-        for place, name in deed["formats"].items():
+    for action in moving.actions:
+        for place, name in action["formats"].items():
             fmt = FloatFormat.parse(name)
             assert fmt.bits == 8 and fmt.mantissa_bits == bits.get(place, 1) + 1  # never one less
             bits[place] = fmt.mantissa_bits
@@ -105,14 +105,14 @@ def test_a_run_stopped_around_a_shift_is_the_run_that_was_not(
 ) -> None:
     sets = (*sets, "checkpoint_every=7")
     whole = trial("whole", *sets, plant=plant)
-    assert whole.deeds and whole.outcome.status == "completed"
+    assert whole.actions and whole.outcome.status == "completed"
     names = ("model", "optimizer", "monitors", "interventions")
     for stop in stops:
         name = f"stopped-{stop}"
         assert trial(name, *sets, plant=plant, stop=stop).outcome.status == "interrupted"
         again = trial(name, *sets, plant=plant)
         assert again.lines == whole.lines and again.files(*names) == whole.files(*names)
-        told = [[(deed["step"], deed["message"]) for deed in each.deeds] for each in (again, whole)]
+        told = [[(action["step"], action["message"]) for action in each.actions] for each in (again, whole)]
         assert told[0] == told[1]
 
 
@@ -127,7 +127,7 @@ def test_beside_a_compiled_model_the_same_shifts_are_made_more_often_than_torch_
     watched = ("precision.rules.0.weight=e6m1", "monitors=[{kind: range, every: 3}, finite]")
     sets = (STALLS[0], slow, "steps=20", f"interventions={often}", *watched)
     eager, compiled = (trial(f"compile-{how}", *sets, f"compile={how}") for how in ("false", "model"))
-    told = [[(deed["step"], deed["formats"]) for deed in each.deeds] for each in (eager, compiled)]
+    told = [[(action["step"], action["formats"]) for action in each.actions] for each in (eager, compiled)]
     assert len(told[0]) == 6 and told[0] == told[1]
     # Two graphs, watched and not, for each of 7 sets of formats would pass the limit of 8.
     assert compiled.losses == pytest.approx(eager.losses, rel=1e-4)
@@ -140,7 +140,7 @@ def test_a_run_in_which_it_has_no_reason_is_bit_for_bit_the_run_without_it(
     sets = (f"storage={storage}", "steps=14", "clip_norm=1")
     watched = trial("watched", "interventions=[{kind: mantissa_shift, every: 2, good_every: 3}]", *sets)
     bare = trial("bare", *sets)
-    assert not watched.deeds and watched.weights() == bare.weights()
+    assert not watched.actions and watched.weights() == bare.weights()
 
 
 def broken(state: TrainState) -> None:
@@ -154,14 +154,14 @@ def test_where_no_format_can_be_changed_the_run_diverges_and_says_why(trial: Cal
     """e0m7 is short of no range here, and has no exponent bit to give."""
     rule = json.dumps({"rules": [{"match": "blocks.*", "input": "e0m7"}]})
     ended = trial("run", f"precision={rule}", SHIFT, plant=broken)
-    assert (ended.outcome.status, ended.outcome.step) == ("diverged", 8) and not ended.deeds
+    assert (ended.outcome.status, ended.outcome.step) == ("diverged", 8) and not ended.actions
     (told,) = [event["message"] for event in ended.run.events() if event["event"] == "notice"]
     assert told.startswith("No format could be changed: loss or gradients were not finite 2 steps in a row")
 
 
 def test_shifts_end_at_most_and_the_run_then_diverges(trial: Callable[..., Trial]) -> None:
     ended = trial("run", "interventions=[{kind: mantissa_shift, most: 1}]", plant=broken)
-    assert (ended.outcome.status, ended.outcome.step, len(ended.deeds)) == ("diverged", 9, 1)
+    assert (ended.outcome.status, ended.outcome.step, len(ended.actions)) == ("diverged", 9, 1)
 
 
 def layer(fmt: str, x: torch.Tensor, **options: Any) -> dict[str, Any]:

@@ -72,7 +72,7 @@ def test_a_jump_is_clipped_at_the_end_of_the_range_that_was(name: str, mode: Any
     answer = given(made, wild, 6)
     assert answer.clipped and torch.equal(wild, before[-1].clamp(-limit, limit))
     assert answer.metrics["0/grad_weight/threshold"] == pytest.approx(float(limit))
-    assert len(answer.deeds) == 1 and name in answer.deeds[0].message
+    assert len(answer.actions) == 1 and name in answer.actions[0].message
 
 
 @pytest.mark.parametrize("mode", ["range", "norm"])
@@ -133,7 +133,7 @@ def test_a_run_with_a_spike_in_its_gradients_goes_on_as_if_there_had_been_none(t
     assert damage(without, 26) > 1.40 - 3 * 0.25 and damage(without, 40) > 0.76 - 3 * 0.22
     assert damage(clipped, 26) < math.exp(-3.24 + 3 * 0.53) * damage(without, 26)
     assert damage(clipped, 40) < math.exp(-3.61 + 3 * 0.57) * damage(without, 40)
-    sites = {deed["site"] for deed in clipped.deeds if deed["step"] == 21}
+    sites = {action["site"] for action in clipped.actions if action["step"] == 21}
     assert sites == {
         f"blocks.0.{name}/grad_weight" for name in ("attention.qkv", "attention.proj", "mlp.up", "mlp.down")
     }
@@ -147,14 +147,14 @@ def test_adam_hardly_notices_that_it_is_clipped(trial: Callable[..., Trial]) -> 
     narrow = "precision.rules.0.grad_output=e4m3fn"
     sound, clipped = trial("sound", narrow), trial("clipped", narrow, always)
     # Eight seeds: clipping changes validation loss by 0.0008, sd 0.0021; the spike itself costs 0.079, sd 0.024.
-    assert clipped.deeds and abs(clipped.validation - sound.validation) < 0.0008 + 3 * 0.0021
+    assert clipped.actions and abs(clipped.validation - sound.validation) < 0.0008 + 3 * 0.0021
     assert trial("spiked", narrow, plant=spiked).validation < sound.validation + 0.079 + 3 * 0.024
 
 
 def test_a_run_in_which_it_has_no_reason_is_bit_for_bit_the_run_without_it(trial: Callable[..., Trial]) -> None:
     never = "interventions=[{kind: partition_clip, saturation: 0.9, every: 3}]"
     watched, bare = trial("watched", never, "steps=12", "clip_norm=1"), trial("bare", "steps=12", "clip_norm=1")
-    assert not watched.deeds and watched.weights() == bare.weights()
+    assert not watched.actions and watched.weights() == bare.weights()
 
 
 def test_a_resumed_run_clips_the_same_steps_to_the_same_bits(trial: Callable[..., Trial]) -> None:
