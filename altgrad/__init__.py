@@ -4,7 +4,36 @@ The names below are the library. They are resolved at first use, so that `import
 """
 
 import importlib
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:  # what a type checker and an editor see; the program resolves the same names by _HOMES
+    from altgrad.conversion.saving import save_quantized as save_quantized
+    from altgrad.diagnosis.examination import diagnose as diagnose
+    from altgrad.nn import (
+        PrecisionPolicy as PrecisionPolicy,
+    )
+    from altgrad.nn import (
+        QuantizedLinear as QuantizedLinear,
+    )
+    from altgrad.nn import (
+        commit as commit,
+    )
+    from altgrad.nn import (
+        dequantize_model as dequantize_model,
+    )
+    from altgrad.nn import (
+        quantize_model as quantize_model,
+    )
+    from altgrad.quantize.packed import load_quantized as load_quantized
+    from altgrad.reports.compare import compare as compare
+    from altgrad.reports.report import report as report
+    from altgrad.store.frames import runs as runs
+    from altgrad.sweeps.result import sweep as sweep
+    from altgrad.training import RunSpec as RunSpec
+    from altgrad.training.trained_run import load_run as load_run
+    from altgrad.training.trained_run import train as train
+    from altgrad.watching import watch as watch
+    from altgrad.watching.trainer import watch_trainer as watch_trainer
 
 __version__ = "0.1.0"
 

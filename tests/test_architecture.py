@@ -105,11 +105,17 @@ def room_of(module: str) -> str:
 
 
 def statements(node: ast.AST, function: str | None = None) -> Iterator[tuple[ast.AST, str | None]]:
-    """Every node below this one with the innermost function around it."""
+    """Every node that the program runs below this one, with the innermost function around it."""
     for child in ast.iter_child_nodes(node):
+        if checker_only(child):
+            continue
         yield child, function
         inside = child.name if isinstance(child, ast.FunctionDef | ast.AsyncFunctionDef) else function
         yield from statements(child, inside)
+
+
+def checker_only(node: ast.AST) -> bool:
+    return isinstance(node, ast.If) and getattr(node.test, "id", "") == "TYPE_CHECKING"
 
 
 def imports(source: Source, modules: set[str]) -> list[Import]:
@@ -233,12 +239,18 @@ def libraries(sources: Sequence[Source], modules: set[str]) -> Iterator[str]:
 
 
 def type_checking(sources: Sequence[Source], modules: set[str]) -> Iterator[str]:
-    """An import for the type checker alone hides an import in the wrong direction."""
+    """An import of ours for the type checker alone hides an import in the wrong direction. The library's face has no
+    direction to hide, and neither has a package of others, imported late and named in an annotation."""
     for source in sources:
+        for node in filter(checker_only, ast.walk(source.tree)):
+            for each in node.body:
+                of = [each.module or "altgrad"] if isinstance(each, ast.ImportFrom) else []
+                of = [alias.name for alias in each.names] if isinstance(each, ast.Import) else of
+                if not of or (source.room and any(map(own, of))):
+                    yield source.fault(each.lineno, "under TYPE_CHECKING only imports of what is not ours")
         for node in ast.walk(source.tree):
-            names = [alias.name for alias in node.names] if isinstance(node, ast.ImportFrom) else []
-            if "TYPE_CHECKING" in [getattr(node, "id", ""), getattr(node, "attr", ""), *names]:
-                yield source.fault(getattr(node, "lineno", 1), "no import under TYPE_CHECKING")
+            if isinstance(node, ast.Attribute) and node.attr == "TYPE_CHECKING":
+                yield source.fault(node.lineno, "from typing import TYPE_CHECKING")
 
 
 def names(sources: Sequence[Source], modules: set[str]) -> Iterator[str]:
@@ -406,7 +418,9 @@ PLANTED = {
         dict.fromkeys(["nn/a.py", "nn/b.py"], LATE),
         "nn/b.py:2: pandas .*owner: altgrad/nn/a.py$",
     ),
-    "checker only": (type_checking, {"nn/a.py": "import typing\nif typing.TYPE_CHECKING:\n pass"}, "nn/a.py:2: "),
+    "checker only": (type_checking, {"nn/a.py": "if TYPE_CHECKING:\n from altgrad import x"}, "nn/a.py:2: under "),
+    "checker's work": (type_checking, {"nn/a.py": "if TYPE_CHECKING:\n import pandas\n x = 1"}, "nn/a.py:3: under "),
+    "checker by attribute": (type_checking, {"nn/a.py": "if typing.TYPE_CHECKING:\n pass"}, "nn/a.py:1: from typing"),
     "name": (names, {"nn/helpers/a.py": ""}, "'helpers' names no content"),
     "tensors in cli": (drawing, {"cli/a.py": "from torch import Tensor"}, "cli/a.py:1: cli does not import torch"),
     "numbers in cli": (
@@ -424,10 +438,13 @@ PLANTED = {
     "no product": (products, {"nn/a.py": "class ASpec:\n 'is'\n kind: str = 'a'"}, "nn/a.py:1: ASpec builds no A here"),
     "long function": (lengths, {"nn/a.py": "def f():\n" + " x = 1\n" * 60}, r"nn/a.py:1: f\(\) has 61 lines"),
 }
+CHECKED = "if TYPE_CHECKING:\n from altgrad.nn import x\n"
 SOUND = {
-    "__init__.py": "__version__ = '1'\ndef __getattr__(name):\n import altgrad.training\n",
+    "__init__.py": CHECKED + "__version__ = '1'\ndef __getattr__(name):\n import altgrad.training\n",
     "spec.py": "import importlib, yaml\nfrom altgrad.formats import x\nimportlib.import_module('altgrad.' + x)",
-    "store/a.py": "from altgrad import __version__\nfrom .b import x\ndef _f():\n import wandb",
+    "store/a.py": "from altgrad import __version__\n"
+    + CHECKED.replace("altgrad.nn", "pandas")
+    + "from .b import x\ndef _f():\n import wandb",
     "training/a.py": "import torch\nfrom altgrad.store.a import f\nfrom altgrad import matrix, nn",
     "cli/main.py": "import typer\nfrom altgrad.cli.b import x\ndef _f():\n from altgrad import spec\n from . import a",
     "cli/a.py": "from altgrad.training.a import _f\ndef _g():\n import torch",

@@ -1,5 +1,6 @@
 """Claims about the library as a whole: no room hides a verb, and every public name is typed and says what it is."""
 
+import ast
 import json
 import subprocess
 import sys
@@ -7,6 +8,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+
+import altgrad
 
 PROGRAM = """
 import importlib, inspect, json, pkgutil, types
@@ -58,3 +61,12 @@ def test_every_public_name_is_typed_and_says_what_it_is(found: Any) -> None:
     assert {name: about["untyped"] for name, about in names.items() if about["untyped"]} == {}
     silent = [name for name, about in names.items() if not about["says"].split("\n")[0].endswith((".", ":"))]
     assert not silent, "the first line of a docstring is a sentence"
+
+
+def test_a_type_checker_sees_the_names_where_the_program_finds_them() -> None:
+    tree = ast.parse((ROOT / "altgrad/__init__.py").read_text())
+    block = next(node for node in tree.body if isinstance(node, ast.If))
+    seen = {
+        alias.asname: each.module for each in block.body if isinstance(each, ast.ImportFrom) for alias in each.names
+    }
+    assert seen == altgrad._HOMES

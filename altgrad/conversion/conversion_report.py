@@ -6,10 +6,13 @@ nonfinite counts what came out of it, nan_count and inf_count what was in the we
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from altgrad.display import Line, html_lines, table_lines
 from altgrad.numerals import count_text, percent
+
+if TYPE_CHECKING:
+    import pandas
 
 _MEASURES = ["SQNR dB", "underflow", "saturated", "codes used", "never used"]
 
@@ -29,7 +32,7 @@ class ConversionReport:
         return {"model": self.model, "out": self.out, "results": list(self.results)}
 
     @property
-    def tensors(self) -> Any:
+    def tensors(self) -> "pandas.DataFrame":
         """A pandas DataFrame with a row for each tensor and format: what its cast kept, and its bytes."""
         import pandas
 

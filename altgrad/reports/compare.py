@@ -8,7 +8,7 @@ interval decides (`altgrad.statistics.intervals`). One seed an arm is a differen
 import math
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 from altgrad.numerals import counted
 from altgrad.reports.arms import differing, settings_of
@@ -17,18 +17,30 @@ from altgrad.statistics.intervals import MARGIN, Interval, common_correlation, d
 from altgrad.statistics.power import pairs_to_decide
 from altgrad.store import Run, RunStore
 
+if TYPE_CHECKING:
+    import pandas
+
 WORDS = {"above": "worse", "below": "better", "inside": "equivalent"}
 OPPOSITE = {"worse": "better", "better": "worse"}
 
 
+class Stored(Protocol):
+    """A run with its folder: a TrainedRun, a Run."""
+
+    @property
+    def path(self) -> Path:
+        """Its folder."""
+        ...
+
+
 def compare(
-    *targets: Any,
+    *targets: str | Path | Stored,
     runs: str | Path = "runs",
     metric: str = LOSS,
     reference: str | None = None,
     margin: float = MARGIN,
     better: Literal["lower", "higher"] = "lower",
-) -> Any:
+) -> "pandas.DataFrame":
     """A pandas DataFrame, one row an arm: its difference from the reference arm in `metric`, and the verdict.
 
     targets: trained runs, their ids or folders, or a project for all its runs. runs: the store that ids and projects
@@ -82,13 +94,13 @@ def compare(
     return frame
 
 
-def _found(targets: Iterable[Any], store: RunStore) -> list[Run]:
+def _found(targets: Iterable[str | Path | Stored], store: RunStore) -> list[Run]:
     """The runs that are meant, each once."""
     runs: dict[Path, Run] = {}
     projects = {run.project for run in store.runs()}
     for target in targets:
-        if hasattr(target, "path"):
-            several = [Run(Path(target.path))]
+        if not isinstance(target, str | Path):
+            several = [Run(target.path)]
         elif str(target) in projects:
             several = list(store.runs(str(target)))
         else:

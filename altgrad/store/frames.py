@@ -1,7 +1,7 @@
 """Runs as pandas DataFrames: what a library, a notebook and `altgrad runs export` give back.
 
 A run's own folder stays the truth; a frame is read from it when asked. pandas takes half a second to import, so it is
-imported in here alone, when a frame is made; that is why the functions are typed `Any` where they return one.
+imported in here alone, when a frame is made.
 """
 
 import json
@@ -9,7 +9,7 @@ from array import array
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import yaml
 
@@ -20,12 +20,15 @@ from altgrad.store.files import json_object, seal, write_atomic
 from altgrad.store.index import Summary, summaries
 from altgrad.store.runs import SPEC_HASH, Run, RunStore
 
+if TYPE_CHECKING:
+    import pandas
+
 SPECS = ".specs.json"
 HEAD = ("id", "project", "name", "status", "seed", "step")
 TIDY = ("run", "step", "group", "site", "quantity", "value")
 
 
-def metrics_frame(run: Run, keys: Iterable[str] | None = None) -> Any:
+def metrics_frame(run: Run, keys: Iterable[str] | None = None) -> "pandas.DataFrame":
     """A run's numbers as a DataFrame: `step`, then a column of floats for each metric, in order of first appearance.
 
     One row a step, in order; NaN where a metric was not measured. keys: names or shell patterns of metrics.
@@ -39,7 +42,7 @@ def metrics_frame(run: Run, keys: Iterable[str] | None = None) -> Any:
     return frame.astype({name: "int64" if name == "step" else "float64" for name in frame.columns})
 
 
-def tidy_frame(runs: Iterable[Run], keys: Iterable[str] | None = None) -> Any:
+def tidy_frame(runs: Iterable[Run], keys: Iterable[str] | None = None) -> "pandas.DataFrame":
     """The numbers of many runs as a DataFrame with a row for each: run, step, group, site, quantity, value.
 
     The metric `range/blocks.0.mlp.up/input/amax` is of group `range`, site `blocks.0.mlp.up/input` and quantity `amax`;
@@ -62,7 +65,7 @@ def tidy_frame(runs: Iterable[Run], keys: Iterable[str] | None = None) -> Any:
                     metrics.append(numbers.setdefault(key, len(numbers)))
                     owners.append(owner)
 
-    def texts(numbered: Sequence[int], known: list[str]) -> Any:
+    def texts(numbered: Sequence[int], known: list[str]) -> "pandas.Categorical[str]":
         codes = {text: code for code, text in enumerate(dict.fromkeys(known))}
         code_of = numpy.array([codes[text] for text in known], dtype=numpy.int32)
         return pandas.Categorical.from_codes(code_of[numpy.asarray(numbered)], pandas.Index(list(codes)))
@@ -73,7 +76,7 @@ def tidy_frame(runs: Iterable[Run], keys: Iterable[str] | None = None) -> Any:
     return pandas.DataFrame(dict(zip(TIDY, columns, strict=True)))
 
 
-def sites_frame(run: Run, monitor: str) -> Any:
+def sites_frame(run: Run, monitor: str) -> "pandas.DataFrame":
     """One monitor's numbers as a tidy DataFrame: step, site, quantity, value. ValueError if the run has none of it."""
     frame = tidy_frame([run], [f"{monitor}/*"])
     if frame.empty:
@@ -83,7 +86,7 @@ def sites_frame(run: Run, monitor: str) -> Any:
     return frame[["step", "site", "quantity", "value"]].astype({"site": "str", "quantity": "str"})
 
 
-def events_frame(run: Run) -> Any:
+def events_frame(run: Run) -> "pandas.DataFrame":
     """What happened in a run as a DataFrame: step, event, time (UTC), message, then each kind's own details."""
     import pandas
 
@@ -93,7 +96,9 @@ def events_frame(run: Run) -> Any:
     return frame.assign(time=pandas.to_datetime(frame["time"], utc=True, format="ISO8601"))
 
 
-def runs(project: str | None = None, where: Mapping[str, Any] | None = None, runs: str | Path = "runs") -> Any:
+def runs(
+    project: str | None = None, where: Mapping[str, Any] | None = None, runs: str | Path = "runs"
+) -> "pandas.DataFrame":
     """The runs of a store as a DataFrame, one row each: what they are, where their specs differ, how they ended.
 
     Columns: id, project, name, status, seed, step; the fields of the spec in which the listed runs differ, under their

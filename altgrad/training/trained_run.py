@@ -18,7 +18,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from threading import current_thread, main_thread
 from types import FrameType
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from torch import nn
 
@@ -31,6 +31,9 @@ from altgrad.training.prepare import Prepared, Source, prepare
 from altgrad.training.progress import ProgressBar
 from altgrad.training.restore import restore, spec_of
 from altgrad.training.run import RunSpec
+
+if TYPE_CHECKING:
+    import pandas
 
 __all__ = ["TrainedRun", "load_run", "train"]
 
@@ -115,11 +118,11 @@ class TrainedRun:
         return spec_of(self.run)
 
     @property
-    def metrics(self) -> Any:
+    def metrics(self) -> "pandas.DataFrame":
         """Its numbers: one row a step, a column for `step` and for each metric."""
         return metrics_frame(self.run)
 
-    def sites(self, monitor: str = "range") -> Any:
+    def sites(self, monitor: str = "range") -> "pandas.DataFrame":
         """A monitor's numbers, tidy: columns step, site, quantity and value."""
         return sites_frame(self.run, monitor)
 
