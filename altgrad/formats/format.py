@@ -13,14 +13,16 @@ E = 0 is therefore fixed point, m 2^-M. The four facts are E, M, the bias and wh
     p3109   one zero, NaN at the code of -0, infinity at the top    IEEE P3109, signed, extended
     f       every code finite                                       OCP MX FP6 and FP4, fixed point, powers of two
 
-Without its sign a code counts up through the magnitudes, so that number is a position on the grid: a *rung*. Limits
-are plain attributes, computed once, because tensor code reads them inside compiled graphs. They are floats, exactly;
-where float64 cannot hold a value (E >= 11, or a far bias) the exact Fraction stands in its place. No tensor reaches
-there: `require_tensor_domain` says so first. A table of known formats was the road not taken: the study needs every
-split of 7 bits, and a table is a branch per format in disguise.
+Without its sign a code counts up through the magnitudes, so that number is a position on the grid: a *rung*. What a
+format knows of itself are whole numbers, computed once, and its limits follow from them where they are asked for:
+torch.compile takes an attribute that is a float and changes from one format to the next for a variable of its graph.
+Limits are floats, exactly; where float64 cannot hold a value (E >= 11, or a far bias) the exact Fraction stands in its
+place. No tensor reaches there: `require_tensor_domain` says so first. A table of known formats was the road not taken:
+the study needs every split of 7 bits, and a table is a branch per format in disguise.
 """
 
 import functools
+import math
 import re
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -100,12 +102,6 @@ class FloatFormat:
     """Code, and rung, of the largest finite value."""
     max_binade: int = field(init=False, compare=False)
     """floor(log2(max)); below e_min for E = 0."""
-    max: float = field(init=False, compare=False)
-    """Largest finite value."""
-    min_normal: float | None = field(init=False, compare=False)
-    """Smallest normal value, 2^e_min; None for E = 0, which has no normals."""
-    min_subnormal: float = field(init=False, compare=False)
-    """Smallest positive value, 2^(e_min - M). For M = 0 there are no sub-normals and this is the smallest normal."""
     has_inf: bool = field(init=False, compare=False)
     has_nan: bool = field(init=False, compare=False)
     has_negative_zero: bool = field(init=False, compare=False)
@@ -137,11 +133,23 @@ class FloatFormat:
         max_binade = exponent + units.bit_length() - 1
         self.__dict__.update(
             max_binade=max_binade,
-            max=_number(units, exponent),
-            min_normal=_number(1, e_min) if e else None,
-            min_subnormal=_number(1, exponent),
             in_tensor_domain=e_min >= -126 and exponent >= -149 and max_binade < 128,
         )
+
+    @property
+    def max(self) -> float:
+        """Largest finite value."""
+        return self._limit(self.max_code)
+
+    @property
+    def min_normal(self) -> float | None:
+        """Smallest normal value, 2^e_min; None for E = 0, which has no normals."""
+        return _number(1, self.e_min) if self.exponent_bits else None
+
+    @property
+    def min_subnormal(self) -> float:
+        """Smallest positive value, 2^(e_min - M). For M = 0 there are no sub-normals: the smallest normal."""
+        return _number(1, self.e_min - self.mantissa_bits)
 
     @classmethod
     def parse(cls, name: str) -> Self:
@@ -155,9 +163,18 @@ class FloatFormat:
 
     def units(self, rung: int) -> int:
         """The magnitude of `rung` (0 to max_code) as a whole multiple of the smallest positive value."""
+        significand, exponent = self._scientific(rung)
+        return significand << exponent
+
+    def _scientific(self, rung: int) -> tuple[int, int]:
+        """The same as a whole number below 2^(M + 1) and how many times it is doubled."""
         m = self.mantissa_bits
         e = rung >> m
-        return rung if e == 0 or self.exponent_bits == 0 else ((1 << m) | (rung & ((1 << m) - 1))) << (e - 1)
+        return (rung, 0) if e == 0 or self.exponent_bits == 0 else ((1 << m) | (rung & ((1 << m) - 1)), e - 1)
+
+    def _limit(self, rung: int) -> float:
+        significand, exponent = self._scientific(rung)
+        return _number(significand, self.e_min - self.mantissa_bits + exponent)
 
     def magnitude(self, rung: int) -> Fraction:
         """The magnitude of `rung` (0 to max_code), exactly."""
@@ -166,8 +183,7 @@ class FloatFormat:
     @functools.cached_property
     def magnitudes(self) -> tuple[float, ...]:
         """Every finite magnitude from 0 to max, ascending: index = rung = code. Floats or Fractions, as `max` is."""
-        exponent = self.e_min - self.mantissa_bits
-        return tuple(_number(self.units(rung), exponent) for rung in range(self.max_code + 1))
+        return tuple(map(self._limit, range(self.max_code + 1)))
 
     def grid_shift(self, other: "FloatFormat") -> int | None:
         """The k for which this format's values are exactly 2^k times `other`'s; None when there is none.
@@ -221,9 +237,9 @@ def _dyadic(units: int, exponent: int) -> Fraction:
 
 def _number(units: int, exponent: int) -> float:
     """units * 2^exponent as a float where float64 holds it exactly; otherwise a Fraction in a float's clothes."""
-    value = _dyadic(units, exponent)
-    exact = exponent >= -1074 and units.bit_length() + exponent <= 1024
-    return float(value) if exact else cast(float, value)
+    if exponent >= -1074 and units.bit_length() + exponent <= 1024:
+        return math.ldexp(float(units), exponent)
+    return cast(float, _dyadic(units, exponent))
 
 
 def _bare_specials(e: int, m: int) -> Specials:

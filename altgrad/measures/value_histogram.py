@@ -36,10 +36,10 @@ from altgrad.measures.best_scale import Magnitudes, best_power_of_two, best_real
 from altgrad.measures.code_utilisation import code_utilisation
 from altgrad.measures.format_fit import CastFit, FormatFit
 from altgrad.measures.sqnr import decibels
-from altgrad.quantize.binade import binade
 from altgrad.quantize.codes import to_codes
 from altgrad.quantize.grid import bound_units, grid_units, in_float32, round_units, spacing_units
 from altgrad.quantize.scaling import scale_of
+from altgrad.quantize.traced import binade
 
 LEADING_BITS = 10
 """Mantissa bits that tell bins apart."""

@@ -21,9 +21,9 @@ from altgrad.optim.stiffness import factor, floored
 from altgrad.optim.storage import GridStorage, Storage
 from altgrad.optim.whole_tensor import is_sharded
 from altgrad.quantize import Grid
-from altgrad.quantize.binade import binade, binades
 from altgrad.quantize.engine import RECOMPILATIONS, Numbers, as_tensors, nearest, numbers, serves, stochastic
 from altgrad.quantize.noise import fold
+from altgrad.quantize.traced import binade, binades
 
 
 class Recipe(NamedTuple):

@@ -25,10 +25,10 @@ from torch import Tensor
 
 from altgrad.formats import FloatFormat
 from altgrad.quantize import Grid
-from altgrad.quantize.engine import held
 from altgrad.quantize.grid import grid_units, spacing_units
 from altgrad.quantize.noise import counted_bits, fold
 from altgrad.quantize.scaling import scale_of
+from altgrad.quantize.traced import held
 
 Control = Literal["own", "smooth", "constant", "shuffled", "reshuffled"]
 Normalise = Literal["rms", "median"]

@@ -11,6 +11,7 @@ Scalings see tensors with the reduced axis last; the quantizer turns them if it 
 full is a smaller block. Rows of blocks do not see one another, but for the one number that NVFP4 takes from the whole.
 """
 
+import math
 from collections.abc import Sequence
 from typing import Annotated, ClassVar, Literal
 
@@ -21,8 +22,9 @@ from torch.nn import functional
 
 from altgrad.formats import FloatFormat
 from altgrad.quantize.block_scale import SmallScale
-from altgrad.quantize.grid import round_to
-from altgrad.quantize.scaling import AmaxScalingSpec, Scaling, ScalingSpec, finite_magnitude, slab_amax
+from altgrad.quantize.engine import nearest, numbers
+from altgrad.quantize.scaling import AmaxScalingSpec, Scaling, ScalingSpec, finite_magnitude
+from altgrad.quantize.traced import held
 
 Size = Annotated[int, Field(ge=1, le=65_536)]
 Mode = Literal["floor", "rceil", "even"]
@@ -36,8 +38,12 @@ def block_amax(magnitude: Tensor, size: int) -> Tensor:
     magnitude: float32, >= 0; a NaN fills its block.
     """
     columns = magnitude.shape[-1]
-    padded = functional.pad(magnitude, (0, -columns % size))
-    return padded.view(*padded.shape[:-1], -(-columns // size), size).amax(-1)
+    whole = magnitude if columns % size == 0 else functional.pad(magnitude, (0, -columns % size))
+    return whole.view(*whole.shape[:-1], -(-columns // size), size).amax(-1)
+
+
+def _joined(slabs: Sequence[Tensor]) -> Tensor:
+    return slabs[0] if len(slabs) == 1 else torch.cat(list(slabs))
 
 
 def _row(x: Tensor, size: int) -> tuple[int, ...]:
@@ -60,7 +66,7 @@ class Block(Scaling):
 
     def find(self, slabs: Sequence[Tensor], *, live: bool = False, count: bool = False) -> SmallScale | None:
         size, axes = self.spec.size, slabs[0].ndim
-        amax = torch.cat([block_amax(finite_magnitude(slab), size) for slab in slabs])
+        amax = _joined([block_amax(finite_magnitude(slab), size) for slab in slabs])
         if self.spec.shape == "row":
             return self.spec.small(amax, self.format, _row(slabs[0], size), count)
         if axes < 2:
@@ -83,13 +89,13 @@ class MxSpec(ScalingSpec):
 
 class Mx(Scaling):
     def find(self, slabs: Sequence[Tensor], *, live: bool = False, count: bool = False) -> SmallScale | None:
-        amax = torch.cat([block_amax(_magnitude(slab), self.spec.size) for slab in slabs])
+        amax = _joined([block_amax(_magnitude(slab), self.spec.size) for slab in slabs])
         clamped = None
         if count:
             wanted = _mx_exponent(amax, self.format, self.spec.mode)
             outside = (wanted < MX_MIN_EXPONENT) | (wanted > MX_MAX_EXPONENT)
             clamped = torch.count_nonzero(outside & (amax > 0))
-        return SmallScale(mx_scale(amax, self.format, self.spec.mode), _row(slabs[0], self.spec.size), clamped)
+        return SmallScale(held(mx_scale(amax, self.format, self.spec.mode)), _row(slabs[0], self.spec.size), clamped)
 
 
 def _magnitude(x: Tensor) -> Tensor:
@@ -104,8 +110,8 @@ def _mx_exponent(amax: Tensor, fmt: FloatFormat, mode: Mode) -> Tensor:
         # since the tie below a power of two goes to it.
         exponent = exponent + (mantissa >= 1 - 2.0 ** -(fmt.mantissa_bits + 2)).to(torch.int32)
     if mode == "rceil":
-        top = torch.frexp(torch.tensor(float(fmt.max)))
-        return exponent - top.exponent + (mantissa > top.mantissa).to(torch.int32)
+        top, top_exponent = math.frexp(float(fmt.max))
+        return exponent - top_exponent + (mantissa > top).to(torch.int32)
     return exponent - 1 - fmt.max_binade
 
 
@@ -137,7 +143,8 @@ class Nvfp4Spec(ScalingSpec):
 
 class Nvfp4(Scaling):
     def find(self, slabs: Sequence[Tensor], *, live: bool = False, count: bool = False) -> SmallScale | None:
-        whole, top = slab_amax(slabs), float(self.format.max)
+        amax = _joined([block_amax(finite_magnitude(slab), self.spec.size) for slab in slabs])
+        whole, top = amax.amax() if amax.numel() else amax.new_zeros(()), float(self.format.max)
         # One division, as torchao and Transformer Engine have it; two where 448 max is beyond float32. By tensors,
         # since CUDA multiplies with the reciprocal of a number.
         if 448.0 * top < 2.0**128:
@@ -146,8 +153,7 @@ class Nvfp4(Scaling):
             tensor = whole / torch.full_like(whole, top) / torch.full_like(whole, 448.0)
         # One too small for float32 becomes 1, under which every block is 0; so it counts as clamped.
         clamped = torch.count_nonzero((whole > 0) & (tensor == 0)) if count else None
-        tensor = torch.where(tensor > 0, tensor, 1.0)
-        amax = torch.cat([block_amax(finite_magnitude(slab), self.spec.size) for slab in slabs])
+        tensor = held(torch.where(tensor > 0, tensor, 1.0))
         # A block scale that rounds to 0 makes its block 0: the quantizer divides by 1 there and multiplies by 0.
-        entries = round_to(amax / (tensor * top), E4M3FN) * tensor
+        entries = held(nearest(amax / (tensor * top), None, None, True, numbers(E4M3FN)) * tensor)
         return SmallScale(entries, _row(slabs[0], self.spec.size), clamped)

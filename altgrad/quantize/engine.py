@@ -31,6 +31,7 @@ from torch import Tensor
 from altgrad.formats import FloatFormat, Rounding
 from altgrad.quantize.grid import Nonfinite, in_float32, keep_infinite
 from altgrad.quantize.noise import counted_bits
+from altgrad.quantize.traced import held
 
 Engine = Literal["eager", "compiled"]
 
@@ -86,15 +87,23 @@ def numbers(fmt: FloatFormat) -> Numbers:
 
 
 def nearest(
-    x: Tensor, scale: Tensor | None, inverse: Tensor | None, signed_zero: bool, form: Numbers, *, keep: bool = False
+    x: Tensor,
+    scale: Tensor | None,
+    inverse: Tensor | None,
+    signed_zero: bool,
+    form: Numbers,
+    *,
+    keep: bool = False,
+    zeros: bool = False,
 ) -> Tensor:
     """x on the grid `scale * format`, nearest even, saturated; float32, same shape. NaN stays.
 
     inverse: 1 / scale where that is exact, else None. signed_zero: the format has -0. keep: inf stays, too.
+    zeros: scales can be 0, under which all that is finite becomes 0.
     """
-    x, magnitude, binade = _enter(x, scale, inverse, form)
+    x, magnitude, binade = _enter(x, scale, inverse, form, zeros)
     shift = binade.add_(form.shift).view(torch.float32)
-    return _leave(magnitude.add_(shift).sub_(shift), x, scale, signed_zero, keep)
+    return _leave(magnitude.add_(shift).sub_(shift), x, scale, signed_zero, keep, zeros)
 
 
 def stochastic(
@@ -106,30 +115,37 @@ def stochastic(
     key: Tensor,
     *,
     keep: bool = False,
+    zeros: bool = False,
 ) -> Tensor:
     """The same with P(up) = the share of the gap passed, 24 bits counted from `key` for each element."""
-    x, magnitude, binade = _enter(x, scale, inverse, form)
+    x, magnitude, binade = _enter(x, scale, inverse, form, zeros)
     steps = magnitude.mul_((form.turn - binade).view(torch.float32))
     low = steps.floor()
     up = counted_bits(x.shape, key, device=x.device).to(torch.float32).mul_(2.0**-24) < steps.sub_(low)
-    return _leave(low.add_(up).mul_(binade.sub_(form.fall).view(torch.float32)), x, scale, signed_zero, keep)
+    return _leave(low.add_(up).mul_(binade.sub_(form.fall).view(torch.float32)), x, scale, signed_zero, keep, zeros)
 
 
-def _enter(x: Tensor, scale: Tensor | None, inverse: Tensor | None, form: Numbers) -> tuple[Tensor, Tensor, Tensor]:
+def _enter(
+    x: Tensor, scale: Tensor | None, inverse: Tensor | None, form: Numbers, zeros: bool
+) -> tuple[Tensor, Tensor, Tensor]:
     """x in float32; its magnitude in grid units and within the range, and the bits of that one's binade, both fresh."""
     x = in_float32(x)
+    if scale is not None and zeros:  # anything finite times 0, divided by 1 meanwhile
+        scale = torch.where(scale == 0, 1.0, scale)
     # With the magnitude alone one comparison bounds it; a scale has no sign, so that of x will do at the end.
     magnitude = x.abs() if scale is None else (x / scale if inverse is None else x * inverse).abs_()
     magnitude = magnitude.clamp_(max=form.top)
     return x, magnitude, (magnitude.view(torch.int32) & _EXPONENT).clamp_(min=form.lowest)
 
 
-def _leave(magnitude: Tensor, x: Tensor, scale: Tensor | None, signed_zero: bool, keep: bool) -> Tensor:
+def _leave(magnitude: Tensor, x: Tensor, scale: Tensor | None, signed_zero: bool, keep: bool, zeros: bool) -> Tensor:
     """The rounded magnitude with the sign of x, times the scale; in place of the magnitude."""
     sign = x.view(torch.int32) & _SIGN
     q = magnitude.view(torch.int32).bitwise_or_(sign).view(torch.float32)
     if not signed_zero:
         q = torch.where(magnitude == 0, 0.0, q)
+    if scale is not None and zeros:  # an infinity stays one where the scale is 0
+        q, scale = q.mul_(scale), None
     if keep:
         q = keep_infinite(x, q)
     return q if scale is None else q.mul_(scale)
@@ -157,6 +173,7 @@ def cast_values(
     rounding: Rounding,
     *,
     exact_reciprocal: bool,
+    zeros: bool = False,
     nonfinite: Nonfinite = "saturate",
     key: Tensor | None = None,
     engine: Engine = "eager",
@@ -175,21 +192,13 @@ def cast_values(
         scale = held(scale)
     inverse = held(scale.reciprocal()) if scale is not None and whole and exact_reciprocal else None
     if engine == "eager" or x.numel() < SMALL or torch.compiler.is_compiling():
-        return function(x, scale, inverse, fmt.has_negative_zero, numbers(fmt), *extra, keep=keep)
+        return function(x, scale, inverse, fmt.has_negative_zero, numbers(fmt), *extra, keep=keep, zeros=zeros)
     taken = x.detach().contiguous().view(-1) if whole else x.detach()
     if whole and scale is not None:
         scale, inverse = scale.reshape(()), None if inverse is None else inverse.reshape(())
     form = as_tensors(fmt, x.device)
-    made = _compiled(function)(taken, scale, inverse, fmt.has_negative_zero, form, *extra, keep=keep)
+    made = _compiled(function)(taken, scale, inverse, fmt.has_negative_zero, form, *extra, keep=keep, zeros=zeros)
     return made.view(x.shape)
-
-
-def held(x: Tensor) -> Tensor:
-    """A tensor of one element, computed once: in a compiled graph its loops would compute it anew for each vector.
-
-    The result of a reduction is kept, so there it is the largest of sixteen copies; eagerly it is x itself.
-    """
-    return x.reshape(1).expand(16).amax().reshape(x.shape) if torch.compiler.is_compiling() else x
 
 
 def missing_compiler(device: torch.device) -> str | None:

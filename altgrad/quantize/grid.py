@@ -25,8 +25,8 @@ import torch
 from torch import Tensor
 
 from altgrad.formats import FloatFormat, Rounding
-from altgrad.quantize.binade import binade, binades
 from altgrad.quantize.noise import counted_bits
+from altgrad.quantize.traced import binade, binades
 
 Overflow = Literal["saturate", "inf"]
 Nonfinite = Literal["keep", "saturate"]

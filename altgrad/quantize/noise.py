@@ -14,6 +14,8 @@ import hashlib
 import torch
 from torch import Tensor
 
+from altgrad.quantize.traced import held
+
 _M1, _M2 = 0x7FEB352D, 0x846CA68B - (1 << 32)
 _WORD = 0xFFFFFFFF
 
@@ -26,11 +28,11 @@ def site_key(seed: int, site: str) -> int:
 
 def fold(key: Tensor | int, counter: Tensor | int) -> Tensor:
     """A new key from a key and a counter (a step, a micro-batch): int64 scalar tensor; counters of any size."""
-    device = key.device if isinstance(key, Tensor) else counter.device if isinstance(counter, Tensor) else None
+    device = counter.device if isinstance(counter, Tensor) else key.device if isinstance(key, Tensor) else None
     low, high = _words(torch.as_tensor(key, dtype=torch.int64, device=device))
     first, second = _words(torch.as_tensor(counter, dtype=torch.int64, device=device))
-    low = _mix(_mix(low ^ first) + second)
-    high = _mix(_mix(high + first) ^ _mix(second + low))
+    low = _mixed(_mixed(low ^ first) + second)
+    high = _mixed(_mixed(high + first) ^ _mixed(second + low))
     return (low.to(torch.int64) & _WORD) | ((high.to(torch.int64) & (_WORD >> 1)) << 32)
 
 
@@ -44,16 +46,15 @@ def counted_bits(
     """
     low, high = _words(torch.as_tensor(key, dtype=torch.int64, device=device))
     # Without this, keys 0 and 1 would give the same bits with every pair of neighbours swapped.
-    high = _mix(high ^ _mix(low))
+    high = _mixed(high ^ _mixed(low))
     count = torch.Size(shape).numel()
     if offset + count <= 1 << 31:
-        index = torch.arange(offset, offset + count, dtype=torch.int32, device=device)
+        index = torch.arange(offset, offset + count, dtype=torch.int32, device=device).view(shape)
     else:
-        wide = torch.arange(offset, offset + count, dtype=torch.int64, device=device)
+        wide = torch.arange(offset, offset + count, dtype=torch.int64, device=device).view(shape)
         index, upper = _words(wide)
         high = high ^ _mix(upper)
-    bits = _mix(_mix(index.bitwise_xor_(low)) + high)
-    return _shift(bits, 8).view(shape)
+    return _shift(_mix(held(_mix(index ^ low)) + high), 8)
 
 
 def _words(x: Tensor) -> tuple[Tensor, Tensor]:
@@ -70,3 +71,8 @@ def _mix(x: Tensor) -> Tensor:
     x = (x ^ _shift(x, 16)).mul_(_M1)
     x = x.bitwise_xor_(_shift(x, 15)).mul_(_M2)
     return x.bitwise_xor_(_shift(x, 16))
+
+
+def _mixed(x: Tensor) -> Tensor:
+    """`_mix` of one word."""
+    return held(_mix(x))

@@ -74,7 +74,7 @@ def backward_counts(site: Site) -> bool:
     return site.training and site.recording and torch.is_grad_enabled()
 
 
-def process_key(key: int, role: str) -> int:
+def process_key(key: Tensor, role: str) -> Tensor:
     """The key of a site in this process, of several that train on different data: another in each, but for weights.
 
     A weight is the same tensor everywhere, so its bits are, too.

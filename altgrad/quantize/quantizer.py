@@ -161,7 +161,9 @@ class Quantizer(CastState):
 
     def _name(self, site: str | None) -> None:
         self.site = unnamed_site("quantizer") if site is None else site
-        self.key = site_key(self.seed, self.site)
+        # A tensor, since one graph serves all layers of a shape, and no buffer: averages of models round those. It lies
+        # on the host whatever the model does, even where models are made without memory.
+        self.key = torch.tensor(site_key(self.seed, self.site), dtype=torch.int64, device="cpu")
 
     def __deepcopy__(self, memo: dict[int, Any]) -> "Quantizer":
         made = type(self).__new__(type(self))
@@ -180,7 +182,6 @@ class Quantizer(CastState):
             serves(self.spec.format, self.spec.rounding)
             and self.spec.overflow == "saturate"
             and self.spec.random_bits is None
-            and not self.spec.scaling.zero_scales
         )
 
     def enter(self, fmt: FloatFormat) -> None:
@@ -209,13 +210,15 @@ class Quantizer(CastState):
         if live and self.watching:
             return self.cast(x, live).values(dtype)
         if self.short:
-            spec, scale = self.spec, self._scale(x, live)
+            spec, found = self.spec, self.find_scale(x, live)
+            seen, scale = (x, None) if found is None else found.meet(x)
             key = self._key(live)
             values = cast_values(
-                x, scale, spec.format, spec.rounding,
-                exact_reciprocal=spec.scaling.power_of_two, nonfinite=spec.nonfinite, key=key, engine=self.engine,
+                seen, scale, spec.format, spec.rounding,
+                exact_reciprocal=spec.scaling.power_of_two, zeros=spec.scaling.zero_scales, nonfinite=spec.nonfinite,
+                key=key, engine=self.engine,
             )  # fmt: skip
-            return _held(values, spec.format, scale, dtype)
+            return _held(values, spec.format, scale, dtype).view(x.shape)
         exact = self._units(x, scale := self._scale(x, live))
         unbounded = self._round(exact, live)
         rounded = self._bound(x, unbounded, in_place=True)

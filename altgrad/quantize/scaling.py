@@ -34,6 +34,7 @@ from torch import Tensor, nn
 
 from altgrad.formats import FloatFormat
 from altgrad.quantize.block_scale import SmallScale
+from altgrad.quantize.traced import held
 from altgrad.spec import Kind
 
 LOGGER = logging.getLogger("altgrad")
@@ -237,7 +238,8 @@ class AmaxScalingSpec(ScalingSpec):
     def small(self, amax: Tensor, fmt: FloatFormat, block: tuple[int, ...], count: bool) -> SmallScale:
         """The scales for these amaxes, each for a block of elements, and if asked how many were clamped."""
         clamped = torch.count_nonzero(self.beyond_range(amax, fmt)) if count else None
-        return SmallScale(self.scale_of(amax, fmt), block, clamped)
+        scale = self.scale_of(amax, fmt)
+        return SmallScale(held(scale) if max(block, default=1) > 1 else scale, block, clamped)
 
 
 class CurrentSpec(AmaxScalingSpec):

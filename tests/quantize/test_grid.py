@@ -10,8 +10,8 @@ from hypothesis import strategies as st
 
 from altgrad.formats import CATALOG, FloatFormat, Rounding
 from altgrad.quantize import at_rung, gap, round_to, rung, spacing
-from altgrad.quantize.binade import binade, computed_binade
 from altgrad.quantize.grid import NO_RUNG
+from altgrad.quantize.traced import binade, computed_binade
 
 NAMES = [entry.name for entry in CATALOG]
 WIDE = ["e8m7", "e0m15", "e1m14", "e0m1", "e1m0", "e2m0", "e8m0b127p3109", "e5m10p3109", "e4m3b-60f", "e1m0b-100"]

@@ -1,6 +1,11 @@
-"""Binades of numbers, from which spacings follow: 2^floor(log2|u|) between the lowest and the highest of a format.
+"""What a compiled graph computes in another way than eager code, with the same bits.
 
-The exponent field of float32 is that number; where reading it is slow, it is computed, with the same result.
+Binades, from which spacings follow: 2^floor(log2|u|) between the lowest and the highest of a format. The exponent field
+of float32 is that number; where reading it is slow, it is computed.
+
+Small tensors that large ones are combined with (scales, keys of random bits): torch's compiler writes what they are
+computed from into the loop over the large one, once for every use of every intermediate result. A key of random bits is
+a hash, and its expression doubles a dozen times over: without `held` two layers of NVFP4 compile for minutes.
 """
 
 import torch
@@ -35,3 +40,14 @@ def computed_binade(u: Tensor, lowest: float, highest: float) -> Tensor:
 def binades(fmt: FloatFormat) -> tuple[float, float]:
     """The lowest and the highest binade in which the format has a spacing of its own, in grid units."""
     return 2.0**fmt.e_min, 2.0 ** max(fmt.e_min, fmt.max_binade)
+
+
+def held(x: Tensor) -> Tensor:
+    """x itself, a contiguous tensor, which a compiled graph keeps in memory instead of computing it where it is used.
+
+    What a view is taken of by strides has to lie in memory.
+    """
+    if not torch.compiler.is_compiling():
+        return x
+    x = x.contiguous()
+    return x.as_strided(x.shape, x.stride())
