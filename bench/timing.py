@@ -8,7 +8,7 @@ import ctypes
 import platform
 import statistics
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 
 import torch
 
@@ -45,6 +45,15 @@ def summary(taken: Mapping[str, list[float]], against: str) -> dict[str, tuple[f
         low, middle, high = statistics.quantiles(ratios, n=4)
         found[name] = (statistics.median(seconds), low, middle, high)
     return found
+
+
+def median_interval(values: Sequence[float]) -> tuple[float, float]:
+    """The 95 % interval of the median, from order statistics: it is between two of the values, whatever they come from."""
+    from scipy.stats import binom
+
+    ranked = sorted(values)
+    below = int(binom.ppf(0.025, len(ranked), 0.5))
+    return ranked[max(0, below - 1)], ranked[min(len(ranked) - 1, len(ranked) - below)]
 
 
 def memory(fresh: bool) -> bool:

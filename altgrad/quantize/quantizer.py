@@ -91,7 +91,8 @@ class Cast:
 
     exact: x / scale, float32. unbounded: rounded as if the grid had no end. rounded: after the overflow rule.
     scale: None for 1, else broadcastable with x. clamped: how many scales (of the tensor, its channels or blocks) an
-    amax would have beyond their range, an int64 scalar; only casts that are watched count it.
+    amax would have beyond their range, an int64 scalar; only casts that are watched count it. site: empty in a compiled
+    graph, which serves many.
     """
 
     site: str
@@ -234,7 +235,8 @@ class Quantizer(CastState):
         unbounded = self._round(exact, live)
         rounded = self._bound(x, unbounded)
         clamped = None if found is None else found.clamped
-        made = Cast(self.site, self.role, self.spec.format, scale, exact, unbounded, rounded, clamped)
+        site = "" if torch.compiler.is_compiling() else self.site
+        made = Cast(site, self.role, self.spec.format, scale, exact, unbounded, rounded, clamped)
         if watched:
             for observe in self.observers:
                 observe(made)

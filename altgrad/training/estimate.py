@@ -121,7 +121,7 @@ def _step(optimizer: Optimizer, watch: MonitorSet) -> tuple[int, int]:
         for p in group["params"]:
             alike.setdefault((number, p.shape, optimizer.grid(p, storage) is None), []).append(p)
     watch.begin(1)
-    kept, watched = 0, _bytes([watch.tables.sums, watch.tables.maxima])
+    kept, watched = 0, _bytes([row for rows in watch.tables.written for row in rows])
     for one, *others in alike.values():
         before = _by_monitors(watch)
         one.grad = torch.empty_like(one)

@@ -260,7 +260,8 @@ class _Training:
 
     def evaluate(self) -> bool:
         """Log the validation split's numbers; False if interrupted."""
-        found = evaluate(self.state.model, self.dataset, compute=self.spec.compute, interrupted=self.interrupted)
+        with self.gradients.evaluation():
+            found = evaluate(self.state.model, self.dataset, compute=self.spec.compute, interrupted=self.interrupted)
         if found is None:
             return False
         self.state.evaluated = self.state.step

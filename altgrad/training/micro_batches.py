@@ -5,6 +5,7 @@ that replay it, any process may take it, and `diagnose` sees long afterwards wha
 """
 
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 
 import torch
@@ -14,6 +15,7 @@ from altgrad.data.dataset import Dataset
 from altgrad.nn import check_passes, seek
 from altgrad.optim import make_dense
 from altgrad.quantize.noise import site_key
+from altgrad.training.regions import Regions, run_plainly
 from altgrad.training.run import RunSpec
 from altgrad.training.state import TrainState
 
@@ -66,23 +68,32 @@ class Gradients:
         self.device = next(state.model.parameters()).device
         self.tokens = 0
         self.trained: list[torch.nn.Parameter] | None = None
-        # Evaluation keeps the plain model: so there are two graphs, watched and unwatched, and no third.
-        self.forward = self._compiled()
+        self.forward: Callable[[Tensor], Tensor] = state.model
+        self.regions: Regions | None = None
+        if spec.compile:
+            run_plainly(state.model, lambda: self.micro_batches.loss(0, 0, state.model, self.device))
+        self.recompile()
 
     def recompile(self) -> None:
-        """Call it when formats of the model have changed."""
-        self.forward = self._compiled()
+        """Take the model as it is now, in the graphs that the spec asks for. Call it when its formats have changed.
 
-    def _compiled(self) -> Callable[[Tensor], Tensor]:
-        """The model as it is now, in one graph if the spec says so.
-
-        Graphs made before are dropped: they are of formats that are gone, they count towards torch's limit of 8, and
-        beside them torch 2.13 takes a format that changed for a size that varies and fails on it.
+        Graphs made before are dropped: they are of formats that are gone, and they count towards torch's limits.
         """
-        if self.spec.compile != "model":
-            return self.state.model
-        torch.compiler.reset()
-        return torch.compile(self.state.model, fullgraph=True)
+        if self.spec.compile:
+            torch.compiler.reset()
+        if self.spec.compile == "model":
+            self.forward = torch.compile(self.state.model, fullgraph=True)
+        elif self.spec.compile == "blocks":
+            self.regions = Regions(self.state.model)
+
+    def compiled(self) -> AbstractContextManager[None]:
+        """While the model runs in a step, backward included: its blocks are compiled if the spec says so."""
+        return nullcontext() if self.regions is None else self.regions.at_work()
+
+    def evaluation(self) -> AbstractContextManager[None]:
+        """While it is evaluated. One graph serves batches of one shape, as those of text are; `compile: model` keeps
+        the plain model for evaluation."""
+        return self.compiled() if self.spec.data.answers == "token" else nullcontext()
 
     def backward(self) -> Tensor:
         """Gradients of the mean loss over all micro-batches, which is returned."""
@@ -92,7 +103,7 @@ class Gradients:
         for micro in self.processes.share_of(spec.accumulate):
             if self.processes.size > 1:
                 seek(state.model, micro)
-            with state.watch.micro_batch():
+            with state.watch.micro_batch(), self.compiled():
                 loss, tokens = self.micro_batches.loss(state.step, micro, self.forward, self.device)
                 torch.autograd.backward(self.micro_batches.scaled(loss))
             self.tokens += tokens

@@ -17,7 +17,9 @@ Compiling pays only when what it saves over the whole run is more than several c
               eager      otherwise
 
 0.3 ns is what a fused cast saved per element against the eager one (2^20 elements, two threads; see bench/), 60 s what
-about ten graphs take to build. Both numbers only decide how fast a run is: the bits are the same.
+about ten graphs take to build. Both numbers only decide how fast a run is: the bits are the same. `compile: auto` asks
+likewise for twice what its graphs take to build; it takes repeated blocks, where a model has them, since one graph
+serves them all.
 """
 
 import platform
@@ -25,7 +27,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -49,6 +51,7 @@ from altgrad.store.checkout import revision
 from altgrad.training.estimate import Estimate, estimate, shapes_only
 from altgrad.training.initial import fitting_weights, leak_warning
 from altgrad.training.loop import Outcome, train_run
+from altgrad.training.regions import blocks_of, compile_seconds
 from altgrad.training.restore import same_data
 from altgrad.training.run import RunSpec
 from altgrad.training.state import build_model, build_optimizer, build_roster
@@ -57,6 +60,7 @@ from altgrad.watching import MonitorSet
 
 SAVED_PER_ELEMENT = 0.3e-9
 WORTH_COMPILING = 60.0
+GAINS = 2.0
 
 Source = str | Path | Mapping[str, Any] | RunSpec | Document
 
@@ -91,6 +95,8 @@ def fit(spec: RunSpec, dataset: Dataset, processes: Processes, model: nn.Module 
     model: as `shapes` gives it, where that is known already.
     """
     model = shapes(spec, dataset) if model is None else model
+    if spec.compile == "blocks" and not blocks_of(model):
+        raise LocatedError(("compile",), "this model repeats no block that has casts; use compile: model.")
     with shapes_only(), _blamed_on("model"):
         optimizer = build_optimizer(spec, model)
         build_roster(spec, model, optimizer)
@@ -128,12 +134,16 @@ def resolve(spec: RunSpec, model: nn.Module, tokens: int, device: torch.device) 
     threads = spec.threads or torch.get_num_threads()
     why = missing_compiler(device)
     engine, notice = spec.engine, None
+    saved = spec.steps * spec.accumulate * elements_cast(model, tokens) * SAVED_PER_ELEMENT
     if engine == "auto":
-        saved = spec.steps * spec.accumulate * elements_cast(model, tokens) * SAVED_PER_ELEMENT
         engine = "compiled" if saved > WORTH_COMPILING and why is None else "eager"
     elif engine == "compiled" and why is not None:
         engine, notice = "eager", f"engine: eager instead of compiled, because {why}"
-    return spec.model_copy(update={"threads": threads, "engine": engine}), notice
+    compile_ = spec.compile
+    if compile_ == "auto":
+        how: Literal["blocks", "model"] = "blocks" if blocks_of(model) else "model"
+        compile_ = how if why is None and saved > GAINS * compile_seconds(model, how) else False
+    return spec.model_copy(update={"threads": threads, "engine": engine, "compile": compile_}), notice
 
 
 def elements_cast(model: nn.Module, tokens: int) -> int:

@@ -100,8 +100,9 @@ class RunSpec(Spec):
     """How many checkpoints stay on disk."""
     engine: Literal["auto", "eager", "compiled"] = "auto"
     """How casts run; auto is decided by `altgrad.training.prepare` when the run is first made."""
-    compile: Literal[False, "model"] = False
-    """model: the whole model becomes one compiled graph, forward and backward, casts and monitors included."""
+    compile: Literal[False, "model", "blocks", "auto"] = False
+    """Compiled graphs, forward and backward, casts and monitors included: one for the whole model, or one for all
+    repeated blocks that are alike, evaluation included. auto is decided when the run is first made."""
     threads: Count | None = None
     """CPU threads; null means as many as torch takes on the machine where the run is first made."""
     track: tuple[MirrorSpec, ...] = ()
@@ -139,7 +140,7 @@ class RunSpec(Spec):
                 f"{self.data.answers}; gpt goes with text, encoder with labels, hf with either by its head."
             )
         if self.compile and not self.data.one_shape:
-            raise ValueError("compile: model is for batches of one shape; set data.lengths: mixed.")
+            raise ValueError(f"compile: {self.compile} is for batches of one shape; set data.lengths: mixed.")
         for place, members in (
             ("monitors", self.monitors),
             ("interventions", self.interventions),

@@ -1,15 +1,18 @@
-"""What cast monitors gather in the course of a step: a row for each site, in two float64 tables written in place.
+"""What cast monitors gather in the course of a step: a row for each site, in two float64 tables.
 
 `sums` begins with how many passes a site had, which decides whether there is anything to say of it: of a layer that no
 token reached, of a step without a forward, nothing is reported, where a row of zeros would be taken for counts. A pass
 of no rows is a pass: its rates are NaN. Then come each monitor's own sums; `maxima` has their maxima.
 
 This is the only part of watching that is traced into the graph of a compiled model, so shapes are fixed and no buffer
-is ever rebound. Every cast monitor measures whenever any is due: a look at which are due would be one more graph for
-each of their combinations. float64 holds counts exactly up to 2^53.
+is ever rebound. A site writes into rows of its own, which are tensors by themselves until the step is over: so one
+graph serves all sites, and the backward of one layer may write while that of another still holds what it read. Every
+cast monitor measures whenever any is due: a look at which are due would be one more graph for each of their
+combinations. float64 holds counts exactly up to 2^53.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+import functools
+from collections.abc import Callable, Iterator, Mapping, Sequence
 
 import torch
 from torch import Tensor
@@ -34,43 +37,58 @@ class CastTables:
         self.whole = False
         """Whether all of them measure."""
         self.rows = {site: row for row, site in enumerate(sites if monitors else ())}
-        each = self.monitors.values()
-        self.sums = torch.zeros(len(self.rows), 1 + sum(len(m.sums) for m in each), dtype=torch.float64, device=device)
-        self.maxima = torch.zeros(len(self.rows), sum(len(m.maxima) for m in each), dtype=torch.float64, device=device)
+        widths = 1 + sum(len(m.sums) for m in monitors.values()), sum(len(m.maxima) for m in monitors.values())
+        self.written: list[tuple[Tensor, ...]] = [
+            tuple(torch.zeros(width, dtype=torch.float64, device=device) for width in widths) for _ in self.rows
+        ]
+        self.sums, self.maxima = (torch.zeros(0, width, dtype=torch.float64, device=device) for width in widths)
         self.one = torch.ones((), dtype=torch.float64, device=device)
         self.before: tuple[Tensor, Tensor] | None = None
         """What `closed` gave, to be the step's after all if no pass comes before `settle`."""
 
-    def see(self, cast: Cast) -> None:
-        """Add what the monitors measure of a cast to the row of its site."""
+    def observer(self, site: str) -> Callable[[Cast], None]:
+        """What adds the casts of a site to its rows."""
+        return functools.partial(self.see, self.written[self.rows[site]]) if self.rows else _unseen
+
+    def see(self, rows: tuple[Tensor, ...], cast: Cast) -> None:
+        """Add what the monitors measure of a cast to a site's rows."""
         found = {k: m.measure(cast) for k, m in self.monitors.items() if self.whole or k in self.always}
-        row, nothing = self.rows[cast.site], self.one * 0
-        for table, add in ((self.sums, True), (self.maxima, False)):
+        nothing = self.one * 0
+        for row, add in zip(rows, (True, False), strict=True):
             parts = [self.one] if add else []
             for kind, monitor in self.monitors.items():
                 names = monitor.sums if add else monitor.maxima
                 parts += [found[kind][name].to(torch.float64) if kind in found else nothing for name in names]
             if parts:
                 part = torch.stack(parts)
-                table[row].add_(part) if add else table[row].copy_(torch.maximum(table[row], part))
+                row.add_(part) if add else row.copy_(torch.maximum(row, part))
 
     def clear(self) -> None:
         """Forget the step."""
         self.before = None
-        for table in (self.sums, self.maxima):
-            table.zero_()
+        if self.written:
+            torch._foreach_zero_([row for rows in self.written for row in rows])
 
     def closed(self) -> tuple[Tensor, Tensor]:
         """A copy of what was gathered."""
-        return self.sums.clone(), self.maxima.clone()
+        self.gather()
+        return self.sums, self.maxima
+
+    def gather(self) -> None:
+        """Bring what was written so far together in `sums` and `maxima`."""
+        if self.written:
+            self.sums, self.maxima = (torch.stack(rows) for rows in zip(*self.written, strict=True))
 
     def settle(self) -> None:
         """The step's gradients are there: what was gathered of it is what came last."""
+        self.gather()
         if self.before is not None:
             none = self.sums[:, 0].sum() == 0
-            for table, closed in zip((self.sums, self.maxima), self.before, strict=True):
-                table.copy_(torch.where(none, closed, table))
+            for number, closed in enumerate(self.before):
+                for rows, row in zip(self.written, closed, strict=True):
+                    rows[number].copy_(torch.where(none, row, rows[number]))
             self.before = None
+            self.gather()
 
     def rows_of(self, kind: str, sums: Sequence[float], maxima: Sequence[float]) -> Iterator[tuple[str, Values]]:
         """A monitor's results at each site that had a pass, from both tables as they were fetched."""
@@ -90,6 +108,10 @@ class CastTables:
                         for number, name in enumerate(names)
                     },
                 )
+
+
+def _unseen(cast: Cast) -> None:
+    """No monitor looks at casts."""
 
 
 def cast_on(grid: Grid, x: Tensor, site: str, role: Role) -> Cast:

@@ -79,14 +79,17 @@ class MonitorSet:
         sites = [quantizer.site for quantizer in self.quantizers]
         casts = {kind: monitor for kind, monitor in self.monitors.items() if isinstance(monitor, CastMonitor)}
         self.tables = CastTables(casts | self.of_casts, sites, device, always=list(self.of_casts))
-        for quantizer in self.quantizers:
-            quantizer.observers.append(self.tables.see)
+        self.observers = [self.tables.observer(site) for site in sites]
+        for quantizer, observer in zip(self.quantizers, self.observers, strict=True):
+            quantizer.observers.append(observer)
         engines = {quantizer.engine for quantizer in self.quantizers}
         if isinstance(optimizer, Optimizer):
             engines.add(optimizer.engine)
         self.looks = CompiledPass(self.monitors, "compiled" if "compiled" in engines else "eager")
         self.seen: dict[str, Seen] = {}
         self._casts_watched = False
+        self._joined = False
+        """Whether the tables are those of all processes."""
         self.changes: Changes | None = None
         self._own_names: dict[str, str] = {}
         if isinstance(optimizer, Optimizer):
@@ -104,6 +107,7 @@ class MonitorSet:
         self.found = {kind: {} for kind in self.monitors if kind in self.due}
         self.seen.clear()
         self.tables.clear()
+        self._joined = False
         self._switch(bool(self._due(CastMonitor)), hiding=self._asking())
         watches_updates = bool(self._due(UpdateMonitor) or self._due(CastMonitor))
         if isinstance(self.optimizer, Optimizer):
@@ -175,7 +179,11 @@ class MonitorSet:
         """What the due cast monitors gathered of this process's passes: what is to be summed over processes, and of
         what the largest counts; both are to be changed in place before `finish`.
         """
-        return ([self.tables.sums], [self.tables.maxima]) if self._due(CastMonitor) else ([], [])
+        if not self._due(CastMonitor):
+            return [], []
+        self.tables.settle()
+        self._joined = True
+        return [self.tables.sums], [self.tables.maxima]
 
     @torch.no_grad()
     def finish(self) -> dict[str, Report]:
@@ -189,7 +197,8 @@ class MonitorSet:
                 weight = Weight(name, whole_tensor(p), grids.get(name), self._states(p))
                 for kind, monitor in at_work.items():
                     self._keep(kind, name, monitor.measure(weight))
-        self.tables.settle()
+        if not self._joined:
+            self.tables.settle()
         casts = self._due(CastMonitor)
         tables = [self.tables.sums, self.tables.maxima] if casts else []
         lists, numbers = fetch_found([*tables, *(found for found, _ in self.seen.values())], self.found)
@@ -210,8 +219,8 @@ class MonitorSet:
     def close(self) -> None:
         """Look at nothing any more."""
         self._switch(False)
-        for quantizer in self.quantizers:
-            quantizer.observers.remove(self.tables.see)
+        for quantizer, observer in zip(self.quantizers, self.observers, strict=True):
+            quantizer.observers.remove(observer)
         if isinstance(self.optimizer, Optimizer):
             self.optimizer.watching = False
             self.optimizer.observers.remove(self._see_update)

@@ -60,6 +60,7 @@ def test_counts_add_up_over_micro_batches(trial: Callable[..., Any]) -> None:
     watch.begin(1)
     for _ in range(3):
         net(torch.randn(8, 16)).square().mean().backward()
+    watch.tables.gather()
     passes, finite = watch.tables.sums[watch.tables.rows["0/input"]][:2].tolist()
     assert (passes, finite) == (3, 3 * 8 * 16)
 

@@ -65,7 +65,7 @@ def test_the_estimate_is_what_a_real_step_allocates(kind: str, storage: str | No
     assert found.weights == found.gradients == sum(p.nbytes for p in parameters)
     assert found.casts == sum(buffer.nbytes for buffer in state.model.buffers())
     kept = [tensors(vars(monitor)) for monitor in state.watch.monitors.values()] + [tensors(state.watch.looks.kept)]
-    tables = state.watch.tables.sums.nbytes + state.watch.tables.maxima.nbytes
+    tables = sum(row.nbytes for rows in state.watch.tables.written for row in rows)
     assert found.monitors == tables + sum(t.nbytes for found in kept for t in found)
     gridded = sum(p.numel() for name, p in state.model.named_parameters() if name.startswith("blocks."))
     assert found.codes == (gridded if storage else 0)

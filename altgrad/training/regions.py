@@ -1,0 +1,96 @@
+"""Regions: a model whose repeated blocks run as compiled graphs, one for all blocks that are alike.
+
+Compiling takes time for every cast of a graph, and the blocks of a model repeat each other: traced as one, a model of
+24 layers waits four times as long as one of 6. A block by itself is a graph that the next one finds ready, since
+nothing that differs between them (weights, keys of random bits, rows of tables) is a Python value on the way. What lies
+outside the blocks runs as it is.
+
+The model stays plain: its blocks are compiled for as long as `at_work` lasts, forward and backward, and replays,
+monitors and whoever else calls it see the module that it was.
+"""
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import nn
+
+from altgrad.nn import quantizers, unrecorded
+from altgrad.nn.linear import QuantizedLayer
+from altgrad.quantize import Quantizer, Rounding
+from altgrad.quantize.engine import RECOMPILATIONS
+
+PLAIN, CAST, BLOCKED, RANDOM = 8.0, 0.3, 0.4, 0.4
+"""Seconds to compile a block without casts, and what a cast adds: any, one with block scales, one with random bits
+(bench/RESULTS.md, two cores)."""
+
+
+def blocks_of(model: nn.Module, *, plain: bool = False) -> list[nn.Module]:
+    """The repeated blocks with casts: the members of the outermost lists of two or more modules of one class.
+
+    plain: also those without casts.
+    """
+    found: list[nn.Module] = []
+    for child in model.children():
+        members = list(child.children()) if isinstance(child, nn.ModuleList | nn.Sequential) else []
+        alike = len(members) > 1 and len({type(each) for each in members}) == 1
+        if alike and (plain or any(isinstance(inner, QuantizedLayer) for each in members for inner in each.modules())):
+            found += members
+        else:
+            found += blocks_of(child, plain=plain)
+    return found
+
+
+def compile_seconds(model: nn.Module, how: str) -> float:
+    """About how long `compile: model` or `blocks` makes the first step wait, where nothing is in torch's cache."""
+    blocks = blocks_of(model) if how == "blocks" else [model]
+    kinds = {repr(block): block for block in blocks}  # what a block looks like tells its casts
+    return sum(PLAIN + sum(map(_seconds, quantizers(block))) for block in kinds.values())
+
+
+def _seconds(quantizer: Quantizer) -> float:
+    blocked = quantizer.spec.scaling.kind not in ("unscaled", "current", "delayed")
+    return CAST + BLOCKED * blocked + RANDOM * (quantizer.spec.rounding is Rounding.stochastic)
+
+
+def run_plainly(model: nn.Module, forward: Callable[[], object]) -> None:
+    """Let a model run once in training and once in evaluation, without a trace, before it is compiled.
+
+    That each quantised layer's forward is what runs is proved in a first pass (`altgrad.nn.first_pass`), which looks at
+    Python as it happens: compiled it sees nothing, and is one more graph.
+    """
+    training = model.training
+    devices = [p.device for p in (next(model.parameters()),) if p.device.type == "cuda"]
+    with torch.random.fork_rng(devices), unrecorded(model):
+        model.train()
+        forward()
+        model.eval()
+        with torch.no_grad():
+            forward()
+    model.train(training)
+
+
+class Regions:
+    """The compiled blocks of a model. They are compiled when they first run.
+
+    backend: of torch.compile. plain: also blocks without casts.
+    """
+
+    def __init__(self, model: nn.Module, backend: str = "inductor", *, plain: bool = False) -> None:
+        self.compiled: list[tuple[Any, Callable[..., Any]]] = [
+            (block, torch.compile(block.forward, fullgraph=True, backend=backend))
+            for block in blocks_of(model, plain=plain)
+        ]
+        torch._dynamo.config.recompile_limit = max(torch._dynamo.config.recompile_limit, RECOMPILATIONS)
+
+    @contextmanager
+    def at_work(self) -> Iterator[None]:
+        """Let the blocks run compiled; backward passes of what ran so belong inside."""
+        for block, forward in self.compiled:
+            block.forward = forward
+        try:
+            yield
+        finally:
+            for block, _ in self.compiled:
+                del block.forward

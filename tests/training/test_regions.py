@@ -1,0 +1,208 @@
+"""Claims about `compile: blocks`: like blocks are one graph, whatever they cast; the model itself stays plain."""
+
+import copy
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch._dynamo.utils import counters
+
+from altgrad.document import Document
+from altgrad.models.model import ModelSpec
+from altgrad.monitors import MonitorSpec
+from altgrad.nn import PrecisionPolicy, commit, quantize_model
+from altgrad.optim import AdamW
+from altgrad.quantize import Quantizer, ScalingSpec
+from altgrad.spec import SpecError
+from altgrad.training.prepare import prepare
+from altgrad.training.regions import Regions, blocks_of, compile_seconds, run_plainly
+from altgrad.watching import MonitorSet
+
+# torch.compile warns of what it does itself.
+pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::UserWarning:torch")
+
+MX = {"format": "e4m3fn", "scaling": "mx"}
+RECIPES: dict[str, Any] = {
+    "delayed, stochastic": {
+        "weight": {"format": "e4m3fn", "scaling": "delayed"},
+        "input": {"format": "e4m3fn", "rounding": "stochastic"},
+        "grad_output": {"format": "e5m2", "scaling": "delayed"},
+    },
+    "mx": {"weight": MX, "input": MX, "grad_output": MX | {"rounding": "stochastic"}, "operands": "per_product"},
+}
+
+
+def model_of(layers: int, recipe: str, width: int = 32) -> nn.Module:
+    torch.manual_seed(0)
+    spec = ModelSpec.of({"kind": "gpt", "layers": layers, "width": width, "heads": 2, "context": 16})
+    rules: Any = [{"match": "blocks.*", **RECIPES[recipe]}]
+    return quantize_model(spec.build(64, 64), PrecisionPolicy(rules=rules))
+
+
+def steps(model: nn.Module, regions: Regions | None) -> list[Any]:
+    """Two unwatched steps and a watched one; losses, and what the monitor says."""
+    tokens = torch.randint(64, (2, 16), generator=torch.Generator().manual_seed(1))
+    run_plainly(model, lambda: model(tokens))
+    monitors = (MonitorSpec.of({"kind": "range", "every": 4}),)
+    optimizer = AdamW(model.parameters(), lr=1e-3)
+    watch = MonitorSet(monitors, model, optimizer)
+    found: list[Any] = []
+    for step in (2, 3, 4):
+        watch.begin(step)
+        if regions is None:
+            loss = model(tokens).square().mean()
+            loss.backward()
+        else:
+            with regions.at_work():
+                loss = model(tokens).square().mean()
+                loss.backward()
+        optimizer.step()
+        optimizer.zero_grad()
+        commit(model)
+        reports = watch.finish()
+        found.append((loss.item(), reports["range"].metrics if "range" in reports else {}))
+    return found
+
+
+LONG = pytest.mark.long
+CASES = [
+    ("delayed, stochastic", 2, "eager"),
+    ("delayed, stochastic", 4, "eager"),
+    *(pytest.param(recipe, 4, "aot_eager", marks=LONG) for recipe in RECIPES),
+    *(pytest.param(recipe, 3, "inductor", marks=[LONG, pytest.mark.needs("c++")]) for recipe in RECIPES),
+]
+
+
+@pytest.mark.parametrize(("recipe", "layers", "backend"), CASES)
+def test_like_blocks_are_one_graph_watched_and_one_unwatched(recipe: str, layers: int, backend: str) -> None:
+    torch._dynamo.reset()
+    counters.clear()
+    model = model_of(layers, recipe)
+    plain = steps(copy.deepcopy(model), None)
+    compiled = steps(model, Regions(model, backend=backend))
+    assert counters["stats"]["unique_graphs"] == 2 and not counters["graph_break"]
+    for (loss, metrics), (loss_compiled, metrics_compiled) in zip(plain, compiled, strict=True):
+        assert loss_compiled == pytest.approx(loss, rel=1e-5)
+        assert metrics_compiled == pytest.approx(metrics, rel=1e-2, abs=2e-3, nan_ok=True)
+    rows = {key: value for key, value in compiled[2][1].items() if ".mlp.up/" in key and key.endswith("/amax")}
+    assert len(rows) % layers == 0 and len(set(rows.values())) == len(rows) > 0, "a row of its own for every block"
+
+
+def test_the_model_is_plain_outside() -> None:
+    model = model_of(2, "mx")
+    regions = Regions(model, backend="eager")
+    own = [block.forward for block in blocks_of(model)]
+    with regions.at_work():
+        assert all("forward" in vars(block) for block in blocks_of(model))
+    assert [block.forward for block in blocks_of(model)] == own
+    assert not any("forward" in vars(block) for block in blocks_of(model))
+    copy.deepcopy(model)
+    with pytest.raises(KeyError), regions.at_work():
+        raise KeyError
+    assert not any("forward" in vars(block) for block in blocks_of(model))
+
+
+def test_blocks_are_the_outermost_lists_of_one_class_with_casts() -> None:
+    class Two(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.stem = nn.ModuleList([nn.Linear(4, 4), nn.LayerNorm(4)])
+            self.layers = nn.ModuleList(nn.ModuleList([nn.Linear(4, 4), nn.Linear(4, 4)]) for _ in range(3))
+            self.head = nn.ModuleList([nn.Linear(4, 4)])
+
+    model = Two()
+    assert blocks_of(model) == []
+    quantize_model(model, {"rules": [{"match": "layers.*", "weight": "e4m3fn"}]})
+    assert blocks_of(model) == list(model.layers)
+    assert blocks_of(model_of(1, "mx")) == []
+
+
+def test_depth_costs_nothing_by_blocks_and_casts_cost_something() -> None:
+    shallow, deep = model_of(2, "mx"), model_of(8, "mx")
+    assert compile_seconds(shallow, "blocks") == compile_seconds(deep, "blocks")
+    assert compile_seconds(shallow, "model") < compile_seconds(deep, "model")
+    assert compile_seconds(deep, "blocks") > compile_seconds(model_of(2, "delayed, stochastic"), "blocks")
+
+
+SPEC = """
+project: tests
+model: {kind: gpt, layers: 2, width: 16, heads: 2, context: 16}
+data: {kind: text, batch_size: 2}
+optimizer: adamw
+steps: 3
+schedule: {warmup: 0}
+precision: {rules: [{match: "blocks.*", weight: e4m3fn, input: e4m3fn}]}
+"""
+
+
+@pytest.mark.needs("c++")
+def test_auto_is_decided_by_what_compiling_saves() -> None:
+    chosen = {}
+    for name, sets in {
+        "short": [],
+        "long": ["steps=100000000"],
+        "one block": ["steps=100000000", "model.layers=1"],
+        "asked for": ["compile=blocks"],
+    }.items():
+        chosen[name] = prepare(
+            Document.parse(SPEC, "spec"), [*([] if "compile" in str(sets) else ["compile=auto"]), *sets]
+        ).spec.compile
+    assert chosen == {"short": False, "long": "blocks", "one block": "model", "asked for": "blocks"}
+
+
+def test_blocks_of_a_model_that_repeats_none_are_refused_at_the_field() -> None:
+    with pytest.raises(
+        SpecError, match=r"--set compile=blocks: this model repeats no block that has casts; use compile: model\."
+    ):
+        prepare(Document.parse(SPEC, "spec"), ["compile=blocks", "model.layers=1"])
+
+
+class Pair(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.one, self.two = nn.Linear(32, 32), nn.Linear(32, 32)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.two(self.one(x).relu())  # type: ignore[no-any-return]
+
+
+def pair_of(format: str, scaling: str, rounding: str = "nearest_even") -> nn.Module:
+    cast = {"format": format, "scaling": {"kind": scaling}, "rounding": rounding}
+    rules: Any = [{"match": "*", "weight": cast, "input": cast, "grad_output": cast, "operands": "per_product"}]
+    return quantize_model(Pair(), PrecisionPolicy(rules=rules))
+
+
+def test_formats_one_after_another_are_constants_of_their_graphs() -> None:
+    """In torch 2.13 `float(format.max)` became an input of the second graph, and Dynamo failed on it."""
+    torch._dynamo.reset()
+    for scaling, formats in {"nvfp4": ("e2m1", "e3m2", "e2m3"), "mx": ("e4m3fn", "e5m2"), "block": ("e3m4",)}.items():
+        for format in formats:
+            model = pair_of(format, scaling)
+            x = torch.randn(16, 32)
+            seen = torch.compile(model, fullgraph=True, backend="eager")(x)
+            assert torch.equal(seen, model(x))
+
+
+FORMATS = [f"e{e}m{m}{'fn' if (e, m) == (4, 3) else ''}" for e in range(2, 8) for m in range(1, 11)]
+SHAPES = [(0, 8), (1, 8), (7,), (3, 5), (64, 64), (4096,), (8193,), (2, 3, 4), (128, 130), (1, 1)]
+
+
+@pytest.mark.long
+@pytest.mark.needs("c++")
+@pytest.mark.parametrize("scaling", ["current", "block", "mx", "nvfp4"])
+def test_all_formats_shapes_and_roundings_in_one_process(scaling: str) -> None:
+    """None crashes, falls back to eager by running out of recompilations, or gives other bits."""
+    torch._dynamo.reset()
+    for number, name in enumerate(FORMATS):
+        for rounding in ("nearest_even", "stochastic", "toward_zero"):
+            spec: Any = {"format": name, "rounding": rounding, "scaling": {"kind": scaling}}
+            compiled, eager = Quantizer(spec, "a"), Quantizer(spec, "a")
+            compiled.engine = "compiled"
+            for shape in SHAPES:
+                x = torch.randn(shape, generator=torch.Generator().manual_seed(number))
+                assert torch.equal(compiled(x), eager(x)), (name, rounding, shape)
+
+
+def test_every_scaling_is_in_the_recipes_here() -> None:
+    assert {"current", "block", "mx", "nvfp4"} <= set(ScalingSpec.kinds())
