@@ -48,7 +48,7 @@ def arm(recipe: str, layers: int, how: str, width: int = 384, watched: bool = Fa
     from altgrad.monitors import MonitorSpec
     from altgrad.nn import PrecisionPolicy, commit, quantize_model
     from altgrad.optim import AdamW
-    from altgrad.training.regions import Regions
+    from altgrad.training.regions import Regions, run_plainly
     from altgrad.watching import MonitorSet
 
     torch.manual_seed(0)
@@ -61,6 +61,7 @@ def arm(recipe: str, layers: int, how: str, width: int = 384, watched: bool = Fa
     optimizer = AdamW(model.parameters(), lr=1e-4)
     watch = MonitorSet([MonitorSpec.of("range"), MonitorSpec.of("finite")], model, optimizer) if watched else None
     tokens = torch.randint(VOCABULARY, (BATCH, CONTEXT + 1))
+    run_plainly(model, lambda: model(tokens[:, :-1]))
 
     def step() -> float:
         if watch is not None:

@@ -48,7 +48,7 @@ def summary(taken: Mapping[str, list[float]], against: str) -> dict[str, tuple[f
 
 
 def median_interval(values: Sequence[float]) -> tuple[float, float]:
-    """The 95 % interval of the median, from order statistics: it is between two of the values, whatever they come from."""
+    """The 95 % interval of the median, from order statistics: between two of the values, whatever they come from."""
     from scipy.stats import binom
 
     ranked = sorted(values)
