@@ -48,6 +48,7 @@ def arm(recipe: str, layers: int, how: str, width: int = 384, watched: bool = Fa
     from altgrad.monitors import MonitorSpec
     from altgrad.nn import PrecisionPolicy, commit, quantize_model
     from altgrad.optim import AdamW
+    from altgrad.quantize.engine import ready_compiler
     from altgrad.training.regions import Regions, run_plainly
     from altgrad.watching import MonitorSet
 
@@ -61,6 +62,7 @@ def arm(recipe: str, layers: int, how: str, width: int = 384, watched: bool = Fa
     optimizer = AdamW(model.parameters(), lr=1e-4)
     watch = MonitorSet([MonitorSpec.of("range"), MonitorSpec.of("finite")], model, optimizer) if watched else None
     tokens = torch.randint(VOCABULARY, (BATCH, CONTEXT + 1))
+    ready_compiler()
     run_plainly(model, lambda: model(tokens[:, :-1]))
 
     def step() -> float:

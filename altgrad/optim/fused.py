@@ -21,7 +21,7 @@ from altgrad.optim.stiffness import factor, floored
 from altgrad.optim.storage import GridStorage, Storage
 from altgrad.optim.whole_tensor import is_sharded
 from altgrad.quantize import Grid
-from altgrad.quantize.engine import RECOMPILATIONS, Numbers, as_tensors, nearest, numbers, serves, stochastic
+from altgrad.quantize.engine import Numbers, as_tensors, nearest, numbers, ready_compiler, serves, stochastic
 from altgrad.quantize.noise import fold
 from altgrad.quantize.traced import binade, binades
 
@@ -120,7 +120,7 @@ def _compiled(chosen: Recipe, show: bool) -> Callable[..., Any]:
             at.add_(1)
         return step if show else None
 
-    torch._dynamo.config.recompile_limit = max(torch._dynamo.config.recompile_limit, RECOMPILATIONS)
+    ready_compiler()
     return torch.compile(run, dynamic=True, fullgraph=True)
 
 

@@ -20,7 +20,9 @@ share a handful of graphs; `fullgraph` makes running out of recompilations an er
 
 import functools
 import os
+import platform
 import shutil
+import subprocess
 import sys
 from collections.abc import Callable
 from typing import Any, Literal, NamedTuple
@@ -51,6 +53,8 @@ if _VECTORS not in torch.compiler.config.cache_key_tag:
 _EXPONENT, _SIGN = 0x7F800000, -(1 << 31)
 SMALL = 4096
 """Tensors of fewer elements are cast eagerly under either engine: calling a compiled graph costs more than they do."""
+KNOWS_VECTORS = 12
+"""Since when g++ and clang know AVX-512 with its extensions, and AMX."""
 RECOMPILATIONS = 64
 """Graphs of one function: dtypes, ranks of scales, devices, with and without autocast. Torch's own limit is 8."""
 
@@ -153,8 +157,7 @@ def _leave(magnitude: Tensor, x: Tensor, scale: Tensor | None, signed_zero: bool
 
 @functools.cache
 def _compiled(function: Callable[..., Tensor]) -> Callable[..., Tensor]:
-    limit = torch._dynamo.config.recompile_limit
-    torch._dynamo.config.recompile_limit = max(limit, RECOMPILATIONS)
+    ready_compiler()
     return torch.compile(function, dynamic=True, fullgraph=True)
 
 
@@ -199,6 +202,28 @@ def cast_values(
     form = as_tensors(fmt, x.device)
     made = _compiled(function)(taken, scale, inverse, fmt.has_negative_zero, form, *extra, keep=keep, zeros=zeros)
     return made.view(x.shape)
+
+
+@functools.cache
+def ready_compiler() -> None:
+    """Tell torch's compiler how it is used here: with more graphs of one function than it expects, and by compilers
+    that know every vector there is.
+
+    Before its first C++ it builds and loads a trial library for each width of vectors, also from a full cache: 8 s.
+    Which of them the processor has it finds out without.
+    """
+    torch._dynamo.config.recompile_limit = max(torch._dynamo.config.recompile_limit, RECOMPILATIONS)
+    if sys.platform != "linux" or platform.machine() != "x86_64":
+        return
+    import torch._inductor.config as inductor
+
+    found = (
+        subprocess.run([os.environ.get("CXX", "g++"), "-dumpversion"], capture_output=True, text=True, check=False)
+        if shutil.which(os.environ.get("CXX", "g++"))
+        else None
+    )
+    if found is not None and found.stdout.partition(".")[0].strip().isdigit() and inductor.cpp.vec_isa_ok is None:
+        inductor.cpp.vec_isa_ok = int(found.stdout.partition(".")[0]) >= KNOWS_VECTORS or None
 
 
 def missing_compiler(device: torch.device) -> str | None:

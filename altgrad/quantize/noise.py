@@ -74,5 +74,9 @@ def _mix(x: Tensor) -> Tensor:
 
 
 def _mixed(x: Tensor) -> Tensor:
-    """`_mix` of one word."""
-    return held(_mix(x))
+    """`_mix` of one word, whose expression a compiled graph would double three times over."""
+    if not torch.compiler.is_compiling():
+        return _mix(x)
+    x = held((x ^ _shift(x, 16)) * _M1)
+    x = (x ^ _shift(x, 15)) * _M2
+    return held(x ^ _shift(x, 16))

@@ -29,6 +29,7 @@ from altgrad.store.mirror import MirrorSink
 from altgrad.training import checkpoint
 from altgrad.training.evaluate import evaluate
 from altgrad.training.micro_batches import Gradients
+from altgrad.training.regions import compile_seconds
 from altgrad.training.restore import resume
 from altgrad.training.run import RunSpec
 from altgrad.training.state import EDITION, TrainState
@@ -181,6 +182,10 @@ class _Training:
     def carry_on(self) -> Outcome:
         """Steps, evaluations and checkpoints until the run completes, diverges or is interrupted."""
         state, spec = self.state, self.spec
+        if spec.compile:
+            seconds = round(compile_seconds(state.model, spec.compile))
+            message = f"Compiling takes about {seconds} s before the first step, less where torch's cache has it."
+            self.tracker.event(state.step, "notice", message, compiling=seconds)
         while True:
             last = state.step >= spec.steps
             if (last or state.step % spec.evaluate_every == 0) and state.evaluated < state.step and not self.evaluate():

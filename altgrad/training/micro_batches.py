@@ -14,6 +14,7 @@ from torch import Tensor
 from altgrad.data.dataset import Dataset
 from altgrad.nn import check_passes, seek
 from altgrad.optim import make_dense
+from altgrad.quantize.engine import ready_compiler
 from altgrad.quantize.noise import site_key
 from altgrad.training.regions import Regions, run_plainly
 from altgrad.training.run import RunSpec
@@ -80,6 +81,7 @@ class Gradients:
         Graphs made before are dropped: they are of formats that are gone, and they count towards torch's limits.
         """
         if self.spec.compile:
+            ready_compiler()
             torch.compiler.reset()
         if self.spec.compile == "model":
             self.forward = torch.compile(self.state.model, fullgraph=True)

@@ -52,7 +52,7 @@ class ProgressBar(Sink):
         self._show(step / self.steps, f"{self.title}: step {step}/{self.steps}{loss}", last=step == self.steps)
 
     def event(self, step: int, event: str, message: str, **details: JSON) -> None:
-        if event in SAID:
+        if event in SAID or "compiling" in details:
             self._display.say(f"step {step}  {event}: {message}")
 
     def close(self) -> None:

@@ -9,6 +9,7 @@ The model stays plain: its blocks are compiled for as long as `at_work` lasts, f
 monitors and whoever else calls it see the module that it was.
 """
 
+import gc
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -19,8 +20,10 @@ from torch import nn
 from altgrad.nn import quantizers, unrecorded
 from altgrad.nn.linear import QuantizedLayer
 from altgrad.quantize import Quantizer, Rounding
-from altgrad.quantize.engine import RECOMPILATIONS
+from altgrad.quantize.engine import ready_compiler
 
+GRAPHS = 3
+"""Of each sort of block: evaluation, a watched step and an unwatched one."""
 PLAIN, CAST, BLOCKED, RANDOM = 8.0, 0.3, 0.4, 0.4
 """Seconds to compile a block without casts, and what a cast adds: any, one with block scales, one with random bits
 (bench/RESULTS.md, two cores)."""
@@ -82,11 +85,17 @@ class Regions:
             (block, torch.compile(block.forward, fullgraph=True, backend=backend))
             for block in blocks_of(model, plain=plain)
         ]
-        torch._dynamo.config.recompile_limit = max(torch._dynamo.config.recompile_limit, RECOMPILATIONS)
+        ready_compiler()
+        self._uses = 0
 
     @contextmanager
     def at_work(self) -> Iterator[None]:
         """Let the blocks run compiled; backward passes of what ran so belong inside."""
+        self._uses += 1
+        # Compiling makes millions of objects that stay; to look through them for garbage takes an eighth of its time.
+        collects = self._uses <= GRAPHS and gc.isenabled()
+        if collects:
+            gc.disable()
         for block, forward in self.compiled:
             block.forward = forward
         try:
@@ -94,3 +103,5 @@ class Regions:
         finally:
             for block, _ in self.compiled:
                 del block.forward
+            if collects:
+                gc.enable()

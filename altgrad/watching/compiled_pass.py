@@ -21,7 +21,7 @@ from altgrad.formats import FloatFormat
 from altgrad.monitors.monitor import CastMonitor, Found, GradientMonitor, Monitor, UpdateMonitor
 from altgrad.optim import Update, whole_tensor
 from altgrad.quantize import Cast, Grid, Rounding
-from altgrad.quantize.engine import RECOMPILATIONS, Engine
+from altgrad.quantize.engine import Engine, ready_compiler
 from altgrad.quantize.grid import grid_units, round_units
 from altgrad.quantize.quantizer import Role
 from altgrad.watching.cast_tables import cast_on
@@ -134,7 +134,7 @@ class CompiledPass:
     def _made(self, run: Callable[..., Seen]) -> Callable[..., Seen]:
         if self.engine == "eager":
             return run
-        torch._dynamo.config.recompile_limit = max(torch._dynamo.config.recompile_limit, RECOMPILATIONS)
+        ready_compiler()
         made = torch.compile(run, dynamic=True, fullgraph=True)
 
         def constant(*given: Any) -> Seen:

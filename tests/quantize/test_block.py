@@ -171,6 +171,26 @@ def test_mse_beats_amax_on_heavy_tails() -> None:
     assert error["mse"] < 0.75 * error["current"]
 
 
+@pytest.mark.parametrize("format", ["e2m1", "e4m3fn", "e3m2", "e5m2", "e4m3fnuz"])
+@pytest.mark.parametrize("rounding", ["nearest_even", "stochastic"])
+@pytest.mark.parametrize("nonfinite", ["keep", "saturate"])
+def test_the_short_form_of_nvfp4_is_the_general_one(format: str, rounding: str, nonfinite: str) -> None:
+    """Blocks that are given up (scale 0), zeros of both signs, sub-normals, infinities and NaN among them."""
+    generator = torch.Generator().manual_seed(3)
+    x = torch.randn(64, 48, generator=generator) * 2.0 ** torch.randint(-60, 3, (64, 1), generator=generator)
+    x[0, :16] = 0.0
+    x[1, :16] = -0.0
+    x[2, 0], x[3, 1], x[4, 2], x[5, 3] = torch.inf, -torch.inf, torch.nan, 1e-40
+    spec: Any = {"format": format, "scaling": "nvfp4", "rounding": rounding, "nonfinite": nonfinite}
+    for quantizer, given in ((Quantizer(spec, "s"), x), (Quantizer(spec, "s", reduced="first"), x.T.contiguous())):
+        assert quantizer.short
+        found = quantizer.find_scale(given)
+        assert found is not None and bool((found.entries == 0).any())
+        short = quantizer.values(given, live=False, dtype=torch.float32)
+        general = quantizer.cast(given, live=False).values(torch.float32)
+        assert torch.equal(short.view(torch.int32), general.view(torch.int32))
+
+
 def test_the_tensor_scale_of_nvfp4_is_one_division() -> None:
     """s_t = amax / 2688 in float32: the block that holds the amax has scale 448 s_t. In two it is often another."""
     quantizer = Quantizer({"format": "e2m1", "scaling": "nvfp4"}, "s")

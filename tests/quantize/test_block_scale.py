@@ -18,6 +18,24 @@ def test_entries_come_back_repeated_and_turn_with_their_tensor(block: tuple[int,
     assert torch.equal(small.turned.spread(shape[::-1]).expand(shape[::-1]), scale.T)
 
 
+@pytest.mark.parametrize(("block", "shape"), [*BLOCKS, ((32, 1), (96, 3)), ((4, 4), (8, 12)), ((1, 16), (5, 16))])
+def test_where_it_meets_a_tensor_products_are_those_with_the_scale_spread(
+    block: tuple[int, int], shape: tuple[int, int]
+) -> None:
+    """In views of whole blocks, of the same elements in the same order; where blocks are ragged, as it is."""
+    torch.manual_seed(0)
+    small = SmallScale(torch.rand(-(-shape[0] // block[0]), -(-shape[1] // block[1])), block)
+    for x in (torch.randn(shape), torch.randn(shape[::-1]).T):
+        seen, scale = small.meet(x)
+        assert torch.equal((seen * scale).reshape(shape), x * small.spread(shape))
+        assert torch.equal(seen.reshape(shape), x) and (seen.ndim == 2 or scale.numel() == small.entries.numel())
+    whole = all(size % step == 0 or size <= step for size, step in zip(shape, block, strict=True))
+    assert (small.meet(torch.randn(shape))[0].ndim > 2) <= whole
+    if len(small.entries) > 1:
+        with pytest.raises(ValueError, match=r"does not fit"):
+            small.meet(torch.randn(shape[0] + block[0], shape[1]))
+
+
 def test_a_scale_for_the_tensor_has_no_axes() -> None:
     small = SmallScale(torch.tensor(2.0), ())
     assert float(small.rows(3, 5).spread((2, 4))) == 2.0 and small.turned is small
