@@ -32,6 +32,7 @@ from altgrad.quantize import Quantizer
 from altgrad.quantize.grid import require_castable
 from altgrad.quantize.passes import backward_counts, counts, refuse_transforms
 from altgrad.quantize.quantizer import Axis, Role, unnamed_site
+from altgrad.quantize.traced import held
 
 Slots = list[tuple[Product, Operand]]
 
@@ -115,6 +116,8 @@ class QuantizedLayer(nn.Module):
 
         A weight comes as [out, in], however it is kept. Each distinct cast is made once.
         """
+        # Casts look at x several times; a compiled graph would compute it each time anew, from as far back as a GELU.
+        x = held(x)
         made: dict[Quantizer | None, Tensor] = {}
         masks: list[Tensor] = []
         found: dict[Product, Tensor] = {}

@@ -23,7 +23,7 @@ from torch.nn import functional
 from altgrad.formats import FloatFormat
 from altgrad.quantize.block_scale import SmallScale
 from altgrad.quantize.engine import nearest, numbers
-from altgrad.quantize.scaling import AmaxScalingSpec, Scaling, ScalingSpec, finite_magnitude
+from altgrad.quantize.scaling import AmaxScalingSpec, Scaling, ScalingSpec, finite_magnitude, split_amax
 from altgrad.quantize.traced import held
 
 Size = Annotated[int, Field(ge=1, le=65_536)]
@@ -99,12 +99,14 @@ class Mx(Scaling):
 
 
 def _magnitude(x: Tensor) -> Tensor:
-    return torch.where(x.isnan(), torch.nan, finite_magnitude(x))
+    """|x| as float32, same shape, with inf as 0; NaN stays."""
+    magnitude = x.detach().to(torch.float32).abs()
+    return torch.where(magnitude == math.inf, 0, magnitude)
 
 
 def _mx_exponent(amax: Tensor, fmt: FloatFormat, mode: Mode) -> Tensor:
     """The exponent of the scale as the rule has it, int32; whatever for 0 and NaN."""
-    mantissa, exponent = torch.frexp(amax)
+    mantissa, exponent = split_amax(amax, least=2 - fmt.max_binade)
     if mode == "even":
         # Rounding amax to M bits can only matter where it carries into the next power of two: from there on upwards,
         # since the tie below a power of two goes to it.
@@ -122,7 +124,7 @@ def mx_scale(amax: Tensor, fmt: FloatFormat, mode: Mode) -> Tensor:
     # Two factors: 2^-127 is below float32's normal range, so it has no exponent field of its own.
     scale = ((found + 1 + 127) << 23).clamp(max=254 << 23).to(torch.int32).view(torch.float32) * 0.5
     scale = torch.where(found == 127, 2.0**127, scale)
-    return torch.where(amax.isnan(), torch.nan, scale)
+    return torch.where(amax == amax, scale, torch.nan)
 
 
 class Nvfp4Spec(ScalingSpec):

@@ -135,8 +135,20 @@ def beyond_range(amax: Tensor, fmt: FloatFormat, *, power_of_two: bool = True, m
 
 def _scale_exponent(amax: Tensor, fmt: FloatFormat, margin: int) -> Tensor:
     top, top_exponent = math.frexp(float(fmt.max))
-    mantissa, exponent = torch.frexp(amax)
+    mantissa, exponent = split_amax(amax, least=margin - top_exponent + 2)
     return exponent + (mantissa > top).to(torch.int32) + (margin - top_exponent)
+
+
+def split_amax(amax: Tensor, least: int) -> tuple[Tensor, Tensor]:
+    """Mantissa in [0.5, 1) and exponent (int32) of amaxes, as torch.frexp gives them; whatever for 0 and NaN.
+
+    Read from the bits, which takes sub-normals for numbers of the lowest binade. least: at most 0 where that cannot
+    matter, since what they ask for is clamped, and counts as clamped, either way; else frexp splits them.
+    """
+    if least > 0:
+        return torch.frexp(amax)
+    bits = amax.view(torch.int32)
+    return ((bits & 0x7FFFFF) | 0x3F000000).view(torch.float32), (bits >> 23) - 126
 
 
 def _quotient(amax: Tensor, fmt: FloatFormat, margin: int) -> Tensor:

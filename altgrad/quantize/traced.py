@@ -43,11 +43,13 @@ def binades(fmt: FloatFormat) -> tuple[float, float]:
 
 
 def held(x: Tensor) -> Tensor:
-    """x itself, a contiguous tensor, which a compiled graph keeps in memory instead of computing it where it is used.
+    """x itself, which a compiled graph keeps in memory instead of computing it where it is used.
 
     What a view is taken of by strides has to lie in memory.
     """
     if not torch.compiler.is_compiling():
         return x
+    if x.ndim > 1 and x.mT.is_contiguous():
+        return x.mT.as_strided(x.mT.shape, x.mT.stride()).mT
     x = x.contiguous()
     return x.as_strided(x.shape, x.stride())
