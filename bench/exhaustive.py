@@ -43,7 +43,7 @@ SEGMENT = 1 << 26
 
 _BENCH = ("bench/oracle.py", "bench/patterns.py", "altgrad/formats")
 SOURCES = {
-    "round_to": (*_BENCH, *(f"altgrad/quantize/{file}.py" for file in ("grid", "binade", "noise"))),
+    "round_to": (*_BENCH, *(f"altgrad/quantize/{file}.py" for file in ("grid", "traced", "noise"))),
     "eager": (*_BENCH, "altgrad/quantize"),
     "compiled": (*_BENCH, "altgrad/quantize"),
     "ml_dtypes": _BENCH,

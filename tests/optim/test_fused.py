@@ -74,6 +74,7 @@ def test_fused_is_eager_to_rounding(made: Any, settings: dict[str, Any]) -> None
         assert float((eager != fused).double().mean()) < 0.01
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(("made", "settings"), CASES[4:5])
 def test_watching_a_fused_step_changes_no_bit(made: Any, settings: dict[str, Any]) -> None:
     watched, alone = (run(made, settings, "compiled", watching=w)[0] for w in (True, False))

@@ -1,4 +1,4 @@
-"""Claims about `compile: model`: one graph without breaks, watched and unwatched, and the same run within rounding."""
+"""Claims about compiled runs: one graph without breaks, watched and unwatched, and the same run within rounding."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -72,18 +72,27 @@ def test_the_whole_quantised_model_is_two_graphs_without_breaks(monitors: str) -
 
 @pytest.mark.long
 @pytest.mark.needs("c++")
-def test_compiled_by_inductor_a_run_is_the_same_within_rounding(tmp_path: Path, short_data: Callable[..., Any]) -> None:
+@pytest.mark.parametrize(("choice", "graphs"), [("model", 2), ("blocks", 3)])
+def test_compiled_by_inductor_a_run_is_the_same_within_rounding(
+    tmp_path: Path, short_data: Callable[..., Any], choice: str, graphs: int
+) -> None:
+    """By blocks evaluation is compiled, too. Interrupted and resumed it is the same bit for bit."""
     torch._dynamo.reset()
     counters.clear()
     found = {}
-    for choice in ("false", "model"):
-        spec = RunSpec.parse(SPEC, sets=[f"compile={choice}"])
+    for name, compile_, until in (("plain", "false", [None]), ("whole", choice, [None]), ("parts", choice, [3, None])):
+        spec = RunSpec.parse(SPEC, sets=[f"compile={compile_}", "model.layers=2"])
         data = short_data(spec)
-        run = Run(tmp_path / "tests" / choice).create(spec.to_yaml(), {"steps": spec.steps})
-        assert train_run(spec, run, data).status == "completed"
-        found[choice] = list(run.metrics())
-    assert counters["stats"]["unique_graphs"] == 2 and not counters["graph_break"]
-    for plain, compiled in zip(found["false"], found["model"], strict=True):
+        run = Run(tmp_path / "tests" / name).create(spec.to_yaml(), {"steps": spec.steps})
+        for each in until:
+            outcome = train_run(spec, run, data, until=each)
+        assert outcome.status == "completed"
+        found[name] = list(run.metrics())
+        if name == "whole":
+            assert counters["stats"]["unique_graphs"] == graphs and not counters["graph_break"]
+            said = [event["message"] for event in run.events() if "compiling" in event]
+            assert len(said) == 1 and said[0].startswith("Compiling takes about ")
+    for plain, compiled, again in zip(found["plain"], found["whole"], found["parts"], strict=True):
         for key, value in plain.items():
             if key.startswith("time/"):
                 continue
@@ -92,3 +101,4 @@ def test_compiled_by_inductor_a_run_is_the_same_within_rounding(tmp_path: Path, 
             assert compiled[key] == pytest.approx(
                 value, rel=1e-2 if loose else 1e-4, abs=2e-3 if loose else 0, nan_ok=True
             )
+            assert repr(again[key]) == repr(compiled[key]), key

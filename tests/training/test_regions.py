@@ -67,7 +67,7 @@ def steps(model: nn.Module, regions: Regions | None) -> list[Any]:
 
 LONG = pytest.mark.long
 CASES = [
-    ("delayed, stochastic", 2, "eager"),
+    pytest.param("delayed, stochastic", 2, "eager", marks=LONG),
     ("delayed, stochastic", 4, "eager"),
     *(pytest.param(recipe, 4, "aot_eager", marks=LONG) for recipe in RECIPES),
     *(pytest.param(recipe, 3, "inductor", marks=[LONG, pytest.mark.needs("c++")]) for recipe in RECIPES),
@@ -176,7 +176,7 @@ def pair_of(format: str, scaling: str, rounding: str = "nearest_even") -> nn.Mod
 def test_formats_one_after_another_are_constants_of_their_graphs() -> None:
     """In torch 2.13 `float(format.max)` became an input of the second graph, and Dynamo failed on it."""
     torch._dynamo.reset()
-    for scaling, formats in {"nvfp4": ("e2m1", "e3m2", "e2m3"), "mx": ("e4m3fn", "e5m2"), "block": ("e3m4",)}.items():
+    for scaling, formats in {"nvfp4": ("e2m1", "e3m2"), "block": ("e5m2",)}.items():
         for format in formats:
             model = pair_of(format, scaling)
             x = torch.randn(16, 32)
