@@ -45,8 +45,7 @@ def binades(fmt: FloatFormat) -> tuple[float, float]:
 def held(x: Tensor) -> Tensor:
     """x itself, which a compiled graph keeps in memory instead of computing it where it is used.
 
-    What a view is taken of by strides has to lie in memory, and there as eager code would have it: torch's compiler gives
-    what `as_strided` looks at the strides that it was traced with.
+    What a view is taken of by strides has to lie in memory.
     """
     if not torch.compiler.is_compiling():
         return x
