@@ -142,7 +142,7 @@ def resolve(spec: RunSpec, model: nn.Module, tokens: int, device: torch.device) 
     compile_ = spec.compile
     if compile_ == "auto":
         how: Literal["blocks", "model"] = "blocks" if blocks_of(model) else "model"
-        compile_ = how if why is None and saved > GAINS * compile_seconds(model, how) else False
+        compile_ = how if why is None and spec.data.one_shape and saved > GAINS * compile_seconds(model, how) else False
     return spec.model_copy(update={"threads": threads, "engine": engine, "compile": compile_}), notice
 
 
@@ -309,6 +309,8 @@ def prepare(
     spec, notice = resolve(spec, fitted.model, dataset.batch(0).inputs.numel(), where)
     if exact and spec != asked:
         why = notice or f"it leaves threads or engine to the machine (here {spec.threads} and {spec.engine})"
+        if asked.compile != spec.compile:
+            why = f"it leaves compile to the machine (here {str(spec.compile).lower()})"
         raise MachineError(f"{document.name}: --exact: this would be another run than the spec says: {why}.")
     warning = leak_warning(spec)
     for line in filter(None, (_left_out(dataset), notice, warning)):

@@ -1,9 +1,9 @@
 """Regions: a model whose repeated blocks run as compiled graphs, one for all blocks that are alike.
 
-Compiling takes time for every cast of a graph, and the blocks of a model repeat each other: traced as one, a model of
-24 layers waits four times as long as one of 6. A block by itself is a graph that the next one finds ready, since
-nothing that differs between them (weights, keys of random bits, rows of tables) is a Python value on the way. What lies
-outside the blocks runs as it is.
+Compiling takes time for every cast of a graph, and the blocks of a model repeat each other: traced as one, a model
+waits the longer the more of them it has. A block by itself is a graph that the next one finds ready, since nothing that
+differs between them (weights, keys of random bits, rows of tables) is a Python value on the way. What lies outside the
+blocks runs as it is.
 
 The model stays plain: its blocks are compiled for as long as `at_work` lasts, forward and backward, and replays,
 monitors and whoever else calls it see the module that it was.

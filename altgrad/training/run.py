@@ -139,7 +139,7 @@ class RunSpec(Spec):
                 f"model {self.model.kind} answers for every {self.model.answers}, data {self.data.kind} asks for every "
                 f"{self.data.answers}; gpt goes with text, encoder with labels, hf with either by its head."
             )
-        if self.compile and not self.data.one_shape:
+        if self.compile not in (False, "auto") and not self.data.one_shape:
             raise ValueError(f"compile: {self.compile} is for batches of one shape; set data.lengths: mixed.")
         for place, members in (
             ("monitors", self.monitors),

@@ -14,7 +14,8 @@ from altgrad.monitors import MonitorSpec
 from altgrad.nn import PrecisionPolicy, commit, quantize_model
 from altgrad.optim import AdamW
 from altgrad.quantize import Quantizer, ScalingSpec
-from altgrad.spec import SpecError
+from altgrad.spec import MachineError, SpecError
+from altgrad.training import RunSpec
 from altgrad.training.prepare import prepare
 from altgrad.training.regions import Regions, blocks_of, compile_seconds, run_plainly
 from altgrad.watching import MonitorSet
@@ -101,6 +102,23 @@ def test_the_model_is_plain_outside() -> None:
     with pytest.raises(KeyError), regions.at_work():
         raise KeyError
     assert not any("forward" in vars(block) for block in blocks_of(model))
+
+
+def test_a_model_that_ran_plainly_is_as_it_was() -> None:
+    model = nn.Sequential(nn.Linear(4, 4), nn.BatchNorm1d(4), nn.Linear(4, 4))
+    quantize_model(model, {"rules": [{"match": "*", "input": {"format": "e4m3fn", "rounding": "stochastic"}}]})
+    before = copy.deepcopy(model.state_dict())
+    drawn = torch.random.get_rng_state()
+    run_plainly(model.eval(), lambda: model(torch.randn(8, 4)))
+    assert not model.training and torch.equal(torch.random.get_rng_state(), drawn)
+    assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
+
+
+def test_auto_is_no_graph_where_shapes_vary_and_exact_asks_for_a_choice() -> None:
+    labels = "{model: encoder, data: labels, optimizer: adamw, steps: 1, compile: auto}"
+    assert RunSpec.parse(labels).compile == "auto"
+    with pytest.raises(MachineError, match=r"--exact: .*: it leaves compile to the machine \(here false\)"):
+        prepare(Document.parse(SPEC, "spec"), ["compile=auto", "threads=1", "engine=eager"], exact=True)
 
 
 def test_blocks_are_the_outermost_lists_of_one_class_with_casts() -> None:
