@@ -27,7 +27,7 @@ GRAPHS = 3
 QUICKLY = {"cpp.enable_loop_tail_vec": False}
 """Options of Inductor: the ends of rows that fill no vector, which most models have none of, are done one number at a
 time, for which code is there anyway. A third form of every kernel took an eighth of compiling (46 to 40 s)."""
-PLAIN, CAST, BLOCKED, RANDOM = 8.0, 0.3, 0.4, 0.4
+PLAIN, CAST, BLOCKED, RANDOM = 10.0, 0.6, 0.25, 1.0
 """Seconds to compile a block without casts, and what a cast adds: any, one with block scales, one with random bits
 (bench/RESULTS.md, two cores)."""
 
