@@ -27,7 +27,6 @@ app = typer.Typer(
     cls=Commands,
     help="A wind tunnel for low-precision training: any ExMy format, any place a tensor enters it, watched bit by bit.",
     no_args_is_help=True,
-    add_completion=False,
     pretty_exceptions_enable=False,
     rich_markup_mode=None,  # rich is a third of what `--help` may take
     context_settings={"help_option_names": ["-h", "--help"]},
