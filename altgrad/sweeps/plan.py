@@ -114,7 +114,7 @@ def make_plan(
         except ValueError as error:
             raise SpecError(str(path), str(error)) from None
     sets = list(sets)
-    found = runs_of(matrix, path.parent, RunSpec, sets)
+    found = runs_of(matrix, path.parent, RunSpec, sets, document)
     fitting = _Fitting(torch.device(device), RunStore(store))
     planned: list[PlannedRun] = []
     for place, spec in found:
