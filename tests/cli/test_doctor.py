@@ -2,9 +2,10 @@
 
 import json
 import os
+import shutil
 import tomllib
-from collections import namedtuple
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -46,7 +47,7 @@ def test_the_extras_are_those_of_the_package() -> None:
 def test_what_is_lacking_is_a_warning_with_its_remedy(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PATH", str(tmp_path))
     monkeypatch.setattr(os, "getloadavg", lambda: (1e3, 0.0, 0.0))
-    monkeypatch.setattr(machine.shutil, "disk_usage", lambda _: namedtuple("Usage", "free")(10**9))
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: SimpleNamespace(free=10**9))
     monkeypatch.setattr(machine, "_seconds", lambda dtype: 9.0 if dtype == torch.bfloat16 else 1.0)
     monkeypatch.setattr(torch, "__version__", "2.9.1")
     monkeypatch.setattr(torch, "get_num_threads", lambda: 4096)
