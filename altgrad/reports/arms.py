@@ -1,6 +1,6 @@
 """What a run is an instance of, read from its spec: the arm (what is compared) and the condition (what is held equal).
 
-    arm         format of stored weights (or of their cast) x storage x casts x optimizer and its own settings
+    arm         format of stored weights (or of their cast) x storage x casts x optimizer, and all settings of these
     condition   everything else that decides a result: model, data, steps, schedule, decay, the other parameters' rates
     free        seed, lr, names, monitors, cadences, engine, threads: they tell runs apart, not arms
 
@@ -9,13 +9,15 @@ unknown is part of the condition.
 """
 
 import json
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, replace
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Any
+
+from altgrad.store.compare import leaves
 
 FREE = {
     "project", "name", "seed", "monitors", "log_every", "evaluate_every", "checkpoint_every", "keep", "engine",
-    "compile", "threads",
+    "compile", "threads", "track", "twin",
 }  # fmt: skip
 PARTS = {"precision", "storage", "compute", "optimizer", "interventions", "init_from"}
 SHARED = {"weight_decay", "groups"}
@@ -30,6 +32,7 @@ class Arm:
     """One thing that is compared. `casts` is empty where activations and gradients enter no format.
 
     variant: what makes this arm of its optimizer different, as `S smooth, p 0.5`; empty for the optimizer's default.
+    detail: everything else that is set about them (roundings, scalings, betas), as canonical JSON.
     """
 
     format: str
@@ -38,6 +41,7 @@ class Arm:
     optimizer: str
     variant: str = ""
     frozen: bool = False
+    detail: str = field(default="", repr=False)
 
     @property
     def is_baseline(self) -> bool:
@@ -59,6 +63,19 @@ class Arm:
         """Format, how it is stored, and the casts beside it."""
         stored = "" if self.storage in ("", "master") else f" {self.storage}"
         return f"{self.format}{stored}" + (f", {self.casts}" if self.casts else "")
+
+    @property
+    def stored(self) -> str:
+        """How weights are kept between steps."""
+        if self.storage in ("", "master"):
+            return {"BF16": "bfloat16"}.get(self.format, "float32")
+        return f"{self.format} {self.storage}"
+
+    @property
+    def cast_words(self) -> str:
+        """What enters which format, weights among it; `none`."""
+        weight = f"weight {self.format}" if self.storage == "master" else ""
+        return ", ".join(filter(None, (weight, self.casts))) or "none"
 
     @property
     def label(self) -> str:
@@ -90,7 +107,10 @@ def arm_of(spec: Mapping[str, Any]) -> Arm:
     else:
         format_, storage = BASELINES.get(str(spec.get("compute", "float32")), "?"), ""
     kind = str(optimizer.get("kind", "?"))
-    return Arm(format_, storage, casts, kind, _variant(kind, optimizer), optimizer.get("lr") == 0)
+    rest = {key: spec.get(key) for key in ("precision", "storage", "compute", "interventions")}
+    rest |= {"optimizer": {key: value for key, value in optimizer.items() if key not in SHARED | {"lr"}}}
+    detail = json.dumps(_settled(rest), sort_keys=True, default=str)
+    return Arm(format_, storage, casts, kind, _variant(kind, optimizer), optimizer.get("lr") == 0, detail)
 
 
 def condition_of(spec: Mapping[str, Any]) -> str:
@@ -109,7 +129,7 @@ def settings_of(spec: Mapping[str, Any]) -> str:
 
 def differing(conditions: Iterable[str]) -> dict[str, str]:
     """For each condition the leaves in which it differs from the first one (the first: from any), in words."""
-    trees = {text: dict(_leaves(json.loads(text))) for text in conditions}
+    trees = {text: dict(leaves(json.loads(text))) for text in conditions}
     paths = _unique(path for tree in trees.values() for path in tree)
     first = next(iter(trees), "")
     found = {}
@@ -118,6 +138,16 @@ def differing(conditions: Iterable[str]) -> dict[str, str]:
         told = [path for path in paths if any(str(tree.get(path)) != str(other.get(path)) for other in others)]
         found[text] = ", ".join(f"{path} {tree.get(path, 'absent')}" for path in told[:6])
     return found
+
+
+def told_apart(specs: Sequence[Mapping[str, Any]], most: int = 3) -> list[str]:
+    """For each spec the values, but for rate and seed, in which the specs differ: `betas 0.9, scaling.kind mx`."""
+    trees = [dict(leaves(_settled({k: v for k, v in spec.items() if k not in FREE}))) for spec in specs]
+    paths = [path for path in _unique(path for tree in trees for path in tree) if path != "optimizer.lr"]
+    varying = [path for path in paths if len({str(tree.get(path)) for tree in trees}) > 1][:most]
+    return [
+        ", ".join(f"{'.'.join(path.split('.')[-2:])} {tree[path]}" for path in varying if path in tree) for tree in trees
+    ]
 
 
 def rate_of(spec: Mapping[str, Any]) -> float:
@@ -181,11 +211,3 @@ def _settled(value: Any) -> Any:
     if isinstance(value, list | tuple):
         return [_settled(each) for each in value]
     return int(value) if isinstance(value, float) and value.is_integer() else value
-
-
-def _leaves(tree: Any, path: str = "") -> Iterable[tuple[str, Any]]:
-    if isinstance(tree, Mapping):
-        for key, value in tree.items():
-            yield from _leaves(value, f"{path}.{key}" if path else str(key))
-    else:
-        yield path, tree

@@ -187,19 +187,9 @@ def _closest(arms: list[Arm], optimizer: str) -> Arm | None:
     return min(own, key=lambda arm: len(arm.variant), default=None)
 
 
-def lacking_pair(project: Project) -> str:
-    """Why nothing is compared."""
-    first, second = map(optimizer_name, project.pair)
-    return f"No format has both {_article(first)} {first} and {_article(second)} {second} arm."
-
-
 def short_name(optimizer: str) -> str:
     """An optimizer's name where there is little room."""
     return {"ManifoldAdamW": "Manifold"}.get(optimizer, optimizer)
-
-
-def _article(word: str) -> str:
-    return "an" if word[:1].lower() in "aeiou" else "a"
 
 
 def mean_or_nan(values: list[float]) -> float:

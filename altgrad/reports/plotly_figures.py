@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from altgrad.numerals import tick_text
-from altgrad.reports.content import Axes, Axis, Band, Dots, Figure, Heat, Mark, Trace
+from altgrad.reports.content import Axes, Axis, Band, Dots, Figure, Heat, Mark, Trace, cell_text, heat_limits
 
 _DASH = {"solid": "solid", "dash": "dash", "dot": "dot", "dashdot": "dashdot"}
 _ROW_GAP, _TOP, _TITLES, _BOTTOM = 106, 34, 24, 62
@@ -198,25 +198,6 @@ def _heat(mark: Heat, axes: dict[str, str], data: list[Any]) -> None:
 def _positions(values: Any) -> list[Any]:
     """Numbers as they are; names by their place."""
     return list(range(len(values))) if len(values) and isinstance(values[0], str) else list(values)
-
-
-def heat_limits(mark: Heat) -> tuple[float, float]:
-    """The range of a heat map's colours; symmetric around 0 if it diverges."""
-    if mark.limits is not None:
-        return mark.limits
-    finite = mark.z[np.isfinite(mark.z)]
-    if not len(finite):
-        return 0.0, 1.0
-    if mark.diverging:
-        reach = float(np.abs(finite).max()) or 1.0
-        return -reach, reach
-    low, high = float(finite.min()), float(finite.max())
-    return low, high if high > low else low + 1
-
-
-def cell_text(value: float) -> str:
-    """A cell's number: three significant figures; nothing for NaN."""
-    return "" if not math.isfinite(value) else f"{value:.3g}"
 
 
 def _text(text: Any) -> str:

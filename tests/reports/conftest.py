@@ -57,16 +57,16 @@ def final_loss(tree: Mapping[str, Any]) -> float:
 
 def write_run(
     root: Path, tree: Mapping[str, Any], *, status: str = "completed", points: int = 50, project: str = "study",
-    name: str = "study", sited: bool = True, **meta: Any,
+    name: str = "study", sited: bool = True, final: float | None = None, **meta: Any,
 ) -> Run:  # fmt: skip
-    """One run in the store under `root`."""
+    """One run in the store under `root`. final: the loss that it comes to; that of `final_loss` if left out."""
     digest = hashlib.sha256(repr(sorted(tree.items(), key=str)).encode()).hexdigest()
     facts = {"status": status, "steps": tree.get("steps"), "altgrad": "0.1.0", "torch": "2.13.0", "python": "3.11.7",
              "device": "cpu", "data": {"vocabulary": 256}, "seed": tree.get("seed")}  # fmt: skip
     path = RunStore(root).run(project, run_id(name, digest, int(tree.get("seed") or 0)))
     run = path.create(yaml.safe_dump(dict(tree), sort_keys=False), facts | meta)
     files = RunFiles(run)
-    final = final_loss(tree)
+    final = final_loss(tree) if final is None else final
     random = np.random.default_rng([tree["seed"], len(digest)])
     last = points if status == "completed" else points // 2
     for index in range(last + 1):
