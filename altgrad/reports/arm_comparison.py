@@ -17,7 +17,7 @@ from functools import cached_property
 
 import numpy as np
 
-from altgrad.numerals import counted, significant
+from altgrad.numerals import counted, signed, significant
 from altgrad.reports.arms import Arm, settings_of
 from altgrad.reports.bits import least_first
 from altgrad.reports.project import Project, unique_names
@@ -28,7 +28,7 @@ from altgrad.spec.messages import listed
 from altgrad.statistics.intervals import t_interval
 from altgrad.statistics.verdict import ArmVerdict, Comparison, judge
 
-FEW = 3
+FEW = 6
 """So many arms have their intervals in the first sentence; of more, only what was decided."""
 
 
@@ -188,10 +188,10 @@ def answer(project: Project, found: ArmComparison | None) -> str:
     if found.verdict is None:
         return _alone(found.reference)
     judged = found.verdict.judged
-    if len(judged) > FEW:
+    if not 1 < len(judged) <= FEW or any(arm.interval.n < 2 for arm in judged):
         return found.verdict.sentence
-    told = [found.verdict.sentence_of(arm).removesuffix(".") for arm in judged]
-    return "; ".join(told) + "."
+    told = [f"{arm.arm} is {arm.verdict}, {signed(arm.interval.mean)} {bounds(arm.interval)}" for arm in judged]
+    return f"Compared with {found.reference.name}, in nats: {'; '.join(told)}."
 
 
 def _alone(arm: ComparedArm) -> str:

@@ -24,6 +24,8 @@ SHARED = {"weight_decay", "groups"}
 STANDARD, MANIFOLD = "adamw", "manifold_adamw"
 PAIR = (STANDARD, MANIFOLD)
 """The optimizers that a verdict compares where nobody names others: losses of the first less those of the second."""
+OPERANDS = {"weight": "weight", "input": "input", "grad_output": "grad"}
+"""The operands of the products, and what they are called where there is little room."""
 BASELINES = {"float32": "FP32", "bfloat16": "BF16"}
 
 
@@ -70,12 +72,6 @@ class Arm:
         if self.storage in ("", "master"):
             return {"BF16": "bfloat16"}.get(self.format, "float32")
         return f"{self.format} {self.storage}"
-
-    @property
-    def cast_words(self) -> str:
-        """What enters which format, weights among it; `none`."""
-        weight = f"weight {self.format}" if self.storage == "master" else ""
-        return ", ".join(filter(None, (weight, self.casts))) or "none"
 
     @property
     def label(self) -> str:
@@ -140,6 +136,16 @@ def differing(conditions: Iterable[str]) -> dict[str, str]:
     return found
 
 
+def cast_text(spec: Mapping[str, Any]) -> str:
+    """What enters the products in which format: `weight, input e4m3fn; grad e5m2`, scalings by name; `none`."""
+    rules = _mappings(_mapping(spec.get("precision")).get("rules"))
+    operands: dict[str, list[str]] = {}
+    for operand, short in OPERANDS.items():
+        if formats := _unique(_scaled(rule.get(operand)) for rule in rules):
+            operands.setdefault("+".join(formats), []).append(short)
+    return "; ".join(f"{', '.join(shorts)} {formats}" for formats, shorts in operands.items()) or "none"
+
+
 def told_apart(specs: Sequence[Mapping[str, Any]], most: int = 3) -> list[str]:
     """For each spec the values, but for rate and seed, in which the specs differ: `betas 0.9, scaling.kind mx`."""
     trees = [dict(leaves(_settled({k: v for k, v in spec.items() if k not in FREE}))) for spec in specs]
@@ -181,10 +187,17 @@ def _casts(spec: Mapping[str, Any]) -> tuple[str, str]:
     rules = _mappings(_mapping(spec.get("precision")).get("rules"))
     weights = _unique(_format(rule.get("weight")) for rule in rules)
     words = []
-    for operand, short in (("input", "input"), ("grad_output", "grad")):
-        if found := _unique(_format(rule.get(operand)) for rule in rules):
+    for operand, short in OPERANDS.items():
+        if operand != "weight" and (found := _unique(_format(rule.get(operand)) for rule in rules)):
             words.append(f"{short} {'+'.join(found)}")
     return "+".join(weights), ", ".join(words)
+
+
+def _scaled(cast: Any) -> str:
+    """A cast's format, with its scaling where that is not the default one."""
+    scaling = cast.get("scaling") if isinstance(cast, Mapping) else None
+    kind = scaling.get("kind") if isinstance(scaling, Mapping) else scaling
+    return f"{found} {kind}" if (found := _format(cast)) and kind not in (None, "current") else found
 
 
 def _format(cast: Any) -> str:

@@ -8,9 +8,9 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 from altgrad.formats import FloatFormat
+from altgrad.reports.arms import OPERANDS
 
 WIDE = {"float32": 32.0, "bfloat16": 16.0}
-OPERANDS = ("weight", "input", "grad_output")
 
 
 def operand_bits(spec: Mapping[str, Any], operand: str) -> list[float]:

@@ -24,7 +24,7 @@ LIGHT = {
 }  # fmt: skip
 DARK = LIGHT | {
     "text": "#e6edf3", "faint": "#7d8590", "blue": "#4FA8E0", "orange": "#F0B429", "green": "#2CC295",
-    "gold": "#F0E442", "red": "#F0803C", "grey": "#9aa4af", "grid": "#262c36", "band": "#1d232c", "page": "#0f141a",
+    "gold": "#F0E442", "red": "#F0803C", "sky": "#A9DEFF", "grey": "#9aa4af", "grid": "#262c36", "band": "#1d232c", "page": "#0f141a",
 }  # fmt: skip
 _DASH = {"solid": "-", "dash": "--", "dot": ":", "dashdot": "-."}
 _SYMBOL = {"circle": "o", "square": "s", "diamond": "D", "cross": "P", "triangle-up": "^", "x": "X"}
@@ -116,7 +116,7 @@ def _axis(axes: Any, axis: Axis, which: str, letters: int) -> None:
         getattr(axes, f"set_{which}scale")("log")
     if axis.categories:
         turned = {"rotation": 30, "ha": "right"} if which == "x" and max(map(len, axis.categories)) > 8 else {}
-        names = ["\n".join(textwrap.wrap(name, max(letters // 3, 14))) for name in axis.categories]
+        names = ["\n".join(textwrap.wrap(name, max(letters * 2 // 5, 14))) for name in axis.categories]
         getattr(axes, f"set_{which}ticks")(range(len(names)), names, **turned)
         getattr(axes, f"set_{which}lim")(-0.6, len(names) - 0.4)
     elif axis.limits:

@@ -8,6 +8,7 @@ import numpy as np
 
 from altgrad.numerals import counted, rate_text, signed, significant
 from altgrad.reports.arm_comparison import ArmComparison, ComparedArm, answer, compare_arms
+from altgrad.reports.arms import cast_text
 from altgrad.reports.content import (
     FORMAT_TONES,
     Axes,
@@ -183,7 +184,7 @@ def _at_the_end(found: ArmComparison) -> Figure | None:
         tone: Tone = {"better": "green", "worse": "red", "equivalent": "blue"}.get(verdict.verdict, "grey")  # type: ignore[assignment]
         at = np.array([verdict.interval.mean])
         marks.append(Dots(at, np.array([float(place)]), verdict.verdict, tone, symbol, low, high, "x"))
-    labels = tuple(f"{arm.name} (n = {verdict.interval.n})" for arm, verdict in judged)
+    labels = tuple(f"{arm.name} (n\u00a0=\u00a0{verdict.interval.n})" for arm, verdict in judged)
     axis = Axis(f"final loss − {found.reference.name}'s (nats)")
     panel = Axes(axis, Axis("", categories=labels, reverse=True), tuple(marks))
     caption = "Simultaneous 95 % intervals; left of the grey band is better, right of it worse, inside it equivalent."
@@ -195,10 +196,10 @@ def _table(found: ArmComparison) -> Table:
     verdicts = {verdict.arm: verdict for _, verdict in found.others_judged}
     beside = any(1 < verdict.interval.n <= FEW for verdict in verdicts.values()) and len(verdicts) > 1
     rows = [_row(arm, verdicts.get(arm.name), several, beside) for arm in found.arms.values()]
-    told = ("difference (nats)", "95 % interval", *(("Bonferroni's",) if beside else ()), "n", "verdict", "more seeds")
-    header = ("arm", "casts", "storage", "optimizer", "lr", "validation loss", *(told if several else ("95 % interval",)),
-              "diverged")  # fmt: skip
-    numeric = {4, 5, 6, len(header) - 5 if several else 6}
+    answer = ("difference (nats)", "95 % interval", "verdict", "n", "more seeds")
+    known = ("validation loss", *(() if several else ("95 % interval",)), "casts", "storage", "optimizer", "lr", "diverged")
+    header = ("arm", *(answer if several else ()), *known, *(("Bonferroni's interval",) if beside else ()))
+    numeric = {header.index(name) for name in ("difference (nats)", "n", "validation loss", "lr") if name in header}
     note = "A diverged run enters as ln(vocabulary). More seeds: about how many would decide."
     if beside:
         note += f" Bonferroni's interval leans less on normality, which matters up to {FEW} seeds."
@@ -209,16 +210,16 @@ def _table(found: ArmComparison) -> Table:
 def _row(arm: ComparedArm, verdict: ArmVerdict | None, several: bool, beside: bool) -> tuple[str, ...]:
     values = np.array([value for value in arm.values.values() if math.isfinite(value)])
     mean = significant(float(values.mean()), 5) if len(values) else "–"
-    known = (arm.name, arm.arm.cast_words, arm.arm.stored, arm.arm.method, rate_text(arm.rate), mean)
-    fallen = f"{len(arm.diverged)} of {len(arm.judged)}"
+    spread = () if several else (bounds(t_interval(values), sign=False),)
+    kind = (cast_text(arm.first.spec), arm.arm.stored, arm.arm.method, rate_text(arm.rate))
+    known = (mean, *spread, *kind, f"{len(arm.diverged)} of {len(arm.judged)}")
     if not several:
-        return (*known, bounds(t_interval(values), sign=False), fallen)
+        return arm.name, *known
     if verdict is None:
-        return (*known, "–", "–", *(("–",) if beside else ()), str(len(values)), "reference", "–", fallen)
+        return arm.name, "–", "–", "reference", str(len(values)), "–", *known, *(("–",) if beside else ())
     more = "–" if verdict.more_seeds is None else f"≈ {verdict.more_seeds}"
-    wider = (bounds(verdict.bonferroni),) if beside else ()
-    interval = verdict.interval
-    return (*known, signed(interval.mean), bounds(interval), *wider, str(interval.n), verdict.verdict, more, fallen)
+    told = (signed(verdict.interval.mean), bounds(verdict.interval), verdict.verdict, str(verdict.interval.n), more)
+    return arm.name, *told, *known, *((bounds(verdict.bonferroni),) if beside else ())
 
 
 def _reservations(found: ArmComparison) -> list[Block]:

@@ -6,7 +6,8 @@ from typing import ClassVar
 import numpy as np
 
 from altgrad.reports.arm_comparison import ComparedArm, compare_arms, mean_ratio
-from altgrad.reports.bits import OPERANDS, bits_text, operand_bits, stored_bits
+from altgrad.reports.arms import OPERANDS
+from altgrad.reports.bits import bits_text, operand_bits, stored_bits
 from altgrad.reports.content import Block, Limit, Table
 from altgrad.reports.project import Project
 from altgrad.reports.reading import RunRecord

@@ -6,7 +6,7 @@ from typing import ClassVar
 import numpy as np
 
 from altgrad.numerals import rate_text, significant
-from altgrad.reports.arms import MANIFOLD, STANDARD, Arm, arm_of
+from altgrad.reports.arms import MANIFOLD, STANDARD, Arm, arm_of, cast_text
 from altgrad.reports.content import (
     FORMAT_TONES,
     Axes,
@@ -116,7 +116,7 @@ def _table(project: Project, condition: str, arms: dict[Arm, Losses], sides: dic
         found = t_interval(np.array(list(side.by_seed.values())))
         rows.append(
             (
-                project.names[condition, arm], arm.cast_words, arm.stored, arm.method, rate_text(side.choice.rate), side.choice.edge or "inside",
+                project.names[condition, arm], cast_text(runs[0].spec), arm.stored, arm.method, rate_text(side.choice.rate), side.choice.edge or "inside",
                 ", ".join(rate_text(r) for r in sorted(losses)), significant(found.mean, 5), bounds(found, sign=False),
                 str(found.n), f"{sum(r.diverged for r in runs)} of {len(runs)}",
             )

@@ -4,6 +4,7 @@ from collections import Counter
 from typing import Any, ClassVar
 
 from altgrad.numerals import counted, rate_text, significant
+from altgrad.reports.arms import cast_text
 from altgrad.reports.content import Block, Headline, Limit, Paragraph, Table
 from altgrad.reports.project import Project
 from altgrad.reports.reading import RunRecord
@@ -105,7 +106,7 @@ def _arms(project: Project) -> Table:
         seeds = sorted({r.seed for r in inside})
         rows.append(
             (
-                name, arm.cast_words, arm.stored, arm.method, str(len(inside)),
+                name, cast_text(inside[0].spec), arm.stored, arm.method, str(len(inside)),
                 str(sum(r.status == "completed" and not r.diverged for r in inside)),
                 str(sum(r.diverged for r in inside)),
                 str(sum(not r.ended for r in inside)),

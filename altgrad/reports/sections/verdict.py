@@ -93,7 +93,7 @@ def _family(project: Project, family: FamilyOfFormats, index: int) -> list[Block
     words = project.conditions[family.condition]
     where = family.title + (f"; {words}" if words else "")
     kind = "the declared estimand" if family.is_primary else "secondary"
-    blocks: list[Block] = [Headline(sentence(family)) if index == 0 else Paragraph(f"{where}: {sentence(family)}")]
+    blocks: list[Block] = [Paragraph(f"{where}: {sentence(family)}")] if index else []  # the first is the report's lead
     blocks += [_forest(family, index, where), _table(family, index, f"{where} ({kind})")]
     if len(family.effects) > 1:
         blocks.append(
@@ -122,7 +122,7 @@ def _forest(family: FamilyOfFormats, index: int, where: str) -> Figure:
                 "orange" if best else "blue", symbol, low, high, "x",
             )
         )  # fmt: skip
-    labels = tuple(f"{name}  (n = {family.intervals[name].n})" for name in names)
+    labels = tuple(f"{name} (n\u00a0=\u00a0{family.intervals[name].n})" for name in names)
     first, second = family.names
     helper = "geometry" if family.pair == PAIR else second
     caption = (
