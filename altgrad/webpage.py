@@ -30,8 +30,15 @@ SHADES = 10
 
 
 def document(
-    title: str, lead: str, body: str, *, kicker: str = "", links: Iterable[tuple[str, str]] = (), style: str = "",
-    scripts: Sequence[str] = (), head: str = "",
+    title: str,
+    lead: str,
+    body: str,
+    *,
+    kicker: str = "",
+    links: Iterable[tuple[str, str]] = (),
+    style: str = "",
+    scripts: Sequence[str] = (),
+    head: str = "",
 ) -> str:
     """The whole page. body, head: markup, of the main part and of the end of the head. lead: the sentence on top.
 
@@ -80,8 +87,14 @@ def folded(title: str, items: Iterable[str]) -> str:
 
 
 def table(
-    title: str, header: Sequence[str], rows: Iterable[Sequence[str]], *, numeric: Collection[int] = (), note: str = "",
-    shades: Sequence[Sequence[int]] = (), marked: Collection[int] = (),
+    title: str,
+    header: Sequence[str],
+    rows: Iterable[Sequence[str]],
+    *,
+    numeric: Collection[int] = (),
+    note: str = "",
+    shades: Sequence[Sequence[int]] = (),
+    marked: Collection[int] = (),
 ) -> str:
     """A table that scrolls where it is wider than the window; its first column and its title stay.
 

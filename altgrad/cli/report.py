@@ -27,7 +27,7 @@ def report(
         Path | None, typer.Option(metavar="DIR", help="Where the report goes; reports/<project> if left out.")
     ] = None,
     interactive: Annotated[
-        bool, typer.Option("--interactive/--static", help="Figures by plotly.js (5 MB) instead of SVG without a script.")
+        bool, typer.Option("--interactive/--static", help="Figures by plotly.js (5 MB), or SVG without any script.")
     ] = False,
     tuning_seeds: Annotated[
         str | None,
@@ -38,7 +38,7 @@ def report(
     ] = "adamw,manifold_adamw",
     reference: Annotated[
         str | None,
-        typer.Option(metavar="ARM", help="The arm to compare with, or a run of it; else the twin or the least quantised."),
+        typer.Option(metavar="ARM", help="The arm to compare with, or a run of it; else the twin or the least cast."),
     ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print the verdicts as JSON instead of text.")] = False,
 ) -> None:
@@ -48,8 +48,8 @@ def report(
     with one_line_errors():
         try:
             found = reports.report(
-                project, runs=runs, sources=source or (), out=out, interactive=interactive, tuning_seeds=_seeds(tuning_seeds),
-                pair=_pair(pair), reference=reference,
+                project, runs=runs, sources=source or (), out=out, interactive=interactive,
+                tuning_seeds=_seeds(tuning_seeds), pair=_pair(pair), reference=reference,
             )  # fmt: skip
         except ImportError as error:
             fail(str(error), 3)

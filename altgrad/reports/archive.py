@@ -24,7 +24,9 @@ from altgrad.reports.project import Project
 from altgrad.reports.reading import PLAIN, RunRecord, take_spec
 
 NAME = b"altgrad_project"
-COLUMNS = ("run", "arm", "format", "storage", "casts", "optimizer", "variant", "frozen", "lr", "seed", "status", "diverged")
+COLUMNS = (
+    "run", "arm", "format", "storage", "casts", "optimizer", "variant", "frozen", "lr", "seed", "status", "diverged",
+)  # fmt: skip
 TEXTS, NESTED = ("id", "status", "reason"), ("spec", "meta", "events")
 PLAIN_FIELDS = (*TEXTS, "whole", "step", "problems")
 
@@ -33,8 +35,8 @@ def run_columns(project: Project, record: RunRecord) -> tuple[Any, ...]:
     """A run's values of COLUMNS."""
     arm = record.arm
     return (
-        record.id, project.name_of(record), arm.format, arm.storage, arm.casts, arm.optimizer, arm.variant, arm.frozen, record.rate, record.seed,
-        record.status, record.diverged,
+        record.id, project.name_of(record), arm.format, arm.storage, arm.casts, arm.optimizer, arm.variant,
+        arm.frozen, record.rate, record.seed, record.status, record.diverged,
     )  # fmt: skip
 
 

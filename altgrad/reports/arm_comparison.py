@@ -1,8 +1,8 @@
 """Every arm of a project beside its reference arm: what the report opens with.
 
-An *arm* is all that a user changed but the seed: formats, recipes, sizes, steps, optimizers. Runs of one name that differ
-in nothing but the learning rate are one arm whose rate was tuned, judged at its best on seeds that did not choose it
-(`rates`); where rates are all that differs, or have names, they are the arms. Arms must have read the same data, the
+An *arm* is all that a user changed but the seed: formats, recipes, sizes, steps, optimizers. Runs of one name that
+differ in nothing but the learning rate are one arm whose rate was tuned, judged at its best on seeds that did not
+choose it (`rates`); where rates are all that differs, or have names, they are the arms. Arms must have read the same data; the
 largest such group is compared. What a verdict is, says `altgrad.statistics.verdict`; nothing here decides.
 
 The reference is the arm that was named, else the twin that runs name, else the least quantised one; of several that are

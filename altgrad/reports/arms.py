@@ -151,9 +151,8 @@ def told_apart(specs: Sequence[Mapping[str, Any]], most: int = 3) -> list[str]:
     trees = [dict(leaves(_settled({k: v for k, v in spec.items() if k not in FREE}))) for spec in specs]
     paths = [path for path in _unique(path for tree in trees for path in tree) if path != "optimizer.lr"]
     varying = [path for path in paths if len({str(tree.get(path)) for tree in trees}) > 1][:most]
-    return [
-        ", ".join(f"{'.'.join(path.split('.')[-2:])} {tree[path]}" for path in varying if path in tree) for tree in trees
-    ]
+    short = {path: ".".join(path.split(".")[-2:]) for path in varying}
+    return [", ".join(f"{short[path]} {tree[path]}" for path in varying if path in tree) for tree in trees]
 
 
 def rate_of(spec: Mapping[str, Any]) -> float:

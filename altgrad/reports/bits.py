@@ -1,7 +1,7 @@
 """How many bits an arm spends: on a stored weight, and on each number that enters a product, scales included.
 
-A scale is shared by a block and costs its own bits divided by the block: mx 8 / 32, nvfp4 8 / 16 (a tensor's, a row's or
-a channel's costs next to nothing and is not counted). Where rules differ the arm spends several amounts.
+A scale is shared by a block and costs its own bits divided by the block: mx 8 / 32, nvfp4 8 / 16 (a tensor's, a row's
+or a channel's costs next to nothing and is not counted). Where rules differ the arm spends several amounts.
 """
 
 from collections.abc import Iterable, Mapping
@@ -40,7 +40,8 @@ def bits_of_cast(cast: Any, wide: float) -> float:
         fmt = FloatFormat.parse(str(name))
     except ValueError:
         return wide
-    return 1.0 + fmt.exponent_bits + fmt.mantissa_bits + (_scale_bits(cast.get("scaling")) if isinstance(cast, Mapping) else 0.0)
+    scale = _scale_bits(cast.get("scaling")) if isinstance(cast, Mapping) else 0.0
+    return 1.0 + fmt.exponent_bits + fmt.mantissa_bits + scale
 
 
 def bits_text(bits: Iterable[float]) -> str:

@@ -24,7 +24,8 @@ LIGHT = {
 }  # fmt: skip
 DARK = LIGHT | {
     "text": "#e6edf3", "faint": "#7d8590", "blue": "#4FA8E0", "orange": "#F0B429", "green": "#2CC295",
-    "gold": "#F0E442", "red": "#F0803C", "sky": "#A9DEFF", "grey": "#9aa4af", "grid": "#262c36", "band": "#1d232c", "page": "#0f141a",
+    "gold": "#F0E442", "red": "#F0803C", "sky": "#A9DEFF", "grey": "#9aa4af", "grid": "#262c36", "band": "#1d232c",
+    "page": "#0f141a",
 }  # fmt: skip
 _DASH = {"solid": "-", "dash": "--", "dot": ":", "dashdot": "-."}
 _SYMBOL = {"circle": "o", "square": "s", "diamond": "D", "cross": "P", "triangle-up": "^", "x": "X"}

@@ -79,7 +79,7 @@ class ProjectReport:
 
     @cached_property
     def rows(self) -> tuple[list[str], list[list[str]]] | None:
-        """Header and cells of the table, a row a format or an arm with its interval drawn; None without a comparison."""
+        """Header and cells of the table, a row a format or an arm, intervals drawn; None without a comparison."""
         if found := families(self.project):
             family = found[0]
             intervals, words = family.intervals, {name: str(word) for name, word in family.verdicts.items()}

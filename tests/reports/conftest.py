@@ -11,6 +11,7 @@ import pytest
 import yaml
 
 from altgrad.store import Run, RunFiles, RunStore, run_id
+from tests.reports.chromium import Chromium
 
 LAYERS = ("attention.qkv", "attention.proj", "mlp.up", "mlp.down")
 BENEFIT = {"e3m4": 0.03, "e4m3fn": 0.0, "e5m2": 0.002, "e7m0": -0.03}
@@ -142,3 +143,11 @@ def make_run() -> Callable[..., Run]:
 def make_spec() -> Callable[..., dict[str, Any]]:
     """`make_spec(fmt, optimizer, lr, seed, **changes)`."""
     return spec
+
+
+@pytest.fixture(scope="session")
+def browser(tmp_path_factory: pytest.TempPathFactory, program: Callable[[str], str]) -> Any:
+    """Chromium, for tests that are marked as needing it."""
+    found = Chromium(program("chromium"), tmp_path_factory.mktemp("chromium"))
+    yield found
+    found.close()

@@ -1,4 +1,4 @@
-"""comparison: every arm beside the reference: the difference, over training and at the end, and the verdict [METR-04]."""
+"""comparison: every arm beside the reference: their difference over training and at the end, and the verdict."""
 
 import math
 from collections.abc import Mapping
@@ -80,8 +80,9 @@ def _based_on(found: ArmComparison) -> str:
 
 def _look(found: ArmComparison) -> Look:
     """A tone and a dash for each arm that is drawn: the reference, and of many arms those that differ least."""
-    judged = sorted(found.others_judged, key=lambda pair: abs(pair[1].interval.mean) if pair[1].interval.n else math.inf)
-    chosen = {arm.name for arm, _ in judged[:LINES]}
+    judged = [verdict for _, verdict in found.others_judged]
+    sizes = {each.arm: abs(each.interval.mean) if each.interval.n else math.inf for each in judged}
+    chosen = sorted(sizes, key=lambda name: sizes[name])[:LINES]
     names = [name for name in found.arms if name in chosen]
     tones = {
         name: (FORMAT_TONES[i % len(FORMAT_TONES)], DASHES[i // len(FORMAT_TONES) % len(DASHES)])
@@ -114,7 +115,7 @@ def _over_steps(found: ArmComparison, look: Look) -> Figure | None:
         fewest, " The shade is a 95 % t interval over seeds at each step (both seeds' span where there are two)."
     )
     more = f" {LINES} of {len(found.arms) - 1} arms are drawn, those closest to it." * (len(found.arms) - 1 > LINES)
-    caption = f"Mean over seeds; {reference.name} is the line at zero, grey the margin of ± {MARGIN:g} nats.{band}{more}"
+    caption = f"Mean over seeds; {reference.name} is the line at 0, grey the margin of ± {MARGIN:g} nats.{band}{more}"
     title = f"Loss minus that of {reference.name}, over training"
     return Figure("comparison", title, caption, tuple(panels), columns=1, height=250)
 
@@ -197,7 +198,8 @@ def _table(found: ArmComparison) -> Table:
     beside = any(1 < verdict.interval.n <= FEW for verdict in verdicts.values()) and len(verdicts) > 1
     rows = [_row(arm, verdicts.get(arm.name), several, beside) for arm in found.arms.values()]
     answer = ("difference (nats)", "95 % interval", "verdict", "n", "more seeds")
-    known = ("validation loss", *(() if several else ("95 % interval",)), "casts", "storage", "optimizer", "lr", "diverged")
+    spread = () if several else ("95 % interval",)
+    known = ("validation loss", *spread, "casts", "storage", "optimizer", "lr", "diverged")
     header = ("arm", *(answer if several else ()), *known, *(("Bonferroni's interval",) if beside else ()))
     numeric = {header.index(name) for name in ("difference (nats)", "n", "validation loss", "lr") if name in header}
     note = "A diverged run enters as ln(vocabulary). More seeds: about how many would decide."
@@ -227,8 +229,8 @@ def _reservations(found: ArmComparison) -> list[Block]:
     if found.reused:
         blocks.append(
             Limit(
-                "Learning rates were chosen on the seeds that arms are judged by, so intervals are somewhat too narrow; "
-                "confirmation seeds at the best rate alone would fix this (--tuning-seeds says which were which)."
+                "Learning rates were chosen on the seeds that arms are judged by, so intervals are somewhat too "
+                "narrow; confirmation seeds at the best rate would fix this (--tuning-seeds says which were which)."
             )
         )
     several = [arm for arm in found.arms.values() if len(arm.rates) > 1]

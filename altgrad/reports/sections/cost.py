@@ -39,7 +39,8 @@ class Cost(Section):
                     _machine(arm.first),
                 )
             )  # fmt: skip
-        header = ("arm", "weight", "input", "gradient", "stored weight", "tokens/s", f"/ {found.reference.name}'s", "on")
+        base = f"/ {found.reference.name}'s"
+        header = ("arm", "weight", "input", "gradient", "stored weight", "tokens/s", base, "on")
         note = (
             "Bits of a number that enters a product, and of a weight between steps, shares of block scales included; "
             "32 and 16 are uncast. Tokens a second: the median of each run's median, then of runs; casts are emulated "

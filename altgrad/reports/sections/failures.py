@@ -1,4 +1,4 @@
-"""failure modes: where each format fails first: forward, backward, or in the optimizer [ANAL-02].
+"""symptoms: where each arm fails first: forward, backward, or in the optimizer [ANAL-02].
 
 Two things say so, and both name site and phase: the alarms that monitors raised while a run went, and the symptoms that
 its metrics show (`altgrad.symptoms`, the list that `altgrad diagnose` and the panel read). For every format, optimizer
@@ -64,8 +64,8 @@ class Failures(Section):
             ended = counted(sum(diverged.values()), "run")
             return [
                 Limit(
-                    f"Whether anything went wrong unseen: there is no alarm and no symptom in {total} ({ended} diverged), "
-                    "but a monitor that was off cannot have seen anything."
+                    f"Whether anything went wrong unseen: there is no alarm and no symptom in {total} ({ended} "
+                    "diverged), but a monitor that was off cannot have seen anything."
                 )
             ]
         rows = []

@@ -28,7 +28,7 @@ class Geometry(Section):
     kind: ClassVar[str] = "geometry"
     title: ClassVar[str] = "Whose geometry"
     question: ClassVar[str] = "Is it the format's own spacing that helps, or would another stiffness field do as well?"
-    place: ClassVar[int] = 20
+    place: ClassVar[int] = 27
 
     def blocks(self, project: Project) -> list[Block]:
         found = families(project)

@@ -116,14 +116,15 @@ def _table(project: Project, condition: str, arms: dict[Arm, Losses], sides: dic
         found = t_interval(np.array(list(side.by_seed.values())))
         rows.append(
             (
-                project.names[condition, arm], cast_text(runs[0].spec), arm.stored, arm.method, rate_text(side.choice.rate), side.choice.edge or "inside",
+                project.names[condition, arm], cast_text(runs[0].spec), arm.stored, arm.method,
+                rate_text(side.choice.rate), side.choice.edge or "inside",
                 ", ".join(rate_text(r) for r in sorted(losses)), significant(found.mean, 5), bounds(found, sign=False),
                 str(found.n), f"{sum(r.diverged for r in runs)} of {len(runs)}",
             )
         )  # fmt: skip
     header = (
-        "arm", "casts", "storage", "optimizer", "lr*", "lr* in its grid", "rates run", "loss at lr*", "95 % t interval", "n",
-        "diverged, all rates",
+        "arm", "casts", "storage", "optimizer", "lr*", "lr* in its grid", "rates run", "loss at lr*",
+        "95 % t interval", "n", "diverged, all rates",
     )  # fmt: skip
     return Table("learning-rate", "Learning rates by arm", header, tuple(rows), frozenset({4, 7, 9}))
 

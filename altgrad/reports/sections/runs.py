@@ -66,7 +66,8 @@ def missing(project: Project) -> list[Block]:
                 s for s in set().union(*group.values()) if sum(s in seeds for seeds in group.values()) > len(group) / 2
             }
             told += [
-                f"{project.names[condition, arm]} at {rate_text(r)}: seed{'s' * (len(gone) > 1)} {', '.join(map(str, sorted(gone)))}"
+                f"{project.names[condition, arm]} at {rate_text(r)}: "
+                f"seed{'s' * (len(gone) > 1)} {', '.join(map(str, sorted(gone)))}"
                 for arm, seeds in group.items() if seeds and (gone := usual - seeds)
             ]  # fmt: skip
     if not told:
@@ -133,8 +134,8 @@ def _all(project: Project) -> Table:
     records = project.records
     rows = tuple(
         (
-            r.id, "diverged" if r.diverged else r.status, project.name_of(r), rate_text(r.rate), str(r.seed), str(r.step),
-            "–" if r.loss is None else significant(r.loss, 5), r.reason,
+            r.id, "diverged" if r.diverged else r.status, project.name_of(r), rate_text(r.rate), str(r.seed),
+            str(r.step), "–" if r.loss is None else significant(r.loss, 5), r.reason,
         )
         for r in records[:SHOWN]
     )  # fmt: skip

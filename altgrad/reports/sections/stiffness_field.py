@@ -51,7 +51,8 @@ class StiffnessField(Section):
         told = "How far the field moved is not known: not one of its first or last shares is finite."
         if moved:
             drift, arm = max(moved, key=lambda each: each[0])
-            told = f"The field moved most in {project.name_of(arms[arm][0])}: {drift:.0%} of weights changed binade on balance."
+            name = project.name_of(arms[arm][0])
+            told = f"The field moved most in {name}: {drift:.0%} of weights changed binade on balance."
         still = [a.format for d, a in moved if d < 0.01]
         caption = (
             "Share of weights by the spacing at them, 2^k in grid units; the lowest row is the even part of the grid "
@@ -104,6 +105,4 @@ def _panel(
     elif fmt is not None and fmt.mantissa_bits and exponents[-1] == 1 - (fmt.bias or 0) - fmt.mantissa_bits:
         names[-1] = f"{names[-1]} (even)"
     heat = Heat(list(steps), names, z, "share of weights", limits=(0.0, top or 1.0), scale=scale)
-    return Axes(
-        Axis("optimizer step"), Axis("spacing", categories=tuple(names), reverse=True), (heat,), title
-    )
+    return Axes(Axis("optimizer step"), Axis("spacing", categories=tuple(names), reverse=True), (heat,), title)

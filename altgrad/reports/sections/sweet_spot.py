@@ -67,11 +67,9 @@ def _silence(arms: dict[Arm, list[RunRecord]]) -> str:
     """Why there is no table: nothing watched, or nothing that differs."""
     watched = [m for m, q, *_ in CRITERIA for records in arms.values() for r in records if by_site(r, m, q)]
     if not watched:
-        return (
-            "Which format suits which type of layer: neither the shadow, the updates nor the stall monitor watched these "
-            "runs; one of them is needed."
-        )
-    return f"Which format suits which type of layer: formats do not differ in any layer by what was watched ({listed(sorted(set(watched)), 'and')})."
+        return "Which format suits which layer: no shadow, updates or stall monitor watched these runs; one is needed."
+    what = listed(sorted(set(watched)), "and")
+    return f"Which format suits which layer: formats do not differ in any layer by what was watched ({what})."
 
 
 def _table(

@@ -15,7 +15,6 @@ from altgrad.reports.content import (
     Dots,
     Figure,
     Guide,
-    Headline,
     Limit,
     Paragraph,
     Symbol,
