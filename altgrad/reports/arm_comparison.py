@@ -2,8 +2,8 @@
 
 An *arm* is all that a user changed but the seed: formats, recipes, sizes, steps, optimizers. Runs of one name that
 differ in nothing but the learning rate are one arm whose rate was tuned, judged at its best on seeds that did not
-choose it (`rates`); where rates are all that differs, or have names, they are the arms. Arms must have read the same data; the
-largest such group is compared. What a verdict is, says `altgrad.statistics.verdict`; nothing here decides.
+choose it (`rates`); where rates are all that differs, or have names, they are the arms. Arms must have read the same
+data; the largest such group is compared. What a verdict is, says `altgrad.statistics.verdict`; nothing here decides.
 
 The reference is the arm that was named, else the twin that runs name, else the least quantised one; of several that are
 alike in that, the first that ran.

@@ -6,6 +6,7 @@ the light or of the dark theme, and draws again when that changes.
 """
 
 import math
+import textwrap
 from typing import Any
 
 import numpy as np
@@ -63,7 +64,7 @@ def _place(figure: Figure, index: int, panel: Axes, layout: dict[str, Any]) -> N
     if panel.title:
         layout["annotations"].append(
             {
-                "panel": index, "text": _text(panel.title), "x": left, "y": top, "xref": "paper", "yref": "paper",
+                "panel": index, "text": "<br>".join(_text(line) for line in textwrap.wrap(panel.title, 46)), "x": left, "y": top, "xref": "paper", "yref": "paper",
                 "showarrow": False,
                 "xanchor": "left", "yanchor": "bottom", "yshift": 4,
                 "font": {"size": 13, "color": "@text"},
