@@ -64,7 +64,8 @@ def _place(figure: Figure, index: int, panel: Axes, layout: dict[str, Any]) -> N
     if panel.title:
         layout["annotations"].append(
             {
-                "panel": index, "text": "<br>".join(_text(line) for line in textwrap.wrap(panel.title, 46)), "x": left, "y": top, "xref": "paper", "yref": "paper",
+                "panel": index, "text": "<br>".join(map(_text, textwrap.wrap(panel.title, 46))),
+                "x": left, "y": top, "xref": "paper", "yref": "paper",
                 "showarrow": False,
                 "xanchor": "left", "yanchor": "bottom", "yshift": 4,
                 "font": {"size": 13, "color": "@text"},

@@ -36,6 +36,7 @@ from altgrad.statistics.verdict import FEW, ArmVerdict
 LINES, ROWS = 8, 60
 DASHES: tuple[Dash, ...] = ("solid", "dash", "dashdot", "dot")
 SYMBOLS: dict[str, Symbol] = {"better": "circle", "worse": "square", "equivalent": "diamond"}
+TONES: dict[str, Tone] = {"better": "green", "worse": "red", "equivalent": "blue"}
 Look = Mapping[str, tuple[Tone, Dash]]
 
 
@@ -67,14 +68,15 @@ class Comparison(Section):
 
 def _based_on(found: ArmComparison) -> str:
     """What is compared, in a sentence or two."""
-    reference = found.reference
-    family = "the 95 % intervals hold together for all of them" if len(found.arms) > 2 else "with its 95 % interval"
-    tuned = " Arms that were run at several learning rates are judged at their best." * any(
-        len(arm.rates) > 1 for arm in found.arms.values()
-    )
+    judged = found.others_judged
+    what = judged[0][0].name if len(judged) == 1 else counted(len(judged), "arm")
+    several = sum(verdict.interval.n > 1 for _, verdict in judged) > 1
+    together = " The 95 % intervals hold together for all arms." * several
+    tuned = any(len(arm.rates) > 1 for arm in found.arms.values())
+    rates = " Arms that were run at several learning rates are judged at their best." * tuned
     return (
-        f"{counted(len(found.arms) - 1, 'arm')} beside {reference.name}, by final validation loss, paired by seed; "
-        f"{family}. Below zero is better. A difference of less than {MARGIN:g} nats counts as none.{tuned}"
+        f"{what} beside {found.reference.name}, by final validation loss, paired by seed; below zero is better, and a "
+        f"difference of less than {MARGIN:g} nats counts as none.{together}{rates}"
     )
 
 
@@ -93,6 +95,7 @@ def _look(found: ArmComparison) -> Look:
 
 def _over_steps(found: ArmComparison, look: Look) -> Figure | None:
     reference = found.reference
+    outside = ""
     base, panels, fewest = reference.judged, [], min(len(arm.judged) for arm in found.arms.values())
     for key, words in ((LOSS, "validation"), (TRAIN_LOSS, "training, smoothed")):
         marks: list[Trace | Guide | Band] = [Band(-MARGIN, MARGIN, "y", "margin"), Guide(0.0, "y", "text", "solid")]
@@ -105,7 +108,8 @@ def _over_steps(found: ArmComparison, look: Look) -> Figure | None:
                 marks.append(Trace(steps, mean, name, tone, dash, low, high, len(steps) < 30))
         drawn = [mark for mark in marks if isinstance(mark, Trace)]
         if drawn:
-            y = Axis(f"loss − {reference.name}'s (nats)", limits=late_limits(drawn))
+            limits, outside = frame({mark.name: late(mark) for mark in drawn})
+            y = Axis(f"loss − {reference.name}'s (nats)", limits=limits)
             panels.append(Axes(Axis("optimizer step"), y, tuple(marks), f"difference, {words}"))
     if losses := _losses(found, look):
         panels.append(losses)
@@ -115,21 +119,34 @@ def _over_steps(found: ArmComparison, look: Look) -> Figure | None:
         fewest, " The shade is a 95 % t interval over seeds at each step (both seeds' span where there are two)."
     )
     more = f" {LINES} of {len(found.arms) - 1} arms are drawn, those closest to it." * (len(found.arms) - 1 > LINES)
-    caption = f"Mean over seeds; {reference.name} is the line at 0, grey the margin of ± {MARGIN:g} nats.{band}{more}"
+    what = f"Mean over seeds; {reference.name} is the line at 0, grey the margin of ± {MARGIN:g} nats."
+    caption = what + band + more + outside
     title = f"Loss minus that of {reference.name}, over training"
     return Figure("comparison", title, caption, tuple(panels), columns=1, height=250)
 
 
-def late_limits(traces: list[Trace]) -> tuple[float, float] | None:
-    """Limits that show the later three quarters of the steps: what differs at the start would flatten all the rest."""
-    ends = [2 * MARGIN, -2 * MARGIN]
-    for trace in traces:
-        late = trace.x >= trace.x[0] + (trace.x[-1] - trace.x[0]) / 4
-        for line in (trace.y, trace.low, trace.high):
-            ends += [] if line is None else [float(v) for v in line[late] if math.isfinite(v)]
-    low, high = min(ends), max(ends)
-    pad = 0.06 * (high - low)
-    return low - pad, high + pad
+def late(trace: Trace) -> tuple[float, float]:
+    """The least and the largest value over the later three quarters of the steps: what differs at the start, when
+    losses fall fast, would flatten all the rest."""
+    after = trace.x >= trace.x[0] + (trace.x[-1] - trace.x[0]) / 4
+    lines = [trace.y, *(edge for edge in (trace.low, trace.high) if edge is not None)]
+    values = np.concatenate([line[after] for line in lines])
+    values = values[np.isfinite(values)]
+    return (float(values.min()), float(values.max())) if len(values) else (0.0, 0.0)
+
+
+def frame(ends: Mapping[str, tuple[float, float]]) -> tuple[tuple[float, float], str]:
+    """Limits of an axis for arms that reach from here to there, and, in a sentence, the arms that are left outside.
+
+    An arm that is six times as far from the reference as the middle one would hide how the others differ.
+    """
+    reaches = {name: max(abs(low), abs(high)) for name, (low, high) in ends.items()}
+    most = max(6 * float(np.median(list(reaches.values()))), 6 * MARGIN)
+    inside = {name: both for name, both in ends.items() if reaches[name] <= most}
+    low = min([-2 * MARGIN, *(low for low, _ in inside.values())])
+    high = max([2 * MARGIN, *(high for _, high in inside.values())])
+    pad, outside = 0.06 * (high - low), [name for name in ends if name not in inside]
+    return (low - pad, high + pad), f" Outside the frame: {', '.join(outside)}." if outside else ""
 
 
 def _with_band(series: list[Series]) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
@@ -182,13 +199,18 @@ def _at_the_end(found: ArmComparison) -> Figure | None:
     for place, (_, verdict) in enumerate(judged):
         low, high = (np.array([end]) for end in verdict.interval.finite_ends)
         symbol = SYMBOLS.get(verdict.verdict, "triangle-up")
-        tone: Tone = {"better": "green", "worse": "red", "equivalent": "blue"}.get(verdict.verdict, "grey")  # type: ignore[assignment]
+        tone = TONES.get(verdict.verdict, "grey")
         at = np.array([verdict.interval.mean])
         marks.append(Dots(at, np.array([float(place)]), verdict.verdict, tone, symbol, low, high, "x"))
     labels = tuple(f"{arm.name} (n\u00a0=\u00a0{verdict.interval.n})" for arm, verdict in judged)
-    axis = Axis(f"final loss − {found.reference.name}'s (nats)")
+    ends = {arm.name: verdict.interval.finite_ends for arm, verdict in judged}
+    limits, outside = frame(ends)
+    axis = Axis(f"final loss − {found.reference.name}'s (nats)", limits=limits)
     panel = Axes(axis, Axis("", categories=labels, reverse=True), tuple(marks))
-    caption = "Simultaneous 95 % intervals; left of the grey band is better, right of it worse, inside it equivalent."
+    caption = (
+        "Simultaneous 95 % intervals; left of the grey band is better, right of it worse, inside it equivalent."
+        f"{outside}"
+    )
     return Figure("comparison-end", "Difference at the end", caption, (panel,), height=70 + 30 * len(judged))
 
 
@@ -197,16 +219,18 @@ def _table(found: ArmComparison) -> Table:
     verdicts = {verdict.arm: verdict for _, verdict in found.others_judged}
     beside = any(1 < verdict.interval.n <= FEW for verdict in verdicts.values()) and len(verdicts) > 1
     rows = [_row(arm, verdicts.get(arm.name), several, beside) for arm in found.arms.values()]
-    answer = ("difference (nats)", "95 % interval", "verdict", "n", "more seeds")
+    told = ("difference (nats)", "95 % interval", "verdict", "n", "more seeds")
     spread = () if several else ("95 % interval",)
     known = ("validation loss", *spread, "casts", "storage", "optimizer", "lr", "diverged")
-    header = ("arm", *(answer if several else ()), *known, *(("Bonferroni's interval",) if beside else ()))
+    header = ("arm", *(told if several else ()), *known, *(("Bonferroni's interval",) if beside else ()))
     numeric = {header.index(name) for name in ("difference (nats)", "n", "validation loss", "lr") if name in header}
-    note = "A diverged run enters as ln(vocabulary). More seeds: about how many would decide."
+    note = "A diverged run enters as ln(vocabulary)."
+    if several:
+        note += " More seeds: about how many would decide."
     if beside:
         note += f" Bonferroni's interval leans less on normality, which matters up to {FEW} seeds."
     title = f"Arms beside {found.reference.name}" if several else "Arms"
-    return Table("comparison", title, header, tuple(rows), frozenset(numeric), note if several else "")
+    return Table("comparison", title, header, tuple(rows), frozenset(numeric), note)
 
 
 def _row(arm: ComparedArm, verdict: ArmVerdict | None, several: bool, beside: bool) -> tuple[str, ...]:
@@ -220,7 +244,8 @@ def _row(arm: ComparedArm, verdict: ArmVerdict | None, several: bool, beside: bo
     if verdict is None:
         return arm.name, "–", "–", "reference", str(len(values)), "–", *known, *(("–",) if beside else ())
     more = "–" if verdict.more_seeds is None else f"≈ {verdict.more_seeds}"
-    told = (signed(verdict.interval.mean), bounds(verdict.interval), verdict.verdict, str(verdict.interval.n), more)
+    word = verdict.verdict + ", not by Bonferroni's interval" * verdict.is_fragile
+    told = (signed(verdict.interval.mean), bounds(verdict.interval), word, str(verdict.interval.n), more)
     return arm.name, *told, *known, *((bounds(verdict.bonferroni),) if beside else ())
 
 

@@ -98,7 +98,7 @@ def _family(project: Project, family: FamilyOfFormats, index: int) -> list[Block
         blocks.append(
             Paragraph(
                 f"Benefits most, by comparison with the best (95 % together): {listed(family.best, 'and')}. "
-                "The formats left out are not the best; those in it cannot be told apart yet."
+                "The formats left out are not the best; any of these may be."
             )
         )
     return blocks + list(limits_of(family))
