@@ -219,6 +219,9 @@ def _all_diverged(found: ArmComparison) -> str:
 def mean_ratio(found: ArmComparison, arm: ComparedArm, value: Callable[[RunRecord], float]) -> float:
     """A quantity of an arm's runs over that of the reference's runs of the same seeds; NaN where unknown."""
     base = found.reference.judged
-    ratios = [value(record) / value(base[seed]) for seed, record in arm.judged.items() if seed in base]
+    ratios = [
+        value(record) / other
+        for seed, record in arm.judged.items() if seed in base and (other := value(base[seed]))
+    ]  # fmt: skip
     kept = [ratio for ratio in ratios if math.isfinite(ratio)]
     return math.fsum(kept) / len(kept) if kept else math.nan
