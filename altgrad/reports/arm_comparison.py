@@ -109,7 +109,8 @@ def compare_arms(project: Project) -> ArmComparison | None:
     names = [project.name_of(first) for first in firsts]
     if len(set(names)) < len(names):
         names = [f"lr {rate:g}" for group in groups for rate in group] if only_rates else unique_names(firsts)
-    arms, reused = [], False
+    arms: list[ComparedArm] = []
+    reused = False
     for name, group, losses in zip(names, groups, grids, strict=True):
         choice = best_rate(losses, tuning) if len(group) > 1 else None
         rate = choice.rate if choice else next(iter(group))
@@ -181,8 +182,8 @@ def answer(project: Project, found: ArmComparison | None) -> str:
     """The first sentence of a report that no study has a better one for."""
     if found is None:
         states = [record.status for record in project.records]
-        told = listed([f"{states.count(state)} {state}" for state in dict.fromkeys(states)], "and")
-        return f"No run has a result yet: of {counted(len(states), 'run')}, {told}."
+        counts = listed([f"{states.count(state)} {state}" for state in dict.fromkeys(states)], "and")
+        return f"No run has a result yet: of {counted(len(states), 'run')}, {counts}."
     if found.all_diverged:
         return _all_diverged(found)
     if found.verdict is None:

@@ -56,7 +56,8 @@ def html(project: Project, chapters: Sequence[Chapter], headline: str, made: str
         "figures for print in <code>figures/</code>, tables in <code>tables/</code>. "
         f"Read from {escape(project.source)}.</p></footer>\n"
     )
-    scripts, style = [], drawings.style
+    scripts: list[str] = []
+    style = drawings.style
     if interactive:
         drawn = [block for chapter in shown for block in chapter.shown if isinstance(block, Figure)]
         parts.append(f'<script type="application/json" id="figures">{_json(drawn)}</script>\n')

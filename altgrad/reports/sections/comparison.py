@@ -95,8 +95,9 @@ def _look(found: ArmComparison) -> Look:
 
 def _over_steps(found: ArmComparison, look: Look) -> Figure | None:
     reference = found.reference
-    outside = ""
-    base, panels, fewest = reference.judged, [], min(len(arm.judged) for arm in found.arms.values())
+    base, outside = reference.judged, ""
+    fewest = min(len(arm.judged) for arm in found.arms.values())
+    panels: list[Axes] = []
     for key, words in ((LOSS, "validation"), (TRAIN_LOSS, "training, smoothed")):
         marks: list[Trace | Guide | Band] = [Band(-MARGIN, MARGIN, "y", "margin"), Guide(0.0, "y", "text", "solid")]
         for name, (tone, dash) in look.items():
