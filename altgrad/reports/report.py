@@ -60,7 +60,7 @@ class ProjectReport:
     @cached_property
     def headline(self) -> str:
         """The answer, in its first sentence."""
-        return headline(self.project)
+        return first_sentence(self.project)
 
     @cached_property
     def counts(self) -> str:
@@ -163,7 +163,7 @@ def chapters(project: Project) -> list[Chapter]:
 
 
 @untold
-def headline(project: Project) -> str:
+def first_sentence(project: Project) -> str:
     """The answer in its first sentence: to the question of a study of optimizers, else how arms differ."""
     if found := families(project):
         return sentence(found[0])
@@ -179,7 +179,7 @@ def write_report(
         raise ValueError(f"{folder} is not empty and holds no report; name another folder with --out.")
     told = chapters(project)
     made = f"{utc_now()[:16].replace('T', ' ')} UTC, AltGrad {__version__}"
-    lead = headline(project)
+    lead = first_sentence(project)
     aside = folder.with_name(f".{folder.name}.{os.getpid()}.new")
     shutil.rmtree(aside, ignore_errors=True)
     (aside / "figures").mkdir(parents=True)

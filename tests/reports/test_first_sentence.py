@@ -12,7 +12,7 @@ from altgrad.reports.bits import operand_bits, stored_bits
 from altgrad.reports.content import Limit, Table
 from altgrad.reports.page import html, open_questions
 from altgrad.reports.project import Project
-from altgrad.reports.report import ProjectReport, chapters, headline
+from altgrad.reports.report import ProjectReport, chapters, first_sentence
 from altgrad.reports.sources import load_project, open_project
 from altgrad.store import RunStore
 from tests.reports.chromium import Chromium
@@ -39,7 +39,7 @@ def made(tmp_path_factory: pytest.TempPathFactory, study: Path) -> Callable[[str
 
 @pytest.mark.parametrize("what", PROJECTS)
 def test_the_first_sentence_is_the_answer(made: Callable[[str], Project], what: str) -> None:
-    sentence = headline(made(what))
+    sentence = first_sentence(made(what))
     for key in PROJECTS[what][1]:
         assert re.search(key, sentence), sentence
     assert sentence.count(". ") == 0 and sentence.endswith(".")
@@ -89,13 +89,13 @@ def test_the_reference_is_the_one_named_else_the_twin_else_the_least_quantised(t
     assert found is not None and found.reference.name == "fp8", "eight bits are more than four"
     named = open_project("study", tmp_path, reference="mxfp4")
     found = compare_arms(named)
-    assert found is not None and found.reference.name == "mxfp4" and "nvfp4 is better" in headline(named)
+    assert found is not None and found.reference.name == "mxfp4" and "nvfp4 is better" in first_sentence(named)
     twin = next(record.id for record in project.records if record.id.startswith("nvfp4") and record.seed == 0)
     make_run(tmp_path, recipe("fp8-delayed", 0) | {"twin": twin}, name="fp8-delayed", points=10, sited=False)
     found = compare_arms(open_project("study", tmp_path))
     assert found is not None and found.reference.name == "nvfp4"
     with pytest.raises(ValueError, match="no arm is named 'bf17'; there are "):
-        headline(open_project("study", tmp_path, reference="bf17"))
+        first_sentence(open_project("study", tmp_path, reference="bf17"))
 
 
 def test_rates_are_arms_where_nothing_else_differs(tmp_path: Path, make_run: Any, make_spec: Any) -> None:
@@ -129,7 +129,7 @@ def test_a_browser_draws_these_pages_wide_and_on_a_phone(
     browser: Chromium, made: Callable[[str], Project], tmp_path: Path, what: str
 ) -> None:
     project = made(what)
-    page = html(project, chapters(project), headline(project), "now", interactive=False)
+    page = html(project, chapters(project), first_sentence(project), "now", interactive=False)
     (tmp_path / "page.html").write_text(page)
     for width in (1200, 390):
         state = browser.open(tmp_path / "page.html", width=width, dark=width < 600)

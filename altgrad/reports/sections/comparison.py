@@ -40,7 +40,7 @@ TONES: dict[str, Tone] = {"better": "green", "worse": "red", "equivalent": "blue
 Look = Mapping[str, tuple[Tone, Dash]]
 
 
-class Comparison(Section):
+class Differences(Section):
     """Differences from the reference arm with simultaneous intervals, over training and at the end."""
 
     kind: ClassVar[str] = "comparison"
