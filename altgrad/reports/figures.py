@@ -32,8 +32,8 @@ _SYMBOL = {"circle": "o", "square": "s", "diamond": "D", "cross": "P", "triangle
 SEQUENTIAL, DIVERGING = "cividis", "PuOr"
 PAPER, PAGE, PHONE = 6.8, 8.2, 3.9
 """Widths in inches."""
-_PIXELS, _LETTER = 130.0, 0.073
-"""Of a panel's height per inch; the width of a letter in inches, for what must be wrapped before it is drawn."""
+_PIXELS, _LETTER, _LINE = 130.0, 0.073, 0.15
+"""Of a panel's height per inch; the width of a letter and the height of a line in inches, for what is wrapped."""
 
 
 def save_figure(figure: Figure, folder: Path) -> tuple[Path, Path]:
@@ -77,8 +77,10 @@ def _draw(figure: Figure, width: float) -> Any:
     colours = LIGHT
     with _style(colours):
         letters = int(width / figure.columns / _LETTER)
-        titled = max((len(textwrap.wrap(panel.title, letters - 8)) for panel in figure.panels), default=0)
-        tall = figure.rows * (figure.height / _PIXELS + 0.4 + 0.14 * max(titled, 1))
+        titled = max((len(_title(panel, letters)) for panel in figure.panels), default=0)
+        named = max(sum(name.count("\n") + 1 for name in _categories(panel.y, letters)) for panel in figure.panels)
+        panel_height = max(figure.height / _PIXELS, _LINE * named)
+        tall = figure.rows * (panel_height + 0.4 + _LINE * max(titled, 1))
         picture = Canvas(figsize=(width, tall), layout="constrained")
         legend: dict[str, Any] = {}
         places = [picture.add_subplot(figure.rows, figure.columns, index + 1) for index in range(len(figure.panels))]
@@ -106,9 +108,20 @@ def _panel(axes: Any, panel: Axes, letters: int, legend: dict[str, Any], picture
         axes.grid(True, color=LIGHT["grid"], linewidth=0.6)
         axes.set_axisbelow(True)
     if panel.title:
-        axes.set_title("\n".join(textwrap.wrap(panel.title, letters - 8)), loc="left", color=LIGHT["text"])
+        axes.set_title("\n".join(_title(panel, letters)), loc="left", color=LIGHT["text"])
     _axis(axes, panel.x, "x", letters)
     _axis(axes, panel.y, "y", letters)
+
+
+def _categories(axis: Axis, letters: int) -> list[str]:
+    """The names along an axis, in lines that leave more than half of the width to the picture."""
+    return ["\n".join(textwrap.wrap(name, max(letters * 2 // 5, 14))) for name in axis.categories]
+
+
+def _title(panel: Axes, letters: int) -> list[str]:
+    """The lines of a panel's title, which begins where the picture does, right of the names."""
+    names = "\n".join(_categories(panel.y, letters)).split("\n")
+    return textwrap.wrap(panel.title, max(letters - 8 - max(map(len, names)), 16))
 
 
 def _axis(axes: Any, axis: Axis, which: str, letters: int) -> None:
@@ -117,7 +130,7 @@ def _axis(axes: Any, axis: Axis, which: str, letters: int) -> None:
         getattr(axes, f"set_{which}scale")("log")
     if axis.categories:
         turned = {"rotation": 30, "ha": "right"} if which == "x" and max(map(len, axis.categories)) > 8 else {}
-        names = ["\n".join(textwrap.wrap(name, max(letters * 2 // 5, 14))) for name in axis.categories]
+        names = _categories(axis, letters)
         getattr(axes, f"set_{which}ticks")(range(len(names)), names, **turned)
         getattr(axes, f"set_{which}lim")(-0.6, len(names) - 0.4)
     elif axis.limits:

@@ -12,8 +12,8 @@ from html import escape
 from altgrad.reports.figures import DARK, LIGHT
 
 _NUMBER = re.compile(r"-?\d+\.\d+")
-_COLOUR = re.compile("|".join(colour.lower() for colour in LIGHT.values()))
-_TONES = {colour.lower(): name for name, colour in LIGHT.items()}
+_TONES = {colour.lower(): name for name, colour in LIGHT.items() if name != "page"}  # white is also ink, on dark cells
+_COLOUR = re.compile("|".join(_TONES))
 _LEFT_OUT = ("metadata", "style", "title")
 _FONT = re.compile(r"font-family:[^;]*;? ?")
 
