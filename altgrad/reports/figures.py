@@ -14,6 +14,7 @@ from typing import Any
 
 import numpy as np
 
+from altgrad.display import shorten
 from altgrad.numerals import tick_text
 from altgrad.reports.content import Axes, Axis, Band, Dots, Figure, Heat, Mark, Trace, cell_text, heat_limits
 
@@ -74,8 +75,7 @@ def _style(colours: dict[str, str]) -> Any:
 def _draw(figure: Figure, width: float) -> Any:
     from matplotlib.figure import Figure as Canvas
 
-    colours = LIGHT
-    with _style(colours):
+    with _style(LIGHT):
         letters = int(width / figure.columns / _LETTER)
         titled = max((len(_title(panel, letters)) for panel in figure.panels), default=0)
         named = max(sum(name.count("\n") + 1 for name in _categories(panel.y, letters)) for panel in figure.panels)
@@ -114,8 +114,9 @@ def _panel(axes: Any, panel: Axes, letters: int, legend: dict[str, Any], picture
 
 
 def _categories(axis: Axis, letters: int) -> list[str]:
-    """The names along an axis, in lines that leave more than half of the width to the picture."""
-    return ["\n".join(textwrap.wrap(name, max(letters * 2 // 5, 14))) for name in axis.categories]
+    """The names along an axis, in lines that leave more than half of the width to the picture; modules' shortened."""
+    most = max(letters * 2 // 5, 14)
+    return ["\n".join(textwrap.wrap(name, most)) if " " in name else shorten(name, most) for name in axis.categories]
 
 
 def _title(panel: Axes, letters: int) -> list[str]:
