@@ -78,8 +78,9 @@ def _draw(figure: Figure, width: float) -> Any:
     with _style(LIGHT):
         letters = int(width / figure.columns / _LETTER)
         titled = max((len(_title(panel, letters)) for panel in figure.panels), default=0)
-        named = max(sum(name.count("\n") + 1 for name in _categories(panel.y, letters)) for panel in figure.panels)
-        panel_height = max(figure.height / _PIXELS, _LINE * named)
+        named = [_categories(panel.y, letters) for panel in figure.panels]
+        lines = max(len(names) * (1 + max((name.count("\n") for name in names), default=0)) for names in named)
+        panel_height = max(figure.height / _PIXELS, _LINE * lines)
         tall = figure.rows * (panel_height + 0.4 + _LINE * max(titled, 1))
         picture = Canvas(figsize=(width, tall), layout="constrained")
         legend: dict[str, Any] = {}

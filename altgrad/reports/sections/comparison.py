@@ -139,10 +139,10 @@ def late(trace: Trace) -> tuple[float, float]:
 def frame(ends: Mapping[str, tuple[float, float]]) -> tuple[tuple[float, float], str]:
     """Limits of an axis for arms that reach from here to there, and, in a sentence, the arms that are left outside.
 
-    An arm that is six times as far from the reference as the middle one would hide how the others differ.
+    An arm that is ten times as far from the reference as the middle one would hide how the others differ.
     """
     reaches = {name: max(abs(low), abs(high)) for name, (low, high) in ends.items()}
-    most = max(6 * float(np.median(list(reaches.values()))), 6 * MARGIN)
+    most = max(10 * float(np.median(list(reaches.values()))), 20 * MARGIN)
     inside = {name: both for name, both in ends.items() if reaches[name] <= most}
     low = min([-2 * MARGIN, *(low for low, _ in inside.values())])
     high = max([2 * MARGIN, *(high for _, high in inside.values())])
