@@ -53,7 +53,7 @@ def test_the_page_is_self_contained_and_admits_only_itself(folder: Path) -> None
 def test_an_interactive_page_has_plotly_once_and_the_same_policy(study: Path) -> None:
     project = load_project(RunStore(study), "study")
     page = html(project, chapters(project)[:2], "one sentence", "now", interactive=True)
-    assert page.count("plotly.js v") == 1 and "<svg" not in page and "unsafe" not in page[:3000]
+    assert page.count("plotly.js v") == 1 and 'class="full"' not in page and "unsafe" not in page[:3000]
     ours = page.replace(page[page.index("plotly.js v") : page.index("Plotly.react")], "")
     assert not re.search(r'(src|href)="(?!#|data:)', ours)
     assert "script-src &#x27;sha256-" in page
