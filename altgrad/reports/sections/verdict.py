@@ -59,8 +59,8 @@ def sentence(family: FamilyOfFormats) -> str:
         maybe = "possibly " if len(top) > 1 else ""
         most = f"; most of all {maybe}{listed(top, 'and')}" if top and len(verdicts) > 1 else ""
         sizes = [f"{name} (B {signed(i.mean)} {bounds(i)})" for name in winners[:3] for i in (family.intervals[name],)]
-        told = listed(sizes if len(winners) < 4 else winners, "and")
-        return f"{steps} lower the loss by at least {MARGIN:g} nats in {told}{most}."
+        where = listed(sizes if len(winners) < 4 else winners, "and")
+        return f"{steps} lower the loss by at least {MARGIN:g} nats in {where}{most}."
     words = {
         "no practical benefit": f"make less than {MARGIN:g} nats of difference in",
         "harm": f"raise the loss by at least {MARGIN:g} nats in",
