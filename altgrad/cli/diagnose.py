@@ -9,15 +9,25 @@ from typing import Annotated
 
 import typer
 
-from altgrad.cli import console
+from altgrad.cli import completion, console
 from altgrad.store.files import write_atomic
 
 Target = Annotated[
     str,
-    typer.Argument(metavar="TARGET", help="A run, a checkpoint, a model (folder, .safetensors), or a run spec."),
+    typer.Argument(
+        metavar="TARGET",
+        help="A run, a checkpoint, a model (folder, .safetensors), or a run spec.",
+        autocompletion=completion.run_ids,
+    ),
 ]
 Formats = Annotated[
-    str | None, typer.Option("--formats", metavar="F,F", help="Formats to weigh.  [default: seven of 8 bits]")
+    str | None,
+    typer.Option(
+        "--formats",
+        metavar="F,F",
+        help="Formats to weigh.  [default: seven of 8 bits]",
+        autocompletion=completion.formats,
+    ),
 ]
 NoData = Annotated[
     bool, typer.Option("--no-data", help="Leave out activations and gradients, which take one step of the run.")
@@ -28,7 +38,12 @@ Replay = Annotated[
 ]
 Against = Annotated[
     str | None,
-    typer.Option("--against", metavar="RUN", help="Instead: where TARGET diverges from this run, and by which casts."),
+    typer.Option(
+        "--against",
+        metavar="RUN",
+        help="Instead: where TARGET diverges from this run, and by which casts.",
+        autocompletion=completion.run_ids,
+    ),
 ]
 Oracle = Annotated[
     bool,

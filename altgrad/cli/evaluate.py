@@ -9,10 +9,15 @@ from typing import Annotated, Any, Literal
 
 import typer
 
-from altgrad.cli import console
+from altgrad.cli import completion, console
 from altgrad.store import RunStore
 
-RunName = Annotated[str, typer.Argument(metavar="RUN", help="An id, its unique beginning, project/id, or a path.")]
+RunName = Annotated[
+    str,
+    typer.Argument(
+        metavar="RUN", help="An id, its unique beginning, project/id, or a path.", autocompletion=completion.run_ids
+    ),
+]
 Folder = Annotated[Path, typer.Option("--runs", metavar="DIR", help="The folder that holds all runs.")]
 
 

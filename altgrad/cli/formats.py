@@ -14,6 +14,7 @@ from typing import Annotated, Any, NamedTuple, cast
 
 import typer
 
+from altgrad.cli import completion
 from altgrad.cli.console import one_line_errors, print_json, say, table
 from altgrad.formats import CATALOG, SCALES, AmbiguousFormatError, FloatFormat, ScaleFormat, encode, round_value
 from altgrad.formats.card import (
@@ -87,7 +88,9 @@ def list_formats(as_json: AsJson = False) -> None:
 
 @app.command()
 def show(
-    name: Annotated[str, typer.Argument(help="A format, such as e4m3fn, e7m0, e5m2b20 or bf16.")],
+    name: Annotated[
+        str, typer.Argument(help="A format, such as e4m3fn, e7m0, e5m2b20 or bf16.", autocompletion=completion.formats)
+    ],
     as_json: AsJson = False,
 ) -> None:
     """Show a format's card: limits, special codes, equal grids and the number line. An ambiguous name shows each."""
@@ -116,7 +119,7 @@ def show(
 
 @app.command("inspect", context_settings={"ignore_unknown_options": True})
 def inspect_value(
-    name: Annotated[str, typer.Argument(help="A format, such as e4m3fn.")],
+    name: Annotated[str, typer.Argument(help="A format, such as e4m3fn.", autocompletion=completion.formats)],
     value: Annotated[str, typer.Argument(help="A number (0.3, -1/3, 2^-9), or a code (0x7e, 0b1111110).")],
     scale: Annotated[str, typer.Option("--scale", help="x ~ q * scale; a positive number, such as 2^-4.")] = "1",
     as_json: AsJson = False,
@@ -143,7 +146,9 @@ def inspect_value(
 
 @app.command()
 def compare(
-    formats: Annotated[list[str], typer.Argument(help="Formats, such as e4m3fn e5m2 e3m4.")],
+    formats: Annotated[
+        list[str], typer.Argument(help="Formats, such as e4m3fn e5m2 e3m4.", autocompletion=completion.formats)
+    ],
     dist: Annotated[
         str | None, typer.Option("--dist", help="Distributions, by commas.  [default: normal,laplace,t5]")
     ] = None,

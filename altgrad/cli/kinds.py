@@ -8,7 +8,7 @@ from typing import Annotated, Any
 
 import typer
 
-from altgrad.cli import console
+from altgrad.cli import completion, console
 from altgrad.cli.metrics_table import markdown
 from altgrad.display import Line
 
@@ -16,7 +16,9 @@ from altgrad.display import Line
 def kinds(
     family: Annotated[
         str | None,
-        typer.Argument(help="Such as monitor, optimizer or storage; all if left out."),
+        typer.Argument(
+            help="Such as monitor, optimizer or storage; all if left out.", autocompletion=completion.families
+        ),
     ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")] = False,
     as_markdown: Annotated[

@@ -12,17 +12,26 @@ from typing import Annotated
 
 import typer
 
-from altgrad.cli import console
+from altgrad.cli import completion, console
 
 
 def quantize_model(
     model: Annotated[
         Path,
-        typer.Argument(help="A Hugging Face folder, a .safetensors file, or a run.", metavar="MODEL"),
+        typer.Argument(
+            help="A Hugging Face folder, a .safetensors file, or a run.",
+            metavar="MODEL",
+            autocompletion=completion.run_ids,
+        ),
     ],
     formats: Annotated[
         list[str] | None,
-        typer.Option("--format", metavar="F", help="A format, such as e4m3fn, or all; repeatable. [default: all]"),
+        typer.Option(
+            "--format",
+            metavar="F",
+            help="A format, such as e4m3fn, or all; repeatable. [default: all]",
+            autocompletion=completion.formats,
+        ),
     ] = None,
     policy: Annotated[
         Path | None,

@@ -5,13 +5,17 @@ from typing import Annotated
 
 import typer
 
-from altgrad.cli import console
+from altgrad.cli import completion, console
 from altgrad.cli.console import fail, one_line_errors, print_json, say, table
 
 
 def report(
     project: Annotated[
-        str | None, typer.Option(help="The project whose runs are reported; needed unless --from is given.")
+        str | None,
+        typer.Option(
+            help="The project whose runs are reported; needed unless --from is given.",
+            autocompletion=completion.projects,
+        ),
     ] = None,
     runs: Annotated[Path, typer.Option("--runs", metavar="DIR", help="The folder that holds all runs.")] = Path("runs"),
     source: Annotated[

@@ -12,6 +12,7 @@ from typing import Annotated, Any
 
 import typer
 
+from altgrad.cli import completion
 from altgrad.cli.console import fail, one_line_errors, print_json, say, table
 from altgrad.cli.run_view import in_short
 from altgrad.display import clean
@@ -22,7 +23,12 @@ from altgrad.store.index import Summary, summaries, summary
 
 app = typer.Typer(help="Runs in the store: list, show, compare, export, find, remove.", no_args_is_help=True)
 
-RunName = Annotated[str, typer.Argument(metavar="RUN", help="An id, its unique beginning, project/id, or a path.")]
+RunName = Annotated[
+    str,
+    typer.Argument(
+        metavar="RUN", help="An id, its unique beginning, project/id, or a path.", autocompletion=completion.run_ids
+    ),
+]
 Folder = Annotated[Path, typer.Option("--runs", metavar="DIR", help="The folder that holds all runs.")]
 Json = Annotated[bool, typer.Option("--json", help="Print JSON instead of text.")]
 
@@ -33,7 +39,9 @@ LOSS = "validation/loss"
 
 @app.command("list")
 def list_runs(
-    project: Annotated[str | None, typer.Option(help="Only runs of this project.")] = None,
+    project: Annotated[
+        str | None, typer.Option(help="Only runs of this project.", autocompletion=completion.projects)
+    ] = None,
     status: Annotated[str | None, typer.Option(help="Only runs of this status, such as completed or dead.")] = None,
     match: Annotated[str | None, typer.Option(metavar="PATTERN", help="Only ids like this, as 'e5m2-*'.")] = None,
     runs: Folder = RUNS,
@@ -83,8 +91,10 @@ def show(run: RunName, runs: Folder = RUNS, as_json: Json = False) -> None:
 
 @app.command()
 def diff(
-    first: Annotated[str, typer.Argument(metavar="A", help="A run, named as elsewhere.")],
-    second: Annotated[str, typer.Argument(metavar="B", help="Another.")],
+    first: Annotated[
+        str, typer.Argument(metavar="A", help="A run, named as elsewhere.", autocompletion=completion.run_ids)
+    ],
+    second: Annotated[str, typer.Argument(metavar="B", help="Another.", autocompletion=completion.run_ids)],
     runs: Folder = RUNS,
     as_json: Json = False,
 ) -> None:
@@ -151,9 +161,14 @@ def remove(
 @app.command()
 def export(
     names: Annotated[
-        list[str] | None, typer.Argument(metavar="[RUN]...", help="Runs, named as elsewhere.  [default: all]")
+        list[str] | None,
+        typer.Argument(
+            metavar="[RUN]...", help="Runs, named as elsewhere.  [default: all]", autocompletion=completion.run_ids
+        ),
     ] = None,
-    project: Annotated[str | None, typer.Option(help="All runs of this project.")] = None,
+    project: Annotated[
+        str | None, typer.Option(help="All runs of this project.", autocompletion=completion.projects)
+    ] = None,
     csv: Annotated[Path | None, typer.Option("--csv", metavar="FILE", help="Write a CSV file.")] = None,
     parquet: Annotated[Path | None, typer.Option("--parquet", metavar="FILE", help="Write a Parquet file.")] = None,
     runs: Folder = RUNS,

@@ -15,7 +15,7 @@ from typing import Annotated
 
 import typer
 
-from altgrad.cli import console
+from altgrad.cli import completion, console
 from altgrad.cli.panel import PlainLines, RunPanel, choose
 from altgrad.store.files import Tail
 from altgrad.store.runs import EVENTS, METRICS, Run, RunStore, recorded_scores
@@ -81,7 +81,13 @@ def _is_number(value: object) -> bool:
 
 
 def watch(
-    run: Annotated[str, typer.Argument(help="A run's id, `project/id`, the unique beginning of an id, or a path.")],
+    run: Annotated[
+        str,
+        typer.Argument(
+            help="A run's id, `project/id`, the unique beginning of an id, or a path.",
+            autocompletion=completion.run_ids,
+        ),
+    ],
     runs: Annotated[Path, typer.Option(help="The folder that holds all runs.")] = Path("runs"),
 ) -> None:
     """Watch a run that another process trains, until it ends. Ctrl-C leaves the run alone."""

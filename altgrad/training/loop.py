@@ -266,7 +266,10 @@ class _Training:
     def evaluate(self) -> bool:
         """Log the validation split's numbers; False if interrupted."""
         with self.gradients.evaluation():
-            found = evaluate(self.state.model, self.dataset, compute=self.spec.compute, interrupted=self.interrupted)
+            found = evaluate(
+                self.state.model, self.dataset, compute=self.spec.compute, limit=self.spec.evaluate_limit,
+                interrupted=self.interrupted,
+            )  # fmt: skip
         if found is None:
             return False
         self.state.evaluated = self.state.step

@@ -313,7 +313,7 @@ def prepare(
             why = f"it leaves compile to the machine (here {str(spec.compile).lower()})"
         raise MachineError(f"{document.name}: --exact: this would be another run than the spec says: {why}.")
     warning = leak_warning(spec)
-    for line in filter(None, (_left_out(dataset), notice, warning)):
+    for line in filter(None, (_left_out(dataset), notice, spec.warmup_notice, warning)):
         notify(line)
     return Prepared(spec, document, dataset, where, spec.precision.decide(fitted.model), fitted, warning, notify)
 

@@ -151,6 +151,12 @@ def test_a_machine_without_the_device_is_exit_3(spec: Path, tmp_path: Path) -> N
     assert not (tmp_path / "runs").exists()
 
 
+def test_a_run_too_short_for_its_warmup_says_how_it_warms_up(short: Path) -> None:
+    done = invoke("train", short.name, "--dry-run", "--set", "schedule={kind: cosine, warmup: 30}", "--set", "steps=20")
+    notice = "schedule.warmup: 2 instead of 30, a tenth of the 20 steps, which end before it does\n"
+    assert (done.exit_code, done.stderr) == (0, notice)
+
+
 def test_a_divergence_is_exit_4_and_recorded(short: Path, tmp_path: Path) -> None:
     done = invoke(
         "train",

@@ -1,12 +1,14 @@
 """Claims about `compile: blocks`: like blocks are one graph, whatever they cast; the model itself stays plain."""
 
 import copy
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from torch import Tensor, nn
 from torch._dynamo.utils import counters
+from torch._inductor.utils import fresh_cache
 
 from altgrad.document import Document
 from altgrad.models.model import ModelSpec
@@ -87,7 +89,27 @@ def test_like_blocks_are_one_graph_watched_and_one_unwatched(recipe: str, layers
         assert loss_compiled == pytest.approx(loss, rel=1e-5)
         assert metrics_compiled == pytest.approx(metrics, rel=1e-2, abs=2e-3, nan_ok=True)
     rows = {key: value for key, value in compiled[2][1].items() if ".mlp.up/" in key and key.endswith("/amax")}
-    assert len(rows) % layers == 0 and len(set(rows.values())) == len(rows) > 0, "a row of its own for every block"
+    # Two casts of a tensor, each along an axis of its own, have one amax.
+    of_blocks = {(layer, cast.partition(".")[0]) for layer, cast, _ in (key.split("/") for key in rows)}
+    assert len(of_blocks) == 3 * layers and len(set(rows.values())) == len(of_blocks), "rows of its own for every block"
+
+
+@pytest.mark.long
+@pytest.mark.needs("c++")
+@pytest.mark.parametrize("recipe", list(RECIPES))
+def test_a_second_process_finds_both_graphs_made(recipe: str, tmp_path: Path) -> None:
+    """What the first one compiled, forward and backward, is in torch's cache, autograd Functions and all."""
+    with fresh_cache(dir=tmp_path):
+        torch._dynamo.reset()
+        model = model_of(2, recipe)
+        first = steps(model, Regions(model))
+        torch._dynamo.reset()
+        counters.clear()
+        model = model_of(2, recipe)
+        again = steps(model, Regions(model))
+    found = counters["aot_autograd"]
+    assert found["autograd_cache_hit"] == 2 and not found["autograd_cache_miss"] and not found["autograd_cache_bypass"]
+    assert not counters["inductor"]["fxgraph_cache_miss"] and first == again
 
 
 def test_the_model_is_plain_outside() -> None:
