@@ -1,4 +1,4 @@
-"""How lines and tables look, wherever they are shown: on a terminal, in a pipe, a notebook or an HTML file.
+"""How lines and tables look, wherever they are shown: on a terminal, in a pipe or a notebook.
 
 Lines are pieces of text with a style's name each, made by pure functions: nothing here knows of a terminal.
 """
@@ -118,25 +118,7 @@ def table_lines(title: str, header: Sequence[str], rows: Sequence[Sequence[str]]
 
 _STYLES = {"bold": "font-weight: bold", "dim": "opacity: .65"}
 _COLOURS = {"red": "#d1453b", "green": "#2e9e48", "yellow": "#b8860b", "cyan": "#1e88c7", "magenta": "#b455b4"}
-"""Legible on white and on black, since a notebook does not say which it is; a page has two sets of its own."""
-_SHEET = """
-:root { color-scheme: light dark; --red: #b3261e; --green: #19692c; --yellow: #805600; --cyan: #00639b;
-  --magenta: #8b2a8b; }
-@media (prefers-color-scheme: dark) { :root { --red: #ff8a80; --green: #7bd88f; --yellow: #ffd479; --cyan: #7cc7ff;
-  --magenta: #e5a1e5; } }
-body { margin: 1.5rem; } pre { font: 14px/1.45 ui-monospace, monospace; overflow-x: auto; }
-"""
-
-
-def html_page(title: str, lines: Sequence[Line]) -> str:
-    """A document of these lines: no script, no network, light and dark, and a policy that forbids the rest."""
-    policy = "default-src 'none'; style-src 'unsafe-inline'"
-    return (
-        '<!doctype html>\n<html lang="en"><head><meta charset="utf-8">\n'
-        f'<meta http-equiv="Content-Security-Policy" content="{policy}">\n'
-        '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
-        f"<title>{escape(title)}</title><style>{_SHEET}</style></head>\n<body>{html_lines(lines)}</body></html>\n"
-    )
+"""Legible on white and on black, since a notebook does not say which it is."""
 
 
 def html_lines(lines: Sequence[Line]) -> str:
@@ -147,5 +129,5 @@ def html_lines(lines: Sequence[Line]) -> str:
 def _span(text: str, style: str) -> str:
     words = style.split()
     rules = [_STYLES[word] for word in words if word in _STYLES]
-    rules += [f"color: var(--{word}, {_COLOURS[word]})" for word in words if word in _COLOURS]
+    rules += [f"color: {_COLOURS[word]}" for word in words if word in _COLOURS]
     return f'<span style="{"; ".join(rules)}">{escape(text)}</span>' if rules else escape(text)

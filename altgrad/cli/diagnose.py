@@ -10,7 +10,6 @@ from typing import Annotated
 import typer
 
 from altgrad.cli import completion, console
-from altgrad.display import html_page
 from altgrad.store.files import write_atomic
 
 Target = Annotated[
@@ -65,7 +64,10 @@ PolicyOut = Annotated[
     ),
 ]
 Runs = Annotated[Path, typer.Option("--runs", metavar="DIR", help="The folder that holds all runs.")]
-Html = Annotated[Path | None, typer.Option("--html", metavar="FILE", help="Write the same page there, as HTML.")]
+Html = Annotated[
+    Path | None,
+    typer.Option("--html", metavar="FILE", help="Write a page of HTML: tables, a heat map, the policy to copy."),
+]
 Json = Annotated[bool, typer.Option("--json", help="Print JSON instead of text.")]
 
 
@@ -101,8 +103,7 @@ def diagnose(
         if policy_out is not None:
             write_atomic(policy_out, diagnosis.facts["advised_spec"].encode(), durable=False)
         if html is not None:
-            text = html_page(f"altgrad diagnose {diagnosis.facts['name']}", diagnosis.page(110))
-            write_atomic(html, text.encode(), durable=False)
+            write_atomic(html, diagnosis.html().encode(), durable=False)
         if as_json:
             console.print_json(diagnosis.facts)
             return

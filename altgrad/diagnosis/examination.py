@@ -25,6 +25,7 @@ from altgrad.diagnosis.bisection import bisect, require_alike, siblings_of
 from altgrad.diagnosis.departure import departure
 from altgrad.diagnosis.findings import ailments
 from altgrad.diagnosis.forecasts import STEPS, forecast_variants
+from altgrad.diagnosis.html_page import html_page
 from altgrad.diagnosis.page import page
 from altgrad.diagnosis.samples import linear_layers, stored_samples, trained_samples
 from altgrad.diagnosis.variants import variants
@@ -95,6 +96,10 @@ class Diagnosis:
     def page(self, width: int = 120) -> list[Line]:
         """The page that the command line draws, no line wider than `width` columns (at least 60)."""
         return page(self.facts, width)
+
+    def html(self) -> str:
+        """The same as a page of HTML: tables, a heat map of formats by layer, the policy to copy."""
+        return html_page(self.facts)
 
     def __repr__(self) -> str:
         return "\n".join(line.text.rstrip() for line in self.page())

@@ -13,15 +13,12 @@ from typing import TYPE_CHECKING, Any, Literal, Protocol
 from altgrad.numerals import counted
 from altgrad.reports.arms import differing, settings_of
 from altgrad.reports.reading import LOSS, RunRecord, read
-from altgrad.statistics.intervals import MARGIN, Interval, common_correlation, decide, seeds_in_common, simultaneous
-from altgrad.statistics.power import pairs_to_decide
+from altgrad.statistics.intervals import MARGIN
+from altgrad.statistics.verdict import judge
 from altgrad.store import Run, RunStore
 
 if TYPE_CHECKING:
     import pandas
-
-WORDS = {"above": "worse", "below": "better", "inside": "equivalent"}
-OPPOSITE = {"worse": "better", "better": "worse"}
 
 
 class Stored(Protocol):
@@ -64,29 +61,16 @@ def compare(
     values = {name: _values(inside, metric) for name, inside in arms.items()}
     if not any(values.values()):
         raise ValueError(f"none of these runs has a result in {metric}; completed and diverged runs have.")
-    paired = {
-        name: {seed: value - values[chosen][seed] for seed, value in by_seed.items() if seed in values[chosen]}
-        for name, by_seed in values.items() if name != chosen
-    }  # fmt: skip
-    intervals = simultaneous(paired)
-    several = {name: pairs for name, pairs in paired.items() if len(pairs) > 1}
-    correlation = common_correlation(seeds_in_common(several))
+    found = judge(values, chosen, margin=margin, better=better, unit="nats" if metric == LOSS else "")
     rows = []
-    for name, by_seed in values.items():
-        mean = math.fsum(by_seed.values()) / len(by_seed) if by_seed else math.nan
-        row: dict[str, Any] = {"arm": name, "runs": len(by_seed), "mean": mean}
-        if name == chosen:
-            rows.append(row | {"verdict": "reference"})
-            continue
-        found = intervals[name]
-        verdict = _verdict(found, margin, better)
-        known = found.n > 1
-        row |= {"difference": found.mean, "low": found.low if known else math.nan}
-        row |= {"high": found.high if known else math.nan, "n": found.n, "verdict": verdict}
-        if verdict == "undecided":
-            row["pairs_needed"] = pairs_to_decide(
-                found.mean, found.sd, margin=margin, formats=len(several), correlation=correlation
-            )
+    for arm in found.arms.values():
+        row: dict[str, Any] = {"arm": arm.arm, "runs": arm.runs, "mean": arm.mean, "verdict": arm.verdict}
+        if arm.arm != chosen:
+            known = arm.interval.n > 1
+            row |= {"difference": arm.interval.mean, "low": arm.interval.low if known else math.nan}
+            row |= {"high": arm.interval.high if known else math.nan, "n": arm.interval.n}
+            if arm.verdict == "undecided" and arm.more_seeds is not None:
+                row["pairs_needed"] = arm.interval.n + arm.more_seeds
         rows.append(row)
     columns = ["arm", "runs", "mean", "difference", "low", "high", "n", "verdict", "pairs_needed"]
     frame = pandas.DataFrame(rows, columns=columns).astype({"n": "Int64", "pairs_needed": "Int64"})
@@ -147,11 +131,3 @@ def _values(records: Iterable[RunRecord], metric: str) -> dict[int, float]:
         if math.isfinite(value):
             found[record.seed] = value
     return found
-
-
-def _verdict(found: Interval, margin: float, better: str) -> str:
-    if found.n < 2:
-        return "one seed" if found.n else "no seed in common"
-    decision = decide(found, margin)
-    word = WORDS.get(decision, decision)
-    return word if better == "lower" else OPPOSITE.get(word, word)

@@ -1,19 +1,22 @@
-"""Figures for paper: the same neutral descriptions drawn by matplotlib, as vector PDF, PNG and SVG.
+"""Figures as pictures: the neutral descriptions drawn by matplotlib, as PNG, as vector PDF, and as SVG for a page.
 
-A figure's width is that of a text column pair (6.8 inches); type is set at 8 to 9 points, and fonts are embedded as
-outlines that editors keep as text (TrueType, no Type 3). Drawing goes through matplotlib's object interface and its
-Agg and PDF backends: no display, no global state.
+A figure is drawn at the width it is looked at: that of a text column pair for paper, of a page, and of a phone, where
+panels stand below one another. Type is set at 8 to 9 points; a PDF's fonts are embedded as outlines that editors keep
+as text (TrueType, no Type 3). Drawing goes through matplotlib's object interface and its Agg, PDF and SVG backends: no
+display, no global state.
 """
 
 import io
+import textwrap
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from altgrad.display import shorten
 from altgrad.numerals import tick_text
-from altgrad.reports.content import Axes, Axis, Band, Dots, Figure, Heat, Mark, Trace
-from altgrad.reports.plotly_figures import cell_text, heat_limits
+from altgrad.reports.content import Axes, Axis, Band, Dots, Figure, Heat, Mark, Trace, cell_text, heat_limits
 
 LIGHT = {
     "text": "#1b1f24", "faint": "#8b949e", "blue": "#0072B2", "orange": "#E69F00", "green": "#009E73",
@@ -22,17 +25,21 @@ LIGHT = {
 }  # fmt: skip
 DARK = LIGHT | {
     "text": "#e6edf3", "faint": "#7d8590", "blue": "#4FA8E0", "orange": "#F0B429", "green": "#2CC295",
-    "gold": "#F0E442", "red": "#F0803C", "grey": "#9aa4af", "grid": "#262c36", "band": "#1d232c", "page": "#0f141a",
+    "gold": "#F0E442", "red": "#F0803C", "sky": "#A9DEFF", "grey": "#9aa4af", "grid": "#262c36", "band": "#1d232c",
+    "page": "#0f141a",
 }  # fmt: skip
 _DASH = {"solid": "-", "dash": "--", "dot": ":", "dashdot": "-."}
 _SYMBOL = {"circle": "o", "square": "s", "diamond": "D", "cross": "P", "triangle-up": "^", "x": "X"}
 SEQUENTIAL, DIVERGING = "cividis", "PuOr"
-_WIDTH, _PIXELS = 6.8, 130.0
+PAPER, PAGE, PHONE = 6.8, 8.2, 3.9
+"""Widths in inches."""
+_PIXELS, _LETTER, _LINE = 130.0, 0.073, 0.15
+"""Of a panel's height per inch; the width of a letter and the height of a line in inches, for what is wrapped."""
 
 
 def save_figure(figure: Figure, folder: Path) -> tuple[Path, Path]:
     """Write `<key>.png` (130 dpi) and `<key>.pdf`; returns both."""
-    picture = _draw(figure, LIGHT)
+    picture = _draw(figure, PAPER)
     png, pdf = folder / f"{figure.key}.png", folder / f"{figure.key}.pdf"
     with _style(LIGHT):
         picture.savefig(png, dpi=130, facecolor=LIGHT["page"], metadata={"Software": None})
@@ -40,12 +47,13 @@ def save_figure(figure: Figure, folder: Path) -> tuple[Path, Path]:
     return png, pdf
 
 
-def svg(figure: Figure, *, dark: bool = False) -> bytes:
-    """The figure as SVG, for a page without scripts and for the README."""
-    colours = DARK if dark else LIGHT
-    picture, buffer = _draw(figure, colours), io.BytesIO()
-    with _style(colours):
-        picture.savefig(buffer, format="svg", facecolor=colours["page"], metadata={"Date": None})
+def svg(figure: Figure, *, phone: bool = False) -> str:
+    """The figure as SVG in LIGHT's colours, without a background."""
+    if phone:
+        figure = replace(figure, columns=1)
+    picture, buffer = _draw(figure, PHONE if phone else PAGE), io.StringIO()
+    with _style(LIGHT):
+        picture.savefig(buffer, format="svg", transparent=True, dpi=100, metadata={"Date": None})
     return buffer.getvalue()
 
 
@@ -64,48 +72,69 @@ def _style(colours: dict[str, str]) -> Any:
     )  # fmt: skip
 
 
-def _draw(figure: Figure, colours: dict[str, str]) -> Any:
+def _draw(figure: Figure, width: float) -> Any:
     from matplotlib.figure import Figure as Canvas
 
-    with _style(colours):
-        tall = figure.rows * (figure.height / _PIXELS + 0.55) + 0.45
-        picture = Canvas(figsize=(_WIDTH, tall), layout="constrained")
+    with _style(LIGHT):
+        letters = int(width / figure.columns / _LETTER)
+        titled = max((len(_title(panel, letters)) for panel in figure.panels), default=0)
+        named = [_categories(panel.y, letters) for panel in figure.panels]
+        lines = max(len(names) * (1 + max((name.count("\n") for name in names), default=0)) for names in named)
+        panel_height = max(figure.height / _PIXELS, _LINE * lines)
+        tall = figure.rows * (panel_height + 0.4 + _LINE * max(titled, 1))
+        picture = Canvas(figsize=(width, tall), layout="constrained")
         legend: dict[str, Any] = {}
         places = [picture.add_subplot(figure.rows, figure.columns, index + 1) for index in range(len(figure.panels))]
         scales = sum(isinstance(mark, Heat) and mark.scale for panel in figure.panels for mark in panel.marks)
         for axes, panel in zip(places, figure.panels, strict=True):
-            _panel(axes, panel, colours, legend, picture, scales < len(places))
+            _panel(axes, panel, letters, legend, picture, scales < len(places))
         if legend:
-            columns = min(len(legend), 4)
-            picture.legend(legend.values(), legend.keys(), loc="outside upper left", ncols=columns)
+            names = ["\n".join(textwrap.wrap(name, int(width / _LETTER) - 8)) for name in legend]
+            columns = max(1, min(len(names), int(width / _LETTER / (max(map(len, names)) + 7))))
+            shown = picture.legend(legend.values(), names, loc="outside upper left", ncols=columns)
+            picture.set_figheight(tall + 0.16 * -(-len(names) // columns) + 0.1)
+            shown.set_in_layout(True)
         # The layout is worked out once, and not again for each file.
         picture.draw_without_rendering()
         picture.set_layout_engine("none")
         return picture
 
 
-def _panel(axes: Any, panel: Axes, colours: dict[str, str], legend: dict[str, Any], picture: Any, shared: bool) -> None:
+def _panel(axes: Any, panel: Axes, letters: int, legend: dict[str, Any], picture: Any, shared: bool) -> None:
     for mark in panel.marks:
-        handle = _mark(axes, mark, colours, picture, shared)
+        handle = _mark(axes, mark, LIGHT, picture, shared)
         if isinstance(mark, Trace | Dots) and mark.in_legend and handle is not None:
             legend.setdefault(mark.name, handle)
     if not any(isinstance(mark, Heat) for mark in panel.marks):
-        axes.grid(True, color=colours["grid"], linewidth=0.6)
+        axes.grid(True, color=LIGHT["grid"], linewidth=0.6)
         axes.set_axisbelow(True)
     if panel.title:
-        axes.set_title(panel.title, loc="left", color=colours["text"])
-    _axis(axes, panel.x, "x")
-    _axis(axes, panel.y, "y")
+        axes.set_title("\n".join(_title(panel, letters)), loc="left", color=LIGHT["text"])
+    _axis(axes, panel.x, "x", letters)
+    _axis(axes, panel.y, "y", letters)
 
 
-def _axis(axes: Any, axis: Axis, which: str) -> None:
-    getattr(axes, f"set_{which}label")(axis.label)
+def _categories(axis: Axis, letters: int) -> list[str]:
+    """The names along an axis, in lines that leave more than half of the width to the picture; modules' shortened."""
+    most = max(letters * 2 // 5, 14)
+    return ["\n".join(textwrap.wrap(name, most)) if " " in name else shorten(name, most) for name in axis.categories]
+
+
+def _title(panel: Axes, letters: int) -> list[str]:
+    """The lines of a panel's title, which begins where the picture does, right of the names."""
+    names = "\n".join(_categories(panel.y, letters)).split("\n")
+    return textwrap.wrap(panel.title, max(letters - 8 - max(map(len, names)), 16))
+
+
+def _axis(axes: Any, axis: Axis, which: str, letters: int) -> None:
+    getattr(axes, f"set_{which}label")("\n".join(textwrap.wrap(axis.label, max(letters - 14, 24))))
     if axis.log:
         getattr(axes, f"set_{which}scale")("log")
     if axis.categories:
         turned = {"rotation": 30, "ha": "right"} if which == "x" and max(map(len, axis.categories)) > 8 else {}
-        getattr(axes, f"set_{which}ticks")(range(len(axis.categories)), axis.categories, **turned)
-        getattr(axes, f"set_{which}lim")(-0.6, len(axis.categories) - 0.4)
+        names = _categories(axis, letters)
+        getattr(axes, f"set_{which}ticks")(range(len(names)), names, **turned)
+        getattr(axes, f"set_{which}lim")(-0.6, len(names) - 0.4)
     elif axis.limits:
         getattr(axes, f"set_{which}lim")(*axis.limits)
     if axis.ticks:
@@ -159,7 +188,7 @@ def _heat(axes: Any, mark: Heat, picture: Any, shared: bool) -> None:
     cells = np.ma.masked_invalid(mark.z)
     shown = axes.pcolormesh(
         x, y, cells, cmap=DIVERGING if mark.diverging else SEQUENTIAL, vmin=low, vmax=high, shading="nearest",
-        rasterized=mark.z.size > 2000,
+        rasterized=not mark.write,
     )  # fmt: skip
     if mark.scale:
         # One scale may serve all panels; drawn beside the first alone, it would make that one narrower.
