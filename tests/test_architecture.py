@@ -4,6 +4,7 @@ Imports only go down, from a floor to a lower one, and the rooms of one floor do
 
     cli -> sweeps | diagnosis | reports -> conversion -> training -> watching | interventions -> monitors -> measures
         -> models | data | optim -> nn -> quantize -> spec -> document | formats | numerals | metric_keys | display
+        | webpage
 
 Four rooms stand beside the tower: matrix, symptoms, store and statistics see formats, document, numerals and spec, and
 are seen from monitors upwards. They and the bottom of the tower never load torch, so that `altgrad --help`, a table of
@@ -27,7 +28,7 @@ import pytest
 ROOT = Path(__file__).resolve().parents[1]
 
 FLOORS = (
-    ("formats", "document", "numerals", "metric_keys", "display"),
+    ("formats", "document", "numerals", "metric_keys", "display", "webpage"),
     ("spec",),
     ("quantize",),
     ("nn",),

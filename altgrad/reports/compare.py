@@ -17,7 +17,8 @@ import numpy as np
 from altgrad.numerals import counted
 from altgrad.reports.arms import FREE
 from altgrad.reports.compared_runs import ComparedRun, arms_of, common_end, compared_record, reference_of, values_of
-from altgrad.reports.curves import common_steps, mean_over_runs
+from altgrad.reports.comparison_page import write_page
+from altgrad.reports.curves import Array, common_steps, mean_over_runs
 from altgrad.reports.event_files import holds_events, read_event_files
 from altgrad.reports.loss_files import SUFFIXES, read_loss_file
 from altgrad.reports.reading import LOSS, TRAIN_LOSS, Series, read
@@ -74,6 +75,16 @@ class RunComparison:
         """The mean over seeds by step."""
         steps, mean, _, _ = mean_over_runs([run.series for run in self.arms[arm]])
         return steps, mean
+
+    def difference(self, arm: str) -> tuple[Array, Array, Array, Array]:
+        """(steps, mean, low, high) of the arm's curve less the reference's, over the seeds of both."""
+        base = {run.seed: run.series for run in self.arms[self.verdict.reference]}
+        pairs = [_less(run.series, base[run.seed]) for run in self.arms[arm] if run.seed in base]
+        return mean_over_runs([pair for pair in pairs if len(pair[0])])
+
+    def write_page(self, path: Path) -> None:
+        """All of it as one page, in place of what was there."""
+        write_page(self, path)
 
     def frame(self) -> "pandas.DataFrame":
         """A row an arm, as `altgrad.compare` gives it."""
@@ -178,17 +189,18 @@ def compare_runs(
 
 def _band(inside: Iterable[ComparedRun], base: Iterable[ComparedRun]) -> WindowBand | None:
     """Of the one pair of runs with a seed in common."""
-    others = {run.seed: run for run in base}
-    for run in inside:
-        if run.seed in others:
-            ours, theirs = run.series, others[run.seed].series
-            steps = common_steps([ours, theirs])
-            if not (len(ours[0]) and len(theirs[0])):
-                return None
-            first, last = max(ours[0][0], theirs[0][0]), min(ours[0][-1], theirs[0][-1])
-            steps = steps[(steps >= first) & (steps <= last)]
-            return window_band(steps, np.interp(steps, *ours) - np.interp(steps, *theirs))
-    return None
+    others = {run.seed: run.series for run in base}
+    pairs = [_less(run.series, others[run.seed]) for run in inside if run.seed in others]
+    return window_band(*pairs[0]) if pairs else None
+
+
+def _less(ours: Series, theirs: Series) -> Series:
+    """The difference of two curves on the steps that both reach; empty where one is."""
+    if not (len(ours[0]) and len(theirs[0])):
+        return np.array([]), np.array([])
+    steps = common_steps([ours, theirs])
+    steps = steps[(steps >= max(ours[0][0], theirs[0][0])) & (steps <= min(ours[0][-1], theirs[0][-1]))]
+    return steps, np.interp(steps, *ours) - np.interp(steps, *theirs)
 
 
 def _read_all(

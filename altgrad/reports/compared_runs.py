@@ -24,8 +24,8 @@ from altgrad.reports.rates import Losses, best_rate, split_seeds
 from altgrad.reports.reading import LOSS, TRAIN_LOSS, RunRecord, Series
 
 TAIL = 0.05
-_SEED = re.compile(r"(?i)[-_./ ]*(?:seed|s|rng)[-_= ]?(\d+)$")
-_BASELINE = re.compile(r"(?i)(?<![a-z0-9])(baseline|reference|control|twin|fp32|float32|bf16|bfloat16)(?![a-z0-9])")
+_SEED = re.compile(r"(?i)(?:[-_./ ]+(?:s|rng)|[-_./ ]*seed)[-_= ]?(\d+)$")
+_BASELINE = re.compile(r"(?i)(?<![a-z0-9])(base(?:line)?|ref(?:erence)?|control|twin|fp32|float32|bf16|bfloat16)(?![a-z0-9])")
 
 
 @dataclass(frozen=True)

@@ -8,7 +8,7 @@ twenty times. Its long-run variance is the mean of the squared projections on th
 (Mueller 2007, Lazarus et al. 2018: a "fixed-b" bound, so called since B stays while T grows). B = 2 gives a wide band,
 t = 4.30, and the one that holds: with AR(1) points the error at 5 % is 4.8 to 6.3 % wherever the series is worth 5
 independent points or more, T (1 - r) / (1 + r) >= 5, and no band is given elsewhere; B = 8 would err in 31 % at T = 50,
-r = 0.9. docs/REPORT.md has the table.
+r = 0.9. docs/COMPARE.md has the table.
 
 The band says how far *these two runs* are apart over the window. It holds nothing of the noise between runs, and so
 decides nothing between their arms.

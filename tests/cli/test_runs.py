@@ -142,7 +142,8 @@ def test_a_difference_names_spec_lines_and_the_first_metric(store: RunStore, run
 
 def test_a_rule_that_one_run_lacks_is_one_line_of_the_difference(store: RunStore, runs: Callable[..., Any]) -> None:
     cast = "{format: e4m3fn, rounding: nearest_even, scaling: {kind: delayed, margin: 0}, overflow: saturate}"
-    make(store, "a", f"precision: {{rules: [{{match: 'blocks.*', weight: {cast}, input: {cast}, operands: shared}}]}}\n")
+    rule = f"{{match: 'blocks.*', weight: {cast}, input: {cast}, operands: shared}}"
+    make(store, "a", f"precision: {{rules: [{rule}]}}\n")
     make(store, "b", "precision: {rules: []}\n")
     lines = runs("diff", "a", "b").stdout.splitlines()
     assert lines[3].split("  ") == [

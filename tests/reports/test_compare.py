@@ -10,7 +10,8 @@ import pytest
 from scipy import stats
 
 import altgrad
-from altgrad.store import Run
+from altgrad.reports.compare import compare_runs
+from altgrad.store import Run, RunStore
 from tests.reports.conftest import BENEFIT, final_loss
 
 Make = Callable[..., Run]
@@ -87,3 +88,47 @@ def test_what_cannot_be_compared_is_said(
         altgrad.compare("study", runs=tmp_path, reference="x")
     with pytest.raises(ValueError, match="none of these runs has a result in validation/f1"):
         altgrad.compare("study", runs=tmp_path, metric="validation/f1")
+
+
+def made(root: Path, make_run: Make, specs: list[dict[str, Any]], name: str = "") -> None:
+    for tree in specs:
+        make_run(root, tree | ({"name": name} if name else {}), sited=False, points=10)
+
+
+def test_runs_that_differ_only_in_interventions_are_two_arms(tmp_path: Path, make_run: Make, make_spec: Spec) -> None:
+    made(tmp_path, make_run, [make_spec(seed=s) for s in range(3)])
+    made(tmp_path, make_run, [make_spec(seed=s) | {"interventions": [{"kind": "partition_clip"}]} for s in range(3)])
+    found = compare_runs(["study"], runs=tmp_path)
+    assert found.differences == {"interventions": ["absent", "partition_clip"]} and len(found.arms) == 2
+
+
+def test_a_twin_and_a_tracker_make_no_arm_and_the_twin_is_the_reference(
+    tmp_path: Path, make_run: Make, make_spec: Spec
+) -> None:
+    twins = [make_run(tmp_path, make_spec("bf16", seed=s), sited=False, points=10) for s in range(2)]
+    specs = [make_spec("e7m0", seed=s) | {"twin": f"study/{twins[s].id}", "track": ["wandb"] * s} for s in range(2)]
+    made(tmp_path, make_run, [*specs, make_spec("fp32", seed=0), make_spec("fp32", seed=1)])
+    found = compare_runs(["study"], runs=tmp_path)
+    assert [arm.runs for arm in found.verdict.arms.values()] == [2, 2, 2]
+    assert found.arms[found.verdict.reference][0].id == twins[0].id
+
+
+def test_arms_of_a_project_are_judged_at_their_best_rates_on_seeds_that_did_not_choose_them(
+    tmp_path: Path, make_run: Make, make_spec: Spec
+) -> None:
+    for fmt in ("e7m0", "fp32"):
+        made(tmp_path, make_run, [make_spec(fmt, lr=lr, seed=s) for lr in (1e-3, 3e-3, 1e-2) for s in (0, 1)])
+        made(tmp_path, make_run, [make_spec(fmt, lr=3e-3, seed=s) for s in (7, 8, 9)])
+    found = compare_runs(["study"], runs=tmp_path)
+    (arm,) = found.verdict.judged
+    assert (arm.verdict, arm.interval.n) == ("worse", 3)
+    assert found.data()["arms"][0]["seeds"] == [7, 8, 9] and "best learning rate" in found.notes[0]
+    one = compare_runs([r.path for r in RunStore(tmp_path).runs("study") if r.id.endswith("-s0")], runs=tmp_path)
+    assert len(one.arms) == 6  # named one by one, every rate is an arm
+
+
+def test_where_rates_are_all_that_differs_they_are_the_arms(tmp_path: Path, make_run: Make, make_spec: Spec) -> None:
+    made(tmp_path, make_run, [make_spec("fp32", lr=lr, seed=s) for lr in (1e-3, 3e-3) for s in range(3)])
+    found = compare_runs(["study"], runs=tmp_path)
+    assert list(found.arms) == ["FP32, adamw, lr 0.001", "FP32, adamw, lr 0.003"]
+    assert found.differences == {"optimizer.lr": ["0.001", "0.003"]}
