@@ -128,7 +128,7 @@ def window_errors(points: int, persistence: float, count: int = 2000) -> tuple[f
     series = generator.standard_normal((count, 2 * points))
     for t in range(1, 2 * points):
         series[:, t] = persistence * series[:, t - 1] + math.sqrt(1 - persistence**2) * series[:, t]
-    bands = [window_band(np.arange(2.0 * points), each) for each in series]
+    bands = [window_band(np.arange(2.0 * points), each, "loss") for each in series]
     return sum(b is not None for b in bands) / count, sum(b is not None and b.differs for b in bands) / count
 
 

@@ -108,8 +108,8 @@ def _windows(found: Any) -> list[str]:
     for name, band in found.windows.items():
         word = "apart" if band.differs else "not shown to be apart"
         said.append(
-            f"Steps {band.first:g} to {band.last:g}: these two curves are {word}, {name} by {signed(band.mean)} "
-            f"[{signed(band.low)}, {signed(band.high)}]; other seeds may differ otherwise."
+            f"{band.metric}, steps {band.first:g} to {band.last:g}: these two curves are {word}, {name} by "
+            f"{signed(band.mean)} [{signed(band.low)}, {signed(band.high)}]; other seeds may differ otherwise."
         )
     return said
 

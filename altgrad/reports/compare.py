@@ -16,11 +16,19 @@ import numpy as np
 
 from altgrad.numerals import counted
 from altgrad.reports.arms import FREE
-from altgrad.reports.compared_runs import ComparedRun, arms_of, common_end, compared_record, reference_of, values_of
+from altgrad.reports.compared_runs import (
+    ComparedRun,
+    arms_of,
+    common_end,
+    compared_record,
+    reference_of,
+    stored_series,
+    values_of,
+)
 from altgrad.reports.comparison_page import write_page
 from altgrad.reports.curves import Array, common_steps, mean_over_runs
 from altgrad.reports.event_files import holds_events, read_event_files
-from altgrad.reports.loss_files import SUFFIXES, read_loss_file
+from altgrad.reports.loss_files import SUFFIXES, Reading, read_loss_file, what_was_read
 from altgrad.reports.reading import LOSS, TRAIN_LOSS, Series, read
 from altgrad.reports.wandb_runs import read_wandb
 from altgrad.statistics.intervals import MARGIN
@@ -127,7 +135,13 @@ class RunComparison:
             found |= {"p_zero": arm.p_zero, "p_equivalent": arm.p_equivalent}
         found |= {"more_seeds": arm.more_seeds} if arm.is_open else {}
         if band := self.windows.get(name):
-            found["window"] = {"steps": [band.first, band.last], "mean": band.mean, "low": band.low, "high": band.high}
+            found["window"] = {
+                "metric": band.metric,
+                "steps": [band.first, band.last],
+                "mean": band.mean,
+                "low": band.low,
+                "high": band.high,
+            }
         return found
 
 
@@ -183,15 +197,21 @@ def compare_runs(
     firsts = [{k: v for k, v in inside[0].spec.items() if k not in FREE} for inside in arms.values()]
     differences = {path: [in_words(part) for part in parts] for path, parts in differing_parts(firsts)}
     windows = {arm.arm: band for arm in verdict.judged if arm.verdict == "one seed"
-               if (band := _band(arms[arm.arm], arms[chosen]))}  # fmt: skip
+               if (band := _band(arms[arm.arm], arms[chosen], metric))}  # fmt: skip
     return RunComparison(verdict, metric, arms, differences, windows, notes)
 
 
-def _band(inside: Iterable[ComparedRun], base: Iterable[ComparedRun]) -> WindowBand | None:
-    """Of the one pair of runs with a seed in common."""
-    others = {run.seed: run.series for run in base}
-    pairs = [_less(run.series, others[run.seed]) for run in inside if run.seed in others]
-    return window_band(*pairs[0]) if pairs else None
+def _band(inside: Iterable[ComparedRun], base: Iterable[ComparedRun], metric: str) -> WindowBand | None:
+    """Of the one pair of runs with a seed in common; of their training loss where the metric's curve is too short."""
+    others = {run.seed: run for run in base}
+    for run in inside:
+        if other := others.get(run.seed):
+            found = window_band(*_less(run.series, other.series), metric)
+            if found is None and metric == LOSS and run.stored and other.stored:
+                ours, theirs = (stored_series(each, TRAIN_LOSS) for each in (run.stored, other.stored))
+                found = window_band(*_less(ours, theirs), TRAIN_LOSS)
+            return found
+    return None
 
 
 def _less(ours: Series, theirs: Series) -> Series:
@@ -208,8 +228,7 @@ def _read_all(
 ) -> tuple[list[ComparedRun], list[str], bool]:
     """Every run that is meant, once; what was read; whether the runs of the store were named one by one."""
     stored: dict[Path, Run] = {}
-    others: list[ComparedRun] = []
-    notes: list[str] = []
+    readings: list[Reading] = []
     projects = {run.project for run in store.runs()}
     key = None if metric == LOSS else metric
     whole = False
@@ -219,27 +238,23 @@ def _read_all(
             stored[target.path.resolve()] = Run(target.path)
         elif text.startswith("wandb:"):
             whole = True
-            others += _noted(read_wandb(text, key), notes)
+            readings.append(read_wandb(text, key))
         elif text in projects:
             whole = True
             stored |= {run.path.resolve(): run for run in store.runs(text)}
         elif path.suffix in SUFFIXES and path.is_file():
-            others += _noted(read_loss_file(path, key), notes)
+            readings.append(read_loss_file(path, key))
         elif not (path / "spec.yaml").exists() and holds_events(path):
-            others += _noted(read_event_files(path, key), notes)
+            readings.append(read_event_files(path, key))
         else:
             found = store.find(text)
             stored[found.path.resolve()] = found
     ours = [_of_store(run, metric) for run in stored.values()]
     known = [run for run in ours if run is not None]
+    notes = what_was_read(readings)
     if len(known) < len(ours):
         notes.append(f"{counted(len(ours) - len(known), 'run')} without a result left out.")
-    return known + others, notes, not whole
-
-
-def _noted(reading: Any, notes: list[str]) -> list[ComparedRun]:
-    notes.append(reading.said)
-    return list(reading.runs)
+    return known + [run for each in readings for run in each.runs], notes, not whole
 
 
 def _of_store(run: Run, metric: str) -> ComparedRun | None:
@@ -247,8 +262,4 @@ def _of_store(run: Run, metric: str) -> ComparedRun | None:
     record = read(run, (metric.rpartition("/")[2],))
     if not (record.ended and record.spec and record.whole):
         return None
-    series = None
-    if metric == TRAIN_LOSS:  # the record's is thinned to its extremes
-        pairs = np.array([(row["step"], row[metric]) for row in run.metrics([metric]) if metric in row]).reshape(-1, 2)
-        series = pairs[:, 0], pairs[:, 1]
-    return compared_record(record, metric, series)
+    return compared_record(record, metric, run)

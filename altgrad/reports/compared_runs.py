@@ -22,10 +22,13 @@ from altgrad.numerals import counted
 from altgrad.reports.arms import arm_of, differing, rate_of, settings_of
 from altgrad.reports.rates import Losses, best_rate, split_seeds
 from altgrad.reports.reading import LOSS, TRAIN_LOSS, RunRecord, Series
+from altgrad.store import Run
 
 TAIL = 0.05
 _SEED = re.compile(r"(?i)(?:[-_./ ]+(?:s|rng)|[-_./ ]*seed)[-_= ]?(\d+)$")
-_BASELINE = re.compile(r"(?i)(?<![a-z0-9])(base(?:line)?|ref(?:erence)?|control|twin|fp32|float32|bf16|bfloat16)(?![a-z0-9])")
+_BASELINE = re.compile(
+    r"(?i)(?<![a-z0-9])(base(?:line)?|ref(?:erence)?|control|twin|fp32|float32|bf16|bfloat16)(?![a-z0-9])"
+)
 
 
 @dataclass(frozen=True)
@@ -33,7 +36,7 @@ class ComparedRun:
     """One run. arm: the name that its source gives the arm; empty where settings say it. seed: None where unknown.
 
     final: the value that AltGrad's own record gives, None for curves of others. ignorance: the value of knowing
-    nothing, NaN where unknown.
+    nothing, NaN where unknown. stored: the run of the store that it is, if it is one.
     """
 
     id: str
@@ -45,6 +48,7 @@ class ComparedRun:
     diverged: bool = False
     ignorance: float = math.nan
     created: str = ""
+    stored: Run | None = None
 
     @property
     def rate(self) -> float:
@@ -70,18 +74,26 @@ class ComparedRun:
         return float(found.mean()) if len(found) else math.nan
 
 
-def compared_record(record: RunRecord, metric: str, series: Series | None = None) -> ComparedRun:
-    """A run of AltGrad's that completed or diverged. series: of the metric, where the record's would be thinned."""
-    found = series if series is not None else record.series.get(metric)
-    steps, values = found if found is not None else (np.array([]), np.array([]))
+def compared_record(record: RunRecord, metric: str, stored: Run | None = None) -> ComparedRun:
+    """A run of AltGrad's that completed or diverged. stored: where the store has it."""
+    steps, values = record.series.get(metric, (np.array([]), np.array([])))
+    if stored is not None and metric == TRAIN_LOSS:  # the record's is thinned to its extremes
+        steps, values = stored_series(stored, metric)
     final: float | None = float(values[-1]) if len(values) else math.nan
     if metric.startswith("train/"):
         final = None
     is_loss = metric in (LOSS, TRAIN_LOSS)
     return ComparedRun(
         record.id, (steps, values), seed=record.seed, spec=record.spec, final=final, diverged=record.diverged,
-        ignorance=record.ignorance if is_loss else math.nan, created=str(record.meta.get("created", "")),
+        ignorance=record.ignorance if is_loss else math.nan, created=str(record.meta.get("created", "")), stored=stored,
     )  # fmt: skip
+
+
+def stored_series(run: Run, metric: str) -> Series:
+    """Every value of a metric."""
+    rows = [(row["step"], row[metric]) for row in run.metrics([metric]) if metric in row]
+    pairs = np.array(rows, dtype=np.float64).reshape(-1, 2)
+    return pairs[:, 0], pairs[:, 1]
 
 
 def foreign_run(id: str, series: Series, **more: Any) -> ComparedRun:

@@ -11,7 +11,6 @@ from typing import Any
 
 import numpy as np
 
-from altgrad.numerals import counted
 from altgrad.reports.compared_runs import foreign_run, name_and_seed
 from altgrad.reports.loss_files import Reading, loss_key
 from altgrad.reports.reading import Series
@@ -45,7 +44,7 @@ def read_event_files(folder: Path, key: str | None = None) -> Reading:
     if not runs:
         loss_key(list(tags), key, str(folder))  # says what is there
         raise ValueError(f"{folder} holds event files, but no curves.")
-    return Reading(runs, f"{folder}: {counted(len(runs), 'run')} of TensorBoard, {chosen!r}.")
+    return Reading(str(folder), runs, str(chosen))
 
 
 def _curves(folder: Path) -> Iterator[tuple[Path, dict[str, Series]]]:

@@ -3,13 +3,14 @@
 A file is a table of rows with a step and a loss. Which columns those are is found by their usual names; a column
 `seed`, `run` or `arm` tells runs apart, and where there is none the file's name does: `fp8-s3.csv` is seed 3 of fp8.
 W&B's download of a chart, a column `<run> - <key>` for each run, and TensorBoard's (`Wall time,Step,Value`) are read
-too. What was taken for what is said (`Reading.said`): a guess that nobody sees is an error.
+too. What was taken for what is said (`what_was_read`): a guess that nobody sees is an error.
 """
 
 import csv
 import io
 import json
 import math
+import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -39,10 +40,33 @@ Row = Mapping[str, Any]
 
 @dataclass(frozen=True)
 class Reading:
-    """Runs of a source, and in a sentence what was taken for what."""
+    """Runs of a source, the metric that was read, and beside it what else was taken for granted."""
 
+    source: str
     runs: list[ComparedRun]
-    said: str
+    key: str
+    more: str = ""
+
+    @property
+    def is_validation(self) -> bool:
+        """Whether its values are of a split that is not trained on, as far as their name says."""
+        return re.search("val|eval|test", self.key.lower()) is not None
+
+
+def what_was_read(readings: Sequence[Reading]) -> list[str]:
+    """In a line for all sources that were read alike. ValueError where one has a training loss and one another."""
+    kinds = {each.is_validation: each for each in readings}
+    if len(kinds) > 1:
+        here, there = kinds[True], kinds[False]
+        raise ValueError(f"{here.source} has {here.key!r} and {there.source} {there.key!r}; name one with --key.")
+    alike: dict[tuple[str, str], list[Reading]] = {}
+    for each in readings:
+        alike.setdefault((each.key, each.more), []).append(each)
+    said = []
+    for (key, more), group in alike.items():
+        places = ", ".join(each.source for each in group) if len(group) < 3 else f"{len(group)} sources"
+        said.append(f"{places}: {counted(sum(len(each.runs) for each in group), 'run')}, {key!r}{more}.")
+    return said
 
 
 def read_loss_file(path: Path, key: str | None = None) -> Reading:
@@ -64,8 +88,7 @@ def read_loss_file(path: Path, key: str | None = None) -> Reading:
     runs = [run for run in runs if len(run.series[0])]
     if not runs:
         raise ValueError(f"{path} has no numbers in {told!r}.")
-    said = f"{path}: {counted(len(runs), 'run')}, {told!r} by {step!r}"
-    return Reading(runs, f"{said}.")
+    return Reading(str(path), runs, told, f" by {step!r}")
 
 
 def step_column(columns: Sequence[str]) -> str | None:

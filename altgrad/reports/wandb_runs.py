@@ -16,7 +16,6 @@ from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
-from altgrad.numerals import counted
 from altgrad.reports.compared_runs import ComparedRun, compared_record, foreign_run, name_and_seed
 from altgrad.reports.loss_files import Reading, loss_key, series_of_rows, step_column
 from altgrad.reports.project import Project
@@ -62,10 +61,8 @@ def read_wandb(source: str, key: str | None = None) -> Reading:
         chosen = loss_key(list(dict.fromkeys(name for names in columns for name in names)), key, source)
         with _answered(source, refused):
             runs += _foreign(others, chosen)
-    said = f"{source}: {counted(len(runs), 'run')}, {chosen!r}"
-    if len(runs) < len(found):
-        said += f"; {len(found) - len(runs)} not finished or without values left out"
-    return Reading(runs, f"{said}.")
+    left_out = len(found) - len(runs)
+    return Reading(source, runs, chosen, f"; {left_out} not finished or without values left out" if left_out else "")
 
 
 def _foreign(runs: list[Any], key: str) -> list[ComparedRun]:

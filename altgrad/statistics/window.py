@@ -29,8 +29,9 @@ LEAST_POINTS, LEAST_WORTH = 20, 5.0
 
 @dataclass(frozen=True)
 class WindowBand:
-    """The mean difference of two curves over the steps from `first` to `last`, with its 95 % band."""
+    """The mean difference of two curves of a metric over the steps from `first` to `last`, with its 95 % band."""
 
+    metric: str
     first: float
     last: float
     mean: float
@@ -43,7 +44,7 @@ class WindowBand:
         return self.low > 0 or self.high < 0
 
 
-def window_band(steps: NDArray[np.float64], differences: NDArray[np.float64]) -> WindowBand | None:
+def window_band(steps: NDArray[np.float64], differences: NDArray[np.float64], metric: str) -> WindowBand | None:
     """The band over the later half of the points; None where those are few, not finite, or worth too few."""
     half = len(steps) // 2
     steps, series = steps[half:], differences[half:]
@@ -54,7 +55,7 @@ def window_band(steps: NDArray[np.float64], differences: NDArray[np.float64]) ->
     projections = math.sqrt(2 / points) * (np.cos(angles) @ series)
     half_width = student_quantile((1 + LEVEL) / 2, COSINES) * math.sqrt(float(np.mean(projections**2)) / points)
     mean = float(series.mean())
-    return WindowBand(float(steps[0]), float(steps[-1]), mean, mean - half_width, mean + half_width)
+    return WindowBand(metric, float(steps[0]), float(steps[-1]), mean, mean - half_width, mean + half_width)
 
 
 def worth(series: NDArray[np.float64]) -> float:

@@ -1,11 +1,13 @@
 """altgrad.compare: a row an arm, with the interval and verdict that scipy's t would give one pair of arms."""
 
+import json
 import math
 from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import numpy as np
 import pytest
 from scipy import stats
 
@@ -59,6 +61,8 @@ def test_one_seed_is_a_difference_and_never_a_verdict(two: dict[str, list[Run]],
     row = frame.loc["powers"]
     assert row.verdict == "one seed" and row.n == 1 and row.difference > 0.1
     assert frame.low.isna().all() and frame.high.isna().all()
+    short = compare_runs([two["powers"][0], two["twin"][0]], runs=tmp_path)
+    assert short.windows == {}  # ten points are worth no band
     apart = altgrad.compare(two["powers"][0], two["twin"][1], runs=tmp_path).set_index("arm")
     assert apart.verdict["powers"] == "no seed in common"
 
@@ -132,3 +136,15 @@ def test_where_rates_are_all_that_differs_they_are_the_arms(tmp_path: Path, make
     found = compare_runs(["study"], runs=tmp_path)
     assert list(found.arms) == ["FP32, adamw, lr 0.001", "FP32, adamw, lr 0.003"]
     assert found.differences == {"optimizer.lr": ["0.001", "0.003"]}
+
+
+def test_one_seed_of_altgrads_runs_has_the_band_of_their_training_losses(
+    tmp_path: Path, make_run: Make, make_spec: Spec
+) -> None:
+    pair = [make_run(tmp_path, make_spec(fmt), sited=False, points=100) for fmt in ("e7m0", "fp32")]
+    noise = np.random.default_rng(0).normal(0, 0.02, 500)
+    for index, row in enumerate(rows := list(pair[0].metrics())):
+        row["train/loss"] += noise[index]
+    (pair[0].path / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    band = compare_runs(pair, runs=tmp_path).windows["e7m0 stochastic, adamw"]
+    assert band.metric == "train/loss" and band.differs and 0.15 < band.low < band.high < 0.3

@@ -49,7 +49,7 @@ def test_files_named_by_arm_and_seed_have_the_paired_interval_of_scipy(tmp_path:
     assert (frame.low["fp8"], frame.high["fp8"]) == pytest.approx((expected.low, expected.high), rel=1e-9)
     assert frame.verdict.to_dict() == {"bf16": "reference", "fp8": "worse"} and frame.n["fp8"] == 5
     assert frame.attrs["sentence"].startswith("fp8 is worse than bf16: +0.0")
-    assert "'val_loss' by 'Step'" in frame.attrs["notes"][0]
+    assert frame.attrs["notes"] == ["10 sources: 10 runs, 'val_loss' by 'Step'."]
 
 
 def one_table(folder: Path, found: Mapping[tuple[str, int], np.ndarray]) -> Path:
@@ -167,6 +167,13 @@ def test_what_cannot_be_read_is_said_in_one_line(
     assert message in str(caught.value) and "\n" not in str(caught.value)
 
 
+def test_a_validation_loss_is_not_compared_with_a_training_loss(tmp_path: Path) -> None:
+    for name, column in (("a", "val_loss"), ("b", "train_loss")):
+        (tmp_path / f"{name}.csv").write_text(f"step,{column}\n1,2\n2,1\n")
+    with pytest.raises(ValueError, match="has 'val_loss' and .*b.csv 'train_loss'; name one with --key."):
+        compare_runs([tmp_path / "a.csv", tmp_path / "b.csv"])
+
+
 def test_a_file_that_is_no_text_is_said(tmp_path: Path) -> None:
     (tmp_path / "a.csv").write_bytes(b"\xff\xfe\x00")
     with pytest.raises(ValueError, match="a.csv is no text; a comparison reads .csv"):
@@ -192,7 +199,7 @@ def test_folders_of_tensorboard_are_runs(tmp_path: Path) -> None:
     assert (arm.interval.low, arm.interval.high, arm.verdict) == pytest.approx(
         (expected.interval.low, expected.interval.high, expected.verdict), rel=1e-5
     )
-    assert "6 runs of TensorBoard, 'eval/loss'" in read.notes[0]
+    assert "logs: 6 runs, 'eval/loss'." in read.notes[0]
     with pytest.raises(ValueError, match="has no 'acc'"):
         compare_runs([tmp_path / "logs"], metric="acc")
 

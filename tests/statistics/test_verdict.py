@@ -190,8 +190,8 @@ def test_the_band_of_one_pair_of_curves_is_false_in_about_5_percent(points: int,
 def test_a_curve_worth_few_points_or_with_gaps_has_no_band() -> None:
     steps, wave = np.arange(200.0), np.sin(np.arange(200) / 60)
     noise = np.random.default_rng(0).standard_normal(200)
-    assert window_band(steps, wave) is None and window_band(steps[:30], noise[:30]) is None
-    assert window_band(steps, np.where(steps == 150, math.nan, noise)) is None
-    band, constant = window_band(steps, noise + 3), window_band(steps, np.ones(200))
+    assert window_band(steps, wave, "x") is None and window_band(steps[:30], noise[:30], "x") is None
+    assert window_band(steps, np.where(steps == 150, math.nan, noise), "x") is None
+    band, constant = window_band(steps, noise + 3, "x"), window_band(steps, np.ones(200), "x")
     assert band is not None and band.differs and (band.first, band.last) == (100, 199)
     assert constant is not None and constant.low == pytest.approx(1) == constant.high
