@@ -84,7 +84,7 @@ def _row(found: Any, arm: Any) -> list[str]:
     is_reference = arm.verdict == "reference"
     interval = arm.interval
     known = not is_reference and interval.n > 1
-    more = f", about {counted(arm.more_seeds, 'more seed')}" if arm.is_open and arm.more_seeds else ""
+    more = f" (about {counted(arm.more_seeds, 'more seed')} needed)" if arm.is_open and arm.more_seeds else ""
     return [
         arm.arm, number(arm.mean, 5), "" if is_reference else signed(interval.mean),
         f"[{signed(interval.low)}, {signed(interval.high)}]" if known else "",

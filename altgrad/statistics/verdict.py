@@ -179,7 +179,7 @@ class Comparison:
         for verdict in ("better", "worse", "equivalent", "direction only", "undecided"):
             if arms := groups.get(verdict):
                 is_are = "is" if len(arms) == 1 else "are"
-                told.append(f"{_few([arm.arm for arm in arms])} {is_are} {self._group(verdict, arms)}")
+                told.append(f"{_few([self._sized(arm) for arm in arms])} {is_are} {self._group(verdict, arms)}")
         return f"Compared with {self.reference}, {'; '.join(told)}."
 
     def sentence_of(self, arm: ArmVerdict) -> str:
@@ -226,16 +226,19 @@ class Comparison:
         return f" {self.unit}" if self.unit else ""
 
     def _group(self, verdict: str, arms: list[ArmVerdict]) -> str:
-        size = f" ({signed(arms[0].interval.mean)}{self._unit})" if len(arms) == 1 else ""
         match verdict:
             case "equivalent":
                 return f"equivalent within {self.margin:g}{self._unit}"
             case "direction only":
                 way = "apart" if len(arms) > 1 else "higher" if arms[0].interval.mean > 0 else "lower"
-                return f"{way}{size}, but whether by {self.margin:g}{self._unit} is undecided"
+                return f"{way}, but whether by {self.margin:g}{self._unit} is undecided"
             case "undecided":
-                return f"undecided{size} ({_more(arms)})"
-        return f"{verdict}{size}"
+                return f"undecided ({_more(arms)})"
+        return verdict
+
+    def _sized(self, arm: ArmVerdict) -> str:
+        mean = arm.interval.mean
+        return arm.arm if math.isnan(mean) else f"{arm.arm} ({signed(mean)}{self._unit})"
 
 
 def judge(
@@ -279,8 +282,8 @@ def judge(
             )
             continue
         stuck = lost[name] > 0 or {name, reference} <= fallen
-        verdict = "undecided" if stuck else _verdict(family, name, family.decision(name), better)
-        other = "undecided" if stuck else _verdict(family, name, family.cautious_decision(name), better)
+        verdict: Verdict = "undecided" if stuck else _verdict(family, name, family.decision(name), better)
+        other: Verdict = "undecided" if stuck else _verdict(family, name, family.cautious_decision(name), better)
         interval = family.intervals[name]
         found[name] = ArmVerdict(
             name, len(by_seed), count, lost[name], mean, interval, family.bonferroni[name], verdict, other,

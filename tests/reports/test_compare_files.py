@@ -214,7 +214,7 @@ def test_the_command_says_the_verdict_first_and_exits_as_it_was_asked(tmp_path: 
     lines = plain.stdout.splitlines()
     assert lines[0].startswith("Undecided between fp8 and bf16: +") and lines[0].endswith("would decide.")
     assert lines[2].split() == ["arm", "mean", "difference", "95", "%", "interval", "n", "diverged", "curve", "verdict"]
-    assert "1 of 5" in lines[4] and lines[4].rstrip().endswith("seeds")
+    assert "1 of 5" in lines[4] and lines[4].rstrip().endswith("needed)")
     assert call(app, ["compare", *paths, "--exit-code"]).exit_code == 7
     sound = csvs(tmp_path, curves())
     assert call(app, ["compare", *sound, "--exit-code"]).exit_code == 6

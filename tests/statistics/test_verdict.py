@@ -1,6 +1,7 @@
 """The verdict on arms: statsmodels' p-values, the words at their borders, one seed, and diverged runs."""
 
 import math
+import re
 from collections.abc import Iterable
 
 import numpy as np
@@ -53,8 +54,9 @@ def test_arms_of_a_family_are_judged_together_and_each_has_its_word() -> None:
     assert together.interval.high > alone.interval.high and together.bonferroni.high > together.interval.high
     assert alone.bonferroni == alone.interval
     assert found.sentence == (
-        f"Compared with bf16, mx is better (−{-found.arms['mx'].interval.mean:.4f} nats); "
-        f"fp8 is worse (+{together.interval.mean:.4f} nats); same is equivalent within 0.01 nats."
+        f"Compared with bf16, mx (−{-found.arms['mx'].interval.mean:.4f} nats) is better; fp8 "
+        f"(+{together.interval.mean:.4f} nats) is worse; same (+{found.arms['same'].interval.mean:.4f} nats) is "
+        "equivalent within 0.01 nats."
     )
     assert judge(arms, "bf16", better="higher").arms["fp8"].verdict == "better"
 
@@ -126,7 +128,10 @@ def test_arms_whose_runs_all_diverged_are_not_called_equivalent() -> None:
 
 def test_of_many_arms_the_sentence_names_a_few() -> None:
     arms = {"a": REFERENCE} | {f"b{i}": shifted(0.5 + i, 0.001) for i in range(9)}
-    assert judge(arms, "a").sentence == "Compared with a, b0, b1, b2 and 6 more are worse."
+    size = r" \(\+\d\.\d{4} nats\)"
+    assert re.fullmatch(
+        f"Compared with a, b0{size}, b1{size}, b2{size} and 6 more are worse.", judge(arms, "a").sentence
+    )
 
 
 def test_few_seeds_of_many_arms_say_where_bonferronis_interval_would_not_decide() -> None:
