@@ -181,8 +181,8 @@ def compare_runs(
     better: Literal["lower", "higher"] = "lower",
 ) -> RunComparison:
     """`altgrad.compare`, with all that the verdict rests on."""
-    found, notes, one_by_one = _read_all(targets, RunStore(Path(runs)), metric)
-    arms, told = arms_of(found, one_by_one=one_by_one)
+    found, notes, projects = _read_all(targets, RunStore(Path(runs)), metric)
+    arms, told = arms_of(found, one_by_one=projects == 0, by_project=projects > 1)
     if len(arms) < 2:
         raise ValueError(f"{counted(len(found), 'run')}, alike in all but their seed; a comparison takes two arms.")
     chosen = reference_of(arms, reference)
@@ -195,7 +195,8 @@ def compare_runs(
     unit = "nats" if "loss" in metric else ""
     verdict = judge(values, chosen, margin=margin, better=better, diverged=diverged, unit=unit)
     firsts = [{k: v for k, v in inside[0].spec.items() if k not in FREE} for inside in arms.values()]
-    differences = {path: [in_words(part) for part in parts] for path, parts in differing_parts(firsts)}
+    parts = list(differing_parts(firsts)) if all(firsts) else []
+    differences = {path: [in_words(part) for part in values] for path, values in parts}
     windows = {arm.arm: band for arm in verdict.judged if arm.verdict == "one seed"
                if (band := _band(arms[arm.arm], arms[chosen], metric))}  # fmt: skip
     return RunComparison(verdict, metric, arms, differences, windows, notes)
@@ -225,24 +226,26 @@ def _less(ours: Series, theirs: Series) -> Series:
 
 def _read_all(
     targets: Iterable[str | Path | Stored], store: RunStore, metric: str
-) -> tuple[list[ComparedRun], list[str], bool]:
-    """Every run that is meant, once; what was read; whether the runs of the store were named one by one."""
+) -> tuple[list[ComparedRun], list[str], int]:
+    """Every run that is meant, once; what was read; how many targets are whole projects."""
     stored: dict[Path, Run] = {}
     readings: list[Reading] = []
     projects = {run.project for run in store.runs()}
     key = None if metric == LOSS else metric
-    whole = False
+    whole = 0
     for target in targets:
         text, path = str(target), Path(str(target))
         if not isinstance(target, str | Path):
             stored[target.path.resolve()] = Run(target.path)
         elif text.startswith("wandb:"):
-            whole = True
+            whole += 1
             readings.append(read_wandb(text, key))
         elif text in projects:
-            whole = True
+            whole += 1
             stored |= {run.path.resolve(): run for run in store.runs(text)}
-        elif path.suffix in SUFFIXES and path.is_file():
+        elif path.suffix in SUFFIXES:
+            if not path.is_file():
+                raise ValueError(f"there is no file {text}.")
             readings.append(read_loss_file(path, key))
         elif not (path / "spec.yaml").exists() and holds_events(path):
             readings.append(read_event_files(path, key))
@@ -254,7 +257,7 @@ def _read_all(
     notes = what_was_read(readings)
     if len(known) < len(ours):
         notes.append(f"{counted(len(ours) - len(known), 'run')} without a result left out.")
-    return known + [run for each in readings for run in each.runs], notes, not whole
+    return known + [run for each in readings for run in each.runs], notes, whole
 
 
 def _of_store(run: Run, metric: str) -> ComparedRun | None:

@@ -118,17 +118,21 @@ def name_and_seed(name: str) -> tuple[str, int | None]:
     return (name[: match.start()], int(match[1])) if match and match.start() else (name, None)
 
 
-def arms_of(runs: Sequence[ComparedRun], *, one_by_one: bool = False) -> tuple[dict[str, list[ComparedRun]], list[str]]:
+def arms_of(
+    runs: Sequence[ComparedRun], *, one_by_one: bool = False, by_project: bool = False
+) -> tuple[dict[str, list[ComparedRun]], list[str]]:
     """Runs by arm, seeds known and each once, and what a reader must know of that.
 
-    one_by_one: every learning rate is an arm, since somebody named the runs.
+    one_by_one: every learning rate is an arm, since somebody named the runs. by_project: so are equal specs of two
+    projects, since somebody named both.
     """
     notes: list[str] = []
-    groups: dict[tuple[str, str], list[ComparedRun]] = {}
+    groups: dict[tuple[str, str, str], list[ComparedRun]] = {}
     known: dict[str, str] = {}  # of two names for the same settings the first counts
     for run in sorted(runs, key=lambda r: r.created):
-        name = known.setdefault(settings_of(run.spec), _given_name(run)) if run.spec else _given_name(run)
-        key = (run.arm, "") if run.arm else (name, settings_of(run.spec, rate=False))
+        place = str(run.spec.get("project", "")) if by_project else ""
+        name = known.setdefault(place + settings_of(run.spec), _given_name(run)) if run.spec else _given_name(run)
+        key = (place, run.arm, "") if run.arm else (place, name, settings_of(run.spec, rate=False))
         groups.setdefault(key, []).append(run)
     kept = [_each_seed_once(inside, notes) for inside in groups.values()]
     several = [len({run.rate for run in inside}) > 1 and not inside[0].arm for inside in kept]
@@ -237,5 +241,6 @@ def _names(firsts: Sequence[ComparedRun]) -> list[str]:
     told = [f"{name} ({said})" if said else name for name, said in zip(given, words.values(), strict=True)]
     labels = [arm_of(run.spec).label if _is_altgrads(run) else name for run, name in zip(firsts, given, strict=True)]
     rates = [f"{label}, lr {run.rate:g}" for label, run in zip(labels, firsts, strict=True)]
-    schemes = (given, labels, rates, told, [run.id for run in firsts])
+    placed = [f"{run.spec.get('project')}/{name}" for run, name in zip(firsts, given, strict=True)]
+    schemes = (given, labels, rates, placed, told, [f"{run.spec.get('project')}/{run.id}" for run in firsts])
     return next(scheme for scheme in schemes if len(set(scheme)) == len(firsts))

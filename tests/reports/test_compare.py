@@ -132,6 +132,15 @@ def test_arms_of_a_project_are_judged_at_their_best_rates_on_seeds_that_did_not_
     assert len(one.arms) == 6  # named one by one, every rate is an arm
 
 
+def test_two_projects_of_the_same_specs_are_two_arms(tmp_path: Path, make_run: Make, make_spec: Spec) -> None:
+    for project in ("before", "after"):
+        for seed in range(2):
+            tree = make_spec("fp32", seed=seed) | {"project": project}
+            make_run(tmp_path, tree, sited=False, points=10, project=project)
+    found = compare_runs(["before", "after"], runs=tmp_path)
+    assert list(found.arms) == ["before/study", "after/study"] and found.verdict.judged[0].verdict == "equivalent"
+
+
 def test_where_rates_are_all_that_differs_they_are_the_arms(tmp_path: Path, make_run: Make, make_spec: Spec) -> None:
     made(tmp_path, make_run, [make_spec("fp32", lr=lr, seed=s) for lr in (1e-3, 3e-3) for s in range(3)])
     found = compare_runs(["study"], runs=tmp_path)

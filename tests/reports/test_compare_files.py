@@ -230,5 +230,7 @@ def test_the_command_refuses_in_one_line(tmp_path: Path) -> None:
     (path,) = csvs(tmp_path, curves(1, {"fp8": 0.0}))
     alone = CliRunner().invoke(app, ["compare", path])
     assert alone.exit_code == 2 and alone.stderr == "1 run, alike in all but their seed; a comparison takes two arms.\n"
+    absent = CliRunner().invoke(app, ["compare", path, "gone.csv"])
+    assert absent.exit_code == 2 and absent.stderr == "there is no file gone.csv.\n"
     nothing = CliRunner().invoke(app, ["compare", "nobody", "--runs", str(tmp_path)])
     assert nothing.exit_code == 2 and nothing.stderr.count("\n") == 1
