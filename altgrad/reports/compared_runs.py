@@ -142,9 +142,16 @@ def arms_of(
             for inside, split in zip(kept, several, strict=True)
             for rate in (sorted({run.rate for run in inside}) if split else [0.0])
         ]
-    elif any(several):
-        kept = _at_best_rates(kept, several, notes)
-    return dict(zip(_names([inside[0] for inside in kept]), kept, strict=True)), notes
+        several = [False] * len(kept)
+    kept, reused = _at_best_rates(kept, several)
+    names = _names([inside[0] for inside in kept])
+    if tuned := [
+        f"{name}: {inside[0].rate:g}" for name, inside, split in zip(names, kept, several, strict=True) if split
+    ]:
+        seeds = "which the same seeds chose, so that intervals are too narrow" if reused else "chosen on other seeds"
+        more = f" and {len(tuned) - 3} more" if len(tuned) > 3 else ""
+        notes.append(f"Each arm at its best learning rate ({'; '.join(tuned[:3])}{more}), {seeds}.")
+    return dict(zip(names, kept, strict=True)), notes
 
 
 def reference_of(arms: Mapping[str, Sequence[ComparedRun]], wanted: str | None) -> str:
@@ -207,10 +214,10 @@ def _each_seed_once(inside: Sequence[ComparedRun], notes: list[str]) -> list[Com
     return list(by_key.values())
 
 
-def _at_best_rates(
-    groups: Sequence[list[ComparedRun]], several: Sequence[bool], notes: list[str]
-) -> list[list[ComparedRun]]:
-    """Each arm at its lr*, on seeds that did not choose it where every arm has such."""
+def _at_best_rates(groups: list[list[ComparedRun]], several: Sequence[bool]) -> tuple[list[list[ComparedRun]], bool]:
+    """Each arm at its lr*, on seeds that did not choose it where every arm has such; and whether none were left."""
+    if not any(several):
+        return groups, False
     grids: list[Losses] = []
     for inside in groups:
         grid: Losses = {}
@@ -225,13 +232,8 @@ def _at_best_rates(
         there = [run for run in inside if choice is None or run.rate == choice.rate]
         at_best.append(there)
         confirming.append([run for run in there if run.seed not in tuning])
-    told = ", ".join(
-        f"{_given_name(runs[0])} {runs[0].rate:g}" for runs, split in zip(at_best, several, strict=True) if split
-    )
     shared = set.intersection(*({run.seed for run in runs} for runs in confirming))
-    seeds = "on other seeds than chose it" if shared else "which the same seeds chose, so intervals are too narrow"
-    notes.append(f"Each arm at its best learning rate ({told}), {seeds}.")
-    return confirming if shared else at_best
+    return (confirming, False) if shared else (at_best, True)
 
 
 def _names(firsts: Sequence[ComparedRun]) -> list[str]:

@@ -178,6 +178,8 @@ class Comparison:
         told = []
         for verdict in ("better", "worse", "equivalent", "direction only", "undecided"):
             if arms := groups.get(verdict):
+                if verdict in ("better", "worse"):
+                    arms.sort(key=lambda arm: -abs(arm.interval.mean))
                 is_are = "is" if len(arms) == 1 else "are"
                 told.append(f"{_few([self._sized(arm) for arm in arms])} {is_are} {self._group(verdict, arms)}")
         return f"Compared with {self.reference}, {'; '.join(told)}."
