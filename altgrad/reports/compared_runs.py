@@ -244,5 +244,6 @@ def _names(firsts: Sequence[ComparedRun]) -> list[str]:
     labels = [arm_of(run.spec).label if _is_altgrads(run) else name for run, name in zip(firsts, given, strict=True)]
     rates = [f"{label}, lr {run.rate:g}" for label, run in zip(labels, firsts, strict=True)]
     placed = [f"{run.spec.get('project')}/{name}" for run, name in zip(firsts, given, strict=True)]
-    schemes = (given, labels, rates, placed, told, [f"{run.spec.get('project')}/{run.id}" for run in firsts])
+    counted_off = [f"{name} ({number})" for number, name in enumerate(given, 1)]
+    schemes = (given, labels, rates, placed, told, [run.id for run in firsts], counted_off)
     return next(scheme for scheme in schemes if len(set(scheme)) == len(firsts))
