@@ -35,6 +35,7 @@ LOSSES = (
 )  # fmt: skip
 ARMS, RUNS, SEEDS = ("arm", "variant", "group"), ("run", "run_id", "run_name", "id", "name"), ("seed", "random_seed")
 _RANGE = ("__MIN", "__MAX")
+_HELD_OUT = re.compile(r"(?<![a-z])(val|valid|validation|eval|evaluation|test)(?![a-z])")
 Row = Mapping[str, Any]
 
 
@@ -50,7 +51,7 @@ class Reading:
     @property
     def is_validation(self) -> bool:
         """Whether its values are of a split that is not trained on, as far as their name says."""
-        return re.search("val|eval|test", self.key.lower()) is not None
+        return _HELD_OUT.search(self.key.lower()) is not None
 
 
 def what_was_read(readings: Sequence[Reading]) -> list[str]:
