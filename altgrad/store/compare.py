@@ -2,9 +2,8 @@
 
 Specs are compared as trees, leaf by leaf, under dotted paths (`model.layers`, `monitors.0.every`); for people by the
 largest parts that differ (`differing_parts`), since a rule that one run lacks is one difference and not its 37 leaves.
-Metrics are
-compared exactly: two runs of one spec are meant to agree to the last bit, so the first difference is the interesting
-one, however small. Keys under `time/` depend on the clock and do not count.
+Metrics are compared exactly: two runs of one spec are meant to agree to the last bit, so the first difference is the
+interesting one, however small. Keys under `time/` depend on the clock and do not count.
 """
 
 import json
@@ -18,7 +17,7 @@ from altgrad.store.files import spell_nonfinite
 from altgrad.store.runs import SPEC, Run
 
 ABSENT = "absent"
-USUAL = (None, "same", "shared", "nearest_even", "current", ABSENT, [], {})
+USUAL: tuple[Any, ...] = (None, "same", "shared", "nearest_even", "current", ABSENT, [], {})
 """What goes without saying in a part of a spec."""
 
 
