@@ -20,10 +20,11 @@ from altgrad.numerals import number, signed, tick_text
 from altgrad.store import utc_now
 from altgrad.store.files import write_atomic
 
-WIDTH, HEIGHT, LEFT, RIGHT, TOP, BOTTOM = 720, 300, 62, 130, 12, 40
+WIDTH, HEIGHT, LEFT, RIGHT, TOP, BOTTOM = 520, 260, 56, 116, 10, 38
 COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#56b4e9", "#e69f00", "#8a6d3b", "#7f7f7f")
 ROBUST = 2.0, 98.0
 """Percentiles of the values that the axis shows, so that the first steps and a spike do not flatten the rest."""
+STYLE = "figure svg{max-width:700px}"
 Array = NDArray[np.float64]
 
 
@@ -32,6 +33,7 @@ class ChartLine:
     """A curve by its name, with a band where it has one."""
 
     name: str
+    colour: str
     x: Array
     y: Array
     low: Array
@@ -50,14 +52,15 @@ def write_page(found: Any, path: Path) -> None:
     if found.differences:
         rows = [(place, *words) for place, words in found.differences.items()]
         parts.append(webpage.section("settings", "What differs", "", webpage.table("", ("", *found.arms), rows)))
-    curves = [ChartLine(name, *found.curve(name), *2 * (np.array([]),)) for name in found.arms]
+    colours = _colours(found)
+    curves = [ChartLine(name, colours[name], *found.curve(name), *2 * (np.array([]),)) for name in found.arms]
     if curves := [line for line in curves if len(line.x) > 1]:
         parts.append(webpage.section("curves", "Curves", "Means over seeds.", chart(curves, found.metric)))
     notes = "".join(webpage.paragraph(note) for note in found.notes)
     if notes:
         parts.append(webpage.section("notes", "What was read", "", notes))
     made = f"AltGrad {__version__}, {utc_now()[:16].replace('T', ' ')} UTC"
-    page = webpage.document("Comparison", found.sentence, "".join(parts), kicker=made)
+    page = webpage.document("Comparison", found.sentence, "".join(parts), kicker=made, style=STYLE)
     write_atomic(path, page.encode(), durable=False)
 
 
@@ -84,14 +87,14 @@ def chart(lines: Sequence[ChartLine], label: str, *, margin: float = 0.0, zero: 
         marks.append(_rectangle(across(first), down(margin), across(last), down(-margin)))
         marks.append(_straight(across(first), down(0.0), across(last), down(0.0), "1"))
     ends = _spread([float(down(line.y[np.isfinite(line.y)][-1])) for line in lines])
-    for index, (line, end) in enumerate(zip(lines, ends, strict=True)):
-        colour, sound = COLOURS[index % len(COLOURS)], np.isfinite(line.y)
+    for line, end in zip(lines, ends, strict=True):
+        colour, sound = line.colour, np.isfinite(line.y)
         if len(line.low) and (line.high > line.low).any():
             outline = [*zip(line.x, line.high, strict=True), *zip(line.x[::-1], line.low[::-1], strict=True)]
             marks.append(f'<polygon points="{_points(outline, across, down)}" fill="{colour}" fill-opacity="0.16"/>')
         points = _points(zip(line.x[sound], line.y[sound], strict=True), across, down)
         marks.append(f'<polyline points="{points}" fill="none" stroke="{colour}" stroke-width="1.8"/>')
-        name = line.name if len(line.name) < 18 else line.name[:16] + "…"
+        name = line.name if len(line.name) < 17 else line.name[:15] + "…"
         marks.append(_text(WIDTH - RIGHT + 8, end + 4, name, f'fill="{colour}"'))
     inner = "".join(marks)
     return (
@@ -99,13 +102,18 @@ def chart(lines: Sequence[ChartLine], label: str, *, margin: float = 0.0, zero: 
     )
 
 
+def _colours(found: Any) -> dict[str, str]:
+    """One for each arm, in all charts."""
+    return {name: COLOURS[index % len(COLOURS)] for index, name in enumerate(found.arms)}
+
+
 def _differences(found: Any) -> list[ChartLine]:
-    base = found.verdict.reference
+    base, colours = found.verdict.reference, _colours(found)
     lines = []
     for name in found.arms:
         steps, mean, low, high = found.difference(name) if name != base else (np.array([]),) * 4
         if np.isfinite(mean).sum() > 1:
-            lines.append(ChartLine(name, steps, mean, low, high))
+            lines.append(ChartLine(name, colours[name], steps, mean, low, high))
     return lines
 
 
