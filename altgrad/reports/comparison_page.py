@@ -53,8 +53,9 @@ def write_page(found: Any, path: Path) -> None:
         rows = [(place, *words) for place, words in found.differences.items()]
         parts.append(webpage.section("settings", "What differs", "", webpage.table("", ("", *found.arms), rows)))
     colours = _colours(found)
-    curves = [ChartLine(name, colours[name], *found.curve(name), *2 * (np.array([]),)) for name in found.arms]
-    if curves := [line for line in curves if len(line.x) > 1]:
+    whole = {name: found.curve(name) for name in found.arms}
+    curves = [ChartLine(n, colours[n], x, y, np.array([]), np.array([])) for n, (x, y) in whole.items() if len(x) > 1]
+    if curves:
         parts.append(webpage.section("curves", "Curves", "Means over seeds.", chart(curves, found.metric)))
     notes = "".join(webpage.paragraph(note) for note in found.notes)
     if notes:
