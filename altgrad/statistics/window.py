@@ -6,9 +6,9 @@ twenty times. Its long-run variance is the mean of the squared projections on th
     omega = (1/B) sum_j ( sqrt(2/T) sum_t d_t cos(pi j (t - 1/2) / T) )^2,      mean +- t(0.975, B) sqrt(omega / T)
 
 (Mueller 2007, Lazarus et al. 2018: a "fixed-b" bound, so called since B stays while T grows). B = 2 gives a wide band,
-t = 4.30, and the one that holds: with AR(1) points the error at 5 % is 4.8 to 6.3 % wherever the series is worth 5
-independent points or more, T (1 - r) / (1 + r) >= 5, and no band is given elsewhere; B = 8 would err in 31 % at T = 50,
-r = 0.9. docs/COMPARE.md has the table.
+t = 4.30, and the one that holds: over AR(1) points with r up to 0.95 its error is 4.4 to 7.2 % where 5 % is meant
+(docs/COMPARE.md), given T >= 50 and a series worth 5 independent points, T (1 - r) / (1 + r) >= 5; no band is given
+elsewhere. B = 8 would err in 31 % at T = 50, r = 0.9.
 
 The band says how far *these two runs* are apart over the window. It holds nothing of the noise between runs, and so
 decides nothing between their arms.
@@ -24,7 +24,7 @@ from altgrad.statistics.distributions import student_quantile
 from altgrad.statistics.intervals import LEVEL
 
 COSINES = 2
-LEAST_POINTS, LEAST_WORTH = 20, 5.0
+LEAST_POINTS, LEAST_WORTH = 50, 5.0
 
 
 @dataclass(frozen=True)
