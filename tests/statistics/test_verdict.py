@@ -130,7 +130,7 @@ def test_of_many_arms_the_sentence_names_a_few() -> None:
     arms = {"a": REFERENCE} | {f"b{i}": shifted(0.5 + i, 0.001) for i in range(9)}
     size = r" \(\+\d\.\d{4} nats\)"
     assert re.fullmatch(
-        f"Compared with a, b0{size}, b1{size}, b2{size} and 6 more are worse.", judge(arms, "a").sentence
+        f"Compared with a, b8{size}, b7{size}, b6{size} and 6 more are worse.", judge(arms, "a").sentence
     )
 
 
