@@ -88,8 +88,8 @@ def fail(message: str | ValueError, code: int = 1) -> NoReturn:
     """Say on stderr what is wrong, in one line (of a spec with several mistakes in one each), and leave with `code`;
     raises SystemExit.
 
-    Codes: 1 failed, 2 spec or usage, 3 environment, 4 diverged, 5 checkpoint unusable, 75 stopped by SIGTERM, 130
-    Ctrl-C.
+    Codes: 1 failed, 2 spec or usage, 3 environment, 4 diverged, 5 checkpoint unusable, 6 and 7 of `compare`, 75
+    stopped by SIGTERM, 130 Ctrl-C.
     """
     if first_process() or code != 2:  # of a mistake in the spec every rank would say the same
         for line in getattr(message, "lines", [str(message)]):  # a SpecError's; by name, since it loads YAML

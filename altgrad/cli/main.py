@@ -12,6 +12,7 @@ import typer
 
 from altgrad import __version__
 from altgrad.cli import console, formats, runs, schema
+from altgrad.cli.compare import compare
 from altgrad.cli.diagnose import diagnose
 from altgrad.cli.doctor import doctor
 from altgrad.cli.evaluate import evaluate, export
@@ -40,6 +41,7 @@ app.command()(watch)
 app.command()(evaluate)
 app.command()(export)
 app.command("quantize-model")(quantize_model)
+app.command()(compare)
 app.command()(report)
 app.command()(diagnose)
 app.command()(sync)

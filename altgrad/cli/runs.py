@@ -1,4 +1,4 @@
-"""`altgrad runs`: what is in the store, what one run came to, where two part, their numbers as one table.
+"""`altgrad runs`: what is in the store, what one run came to, where two differ, their numbers as one table.
 
 All of it is read from the store's files, so it works beside a run that is training, and loads no torch. RUN is a run's
 id, `project/id`, the unique beginning of an id, or a path. --json prints the same facts, non-finite numbers as the
@@ -98,28 +98,35 @@ def diff(
     runs: Folder = RUNS,
     as_json: Json = False,
 ) -> None:
-    """Show in which lines of their specs two runs differ, and the first step and metric in which they part.
+    """Show where two runs differ: last losses, specs, and the first step and metric. See also `altgrad compare`.
 
     Metrics are compared to the last bit; times (keys under time/) do not count.
     """
-    from altgrad.store.compare import first_metric_difference, spec_differences
+    from altgrad.document import Document
+    from altgrad.store.compare import differing_parts, first_metric_difference, in_words, spec_differences
 
     with one_line_errors():
         a, b = (RunStore(runs).find(name) for name in (first, second))
         leaves, parting = spec_differences(a, b), first_metric_difference(a, b)
+        specs = [Document.parse(run.spec_text(), str(run.path / "spec.yaml")).data for run in (a, b)]
+        last = [summary(run).final for run in (a, b)]
         steps = a.last().get("step")
     if as_json:
         spec = [{"path": leaf.path, "a": leaf.first, "b": leaf.second} for leaf in leaves]
         metrics = parting and {"step": parting.step, "key": parting.key, "a": parting.first, "b": parting.second}
-        print_json({"a": str(a.path), "b": str(b.path), "spec": spec, "metrics": metrics})
+        final = {"a": last[0], "b": last[1]}
+        print_json({"a": str(a.path), "b": str(b.path), "spec": spec, "metrics": metrics, "final": final})
         return
-    if leaves:
-        table(["spec", a.id, b.id], [[leaf.path, _plain(leaf.first), _plain(leaf.second)] for leaf in leaves])
-    else:
+    keys = list(dict.fromkeys(key for final in last for key in final))
+    rows = [[key, *(number(final[key], 5) if key in final else "-" for final in last)] for key in keys]
+    rows += [[path, *map(in_words, parts)] for path, parts in differing_parts(specs)]
+    if rows:
+        table(["", a.id, b.id], rows)
+    if not leaves:
         say("The specs are the same.")
     if parting is not None:
         values = ["absent" if value is None else repr(value) for value in (parting.first, parting.second)]
-        say(f"The metrics part at step {parting.step}: {clean(parting.key)} is {values[0]} and {values[1]}.")
+        say(f"First difference at step {parting.step}: {clean(parting.key)} = {values[0]} and {values[1]}.")
     else:
         say("There are no metrics." if steps is None else f"The metrics are the same up to the last step, {steps}.")
 

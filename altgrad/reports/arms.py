@@ -118,9 +118,15 @@ def condition_of(spec: Mapping[str, Any]) -> str:
     return json.dumps(_settled(rest), sort_keys=True, default=str)
 
 
-def settings_of(spec: Mapping[str, Any]) -> str:
-    """All that decides a result but the seed, as canonical JSON: runs that agree in it are of one arm and rate."""
-    return json.dumps(_settled({k: v for k, v in spec.items() if k not in FREE}), sort_keys=True, default=str)
+def settings_of(spec: Mapping[str, Any], *, rate: bool = True) -> str:
+    """All that decides a result but the seed, as canonical JSON: runs that agree in it are of one arm and rate.
+
+    rate: False leaves the peak learning rate out.
+    """
+    kept = {key: value for key, value in spec.items() if key not in FREE}
+    if not rate and isinstance(kept.get("optimizer"), Mapping):
+        kept["optimizer"] = {key: value for key, value in kept["optimizer"].items() if key != "lr"}
+    return json.dumps(_settled(kept), sort_keys=True, default=str)
 
 
 def differing(conditions: Iterable[str]) -> dict[str, str]:

@@ -12,7 +12,7 @@ it would take is then that of a first stage of 8 pairs, whose spread sets the re
 
 A diverged run enters as the loss of knowing nothing, ln(vocabulary), and is counted beside. Where that loss is not
 known (NaN) its pair has no number; leaving such pairs out would favour the arm that diverges, so that the arm stays
-undecided.
+undecided. Where all runs of both arms diverged, equal losses of knowing nothing do not make them equivalent.
 
     judge({"bf16": {0: 2.31, 1: 2.33, 2: 2.30}, "fp8": {0: 2.36, 1: 2.39, 2: 2.34}}, "bf16").sentence
 
@@ -170,14 +170,18 @@ class Comparison:
         judged = self.judged
         if len(judged) == 1:
             return self.sentence_of(judged[0])
+        if all(map(self._fell, self.arms.values())):
+            return f"Every run diverged, {sum(arm.runs for arm in self.arms.values())} of {len(self.arms)} arms."
         groups: dict[str, list[ArmVerdict]] = {}
         for arm in judged:
             groups.setdefault("undecided" if arm.verdict in OPEN[1:] else arm.verdict, []).append(arm)
         told = []
         for verdict in ("better", "worse", "equivalent", "direction only", "undecided"):
             if arms := groups.get(verdict):
+                if verdict in ("better", "worse"):
+                    arms.sort(key=lambda arm: -abs(arm.interval.mean))
                 is_are = "is" if len(arms) == 1 else "are"
-                told.append(f"{listed([arm.arm for arm in arms], 'and')} {is_are} {self._group(verdict, arms)}")
+                told.append(f"{_few([self._sized(arm) for arm in arms])} {is_are} {self._group(verdict, arms)}")
         return f"Compared with {self.reference}, {'; '.join(told)}."
 
     def sentence_of(self, arm: ArmVerdict) -> str:
@@ -205,29 +209,38 @@ class Comparison:
                     f"Undecided: one seed an arm cannot decide between {arm.arm} and {reference} ({size}); "
                     f"about {arm.more_seeds} more seeds would show how far runs differ by chance."
                 )
+        base = self.arms[reference]
+        if self._fell(arm) and self._fell(base):
+            return f"Every run diverged, {arm.runs} of {arm.arm} and {base.runs} of {reference}."
         if arm.unnumbered:
-            base = self.arms[reference]
             return (
                 f"Undecided: {arm.diverged} of {counted(arm.runs, 'run')} of {arm.arm} diverged and {base.diverged} of "
                 f"{base.runs} of {reference}, and what that costs is not known."
             )
         return f"Undecided between {arm.arm} and {reference}: {based}; {_more([arm])}."
 
+    def _fell(self, arm: ArmVerdict) -> bool:
+        """Whether all its runs diverged."""
+        return arm.runs > 0 and arm.diverged == arm.runs
+
     @property
     def _unit(self) -> str:
         return f" {self.unit}" if self.unit else ""
 
     def _group(self, verdict: str, arms: list[ArmVerdict]) -> str:
-        size = f" ({signed(arms[0].interval.mean)}{self._unit})" if len(arms) == 1 else ""
         match verdict:
             case "equivalent":
                 return f"equivalent within {self.margin:g}{self._unit}"
             case "direction only":
                 way = "apart" if len(arms) > 1 else "higher" if arms[0].interval.mean > 0 else "lower"
-                return f"{way}{size}, but whether by {self.margin:g}{self._unit} is undecided"
+                return f"{way}, but whether by {self.margin:g}{self._unit} is undecided"
             case "undecided":
-                return f"undecided{size} ({_more(arms)})"
-        return f"{verdict}{size}"
+                return f"undecided ({_more(arms)})"
+        return verdict
+
+    def _sized(self, arm: ArmVerdict) -> str:
+        mean = arm.interval.mean
+        return arm.arm if math.isnan(mean) else f"{arm.arm} ({signed(mean)}{self._unit})"
 
 
 def judge(
@@ -255,6 +268,7 @@ def judge(
         name: {seed: value - base[seed] for seed, value in by_seed.items() if seed in base}
         for name, by_seed in arms.items() if name != reference
     }  # fmt: skip
+    fallen = {name for name, by_seed in arms.items() if by_seed and set(by_seed) <= set((diverged or {}).get(name, ()))}
     lost = {name: sum(not math.isfinite(value) for value in pairs.values()) for name, pairs in both.items()}
     known = {name: {s: v for s, v in pairs.items() if math.isfinite(v)} for name, pairs in both.items()}
     family = Family(known, margin)
@@ -269,12 +283,13 @@ def judge(
                 name, len(by_seed), count, 0, mean, alone, alone, "reference", "reference", None, math.nan, math.nan
             )
             continue
-        verdict = "undecided" if lost[name] else _verdict(family, name, family.decision(name), better)
-        other = "undecided" if lost[name] else _verdict(family, name, family.cautious_decision(name), better)
+        stuck = lost[name] > 0 or {name, reference} <= fallen
+        verdict: Verdict = "undecided" if stuck else _verdict(family, name, family.decision(name), better)
+        other: Verdict = "undecided" if stuck else _verdict(family, name, family.cautious_decision(name), better)
         interval = family.intervals[name]
         found[name] = ArmVerdict(
             name, len(by_seed), count, lost[name], mean, interval, family.bonferroni[name], verdict, other,
-            _more_seeds(family, name, verdict) if not lost[name] else None,
+            None if stuck else _more_seeds(family, name, verdict),
             p_zero(interval), p_equivalent(interval, margin),
         )  # fmt: skip
     return Comparison(reference, found, margin, better, unit)
@@ -314,6 +329,12 @@ def _more_seeds(family: Family, name: str, verdict: Verdict) -> int | None:
         return FIRST_STAGE - n
     needed = family.pairs_needed(name) if verdict == "undecided" else None
     return None if needed is None else max(needed - n, 1)
+
+
+def _few(names: list[str], most: int = 4) -> str:
+    """The names, of more than `most` the first few and how many more."""
+    kept = names if len(names) <= most else [*names[: most - 1], f"{len(names) - most + 1} more"]
+    return listed(kept, "and")
 
 
 def _more(arms: list[ArmVerdict]) -> str:

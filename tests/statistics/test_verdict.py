@@ -1,6 +1,8 @@
 """The verdict on arms: statsmodels' p-values, the words at their borders, one seed, and diverged runs."""
 
 import math
+import re
+from collections.abc import Iterable
 
 import numpy as np
 import pytest
@@ -8,6 +10,8 @@ from statsmodels.stats.weightstats import DescrStatsW, ttost_paired
 
 from altgrad.statistics.intervals import MARGIN
 from altgrad.statistics.verdict import Comparison, Family, judge
+from altgrad.statistics.window import window_band
+from bench import verdicts
 
 REFERENCE = {seed: 2.3 + 0.01 * math.sin(seed) for seed in range(8)}
 
@@ -50,8 +54,9 @@ def test_arms_of_a_family_are_judged_together_and_each_has_its_word() -> None:
     assert together.interval.high > alone.interval.high and together.bonferroni.high > together.interval.high
     assert alone.bonferroni == alone.interval
     assert found.sentence == (
-        f"Compared with bf16, mx is better (−{-found.arms['mx'].interval.mean:.4f} nats); "
-        f"fp8 is worse (+{together.interval.mean:.4f} nats); same is equivalent within 0.01 nats."
+        f"Compared with bf16, mx (−{-found.arms['mx'].interval.mean:.4f} nats) is better; fp8 "
+        f"(+{together.interval.mean:.4f} nats) is worse; same (+{found.arms['same'].interval.mean:.4f} nats) is "
+        "equivalent within 0.01 nats."
     )
     assert judge(arms, "bf16", better="higher").arms["fp8"].verdict == "better"
 
@@ -111,6 +116,24 @@ def test_a_diverged_run_counts_and_leaves_the_arm_open_where_its_loss_is_not_kno
     )
 
 
+def test_arms_whose_runs_all_diverged_are_not_called_equivalent() -> None:
+    fell = dict.fromkeys(range(5), math.log(256))
+    both = judge({"a": fell, "b": fell}, "a", diverged={"a": fell, "b": fell})
+    assert both.arms["b"].verdict == "undecided" and both.sentence == "Every run diverged, 5 of b and 5 of a."
+    three = judge({"a": fell, "b": fell, "c": fell}, "a", diverged={name: list(fell) for name in "abc"})
+    assert three.sentence == "Every run diverged, 15 of 3 arms."
+    one = judge({"a": REFERENCE, "b": fell}, "a", diverged={"b": fell})
+    assert one.arms["b"].verdict == "worse" and one.arms["b"].diverged == 5
+
+
+def test_of_many_arms_the_sentence_names_a_few() -> None:
+    arms = {"a": REFERENCE} | {f"b{i}": shifted(0.5 + i, 0.001) for i in range(9)}
+    size = r" \(\+\d\.\d{4} nats\)"
+    assert re.fullmatch(
+        f"Compared with a, b8{size}, b7{size}, b6{size} and 6 more are worse.", judge(arms, "a").sentence
+    )
+
+
 def test_few_seeds_of_many_arms_say_where_bonferronis_interval_would_not_decide() -> None:
     arms = {"a": REFERENCE} | {f"b{i}": shifted(0.0182 + i / 1e5, 0.009) for i in range(8)}
     fragile = [arm.is_fragile for arm in judge(arms, "a", margin=0.01).judged]
@@ -129,3 +152,51 @@ def test_what_cannot_be_judged_is_said() -> None:
     with pytest.raises(ValueError, match="margin is 0; it must be above 0"):
         judge({"a": {0: 1.0}}, "a", margin=0)
     assert isinstance(judge({"a": {0: 1.0}}, "a"), Comparison)
+
+
+def check_errors(noise: str, arms: int, seeds: Iterable[int]) -> None:
+    """Wrong decisions at every null's boundary stay within what is stated and three Monte Carlo standard errors."""
+    for n in seeds:
+        for null, share in verdicts.errors(n, arms, noise).items():
+            limit = 0.05 if null == "a sign at 0" or arms > 1 else 0.025
+            assert share <= limit + 3 * math.sqrt(limit * (1 - limit) / verdicts.STUDIES), (n, null)
+
+
+@pytest.mark.parametrize("arms", [1, 3])
+@pytest.mark.parametrize("noise", ["gaussian", "t5"])
+def test_over_10_000_studies_a_null_at_its_boundary_is_rejected_in_5_percent_at_most(noise: str, arms: int) -> None:
+    check_errors(noise, arms, (2, 5, 16))
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("arms", [1, 3])
+@pytest.mark.parametrize("noise", ["gaussian", "t5"])
+def test_the_same_for_every_number_of_seeds_from_2_to_16(noise: str, arms: int) -> None:
+    check_errors(noise, arms, range(2, 17))
+
+
+@pytest.mark.parametrize(("n", "arms"), [(2, 1), (3, 3), (9, 3)])
+def test_the_simulated_studies_are_judged_as_judge_does(n: int, arms: int) -> None:
+    differences = verdicts.studies(n, arms, "t5", 40)
+    low, high = verdicts.bounds(differences)
+    for number, study in enumerate(differences):
+        made = {"a": dict.fromkeys(range(n), 2.0)} | {f"b{i}": dict(enumerate(2 + study[:, i])) for i in range(arms)}
+        found = [arm.interval for arm in judge(made, "a").judged]
+        assert [each.low for each in found] == pytest.approx(low[number], abs=1e-12)
+        assert [each.high for each in found] == pytest.approx(high[number], abs=1e-12)
+
+
+@pytest.mark.parametrize(("points", "persistence"), [(50, 0.0), (50, 0.8), (100, 0.9), (300, 0.95)])
+def test_the_band_of_one_pair_of_curves_is_false_in_about_5_percent(points: int, persistence: float) -> None:
+    given, wrong = verdicts.window_errors(points, persistence, 1000)
+    assert given > 0.3 and wrong <= 0.075
+
+
+def test_a_curve_worth_few_points_or_with_gaps_has_no_band() -> None:
+    steps, wave = np.arange(200.0), np.sin(np.arange(200) / 60)
+    noise = np.random.default_rng(0).standard_normal(200)
+    assert window_band(steps, wave, "x") is None and window_band(steps[:30], noise[:30], "x") is None
+    assert window_band(steps, np.where(steps == 150, math.nan, noise), "x") is None
+    band, constant = window_band(steps, noise + 3, "x"), window_band(steps, np.ones(200), "x")
+    assert band is not None and band.differs and (band.first, band.last) == (100, 199)
+    assert constant is not None and constant.low == pytest.approx(1) == constant.high

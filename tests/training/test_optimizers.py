@@ -1,7 +1,7 @@
 """Every legal optimizer x storage x format of the E + M = 7 family trains the quickstart and resumes to the same bits.
 
 `make test` does 5 steps of the quickstart at a small size in three of the formats, `make test-long` in all eight, and
-50 steps of its own model with an eighth of its batch: 200 combinations, each trained straight through and in two pieces.
+50 steps of its own model with an eighth of its batch: 200 combinations, each trained straight through and in pieces.
 """
 
 from collections.abc import Callable
