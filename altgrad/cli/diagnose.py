@@ -11,6 +11,7 @@ import typer
 
 from altgrad.cli import console
 from altgrad.display import html_page
+from altgrad.progress import progress
 from altgrad.store.files import write_atomic
 
 Target = Annotated[
@@ -73,6 +74,7 @@ def diagnose(
     --replay and --against answer other questions about a run, by taking steps of it again; --oracle predicts
     the fraction of updates that change stored weights. See docs/DIAGNOSE.md.
     """
+    progress("loading torch")
     from altgrad.diagnosis.examination import diagnose as examine
     from altgrad.diagnosis.examination import is_spec
 

@@ -16,7 +16,7 @@ from typing import Annotated
 import typer
 
 from altgrad.cli import console
-from altgrad.cli.panel import PlainLines, RunPanel, choose
+from altgrad.cli.panel import WATCHING, PlainLines, RunPanel, choose
 from altgrad.store.files import Tail
 from altgrad.store.runs import EVENTS, METRICS, Run, RunStore, recorded_scores
 from altgrad.store.tracker import Sink
@@ -96,6 +96,7 @@ def watch(
             references if isinstance(references, dict) else None,
             worse if isinstance(worse, dict) else None,
             recorded_scores(meta),
+            WATCHING,
         )
         try:
             status = follow(found, sink)

@@ -18,6 +18,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from altgrad.progress import progress
 from altgrad.store.files import json_object, read_nonfinite, seal, spell_nonfinite, write_atomic
 from altgrad.store.lock import is_held
 from altgrad.store.runs import META, METRICS, SPEC_HASH, Run, RunStore, recorded_scores
@@ -60,7 +61,8 @@ def summaries(store: RunStore, project: str | None = None) -> Iterator[Summary]:
     known = _load(store.root)
     entries: dict[str, Any] = {}
     changed = False
-    for run in store.runs(project):
+    for number, run in enumerate(store.runs(project)):
+        progress("reading the store", number)
         key = f"{run.project}/{run.id}"
         stamp = _stamp(run)
         entry = known.get(key)

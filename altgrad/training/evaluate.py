@@ -6,12 +6,14 @@ looking at answers (a classifier's threshold) is chosen on the validation split 
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from operator import length_hint
 from typing import Any
 
 import torch
 from torch import nn
 
 from altgrad.data.dataset import Dataset, Evaluator
+from altgrad.progress import progress
 from altgrad.store import Run
 from altgrad.training.micro_batches import autocast
 from altgrad.training.restore import restore
@@ -75,8 +77,12 @@ def _gather(
     device = next(model.parameters()).device
     training = model.training
     model.eval()
+    phase = "validating" if split == "validation" else f"evaluating on {split}"
     try:
-        for batch in dataset.evaluation(split):
+        batches = dataset.evaluation(split)
+        total = length_hint(batches)
+        for number, batch in enumerate(batches):
+            progress(phase, number, total)
             if interrupted():
                 return False
             here = batch.to(device)
