@@ -61,9 +61,12 @@ def heard_by(hear: Listener) -> Iterator[None]:
 @contextmanager
 def within(task: str) -> Iterator[None]:
     """In the block every phase is one of a larger task: `timing e4m3fn (2 of 9): validating`."""
-    progress(task)
     outer = _listener.get()
-    with heard_by(lambda phase, done, total: outer and outer(f"{task}: {phase}", done, total)):
+    if outer is None:
+        yield
+        return
+    outer(task, 0, 0)
+    with heard_by(lambda phase, done, total: outer(f"{task}: {phase}", done, total)):
         yield
 
 

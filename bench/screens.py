@@ -93,7 +93,7 @@ def a_sweep() -> SweepProgress:
                 )  # fmt: skip
                 found.rows[f"{arm} {lr} {seed}"] = row
                 number += 1
-    found.remaining = lambda: 2730.0  # type: ignore[method-assign]
+    found.remaining = lambda: 2730.0
     return found
 
 

@@ -70,7 +70,7 @@ def options(
     if threading.current_thread() is threading.main_thread():
         before = signal.signal(signal.SIGTERM, _end)
         context.call_on_close(lambda: signal.signal(signal.SIGTERM, before))
-    context.with_resource(shown())
+    context.with_resource(shown(f"altgrad {context.invoked_subcommand}"))
 
 
 def main() -> None:

@@ -17,12 +17,12 @@ from altgrad.progress import StatusLine, heard_by, is_terminal, progress
 
 
 @contextmanager
-def shown() -> Iterator[StatusLine]:
-    """In the block whatever says how far it is is shown, after a second."""
+def shown(command: str) -> Iterator[StatusLine]:
+    """In the block whatever says how far it is is shown, after a second; before its first word the command's name."""
     line = StatusLine()
     try:
         with heard_by(line.hear):
-            progress("starting")
+            progress(command)
             yield line
     finally:
         line.close()

@@ -70,13 +70,11 @@ def list_runs(
         by, backwards = (known(sort.removeprefix("-"), "--sort"), sort.startswith("-")) if sort else ("", False)
         found = summaries(RunStore(runs), project)
         kept = [each for each in found if match is None or fnmatchcase(each.run.id, match)]
-        rows = [(listed(each, sized=False), each) for each in kept if status in (None, each.status)]
+        rows = [(listed(each), each) for each in kept if status in (None, each.status)]
         if by:
             keys = [_order(value, backwards) for value in _column(by, rows)]
             rows = [rows[index] for index in sorted(range(len(rows)), key=lambda index: keys[index])]
         rows = rows[:limit]
-        if as_json or "size" in names:
-            rows = [(facts | {"size": each.run.size()}, each) for facts, each in rows]
         cells = [_cells(name, rows, project) for name in names] if not as_json else []
     if as_json:
         extra = [name for name in names if name not in COLUMNS]
@@ -95,18 +93,18 @@ def known(name: str, option: str) -> str:
     return name
 
 
-def listed(found: Summary, *, sized: bool = True) -> Facts:
+def listed(found: Summary) -> Facts:
     """A run's facts; one that was damaged is listed as that, since the others must still be seen."""
     facts: Facts = {"project": found.run.project, "id": found.run.id, "path": str(found.run.path), "meta": found.meta}
-    size = {"size": found.run.size()} if sized else {}
+    facts["size"] = found.size
     try:
         age = seconds_since(str(found.meta.get("created")))
     except (ValueError, TypeError):
-        return facts | {"status": "damaged", "step": None, "steps": None, LOSS: None, "score": None, "age": None} | size
+        return facts | {"status": "damaged", "step": None, "steps": None, LOSS: None, "score": None, "age": None}
     score = None if found.score is None else {"name": found.main, "value": found.score}
     steps = found.meta.get("steps")
     now = {"status": found.status, "step": found.step, "steps": steps, LOSS: found.loss, "score": score, "age": age}
-    return facts | now | size
+    return facts | now
 
 
 def step_text(facts: Facts) -> str:
@@ -117,8 +115,6 @@ def step_text(facts: Facts) -> str:
 
 def _value(name: str, facts: Facts, found: Summary) -> Any:
     """What a run has in a column; None for nothing, and for all of a run that cannot be read."""
-    if name == "size" and "size" not in facts:
-        return found.run.size()
     if name in COLUMNS:
         return COLUMNS[name][1](facts)
     try:
@@ -160,7 +156,7 @@ def _cells(name: str, rows: list[tuple[Facts, Summary]], project: str | None) ->
     if name == "step":
         return [step_text(facts) for facts, _ in rows]
     if name == "score":
-        texts = aligned(values, 4)
+        texts = aligned(values)
         if _heading(name, rows) != "score":
             return texts
         return [

@@ -18,7 +18,7 @@ from typing import Annotated, Any, Literal
 import typer
 
 from altgrad.cli import console
-from altgrad.numerals import count_text, duration, number
+from altgrad.numerals import aligned, count_text, duration
 from altgrad.progress import progress
 
 
@@ -151,9 +151,10 @@ def _show_power(plan: Any, needs: Sequence[Any], margin: float, as_json: bool) -
         console.print_json({"sweep": plan.name, "margin": margin, "pairs": [asdict(found) for found in needs]})
         return
     header = ["arms", "pairs seen", "mean difference", "sd", "pairs needed", "at worst"]
+    means, deviations = aligned([n.mean for n in needs]), aligned([n.deviation for n in needs])
     rows = [
-        [f"{n.first} - {n.second}", str(n.pairs), number(n.mean), number(n.deviation), str(n.needed), str(n.at_worst)]
-        for n in needs
+        [f"{n.first} - {n.second}", str(n.pairs), mean, deviation, str(n.needed), str(n.at_worst)]
+        for n, mean, deviation in zip(needs, means, deviations, strict=True)
     ]
     console.table(header, rows)
     console.say(

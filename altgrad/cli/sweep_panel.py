@@ -70,7 +70,10 @@ class SweepPanel(SweepView):
             self._drawn = time.monotonic()
 
     def say(self, line: str) -> None:
-        (self.happened.append if self._instead is None else self._instead.say)(line)
+        if self._instead is None:
+            self.happened.append(line)
+        else:
+            self._instead.say(line)
 
     def close(self) -> None:
         self._keys.close()

@@ -17,6 +17,7 @@ import typer
 
 from altgrad.cli import console
 from altgrad.cli.panel import WATCHING, PlainLines, RunPanel, choose
+from altgrad.progress import progress
 from altgrad.store.files import Tail
 from altgrad.store.runs import EVENTS, METRICS, Run, RunStore, recorded_scores
 from altgrad.store.tracker import Sink
@@ -87,6 +88,7 @@ def watch(
     """Watch a run that another process trains, until it ends. Ctrl-C leaves the run alone."""
     try:
         found = RunStore(runs).find(run)
+        progress(f"watching {found.id}")
         meta = found.meta()
         steps = meta.get("steps")
         references, worse = meta.get("references"), meta.get("worse")

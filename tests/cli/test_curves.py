@@ -52,7 +52,7 @@ def test_the_twin_is_dimmed_behind_in_the_same_axes_and_only_where_it_has_steps(
     cyan = "".join(part for line in lines for part, style in line.spans if style == "cyan")
     dim = [part for line in lines for part, style in line.spans if (style == "dim" and "⣀" in part) or "⠤" in part]
     assert len(cyan) == 80 and sum(map(len, dim)) in (40, 41)
-    assert lines[-2].text.rstrip().endswith("⣀") and len(lines[-2].text.rstrip()) <= LABEL + 41
+    assert lines[-2].text.rstrip().endswith(("⣀", "⡀")) and len(lines[-2].text.rstrip()) <= LABEL + 41
 
 
 @pytest.mark.parametrize(("low", "high"), [(1.17, 5.6), (0.0, 1.0), (-3.0, 7.0), (1e-7, 2e-7), (4.0, 1e6), (1.55, 1.8)])
@@ -76,8 +76,8 @@ def test_the_axes_say_values_and_steps() -> None:
     for step in range(1, 301):
         curve.add(step, 1.0 + 4 * math.exp(-step / 50))
     lines = [line.text for line in line_chart(curve, None, "cyan", 70, 10)]
-    assert len(lines) == 10 and lines[-1].split() == ["step", "50", "100", "150", "200", "250", "300"]
-    assert [label for line in lines[:-1] if (label := line[: LABEL - 2].strip())] == ["4", "3", "2", "1"]
+    assert len(lines) == 10 and lines[-1].split() == ["step", "100", "200", "300"]
+    assert [label for line in lines[:-1] if (label := line[: LABEL - 2].strip())] == ["4", "3", "2"]
 
 
 def test_a_curve_of_rare_points_is_joined_by_straight_lines() -> None:

@@ -13,6 +13,7 @@ import pytest
 from typer.testing import CliRunner, Result
 
 from altgrad.cli.main import app
+from altgrad.cli.train import again
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -66,6 +67,7 @@ def test_one_command_trains_and_says_where_the_run_is(run_cli: Cli, spec: Path, 
     assert "unigram 4.47" in done.stdout and "order-6 n-gram 1.17" in done.stdout
     (run,) = (tmp_path / "runs" / "demo").iterdir()
     assert f"runs/demo/{run.name}" in done.stdout
+    assert done.stdout.splitlines()[-2].startswith(f"next altgrad diagnose {run.name}  (")
     assert {path.name for path in run.iterdir()} >= {
         "spec.yaml", "meta.json", "metrics.jsonl", "events.jsonl", "checkpoints"
     }  # fmt: skip
@@ -202,6 +204,13 @@ def test_a_signal_saves_and_the_same_command_continues(short: Path, tmp_path: Pa
     assert resumed.exit_code == 0, resumed.stderr
     rows = [json.loads(line) for line in found[0].read_text().splitlines()]
     assert [row["step"] for row in rows if "train/loss" in row] == list(range(1, 401))
+
+
+def test_the_command_that_resumes_is_the_one_that_was_typed() -> None:
+    assert again(Path("a b.yaml"), ["name=x y"], "cpu", Path("r")) == (
+        "altgrad train 'a b.yaml' --set 'name=x y' --device cpu --runs r"
+    )
+    assert again(Path("a.yaml"), [], "auto", Path("runs")) == "altgrad train a.yaml"
 
 
 def test_help_loads_no_torch() -> None:
