@@ -160,6 +160,8 @@ def _status(watched: Watched) -> Line:
         status, done, total = watched.doing
         style = "cyan"
         status += f" {done}/{total}" if total else f" {done}" if done else ""
+    elif watched.is_validating():
+        status, style = "validating", "cyan"
     return Line.of(*parts, ("● ", style), (status, style))
 
 

@@ -92,6 +92,8 @@ class Watched:
         self.doing: tuple[str, int, int] | None = None
         """What the run does beside training, and how far it is with it: as `altgrad.progress` says."""
         self.stopping = False
+        self.evaluate_every = 0
+        """Steps between two evaluations, for onlookers whom nobody tells what the run is doing; 0: unknown."""
         self.latest: dict[str, float] = {}
         self.checkpoint: int | None = None
         self._clock = clock
@@ -196,6 +198,13 @@ class Watched:
     def silence(self) -> float:
         """Seconds since the run last said anything."""
         return max(0.0, self._clock() - self._heard)
+
+    def is_validating(self) -> bool:
+        """Whether the run is likely to, by what an onlooker knows: the step is one of those, and its loss not there."""
+        due = self.status == "running" and self.evaluate_every > 0 and self.step % self.evaluate_every == 0
+        return (
+            due and (not self.validation.points or self.validation.points[-1].last < self.step) and self.silence() > 1
+        )
 
     def hush(self, seconds: float) -> None:
         """The last word is `seconds` old already: how an onlooker who came late sets the clock right."""

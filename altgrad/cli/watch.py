@@ -81,6 +81,14 @@ def _is_number(value: object) -> bool:
     return isinstance(value, float) or (isinstance(value, int) and abs(value) < 1 << 1000)
 
 
+def _evaluate_every(run: Run) -> int:
+    """Steps between two evaluations of a run; 0 where its spec does not say."""
+    from altgrad.document import Document
+
+    found = Document.parse(run.spec_text(), str(run.path / "spec.yaml")).data.get("evaluate_every")
+    return found if isinstance(found, int) else 0
+
+
 def watch(
     run: Annotated[str, typer.Argument(help="A run's id, `project/id`, the unique beginning of an id, or a path.")],
     runs: Annotated[Path, typer.Option(help="The folder that holds all runs.")] = Path("runs"),
@@ -100,6 +108,7 @@ def watch(
             recorded_scores(meta),
             WATCHING,
         )
+        sink.watched.evaluate_every = _evaluate_every(found)
         try:
             status = follow(found, sink)
         finally:

@@ -300,6 +300,19 @@ def test_what_the_run_does_beside_training_is_its_status() -> None:
     assert "● completed" in text(run_picture(watched, 80, 23))
 
 
+def test_an_onlooker_sees_from_the_steps_that_a_run_validates() -> None:
+    now = 0.0
+    watched = Watched("r", 100, clock=lambda: now)
+    watched.evaluate_every = 50
+    watched.metrics(50, {"train/loss": 2.0})
+    assert "● running" in text(run_picture(watched, 80, 23))
+    now = 5.0
+    assert "● validating" in text(run_picture(watched, 80, 23))
+    watched.metrics(50, {"validation/loss": 2.0})
+    now = 9.0
+    assert "● running" in text(run_picture(watched, 80, 23))
+
+
 def test_a_run_that_was_asked_to_stop_says_so() -> None:
     watched = Watched("r", 100)
     watched.stopping = True
