@@ -205,22 +205,23 @@ MATRIX = """\
 purpose: a test
 base: tiny.yaml
 arms:
-- {name: e4m3fn, reason: as it is}
-- {name: plain, reason: without casts, set: {precision: none}}
+  e4m3fn: {purpose: as it is, expect: nothing}
+  plain: {purpose: without casts, expect: nothing, set: {precision: none}}
 seeds: [0]
 """
 COMMANDS: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
     # the command: what is typed, and phases that must be seen
     "train": (("train", "tiny.yaml"), ("loading torch", "reading the data", "checking the spec against the model")),
     "train --json": (("train", "tiny.yaml", "--set", "seed=1", "--json"), ("training", "validating")),
+    "train another": (("train", "tiny.yaml", "--set", "precision=none"), ("reading the data",)),
     "train --dry-run": (("train", "tiny.yaml", "--dry-run"), ("checking the spec against the model",)),
     "watch": (("watch", "RUN"), ()),
     "evaluate": (("evaluate", "RUN"), ("reading the checkpoint", "validating")),
     "export": (("export", "RUN", "--out", "out"), ("loading torch",)),
-    "quantize-model": (("quantize-model", "RUN"), ("reading tensors", "casting to e5m2")),
+    "quantize-model": (("quantize-model", "runs/demo/RUN"), ("reading tensors", "casting to e5m2")),
     "diagnose": (("diagnose", "RUN"), ("reading the checkpoint", "weighing formats")),
     "diagnose --replay": (("diagnose", "RUN", "--replay"), ("replaying the step", "attributing the error to casts")),
-    "diagnose --against": (("diagnose", "RUN", "--against", "OTHER"), ("comparing losses",)),
+    "diagnose --against": (("diagnose", "RUN", "--against", "PLAIN"), ("comparing losses",)),
     "diagnose --oracle": (("diagnose", "tiny.yaml"), ("rehearsing variants",)),
     "report": (("report", "--project", "demo"), ()),
     "sweep --dry-run": (("sweep", "m.yaml", "--dry-run"), ("checking every run", "timing plain (2 of 2): training")),
@@ -255,7 +256,7 @@ def names(group: Any, before: str = "") -> Iterator[str]:
 
 
 def test_every_command_is_driven() -> None:
-    driven = {" ".join(word for word in name.split() if not word.startswith("--")) for name in COMMANDS}
+    driven = {" ".join(word for word in name.split() if word != "another" and word[0] != "-") for name in COMMANDS}
     assert set(names(typer.main.get_command(app))) - ELSEWHERE == driven
 
 
@@ -323,15 +324,15 @@ def spent(pid: int) -> float:
 def test_no_command_is_silent_for_two_seconds_and_each_says_what_it_does(place: Path) -> None:
     fork = multiprocessing.get_context("forkserver")
     fork.set_forkserver_preload(["altgrad.cli.worker", __name__])
-    ids = {}
+    ids: dict[str, str] = {}
     faults = []
     for name, (typed, phases) in COMMANDS.items():
-        arguments = [ids.get(word, word) for word in typed]
+        arguments = [ids.get(word, word).replace("demo/RUN", f"demo/{ids.get('RUN')}") for word in typed]
         code, seen, gap = drive(fork, arguments, place)
         shown = ESCAPE.sub("", seen)
-        if name == "train --json":
-            first, second = sorted((place / "runs" / "demo").iterdir(), key=lambda path: path.name[-1])
-            ids = {"RUN": first.name, "OTHER": second.name}
+        if name.startswith("train"):
+            made = [path.name for path in (place / "runs" / "demo").iterdir() if path.name not in ids.values()]
+            ids |= dict.fromkeys(["RUN", "OTHER", "PLAIN"][len(ids) :][:1], *made) if made else {}
         missing = [each for each in phases if each.replace("RUN", ids.get("RUN", "")) not in shown]
         expected = {"export": 2, "sweep --power": 2}.get(name, 0)  # a GPT has no Hugging Face form; one seed, no pair
         if missing or gap > SILENT_SECONDS or code != expected or "Traceback" in shown:
