@@ -281,10 +281,11 @@ def in_a_terminal(arguments: list[str], folder: str, slave: str) -> None:
     os._exit(code)
 
 
-@pytest.fixture(scope="module")
-def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with a spec, a text, a matrix and two runs."""
-    folder = tmp_path_factory.mktemp("driven")
+@pytest.fixture
+def place(tmp_path: Path) -> Path:
+    """A folder with a spec, a text and a matrix."""
+    folder = tmp_path / "driven"
+    folder.mkdir()
     text = "\n\n".join(f"Article {number} shall apply from the day of its publication." for number in range(60))
     (folder / "page.txt").write_text(text)
     (folder / "tiny.yaml").write_text(SPEC)
@@ -321,12 +322,19 @@ def spent(pid: int) -> float:
     return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
 
 
-def test_no_command_is_silent_for_two_seconds_and_each_says_what_it_does(place: Path) -> None:
+MINUTES = ("diagnose", "report", "sweep", "sync")
+"""Commands that compute for seconds."""
+
+
+@pytest.mark.parametrize("slow", [False, pytest.param(True, marks=pytest.mark.long)])
+def test_no_command_is_silent_for_two_seconds_and_each_says_what_it_does(place: Path, slow: bool) -> None:
     fork = multiprocessing.get_context("forkserver")
     fork.set_forkserver_preload(["altgrad.cli.worker", __name__])
     ids: dict[str, str] = {}
     faults = []
     for name, (typed, phases) in COMMANDS.items():
+        if not name.startswith("train") and name.startswith(MINUTES) != slow:
+            continue
         arguments = [ids.get(word, word).replace("demo/RUN", f"demo/{ids.get('RUN')}") for word in typed]
         code, seen, gap = drive(fork, arguments, place)
         shown = ESCAPE.sub("", seen)
