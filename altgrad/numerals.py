@@ -1,7 +1,7 @@
 """How numbers are written, for the terminal, reports and errors alike.
 
     number, count_text, percent, duration    narrow, for columns: `12.3k`, `3.00e-4`, `0.034%`, `2h 05m`
-    size_text, aligned                       bytes; the numbers of one column, written alike
+    size_text, alike                       bytes; the numbers of one column, written alike
     signed, significant, rate_text           for prose and tables of a report: `−0.0123`, `0.00123`, `3e-3`, `–` for NaN
 
 Three significant figures unless a caller needs more (losses do). The first group is ASCII, since pipes are read by
@@ -53,7 +53,7 @@ def percent(rate: float) -> str:
     return "<0.001%" if 0 < rate < 1e-5 else f"{100 * rate:.3f}%"
 
 
-def aligned(values: Sequence[float | None], figures: int = 5) -> list[str]:
+def alike(values: Sequence[float | None], figures: int = 5) -> list[str]:
     """The numbers of a column, written alike and equally wide: as many decimals each as let the largest have so many
     figures, or all in powers of ten where the smallest would lose them. `-` for None.
     """

@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from altgrad.numerals import (
-    aligned,
+    alike,
     count_text,
     counted,
     duration,
@@ -106,15 +106,15 @@ def test_a_report_writes_numbers_with_a_real_minus_and_a_dash_for_none(text: str
 
 
 def test_the_numbers_of_a_column_are_written_alike() -> None:
-    assert aligned([1.8123, 12.25, None, math.nan]) == [" 1.812", "12.250", "     -", "   nan"]
-    assert aligned([0.01, 0.0034]) == ["0.0100", "0.0034"]
-    assert aligned([3e-4, 1.0]) == ["3.00e-04", "1.00e+00"]  # the smallest would lose its figures
-    assert aligned([0.0, 0.0]) == ["0.0000", "0.0000"] and aligned([]) == []
+    assert alike([1.8123, 12.25, None, math.nan]) == [" 1.812", "12.250", "     -", "   nan"]
+    assert alike([0.01, 0.0034]) == ["0.0100", "0.0034"]
+    assert alike([3e-4, 1.0]) == ["3.00e-04", "1.00e+00"]  # the smallest would lose its figures
+    assert alike([0.0, 0.0]) == ["0.0000", "0.0000"] and alike([]) == []
 
 
 @given(st.lists(st.one_of(st.none(), st.floats(1e-3, 1e5), st.just(0.0))))
 def test_columns_are_as_wide_everywhere_and_have_their_points_below_one_another(values: list[float | None]) -> None:
-    texts = aligned(values)
+    texts = alike(values)
     assert len({len(text) for text in texts}) <= 1
     assert len({text.index(".") for text in texts if "." in text}) <= 1
 

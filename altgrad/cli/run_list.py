@@ -15,8 +15,7 @@ import typer
 
 from altgrad.cli.console import one_line_errors, print_json, say, table
 from altgrad.cli.run_view import in_short
-from altgrad.numerals import aligned, duration, size_text
-from altgrad.spec import did_you_mean
+from altgrad.numerals import alike, duration, size_text
 from altgrad.store import STATUSES, RunStore, seconds_since
 from altgrad.store.files import spell_nonfinite
 from altgrad.store.index import Summary, summaries
@@ -144,6 +143,8 @@ def _column(name: str, rows: list[tuple[Facts, Summary]]) -> list[Any]:
     """The values of a column. ValueError for one that no run has anything in."""
     values = [_value(name, *row) for row in rows]
     if rows and name not in COLUMNS and all(value is None for value in values):
+        from altgrad.spec import did_you_mean
+
         raise ValueError(f"none of {len(rows)} runs has {name!r} in its spec or metrics.{did_you_mean(name, COLUMNS)}")
     return values
 
@@ -156,7 +157,7 @@ def _cells(name: str, rows: list[tuple[Facts, Summary]], project: str | None) ->
     if name == "step":
         return [step_text(facts) for facts, _ in rows]
     if name == "score":
-        texts = aligned(values)
+        texts = alike(values)
         if _heading(name, rows) != "score":
             return texts
         return [
@@ -167,7 +168,7 @@ def _cells(name: str, rows: list[tuple[Facts, Summary]], project: str | None) ->
     if write is not None:
         return ["-" if value is None else write(value) for value in values]
     if name == "loss" or "/" in name:
-        return aligned(values)
+        return alike(values)
     return [value if isinstance(value, str) else _plain(value) for value in values]
 
 

@@ -18,7 +18,7 @@ from typing import Annotated, Any, Literal
 import typer
 
 from altgrad.cli import console
-from altgrad.numerals import aligned, count_text, duration
+from altgrad.numerals import alike, count_text, duration
 from altgrad.progress import progress
 
 
@@ -77,8 +77,7 @@ def sweep(
         console.print_json({"sweep": found.name, **found.totals, "runs": found.runs})
     else:
         _show_result(found)
-        words = sys.argv[1:] if sys.argv[1:2] == ["sweep"] else ["sweep", str(matrix)]
-        console.say_next(_next_steps(found, runs, shlex.join(["altgrad", *words])))
+        console.say_next(_next_steps(found, runs, _typed(matrix)))
     if not found.finished:
         raise typer.Exit(75 if asked and asked[0] == signal.SIGTERM else 130)
     if found.totals["failed"]:
@@ -107,6 +106,12 @@ def _show_result(found: Any) -> None:
     console.say(str(found))
     if failed:
         console.say(f"logs of the failed runs: {found.logs}")
+
+
+def _typed(matrix: Path) -> str:
+    """The command that was typed."""
+    words = sys.argv[1:] if sys.argv[1:2] == ["sweep"] else ["sweep", str(matrix)]
+    return shlex.join(["altgrad", *words])
 
 
 def _next_steps(found: Any, runs: Path, command: str) -> dict[str, str]:
@@ -151,7 +156,7 @@ def _show_power(plan: Any, needs: Sequence[Any], margin: float, as_json: bool) -
         console.print_json({"sweep": plan.name, "margin": margin, "pairs": [asdict(found) for found in needs]})
         return
     header = ["arms", "pairs seen", "mean difference", "sd", "pairs needed", "at worst"]
-    means, deviations = aligned([n.mean for n in needs]), aligned([n.deviation for n in needs])
+    means, deviations = alike([n.mean for n in needs]), alike([n.deviation for n in needs])
     rows = [
         [f"{n.first} - {n.second}", str(n.pairs), mean, deviation, str(n.needed), str(n.at_worst)]
         for n, mean, deviation in zip(needs, means, deviations, strict=True)

@@ -17,7 +17,7 @@ from altgrad.cli.console import Screen
 from altgrad.cli.keys import Keys, ask_to_stop
 from altgrad.cli.layout import apart
 from altgrad.display import Line, Part, clean, shorten
-from altgrad.numerals import aligned, duration, number
+from altgrad.numerals import alike, duration, number
 from altgrad.sweeps.driver import DONE, Sweep
 from altgrad.sweeps.progress import ORDER, RunProgress, SweepLines, SweepProgress, SweepView
 
@@ -146,9 +146,9 @@ def grid(progress: SweepProgress, width: int, height: int) -> list[Line]:
     lines = [Line.of(("".join([*heads, f"{'mean':>7} {'sd':>7}"]), "dim"))]
     losses = [[_loss(row) for row in rows] for rows in cells.values()]
     known = [[loss for loss in each if loss is not None and math.isfinite(loss)] for each in losses]
-    means = aligned([statistics.fmean(each) if each else None for each in known])
-    spreads = aligned([statistics.stdev(each) if len(each) > 1 else None for each in known])
-    texts = iter(aligned([loss for each in losses for loss in each]))
+    means = alike([statistics.fmean(each) if each else None for each in known])
+    spreads = alike([statistics.stdev(each) if len(each) > 1 else None for each in known])
+    texts = iter(alike([loss for each in losses for loss in each]))
     for name, rows, each, mean, spread in zip(names, cells.values(), losses, means, spreads, strict=True):
         parts: list[Part] = [f"{shorten(text, size):{size}}  " for text, size in zip(name, columns, strict=True)]
         shown = {row.seed: (row, next(texts)) for row in rows}

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from altgrad.document import Document
-from altgrad.numerals import aligned
+from altgrad.numerals import alike
 from altgrad.sweeps.driver import RETRIES, Sweep, Track
 from altgrad.sweeps.folder import SweepFolder
 from altgrad.sweeps.launchers.launcher import LauncherSpec
@@ -134,7 +134,7 @@ def _cells(tracks: Iterable[Track]) -> list[list[str]]:
         rows.append([name, ", ".join(f"{states.count(state)} {state}" for state in dict.fromkeys(states))])
         losses = [track.run.last(LOSS).get(LOSS) for track in inside if track.state == "completed"]
         known.append([loss for loss in losses if loss is not None])
-    means = aligned([statistics.fmean(each) if each else None for each in known])
-    spreads = aligned([statistics.stdev(each) if len(each) > 1 else None for each in known])
+    means = alike([statistics.fmean(each) if each else None for each in known])
+    spreads = alike([statistics.stdev(each) if len(each) > 1 else None for each in known])
     spreads = [f" ± {spread.strip()}" if len(each) > 1 else "" for each, spread in zip(known, spreads, strict=True)]
     return [[*row, mean.strip() + spread] for row, mean, spread in zip(rows, means, spreads, strict=True)]

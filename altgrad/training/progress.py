@@ -34,7 +34,7 @@ class Display(Protocol):
         """Nothing is shown after this."""
 
 
-class RunProgress(Sink):
+class TrainingProgress(Sink):
     """Hears what prepares a run (`hear`), and then the run's numbers: a sink, once `begin` has named the run."""
 
     def __init__(self, display: Display | None = None) -> None:

@@ -29,7 +29,7 @@ from altgrad.store import Run, RunStore
 from altgrad.store.frames import metrics_frame, sites_frame
 from altgrad.training.evaluate import Evaluation, evaluate_run
 from altgrad.training.prepare import Prepared, Source, prepare
-from altgrad.training.progress import RunProgress
+from altgrad.training.progress import TrainingProgress
 from altgrad.training.restore import restore, spec_of
 from altgrad.training.run import RunSpec
 
@@ -212,12 +212,12 @@ def assignments(changes: Mapping[str, Any]) -> list[str]:
 
 
 @contextmanager
-def _shown(wanted: bool) -> Iterator[RunProgress | None]:
+def _shown(wanted: bool) -> Iterator[TrainingProgress | None]:
     """In the block it is shown how far the work is."""
     if not wanted:
         yield None
         return
-    bar = RunProgress()
+    bar = TrainingProgress()
     try:
         with heard_by(bar.hear):
             yield bar
@@ -225,8 +225,10 @@ def _shown(wanted: bool) -> Iterator[RunProgress | None]:
         bar.close()
 
 
-def _trained(prepared: Prepared, runs: Path, resume: str, until: int | None, bar: RunProgress | None) -> TrainedRun:
-    def sinks(run: Run) -> list[RunProgress]:
+def _trained(
+    prepared: Prepared, runs: Path, resume: str, until: int | None, bar: TrainingProgress | None
+) -> TrainedRun:
+    def sinks(run: Run) -> list[TrainingProgress]:
         if bar is None:
             return []
         bar.begin(run.id, prepared.spec.steps)

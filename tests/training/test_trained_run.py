@@ -15,7 +15,7 @@ from altgrad.nn import QuantizedLinear
 from altgrad.progress import heard_by
 from altgrad.spec import MachineError, SpecError
 from altgrad.store import Run
-from altgrad.training.progress import RunProgress
+from altgrad.training.progress import TrainingProgress
 from altgrad.training.trained_run import TrainedRun
 from tests.training.running import lines
 
@@ -210,7 +210,7 @@ def test_a_line_shows_the_step_and_the_loss_and_says_alarms() -> None:
             self.lines.append("closed")
 
     shown = Shown()
-    bar = RunProgress(shown)
+    bar = TrainingProgress(shown)
     bar.hear("tokenising", 1, 4)
     bar.begin("tiny", 10)
     bar.metrics(5, {"train/loss": 2.0})
