@@ -40,7 +40,7 @@ def compare_formats(
                 f"--tensor {tensor} names no tensor; write FILE:NAME, such as model.safetensors:embed.weight."
             )
         inputs = {name: read_tensor(path, name)}
-    compared = []
+    compared: list[Json] = []
     for name, values in inputs.items():
         progress(f"comparing formats on {name}", len(compared), len(inputs))
         compared.append(_compared(name, values, chosen))
