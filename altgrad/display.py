@@ -5,6 +5,7 @@ Lines are pieces of text with a style's name each, made by pure functions: nothi
 
 from __future__ import annotations
 
+import re
 import textwrap
 import unicodedata
 from collections.abc import Sequence
@@ -100,20 +101,37 @@ class Line:
         return Line(self.spans + other.spans)
 
 
+_NUMBER = re.compile(r"[-+−]?(\d[\d,]*\.?\d*(e[-+]?\d+)?( ?[kMGT]?B?| ?%| dB|[smhd]( \d+[smh])?)?|nan|inf|\d+/\d+)")
+_NOTHING = ("-", "–", "")
+
+
 def table_lines(title: str, header: Sequence[str], rows: Sequence[Sequence[str]], columns: int | None) -> list[Line]:
-    """The rows of a table in aligned cells two blanks apart; the last cell wraps where `columns` are few."""
+    """The rows of a table in aligned cells two blanks apart, columns of numbers to the right; the last cell wraps where
+    `columns` are few.
+    """
     cleaned = [[clean(cell) for cell in row] for row in ([header, *rows] if header else rows)]
-    widths = [max(len(row[column]) for row in cleaned) for column in range(len(cleaned[0]) - 1)]
-    before = sum(widths) + 2 * len(widths)
+    widths = [max(len(row[column]) for row in cleaned) for column in range(len(cleaned[0]))]
+    right = [bool(header) and _is_numeric([row[column] for row in cleaned[1:]]) for column in range(len(widths))]
+    before = sum(widths[:-1]) + 2 * len(widths[:-1])
     lines = [Line.of((title, "bold"))] if title else []
     for index, row in enumerate(cleaned):
-        first, *middle = (cell.ljust(size) + "  " for cell, size in zip(row, widths, strict=False))
+        cells = [
+            cell.rjust(size) if to else cell.ljust(size) for cell, size, to in zip(row, widths, right, strict=True)
+        ]
+        first, *middle = (cell + "  " for cell in cells[:-1])
         styles = ("bold", "bold") if header and index == 0 else ("cyan", "")
-        room = len(row[-1]) if columns is None else max(12, columns - before)
-        last = textwrap.wrap(row[-1], room) if row[-1] else [""]
-        lines.append(Line.of((first, styles[0]), ("".join(middle) + last[0], styles[1])))
-        lines += [Line.of(" " * before + rest) for rest in last[1:]]
+        last = row[-1] if not right[-1] else cells[-1]
+        room = len(last) if columns is None else max(12, columns - before)
+        pieces = [last] if len(last) <= room else textwrap.wrap(last, room)
+        lines.append(Line.of((first, styles[0]), ("".join(middle) + (pieces or [""])[0], styles[1])))
+        lines += [Line.of(" " * before + rest) for rest in pieces[1:]]
     return lines
+
+
+def _is_numeric(cells: Sequence[str]) -> bool:
+    """Whether a column holds numbers, with the unit of each, and nothing else."""
+    known = [cell for cell in cells if cell not in _NOTHING]
+    return bool(known) and all(_NUMBER.fullmatch(cell) for cell in known)
 
 
 _STYLES = {"bold": "font-weight: bold", "dim": "opacity: .65"}

@@ -9,11 +9,13 @@ from typing import Annotated, Any
 
 import typer
 
+from altgrad.cli import completion
 from altgrad.cli.console import drawable, fail, one_line_errors, print_json, say, table
-from altgrad.cli.curves import KeptCurve, plot
+from altgrad.cli.curves import KeptCurve, extremes
 from altgrad.numerals import counted, number, signed
 
 CURVE = 20
+BLOCKS = "▁▂▃▄▅▆▇█"
 
 
 def compare(
@@ -23,6 +25,7 @@ def compare(
             metavar="TARGET...",
             help="Runs, projects, CSV, JSON or JSON-lines files, folders of TensorBoard, or wandb:ENTITY/PROJECT.",
             show_default=False,
+            autocompletion=completion.run_ids,
         ),
     ],
     reference: Annotated[
@@ -99,7 +102,10 @@ def _sparkline(steps: Any, values: Any) -> str:
     kept = KeptCurve()
     for step, value in zip(steps, values, strict=True):
         kept.add(int(step), float(value))
-    return plot(kept.columns(CURVE), 1)[0].text
+    columns = kept.columns(CURVE)
+    low, high = extremes(columns) or (0.0, 1.0)
+    span = high - low or 1.0
+    return "".join("×" if each.broken else BLOCKS[round((each.high - low) / span * 7)] for each in columns)
 
 
 def _windows(found: Any) -> list[str]:

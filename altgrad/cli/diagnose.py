@@ -10,6 +10,7 @@ from typing import Annotated
 import typer
 
 from altgrad.cli import completion, console
+from altgrad.progress import progress
 from altgrad.store.files import write_atomic
 
 Target = Annotated[
@@ -90,6 +91,7 @@ def diagnose(
     --replay and --against answer other questions about a run, by taking steps of it again; --oracle predicts
     the fraction of updates that change stored weights. See docs/DIAGNOSE.md.
     """
+    progress("loading torch")
     from altgrad.diagnosis.examination import diagnose as examine
     from altgrad.diagnosis.examination import is_spec
 

@@ -18,6 +18,7 @@ from altgrad.cli.doctor import doctor
 from altgrad.cli.evaluate import evaluate, export
 from altgrad.cli.init import init
 from altgrad.cli.kinds import kinds
+from altgrad.cli.progress import shown
 from altgrad.cli.quantize_model import quantize_model
 from altgrad.cli.report import report
 from altgrad.cli.sweep import sweep
@@ -74,6 +75,7 @@ def options(
     if threading.current_thread() is threading.main_thread():
         before = signal.signal(signal.SIGTERM, _end)
         context.call_on_close(lambda: signal.signal(signal.SIGTERM, before))
+    context.with_resource(shown(f"altgrad {context.invoked_subcommand}"))
 
 
 def main() -> None:

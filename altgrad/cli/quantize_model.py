@@ -13,6 +13,7 @@ from typing import Annotated
 import typer
 
 from altgrad.cli import completion, console
+from altgrad.progress import progress
 
 
 def quantize_model(
@@ -51,6 +52,7 @@ def quantize_model(
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON instead of tables.")] = False,
 ) -> None:
     """Quantise a model's weights: how well each format holds them, and with --out the codes as safetensors."""
+    progress("loading torch")
     from altgrad.conversion.saving import save_quantized
 
     with console.one_line_errors():

@@ -11,6 +11,7 @@ from typing import Annotated, Any
 import typer
 
 from altgrad.cli import completion, console
+from altgrad.progress import progress
 from altgrad.store import RunStore
 
 
@@ -67,8 +68,9 @@ def _send(run: Any, sink: Any) -> bool:
     from altgrad.store.mirror import replay
 
     name = f"{run.project}/{run.id}"
+    progress(f"sending {name} to {sink.kind}")
     try:
-        where = replay(run, sink)
+        where = replay(run, sink, lambda step, last: progress(f"sending {name} to {sink.kind}", step, last))
     except (MirrorError, ValueError) as error:
         console.say(f"{name} -> {sink.kind}: {str(error).rstrip('.')}.", sys.stderr)
         return False

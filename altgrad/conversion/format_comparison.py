@@ -10,6 +10,7 @@ from typing import Any
 from altgrad.formats import FloatFormat
 from altgrad.measures.format_fit import fit_formats
 from altgrad.measures.reference_sample import DISTRIBUTIONS, reference_sample
+from altgrad.progress import progress
 from altgrad.training.weights import read_tensor
 
 MORE_IS_BETTER = {"sqnr_db": True, "underflow_rate": False, "saturation_rate": False, "code_utilisation": True}
@@ -39,7 +40,11 @@ def compare_formats(
                 f"--tensor {tensor} names no tensor; write FILE:NAME, such as model.safetensors:embed.weight."
             )
         inputs = {name: read_tensor(path, name)}
-    return [_compared(name, values, chosen) for name, values in inputs.items()]
+    compared: list[Json] = []
+    for name, values in inputs.items():
+        progress(f"comparing formats on {name}", len(compared), len(inputs))
+        compared.append(_compared(name, values, chosen))
+    return compared
 
 
 def _compared(name: str, values: Any, formats: list[FloatFormat]) -> Json:

@@ -25,6 +25,7 @@ from altgrad.measures.format_fit import FormatFit
 from altgrad.measures.value_histogram import fit_histogram
 from altgrad.nn.names import literal, matches
 from altgrad.nn.policy import Operand
+from altgrad.progress import progress
 from altgrad.spec.ranking import badness
 
 DEPLOYED = ("e4m3fn", "e5m2")
@@ -59,7 +60,9 @@ def advise(
     (e0m7 is e1m6's) does nothing and any other rounds a second time, though to the measure the first looks perfect.
     """
     found = []
-    for sample in samples:
+    samples = list(samples)
+    for number, sample in enumerate(samples):
+        progress("weighing formats", number, len(samples))
         for operand, values in sample.operands.items():
             if values.amax == 0 or (operand == "weight" and sample.layer in stored):
                 continue

@@ -40,6 +40,7 @@ from altgrad.diagnosis.sites import Errors, Held, Recorded, casts_as, operands_s
 from altgrad.diagnosis.variants import TakenStep, take_step
 from altgrad.nn import QuantizedLayer, casts_off, weight_names
 from altgrad.nn.layers import is_turned
+from altgrad.progress import progress
 from altgrad.training.restore import Restored
 
 BATCHES = 8
@@ -144,7 +145,10 @@ def mean_attribution(restored: Restored, batches: int = BATCHES) -> list[Attribu
 
     ValueError for a run that casts nothing.
     """
-    each = [attribution(replace(restored, ahead=number)) for number in range(batches)]
+    each = []
+    for number in range(batches):
+        progress("attributing the error to casts", number, batches)
+        each.append(attribution(replace(restored, ahead=number)))
     return [
         replace(rows[0], loss=fmean(row.loss for row in rows), share=fmean(row.share for row in rows))
         for rows in zip(*each, strict=True)

@@ -27,6 +27,7 @@ from altgrad.nn.layers import is_plain
 from altgrad.nn.linear import make_casts
 from altgrad.nn.policy import LayerPrecision
 from altgrad.nn.surgery import install
+from altgrad.progress import progress
 from altgrad.quantize import Quantizer
 from altgrad.store import Run, RunStore
 from altgrad.training import RunSpec
@@ -161,6 +162,7 @@ class _Replay:
     def taken(self, sites: Sequence[str]) -> TakenStep:
         """The step with the suspect's casts at these operands; counts as one replay."""
         self.count += 1
+        progress("replaying the step with other casts", self.count)
         chosen = set(sites)
 
         def slots(name: str, layer: QuantizedLayer) -> dict[Slot, Any]:

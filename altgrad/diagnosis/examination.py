@@ -36,12 +36,13 @@ from altgrad.interventions import InterventionSpec
 from altgrad.nn import ALONE, PrecisionPolicy
 from altgrad.nn.layers import is_layer
 from altgrad.nn.names import matches
+from altgrad.progress import progress
 from altgrad.spec import LocatedError
 from altgrad.store import Run, RunStore
 from altgrad.symptoms import fitting_remedies
 from altgrad.training import RunSpec
 from altgrad.training.prepare import fit
-from altgrad.training.restore import Restored, located, restore
+from altgrad.training.restore import Restored, located, read_data, restore
 
 Json = dict[str, Any]
 POOLERS = "*pooler.dense"
@@ -188,6 +189,7 @@ def _name(target: Target) -> str:
 
 def _run(restored: Restored, formats: Sequence[FloatFormat], data: bool) -> Json:
     run, model = restored.run, restored.model
+    progress("reading the run's numbers")
     sick = ailments(run)
     stored = {name.removesuffix(".weight") for name, _, _ in restored.state.optimizer.grids()}
     advice = advise(trained_samples(restored, data=data), formats, stored)
@@ -243,6 +245,7 @@ def _against(suspect: Run, reference: Run) -> Json:
     """Where the suspect diverges from the reference, and the casts that make the difference."""
     specs = [RunSpec.parse(run.spec_text(), str(run.path / "spec.yaml")) for run in (reference, suspect)]
     require_alike(*specs)
+    progress("comparing losses")
     family = [run.metrics(_LOSS) for run in siblings_of(reference)]
     parting = departure(reference.metrics(_LOSS), suspect.metrics(_LOSS), family)
     with threads(specs[1].threads):
@@ -259,7 +262,7 @@ def _forecast(spec: RunSpec, name: str, formats: Formats | None, target: float, 
     weighed = formats_named(FORECAST_FORMATS if formats is None else formats)
     spec = spec.model_copy(update={"engine": "eager"})
     with threads(spec.threads):
-        dataset = spec.data.build(spec.seed, spec.model.context)
+        dataset = read_data(spec)
         own, others = forecast_variants(spec, dataset, weighed, target, calibrated=calibrated)
     return {
         "name": name, "kind": "oracle", "path": name, "step": None, "target": target, "calibrated": calibrated,

@@ -18,6 +18,7 @@ from torch import Tensor
 from altgrad.data.dataset import Dataset
 from altgrad.nn import commit
 from altgrad.optim import make_dense
+from altgrad.progress import progress
 from altgrad.training import RunSpec
 from altgrad.training.micro_batches import MicroBatches
 from altgrad.training.state import TrainState
@@ -53,7 +54,8 @@ def calibrate(spec: RunSpec, dataset: Dataset, steps: int = CALIBRATION_STEPS) -
     """The signals of a fresh model's gradients, from its first steps as the spec trains it; nothing is written."""
     state = TrainState.build(spec, dataset, torch.device("cpu"))
     seen: dict[str, _Record] = {}
-    for _ in train_steps(spec, dataset, state, steps):
+    for step, _ in enumerate(train_steps(spec, dataset, state, steps)):
+        progress("taking steps to see what gradients are like", step, steps)
         for name, p in state.model.named_parameters():
             if p.grad is not None:
                 seen.setdefault(name, _Record(p)).add(p.grad)

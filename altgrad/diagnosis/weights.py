@@ -14,6 +14,7 @@ from altgrad.formats import FloatFormat
 from altgrad.measures import alignment, code_histogram, code_utilisation, matrix_ranks
 from altgrad.measures.ranks import gram_singular_values
 from altgrad.measures.stiffness import stiffness_exponents, stiffness_histogram, stiffness_quantiles
+from altgrad.progress import progress
 from altgrad.quantize import Grid, round_to
 from altgrad.quantize.codes import to_codes
 from altgrad.quantize.grid import grid_units
@@ -79,7 +80,9 @@ def trained_pictures(restored: Restored, fmt: FloatFormat) -> list[WeightPicture
     """Pictures of every matrix of a run on its own grid; on `fmt` where it has none."""
     own = {name: grid for name, _, grid in restored.state.optimizer.grids()}
     found = []
-    for name, p in restored.model.named_parameters():
+    parameters = list(restored.model.named_parameters())
+    for number, (name, p) in enumerate(parameters):
+        progress("looking at weights", number, len(parameters))
         if p.ndim >= 2:
             x = p.detach()
             found.append(weight_picture(name, x, own.get(name) or Grid(fmt, scale_of(finite_amax(x), fmt))))

@@ -22,6 +22,7 @@ from altgrad.data.dataset import Dataset
 from altgrad.document import ASSIGNED, Document, Location, SpecError
 from altgrad.matrix import ARM, Matrix, MatrixPlace, runs_of
 from altgrad.nn import ALONE
+from altgrad.progress import progress
 from altgrad.spec import LocatedError, did_you_mean
 from altgrad.spec.selection import selects
 from altgrad.store import RunStore, run_id
@@ -118,6 +119,7 @@ def make_plan(
     fitting = _Fitting(torch.device(device), RunStore(store))
     planned: list[PlannedRun] = []
     for place, spec in found:
+        progress("checking every run", len(planned), len(found))
         try:
             planned.append(fitting.fit(place, spec))
         except (ValueError, OSError) as error:

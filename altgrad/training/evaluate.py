@@ -10,12 +10,14 @@ looks at all.
 import itertools
 from collections.abc import Callable
 from dataclasses import dataclass
+from operator import length_hint
 from typing import Any
 
 import torch
 from torch import nn
 
 from altgrad.data.dataset import Dataset, Evaluator
+from altgrad.progress import progress
 from altgrad.store import Run
 from altgrad.training.micro_batches import autocast
 from altgrad.training.restore import restore
@@ -85,8 +87,12 @@ def _gather(
     device = next(model.parameters()).device
     training = model.training
     model.eval()
+    phase = "validating" if split == "validation" else f"evaluating on {split}"
     try:
-        for batch in itertools.islice(dataset.evaluation(split), limit):
+        batches = dataset.evaluation(split)
+        total = length_hint(batches) if limit is None else min(limit, length_hint(batches))
+        for number, batch in enumerate(itertools.islice(batches, limit)):
+            progress(phase, number, total)
             if interrupted():
                 return False
             here = batch.to(device)

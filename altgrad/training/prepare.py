@@ -34,7 +34,6 @@ from torch import Tensor, nn
 
 from altgrad import __version__
 from altgrad.data.dataset import Dataset
-from altgrad.data.tokens import on_progress
 from altgrad.document import Document
 from altgrad.measures.metric import headline
 from altgrad.monitors import Context
@@ -43,6 +42,7 @@ from altgrad.nn.policy import SLOTS, Decision, slot_text
 from altgrad.nn.processes import own_device, process_group
 from altgrad.optim import Optimizer
 from altgrad.optim.storage import GridStorage
+from altgrad.progress import progress
 from altgrad.quantize.engine import missing_compiler
 from altgrad.spec import LocatedError, MachineError
 from altgrad.spec.annotations import Shape, alternatives, of_field, plain
@@ -52,7 +52,7 @@ from altgrad.training.estimate import Estimate, estimate, shapes_only
 from altgrad.training.initial import fitting_weights, leak_warning
 from altgrad.training.loop import Outcome, train_run
 from altgrad.training.regions import blocks_of, compile_seconds
-from altgrad.training.restore import same_data
+from altgrad.training.restore import read_data, same_data
 from altgrad.training.run import RunSpec
 from altgrad.training.state import build_model, build_optimizer, build_roster
 from altgrad.training.twin import Twin, find_twin
@@ -86,7 +86,7 @@ class Fitted:
 def open_data(spec: RunSpec) -> Dataset:
     """The run's data. LocatedError where it cannot be read."""
     with _blamed_on("data"):
-        return spec.data.build(spec.seed, spec.model.context)
+        return read_data(spec)
 
 
 def fit(spec: RunSpec, dataset: Dataset, processes: Processes, model: nn.Module | None = None) -> Fitted:
@@ -288,22 +288,18 @@ def prepare(
     device: str = "auto",
     exact: bool = False,
     notify: Callable[[str], None] = lambda line: None,
-    progress: Callable[[int, int], None] | None = None,
 ) -> Prepared:
     """Check everything that a run depends on. SpecError for the spec, MachineError for what the machine cannot do.
 
     sets: `path=value` changes of the spec, in order. exact: the spec must say all that the machine would else decide,
-    and the machine must be able to do it. progress: hears (bytes done, bytes in all) while text becomes tokens.
+    and the machine must be able to do it.
     """
     processes, where = Processes.launched(), find_device(own_device(device))
     document = _document(source)
     spec = RunSpec.check(document, sets)
     with _placed(document):
-        token = on_progress.set(progress or on_progress.get())
-        try:
-            dataset = open_data(spec)
-        finally:
-            on_progress.reset(token)
+        dataset = open_data(spec)
+        progress("checking the spec against the model")
         fitted = fit(spec, dataset, processes)
     asked = spec
     spec, notice = resolve(spec, fitted.model, dataset.batch(0).inputs.numel(), where)
