@@ -102,7 +102,7 @@ def _sparkline(steps: Any, values: Any) -> str:
     kept = KeptCurve()
     for step, value in zip(steps, values, strict=True):
         kept.add(int(step), float(value))
-    columns = kept.columns(CURVE)
+    columns = [column for column in kept.columns(CURVE) if column is not None]
     low, high = extremes(columns) or (0.0, 1.0)
     span = high - low or 1.0
     return "".join("×" if each.broken else BLOCKS[round((each.high - low) / span * 7)] for each in columns)

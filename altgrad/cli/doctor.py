@@ -22,12 +22,13 @@ def doctor(
     from altgrad.training.machine import examine
 
     checks = []
-    for check in examine(runs):
-        checks.append(check)
-        if not as_json:
-            console.say(f"{check.name:<18} {check.found}")
-            if check.warning:
-                console.say(f"{'':<18} ! {check.warning}")
+    with console.one_line_errors():
+        for check in examine(runs):
+            checks.append(check)
+            if not as_json:
+                console.say(f"{check.name:<18} {check.found}")
+                if check.warning:
+                    console.say(f"{'':<18} ! {check.warning}")
     warnings = sum(bool(check.warning) for check in checks)
     if as_json:
         rows = [{"check": c.name, "found": c.found, "warning": c.warning or None, **c.facts} for c in checks]

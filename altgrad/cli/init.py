@@ -40,27 +40,29 @@ def init(
     force: Annotated[bool, typer.Option("--force", help="Replace the file if it exists.")] = False,
 ) -> None:
     """Write a commented spec to start from."""
-    chosen = purpose or ("text" if model is None else "hf")
-    path = Path(NAMES[chosen]) if path is None else path / NAMES[chosen] if path.is_dir() else path
-    if model is not None and chosen != "hf":
-        console.fail(f"--model goes with --for hf, not with --for {chosen}.", 2)
-    if data is not None and not data.exists():
-        console.fail(f"--data is {str(data)!r}, which does not exist; name a file or a folder of files.", 2)
-    template = chosen if chosen != "hf" else "encoder" if model is None or not _is_causal(model) else "causal"
-    text = (files("altgrad.cli") / "specs" / f"{template}.yaml").read_text(encoding="utf-8")
-    text = text.replace("FILE", shlex.quote(str(path)))
-    if data is not None:
-        text = text.replace(SAMPLE, f"source: {_quoted(data)}", 1)
-    if model is not None:
-        text = text.replace(f": {MINILM}", f": {_quoted(model)}").replace(f": {ANY_FOLDER} ", f": {_quoted(model)} ")
-    if not path.parent.is_dir():
-        console.fail(f"{path.parent} is not a folder; make it, or name another file than {path}.", 2)
-    replaced = path.exists()
-    if replaced and not force:
-        console.fail(f"{path} already exists; name another file, or replace it with --force.", 2)
     with console.one_line_errors():
+        chosen = purpose or ("text" if model is None else "hf")
+        path = Path(NAMES[chosen]) if path is None else path / NAMES[chosen] if path.is_dir() else path
+        if model is not None and chosen != "hf":
+            console.fail(f"--model goes with --for hf, not with --for {chosen}.", 2)
+        if data is not None and not data.exists():
+            console.fail(f"--data is {str(data)!r}, which does not exist; name a file or a folder of files.", 2)
+        template = chosen if chosen != "hf" else "encoder" if model is None or not _is_causal(model) else "causal"
+        text = (files("altgrad.cli") / "specs" / f"{template}.yaml").read_text(encoding="utf-8")
+        text = text.replace("FILE", shlex.quote(str(path)))
+        if data is not None:
+            text = text.replace(SAMPLE, f"source: {_quoted(data)}", 1)
+        if model is not None:
+            text = text.replace(f": {MINILM}", f": {_quoted(model)}").replace(
+                f": {ANY_FOLDER} ", f": {_quoted(model)} "
+            )
+        if not path.parent.is_dir():
+            console.fail(f"{path.parent} is not a folder; make it, or name another file than {path}.", 2)
+        replaced = path.exists()
+        if replaced and not force:
+            console.fail(f"{path} already exists; name another file, or replace it with --force.", 2)
         write_atomic(path, text.encode())
-    console.say(f"{'replaced' if replaced else 'wrote'} {path}")
+        console.say(f"{'replaced' if replaced else 'wrote'} {path}")
     verb = "sweep" if chosen == "recipes" else "train"
     console.say(f"Next: altgrad {verb} {shlex.quote(str(path))} --dry-run, then without --dry-run.")
 

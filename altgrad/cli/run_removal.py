@@ -9,6 +9,7 @@ from typing import Annotated
 
 import typer
 
+from altgrad.cli import completion
 from altgrad.cli.console import fail, one_line_errors, print_json, say
 from altgrad.numerals import counted, size_text
 from altgrad.progress import progress, rest
@@ -25,7 +26,11 @@ DAY = 86400.0
 def remove(
     names: Annotated[
         list[str],
-        typer.Argument(metavar="RUN...", help="Ids, their beginnings, project/id, paths, or patterns ('e5*')."),
+        typer.Argument(
+            metavar="RUN...",
+            help="Ids, their beginnings, project/id, paths, or patterns ('e5*').",
+            autocompletion=completion.run_ids,
+        ),
     ],
     yes: Yes = False,
     runs: Folder = RUNS,

@@ -229,7 +229,7 @@ COMMANDS: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
     "sweep": (("sweep", "m.yaml", "--jobs", "1", "--runs", "swept"), ("checking every run",)),
     "sync": (("sync", "RUN", "--to", "tensorboard"), ("sending demo/RUN to tensorboard",)),
     "kinds": (("kinds", "storage"), ("loading torch",)),
-    "compare": (("compare", "RUN", "OTHER"), ()),
+    "compare": (("compare", "RUN", "PLAIN"), ()),
     "init": (("init", "new.yaml"), ()),
     "doctor": (("doctor",), ()),
     "runs list": (("runs", "list"), ("reading the store",)),
