@@ -14,9 +14,10 @@ overflow, in every rounding mode alike:
 
 IEEE 754's exception, by which truncation never overflows, is left out on purpose: what an overflow becomes is the
 caller's explicit choice, not a side effect of the rounding. This file is also the oracle the tensor code is tested
-against; it shares no line with it.
+against; it shares no line with it. Of a table of values the same questions are answered in `table_codes`.
 """
 
+import functools
 import math
 from enum import StrEnum
 from fractions import Fraction
@@ -75,6 +76,7 @@ def from_fields(fmt: FloatFormat, sign: int, exponent: int, mantissa: int) -> in
     return (sign << (fmt.bits - 1)) | (exponent << fmt.mantissa_bits) | mantissa
 
 
+@functools.singledispatch
 def classify(fmt: FloatFormat, code: int) -> CodeClass:
     """What kind of value `code` is. Every non-zero value of an E = 0 format is sub-normal: none has a leading one."""
     sign, exponent, _ = fields(fmt, code)
@@ -86,6 +88,7 @@ def classify(fmt: FloatFormat, code: int) -> CodeClass:
     return CodeClass.normal if exponent else CodeClass.subnormal
 
 
+@functools.singledispatch
 def decode(fmt: FloatFormat, code: int) -> float | Fraction:
     """The value of `code`: a float, -0.0, infinities and NaN included; a Fraction where float64 cannot hold it."""
     kind, sign = classify(fmt, code), fields(fmt, code).sign
@@ -96,6 +99,7 @@ def decode(fmt: FloatFormat, code: int) -> float | Fraction:
     return _signed(_plain(fmt.magnitude(code & ~_sign_bit(fmt))), bool(sign))
 
 
+@functools.singledispatch
 def encode(fmt: FloatFormat, value: float | Fraction) -> int:
     """The code of a value that the format has; -0 becomes +0 where there is no -0, and NaN the canonical (quiet) NaN.
 
@@ -122,6 +126,7 @@ def place(fmt: FloatFormat, magnitude: Fraction) -> RungPlace:
     return RungPlace((binade << fmt.mantissa_bits) + steps, Fraction(rest, under << binade))
 
 
+@functools.singledispatch
 def round_value(
     fmt: FloatFormat,
     value: float | Fraction,
@@ -158,6 +163,7 @@ def round_rung(
     return at.rung + _away(at, Rounding.parse(rounding), value < 0, u)
 
 
+@functools.singledispatch
 def neighbours(fmt: FloatFormat, code: int) -> tuple[float | Fraction | None, float | Fraction | None]:
     """The next lower and next higher value of a finite `code`; None beyond +-max. ValueError for other codes."""
     if classify(fmt, code) in (CodeClass.nan, CodeClass.infinity):

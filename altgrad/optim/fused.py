@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from altgrad.formats import FloatFormat, Rounding
+from altgrad.formats import FloatFormat, NumberFormat, Rounding
 from altgrad.optim.stiffness import factor, floored
 from altgrad.optim.storage import GridStorage, Storage
 from altgrad.optim.whole_tensor import is_sharded
@@ -29,7 +29,7 @@ from altgrad.quantize.traced import binade, binades
 class Recipe(NamedTuple):
     """What is constant in a graph: the grid's format, p and kappa (power 0: no stiffness), and how the weight lands."""
 
-    format: FloatFormat | None
+    format: NumberFormat | None
     power: float
     kappa: float
     landing: Rounding | None
@@ -46,6 +46,8 @@ def recipe(storage: Storage, grid: Grid | None, p: Tensor, power: float, kappa: 
     fmt = None if grid is None else grid.format
     power = power if grid is not None else 0.0
     if not storage.on_grid:
+        if power and not isinstance(fmt, FloatFormat):
+            return None
         return Recipe(fmt if power else None, power, kappa, None)
     landing = _LANDINGS.get(storage.kind)
     assert isinstance(storage, GridStorage)

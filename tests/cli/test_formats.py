@@ -9,7 +9,8 @@ import sys
 import pytest
 from typer.testing import CliRunner
 
-from altgrad.cli.formats import app, number_line
+from altgrad.cli.format_card import number_line
+from altgrad.cli.formats import app
 from altgrad.formats import CATALOG, SCALES, FloatFormat, ScaleFormat
 
 
