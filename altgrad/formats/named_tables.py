@@ -10,7 +10,7 @@ Codes are those of the format's own specification, so that other programs read w
                     LNS-Madam has it (arXiv 2106.13914); its lowest value, 2^0, is given up for a zero
     posit8          es = 2, Standard for Posit Arithmetic (2022): rounds the bit string, never to zero nor to NaR, which
                     is our NaN. posit8_es0 is the 8-bit posit of before the standard (es = 0), softposit's `posit8`
-    hif8            HiFloat8 (arXiv 2409.16626): 3, 2 or 1 mantissa bits, the fewer the larger its exponent, and 2^-22 to
+    hif8            HiFloat8 (arXiv 2409.16626): 3, 2 or 1 mantissa bits, fewer the larger its exponent, and 2^-22 to
                     2^-16. It rounds half away (`rounding: nearest_away`), from 1.25 * 2^15 on to inf (`overflow: inf`)
 """
 
