@@ -1,7 +1,7 @@
 """python -m bench.tables: what a cast to a table of 256 values costs beside one to an ExMy, eager and compiled.
 
-All casts take turns, round by round (`bench.timing`); ratios are medians over rounds with their quartiles, to the ExMy's
-cast of the same engine and rounding. The bound that is kept: at most 3.
+All casts take turns, round by round (`bench.timing`); ratios are medians over rounds with their quartiles, to the
+ExMy's cast of the same engine and rounding. The bound that is kept: at most 3.
 
     e4m3fn          the formula: the general definition, which compiled is fused, and the engine's short form
     e4m3fn values   the same values as a table, look-up instead of arithmetic: the same bits

@@ -106,7 +106,7 @@ def show(
                 print_table_card(table_format)
             return
         try:
-            formats, ambiguous = [FloatFormat.parse(name)], None
+            formats, ambiguous = [cast(FloatFormat, parse_format(name))], None
         except AmbiguousFormatError as error:
             formats, ambiguous = [FloatFormat.parse(choice) for choice in error.choices], error
         if as_json and ambiguous:

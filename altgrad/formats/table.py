@@ -38,6 +38,7 @@ from altgrad.formats.rounding import Rounding
 LARGEST = 1 << 16
 """The most values of a table."""
 _LONGEST_NAME = 40
+_REACH = 2.0**126  # so that what follows the highest value is a float32, too
 _WORDS = {"nan": math.nan, "inf": math.inf, "-inf": -math.inf}
 _KEYS = ("values", "midpoints", "next")
 _TIES_UP = {
@@ -86,6 +87,8 @@ class TableFormat(NumberFormat):
         ranked, signs = self.ranked, {math.copysign(1, value) for value in values if value == 0}
         if len(ranked) < 2:
             raise ValueError("a table needs two different finite values.")
+        if (largest := max(-ranked[0], ranked[-1])) > _REACH:
+            raise ValueError(f"{largest} is beyond 2^126, as far as a table reaches; put the rest into the scale.")
         self.__dict__.update(
             bits=(len(values) - 1).bit_length(),
             zero_rank=bisect.bisect_left(ranked, 0.0),
@@ -108,6 +111,8 @@ class TableFormat(NumberFormat):
             for low, middle, high in zip(ranked, self.midpoints, ranked[1:], strict=False):
                 if not low <= middle <= high:
                     raise ValueError(f"midpoint {middle} is not between its values {low} and {high}.")
+        if self.next is not None:
+            self.__dict__.update(next=tuple(map(float32, self.next)))
         if self.next is not None and not (self.next[0] < ranked[0] and self.next[1] > ranked[-1]):
             raise ValueError(f"next is {list(self.next)}; give a number below {ranked[0]} and one above {ranked[-1]}.")
 
@@ -119,9 +124,11 @@ class TableFormat(NumberFormat):
             wrong = f"'{unknown[0]}' is not one of them" if unknown else "values are missing"
             raise ValueError(f"a table of values takes {', '.join(_KEYS)}; {wrong}.")
         lists = {key: tuple(map(_number, _listed(key, facts[key]))) for key in _KEYS if key in facts}
-        if len(lists.get("next", (0.0, 0.0))) != 2:
+        following = lists.get("next")
+        if following is not None and len(following) != 2:
             raise ValueError("next is two numbers, one below and one above the values.")
-        return cls(lists["values"], lists.get("midpoints"), lists.get("next"))  # type: ignore[arg-type]
+        ends = None if following is None else (following[0], following[1])
+        return cls(lists["values"], lists.get("midpoints"), ends)
 
     def tree(self) -> dict[str, Any]:
         """What `of` takes, as plain data, in the fewest digits that give these float32 numbers."""
@@ -189,7 +196,7 @@ class TableFormat(NumberFormat):
 
     @property
     def spacing_binades(self) -> range:
-        gaps = [high - low for low, high in pairwise(self.extended)]
+        gaps = [float32(high - low) for low, high in pairwise(self.extended)]
         return range(math.frexp(min(gaps))[1] - 1, math.frexp(max(gaps))[1])
 
     @property
@@ -313,9 +320,11 @@ def _bits_behind_the_first(numerator: int, denominator: int) -> int:
 
 
 def float32(value: float) -> float:
-    """The float32 number nearest to a value. ValueError for one that float32 does not reach."""
+    """The float32 number nearest to a value; every NaN is `math.nan`. ValueError for one that float32 does not reach."""
+    if math.isnan(value):
+        return math.nan  # one object, so that tuples with it are equal
     try:
-        return float(struct.unpack("f", struct.pack("f", value))[0])
+        return float(struct.unpack("<f", struct.pack("<f", value))[0])
     except OverflowError:
         raise ValueError(
             f"{value} is beyond float32, in which casts run; its largest number is 2^128 - 2^104."
@@ -343,8 +352,8 @@ def _before(value: float) -> float:
     """The float32 number before this one; -0.0 and 0.0 are one."""
     if value == -math.inf:
         return value
-    bits = struct.unpack("i", struct.pack("f", value))[0]
+    bits = struct.unpack("<i", struct.pack("<f", value))[0]
     if value == 0:
         return -(2.0**-149)
-    (found,) = struct.unpack("f", struct.pack("i", bits - 1 if value > 0 else bits + 1))
+    (found,) = struct.unpack("<f", struct.pack("<i", bits - 1 if value > 0 else bits + 1))
     return float(found)

@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from altgrad.formats import FloatFormat, NumberFormat, Rounding
+from altgrad.formats import FloatFormat, Rounding
 from altgrad.optim.stiffness import factor, floored
 from altgrad.optim.storage import GridStorage, Storage
 from altgrad.optim.whole_tensor import is_sharded
@@ -29,7 +29,7 @@ from altgrad.quantize.traced import binade, binades
 class Recipe(NamedTuple):
     """What is constant in a graph: the grid's format, p and kappa (power 0: no stiffness), and how the weight lands."""
 
-    format: NumberFormat | None
+    format: FloatFormat | None
     power: float
     kappa: float
     landing: Rounding | None
@@ -46,14 +46,15 @@ def recipe(storage: Storage, grid: Grid | None, p: Tensor, power: float, kappa: 
     fmt = None if grid is None else grid.format
     power = power if grid is not None else 0.0
     if not storage.on_grid:
-        if power and not isinstance(fmt, FloatFormat):
-            return None
-        return Recipe(fmt if power else None, power, kappa, None)
+        if not power:
+            return Recipe(None, power, kappa, None)
+        return Recipe(fmt, power, kappa, None) if isinstance(fmt, FloatFormat) else None
     landing = _LANDINGS.get(storage.kind)
     assert isinstance(storage, GridStorage)
-    if landing is None or storage.scale != "fixed" or not serves(storage.format, landing):
+    kept = storage.format
+    if landing is None or storage.scale != "fixed" or not isinstance(kept, FloatFormat) or not serves(kept, landing):
         return None
-    return Recipe(storage.format, power, kappa, landing)
+    return Recipe(kept, power, kappa, landing)
 
 
 def adam_step(
