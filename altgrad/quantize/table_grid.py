@@ -56,7 +56,7 @@ def _round(
 ) -> Tensor:
     values = _values(fmt, u.device)
     if rounding.is_nearest:
-        q = _take(values, _place(u, _steps(fmt, rounding, u.device)))
+        q = _take(values, _place(u, _steps(fmt, rounding.value, u.device)))
     elif rounding is Rounding.stochastic:
         low, high = _ends(u, fmt)
         q = torch.where(_goes_up(u, low, high, noise, random_bits), high, low)
@@ -105,7 +105,7 @@ def _gap(u: Tensor, fmt: TableFormat, direction: Tensor | float) -> Tensor:
 
 
 def _rung(u: Tensor, fmt: TableFormat) -> Tensor:
-    place = _place(u, _steps(fmt, Rounding.nearest_even, u.device))
+    place = _place(u, _steps(fmt, "nearest_even", u.device))
     return place.clamp(1, len(fmt.ranked)).sub(1 + fmt.zero_rank).to(torch.int32)
 
 
@@ -166,7 +166,7 @@ def _steps(fmt: TableFormat, what: str, device: torch.device) -> _Steps:
 @torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
 def _constants(name: str, what: str, device: torch.device) -> list[Tensor]:
     """Tensors of a table, by its name: a graph that is being compiled takes them as they are."""
-    return _made(name, str(what), device)
+    return _made(name, what, device)
 
 
 @functools.cache
