@@ -7,7 +7,7 @@ import torch
 from safetensors import safe_open
 from torch import nn
 
-from altgrad.conversion import load_quantized, save_quantized
+from altgrad import load_quantized, save_quantized
 from altgrad.conversion.source import formats_named
 from altgrad.formats import TABLES, parse_format
 from altgrad.quantize import round_to

@@ -21,7 +21,7 @@ from altgrad.quantize.scaling import finite_amax, scale_of
 from bench.patterns import as_table
 
 NAMES = [line.name for line in TABLES]
-FORMULAS = ["e2m1", "e0m7", "e4m3fn", "e5m2", "e7m0p3109", "e3m2", "e4m3fnuz"]
+FORMULAS = ["e2m1", "e0m7", "e4m3fn", "e7m0p3109", "e3m2"]
 BITS8 = [line.name for line in CATALOG if FloatFormat.parse(line.name).bits <= 8]
 
 
@@ -101,7 +101,7 @@ def test_on_sampled_patterns_a_table_equals_the_formula(
 def test_every_rounding_of_a_tensor_is_that_of_numbers(name: str, assert_same_bits: Callable[..., None]) -> None:
     fmt = table(name)
     x = points(fmt)
-    x = x[:: max(1, len(x) // 800)]
+    x = x[:: max(1, len(x) // 300)]
     for rounding in Rounding:
         bits = counted_bits(x.shape, 9)
         draws = [Fraction(int(each), 1 << 24) for each in bits]
@@ -123,7 +123,7 @@ def test_stochastic_rounding_goes_up_iff_the_draw_is_below_the_passed_part() -> 
         edge = int(away * (1 << 24))
         noise = torch.cat((torch.arange(0, 1 << 24, 1 << (24 - k)), torch.tensor([edge - 1, edge, edge + 1]))).int()
         found = round_units(value.expand(len(noise)), fmt, Rounding.stochastic, noise)
-        goes_away = torch.tensor([Fraction(int(n), 1 << 24) < away for n in noise])
+        goes_away = noise < math.ceil(away * (1 << 24))
         far, near = (high, low) if value > 0 else (low, high)
         assert found.equal(torch.where(goes_away, far, near).float())
 

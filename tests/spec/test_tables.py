@@ -1,5 +1,7 @@
 """A table of values in a spec: read, written back, named in errors, part of what decides a run."""
 
+from pathlib import Path
+
 import pytest
 import yaml
 
@@ -34,7 +36,7 @@ def test_a_name_stays_a_name() -> None:
     [
         ("format: {values: [1]}", "a table has 2 to 65536 values, not 1."),
         ("format: {value: [1, 2]}", "'value' is not one of them."),
-        ("format: [1, 2]", "[1, 2] is no format such as e4m3fn."),
+        ("format: [1, 2]", "format is [1, 2]; it takes a format such as e4m3fn."),
         ("format: nf4x", "Did you mean 'nf4'?"),
         ("{format: int8, overflow: inf}", "int8 has neither inf nor NaN for an overflow to become"),
     ],
@@ -46,10 +48,10 @@ def test_what_is_no_table_is_told_in_a_line(text: str, message: str) -> None:
 
 
 def test_a_run_takes_tables_everywhere_that_formats_go() -> None:
-    spec = {
+    spec = RunSpec.load(Path(__file__).parents[2] / "matrices" / "quickstart.yaml").tree() | {
         "precision": {"rules": [{"match": "blocks.*", **NAMED, "grad_output": {"format": {"values": [-1, 0, 1]}}}]},
         "storage": [{"kind": "stochastic", "format": "int8"}],
-        "optimizer": {"kind": "manifold_adamw", "stiffness": "posit8"},
+        "optimizer": {"kind": "manifold_adamw", "lr": 1e-3, "stiffness": "posit8"},
     }
     run = RunSpec.made_from(spec)
     assert RunSpec.parse(run.to_yaml()) == run
