@@ -26,7 +26,7 @@ import functools
 import json
 import math
 import struct
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from fractions import Fraction
 from itertools import pairwise
@@ -41,7 +41,7 @@ _LONGEST_NAME = 40
 _REACH = 2.0**126  # so that what follows the highest value is a float32, too
 _WORDS = {"nan": math.nan, "inf": math.inf, "-inf": -math.inf}
 _KEYS = ("values", "midpoints", "next")
-_TIES_UP = {
+_TIES_UP: dict[str, Callable[[int, Fraction], bool]] = {
     "nearest_even": lambda rung, middle: rung % 2 != 0,
     "nearest_away": lambda rung, middle: middle >= 0,
     "nearest_ties_to_zero": lambda rung, middle: middle < 0,
@@ -320,7 +320,7 @@ def _bits_behind_the_first(numerator: int, denominator: int) -> int:
 
 
 def float32(value: float) -> float:
-    """The float32 number nearest to a value; every NaN is `math.nan`. ValueError for one that float32 does not reach."""
+    """The float32 number nearest to a value; any NaN is `math.nan`. ValueError for one that float32 does not reach."""
     if math.isnan(value):
         return math.nan  # one object, so that tuples with it are equal
     try:
