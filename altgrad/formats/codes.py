@@ -24,6 +24,7 @@ from fractions import Fraction
 from typing import Literal, NamedTuple
 
 from altgrad.formats.format import FloatFormat
+from altgrad.formats.number_format import NumberFormat
 from altgrad.formats.rounding import Rounding
 
 Overflow = Literal["saturate", "inf"]
@@ -77,8 +78,9 @@ def from_fields(fmt: FloatFormat, sign: int, exponent: int, mantissa: int) -> in
 
 
 @functools.singledispatch
-def classify(fmt: FloatFormat, code: int) -> CodeClass:
+def classify(fmt: NumberFormat, code: int) -> CodeClass:
     """What kind of value `code` is. Every non-zero value of an E = 0 format is sub-normal: none has a leading one."""
+    assert isinstance(fmt, FloatFormat)
     sign, exponent, _ = fields(fmt, code)
     rung = code & ~_sign_bit(fmt)
     if rung > fmt.max_code:
@@ -89,8 +91,9 @@ def classify(fmt: FloatFormat, code: int) -> CodeClass:
 
 
 @functools.singledispatch
-def decode(fmt: FloatFormat, code: int) -> float | Fraction:
+def decode(fmt: NumberFormat, code: int) -> float | Fraction:
     """The value of `code`: a float, -0.0, infinities and NaN included; a Fraction where float64 cannot hold it."""
+    assert isinstance(fmt, FloatFormat)
     kind, sign = classify(fmt, code), fields(fmt, code).sign
     if kind is CodeClass.nan:
         return math.nan
@@ -100,11 +103,12 @@ def decode(fmt: FloatFormat, code: int) -> float | Fraction:
 
 
 @functools.singledispatch
-def encode(fmt: FloatFormat, value: float | Fraction) -> int:
+def encode(fmt: NumberFormat, value: float | Fraction) -> int:
     """The code of a value that the format has; -0 becomes +0 where there is no -0, and NaN the canonical (quiet) NaN.
 
     ValueError for a value off the grid, and for an infinity or NaN the format has no code for.
     """
+    assert isinstance(fmt, FloatFormat)
     if isinstance(value, float) and not math.isfinite(value):
         return _encode_special(fmt, value)
     rung, fraction = place(fmt, abs(Fraction(value)))
@@ -128,7 +132,7 @@ def place(fmt: FloatFormat, magnitude: Fraction) -> RungPlace:
 
 @functools.singledispatch
 def round_value(
-    fmt: FloatFormat,
+    fmt: NumberFormat,
     value: float | Fraction,
     rounding: Rounding | str = Rounding.nearest_even,
     *,
@@ -141,6 +145,7 @@ def round_value(
     The sign survives: a negative number that rounds to zero is -0.0 where the format has it, else 0.0. NaN stays NaN
     in every format. ValueError for a missing or misplaced `u`, and as the module's table says.
     """
+    assert isinstance(fmt, FloatFormat)
     if isinstance(value, float) and math.isnan(value):
         return math.nan
     negative = _is_negative(value)
@@ -164,8 +169,9 @@ def round_rung(
 
 
 @functools.singledispatch
-def neighbours(fmt: FloatFormat, code: int) -> tuple[float | Fraction | None, float | Fraction | None]:
+def neighbours(fmt: NumberFormat, code: int) -> tuple[float | Fraction | None, float | Fraction | None]:
     """The next lower and next higher value of a finite `code`; None beyond +-max. ValueError for other codes."""
+    assert isinstance(fmt, FloatFormat)
     if classify(fmt, code) in (CodeClass.nan, CodeClass.infinity):
         raise ValueError(f"code {code:#x} of {fmt} is {decode(fmt, code)}; only finite values have neighbours.")
     sign = fields(fmt, code).sign

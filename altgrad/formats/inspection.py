@@ -49,8 +49,9 @@ def read_code(fmt: NumberFormat, text: str) -> int | None:
 
 
 @functools.singledispatch
-def inspect_code(fmt: FloatFormat, code: int, scale: Fraction) -> dict[str, Plain]:
+def inspect_code(fmt: NumberFormat, code: int, scale: Fraction) -> dict[str, Plain]:
     """What a code is: bits by field, class, value, neighbours and both gaps; `below`, `above` are null beyond max."""
+    assert isinstance(fmt, FloatFormat)
     sign, exponent, mantissa = fields(fmt, code)
     return {
         "code": code,
@@ -87,12 +88,13 @@ def _surroundings(fmt: NumberFormat, code: int, scale: Fraction) -> dict[str, Pl
 
 
 @functools.singledispatch
-def inspect_roundings(fmt: FloatFormat, value: Fraction, scale: Fraction) -> dict[str, Plain]:
+def inspect_roundings(fmt: NumberFormat, value: Fraction, scale: Fraction) -> dict[str, Plain]:
     """What every rounding makes of `value` (in units of x), saturating: value, code, error, error_in_gaps, saturates.
 
     `stochastic` has two outcomes: its value is the farther one from zero, with `probability`; otherwise the result is
     that of toward_zero.
     """
+    assert isinstance(fmt, FloatFormat)
     grid_value = value / scale
     at = place(fmt, abs(grid_value))
     gap = (fmt.magnitude(at.rung + 1) - fmt.magnitude(at.rung)) * scale

@@ -153,7 +153,8 @@ def _take(table: Tensor, place: Tensor) -> Tensor:
 
 def _values(fmt: TableFormat, device: torch.device) -> Tensor:
     """`extended` as float32."""
-    return _constants(fmt.name, "values", device)[0]
+    found: Tensor = _constants(fmt.name, "values", device)[0]
+    return found
 
 
 def _steps(fmt: TableFormat, what: str, device: torch.device) -> _Steps:
