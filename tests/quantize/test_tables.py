@@ -240,7 +240,7 @@ def test_half_precision_stays_on_an_asymmetric_grid() -> None:
 
 
 @pytest.mark.long
-@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+@pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::UserWarning:torch")
 def test_layers_cast_to_tables_with_the_same_bits_compiled_and_eager() -> None:
     rules = (
         {"match": "*", "weight": "nf4", "input": {"format": "int8", "rounding": "stochastic"}, "grad_output": "posit8"},
@@ -262,7 +262,7 @@ def test_layers_cast_to_tables_with_the_same_bits_compiled_and_eager() -> None:
         torch.testing.assert_close(eager, other, rtol=1e-5, atol=1e-6)
 
 
-TORCHS_OWN = pytest.mark.filterwarnings("ignore::DeprecationWarning")
+TORCHS_OWN = pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::UserWarning:torch")
 
 
 @TORCHS_OWN
