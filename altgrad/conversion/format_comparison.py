@@ -7,7 +7,7 @@ import math
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-from altgrad.formats import FloatFormat
+from altgrad.formats import NumberFormat, parse_format
 from altgrad.measures.format_fit import fit_formats
 from altgrad.measures.reference_sample import DISTRIBUTIONS, reference_sample
 from altgrad.progress import progress
@@ -19,14 +19,14 @@ Json = dict[str, Any]
 
 
 def compare_formats(
-    formats: Iterable[str | FloatFormat], *, dist: str | None = None, tensor: str | None = None
+    formats: Iterable[str | NumberFormat], *, dist: str | None = None, tensor: str | None = None
 ) -> list[Json]:
     """The figures of each input, as `altgrad formats compare --json` prints them.
 
     dist: names of distributions, by commas; all where nothing is asked for. tensor: FILE:NAME of a .safetensors file.
     ValueError for formats that no tensor can enter and for inputs that are not there.
     """
-    chosen = list(dict.fromkeys(FloatFormat.parse(str(name)) for name in formats))
+    chosen = list(dict.fromkeys(parse_format(str(name)) for name in formats))
     if dist is not None and tensor is not None:
         raise ValueError("--dist and --tensor name two different things to compare on; give one of them.")
     if tensor is None:
@@ -47,7 +47,7 @@ def compare_formats(
     return compared
 
 
-def _compared(name: str, values: Any, formats: list[FloatFormat]) -> Json:
+def _compared(name: str, values: Any, formats: list[NumberFormat]) -> Json:
     fits: dict[str, Json] = {
         fmt: {scale: cast._asdict() for scale, cast in fit._asdict().items()}
         for fmt, fit in fit_formats(values, formats).items()

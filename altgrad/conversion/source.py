@@ -10,6 +10,7 @@ policy names the layers, output heads (HEADS, of `altgrad.nn.layers`) are left a
 """
 
 import os
+import re
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,7 +18,7 @@ from typing import Any
 
 from torch import nn
 
-from altgrad.formats import CATALOG, FloatFormat
+from altgrad.formats import CATALOG, NumberFormat, parse_format
 from altgrad.nn import PrecisionPolicy, QuantizedLayer
 from altgrad.nn.layers import EMBEDDINGS, HEADS, is_turned
 from altgrad.nn.names import literal, matches
@@ -33,7 +34,7 @@ _LONGEST_LIST = 10_000
 _CONV1D = {"c_attn", "c_proj", "c_fc", "q_attn"}
 
 Tree = dict[str, "Tree"]
-Formats = str | FloatFormat | Sequence[str | FloatFormat]
+Formats = str | NumberFormat | Sequence[str | NumberFormat]
 PolicyLike = PrecisionPolicy | Mapping[str, Any] | str | os.PathLike[str]
 
 
@@ -127,22 +128,26 @@ class Conversion:
     casts: Mapping[str, TensorCast]
 
 
-def formats_named(names: Formats) -> list[FloatFormat]:
+def formats_named(names: Formats) -> list[NumberFormat]:
     """The formats, each once: names, by commas or in a list; `all` stands for the catalog. ValueError for one that no
     tensor can enter.
     """
-    listed = str(names).split(",") if isinstance(names, str | FloatFormat) else map(str, names)
+    # The commas of a table's values part no formats.
+    if isinstance(names, str):
+        listed = re.findall(r"(?:\[.*?\]|\{.*?\}|[^,])+", names)
+    else:
+        listed = [str(names)] if isinstance(names, NumberFormat) else list(map(str, names))
     spelled = [name.strip() for name in listed if name.strip()]
     if not spelled:
         raise ValueError(f"formats {names!r} names no format; write some, such as e4m3fn,e5m2.")
     spelled = [entry.name for entry in CATALOG] if "all" in spelled else spelled
-    formats = list(dict.fromkeys(map(FloatFormat.parse, spelled)))
+    formats = list(dict.fromkeys(map(parse_format, spelled)))
     for fmt in formats:
         fmt.require_tensor_domain()
     return formats
 
 
-def conversions_by_format(source: Source, formats: Iterable[FloatFormat], match: Sequence[str]) -> list[Conversion]:
+def conversions_by_format(source: Source, formats: Iterable[NumberFormat], match: Sequence[str]) -> list[Conversion]:
     """One for each format: the matrices whose module matches, or all but embeddings and heads.
 
     ValueError, naming what there is, if that is none of them.

@@ -20,7 +20,7 @@ from typing import Any
 import yaml
 
 from altgrad.diagnosis.samples import LayerSample
-from altgrad.formats import FloatFormat
+from altgrad.formats import NumberFormat, parse_format
 from altgrad.measures.format_fit import FormatFit
 from altgrad.measures.value_histogram import fit_histogram
 from altgrad.nn.names import literal, matches
@@ -52,7 +52,7 @@ class Advice:
 
 
 def advise(
-    samples: Iterable[LayerSample], formats: Sequence[FloatFormat], stored: Collection[str] = ()
+    samples: Iterable[LayerSample], formats: Sequence[NumberFormat], stored: Collection[str] = ()
 ) -> list[Advice]:
     """Advice for every operand that was sampled; operands without a finite value, or all zero, are left out.
 
@@ -81,7 +81,7 @@ def best_format(fits: Mapping[str, FormatFit]) -> str:
     best = min((at_amax[name].sqnr_db for name in kept), key=lambda sqnr: badness(sqnr, "lower"))
     as_good = [name for name in kept if not at_amax[name].sqnr_db < best - AS_GOOD_DB]
     order = list(fits)
-    return min(as_good, key=lambda name: (name not in DEPLOYED, FloatFormat.parse(name).bits, order.index(name)))
+    return min(as_good, key=lambda name: (name not in DEPLOYED, parse_format(name).bits, order.index(name)))
 
 
 def _rule(name: str, operand: Operand, fit: FormatFit) -> str | Mapping[str, Any]:

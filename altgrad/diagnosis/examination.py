@@ -31,7 +31,7 @@ from altgrad.diagnosis.samples import linear_layers, stored_samples, trained_sam
 from altgrad.diagnosis.variants import variants
 from altgrad.diagnosis.weights import WeightPicture, stored_pictures, trained_pictures
 from altgrad.display import Line, html_lines
-from altgrad.formats import FloatFormat
+from altgrad.formats import NumberFormat
 from altgrad.interventions import InterventionSpec
 from altgrad.nn import ALONE, PrecisionPolicy
 from altgrad.nn.layers import is_layer
@@ -187,7 +187,7 @@ def _name(target: Target) -> str:
     return os.fspath(target if isinstance(target, str | os.PathLike) else target.path)
 
 
-def _run(restored: Restored, formats: Sequence[FloatFormat], data: bool) -> Json:
+def _run(restored: Restored, formats: Sequence[NumberFormat], data: bool) -> Json:
     run, model = restored.run, restored.model
     progress("reading the run's numbers")
     sick = ailments(run)
@@ -211,7 +211,7 @@ def _run(restored: Restored, formats: Sequence[FloatFormat], data: bool) -> Json
     }  # fmt: skip
 
 
-def _model(source: Source, formats: Sequence[FloatFormat]) -> Json:
+def _model(source: Source, formats: Sequence[NumberFormat]) -> Json:
     casts = (conversion_of_quantised(source) or conversions_by_format(source, formats[:1], ())[0]).casts
     tensors = source.weights.tensors
     layers = [
@@ -230,7 +230,7 @@ def _model(source: Source, formats: Sequence[FloatFormat]) -> Json:
     }  # fmt: skip
 
 
-def _replayed(restored: Restored, formats: Sequence[FloatFormat]) -> Json:
+def _replayed(restored: Restored, formats: Sequence[NumberFormat]) -> Json:
     """The run's next step under other casts, and the share of the error that each of its own makes."""
     run = restored.run
     return {

@@ -20,7 +20,7 @@ from altgrad.data.dataset import Dataset
 from altgrad.diagnosis.oracle import Drawn, rehearse, require_target, smallest_lr
 from altgrad.diagnosis.samples import linear_layers
 from altgrad.diagnosis.signals import calibrate
-from altgrad.formats import FloatFormat
+from altgrad.formats import NumberFormat
 from altgrad.nn import PrecisionPolicy, weight_names
 from altgrad.nn.names import literal
 from altgrad.optim.optimizer import OptimizerSpec
@@ -47,7 +47,7 @@ class VariantForecast:
 
 
 def forecast_variants(
-    spec: RunSpec, dataset: Dataset, formats: Sequence[FloatFormat], target: float, *, calibrated: bool = False
+    spec: RunSpec, dataset: Dataset, formats: Sequence[NumberFormat], target: float, *, calibrated: bool = False
 ) -> tuple[VariantForecast | None, list[VariantForecast]]:
     """The spec as it is (None where none of its weights has a grid), and its variants.
 
@@ -100,5 +100,5 @@ def _lands_on_rungs(optimizer: OptimizerSpec) -> bool:
     return optimizer.tree().get("landing") == "index"
 
 
-def _kept(name: str, kind: str, fmt: FloatFormat) -> Storage:
+def _kept(name: str, kind: str, fmt: NumberFormat) -> Storage:
     return Storage.made_from(cast(Any, {"match": literal(name), "kind": kind, "format": str(fmt)}))

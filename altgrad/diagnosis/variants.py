@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from torch import Tensor, nn
 
 from altgrad.diagnosis.sites import reformatted, rerounded, specs_as
-from altgrad.formats import FloatFormat
+from altgrad.formats import NumberFormat
 from altgrad.measures import fidelity, fidelity_sums
 from altgrad.nn import casts_off, fresh_gradients, unrecorded
 from altgrad.optim import whole_tensor
@@ -65,7 +65,7 @@ def take_step(restored: Restored, model: nn.Module | None = None) -> TakenStep:
 
 
 def variants(
-    restored: Restored, formats: Sequence[FloatFormat], roundings: Sequence[str] = ("stochastic",)
+    restored: Restored, formats: Sequence[NumberFormat], roundings: Sequence[str] = ("stochastic",)
 ) -> list[Variant]:
     """The step uncast, as the run has it, under each rounding, and in each format.
 

@@ -34,7 +34,7 @@ import torch
 from pydantic import Field
 from torch import Tensor, nn
 
-from altgrad.formats import FloatFormat
+from altgrad.formats import FloatFormat, NumberFormat
 from altgrad.formats.neighbour import neighbour
 from altgrad.interventions.intervention import Action, Answer, Intervention, InterventionSpec, Moment, Subject
 from altgrad.interventions.range_probe import look_at_casts
@@ -241,7 +241,7 @@ class MantissaShift(Intervention):
         self.shifts, self.last_shift = self.shifts + 1, self.step
         self.stalls.forget()
 
-    def _allowed(self, place: str, fmt: FloatFormat, towards: int) -> FloatFormat | None:
+    def _allowed(self, place: str, fmt: NumberFormat, towards: int) -> FloatFormat | None:
         """The neighbouring format, if there is one for casts and the place was not moved the other way before."""
         found = neighbour(fmt, towards)
         if found is None or not found.in_tensor_domain or self.towards.get(place, towards) != towards:

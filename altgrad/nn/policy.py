@@ -258,7 +258,7 @@ def slot_text(spec: QuantizerSpec | None) -> str:
     """A slot in a few characters, for tables: `e4m3fn delayed`; `-` if not cast."""
     if spec is None:
         return "-"
-    parts = [str(spec.format)]
+    parts = [spec.format.short_name]
     parts += [] if spec.rounding == "nearest_even" else [str(spec.rounding)]
     scaling = spec.scaling.tree()
     detail = scaling.get("size") or ("channel" if scaling.get("granularity") == "channel" else None)

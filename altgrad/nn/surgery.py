@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
-from altgrad.formats import FloatFormat
+from altgrad.formats import NumberFormat
 from altgrad.nn.first_pass import end_proof, fast_paths_back, fast_paths_off, prove_first_pass, refuse_parents
 from altgrad.nn.layers import core_of, exchanged, is_layer, is_plain, refuse_own_forward
 from altgrad.nn.linear import QuantizedLayer, make_casts, quantized_class
@@ -130,7 +130,7 @@ def weight_quantizers(model: nn.Module) -> dict[str, Quantizer]:
     return found
 
 
-def change_formats(model: nn.Module, formats: Mapping[str, FloatFormat]) -> None:
+def change_formats(model: nn.Module, formats: Mapping[str, NumberFormat]) -> None:
     """Let casts of a quantised model, by site, enter other formats from now on, in place; see Quantizer.enter.
 
     Every slot that such a cast serves follows. ValueError for a site that the model does not have.

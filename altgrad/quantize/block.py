@@ -20,7 +20,7 @@ from pydantic import Field
 from torch import Tensor
 from torch.nn import functional
 
-from altgrad.formats import FloatFormat
+from altgrad.formats import FloatFormat, NumberFormat
 from altgrad.quantize.block_scale import SmallScale
 from altgrad.quantize.engine import nearest, numbers
 from altgrad.quantize.scaling import AmaxScalingSpec, Scaling, ScalingSpec, finite_magnitude, split_amax
@@ -104,7 +104,7 @@ def _magnitude(x: Tensor) -> Tensor:
     return torch.where(magnitude == math.inf, 0, magnitude)
 
 
-def _mx_exponent(amax: Tensor, fmt: FloatFormat, mode: Mode) -> Tensor:
+def _mx_exponent(amax: Tensor, fmt: NumberFormat, mode: Mode) -> Tensor:
     """The exponent of the scale as the rule has it, int32; whatever for 0 and NaN."""
     mantissa, exponent = split_amax(amax, least=2 - fmt.max_binade)
     if mode == "even":
@@ -117,7 +117,7 @@ def _mx_exponent(amax: Tensor, fmt: FloatFormat, mode: Mode) -> Tensor:
     return exponent - 1 - fmt.max_binade
 
 
-def mx_scale(amax: Tensor, fmt: FloatFormat, mode: Mode) -> Tensor:
+def mx_scale(amax: Tensor, fmt: NumberFormat, mode: Mode) -> Tensor:
     """The e8m0 scale of blocks with these amaxes, float32, same shape."""
     wanted = _mx_exponent(amax, fmt, mode).clamp(MX_MIN_EXPONENT, MX_MAX_EXPONENT)
     found = torch.where(amax == 0, MX_MIN_EXPONENT, wanted)

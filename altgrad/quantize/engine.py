@@ -30,7 +30,7 @@ from typing import Any, Literal, NamedTuple
 import torch
 from torch import Tensor
 
-from altgrad.formats import FloatFormat, Rounding
+from altgrad.formats import FloatFormat, NumberFormat, Rounding
 from altgrad.quantize.grid import Nonfinite, in_float32, keep_infinite
 from altgrad.quantize.noise import counted_bits
 from altgrad.quantize.traced import held
@@ -74,8 +74,10 @@ class Numbers(NamedTuple):
     """The largest value."""
 
 
-def serves(fmt: FloatFormat, rounding: Rounding) -> bool:
-    """Whether the short form is exact for this format and rounding: no step of it leaves float32."""
+def serves(fmt: NumberFormat, rounding: Rounding) -> bool:
+    """Whether the short form is exact for this format and rounding: an ExMy, and no step of it leaves float32."""
+    if not isinstance(fmt, FloatFormat):
+        return False
     high = max(fmt.e_min, fmt.max_binade)
     if rounding is Rounding.nearest_even:
         return fmt.mantissa_bits > 0 and high - fmt.mantissa_bits + 24 < 128
@@ -83,8 +85,9 @@ def serves(fmt: FloatFormat, rounding: Rounding) -> bool:
 
 
 @functools.cache
-def numbers(fmt: FloatFormat) -> Numbers:
-    """The format's numbers."""
+def numbers(fmt: NumberFormat) -> Numbers:
+    """The numbers of a format that `serves` allows."""
+    assert isinstance(fmt, FloatFormat)
     m = fmt.mantissa_bits
     turn = ((254 + m) << 23) - (1 << 32 if m > 1 else 0)
     return Numbers((fmt.e_min + 127) << 23, ((23 - m) << 23) + (1 << 22), m << 23, turn, float(fmt.max))
@@ -162,7 +165,7 @@ def _compiled(function: Callable[..., Tensor]) -> Callable[..., Tensor]:
 
 
 @functools.cache
-def as_tensors(fmt: FloatFormat, device: torch.device) -> Numbers:
+def as_tensors(fmt: NumberFormat, device: torch.device) -> Numbers:
     """The format's numbers as scalar tensors on the device, int32 but for `top`, which is float32."""
     form = numbers(fmt)
     words = [torch.tensor(value, dtype=torch.int32, device=device) for value in form[:-1]]
@@ -172,7 +175,7 @@ def as_tensors(fmt: FloatFormat, device: torch.device) -> Numbers:
 def cast_values(
     x: Tensor,
     scale: Tensor | None,
-    fmt: FloatFormat,
+    fmt: NumberFormat,
     rounding: Rounding,
     *,
     exact_reciprocal: bool,

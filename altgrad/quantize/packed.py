@@ -31,7 +31,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from altgrad.formats import FloatFormat
+from altgrad.formats import parse_format
 from altgrad.quantize.block_scale import SmallScale
 from altgrad.quantize.codes import from_codes, from_storage, storage_dtype
 from altgrad.quantize.quantizer import QuantizerSpec
@@ -230,7 +230,7 @@ def _verify(file: Path, told: str) -> None:
 
 
 def _values(opened: Any, name: str, layout: Mapping[str, Any], scales: set[str]) -> Tensor:
-    fmt = FloatFormat.parse(layout["cast"]["format"])
+    fmt = parse_format(layout["cast"]["format"])
     values = from_codes(from_storage(opened.get_tensor(name), fmt), fmt)
     if layout["block"] is None:
         return values

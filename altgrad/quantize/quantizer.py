@@ -29,7 +29,7 @@ import torch
 from pydantic import Field, model_validator
 from torch import Tensor
 
-from altgrad.formats import FloatFormat, Rounding
+from altgrad.formats import NumberFormat, Rounding
 from altgrad.quantize.block_scale import SmallScale
 from altgrad.quantize.engine import Engine, cast_values, serves
 from altgrad.quantize.grid import (
@@ -39,6 +39,7 @@ from altgrad.quantize.grid import (
     bound_units,
     grid_units,
     in_float32,
+    inside,
     keep_infinite,
     require_castable,
     round_units,
@@ -69,7 +70,7 @@ class QuantizerSpec(Spec):
     @model_validator(mode="before")
     @classmethod
     def _from_name(cls, value: Any) -> Any:
-        return {"format": value} if isinstance(value, str | FloatFormat) else value
+        return {"format": value} if isinstance(value, str | NumberFormat) else value
 
     @model_validator(mode="after")
     def _agree(self) -> "QuantizerSpec":
@@ -97,7 +98,7 @@ class Cast:
 
     site: str
     role: Role
-    format: FloatFormat
+    format: NumberFormat
     scale: Tensor | None
     exact: Tensor
     unbounded: Tensor
@@ -185,7 +186,7 @@ class Quantizer(CastState):
             and self.spec.random_bits is None
         )
 
-    def enter(self, fmt: FloatFormat) -> None:
+    def enter(self, fmt: NumberFormat) -> None:
         """Cast to another format from now on. The scaling begins anew, without history; random bits go on.
 
         SpecError if the rest of the spec does not go together with it.
@@ -300,7 +301,7 @@ class Quantizer(CastState):
         if self.spec.gradient == "identity":
             return self.values(x, live, dtype), None
         made = self.cast(x, live)
-        return made.values(dtype), made.exact.abs() <= float(self.spec.format.max)
+        return made.values(dtype), inside(made.exact, self.spec.format)
 
     def reset_parameters(self) -> None:
         """Start over: no amax was seen and no random bits were used."""
@@ -339,15 +340,16 @@ def _scaled_back(rounded: Tensor, scale: Tensor) -> Tensor:
     return keep_infinite(rounded, rounded * scale)
 
 
-def _held(values: Tensor, fmt: FloatFormat, scale: Tensor | None, dtype: torch.dtype) -> Tensor:
+def _held(values: Tensor, fmt: NumberFormat, scale: Tensor | None, dtype: torch.dtype) -> Tensor:
     """Values of the grid `scale * fmt` (float32) in dtype; what is finite stays finite in float16."""
     if dtype != torch.float16:
         return values.to(dtype)
     top = torch.full((), torch.finfo(dtype).max, device=values.device)
     units = top if scale is None else top / scale
-    limit = bound_units(round_units(units, fmt, Rounding.toward_zero), fmt)
-    limit = limit if scale is None else limit * scale
-    return torch.where(values.isinf(), values, values.clamp(-limit, limit)).to(dtype)
+    low, high = (bound_units(round_units(sign * units, fmt, Rounding.toward_zero), fmt) for sign in (-1, 1))
+    if scale is not None:
+        low, high = low * scale, high * scale
+    return torch.where(values.isinf(), values, values.clamp(low, high)).to(dtype)
 
 
 class _StraightThrough(torch.autograd.Function):

@@ -32,7 +32,7 @@ import torch
 from pydantic import Field
 from torch import Tensor, nn
 
-from altgrad.formats import FloatFormat
+from altgrad.formats import NumberFormat
 from altgrad.quantize.block_scale import SmallScale
 from altgrad.quantize.traced import held
 from altgrad.spec import Kind
@@ -108,7 +108,7 @@ def slab_amax(slabs: Sequence[Tensor], granularity: Granularity = "tensor") -> T
     return torch.cat(found) if granularity == "channel" else torch.stack(found).amax()
 
 
-def scale_of(amax: Tensor, fmt: FloatFormat, *, power_of_two: bool = True, margin: int = 0) -> Tensor:
+def scale_of(amax: Tensor, fmt: NumberFormat, *, power_of_two: bool = True, margin: int = 0) -> Tensor:
     """The scale that puts `amax` at the format's largest value, times 2^margin; where amax is 0, it is 1.
 
     amax: float32, any shape, finite and not negative. Same shape out. Clamped to [2^-126, 2^127].
@@ -122,7 +122,7 @@ def scale_of(amax: Tensor, fmt: FloatFormat, *, power_of_two: bool = True, margi
     return torch.where(amax > 0, scale, 1.0)
 
 
-def beyond_range(amax: Tensor, fmt: FloatFormat, *, power_of_two: bool = True, margin: int = 0) -> Tensor:
+def beyond_range(amax: Tensor, fmt: NumberFormat, *, power_of_two: bool = True, margin: int = 0) -> Tensor:
     """Where `scale_of` clamps: the amax would have a scale below 2^-126 or above 2^127. bool, same shape."""
     if power_of_two:
         exponent = _scale_exponent(amax, fmt, margin)
@@ -133,7 +133,7 @@ def beyond_range(amax: Tensor, fmt: FloatFormat, *, power_of_two: bool = True, m
     return outside & (amax > 0)
 
 
-def _scale_exponent(amax: Tensor, fmt: FloatFormat, margin: int) -> Tensor:
+def _scale_exponent(amax: Tensor, fmt: NumberFormat, margin: int) -> Tensor:
     top, top_exponent = math.frexp(float(fmt.max))
     mantissa, exponent = split_amax(amax, least=margin - top_exponent + 2)
     return exponent + (mantissa > top).to(torch.int32) + (margin - top_exponent)
@@ -151,7 +151,7 @@ def split_amax(amax: Tensor, least: int) -> tuple[Tensor, Tensor]:
     return ((bits & 0x7FFFFF) | 0x3F000000).view(torch.float32), (bits >> 23) - 126
 
 
-def _quotient(amax: Tensor, fmt: FloatFormat, margin: int) -> Tensor:
+def _quotient(amax: Tensor, fmt: NumberFormat, margin: int) -> Tensor:
     # A tensor divides it, since by a number CUDA multiplies with the rounded reciprocal.
     return amax / torch.full_like(amax, float(fmt.max)) * 2.0**margin
 
@@ -162,7 +162,7 @@ class Scaling(CastState, ABC):
     In a pass they are never rebound; only moving the module to another device does that.
     """
 
-    def __init__(self, spec: Any, fmt: FloatFormat, rows: int | None = None) -> None:
+    def __init__(self, spec: Any, fmt: NumberFormat, rows: int | None = None) -> None:
         super().__init__()
         self.spec, self.format = spec, fmt
 
@@ -200,7 +200,7 @@ class Scaling(CastState, ABC):
 class ScalingSpec(Kind, family="scaling", package="altgrad.quantize"):
     """How a site finds its scale."""
 
-    def build(self, fmt: FloatFormat, rows: int | None) -> Scaling:
+    def build(self, fmt: NumberFormat, rows: int | None) -> Scaling:
         """The state for one site. rows: how many rows (channels) its tensors have, None if that varies."""
         made: Scaling = self.product()(self, fmt, rows)
         return made
@@ -239,15 +239,15 @@ class AmaxScalingSpec(ScalingSpec):
     def power_of_two(self) -> bool:
         return self.scale == "power_of_two"
 
-    def scale_of(self, amax: Tensor, fmt: FloatFormat) -> Tensor:
+    def scale_of(self, amax: Tensor, fmt: NumberFormat) -> Tensor:
         """The scale for an amax under this spec."""
         return scale_of(amax, fmt, power_of_two=self.power_of_two, margin=self.margin)
 
-    def beyond_range(self, amax: Tensor, fmt: FloatFormat) -> Tensor:
+    def beyond_range(self, amax: Tensor, fmt: NumberFormat) -> Tensor:
         """Where `scale_of` clamps."""
         return beyond_range(amax, fmt, power_of_two=self.power_of_two, margin=self.margin)
 
-    def small(self, amax: Tensor, fmt: FloatFormat, block: tuple[int, ...], count: bool) -> SmallScale:
+    def small(self, amax: Tensor, fmt: NumberFormat, block: tuple[int, ...], count: bool) -> SmallScale:
         """The scales for these amaxes, each for a block of elements, and if asked how many were clamped."""
         clamped = torch.count_nonzero(self.beyond_range(amax, fmt)) if count else None
         scale = self.scale_of(amax, fmt)
@@ -285,7 +285,7 @@ class DelayedSpec(AmaxScalingSpec):
     reduce: Literal["max", "most_recent"] = "max"
     """max: the largest of the history; most_recent: the last."""
 
-    def build(self, fmt: FloatFormat, rows: int | None) -> Scaling:
+    def build(self, fmt: NumberFormat, rows: int | None) -> Scaling:
         """Raises ValueError for `channel` where the number of rows varies."""
         if self.granularity == "channel" and rows is None:
             raise ValueError(
@@ -301,7 +301,7 @@ class Delayed(Scaling):
     committed: Tensor
     ready: Tensor
 
-    def __init__(self, spec: DelayedSpec, fmt: FloatFormat, rows: int | None = None) -> None:
+    def __init__(self, spec: DelayedSpec, fmt: NumberFormat, rows: int | None = None) -> None:
         super().__init__(spec, fmt)
         shape = () if spec.granularity == "tensor" else (cast(int, rows), 1)
         self.register_buffer("amax_now", torch.zeros(shape))

@@ -94,7 +94,7 @@ def arm_of(spec: Mapping[str, Any]) -> Arm:
     weights, casts = _casts(spec)
     storages = [rule for rule in _mappings(spec.get("storage")) if rule.get("kind") not in (None, "master")]
     if storages:
-        format_ = "+".join(_unique(rule.get("format", "?") for rule in storages))
+        format_ = "+".join(_unique(_format(rule) or "?" for rule in storages))
         storage = "+".join(_unique(rule["kind"] for rule in storages))
         if weights:
             casts = f"weight {weights}" + (f", {casts}" if casts else "")
@@ -207,6 +207,8 @@ def _scaled(cast: Any) -> str:
 
 def _format(cast: Any) -> str:
     found = cast.get("format", "") if isinstance(cast, Mapping) else cast
+    if isinstance(found, Mapping):
+        return json.dumps(found.get("values"), separators=(",", ":"))
     return "" if found in (None, "none") else str(found)
 
 

@@ -17,7 +17,7 @@ from typing import Any, NamedTuple, cast
 import torch
 from torch import Tensor
 
-from altgrad.formats import FloatFormat
+from altgrad.formats import NumberFormat
 from altgrad.monitors.monitor import CastMonitor, Found, GradientMonitor, Monitor, UpdateMonitor
 from altgrad.optim import Update, whole_tensor
 from altgrad.quantize import Cast, Grid, Rounding
@@ -40,7 +40,7 @@ class Form(NamedTuple):
 
     kinds: tuple[str, ...]
     casts: tuple[str, ...]
-    format: FloatFormat | None
+    format: NumberFormat | None
     storage: str
 
 

@@ -8,8 +8,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from altgrad.formats import CATALOG, FloatFormat
-from altgrad.formats.catalog import ALIASES
+from altgrad.formats import CATALOG, parse_format
+from altgrad.formats.catalog import ALIASES, TABLE_NAMES
 from altgrad.spec import Document, Spec, SpecError, json_schema
 from altgrad.training.run import RunSpec
 
@@ -92,10 +92,11 @@ def test_broken_specs_are_refused_by_the_schema_too(line: str) -> None:
 def test_every_format_of_2_to_16_bits_is_valid_and_no_other() -> None:
     schema = jsonschema.Draft7Validator(RUN["definitions"]["format"])
     names = [f"e{e}m{m}{suffix}" for e in range(19) for m in range(19) for suffix in ("", "f", "fnuz", "b3", "x")]
-    names += [*ALIASES, *(entry.name for entry in CATALOG), "e4m3", "fp8", "int8", "float32", "", "e4m3b-3fn"]
+    names += [*ALIASES, *(entry.name for entry in CATALOG), "e4m3", "fp8", "mxint8", "float32", "", "e4m3b-3fn"]
+    names += [*TABLE_NAMES, "NF4", "[-1, 0, 1]"]
     for name in names:
         try:
-            FloatFormat.parse(name)
+            parse_format(name)
         except ValueError:
             # What a name's facts forbid (no finite value left, a bias without exponent) is left to the program.
             assert not schema.is_valid(name) or name.startswith(("e0m", "e1m", "e2m")), name
