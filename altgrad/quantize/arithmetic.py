@@ -23,9 +23,10 @@ B the largest inner scale, fl one rounding to float32 and R the rounding to the 
     quartet       t = fl(fl(A/B)/M) b = R(fl(a/M) / t)        x / fl(b t)        q fl(b t)
     tetrajet      t = fl(fl(A/B)/M) b = R(fl(a/t) / M)        x / fl(b t)        q fl(b t)
 
-Factors of encode, te and fouroversix end at float32's largest number; an element that overflows saturates. Where
-`choose` tries another maximum c, M stays in the outer scale; divide, quartet, tetrajet and torchao take c for M in b,
-the others multiply what R gets by M/c (and te takes fl(a/M) f there).
+Factors of encode, te and fouroversix end at float32's largest number; an element that overflows saturates. Where b is 0
+the factor of te is that number, so codes are the largest and values 0; encode and fouroversix make the codes 0, too.
+Where `choose` tries another maximum c, M stays in the outer scale; divide, quartet, tetrajet and torchao take c for M
+in b, the others multiply what R gets by M/c (and te takes fl(a/M) f there).
 
 Sources: TransformerEngine's reference_nvfp4.py, reference_current_scaling.py and blockwise_quantizer_reference.py;
 DeepGEMM's utils/math.py; torchao's float8_scaling_utils.py and nvfp4_tensor.py; fouroversix's reference.py; Quartet
@@ -50,6 +51,8 @@ LARGEST = (2 - 2.0**-23) * 2.0**127
 """float32's largest number."""
 ENCODES = ("encode", "te", "torchao")
 """Whose one-level scale is found as its reciprocal."""
+TWO_STEPS = ("te", "fouroversix")
+"""Whose values of two levels are (q * inner) * outer."""
 
 
 @dataclass(frozen=True)
@@ -174,6 +177,12 @@ def _encode(levels: Levels) -> Scales:
 
 
 def _fouroversix(levels: Levels) -> Scales:
+    found = _expanded(levels)
+    assert found.factor is not None
+    return found._replace(factor=torch.where(found.scale == 0, 0.0, found.factor))
+
+
+def _expanded(levels: Levels) -> Scales:
     wanted = levels.quotient(levels.amax, levels.top)
     if levels.outer is not None:
         wanted = wanted * _encoder(levels)
@@ -182,7 +191,7 @@ def _fouroversix(levels: Levels) -> Scales:
 
 def _te(levels: Levels) -> Scales:
     if levels.candidate is not None or levels.outer is None:
-        return _fouroversix(levels)
+        return _expanded(levels)
     sixth = torch.full_like(levels.outer, levels.top).reciprocal()
     wanted = (levels.amax * (_encoder(levels) * sixth)).clamp(max=LARGEST)
     return _encoded(levels.rounded(wanted), levels)
@@ -234,7 +243,7 @@ def powers(scale: Tensor, mode: str, arithmetic: Arithmetic, prescale: float) ->
 
 def candidate_values(q: Tensor, scales: Scales, outer: Tensor | None, top: float, arithmetic: Arithmetic) -> Tensor:
     """The values by which `choose` judges; te and fouroversix multiply with A before they divide by BM (`top`)."""
-    if arithmetic in ("te", "fouroversix") and scales.inner is not None and outer is not None:
+    if arithmetic in TWO_STEPS and scales.inner is not None and outer is not None:
         values = q * scales.inner * outer
         return values / torch.full_like(values, top)
     return scales.values(q)

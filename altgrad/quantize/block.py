@@ -31,7 +31,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from altgrad.formats import FloatFormat, Rounding
-from altgrad.quantize.arithmetic import Levels, added, candidate_values, halved, powers, raised, two_levels
+from altgrad.quantize.arithmetic import TWO_STEPS, Levels, added, candidate_values, halved, powers, raised, two_levels
 from altgrad.quantize.block_scale import Scales, SmallScale
 from altgrad.quantize.engine import nearest, numbers, serves
 from altgrad.quantize.grid import bound_units, round_units
@@ -143,6 +143,12 @@ class BlockSpec(StatisticSpec):
     @property
     def zero_scales(self) -> bool:
         return isinstance(self.scale, FloatFormat) and not (self.least or self.zero_becomes)
+
+    @property
+    def is_plain(self) -> bool:
+        if not isinstance(self.scale, FloatFormat):
+            return super().is_plain
+        return self.outer == "none" or self.arithmetic not in TWO_STEPS
 
     @property
     def draws(self) -> bool:

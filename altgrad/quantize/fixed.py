@@ -27,6 +27,10 @@ class FixedSpec(ScalingSpec):
     """Whether x is divided by the scale or multiplied with its reciprocal."""
 
     @property
+    def measures(self) -> bool:
+        return False
+
+    @property
     def power_of_two(self) -> bool:
         return math.frexp(self.value)[0] == 0.5
 

@@ -232,11 +232,25 @@ class ScalingSpec(Kind, family="scaling", package="altgrad.quantize"):
         """Whether scales are rounded stochastically."""
         return False
 
+    @property
+    def measures(self) -> bool:
+        """Whether scales follow the tensor, so that a common factor of all its entries changes nothing."""
+        return True
+
+    @property
+    def is_plain(self) -> bool:
+        """Whether values are q * scale, so that codes and scales are all of a tensor."""
+        return True
+
 
 class UnscaledSpec(ScalingSpec):
     """x meets the grid as it is."""
 
     kind: ClassVar[str] = "unscaled"
+
+    @property
+    def measures(self) -> bool:
+        return False
 
 
 class Unscaled(Scaling):
@@ -303,6 +317,10 @@ class StatisticSpec(AmaxScalingSpec):
     @property
     def power_of_two(self) -> bool:
         return self.scales_by_powers and self.prescale == 1
+
+    @property
+    def is_plain(self) -> bool:
+        return self.power_of_two or self.arithmetic != "torchao"
 
     def top(self, fmt: FloatFormat) -> float:
         """The grid value that the statistic goes to, but for a margin."""
