@@ -69,7 +69,7 @@ class Compared(NamedTuple):
 
 def compare(case: Case) -> Compared:
     """Cast, and count what differs."""
-    quantizer = Quantizer({"nonfinite": "saturate", **case.words}, "reference")  # type: ignore[arg-type]
+    quantizer = Quantizer({"nonfinite": "saturate", **case.words}, "reference")
     cast, scale = quantizer.cast(case.x, False), quantizer.find_scale(case.x)
     codes = values = scales = compared = 0
     if case.codes is not None:
@@ -201,18 +201,21 @@ def among() -> str:
     }
     inputs["normal in bf16"] = normal.to(torch.bfloat16).to(torch.float32)
     lines = [f"| scaling | arithmetic | {' | '.join(inputs)} |", f"|---|---|{'---|' * len(inputs)}"]
-    for format, scaling in (("e2m1", {"kind": "nvfp4"}), ("e4m3fn", {"kind": "block", "scale": "real"})):
-        for arithmetic in (name for name in get_args(Arithmetic) if name != "divide"):
-            cells = [_apart(x, format, scaling, arithmetic) for x in inputs.values()]
-            lines.append(f"| {format} {_in_yaml(scaling)} | {arithmetic} | {' | '.join(cells)} |")
+    two_levels = [name for name in get_args(Arithmetic) if name not in ("divide", "deepgemm")]
+    for words, arithmetics in (("e2m1 nvfp4", two_levels), ("e4m3fn block real", ["reciprocal", "encode", "torchao"])):
+        format, kind, *scale = words.split()
+        for arithmetic in arithmetics:
+            scaling = {"kind": kind, "arithmetic": arithmetic} | ({"scale": scale[0]} if scale else {})
+            cells = [_apart(x, format, scaling) for x in inputs.values()]
+            lines.append(f"| {words} | {arithmetic} | {' | '.join(cells)} |")
     return "\n".join(lines)
 
 
-def _apart(x: Tensor, format: str, scaling: dict[str, Any], arithmetic: str) -> str:
-    """Of one tensor: `values that differ (rungs), scales`."""
+def _apart(x: Tensor, format: str, scaling: dict[str, Any]) -> str:
+    """What of one tensor differs."""
     made = []
-    for name in ("divide", arithmetic):
-        quantizer = Quantizer({"format": format, "scaling": scaling | {"arithmetic": name}}, "s")  # type: ignore[arg-type]
+    for each in (scaling | {"arithmetic": "divide"}, scaling):
+        quantizer = Quantizer({"format": format, "scaling": each}, "s")
         scale = quantizer.find_scale(x)
         assert scale is not None
         made.append((quantizer.values(x, False, torch.float32), quantizer.cast(x, False).rounded, scale.entries))

@@ -41,14 +41,12 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from altgrad.quantize.block_scale import Scales
+from altgrad.quantize.block_scale import LARGEST, Scales
 from altgrad.quantize.traced import held
 
 Arithmetic = Literal[
     "divide", "reciprocal", "encode", "te", "torchao", "fouroversix", "deepgemm", "quartet", "tetrajet"
 ]  # fmt: skip
-LARGEST = (2 - 2.0**-23) * 2.0**127
-"""float32's largest number."""
 ENCODES = ("encode", "te", "torchao")
 """Whose one-level scale is found as its reciprocal."""
 TWO_STEPS = ("te", "fouroversix")

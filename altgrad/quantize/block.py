@@ -107,9 +107,9 @@ class BlockSpec(StatisticSpec):
     def _fit(self) -> Self:
         formatted = isinstance(self.scale, FloatFormat)
         for name in ("outer", "scale_max", "scale_rounding", "least", "zero_becomes"):
-            if not formatted and (value := getattr(self, name)) != type(self).model_fields[name].default:
+            if not formatted and (value := getattr(self, name)) != BlockSpec.model_fields[name].default:
                 raise ValueError(f"{name}: {value} needs scales of a format, such as scale: e4m3fn, not {self.scale}.")
-        if not self.scales_by_powers and self.mode != type(self).model_fields["mode"].default:
+        if not self.scales_by_powers and self.mode != "rceil":
             raise ValueError(f"mode: {self.mode} makes powers of two; scale: {self.scale} has others.")
         if formatted and self.statistic == "std":
             raise ValueError(f"statistic: std takes scale: power_of_two, e8m0 or real, not {self.scale}.")
@@ -130,9 +130,9 @@ class BlockSpec(StatisticSpec):
             if self.by != "mse":
                 raise ValueError(f"by: {self.by} has nothing to choose from; give choose, such as [6, 4].")
             return
-        if self.target != 1 or self.statistic != "amax":
-            other = f"target: {self.target}" if self.target != 1 else f"statistic: {self.statistic}"
-            raise ValueError(f"choose says where a block's amax goes, and so does {other}; leave out one.")
+        for name, default in (("target", 1), ("statistic", "amax"), ("margin", 0)):
+            if (value := getattr(self, name)) != default:
+                raise ValueError(f"choose says where a block's amax goes, and so does {name}: {value}; leave out one.")
         if self.scales_by_powers and self.mode != "rceil":
             raise ValueError(f"choose needs a scale that depends on the grid value; mode: {self.mode} has none.")
 
@@ -149,6 +149,13 @@ class BlockSpec(StatisticSpec):
         if not isinstance(self.scale, FloatFormat):
             return super().is_plain
         return self.outer == "none" or self.arithmetic not in TWO_STEPS
+
+    @property
+    def bound(self) -> float:
+        """The inner scale that an outer amax goes to."""
+        if self.scale_max is not None:
+            return self.scale_max
+        return float(self.scale.max) if isinstance(self.scale, FloatFormat) else 1.0
 
     @property
     def draws(self) -> bool:
@@ -240,6 +247,8 @@ class Block(Scaling):
             return None
         if outer == "tensor":
             return amax.amax() if amax.numel() else amax.new_zeros(())
+        if not amax.numel():
+            return amax
         if outer == "row":
             return amax.amax(-1, keepdim=True).expand(amax.shape)
         blocks = outer // self.spec.size
@@ -257,8 +266,7 @@ class Block(Scaling):
                 return self._rounded(wanted, key)
 
             top = spec.top(self.format) * 2.0**-spec.margin
-            bound = float(spec.scale.max) if spec.scale_max is None else spec.scale_max
-            levels = Levels(raised(statistic, spec.floor), outer, top, bound, rounded, candidate)
+            levels = Levels(raised(statistic, spec.floor), outer, top, spec.bound, rounded, candidate)
             scales = two_levels(levels, spec.arithmetic)
             clamped = levels.clamped(float(spec.scale.max)) if count else None
             return SmallScale.of(scales.each(held), block, clamped)
@@ -311,9 +319,7 @@ class Block(Scaling):
             x = _blocks(torch.where(x.isfinite(), x, 0), spec.size)
             q = to_nearest(scales.units(x, zeros=True), self.format)
             shared = None if outer is None else of_rows(outer)
-            bound = float(spec.scale.max) if isinstance(spec.scale, FloatFormat) else 1.0
-            bound = spec.scale_max or bound
-            error = candidate_values(q, scales, shared, spec.top(self.format) * bound, spec.arithmetic).sub(x)
+            error = candidate_values(q, scales, shared, spec.top(self.format) * spec.bound, spec.arithmetic).sub(x)
             error = error * error if spec.by == "mse" else error.abs()
             found.append(error.amax(-1) if spec.by == "amax" else added(error, spec.arithmetic))
             start += len(slab)

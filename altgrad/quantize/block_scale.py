@@ -11,6 +11,7 @@ differ in the last bit, and `Scales` says which:
     values              q * scale        or  (q * inner) * outer        or  q / factor
 """
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import NamedTuple
@@ -19,6 +20,9 @@ import torch
 from torch import Tensor
 
 from altgrad.quantize.grid import in_float32, keep_infinite
+
+LARGEST = (2 - 2.0**-23) * 2.0**127
+"""float32's largest number."""
 
 
 class Scales(NamedTuple):
@@ -39,9 +43,12 @@ class Scales(NamedTuple):
 
     def units(self, x: Tensor, *, zeros: bool = False) -> Tensor:
         """x in grid units, float32. zeros: scales can be 0; where one is, x is divided by 1."""
-        if self.factor is not None:
-            return in_float32(x) * self.factor
-        return in_float32(x) / (torch.where(self.scale == 0, 1.0, self.scale) if zeros else self.scale)
+        x = in_float32(x)
+        if self.factor is None:
+            return x / (torch.where(self.scale == 0, 1.0, self.scale) if zeros else self.scale)
+        units = x * self.factor
+        # What is finite stays so, else a monitor would take a block that is given up for one with infinities.
+        return torch.where(x.abs() < math.inf, units.clamp(-LARGEST, LARGEST), units)
 
     def values(self, q: Tensor) -> Tensor:
         """The values of q, which is in grid units. An infinity stays one where the scale is 0."""

@@ -233,6 +233,13 @@ class ScalingSpec(Kind, family="scaling", package="altgrad.quantize"):
         return False
 
     @property
+    def chosen(self) -> dict[str, Any]:
+        """The choices that are younger than the first edition and not at their defaults."""
+        fields = type(self).model_fields
+        young = [name for name, info in fields.items() if any(isinstance(item, Since) for item in info.metadata)]
+        return {name: value for name, value in self.tree().items() if name in young}
+
+    @property
     def measures(self) -> bool:
         """Whether scales follow the tensor, so that a common factor of all its entries changes nothing."""
         return True

@@ -215,6 +215,9 @@ REFUSED = [
     ({"kind": "nvfp4", "prescale": 0.75}, "prescale: 0.75 needs scale: power_of_two or e8m0"),
     ({"kind": "mx", "outer": "tensor"}, "outer: tensor needs scales of a format"),
     ({"kind": "block", "scale": "real", "least": 0.5}, "least: 0.5 needs scales of a format"),
+    ({"kind": "nvfp4", "scale": "real"}, "outer: tensor needs scales of a format, .* not real"),
+    ({"kind": "mx", "scale": "real"}, "mode: floor makes powers of two; scale: real has others"),
+    ({"kind": "nvfp4", "choose": [6], "margin": 1}, "choose says where .* and so does margin: 1"),
     ({"kind": "nvfp4", "mode": "floor"}, "mode: floor makes powers of two; scale: e4m3fn has others"),
     (
         {"kind": "nvfp4", "outer": "none", "scale_max": 256},
@@ -263,7 +266,7 @@ def test_presets_are_blocks_with_other_defaults(preset: str, long: Any) -> None:
 
 @pytest.mark.parametrize("scaling", [
     {"kind": "nvfp4", "shape": "square"}, {"kind": "nvfp4", "shape": "square", "choose": [6, 4], "arithmetic": "te"},
-    {"kind": "mx", "shape": "square", "mode": "rceil"}, {"kind": "block", "size": 8, "shape": "square", "scale": "real"},
+    {"kind": "mx", "shape": "square", "mode": "rceil"}, {"kind": "block", "shape": "square", "scale": "real"},
 ])  # fmt: skip
 def test_squares_give_a_matrix_and_its_transpose_the_same_values(scaling: Any) -> None:
     x = torch.randn(48, 80, generator=torch.Generator().manual_seed(0))
@@ -289,15 +292,16 @@ def test_scales_can_be_rounded_up_or_drawn(rounding: str) -> None:
         assert float(quantizer.cast(x, False).exact.abs().max()) <= 6 * (1 + 2**-20)
         return
     drawn = []
-    for _ in range(200):  # of each pass another
+    for _ in range(80):
         made = quantizer.cast(x, True)
         assert made.scale is not None
         drawn.append(made.scale[:, ::16])
         quantizer.commit()
     exact = x.view(64, 16, 16).abs().amax(-1) / 6
-    mean = torch.stack(drawn).mean(0)
-    error = (mean - exact) / torch.stack(drawn).std(0).clamp(min=1e-9) * 200**0.5
-    assert 0.9 < float(error.square().mean()) < 1.15
+    mean, deviation = torch.stack(drawn).mean(0), torch.stack(drawn).std(0)
+    moved = deviation > 0.001 * exact
+    error = (mean - exact)[moved] / deviation[moved] * 80**0.5
+    assert int(moved.sum()) > 900 and 0.8 < float(error.square().mean()) < 1.3
 
 
 def test_a_fixed_scale_is_its_value() -> None:

@@ -61,9 +61,9 @@ def test_the_short_form_is_the_general_one(found: Found) -> None:
         cases = [each.case for _, each in found if each.case.words["scaling"].get("arithmetic") == arithmetic]
         for case in cases[:: max(1, len(cases) // 8)]:
             for reduced in ("last", "first"):
-                quantizer = Quantizer(case.words, "s", reduced=reduced)  # type: ignore[arg-type]
+                quantizer = Quantizer(case.words, "s", reduced=reduced)
                 x = case.x if reduced == "last" else case.x.T.contiguous()
                 general = quantizer.cast(x, False).values(torch.float32)
                 assert torch.equal(quantizer.values(x, False, torch.float32), general)
                 if reduced == "first":
-                    assert torch.equal(general.T, Quantizer(case.words, "s").cast(case.x, False).values(torch.float32))  # type: ignore[arg-type]
+                    assert torch.equal(general.T, Quantizer(case.words, "s").cast(case.x, False).values(torch.float32))
