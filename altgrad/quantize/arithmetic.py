@@ -23,7 +23,7 @@ B the largest inner scale, fl one rounding to float32 and R the rounding to the 
     quartet       t = fl(fl(A/B)/M) b = R(fl(a/M) / t)        x / fl(b t)        q fl(b t)
     tetrajet      t = fl(fl(A/B)/M) b = R(fl(a/t) / M)        x / fl(b t)        q fl(b t)
 
-Factors of encode, te and fouroversix end at float32's largest number; an element that overflows saturates. Where b is 0
+Factors of encode, te, torchao and fouroversix end at float32's largest number; an element that overflows saturates. Where b is 0
 the factor of te is that number, so codes are the largest and values 0; encode and fouroversix make the codes 0, too.
 Where `choose` tries another maximum c, M stays in the outer scale; divide, quartet, tetrajet and torchao take c for M
 in b, the others multiply what R gets by M/c (and te takes fl(a/M) f there).
@@ -161,10 +161,10 @@ def _torchao(levels: Levels) -> Scales:
     wanted = levels.quotient(levels.amax, levels.maximum)
     if levels.outer is None:
         inner = levels.rounded(wanted)
-        return Scales(inner, 1 / inner)
+        return Scales(inner, (1 / inner).clamp(max=LARGEST))
     outer = outer_scale(levels)
     inner = levels.rounded(wanted / outer)
-    return Scales(outer * inner, (1 / outer) / inner)
+    return Scales(outer * inner, ((1 / outer) / inner).clamp(max=LARGEST))
 
 
 def _encode(levels: Levels) -> Scales:
