@@ -129,10 +129,13 @@ def persistence(gradients: Tensor) -> tuple[float, float]:
     return near, memory
 
 
+_OF_AMAX = ("current", "delayed", "unscaled", "fixed")
+
+
 def rehearsed_rows(p: Tensor, quantizer: Any) -> Tensor | None:
     """Rows spread over the parameter, that of its amax among them, so that it has the whole's scale; None for all."""
     whole = quantizer is not None and getattr(quantizer.spec.scaling, "granularity", "tensor") != "tensor"
-    whole = whole or (quantizer is not None and quantizer.spec.scaling.kind not in ("current", "delayed", "unscaled"))
+    whole = whole or (quantizer is not None and quantizer.spec.scaling.kind not in _OF_AMAX)
     if p.ndim < 2 or whole or p.numel() <= _ROWS_OF:
         return None
     wanted = max(2, _ROWS_OF * p.shape[0] // p.numel())

@@ -261,6 +261,9 @@ def slot_text(spec: QuantizerSpec | None) -> str:
     parts = [spec.format.short_name]
     parts += [] if spec.rounding == "nearest_even" else [str(spec.rounding)]
     scaling = spec.scaling.tree()
-    detail = scaling.get("size") or ("channel" if scaling.get("granularity") == "channel" else None)
+    detail = scaling.get("size") or scaling.get("value")
+    detail = "channel" if scaling.get("granularity") == "channel" else detail
     parts.append(f"{spec.scaling.kind}/{detail}" if detail else spec.scaling.kind)
+    chosen = [f"{name} {value}" for name, value in spec.scaling.chosen.items()]
+    parts += [f"({', '.join(chosen)})"] if chosen else []
     return " ".join(parts)

@@ -23,7 +23,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim.optimizer import register_optimizer_step_pre_hook
 
-from altgrad.quantize import Quantizer, Rounding
+from altgrad.quantize import Quantizer
 from altgrad.quantize.scaling import Scaling
 
 LOGGER = logging.getLogger("altgrad")
@@ -114,12 +114,12 @@ def never_committed(quantizers: Iterable[Quantizer]) -> str | None:
 
 
 def _needs_commit(quantizer: Quantizer) -> bool:
-    return quantizer.spec.rounding is Rounding.stochastic or type(quantizer.scaling).commit is not Scaling.commit
+    return quantizer.spec.draws or type(quantizer.scaling).commit is not Scaling.commit
 
 
 def _passes(quantizer: Quantizer) -> list[Tensor]:
     """What passes of the step leave in a quantizer, to be changed in place."""
-    counter = [quantizer.counter] if quantizer.spec.rounding is Rounding.stochastic else []
+    counter = [quantizer.counter] if quantizer.spec.draws else []
     return [*quantizer.scaling.recorded(), *counter]
 
 

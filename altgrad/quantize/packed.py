@@ -84,6 +84,12 @@ class PackedWriter:
     def __init__(self, path: Path, tensors: Sequence[PlannedTensor], policy: Mapping[str, Any]) -> None:
         self._path, self._tensors, self._policy = path, {tensor.name: tensor for tensor in tensors}, policy
         for tensor in tensors:
+            if tensor.cast is not None and not tensor.cast.scaling.is_plain:
+                raise ValueError(
+                    f"{tensor.name}: a file holds codes and scales, and under scaling: {tensor.cast.scaling.kind} with "
+                    f"arithmetic: {tensor.cast.scaling.tree()['arithmetic']} values are not their product; use "
+                    "arithmetic: encode."
+                )
             if tensor.cast is not None and tensor.scale in self._tensors:
                 raise ValueError(
                     f"{tensor.scale} is a tensor of the model, and the name of the scale of {tensor.name}."

@@ -56,7 +56,7 @@ def compile_seconds(model: nn.Module, how: str) -> float:
 
 
 def _seconds(quantizer: Quantizer) -> float:
-    blocked = quantizer.spec.scaling.kind not in ("unscaled", "current", "delayed")
+    blocked = quantizer.spec.scaling.kind not in ("unscaled", "current", "delayed", "fixed")
     return CAST + BLOCKED * blocked + RANDOM * (quantizer.spec.rounding is Rounding.stochastic)
 
 

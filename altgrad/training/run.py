@@ -125,7 +125,7 @@ class RunSpec(Spec):
             f"rule {number}"
             for number, rule in enumerate(self.precision.rules)
             for (_, operand), cast in rule.layer().slots.items()
-            if operand == "grad_output" and cast is not None and cast.scaling.kind != "unscaled"
+            if operand == "grad_output" and cast is not None and cast.scaling.measures
         ]
         if self.loss_scale.factor != 1 and scaled and not self.loss_scale.force:
             raise ValueError(
