@@ -18,8 +18,6 @@ When `watching`, each live cast is shown to the quantizer's observers as a `Cast
 place; nothing is copied to the host, no Python object outlives the pass, and with watching off none of it runs.
 """
 
-import copy
-import itertools
 import typing
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -31,6 +29,7 @@ from torch import Tensor
 
 from altgrad.formats import FloatFormat, Rounding
 from altgrad.quantize.block_scale import SmallScale
+from altgrad.quantize.counted import Counted, Role
 from altgrad.quantize.engine import Engine, cast_values, serves
 from altgrad.quantize.grid import (
     Grid,
@@ -43,14 +42,13 @@ from altgrad.quantize.grid import (
     require_castable,
     round_units,
 )
-from altgrad.quantize.noise import counted_bits, fold, site_key
-from altgrad.quantize.passes import counts, inside_backward, keep_key, process_key, refuse_transforms, repeated_key
-from altgrad.quantize.scaling import CastState, CurrentSpec, ScalingSpec
+from altgrad.quantize.noise import counted_bits
+from altgrad.quantize.passes import refuse_transforms
+from altgrad.quantize.scaling import CurrentSpec, Scaling, ScalingSpec
 from altgrad.spec import Format, RoundingMode, Since, Spec
 
-Role = Literal["weight", "input", "grad_output", "grad_weight", "requested", "stored", "optimizer_state"]
-
 Axis = Literal["last", "first"]
+Source = Literal["original", "forward", "forward_rotated"]
 
 
 class QuantizerSpec(Spec):
@@ -65,6 +63,8 @@ class QuantizerSpec(Spec):
     random_bits: Annotated[int, Field(ge=1, le=24)] | None = None
     nonfinite: Annotated[Nonfinite, Since(2)] = "keep"
     """An inf that enters: it stays inf, or becomes the largest value. NaN stays NaN."""
+    source: Annotated[Source, Since(2)] = "original"
+    """What a slot of the backward pass casts: the operand, or what forward's cast made of it (see `altgrad.nn`)."""
 
     @model_validator(mode="before")
     @classmethod
@@ -83,6 +83,13 @@ class QuantizerSpec(Spec):
         return self
 
     noun: ClassVar[str] = "a cast"
+
+    def fits(self, dtype: torch.dtype) -> bool:
+        """Whether a float type holds every value that this cast gives."""
+        if dtype == torch.float32:
+            return True
+        bits = {torch.bfloat16: 7, torch.float16: 10}.get(dtype, 0)
+        return self.format.mantissa_bits <= bits and self.scaling.power_of_two
 
 
 @dataclass(frozen=True)
@@ -110,15 +117,7 @@ class Cast:
         return _held(values, self.format, self.scale, dtype)
 
 
-_unnamed = itertools.count()
-
-
-def unnamed_site(kind: str) -> str:
-    """A site for what was given none, `<kind>.<number>`: no two of a process are equal."""
-    return f"{kind}.{next(_unnamed)}"
-
-
-class Quantizer(CastState):
+class Quantizer(Counted):
     """Casts tensors at one site. Calling it is differentiable as its spec's `gradient` says, any number of times.
 
     spec: a QuantizerSpec, or whatever one can be made from (`"e4m3fn"`); SpecError for what is none. site: a stable
@@ -128,13 +127,6 @@ class Quantizer(CastState):
     A live pass feeds delayed scaling, advances the random bits, and is watched; what counts as one stands in
     `altgrad.quantize.passes`. Call `commit()` once after each optimizer step. A copy is not watched.
     """
-
-    counter: Tensor
-    recording = True
-    """Whether training passes count; see `altgrad.nn.replay.unrecorded`."""
-    uncounted = False
-    dealt = False
-    """Whether the processes that train together share out the passes of a step, whose numbers `seek` then sets."""
 
     def __init__(
         self,
@@ -146,35 +138,17 @@ class Quantizer(CastState):
         rows: int | None = None,
         reduced: Axis = "last",
     ) -> None:
-        super().__init__()
-        self.role, self.reduced, self.rows, self.seed = role, reduced, rows, seed
-        self.named = site is not None
-        """Whether the site was given, by the user or a model; if not, a copy gets another."""
-        self._name(site)
-        self._last_key: Tensor | None = None
+        super().__init__(site, role, seed, "quantizer")
+        self.reduced, self.rows = reduced, rows
         self.observers: list[Callable[[Cast], None]] = []
         self.watching = False
         self.engine: Engine = "eager"
         self._adopt(QuantizerSpec.made_from(spec, site or ""))
         if self.spec.rounding is Rounding.stochastic:
-            # High bits: optimizer steps committed. Low 16: live casts since, that is, micro-batches.
-            self.register_buffer("counter", torch.zeros((), dtype=torch.int64))
+            self.count_passes()
 
-    def _name(self, site: str | None) -> None:
-        self.site = unnamed_site("quantizer") if site is None else site
-        # A tensor, since one graph serves all layers of a shape, and no buffer: averages of models round those. It lies
-        # on the host whatever the model does, even where models are made without memory.
-        self.key = torch.tensor(site_key(self.seed, self.site), dtype=torch.int64, device="cpu")
-
-    def __deepcopy__(self, memo: dict[int, Any]) -> "Quantizer":
-        made = type(self).__new__(type(self))
-        memo[id(self)] = made
-        own = {**self.__dict__, "observers": [], "watching": False}
-        made.__dict__.update(copy.deepcopy(own, memo))
-        if not self.named:
-            layer, slash, operand = self.site.partition("/")
-            made._name(unnamed_site(layer.partition(".")[0]) + slash + operand)
-        return made
+    def _fresh(self) -> dict[str, Any]:
+        return {"observers": [], "watching": False}
 
     def _adopt(self, spec: QuantizerSpec) -> None:
         self.spec = spec
@@ -200,11 +174,6 @@ class Quantizer(CastState):
         refuse_transforms("a Quantizer")
         require_castable(x)
         return typing.cast(Tensor, _StraightThrough.apply(x, self, self.live))
-
-    @property
-    def live(self) -> bool:
-        """Whether a forward now is a pass that counts."""
-        return counts(self)
 
     def values(self, x: Tensor, live: bool, dtype: torch.dtype) -> Tensor:
         """`cast(x, live).values(dtype)`, without keeping what only observers look at."""
@@ -261,24 +230,8 @@ class Quantizer(CastState):
         return grid_units(x, torch.where(scale == 0, 1.0, scale))
 
     def _key(self, live: bool) -> Tensor | None:
-        """The key of this pass's random bits, if it draws any. A live pass uses it up, and so does that of a replay,
-        whose traces are taken away; what repeats a pass takes that pass's."""
-        if self.spec.rounding is not Rounding.stochastic:
-            return None
-        traced = torch.compiler.is_compiling()
-        if not (live or traced) and self.training and inside_backward():
-            repeated = repeated_key(self)
-            if repeated is None and self.recording:
-                repeated = self._last_key
-            if repeated is not None:
-                return repeated
-        key = fold(self.key if self.dealt else process_key(self.key, self.role), self.counter)
-        if live or (self.training and not self.recording):
-            if not traced:
-                keep_key(self, key)
-                self._last_key = key
-            self.counter.add_(1)
-        return key
+        """The key of this pass's random bits, if it draws any."""
+        return self.key_of_pass(live) if self.draws else None
 
     def _bound(self, x: Tensor, unbounded: Tensor, *, in_place: bool = False) -> Tensor:
         """What rounding gave, after the rules for overflow and infinities; in grid units."""
@@ -302,32 +255,20 @@ class Quantizer(CastState):
         made = self.cast(x, live)
         return made.values(dtype), made.exact.abs() <= float(self.spec.format.max)
 
+    @property
+    def needs_commit(self) -> bool:
+        return self.draws or type(self.scaling).commit is not Scaling.commit
+
+    def passed(self) -> list[Tensor]:
+        return [*self.scaling.recorded(), *super().passed()]
+
     def reset_parameters(self) -> None:
-        """Start over: no amax was seen and no random bits were used."""
         self.scaling.reset_parameters()
-        if self.spec.rounding is Rounding.stochastic:
-            self.counter.zero_()
+        super().reset_parameters()
 
     def commit(self) -> None:
-        """Close an optimizer step; see Scaling.commit."""
         self.scaling.commit()
-        if self.spec.rounding is Rounding.stochastic:
-            self.counter.bitwise_right_shift_(16).add_(1).bitwise_left_shift_(16)
-
-    def seek(self, pass_: int) -> None:
-        """Have the next live pass be number `pass_` of the optimizer step (from 0) to the random bits.
-
-        The number is then that of the whole step, whichever process takes it.
-        """
-        self.dealt = True
-        self.rewind()
-        if self.spec.rounding is Rounding.stochastic:
-            self.counter.add_(pass_)
-
-    def rewind(self) -> None:
-        """Have the passes of this optimizer step come again, from the first one on, to the random bits."""
-        if self.spec.rounding is Rounding.stochastic:
-            self.counter.bitwise_right_shift_(16).bitwise_left_shift_(16)
+        super().commit()
 
     def extra_repr(self) -> str:
         """Shown by print(model)."""
