@@ -12,9 +12,9 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
+from altgrad.quantize.cast_state import CastState
 from altgrad.quantize.noise import fold, site_key
 from altgrad.quantize.passes import counts, inside_backward, keep_key, process_key, repeated_key
-from altgrad.quantize.scaling import CastState
 
 Role = Literal["weight", "input", "grad_output", "grad_weight", "requested", "stored", "optimizer_state"]
 

@@ -137,7 +137,8 @@ def _enter(
     if scale is not None and zeros:  # anything finite times 0, divided by 1 meanwhile
         scale = torch.where(scale == 0, 1.0, scale)
     # With the magnitude alone one comparison bounds it; a scale has no sign, so that of x will do at the end.
-    magnitude = x.abs() if scale is None else (x / scale if inverse is None else x * inverse).abs_()
+    units = x * inverse if inverse is not None else None if scale is None else x / scale
+    magnitude = x.abs() if units is None else units.abs_()
     magnitude = magnitude.clamp_(max=form.top)
     return x, magnitude, (magnitude.view(torch.int32) & _EXPONENT).clamp_(min=form.lowest)
 
@@ -180,25 +181,30 @@ def cast_values(
     nonfinite: Nonfinite = "saturate",
     key: Tensor | None = None,
     engine: Engine = "eager",
+    factor: Tensor | None = None,
 ) -> Tensor:
     """x on the grid `scale * fmt`, finite overflow saturated, as float32 of the same shape; for what `serves` allows.
 
     x: float32, bf16 or fp16. scale: None, or float32 that broadcasts with x; exact_reciprocal says that it holds powers
-    of two only. nonfinite: as for `round_to`. key: int64 scalar, for stochastic rounding. Both engines give the same
-    bits.
+    of two only. factor: float32 of the scale's shape, which x is multiplied with instead of being divided; without a
+    scale what comes back is in grid units. nonfinite: as for `round_to`. key: int64 scalar, for stochastic rounding.
+    Both engines give the same bits.
     """
     function: Callable[..., Tensor] = nearest if rounding is Rounding.nearest_even else stochastic
     extra = () if function is nearest else (key,)
     keep = nonfinite == "keep"
-    whole = scale is None or scale.numel() == 1
+    spread = scale if factor is None else factor
+    whole = spread is None or spread.numel() == 1
     if scale is not None and whole:
         scale = held(scale)
     inverse = held(scale.reciprocal()) if scale is not None and whole and exact_reciprocal else None
+    inverse = inverse if factor is None else held(factor) if whole else factor
     if engine == "eager" or x.numel() < SMALL or torch.compiler.is_compiling():
         return function(x, scale, inverse, fmt.has_negative_zero, numbers(fmt), *extra, keep=keep, zeros=zeros)
     taken = x.detach().contiguous().view(-1) if whole else x.detach()
-    if whole and scale is not None:
-        scale, inverse = scale.reshape(()), None if inverse is None else inverse.reshape(())
+    if whole:
+        scale = None if scale is None else scale.reshape(())
+        inverse = None if inverse is None else inverse.reshape(())
     form = as_tensors(fmt, x.device)
     made = _compiled(function)(taken, scale, inverse, fmt.has_negative_zero, form, *extra, keep=keep, zeros=zeros)
     return made.view(x.shape)

@@ -28,7 +28,7 @@ from pydantic import Field, model_validator
 from torch import Tensor
 
 from altgrad.formats import FloatFormat, Rounding
-from altgrad.quantize.block_scale import SmallScale
+from altgrad.quantize.block_scale import Scales, SmallScale
 from altgrad.quantize.counted import Counted, Role
 from altgrad.quantize.engine import Engine, cast_values, serves
 from altgrad.quantize.grid import (
@@ -36,7 +36,6 @@ from altgrad.quantize.grid import (
     Nonfinite,
     Overflow,
     bound_units,
-    grid_units,
     in_float32,
     keep_infinite,
     require_castable,
@@ -84,6 +83,11 @@ class QuantizerSpec(Spec):
 
     noun: ClassVar[str] = "a cast"
 
+    @property
+    def draws(self) -> bool:
+        """Whether it uses random bits, for elements or for scales."""
+        return self.rounding is Rounding.stochastic or self.scaling.draws
+
     def fits(self, dtype: torch.dtype) -> bool:
         """Whether a float type holds every value that this cast gives."""
         if dtype == torch.float32:
@@ -99,7 +103,7 @@ class Cast:
     exact: x / scale, float32. unbounded: rounded as if the grid had no end. rounded: after the overflow rule.
     scale: None for 1, else broadcastable with x. clamped: how many scales (of the tensor, its channels or blocks) an
     amax would have beyond their range, an int64 scalar; only casts that are watched count it. site: empty in a compiled
-    graph, which serves many.
+    graph, which serves many. scales: how the scale was used, where that has an order of its own.
     """
 
     site: str
@@ -110,10 +114,11 @@ class Cast:
     unbounded: Tensor
     rounded: Tensor
     clamped: Tensor | None = None
+    scales: Scales | None = None
 
     def values(self, dtype: torch.dtype) -> Tensor:
         """rounded * scale in the given dtype; for float16, see the head of this file."""
-        values = self.rounded if self.scale is None else _scaled_back(self.rounded, self.scale)
+        values = self.rounded if self.scale is None else (self.scales or Scales(self.scale)).values(self.rounded)
         return _held(values, self.format, self.scale, dtype)
 
 
@@ -144,7 +149,7 @@ class Quantizer(Counted):
         self.watching = False
         self.engine: Engine = "eager"
         self._adopt(QuantizerSpec.made_from(spec, site or ""))
-        if self.spec.rounding is Rounding.stochastic:
+        if self.spec.draws:
             self.count_passes()
 
     def _fresh(self) -> dict[str, Any]:
@@ -179,55 +184,58 @@ class Quantizer(Counted):
         """`cast(x, live).values(dtype)`, without keeping what only observers look at."""
         if live and self.watching:
             return self.cast(x, live).values(dtype)
+        key = self._key(live)
+        found = self.find_scale(x, live, key=key)
         if self.short:
-            spec, found = self.spec, self.find_scale(x, live)
-            seen, scale = (x, None) if found is None else found.meet(x)
-            key = self._key(live)
+            spec = self.spec
+            seen, scales = (x, None) if found is None else found.meet(x)
+            plain = scales is None or scales.is_plain
             values = cast_values(
-                seen, scale, spec.format, spec.rounding,
+                seen, scales.scale if scales is not None and plain else None, spec.format, spec.rounding,
                 exact_reciprocal=spec.scaling.power_of_two, zeros=spec.scaling.zero_scales, nonfinite=spec.nonfinite,
-                key=key, engine=self.engine,
+                key=key, engine=self.engine, factor=None if scales is None else scales.factor,
             )  # fmt: skip
-            return _held(values, spec.format, scale, dtype).view(x.shape)
-        exact = self._units(x, scale := self._scale(x, live))
-        unbounded = self._round(exact, live)
+            values = values if scales is None or plain else scales.values(values)
+            return _held(values, spec.format, None if scales is None else scales.scale, dtype).view(x.shape)
+        scales = None if found is None else found.spread_all(tuple(x.shape))
+        unbounded = self._round(self._units(x, scales), key)
         rounded = self._bound(x, unbounded, in_place=True)
-        values = rounded if scale is None else _scaled_back(rounded, scale)
-        return _held(values, self.spec.format, scale, dtype)
+        values = rounded if scales is None else scales.values(rounded)
+        return _held(values, self.spec.format, None if scales is None else scales.scale, dtype)
 
     def cast(self, x: Tensor, live: bool) -> Cast:
         """The cast itself, outside autograd; a live one is shown to the observers while `watching`."""
         watched = live and self.watching
-        found = self.find_scale(x, live, count=watched)
-        scale = None if found is None else found.spread(tuple(x.shape))
-        exact = self._units(x, scale)
-        unbounded = self._round(exact, live)
+        key = self._key(live)
+        found = self.find_scale(x, live, count=watched, key=key)
+        scales = None if found is None else found.spread_all(tuple(x.shape))
+        exact = self._units(x, scales)
+        unbounded = self._round(exact, key)
         rounded = self._bound(x, unbounded)
-        clamped = None if found is None else found.clamped
+        clamped, scale = (None, None) if found is None or scales is None else (found.clamped, scales.scale)
         site = "" if torch.compiler.is_compiling() else self.site
-        made = Cast(site, self.role, self.spec.format, scale, exact, unbounded, rounded, clamped)
+        made = Cast(site, self.role, self.spec.format, scale, exact, unbounded, rounded, clamped, scales)
         if watched:
             for observe in self.observers:
                 observe(made)
         return made
 
-    def find_scale(self, x: Tensor, live: bool = False, *, count: bool = False) -> SmallScale | None:
+    def find_scale(
+        self, x: Tensor, live: bool = False, *, count: bool = False, key: Tensor | None = None
+    ) -> SmallScale | None:
         """The scale for casting x, along the axis that this quantizer reduces; see Scaling.find."""
         if self.reduced == "last":
-            return self.scaling.find((x,), live=live, count=count)
-        found = self.scaling.find((x.mT,), live=live, count=count)
+            return self.scaling.find((x,), live=live, count=count, key=key)
+        found = self.scaling.find((x.mT,), live=live, count=count, key=key)
         return None if found is None else found.turned
 
     def _scale(self, x: Tensor, live: bool) -> Tensor | None:
         found = self.find_scale(x, live)
         return None if found is None else found.spread(tuple(x.shape))
 
-    def _units(self, x: Tensor, scale: Tensor | None) -> Tensor:
-        """x in grid units."""
-        if scale is None or not self.spec.scaling.zero_scales:
-            return grid_units(x, scale)
-        # A scale of 0 (a block that NVFP4 gives up) makes zeros: anything finite times 0, divided by 1 meanwhile.
-        return grid_units(x, torch.where(scale == 0, 1.0, scale))
+    def _units(self, x: Tensor, scales: Scales | None) -> Tensor:
+        """x in grid units. A scale of 0 (a block that is given up) makes zeros: anything finite times 0."""
+        return in_float32(x) if scales is None else scales.units(x, zeros=self.spec.scaling.zero_scales)
 
     def _key(self, live: bool) -> Tensor | None:
         """The key of this pass's random bits, if it draws any."""
@@ -238,10 +246,11 @@ class Quantizer(Counted):
         bounded = bound_units(unbounded, self.spec.format, self.spec.overflow, in_place=in_place)
         return bounded if self.spec.nonfinite == "saturate" else keep_infinite(in_float32(x), bounded)
 
-    def _round(self, exact: Tensor, live: bool) -> Tensor:
+    def _round(self, exact: Tensor, key: Tensor | None) -> Tensor:
         """Rounded as if the grid had no end."""
-        spec, key = self.spec, self._key(live)
-        noise = None if key is None else counted_bits(exact.shape, key, device=exact.device)
+        spec, noise = self.spec, None
+        if spec.rounding is Rounding.stochastic and key is not None:
+            noise = counted_bits(exact.shape, key, device=exact.device)
         return round_units(exact, spec.format, spec.rounding, noise, spec.random_bits)
 
     def grid(self, x: Tensor) -> Grid:
@@ -273,11 +282,6 @@ class Quantizer(Counted):
     def extra_repr(self) -> str:
         """Shown by print(model)."""
         return f"{self.spec.format}, {self.spec.rounding}, {self.spec.scaling.kind}"
-
-
-def _scaled_back(rounded: Tensor, scale: Tensor) -> Tensor:
-    """rounded * scale, but that an infinity stays one where its block has the scale 0."""
-    return keep_infinite(rounded, rounded * scale)
 
 
 def _held(values: Tensor, fmt: FloatFormat, scale: Tensor | None, dtype: torch.dtype) -> Tensor:
