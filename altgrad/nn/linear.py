@@ -63,7 +63,7 @@ def make_casts(layer: nn.Module, precision: LayerPrecision, site: str, seed: int
         try:
             quantizer = Quantizer(
                 spec, f"{site}/{name}" if site else name, cast(Role, operand), seed=seed,
-                rows=_rows(layer, operand, axis), reduced=axis,
+                rows=_rows(layer, operand, axis), reduced=axis, run=_run(precision, slots),
             )  # fmt: skip
         except ValueError as error:
             raise ValueError(f"{site}, {name}: {error}") from None
@@ -80,6 +80,12 @@ def make_transforms(layer: nn.Module, precision: LayerPrecision, site: str, seed
         if product != "grad_weight":  # which sums over tokens, whose number varies
             transform.check(inputs if product == "forward" else outputs)
     return made
+
+
+def _run(precision: LayerPrecision, slots: Slots) -> int | None:
+    """Elements of a run that the product's transform turns."""
+    transform = precision.transforms.get(slots[0][0])
+    return None if transform is None else transform.size
 
 
 def _axis(layer: nn.Module, slots: Slots) -> Axis:

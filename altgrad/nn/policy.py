@@ -186,8 +186,13 @@ class Rule(Spec):
 
 
 def _check_source(layer: LayerPrecision, product: Product, operand: Operand, spec: QuantizerSpec) -> None:
-    """ValueError for a slot whose cast does not go with the source or the transform that it has."""
+    """ValueError for a slot whose cast does not go with its source or with the transform that its product has."""
     slot, source, turned = f"{product}.{operand}", spec.source, product in layer.transforms
+    if spec.correction == "eden" and not turned:
+        raise ValueError(
+            f"{slot} has correction: eden, and there is no {product}.transform, whose runs it corrects; give one, or "
+            "use correction: none."
+        )
     if source != "original":
         if product == "forward" or operand == "grad_output":
             raise ValueError(
@@ -328,5 +333,6 @@ def slot_text(spec: QuantizerSpec | None, transform: TransformSpec | None = None
     detail = scaling.get("size") or ("channel" if scaling.get("granularity") == "channel" else None)
     parts.append(f"{spec.scaling.kind}/{detail}" if detail else spec.scaling.kind)
     parts += [] if transform is None else [f"{transform.kind}/{transform.size}"]
+    parts += [] if spec.correction == "none" else [spec.correction]
     parts += [] if spec.source == "original" else [f"of {spec.source}"]
     return " ".join(parts)

@@ -209,6 +209,19 @@ def _encoded(inner: Tensor, levels: Levels) -> Scales:
     return Scales(inner * outer, (1 / (inner * decoder)).clamp(max=LARGEST), inner, outer)
 
 
+def outer_number(levels: Levels, arithmetic: Arithmetic) -> Tensor:
+    """What the inner scales of an arithmetic are multiplied with."""
+    if levels.outer is None:
+        return torch.ones_like(levels.amax)
+    if arithmetic in ("quartet", "tetrajet"):
+        return _or_one(levels.quotient(levels.outer, levels.bound, levels.top))
+    if arithmetic == "encode":
+        return 1 / _encoder(levels)
+    if arithmetic in ("te", "fouroversix"):
+        return levels.quotient(levels.outer, levels.bound * levels.top)
+    return outer_scale(levels)
+
+
 _TWO_LEVELS: dict[str, Callable[[Levels], Scales]] = {
     "divide": _divide,
     "reciprocal": _reciprocal,

@@ -29,6 +29,7 @@ from torch import Tensor
 
 from altgrad.formats import FloatFormat, Rounding
 from altgrad.quantize.block_scale import Scales, SmallScale
+from altgrad.quantize.correction import eden, require_correctable, require_run, rounds_scales
 from altgrad.quantize.counted import Counted, Role
 from altgrad.quantize.engine import Engine, cast_values, serves
 from altgrad.quantize.grid import (
@@ -64,6 +65,8 @@ class QuantizerSpec(Spec):
     """An inf that enters: it stays inf, or becomes the largest value. NaN stays NaN."""
     source: Annotated[Source, Since(2)] = "original"
     """What a slot of the backward pass casts: the operand, or what forward's cast made of it (see `altgrad.nn`)."""
+    correction: Annotated[Literal["none", "eden"], Since(2)] = "none"
+    """eden: block scales times <u, u> / <u, q> over each run that the product's transform turns (`correction.py`)."""
 
     @model_validator(mode="before")
     @classmethod
@@ -79,6 +82,8 @@ class QuantizerSpec(Spec):
             )
         if self.random_bits is not None and self.rounding is not Rounding.stochastic:
             raise ValueError(f"random_bits belongs to rounding: stochastic, not {self.rounding}.")
+        if self.correction == "eden":
+            require_correctable(self.scaling)
         return self
 
     noun: ClassVar[str] = "a cast"
@@ -86,7 +91,8 @@ class QuantizerSpec(Spec):
     @property
     def draws(self) -> bool:
         """Whether it uses random bits, for elements or for scales."""
-        return self.rounding is Rounding.stochastic or self.scaling.draws
+        drawn = self.scaling.draws or (self.correction == "eden" and rounds_scales(self.scaling))
+        return self.rounding is Rounding.stochastic or drawn
 
     def fits(self, dtype: torch.dtype) -> bool:
         """Whether a float type holds every value that this cast gives."""
@@ -128,7 +134,8 @@ class Quantizer(Counted):
     spec: a QuantizerSpec, or whatever one can be made from (`"e4m3fn"`); SpecError for what is none. site: a stable
     name, `<module>/<operand>`, which with `seed` keys the random bits; without one it gets a name of its own, and so
     does a copy of it. reduced: the axis that the coming product sums over, along which channels and blocks lie;
-    `first` needs matrices. rows: how many slices lie along it, where that is fixed.
+    `first` needs matrices. rows: how many slices lie along it, where that is fixed. run: elements of a run that was
+    turned before, which `correction: eden` needs.
     A live pass feeds delayed scaling, advances the random bits, and is watched; what counts as one stands in
     `altgrad.quantize.passes`. Call `commit()` once after each optimizer step. A copy is not watched.
     """
@@ -142,9 +149,10 @@ class Quantizer(Counted):
         seed: int = 0,
         rows: int | None = None,
         reduced: Axis = "last",
+        run: int | None = None,
     ) -> None:
         super().__init__(site, role, seed, "quantizer")
-        self.reduced, self.rows = reduced, rows
+        self.reduced, self.rows, self.run = reduced, rows, run
         self.observers: list[Callable[[Cast], None]] = []
         self.watching = False
         self.engine: Engine = "eager"
@@ -158,10 +166,14 @@ class Quantizer(Counted):
     def _adopt(self, spec: QuantizerSpec) -> None:
         self.spec = spec
         self.scaling = spec.scaling.build(spec.format, self.rows)
+        if spec.correction == "eden":
+            require_run(spec.scaling, self.run)
+            self.scaling.keeps_outer = True
         self.short = (
             serves(self.spec.format, self.spec.rounding)
             and self.spec.overflow == "saturate"
             and self.spec.random_bits is None
+            and self.spec.correction == "none"
         )
 
     def enter(self, fmt: FloatFormat) -> None:
@@ -198,8 +210,9 @@ class Quantizer(Counted):
             values = values if scales is None or plain else scales.values(values)
             return _held(values, spec.format, None if scales is None else scales.scale, dtype).view(x.shape)
         scales = None if found is None else found.spread_all(tuple(x.shape))
-        unbounded = self._round(self._units(x, scales), key)
-        rounded = self._bound(x, unbounded, in_place=True)
+        exact = self._units(x, scales)
+        rounded = self._bound(x, self._round(exact, key), in_place=True)
+        scales = self._corrected(exact, rounded, found, scales, key)
         values = rounded if scales is None else scales.values(rounded)
         return _held(values, self.spec.format, None if scales is None else scales.scale, dtype)
 
@@ -212,6 +225,7 @@ class Quantizer(Counted):
         exact = self._units(x, scales)
         unbounded = self._round(exact, key)
         rounded = self._bound(x, unbounded)
+        scales = self._corrected(exact, rounded, found, scales, key)
         clamped, scale = (None, None) if found is None or scales is None else (found.clamped, scales.scale)
         site = "" if torch.compiler.is_compiling() else self.site
         made = Cast(site, self.role, self.spec.format, scale, exact, unbounded, rounded, clamped, scales)
@@ -252,6 +266,18 @@ class Quantizer(Counted):
         if spec.rounding is Rounding.stochastic and key is not None:
             noise = counted_bits(exact.shape, key, device=exact.device)
         return round_units(exact, spec.format, spec.rounding, noise, spec.random_bits)
+
+    def _corrected(
+        self, exact: Tensor, rounded: Tensor, found: SmallScale | None, scales: Scales | None, key: Tensor | None
+    ) -> Scales | None:
+        """The scales after the correction, if there is one."""
+        if self.spec.correction == "none" or found is None or self.run is None:
+            return scales
+        if self.reduced == "last":
+            made = eden(exact, rounded, found, self.spec.scaling, self.run, key)
+        else:
+            made = eden(exact.mT, rounded.mT, found.turned, self.spec.scaling, self.run, key).turned
+        return made.spread_all(tuple(exact.shape))
 
     def grid(self, x: Tensor) -> Grid:
         """The grid that x would enter now; records nothing."""

@@ -92,8 +92,13 @@ def test_transformer_engine_nvfp4_with_its_hadamard_signs_and_square_weights(cas
         operand = step.slots[slot]
         assert torch.equal(operand.T if name.endswith("col") else operand, expected), slot
     step.compare(*(found[f"{case}.rht_square.{name}"] for name in ("y", "dx", "dw")), steps=4)
-    rows = Step({**rule, "weight": cast, "input": scaled("e2m1", "nvfp4", arithmetic="te", outer="row"), "grad_weight": {}},
-                x, w, dy, dtype)  # fmt: skip
+    by_rows = {
+        **rule,
+        "weight": cast,
+        "input": scaled("e2m1", "nvfp4", arithmetic="te", outer="row"),
+        "grad_weight": {},
+    }
+    rows = Step(by_rows, x, w, dy, dtype)
     rows.compare(*(found[f"{case}.row_scaled.{name}"] for name in ("y", "dx", "dw")), steps=4)
 
 
