@@ -242,6 +242,14 @@ class QuantizedLayer(nn.Module):
         """What forward's transform turned, [..., in_features], as it was."""
         return self.transforms["forward"].turn_back(x, matrices["forward"]) if "forward" in matrices else x
 
+    def turned_back(self, x: Tensor, slot: Slot, number: int) -> Tensor:
+        """What the transform of a slot's product turned in micro-batch `number` of this step, as it lay before."""
+        transform = self.transforms.get(slot[0])
+        if transform is None:
+            return x
+        matrix = transform.matrix_of(x, number)
+        return transform.turn_back(x, matrix) if _axis(self, [slot]) == "last" else transform.turn_back(x.mT, matrix).mT
+
     def gradient(self, product: Tensor, slot: Slot, operand: Operands, matrices: Matrices) -> Tensor:
         """A gradient [..., in_features] as it leaves the layer. product: g times the operand of `slot`. operand: that
         which it is the gradient of."""

@@ -29,6 +29,7 @@ from torch.nn import functional
 from altgrad.quantize.counted import Counted
 from altgrad.quantize.grid import in_float32
 from altgrad.quantize.noise import counted_bits, fold
+from altgrad.quantize.passes import process_key
 from altgrad.quantize.traced import held
 from altgrad.spec import Kind, LocatedError
 
@@ -61,6 +62,10 @@ class Transform(Counted, ABC):
     @abstractmethod
     def matrix(self, x: Tensor, live: bool) -> Tensor:
         """The orthogonal matrix of this pass, float32 [size, size], on the device of x. live: the pass counts."""
+
+    @abstractmethod
+    def matrix_of(self, x: Tensor, number: int) -> Tensor:
+        """That of micro-batch `number` of the step that is not committed yet. Draws nothing."""
 
     @abstractmethod
     def turn(self, x: Tensor, matrix: Tensor) -> Tensor:
@@ -118,10 +123,23 @@ class Hadamard(Transform):
             self.count_passes()
 
     def matrix(self, x: Tensor, live: bool) -> Tensor:
-        spec = self.spec
         if not self.draws:
-            return hadamard(spec.size, x.device, spec.vector, spec.side)
-        key = fold(self.key, self.counter >> 16) if spec.signs == "step" else self.key_of_pass(live)
+            return hadamard(self.spec.size, x.device, self.spec.vector, self.spec.side)
+        return self._drawn(x, self._key_of_step() if self.spec.signs == "step" else self.key_of_pass(live))
+
+    def matrix_of(self, x: Tensor, number: int) -> Tensor:
+        if not self.draws:
+            return self.matrix(x, False)
+        if self.spec.signs == "step":
+            return self._drawn(x, self._key_of_step())
+        counter = (self.counter >> 16 << 16) + number
+        return self._drawn(x, fold(self.key if self.dealt else process_key(self.key, self.role), counter))
+
+    def _key_of_step(self) -> Tensor:
+        return fold(self.key, self.counter >> 16)
+
+    def _drawn(self, x: Tensor, key: Tensor) -> Tensor:
+        spec = self.spec
         bits = counted_bits((spec.size,), key, device=x.device)
         return held(_signed(hadamard(spec.size, x.device), 1.0 - 2.0 * (bits & 1).to(torch.float32), spec.side))
 

@@ -360,3 +360,21 @@ def test_a_transposed_weight_is_turned_along_the_same_axis() -> None:
     found, expected = step(turned, x, g), step(plain, x, g)
     for a, b in zip((*found[:2], found[2].T), expected, strict=True):
         torch.testing.assert_close(a, b, rtol=1e-5, atol=1e-5)
+
+
+def test_errors_of_turned_casts_are_seen_among_the_operands_own_elements() -> None:
+    """What an attribution multiplies: the turned operand less its error, turned back, is the operand."""
+    rotated = {**MX, "source": "forward_rotated"}
+    linear = layer(
+        forward={"input": MX, "weight": MX, "transform": {**H16, "signs": "fixed"}}, grad_output=MX,
+        grad_weight={"input": rotated, "transform": {**H16, "signs": "call"}},
+    )  # fmt: skip
+    x, _ = tensors()
+    matrices = linear.matrices(x, False)
+    values = linear.operands(x, "input", False, torch.float32, matrices).values
+    once = linear.turned_back(values["forward"], ("forward", "input"), 0)
+    twice = linear.turned_back(values["grad_weight"], ("grad_weight", "input"), 0)
+    twice = linear.turned_back(twice, ("forward", "input"), 0)
+    for found, bound in ((once, 0.2), (twice, 0.3)):
+        assert 0.01 < float((found - x).norm() / x.norm()) < bound
+    torch.testing.assert_close(once, linear.input_as_cast(x))
