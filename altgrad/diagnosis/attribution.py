@@ -133,9 +133,9 @@ def attribution(restored: Restored, step: Step | None = None, *, at: float = 1.0
             g_dot = (ahead[name][number][1] - behind[name][number][1]) / (2 * h)
             held = _Operands(layer, point, number, x, g)
             for slot in slots:
-                error = held.in_place(slot, site, eps)
-                loss += _dot(held.loss(slot), error)
-                share += _dot(held.along(slot, x_dot, g_dot, direction), error)
+                own = held.in_place(slot, site, eps)
+                loss += _dot(held.loss(slot), own)
+                share += _dot(held.along(slot, x_dot, g_dot, direction), own)
         found.append(Attribution(site, formats[site], loss / scale, share / size / scale))
     return found
 

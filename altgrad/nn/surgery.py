@@ -19,12 +19,12 @@ from torch.nn.utils import parametrize
 from altgrad.formats import FloatFormat
 from altgrad.nn.first_pass import end_proof, fast_paths_back, fast_paths_off, prove_first_pass, refuse_parents
 from altgrad.nn.layers import core_of, exchanged, is_layer, is_plain, refuse_own_forward
-from altgrad.nn.linear import QuantizedLayer, make_casts, quantized_class
+from altgrad.nn.linear import QuantizedLayer, make_casts, make_transforms, quantized_class
 from altgrad.nn.policy import Decision, LayerPrecision, PrecisionPolicy
 from altgrad.nn.processes import Processes
 from altgrad.nn.steps import committed, follow_steps
 from altgrad.quantize import Quantizer
-from altgrad.quantize.counted import Counted
+from altgrad.quantize.counted_sites import Counted
 from altgrad.quantize.transform import Transform
 
 
@@ -81,6 +81,7 @@ def _check(model: nn.Module, decision: Decision, seed: int) -> None:
         _ = module.weight  # a parametrised weight is computed here, not on meta
         with torch.device("meta"):
             make_casts(module, cast(LayerPrecision, decision.precision), name, seed)
+            make_transforms(module, cast(LayerPrecision, decision.precision), name, seed)
 
 
 def install(layer: Any, precision: LayerPrecision, site: str, seed: int) -> None:
@@ -111,7 +112,7 @@ def quantizers(model: nn.Module) -> list[Quantizer]:
     return [module for module in model.modules() if isinstance(module, Quantizer)]
 
 
-def counted(model: nn.Module) -> list[Counted]:
+def counted_sites(model: nn.Module) -> list[Counted]:
     """Whatever counts the passes and steps of the model, casts and transforms, in module order."""
     return [module for module in model.modules() if isinstance(module, Counted)]
 
@@ -169,7 +170,7 @@ def commit(
     processes = Processes.present() if processes is None else processes
     if processes.size > 1:
         processes.join(sums, [*maxima, *(amax for quantizer in made for amax in quantizer.scaling.recorded())])
-    sites = counted(model)
+    sites = counted_sites(model)
     for site in sites:
         site.commit()
     committed(sites)
@@ -177,7 +178,7 @@ def commit(
 
 def check_passes(model: nn.Module, passes: int) -> None:
     """ValueError if a quantizer's random bits are not at this pass of the step, as of a layer that runs twice."""
-    for site in counted(model):
+    for site in counted_sites(model):
         if site.draws_each_pass and int(site.counter) & 0xFFFF != passes:
             turned = isinstance(site, Transform)
             drawn, instead = ("drawn signs", "signs: fixed") if turned else ("stochastic rounding", "another rounding")
@@ -189,5 +190,5 @@ def check_passes(model: nn.Module, passes: int) -> None:
 
 def seek(model: nn.Module, micro_batch: int) -> None:
     """Have the random bits of the coming pass be those of this micro-batch of the step, whoever took those before."""
-    for site in counted(model):
+    for site in counted_sites(model):
         site.seek(micro_batch)

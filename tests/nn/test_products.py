@@ -12,7 +12,15 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
-from altgrad.nn import PrecisionPolicy, QuantizedLinear, commit, counted, quantize_model, unrecorded, weight_quantizers
+from altgrad.nn import (
+    PrecisionPolicy,
+    QuantizedLinear,
+    commit,
+    counted_sites,
+    quantize_model,
+    unrecorded,
+    weight_quantizers,
+)
 from altgrad.nn.policy import Rule
 from altgrad.quantize import Quantizer
 from altgrad.quantize.transform import Hadamard, HadamardSpec, TransformSpec, hadamard, to_bfloat16
@@ -339,7 +347,7 @@ def test_new_words_are_absent_where_they_are_not_said() -> None:
 def test_a_weight_that_is_turned_has_no_grid_of_its_own() -> None:
     """What its cast enters is no grid of the weight's values, so nothing that asks for one is told a wrong one."""
     turned = nn.Sequential(layer(weight=MX, input=MX, forward={"transform": H16}))
-    assert weight_quantizers(turned) == {} and len(counted(turned)) == 5  # four casts, one transform
+    assert weight_quantizers(turned) == {} and len(counted_sites(turned)) == 5  # four casts, one transform
     assert set(weight_quantizers(nn.Sequential(layer(weight=MX)))) == {"0.weight"}
 
 
