@@ -170,8 +170,11 @@ class QuantizedLayer(nn.Module):
 
     def input_as_cast(self, x: Tensor) -> Tensor:
         """x [..., in_features] as forward's cast leaves it, in float32, turned back where it was turned. Not a pass."""
-        rows, slot = _rows_of(x), typing.cast(Slot, ("forward", "input"))
-        matrices = {its: turns.matrix(rows, False) for its, turns in self.transforms.items() if its == "forward"}
+        rows = _rows_of(x)
+        slot: Slot = ("forward", "input")
+        matrices: dict[Product, Tensor] = {}
+        if "forward" in self.transforms:
+            matrices["forward"] = self.transforms["forward"].matrix(rows, False)
         turned, quantizer = self._turned(rows, slot, matrices), self.slot_casts.get(slot)
         values = turned if quantizer is None else quantizer.values(turned, False, torch.float32)
         return self._turned_back(values, matrices)

@@ -24,7 +24,7 @@ from altgrad.nn.policy import Decision, LayerPrecision, PrecisionPolicy
 from altgrad.nn.processes import Processes
 from altgrad.nn.steps import committed, follow_steps
 from altgrad.quantize import Quantizer
-from altgrad.quantize.counted_sites import Counted
+from altgrad.quantize.counted import Counted
 from altgrad.quantize.transform import Transform
 
 
