@@ -247,6 +247,7 @@ def test_a_region_that_runs_again_takes_the_signs_of_its_pass() -> None:
         assert again.weight.grad is not None and torch.equal(again.weight.grad, plain.weight.grad)
 
 
+@pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::UserWarning:torch")
 def test_compiled_the_layer_is_one_graph_with_the_same_bits() -> None:
     dtype = torch.bfloat16
     stochastic = {"format": "e2m1", "scaling": "nvfp4", "rounding": "stochastic"}
@@ -255,7 +256,11 @@ def test_compiled_the_layer_is_one_graph_with_the_same_bits() -> None:
         "forward": {"input": CLIPPED, "weight": CLIPPED, "transform": {**H16, "signs": "fixed", "dtype": "bfloat16"}},
         "grad_output": stochastic,
         "grad_input": {"weight": rotated, "transform": {**H16, "signs": "call"}},
-        "grad_weight": {"input": rotated, "transform": {**H16, "size": 32, "signs": "step"}},
+        "grad_weight": {
+            "input": rotated,
+            "grad_output": {"format": "e2m1", "scaling": "nvfp4", "correction": "eden"},
+            "transform": {**H16, "size": 32, "signs": "step"},
+        },
     }
     x, g = tensors()
     eager, compiled = layer(**rule).to(dtype), layer(**rule).to(dtype)
