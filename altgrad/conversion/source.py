@@ -58,6 +58,9 @@ class TensorCast:
         return Quantizer(self.spec, f"{self.module}/weight", "weight", rows=rows, reduced=self.reduced)
 
 
+_TURNED = "weights at rest are cast as they lie, and forward.transform turns them first; leave that out."
+
+
 @dataclass(frozen=True)
 class Source:
     """A model to quantise: its name for messages, its tensors, and its modules if it is in memory."""
@@ -98,6 +101,8 @@ class Source:
         by_layer: dict[nn.Module, TensorCast] = {}
         for name, layer in [] if self.model is None else self.model.named_modules():
             quantizer = layer.slot_casts.get(("forward", "weight")) if isinstance(layer, QuantizedLayer) else None
+            if quantizer is not None and "forward" in layer.transforms:
+                raise ValueError(f"{name}: {_TURNED}")
             if quantizer is not None:
                 by_layer[layer] = TensorCast(name, quantizer.spec, quantizer.reduced, quantizer)
         return self._under_all_names(by_layer)
@@ -220,7 +225,12 @@ def casts_by_name(
 
 
 def _weight_cast(decision: Decision) -> QuantizerSpec | None:
-    return None if decision.precision is None else decision.precision.slots["forward", "weight"]
+    if decision.precision is None:
+        return None
+    cast = decision.precision.slots["forward", "weight"]
+    if cast is not None and "forward" in decision.precision.transforms:
+        raise ValueError(f"{decision.name}: {_TURNED}")
+    return cast
 
 
 def _decisions(policy: PrecisionPolicy, skeleton: nn.Module) -> list[Decision]:

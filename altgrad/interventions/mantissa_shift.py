@@ -39,7 +39,7 @@ from altgrad.formats.neighbour import neighbour
 from altgrad.interventions.intervention import Action, Answer, Intervention, InterventionSpec, Moment, Subject
 from altgrad.interventions.range_probe import look_at_casts
 from altgrad.interventions.stalled import LOSING, Stalls
-from altgrad.nn import change_formats, quantizers, weight_quantizers
+from altgrad.nn import change_formats, counted_sites, quantizers, weight_quantizers
 from altgrad.optim import Optimizer
 from altgrad.optim.optimizer import change_storage_format, gridded
 from altgrad.symptoms import APPLIED, LOST
@@ -76,7 +76,7 @@ def go_back(model: nn.Module, optimizer: Optimizer, copy: Copy) -> None:
 def _kept(model: nn.Module) -> Iterator[tuple[str, str, Tensor]]:
     for name, p in model.named_parameters():
         yield "weight", name, p
-    casts = {id(buffer) for quantizer in quantizers(model) for buffer in quantizer.buffers()}
+    casts = {id(buffer) for site in counted_sites(model) for buffer in site.buffers()}
     for name, buffer in model.named_buffers():
         if id(buffer) not in casts:
             yield "buffer", name, buffer

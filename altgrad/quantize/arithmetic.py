@@ -25,7 +25,8 @@ B the largest inner scale, fl one rounding to float32 and R the rounding to the 
 
 Factors of encode, te, torchao and fouroversix end at float32's largest number; an element that overflows saturates.
 Where b is 0 the factor of te is that number, so codes are the largest and values 0; encode and fouroversix make the
-codes 0, too. Where `choose` tries another maximum c, M stays in the outer scale; divide, quartet, tetrajet and torchao take c for M
+codes 0, too.
+Where `choose` tries another maximum c, M stays in the outer scale; divide, quartet, tetrajet and torchao take c for M
 in b, the others multiply what R gets by M/c (and te takes fl(a/M) f there).
 
 Sources: TransformerEngine's reference_nvfp4.py, reference_current_scaling.py and blockwise_quantizer_reference.py;
@@ -214,6 +215,19 @@ def _encoded(inner: Tensor, levels: Levels) -> Scales:
     decoder = 1 / _encoder(levels)
     outer = levels.quotient(levels.outer, levels.bound * levels.top)
     return Scales(inner * outer, (1 / (inner * decoder)).clamp(max=LARGEST), inner, outer)
+
+
+def outer_number(levels: Levels, arithmetic: Arithmetic) -> Tensor:
+    """What the inner scales of an arithmetic are multiplied with."""
+    if levels.outer is None:
+        return torch.ones_like(levels.amax)
+    if arithmetic in ("quartet", "tetrajet"):
+        return _or_one(levels.quotient(levels.outer, levels.bound, levels.top))
+    if arithmetic == "encode":
+        return 1 / _encoder(levels)
+    if arithmetic in ("te", "fouroversix"):
+        return levels.quotient(levels.outer, levels.bound * levels.top)
+    return outer_scale(levels)
 
 
 _TWO_LEVELS: dict[str, Callable[[Levels], Scales]] = {

@@ -31,7 +31,17 @@ from torch import Tensor
 from torch.nn import functional
 
 from altgrad.formats import FloatFormat, NumberFormat, Rounding
-from altgrad.quantize.arithmetic import TWO_STEPS, Levels, added, candidate_values, halved, powers, raised, two_levels
+from altgrad.quantize.arithmetic import (
+    TWO_STEPS,
+    Levels,
+    added,
+    candidate_values,
+    halved,
+    outer_number,
+    powers,
+    raised,
+    two_levels,
+)
 from altgrad.quantize.block_scale import Scales, SmallScale
 from altgrad.quantize.engine import nearest, numbers, serves
 from altgrad.quantize.grid import bound_units, round_units
@@ -268,6 +278,8 @@ class Block(Scaling):
             top = spec.top(self.format) * 2.0**-spec.margin
             levels = Levels(raised(statistic, spec.floor), outer, top, spec.bound, rounded, candidate)
             scales = two_levels(levels, spec.arithmetic)
+            if self.keeps_outer and scales.outer is None:
+                scales = scales._replace(outer=outer_number(levels, spec.arithmetic))
             clamped = levels.clamped(float(spec.scale.max)) if count else None
             return SmallScale.of(scales.each(held), block, clamped)
         if spec.scale == "e8m0" or spec.mode != "rceil":

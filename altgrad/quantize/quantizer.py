@@ -18,8 +18,6 @@ When `watching`, each live cast is shown to the quantizer's observers as a `Cast
 place; nothing is copied to the host, no Python object outlives the pass, and with watching off none of it runs.
 """
 
-import copy
-import itertools
 import typing
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -31,7 +29,8 @@ from torch import Tensor
 
 from altgrad.formats import NumberFormat, Rounding
 from altgrad.quantize.block_scale import Scales, SmallScale
-from altgrad.quantize.cast_state import CastState
+from altgrad.quantize.correction import eden, require_correctable, require_run, rounds_scales
+from altgrad.quantize.counted import Counted, Role
 from altgrad.quantize.engine import Engine, cast_values, serves
 from altgrad.quantize.grid import (
     Grid,
@@ -44,14 +43,13 @@ from altgrad.quantize.grid import (
     require_castable,
     round_units,
 )
-from altgrad.quantize.noise import counted_bits, fold, site_key
-from altgrad.quantize.passes import counts, inside_backward, keep_key, process_key, refuse_transforms, repeated_key
-from altgrad.quantize.scaling import CurrentSpec, ScalingSpec
+from altgrad.quantize.noise import counted_bits
+from altgrad.quantize.passes import refuse_transforms
+from altgrad.quantize.scaling import CurrentSpec, Scaling, ScalingSpec
 from altgrad.spec import Format, RoundingMode, Since, Spec
 
-Role = Literal["weight", "input", "grad_output", "grad_weight", "requested", "stored", "optimizer_state"]
-
 Axis = Literal["last", "first"]
+Source = Literal["original", "forward", "forward_rotated"]
 
 
 class QuantizerSpec(Spec):
@@ -66,6 +64,10 @@ class QuantizerSpec(Spec):
     random_bits: Annotated[int, Field(ge=1, le=24)] | None = None
     nonfinite: Annotated[Nonfinite, Since(2)] = "keep"
     """An inf that enters: it stays inf, or becomes the largest value. NaN stays NaN."""
+    source: Annotated[Source, Since(2)] = "original"
+    """What a slot of the backward pass casts: the operand, or what forward's cast made of it (see `altgrad.nn`)."""
+    correction: Annotated[Literal["none", "eden"], Since(2)] = "none"
+    """eden: block scales times <u, u> / <u, q> over each run that the product's transform turns (`correction.py`)."""
 
     @model_validator(mode="before")
     @classmethod
@@ -81,6 +83,8 @@ class QuantizerSpec(Spec):
             )
         if self.random_bits is not None and self.rounding is not Rounding.stochastic:
             raise ValueError(f"random_bits belongs to rounding: stochastic, not {self.rounding}.")
+        if self.correction == "eden":
+            require_correctable(self.scaling)
         return self
 
     noun: ClassVar[str] = "a cast"
@@ -88,7 +92,15 @@ class QuantizerSpec(Spec):
     @property
     def draws(self) -> bool:
         """Whether it uses random bits, for elements or for scales."""
-        return self.rounding is Rounding.stochastic or self.scaling.draws
+        drawn = self.scaling.draws or (self.correction == "eden" and rounds_scales(self.scaling))
+        return self.rounding is Rounding.stochastic or drawn
+
+    def fits(self, dtype: torch.dtype) -> bool:
+        """Whether a float type holds every value that this cast gives."""
+        if dtype == torch.float32:
+            return True
+        bits = {torch.bfloat16: 7, torch.float16: 10}.get(dtype, 0)
+        return self.format.mantissa_bits <= bits and self.scaling.power_of_two
 
 
 @dataclass(frozen=True)
@@ -117,31 +129,17 @@ class Cast:
         return _held(values, self.format, self.scale, dtype)
 
 
-_unnamed = itertools.count()
-
-
-def unnamed_site(kind: str) -> str:
-    """A site for what was given none, `<kind>.<number>`: no two of a process are equal."""
-    return f"{kind}.{next(_unnamed)}"
-
-
-class Quantizer(CastState):
+class Quantizer(Counted):
     """Casts tensors at one site. Calling it is differentiable as its spec's `gradient` says, any number of times.
 
     spec: a QuantizerSpec, or whatever one can be made from (`"e4m3fn"`); SpecError for what is none. site: a stable
     name, `<module>/<operand>`, which with `seed` keys the random bits; without one it gets a name of its own, and so
     does a copy of it. reduced: the axis that the coming product sums over, along which channels and blocks lie;
-    `first` needs matrices. rows: how many slices lie along it, where that is fixed.
+    `first` needs matrices. rows: how many slices lie along it, where that is fixed. run: elements of a run that was
+    turned before, which `correction: eden` needs.
     A live pass feeds delayed scaling, advances the random bits, and is watched; what counts as one stands in
     `altgrad.quantize.passes`. Call `commit()` once after each optimizer step. A copy is not watched.
     """
-
-    counter: Tensor
-    recording = True
-    """Whether training passes count; see `altgrad.nn.replay.unrecorded`."""
-    uncounted = False
-    dealt = False
-    """Whether the processes that train together share out the passes of a step, whose numbers `seek` then sets."""
 
     def __init__(
         self,
@@ -152,44 +150,31 @@ class Quantizer(CastState):
         seed: int = 0,
         rows: int | None = None,
         reduced: Axis = "last",
+        run: int | None = None,
     ) -> None:
-        super().__init__()
-        self.role, self.reduced, self.rows, self.seed = role, reduced, rows, seed
-        self.named = site is not None
-        """Whether the site was given, by the user or a model; if not, a copy gets another."""
-        self._name(site)
-        self._last_key: Tensor | None = None
+        super().__init__(site, role, seed, "quantizer")
+        self.reduced, self.rows, self.run = reduced, rows, run
         self.observers: list[Callable[[Cast], None]] = []
         self.watching = False
         self.engine: Engine = "eager"
         self._adopt(QuantizerSpec.made_from(spec, site or ""))
         if self.spec.draws:
-            # High bits: optimizer steps committed. Low 16: live casts since, that is, micro-batches.
-            self.register_buffer("counter", torch.zeros((), dtype=torch.int64))
+            self.count_passes()
 
-    def _name(self, site: str | None) -> None:
-        self.site = unnamed_site("quantizer") if site is None else site
-        # A tensor, since one graph serves all layers of a shape, and no buffer: averages of models round those. It lies
-        # on the host whatever the model does, even where models are made without memory.
-        self.key = torch.tensor(site_key(self.seed, self.site), dtype=torch.int64, device="cpu")
-
-    def __deepcopy__(self, memo: dict[int, Any]) -> "Quantizer":
-        made = type(self).__new__(type(self))
-        memo[id(self)] = made
-        own = {**self.__dict__, "observers": [], "watching": False}
-        made.__dict__.update(copy.deepcopy(own, memo))
-        if not self.named:
-            layer, slash, operand = self.site.partition("/")
-            made._name(unnamed_site(layer.partition(".")[0]) + slash + operand)
-        return made
+    def _fresh(self) -> dict[str, Any]:
+        return {"observers": [], "watching": False}
 
     def _adopt(self, spec: QuantizerSpec) -> None:
         self.spec = spec
         self.scaling = spec.scaling.build(spec.format, self.rows)
+        if spec.correction == "eden":
+            require_run(spec.scaling, self.run)
+            self.scaling.keeps_outer = True
         self.short = (
             serves(self.spec.format, self.spec.rounding)
             and self.spec.overflow == "saturate"
             and self.spec.random_bits is None
+            and self.spec.correction == "none"
         )
 
     def enter(self, fmt: NumberFormat) -> None:
@@ -207,11 +192,6 @@ class Quantizer(CastState):
         refuse_transforms("a Quantizer")
         require_castable(x)
         return typing.cast(Tensor, _StraightThrough.apply(x, self, self.live))
-
-    @property
-    def live(self) -> bool:
-        """Whether a forward now is a pass that counts."""
-        return counts(self)
 
     def values(self, x: Tensor, live: bool, dtype: torch.dtype) -> Tensor:
         """`cast(x, live).values(dtype)`, without keeping what only observers look at."""
@@ -231,8 +211,9 @@ class Quantizer(CastState):
             values = values if scales is None or plain else scales.values(values)
             return _held(values, spec.format, None if scales is None else scales.scale, dtype).view(x.shape)
         scales = None if found is None else found.spread_all(tuple(x.shape))
-        unbounded = self._round(self._units(x, scales), key)
-        rounded = self._bound(x, unbounded, in_place=True)
+        exact = self._units(x, scales)
+        rounded = self._bound(x, self._round(exact, key), in_place=True)
+        scales = self._corrected(exact, rounded, found, scales, key)
         values = rounded if scales is None else scales.values(rounded)
         return _held(values, self.spec.format, None if scales is None else scales.scale, dtype)
 
@@ -245,6 +226,7 @@ class Quantizer(CastState):
         exact = self._units(x, scales)
         unbounded = self._round(exact, key)
         rounded = self._bound(x, unbounded)
+        scales = self._corrected(exact, rounded, found, scales, key)
         clamped, scale = (None, None) if found is None or scales is None else (found.clamped, scales.scale)
         site = "" if torch.compiler.is_compiling() else self.site
         made = Cast(site, self.role, self.spec.format, scale, exact, unbounded, rounded, clamped, scales)
@@ -271,24 +253,8 @@ class Quantizer(CastState):
         return in_float32(x) if scales is None else scales.units(x, zeros=self.spec.scaling.zero_scales)
 
     def _key(self, live: bool) -> Tensor | None:
-        """The key of this pass's random bits, if it draws any. A live pass uses it up, and so does that of a replay,
-        whose traces are taken away; what repeats a pass takes that pass's."""
-        if not self.spec.draws:
-            return None
-        traced = torch.compiler.is_compiling()
-        if not (live or traced) and self.training and inside_backward():
-            repeated = repeated_key(self)
-            if repeated is None and self.recording:
-                repeated = self._last_key
-            if repeated is not None:
-                return repeated
-        key = fold(self.key if self.dealt else process_key(self.key, self.role), self.counter)
-        if live or (self.training and not self.recording):
-            if not traced:
-                keep_key(self, key)
-                self._last_key = key
-            self.counter.add_(1)
-        return key
+        """The key of this pass's random bits, if it draws any."""
+        return self.key_of_pass(live) if self.draws else None
 
     def _bound(self, x: Tensor, unbounded: Tensor, *, in_place: bool = False) -> Tensor:
         """What rounding gave, after the rules for overflow and infinities; in grid units."""
@@ -302,6 +268,18 @@ class Quantizer(CastState):
             noise = counted_bits(exact.shape, key, device=exact.device)
         return round_units(exact, spec.format, spec.rounding, noise, spec.random_bits)
 
+    def _corrected(
+        self, exact: Tensor, rounded: Tensor, found: SmallScale | None, scales: Scales | None, key: Tensor | None
+    ) -> Scales | None:
+        """The scales after the correction, if there is one."""
+        if self.spec.correction == "none" or found is None or self.run is None:
+            return scales
+        if self.reduced == "last":
+            made = eden(exact, rounded, found, self.spec.scaling, self.run, key)
+        else:
+            made = eden(exact.mT, rounded.mT, found.turned, self.spec.scaling, self.run, key).turned
+        return made.spread_all(tuple(exact.shape))
+
     def grid(self, x: Tensor) -> Grid:
         """The grid that x would enter now; records nothing."""
         return Grid(self.spec.format, self._scale(x, live=False))
@@ -313,32 +291,20 @@ class Quantizer(CastState):
         made = self.cast(x, live)
         return made.values(dtype), inside(made.exact, self.spec.format)
 
+    @property
+    def needs_commit(self) -> bool:
+        return self.draws or type(self.scaling).commit is not Scaling.commit
+
+    def passed(self) -> list[Tensor]:
+        return [*self.scaling.recorded(), *super().passed()]
+
     def reset_parameters(self) -> None:
-        """Start over: no amax was seen and no random bits were used."""
         self.scaling.reset_parameters()
-        if self.spec.draws:
-            self.counter.zero_()
+        super().reset_parameters()
 
     def commit(self) -> None:
-        """Close an optimizer step; see Scaling.commit."""
         self.scaling.commit()
-        if self.spec.draws:
-            self.counter.bitwise_right_shift_(16).add_(1).bitwise_left_shift_(16)
-
-    def seek(self, pass_: int) -> None:
-        """Have the next live pass be number `pass_` of the optimizer step (from 0) to the random bits.
-
-        The number is then that of the whole step, whichever process takes it.
-        """
-        self.dealt = True
-        self.rewind()
-        if self.spec.draws:
-            self.counter.add_(pass_)
-
-    def rewind(self) -> None:
-        """Have the passes of this optimizer step come again, from the first one on, to the random bits."""
-        if self.spec.draws:
-            self.counter.bitwise_right_shift_(16).bitwise_left_shift_(16)
+        super().commit()
 
     def extra_repr(self) -> str:
         """Shown by print(model)."""

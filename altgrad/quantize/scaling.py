@@ -171,6 +171,9 @@ class Scaling(CastState, ABC):
     In a pass they are never rebound; only moving the module to another device does that.
     """
 
+    keeps_outer = False
+    """Whether `SmallScale.outer` is wanted of scales on two levels, for a cast that corrects the inner ones."""
+
     def __init__(self, spec: Any, fmt: NumberFormat, rows: int | None = None) -> None:
         super().__init__()
         self.spec, self.format = spec, fmt

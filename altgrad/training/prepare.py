@@ -38,7 +38,7 @@ from altgrad.document import Document
 from altgrad.measures.metric import headline
 from altgrad.monitors import Context
 from altgrad.nn import Processes, QuantizedLayer, weight_names
-from altgrad.nn.policy import SLOTS, Decision, slot_text
+from altgrad.nn.policy import SLOTS, Decision, LayerPrecision, slot_text
 from altgrad.nn.processes import own_device, process_group
 from altgrad.optim import Optimizer
 from altgrad.optim.storage import GridStorage
@@ -208,8 +208,8 @@ class Prepared:
         """Every Linear with its six slots, its storage, and the rule that decided it with its place, in words."""
         names, stored, found = weight_names(self.fitted.model), self.fitted.stored, []
         for decision in self.decisions:
-            precision = None if decision.precision is None else decision.precision.slots
-            slots = {".".join(slot): "-" if precision is None else slot_text(precision[slot]) for slot in SLOTS}
+            layer = decision.precision or LayerPrecision({})
+            slots = {".".join(s): slot_text(layer.slots.get(s), layer.transforms.get(s[0])) for s in SLOTS}
             rule = "no rule matches"
             if decision.rule is not None:
                 rule = f"rule {decision.rule} at {self.document.where(('precision', 'rules', decision.rule))}"
