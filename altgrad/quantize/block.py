@@ -23,7 +23,7 @@ first. A last block that is not full is a smaller block. Rows of blocks do not s
 
 import math
 from collections.abc import Sequence
-from typing import Annotated, Any, ClassVar, Literal, Self
+from typing import Annotated, ClassVar, Literal, Self
 
 import torch
 from pydantic import Field, model_validator
@@ -146,10 +146,6 @@ class BlockSpec(StatisticSpec):
         if self.scales_by_powers and self.mode != "rceil":
             raise ValueError(f"choose needs a scale that depends on the grid value; mode: {self.mode} has none.")
 
-    @classmethod
-    def product(cls) -> Any:
-        return Block
-
     @property
     def zero_scales(self) -> bool:
         return isinstance(self.scale, FloatFormat) and not (self.least or self.zero_becomes)
@@ -211,8 +207,6 @@ class Nvfp4Spec(BlockSpec):
 
 
 class Block(Scaling):
-    """What all three build."""
-
     spec: BlockSpec
 
     def find(
@@ -353,6 +347,14 @@ class Block(Scaling):
             if self.spec.shape == "square":
                 number = number.repeat_interleave(size, -2).narrow(-2, 0, slab.shape[-2])
         return number[..., None]
+
+
+class Mx(Block):
+    """A block scaling under its preset's name."""
+
+
+class Nvfp4(Block):
+    """A block scaling under its preset's name."""
 
 
 def to_nearest(x: Tensor, fmt: NumberFormat) -> Tensor:

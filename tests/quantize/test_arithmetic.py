@@ -70,7 +70,7 @@ def test_sums_by_halves_are_sums() -> None:
 CHOICES: list[dict[str, Any]] = [
     *({**TWO_LEVELS, "arithmetic": name} for name in NAMES),
     {**TWO_LEVELS, "shape": "square", "choose": [6, 4], "arithmetic": "te"},
-    {**TWO_LEVELS, "outer": 32, "choose": [6, 4], "by": "mae", "scale_rounding": "stochastic"},
+    {**TWO_LEVELS, "outer": 32},
     {"kind": "mx", "statistic": "std"},
     {"kind": "current", "scale": "real", "arithmetic": "torchao", "floor": 1e-12},
     {"kind": "current", "scale": "real", "statistic": "absmean"},
