@@ -141,7 +141,12 @@ class Hadamard(Transform):
     def _drawn(self, x: Tensor, key: Tensor) -> Tensor:
         spec = self.spec
         bits = counted_bits((spec.size,), key, device=x.device)
-        return held(_signed(hadamard(spec.size, x.device), 1.0 - 2.0 * (bits & 1).to(torch.float32), spec.side))
+        diagonal = torch.diag(1.0 - 2.0 * (bits & 1).to(torch.float32))
+        plain = hadamard(spec.size, x.device)
+        # By a product, exact as it is, which a compiled backward pass keeps: anything cheaper it computes again, from a
+        # counter that has gone on since, and the two operands of a product would be turned by different signs.
+        with torch.autocast(x.device.type, enabled=False):
+            return diagonal @ plain if spec.side == "input" else plain @ diagonal
 
     @property
     def draws_each_pass(self) -> bool:
