@@ -64,7 +64,7 @@ Size = Annotated[int, Field(ge=1, le=65_536)]
 Mode = Literal["floor", "ceil", "rceil", "even"]
 LOWEST, HIGHEST = -127, 127
 """Exponents of e8m0."""
-SCALE_BITS = 0x5CA1E
+SCALE_BITS = torch.tensor(0x5CA1E)
 """What the key of a pass is folded with for the random bits of its scales, counted by the block's flat index."""
 E4M3FN = FloatFormat.parse("e4m3fn")
 

@@ -28,7 +28,7 @@ from altgrad.quantize.block_scale import SmallScale
 from altgrad.quantize.grid import bound_units, round_units
 from altgrad.quantize.noise import counted_bits, fold
 
-EDEN_BITS = 0xEDE2
+EDEN_BITS = torch.tensor(0xEDE2)
 
 
 def rounds_scales(scaling: Any) -> bool:

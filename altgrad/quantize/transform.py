@@ -38,6 +38,10 @@ PUBLISHED = (1, 1, 1, -1, 1, -1, -1, -1, -1, -1, -1, 1, -1, 1, -1, -1)
 FEWEST = 8
 """Runs in a product with the matrix."""
 Sign = Literal[1, -1]
+UNTRACED = (
+    "transform.signs: call cannot be compiled: a compiled backward pass draws the signs again, from a counter that has "
+    "gone on since; use signs: step, or compile: false."
+)
 Side = Literal["input", "output"]
 
 
@@ -140,11 +144,11 @@ class Hadamard(Transform):
 
     def _drawn(self, x: Tensor, key: Tensor) -> Tensor:
         spec = self.spec
+        if torch.compiler.is_compiling() and spec.signs == "call":
+            raise ValueError(UNTRACED)
         bits = counted_bits((spec.size,), key, device=x.device)
         diagonal = torch.diag(1.0 - 2.0 * (bits & 1).to(torch.float32))
         plain = hadamard(spec.size, x.device)
-        # By a product, exact as it is, which a compiled backward pass keeps: anything cheaper it computes again, from a
-        # counter that has gone on since, and the two operands of a product would be turned by different signs.
         with torch.autocast(x.device.type, enabled=False):
             return diagonal @ plain if spec.side == "input" else plain @ diagonal
 
