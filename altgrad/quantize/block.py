@@ -62,10 +62,8 @@ from altgrad.spec import Format, Since
 
 Size = Annotated[int, Field(ge=1, le=65_536)]
 Mode = Literal["floor", "ceil", "rceil", "even"]
-LOWEST, HIGHEST = -127, 127
-"""Exponents of e8m0."""
-SCALE_BITS = torch.tensor(0x5CA1E)
-"""What the key of a pass is folded with for the random bits of its scales, counted by the block's flat index."""
+LOWEST, HIGHEST = -127, 127  # exponents of e8m0
+SCALE_BITS = torch.tensor(0x5CA1E)  # folded with a pass's key for the random bits of scales, by the block's flat index
 E4M3FN = FloatFormat.parse("e4m3fn")
 
 
@@ -350,11 +348,11 @@ class Block(Scaling):
 
 
 class Mx(Block):
-    """A block scaling under its preset's name."""
+    """Under its preset's name."""
 
 
 class Nvfp4(Block):
-    """A block scaling under its preset's name."""
+    """Likewise."""
 
 
 def to_nearest(x: Tensor, fmt: NumberFormat) -> Tensor:

@@ -5,6 +5,7 @@ written again after a resume counts as it was written last. Scalars are read in 
 writers make simple values, TensorFlow's tensors.
 """
 
+import itertools
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -19,8 +20,13 @@ EVENTS = "*tfevents*"
 
 
 def holds_events(folder: Path) -> bool:
-    """Whether there are event files in a folder or below it."""
-    return folder.is_dir() and next(folder.rglob(EVENTS), None) is not None
+    """Whether there are event files in a folder or up to two below it."""
+    return folder.is_dir() and next(_files(folder), None) is not None
+
+
+def _files(folder: Path) -> Iterator[Path]:
+    # Not deeper, since the folder may be anybody's: all of a disk takes minutes to look through.
+    return itertools.chain.from_iterable(folder.glob(above + EVENTS) for above in ("", "*/", "*/*/"))
 
 
 def read_event_files(folder: Path, key: str | None = None) -> Reading:
@@ -56,7 +62,7 @@ def _curves(folder: Path) -> Iterator[tuple[Path, dict[str, Series]]]:
         raise ImportError(
             f'{folder} holds event files, which need tensorboard; pip install "altgrad[tensorboard]".'
         ) from None
-    for place in sorted({file.parent for file in folder.rglob(EVENTS)}):
+    for place in sorted({file.parent for file in _files(folder)}):
         events: Any = EventAccumulator(str(place), size_guidance={"scalars": 0, "tensors": 0})
         events.Reload()
         tags = events.Tags()
