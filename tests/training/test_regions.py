@@ -143,6 +143,17 @@ def test_auto_is_no_graph_where_shapes_vary_and_exact_asks_for_a_choice() -> Non
         prepare(Document.parse(SPEC, "spec"), ["compile=auto", "threads=1", "engine=eager"], exact=True)
 
 
+def test_what_no_graph_can_draw_is_refused_in_a_line() -> None:
+    cast = "{format: e2m1, scaling: mx}"
+    turned = "{transform: {kind: hadamard, size: 16, signs: call}}"
+    rule = f"{{match: blocks.*, input: {cast}, grad_output: {cast}, grad_weight: {turned}}}"
+    asked = [f"precision={{rules: [{rule}]}}", "threads=1", "engine=eager"]
+    for how in ("model", "blocks"):
+        with pytest.raises(SpecError, match="signs: call cannot be compiled"):
+            prepare(Document.parse(SPEC, "spec"), [*asked, f"compile={how}"])
+    assert prepare(Document.parse(SPEC, "spec"), [*asked, "compile=auto"]).spec.compile is False
+
+
 def test_blocks_are_the_outermost_lists_of_one_class_with_casts() -> None:
     class Two(nn.Module):
         def __init__(self) -> None:
