@@ -21,12 +21,9 @@ EVENTS = "*tfevents*"
 
 def holds_events(folder: Path) -> bool:
     """Whether there are event files in a folder or up to two below it."""
-    return folder.is_dir() and next(_files(folder), None) is not None
-
-
-def _files(folder: Path) -> Iterator[Path]:
     # Not deeper, since the folder may be anybody's: all of a disk takes minutes to look through.
-    return itertools.chain.from_iterable(folder.glob(above + EVENTS) for above in ("", "*/", "*/*/"))
+    found = itertools.chain.from_iterable(folder.glob(above + EVENTS) for above in ("", "*/", "*/*/"))
+    return folder.is_dir() and next(found, None) is not None
 
 
 def read_event_files(folder: Path, key: str | None = None) -> Reading:
@@ -62,7 +59,7 @@ def _curves(folder: Path) -> Iterator[tuple[Path, dict[str, Series]]]:
         raise ImportError(
             f'{folder} holds event files, which need tensorboard; pip install "altgrad[tensorboard]".'
         ) from None
-    for place in sorted({file.parent for file in _files(folder)}):
+    for place in sorted({file.parent for file in folder.rglob(EVENTS)}):
         events: Any = EventAccumulator(str(place), size_guidance={"scalars": 0, "tensors": 0})
         events.Reload()
         tags = events.Tags()
