@@ -14,6 +14,10 @@ from altgrad.watching import MonitorSet
 
 KINDS = list(MonitorSpec.kinds())
 MODELS = ("gpt", "mlp", "plain")
+ALONE = [pytest.param([kind], id=kind, marks=pytest.mark.long) for kind in KINDS]
+TOGETHER = [*ALONE, pytest.param(KINDS, id="all")]
+"""All of them at once; each by itself among the long tests."""
+OPTIONS = {"rank": {"full_every": 5}, "dead": {"window": 3}}
 
 
 def everything(trial: Any) -> dict[str, torch.Tensor]:
@@ -28,7 +32,7 @@ UNWATCHED: dict[str, dict[str, torch.Tensor]] = {}
 
 
 @pytest.mark.parametrize("name", MODELS)
-@pytest.mark.parametrize("kinds", [[kind] for kind in KINDS] + [KINDS], ids=[*KINDS, "all"])
+@pytest.mark.parametrize("kinds", TOGETHER)
 def test_watching_changes_no_bit(kinds: list[str], name: str, trial: Callable[..., Any]) -> None:
     """20 steps with and without: weights, buffers, counters and optimizer state."""
     if name not in UNWATCHED:
@@ -42,10 +46,11 @@ def test_watching_changes_no_bit(kinds: list[str], name: str, trial: Callable[..
     assert all(torch.equal(found[key], UNWATCHED[name][key]) for key in found)
 
 
-@pytest.mark.parametrize("kind", KINDS)
-def test_a_monitor_is_due_first_and_at_its_cadence(kind: str, trial: Callable[..., Any]) -> None:
-    steps = [step for step, reports in enumerate(trial("mlp").run([kind]), 1) if kind in reports]
-    assert steps == [1, 3, 6, 9, 12, 15, 18]
+@pytest.mark.parametrize("kinds", TOGETHER)
+def test_a_monitor_is_due_first_and_at_its_cadence(kinds: list[str], trial: Callable[..., Any]) -> None:
+    found = trial("mlp").run(kinds)
+    for kind in kinds:
+        assert [step for step, reports in enumerate(found, 1) if kind in reports] == [1, 3, 6, 9, 12, 15, 18], kind
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -60,14 +65,15 @@ def test_a_monitor_survives_yaml_and_is_documented(kind: str) -> None:
         assert metric.unit and metric.meaning and metric.formula and metric.worse in ("higher", "lower", "neither")
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kinds", TOGETHER)
 @pytest.mark.parametrize("name", MODELS)
-def test_reports_are_numbers_or_nan_and_every_key_is_described(kind: str, name: str, trial: Callable[..., Any]) -> None:
-    spec = MonitorSpec.of(kind)
-    for reports in trial(name).run([kind]):
-        for report in reports.values():
+def test_reports_are_numbers_or_nan_and_every_key_is_described(
+    kinds: list[str], name: str, trial: Callable[..., Any]
+) -> None:
+    for reports in trial(name).run(kinds):
+        for kind, report in reports.items():
             for key, value in report.metrics.items():
-                assert describing(spec.metrics, key.rpartition("/")[2]), key
+                assert describing(MonitorSpec.of(kind).metrics, key.rpartition("/")[2]), key
                 assert math.isfinite(value) or math.isnan(value) or key.endswith("sqnr_db"), key
 
 
@@ -90,13 +96,12 @@ def test_a_class_says_how_each_of_its_results_is_reduced(
         assert sum(any(fnmatchcase(name, pattern) for pattern in group) for group in groups) == 1, name
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kinds", TOGETHER)
 @pytest.mark.parametrize("name", MODELS)
-def test_state_resumes_exactly(kind: str, name: str, trial: Callable[..., Any]) -> None:
-    options = {"full_every": 5} if kind == "rank" else {"window": 3} if kind == "dead" else {}
+def test_state_resumes_exactly(kinds: list[str], name: str, trial: Callable[..., Any]) -> None:
     found = []
     for restart in (None, 11):
-        reports = trial(name).run([{"kind": kind, **options}], restart=restart)
+        reports = trial(name).run([{"kind": kind, **OPTIONS.get(kind, {})} for kind in kinds], restart=restart)
         told = [(step, *pair) for step, each in enumerate(reports) for pair in each.items()]
         numbers = [(s, kind, key, float(v).hex()) for s, kind, r in told for key, v in r.metrics.items()]
         found.append((numbers, [(s, *map(str, r.alarms), *r.notices) for s, _, r in told]))
