@@ -21,7 +21,7 @@ place; nothing is copied to the host, no Python object outlives the pass, and wi
 import copy
 import itertools
 import typing
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Annotated, Any, ClassVar, Literal
 
@@ -30,6 +30,7 @@ from pydantic import Field, model_validator
 from torch import Tensor
 
 from altgrad.formats import FloatFormat, Rounding
+from altgrad.quantize.apart import numbered, watched_cast
 from altgrad.quantize.block_scale import SmallScale
 from altgrad.quantize.engine import Engine, cast_values, serves
 from altgrad.quantize.grid import (
@@ -110,6 +111,17 @@ class Cast:
         return _held(values, self.format, self.scale, dtype)
 
 
+@dataclass(frozen=True, eq=False)
+class Observer:
+    """Adds what it makes of a cast to its rows, or to what is given in their place, and leaves no other trace."""
+
+    add: Callable[[Sequence[Tensor], Cast], None]
+    rows: Sequence[Tensor]
+
+    def __call__(self, cast: Cast) -> None:
+        self.add(self.rows, cast)
+
+
 _unnamed = itertools.count()
 
 
@@ -133,6 +145,8 @@ class Quantizer(CastState):
     recording = True
     """Whether training passes count; see `altgrad.nn.replay.unrecorded`."""
     uncounted = False
+    apart = False
+    """Whether compiled graphs leave casts on a CPU, where `Observer`s alone watch them, to `altgrad.quantize.apart`."""
     dealt = False
     """Whether the processes that train together share out the passes of a step, whose numbers `seek` then sets."""
 
@@ -151,6 +165,7 @@ class Quantizer(CastState):
         self.named = site is not None
         """Whether the site was given, by the user or a model; if not, a copy gets another."""
         self._name(site)
+        self.number = numbered(self)
         self._last_key: Tensor | None = None
         self.observers: list[Callable[[Cast], None]] = []
         self.watching = False
@@ -171,10 +186,15 @@ class Quantizer(CastState):
         memo[id(self)] = made
         own = {**self.__dict__, "observers": [], "watching": False}
         made.__dict__.update(copy.deepcopy(own, memo))
+        made.number = numbered(made)
         if not self.named:
             layer, slash, operand = self.site.partition("/")
             made._name(unnamed_site(layer.partition(".")[0]) + slash + operand)
         return made
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        super().__setstate__(state)
+        self.number = numbered(self)
 
     def _adopt(self, spec: QuantizerSpec) -> None:
         self.spec = spec
@@ -209,6 +229,12 @@ class Quantizer(CastState):
     def values(self, x: Tensor, live: bool, dtype: torch.dtype) -> Tensor:
         """`cast(x, live).values(dtype)`, without keeping what only observers look at."""
         if live and self.watching:
+            if self.apart and x.device.type == "cpu" and torch.compiler.is_compiling():
+                seen = [observe for observe in self.observers if isinstance(observe, Observer)]
+                if len(seen) == len(self.observers):
+                    written = [self.counter] if self.spec.rounding is Rounding.stochastic else []
+                    written += [row for observer in seen for row in observer.rows]
+                    return watched_cast(x.detach(), self.number, written, dtype)
             return self.cast(x, live).values(dtype)
         if self.short:
             spec, found = self.spec, self.find_scale(x, live)
@@ -228,19 +254,30 @@ class Quantizer(CastState):
 
     def cast(self, x: Tensor, live: bool) -> Cast:
         """The cast itself, outside autograd; a live one is shown to the observers while `watching`."""
-        watched = live and self.watching
-        found = self.find_scale(x, live, count=watched)
-        scale = None if found is None else found.spread(tuple(x.shape))
-        exact = self._units(x, scale)
-        unbounded = self._round(exact, live)
-        rounded = self._bound(x, unbounded)
-        clamped = None if found is None else found.clamped
-        site = "" if torch.compiler.is_compiling() else self.site
-        made = Cast(site, self.role, self.spec.format, scale, exact, unbounded, rounded, clamped)
-        if watched:
+        made = self._cast(x, live)
+        if live and self.watching:
             for observe in self.observers:
                 observe(made)
         return made
+
+    def cast_into(self, x: Tensor, written: Sequence[Tensor], dtype: torch.dtype) -> Tensor:
+        """The values of a live pass that is watched, where the counter and all rows are `written`, in this order."""
+        left = list(written)
+        counter = left.pop(0) if self.spec.rounding is Rounding.stochastic else None
+        made = self._cast(x, True, counter)
+        for observer in self.observers:
+            assert isinstance(observer, Observer)
+            observer.add([left.pop(0) for _ in observer.rows], made)
+        return made.values(dtype)
+
+    def _cast(self, x: Tensor, live: bool, counter: Tensor | None = None) -> Cast:
+        found = self.find_scale(x, live, count=live and self.watching)
+        scale = None if found is None else found.spread(tuple(x.shape))
+        exact = self._units(x, scale)
+        rounded = self._bound(x, unbounded := self._round(exact, live, counter))
+        clamped = None if found is None else found.clamped
+        site = "" if torch.compiler.is_compiling() else self.site
+        return Cast(site, self.role, self.spec.format, scale, exact, unbounded, rounded, clamped)
 
     def find_scale(self, x: Tensor, live: bool = False, *, count: bool = False) -> SmallScale | None:
         """The scale for casting x, along the axis that this quantizer reduces; see Scaling.find."""
@@ -260,9 +297,9 @@ class Quantizer(CastState):
         # A scale of 0 (a block that NVFP4 gives up) makes zeros: anything finite times 0, divided by 1 meanwhile.
         return grid_units(x, torch.where(scale == 0, 1.0, scale))
 
-    def _key(self, live: bool) -> Tensor | None:
+    def _key(self, live: bool, counter: Tensor | None = None) -> Tensor | None:
         """The key of this pass's random bits, if it draws any. A live pass uses it up, and so does that of a replay,
-        whose traces are taken away; what repeats a pass takes that pass's."""
+        whose traces are taken away; what repeats a pass takes that pass's. counter: instead of the cast's own."""
         if self.spec.rounding is not Rounding.stochastic:
             return None
         traced = torch.compiler.is_compiling()
@@ -272,12 +309,13 @@ class Quantizer(CastState):
                 repeated = self._last_key
             if repeated is not None:
                 return repeated
-        key = fold(self.key if self.dealt else process_key(self.key, self.role), self.counter)
+        counter = self.counter if counter is None else counter
+        key = fold(self.key if self.dealt else process_key(self.key, self.role), counter)
         if live or (self.training and not self.recording):
             if not traced:
                 keep_key(self, key)
                 self._last_key = key
-            self.counter.add_(1)
+            counter.add_(1)
         return key
 
     def _bound(self, x: Tensor, unbounded: Tensor, *, in_place: bool = False) -> Tensor:
@@ -285,9 +323,9 @@ class Quantizer(CastState):
         bounded = bound_units(unbounded, self.spec.format, self.spec.overflow, in_place=in_place)
         return bounded if self.spec.nonfinite == "saturate" else keep_infinite(in_float32(x), bounded)
 
-    def _round(self, exact: Tensor, live: bool) -> Tensor:
+    def _round(self, exact: Tensor, live: bool, counter: Tensor | None = None) -> Tensor:
         """Rounded as if the grid had no end."""
-        spec, key = self.spec, self._key(live)
+        spec, key = self.spec, self._key(live, counter)
         noise = None if key is None else counted_bits(exact.shape, key, device=exact.device)
         return round_units(exact, spec.format, spec.rounding, noise, spec.random_bits)
 

@@ -77,6 +77,12 @@ def run_plainly(model: nn.Module, forward: Callable[[], object]) -> None:
     model.train(training)
 
 
+def watch_apart(model: nn.Module) -> None:
+    """Have the graphs of a model, which Inductor makes, call their watched casts instead of holding them."""
+    for quantizer in quantizers(model):
+        quantizer.apart = True
+
+
 class Regions:
     """The compiled blocks of a model. They are compiled when they first run.
 
@@ -92,6 +98,8 @@ class Regions:
             (block, torch.compile(block.forward, fullgraph=True, backend=backend, options=options))
             for block in blocks_of(model, plain=plain)
         ]
+        if backend == "inductor":
+            watch_apart(nn.ModuleList(blocks_of(model)))
         ready_compiler()
         self._uses = 0
 

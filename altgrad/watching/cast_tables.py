@@ -11,8 +11,7 @@ cast monitor measures whenever any is due: a look at which are due would be one 
 combinations. float64 holds counts exactly up to 2^53.
 """
 
-import functools
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 
 import torch
 from torch import Tensor
@@ -20,7 +19,7 @@ from torch import Tensor
 from altgrad.monitors.monitor import CastMonitor, Found, Values
 from altgrad.quantize import Cast, Grid, Rounding
 from altgrad.quantize.grid import bound_units, grid_units, round_units
-from altgrad.quantize.quantizer import Role
+from altgrad.quantize.quantizer import Observer, Role
 
 
 class CastTables:
@@ -46,12 +45,14 @@ class CastTables:
         self.before: tuple[Tensor, Tensor] | None = None
         """What `closed` gave, to be the step's after all if no pass comes before `settle`."""
 
-    def observer(self, site: str) -> Callable[[Cast], None]:
+    def observer(self, site: str) -> Observer:
         """What adds the casts of a site to its rows."""
-        return functools.partial(self.see, self.written[self.rows[site]]) if self.rows else _unseen
+        return Observer(self.see, self.written[self.rows[site]] if self.rows else ())
 
-    def see(self, rows: tuple[Tensor, ...], cast: Cast) -> None:
-        """Add what the monitors measure of a cast to a site's rows."""
+    def see(self, rows: Sequence[Tensor], cast: Cast) -> None:
+        """Add what the monitors measure of a cast to a site's rows, if it has any."""
+        if not rows:
+            return
         found = {k: m.measure(cast) for k, m in self.monitors.items() if self.whole or k in self.always}
         nothing = self.one * 0
         for row, add in zip(rows, (True, False), strict=True):
@@ -108,10 +109,6 @@ class CastTables:
                         for number, name in enumerate(names)
                     },
                 )
-
-
-def _unseen(cast: Cast) -> None:
-    """No monitor looks at casts."""
 
 
 def cast_on(grid: Grid, x: Tensor, site: str, role: Role) -> Cast:

@@ -1,0 +1,66 @@
+"""Watched casts apart from the graph that makes them: one operator, behind which like casts share a graph.
+
+A cast that is watched is several times the code of one that is not: what rounding would give without an end, a scale
+for every element, a dozen counts. Traced into the graph of a model it is compiled anew for each cast, of which a block
+has up to 24. But these are of few sorts (a format, a rounding, a scaling, an axis). So the graph calls an operator, and
+that one a compiled function of the cast and its observers: a graph for each sort, whatever the shape. What is cast and
+what comes of it are written as a whole either way, since products follow.
+
+To the graph a cast is a tensor on the host, `Quantizer.number`, by which the operator finds it: so like blocks are one
+graph still. What a pass adds to (a counter of random bits, the rows of observers) is said to be written to, so that
+compilers keep each pass once and in order. Largest magnitudes, which delayed scaling keeps, are not: nobody reads them
+before the step is over, and taken twice they are the same.
+"""
+
+import itertools
+import weakref
+from collections.abc import Callable, Sequence
+from functools import cache
+from typing import Protocol
+
+import torch
+from torch import Tensor
+from torch.fx.experimental import _config as shapes
+
+from altgrad.quantize.engine import ready_compiler
+
+
+class Apart(Protocol):
+    """What can be cast apart: a Quantizer."""
+
+    def cast_into(self, x: Tensor, written: Sequence[Tensor], dtype: torch.dtype) -> Tensor:
+        """The values, in dtype, of a live pass of x that is watched, and that adds to these tensors."""
+
+
+_numbers = itertools.count()
+_known: "weakref.WeakValueDictionary[int, Apart]" = weakref.WeakValueDictionary()
+
+
+def numbered(cast: Apart) -> Tensor:
+    """A number that nothing else in this process has, by which the operator finds the cast for as long as it lives."""
+    number = next(_numbers)
+    _known[number] = cast
+    return torch.tensor(number, dtype=torch.int64, device="cpu")
+
+
+@torch.library.custom_op("altgrad::watched_cast", mutates_args=("written",), device_types="cpu")
+def watched_cast(x: Tensor, number: Tensor, written: Sequence[Tensor], dtype: torch.dtype) -> Tensor:
+    """`cast_into` of the cast of this number, contiguous. x: detached."""
+    # Else a format's numbers are inputs of the graph, and a square weight has a graph of its own.
+    with torch._dynamo.config.patch(specialize_int=True), shapes.patch(use_duck_shape=False):
+        return _compiled()(_known[int(number)], x.contiguous(), list(written), dtype)
+
+
+@watched_cast.register_fake
+def _(x: Tensor, number: Tensor, written: Sequence[Tensor], dtype: torch.dtype) -> Tensor:
+    return torch.empty(x.shape, dtype=dtype, device=x.device)
+
+
+@cache
+def _compiled() -> Callable[[Apart, Tensor, Sequence[Tensor], torch.dtype], Tensor]:
+    ready_compiler()
+    return torch.compile(_cast_into, dynamic=True, fullgraph=True)
+
+
+def _cast_into(cast: Apart, x: Tensor, written: Sequence[Tensor], dtype: torch.dtype) -> Tensor:
+    return cast.cast_into(x, written, dtype)
