@@ -46,9 +46,9 @@ def numbered(cast: Apart) -> Tensor:
 @torch.library.custom_op("altgrad::watched_cast", mutates_args=("written",), device_types="cpu")
 def watched_cast(x: Tensor, number: Tensor, written: Sequence[Tensor], dtype: torch.dtype) -> Tensor:
     """`cast_into` of the cast of this number, contiguous. x: detached."""
-    # Else a format's numbers are inputs of the graph, and a square weight has a graph of its own.
+    # Else formats' numbers are inputs of the graph, and square tensors and Parameters have graphs of their own.
     with torch._dynamo.config.patch(specialize_int=True), shapes.patch(use_duck_shape=False):
-        return _compiled()(_known[int(number)], x.contiguous(), list(written), dtype)
+        return _compiled()(_known[int(number)], x.detach().contiguous(), list(written), dtype)
 
 
 @watched_cast.register_fake
