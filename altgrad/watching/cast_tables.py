@@ -4,11 +4,11 @@
 token reached, of a step without a forward, nothing is reported, where a row of zeros would be taken for counts. A pass
 of no rows is a pass: its rates are NaN. Then come each monitor's own sums; `maxima` has their maxima.
 
-This is the only part of watching that is traced into the graph of a compiled model, so shapes are fixed and no buffer
-is ever rebound. A site writes into rows of its own, which are tensors by themselves until the step is over: so one
-graph serves all sites, and the backward of one layer may write while that of another still holds what it read. Every
-cast monitor measures whenever any is due: a look at which are due would be one more graph for each of their
-combinations. float64 holds counts exactly up to 2^53.
+This is the only part of watching that runs within the graph of a compiled model (traced into it, or behind the operator
+of `altgrad.quantize.apart`), so shapes are fixed and no buffer is ever rebound. A site writes into rows of its own,
+which are tensors by themselves until the step is over: so one graph serves all sites, and the backward of one layer may
+write while that of another still holds what it read. Every cast monitor measures whenever any is due: a look at which
+are due would be one more graph for each of their combinations. float64 holds counts exactly up to 2^53.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
