@@ -254,30 +254,31 @@ class Quantizer(CastState):
 
     def cast(self, x: Tensor, live: bool) -> Cast:
         """The cast itself, outside autograd; a live one is shown to the observers while `watching`."""
-        made = self._cast(x, live)
+        made = self._cast(x, live, self.role)
         if live and self.watching:
             for observe in self.observers:
                 observe(made)
         return made
 
     def cast_into(self, x: Tensor, written: Sequence[Tensor], dtype: torch.dtype) -> Tensor:
-        """The values of a live pass that is watched, where the counter and all rows are `written`, in this order."""
+        """The values of a live pass that is watched, where the counter and all rows are `written`, in this order.
+        Observers are told one role for all passes: those of weights, inputs and gradients can share a graph."""
         left = list(written)
         counter = left.pop(0) if self.spec.rounding is Rounding.stochastic else None
-        made = self._cast(x, True, counter)
+        made = self._cast(x, True, "input", counter)
         for observer in self.observers:
             assert isinstance(observer, Observer)
             observer.add([left.pop(0) for _ in observer.rows], made)
         return made.values(dtype)
 
-    def _cast(self, x: Tensor, live: bool, counter: Tensor | None = None) -> Cast:
+    def _cast(self, x: Tensor, live: bool, role: Role, counter: Tensor | None = None) -> Cast:
         found = self.find_scale(x, live, count=live and self.watching)
         scale = None if found is None else found.spread(tuple(x.shape))
         exact = self._units(x, scale)
         rounded = self._bound(x, unbounded := self._round(exact, live, counter))
         clamped = None if found is None else found.clamped
         site = "" if torch.compiler.is_compiling() else self.site
-        return Cast(site, self.role, self.spec.format, scale, exact, unbounded, rounded, clamped)
+        return Cast(site, role, self.spec.format, scale, exact, unbounded, rounded, clamped)
 
     def find_scale(self, x: Tensor, live: bool = False, *, count: bool = False) -> SmallScale | None:
         """The scale for casting x, along the axis that this quantizer reduces; see Scaling.find."""
