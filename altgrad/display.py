@@ -1,10 +1,11 @@
-"""How lines and tables look, wherever they are shown: on a terminal, in a pipe, a notebook or an HTML file.
+"""How lines and tables look, wherever they are shown: on a terminal, in a pipe or a notebook.
 
 Lines are pieces of text with a style's name each, made by pure functions: nothing here knows of a terminal.
 """
 
 from __future__ import annotations
 
+import re
 import textwrap
 import unicodedata
 from collections.abc import Sequence
@@ -100,43 +101,42 @@ class Line:
         return Line(self.spans + other.spans)
 
 
+_NUMBER = re.compile(r"[-+−]?(\d[\d,]*\.?\d*(e[-+]?\d+)?( ?[kMGT]?B?| ?%| dB|[smhd]( \d+[smh])?)?|nan|inf|\d+/\d+)")
+_NOTHING = ("-", "–", "")
+
+
 def table_lines(title: str, header: Sequence[str], rows: Sequence[Sequence[str]], columns: int | None) -> list[Line]:
-    """The rows of a table in aligned cells two blanks apart; the last cell wraps where `columns` are few."""
+    """The rows of a table in aligned cells two blanks apart, columns of numbers to the right; the last cell wraps where
+    `columns` are few.
+    """
     cleaned = [[clean(cell) for cell in row] for row in ([header, *rows] if header else rows)]
-    widths = [max(len(row[column]) for row in cleaned) for column in range(len(cleaned[0]) - 1)]
-    before = sum(widths) + 2 * len(widths)
+    widths = [max(len(row[column]) for row in cleaned) for column in range(len(cleaned[0]))]
+    right = [bool(header) and _is_numeric([row[column] for row in cleaned[1:]]) for column in range(len(widths))]
+    before = sum(widths[:-1]) + 2 * len(widths[:-1])
     lines = [Line.of((title, "bold"))] if title else []
     for index, row in enumerate(cleaned):
-        first, *middle = (cell.ljust(size) + "  " for cell, size in zip(row, widths, strict=False))
+        cells = [
+            cell.rjust(size) if to else cell.ljust(size) for cell, size, to in zip(row, widths, right, strict=True)
+        ]
+        first, *middle = (cell + "  " for cell in cells[:-1])
         styles = ("bold", "bold") if header and index == 0 else ("cyan", "")
-        room = len(row[-1]) if columns is None else max(12, columns - before)
-        last = textwrap.wrap(row[-1], room) if row[-1] else [""]
-        lines.append(Line.of((first, styles[0]), ("".join(middle) + last[0], styles[1])))
-        lines += [Line.of(" " * before + rest) for rest in last[1:]]
+        last = row[-1] if not right[-1] else cells[-1]
+        room = len(last) if columns is None else max(12, columns - before)
+        pieces = [last] if len(last) <= room else textwrap.wrap(last, room)
+        lines.append(Line.of((first, styles[0]), ("".join(middle) + (pieces or [""])[0], styles[1])))
+        lines += [Line.of(" " * before + rest) for rest in pieces[1:]]
     return lines
+
+
+def _is_numeric(cells: Sequence[str]) -> bool:
+    """Whether a column holds numbers, with the unit of each, and nothing else."""
+    known = [cell for cell in cells if cell not in _NOTHING]
+    return bool(known) and all(_NUMBER.fullmatch(cell) for cell in known)
 
 
 _STYLES = {"bold": "font-weight: bold", "dim": "opacity: .65"}
 _COLOURS = {"red": "#d1453b", "green": "#2e9e48", "yellow": "#b8860b", "cyan": "#1e88c7", "magenta": "#b455b4"}
-"""Legible on white and on black, since a notebook does not say which it is; a page has two sets of its own."""
-_SHEET = """
-:root { color-scheme: light dark; --red: #b3261e; --green: #19692c; --yellow: #805600; --cyan: #00639b;
-  --magenta: #8b2a8b; }
-@media (prefers-color-scheme: dark) { :root { --red: #ff8a80; --green: #7bd88f; --yellow: #ffd479; --cyan: #7cc7ff;
-  --magenta: #e5a1e5; } }
-body { margin: 1.5rem; } pre { font: 14px/1.45 ui-monospace, monospace; overflow-x: auto; }
-"""
-
-
-def html_page(title: str, lines: Sequence[Line]) -> str:
-    """A document of these lines: no script, no network, light and dark, and a policy that forbids the rest."""
-    policy = "default-src 'none'; style-src 'unsafe-inline'"
-    return (
-        '<!doctype html>\n<html lang="en"><head><meta charset="utf-8">\n'
-        f'<meta http-equiv="Content-Security-Policy" content="{policy}">\n'
-        '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
-        f"<title>{escape(title)}</title><style>{_SHEET}</style></head>\n<body>{html_lines(lines)}</body></html>\n"
-    )
+"""Legible on white and on black, since a notebook does not say which it is."""
 
 
 def html_lines(lines: Sequence[Line]) -> str:
@@ -147,5 +147,5 @@ def html_lines(lines: Sequence[Line]) -> str:
 def _span(text: str, style: str) -> str:
     words = style.split()
     rules = [_STYLES[word] for word in words if word in _STYLES]
-    rules += [f"color: var(--{word}, {_COLOURS[word]})" for word in words if word in _COLOURS]
+    rules += [f"color: {_COLOURS[word]}" for word in words if word in _COLOURS]
     return f'<span style="{"; ".join(rules)}">{escape(text)}</span>' if rules else escape(text)

@@ -1,6 +1,7 @@
 """How numbers are written, for the terminal, reports and errors alike.
 
     number, count_text, percent, duration    narrow, for columns: `12.3k`, `3.00e-4`, `0.034%`, `2h 05m`
+    size_text, alike                       bytes; the numbers of one column, written alike
     signed, significant, rate_text           for prose and tables of a report: `−0.0123`, `0.00123`, `3e-3`, `–` for NaN
 
 Three significant figures unless a caller needs more (losses do). The first group is ASCII, since pipes are read by
@@ -8,6 +9,7 @@ programs; the second has a real minus sign and says in typography what is missin
 """
 
 import math
+from collections.abc import Sequence
 
 
 def number(value: float, figures: int = 3) -> str:
@@ -36,6 +38,12 @@ def count_text(value: float) -> str:
     return str(int(value)) if math.isfinite(value) and abs(value) < 1e3 else number(value)
 
 
+def size_text(count: int) -> str:
+    """A number of bytes with three figures and a decimal prefix: `28.2 GB`, `312 B`."""
+    shown = count_text(count)
+    return f"{shown} B" if shown[-1].isdigit() else f"{shown[:-1]} {shown[-1]}B"
+
+
 def percent(rate: float) -> str:
     """A share between 0 and 1 in at most 7 columns: `12.3%`, `0.034%`; `<0.001%` is small but not zero, `0` is zero."""
     if not math.isfinite(rate) or rate == 0:
@@ -43,6 +51,27 @@ def percent(rate: float) -> str:
     if abs(rate) >= 1e-3:
         return number(100 * rate) + "%"
     return "<0.001%" if 0 < rate < 1e-5 else f"{100 * rate:.3f}%"
+
+
+def alike(values: Sequence[float | None], figures: int = 5) -> list[str]:
+    """The numbers of a column, written alike and equally wide: as many decimals each as let the largest have so many
+    figures, or all in powers of ten where the smallest would lose them. `-` for None.
+    """
+    finite = [abs(value) for value in values if value is not None and math.isfinite(value)]
+    largest, smallest = max(finite, default=0.0), min((value for value in finite if value), default=0.0)
+    plain = largest < 1e6 and smallest >= 1e-3
+    decimals = max(0, figures - max(1, len(str(int(largest))))) if plain else figures - 1
+
+    def shown(value: float | None) -> str:
+        if value is None:
+            return "-"
+        if not math.isfinite(value):
+            return str(float(value))
+        return f"{value:.{decimals}f}" if plain or value == 0 else f"{value:.{min(2, decimals)}e}"
+
+    texts = [shown(value) for value in values]
+    width = max(map(len, texts), default=0)
+    return [text.rjust(width) for text in texts]
 
 
 def duration(seconds: float | None) -> str:

@@ -2,8 +2,8 @@
 
     python -m bench.classification [--seeds N] [--runs DIR] [--only ARM]... [--page]
 
-Arms are runs of matrices/eulaw_finetune.yaml (a pretrained MiniLM encoder) with its six blocks in e4m3fn/e5m2 and in
-BF16, and of matrices/eulaw_classifier.yaml (a small encoder from scratch). BF16 is every operand of the blocks'
+Arms are runs of matrices/runs/eulaw_finetune.yaml (a pretrained MiniLM encoder) with its six blocks in e4m3fn/e5m2 and
+in BF16, and of matrices/runs/eulaw_classifier.yaml (a small encoder from scratch). BF16 is every operand of the blocks'
 products rounded to bfloat16 with float32 sums, as tensor cores do; `compute: bfloat16`, which a GPU would take, is 25
 times slower than float32 on a CPU without bfloat16 instructions. The reference is fitted here by scikit-learn on the
 same rows: TF-IDF of words and pairs, logistic regression with C = 10 for each label.
@@ -37,9 +37,9 @@ SHOWN = ("f1_micro", "f1_macro", "tuned_f1_micro", "tuned_f1_macro")
 _BF16 = "{format: bf16, scaling: unscaled}"
 BF16 = f"precision.rules=[{{match: '*encoder.layer*', weight: {_BF16}, input: {_BF16}, grad_output: {_BF16}}}]"
 ARMS: dict[str, tuple[str, tuple[str, ...]]] = {
-    "MiniLM, e4m3fn/e5m2": ("eulaw_finetune.yaml", ()),
-    "MiniLM, BF16": ("eulaw_finetune.yaml", (BF16, "name=minilm-bf16")),
-    "encoder from scratch, e4m3fn/e5m2": ("eulaw_classifier.yaml", ()),
+    "MiniLM, e4m3fn/e5m2": ("runs/eulaw_finetune.yaml", ()),
+    "MiniLM, BF16": ("runs/eulaw_finetune.yaml", (BF16, "name=minilm-bf16")),
+    "encoder from scratch, e4m3fn/e5m2": ("runs/eulaw_classifier.yaml", ()),
 }
 JUDGED = "judged.json"
 

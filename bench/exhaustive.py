@@ -1,10 +1,11 @@
 """python -m bench.exhaustive: our casts on all 2^32 float32 bit patterns, for every 8-bit format of the catalog.
 
-Each format has up to five checks, each a pass over the patterns, judged by the table of `bench.oracle`:
+Each format has up to six checks, each a pass over the patterns, judged by the table of `bench.oracle`:
 
     round_to    the general definition, nearest even, saturating, no scale: all patterns, NaNs and infinities too
     eager       the engine's short form, where it serves the format, keeping infinities as casts of training do
     compiled    the same fused, where there is a C++ compiler
+    table       `round_to` of the format given as a table of its values, for two formats
     ml_dtypes   the table itself against ml_dtypes, on the finite patterns within the range; where it knows the format
     torch       the same against torch's own dtypes
 
@@ -43,7 +44,8 @@ SEGMENT = 1 << 26
 
 _BENCH = ("bench/oracle.py", "bench/patterns.py", "altgrad/formats")
 SOURCES = {
-    "round_to": (*_BENCH, *(f"altgrad/quantize/{file}.py" for file in ("grid", "traced", "noise"))),
+    "round_to": (*_BENCH, *(f"altgrad/quantize/{file}.py" for file in ("grid", "traced", "noise", "table_grid"))),
+    "table": (*_BENCH, *(f"altgrad/quantize/{file}.py" for file in ("grid", "traced", "noise", "table_grid"))),
     "eager": (*_BENCH, "altgrad/quantize"),
     "compiled": (*_BENCH, "altgrad/quantize"),
     "ml_dtypes": _BENCH,

@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from altgrad.formats import FloatFormat, Rounding
+from altgrad.formats import FloatFormat, Rounding, TableFormat, decode
 from altgrad.quantize import round_to
 from altgrad.quantize.engine import Engine, cast_values, missing_compiler, serves
 from bench.oracle import SIGN, Bits, Mismatch, Table
@@ -33,7 +33,16 @@ TORCH_DTYPES = {
 KEEPING = ("eager", "compiled")
 """Casts made as those of training are, which keep infinities; the others saturate them."""
 
+AS_TABLES = ("e4m3fn", "e7m0")
+"""Formats that are also cast to as tables of their values."""
+
 Cast = Callable[[Tensor], Bits]
+
+
+def as_table(fmt: FloatFormat) -> TableFormat:
+    """An ExMy as the table of its values: the same codes, and what would follow the largest one."""
+    following = float(fmt.magnitude(fmt.max_code + 1))
+    return TableFormat(tuple(float(decode(fmt, code)) for code in range(1 << fmt.bits)), next=(-following, following))
 
 
 def _bits(x: Tensor) -> Bits:
@@ -44,6 +53,9 @@ def casts(fmt: FloatFormat) -> dict[str, Cast]:
     """The checks that apply to this format here: from a float32 tensor to the bits of its cast."""
     found: dict[str, Cast] = {"round_to": lambda x: _bits(round_to(x, fmt))}
     mode = Rounding.nearest_even
+    if str(fmt) in AS_TABLES:
+        values = as_table(fmt)
+        found["table"] = lambda x: _bits(round_to(x, values))
     if serves(fmt, mode):
         engines: tuple[Engine, ...] = ("eager",) if missing_compiler(torch.device("cpu")) else ("eager", "compiled")
         for engine in engines:

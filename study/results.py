@@ -5,6 +5,7 @@ The statistics are the report's own, so a table here is the table there.
 
 import math
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
 
@@ -50,6 +51,14 @@ class Results:
     def table(self, key: str) -> str:
         """A table of the report, by its key."""
         return "\n".join(markdown_table(self._tables[key]))
+
+    def rates_table(self) -> str:
+        """The report's table of learning rates with one column for how weights are kept, since nothing else is cast."""
+        table = self._tables["learning-rate"]
+        rows = tuple(({"float32": "FP32"}.get(kept, kept), *rest) for _, _, kept, *rest in table.rows)
+        numeric = frozenset(column - 2 for column in table.numeric)
+        header = ("stored in", *table.header[3:])
+        return "\n".join(markdown_table(replace(table, header=header, rows=rows, numeric=numeric)))
 
     @property
     def runs(self) -> int:

@@ -3,7 +3,8 @@
 Imports only go down, from a floor to a lower one, and the rooms of one floor do not see one another:
 
     cli -> sweeps | diagnosis | reports -> conversion -> training -> watching | interventions -> monitors -> measures
-        -> models | data | optim -> nn -> quantize -> spec -> document | formats | numerals | metric_keys | display
+        -> models | data | optim -> nn -> quantize -> spec | progress
+        -> document | formats | numerals | metric_keys | display | webpage
 
 Four rooms stand beside the tower: matrix, symptoms, store and statistics see formats, document, numerals and spec, and
 are seen from monitors upwards. They and the bottom of the tower never load torch, so that `altgrad --help`, a table of
@@ -27,8 +28,8 @@ import pytest
 ROOT = Path(__file__).resolve().parents[1]
 
 FLOORS = (
-    ("formats", "document", "numerals", "metric_keys", "display"),
-    ("spec",),
+    ("formats", "document", "numerals", "metric_keys", "display", "webpage"),
+    ("spec", "progress"),
     ("quantize",),
     ("nn",),
     ("models", "data", "optim"),
@@ -41,7 +42,7 @@ FLOORS = (
     ("cli",),
 )
 BESIDE = ("matrix", "symptoms", "store", "statistics")
-TORCH_FREE = {*FLOORS[0], "spec", *BESIDE}
+TORCH_FREE = {*FLOORS[0], *FLOORS[1], *BESIDE}
 TORCH_LOADERS = {"torch", "torchvision", "torchmetrics", "transformers", "accelerate"}
 LAZY = {"wandb", "datasets", "pandas", "pyarrow", "rich", "matplotlib", "plotly", "scipy", "sklearn", "transformers"}
 LAZY |= {"ray", "submitit", "jinja2", "huggingface_hub", "torchmetrics", "statsmodels", "tensorboard"}

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from altgrad.document import SpecError
+from altgrad.document import Document, SpecError
 from altgrad.matrix import Matrix, runs_of
 from altgrad.training import RunSpec
 
@@ -125,6 +125,16 @@ def test_assignments_for_all_runs_come_last() -> None:
     assert [(spec.steps, spec.optimizer.lr, spec.project) for _, spec in found] == [
         (50, 5e-4, "other"), (60, 5e-4, "other"),
     ]  # fmt: skip
+
+
+def test_a_base_may_be_spelt_out_in_the_matrix(tmp_path: Path) -> None:
+    own = Document.load(MATRICES / "quickstart.yaml").data
+    changes: dict[str, Any] = {"arms": {"a": {}, "b": {"set": {"steps": 60}}}, "seeds": [0, 1]}
+    assert runs_of(matrix(base=own, **changes), tmp_path, RunSpec) == runs_of(matrix(**changes), MATRICES, RunSpec)
+    text = "arms: {a: {set: {optimizer.lr: 1e-2}}}\nbase:\n  model: gpt\n  steps: many\n"
+    document = Document.parse(text, "m.yaml")
+    with pytest.raises(SpecError, match=r"^m.yaml:4:10 with arm=a, seed=0: steps is 'many'"):
+        runs_of(Matrix.check(document), tmp_path, RunSpec, document=document)
 
 
 @pytest.mark.parametrize("name", ["../up", "/etc", "a/b", ".hidden", "", "a\x00b", "n" * 61])

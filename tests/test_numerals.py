@@ -6,7 +6,19 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from altgrad.numerals import count_text, counted, duration, number, percent, rate_text, signed, significant, tick_text
+from altgrad.numerals import (
+    alike,
+    count_text,
+    counted,
+    duration,
+    number,
+    percent,
+    rate_text,
+    signed,
+    significant,
+    size_text,
+    tick_text,
+)
 
 
 @pytest.mark.parametrize(
@@ -91,3 +103,21 @@ def test_a_count_below_a_thousand_is_exact() -> None:
 )  # fmt: skip
 def test_a_report_writes_numbers_with_a_real_minus_and_a_dash_for_none(text: str, expected: str) -> None:
     assert text == expected
+
+
+def test_the_numbers_of_a_column_are_written_alike() -> None:
+    assert alike([1.8123, 12.25, None, math.nan]) == [" 1.812", "12.250", "     -", "   nan"]
+    assert alike([0.01, 0.0034]) == ["0.0100", "0.0034"]
+    assert alike([3e-4, 1.0]) == ["3.00e-04", "1.00e+00"]  # the smallest would lose its figures
+    assert alike([0.0, 0.0]) == ["0.0000", "0.0000"] and alike([]) == []
+
+
+@given(st.lists(st.one_of(st.none(), st.floats(1e-3, 1e5), st.just(0.0))))
+def test_columns_are_as_wide_everywhere_and_have_their_points_below_one_another(values: list[float | None]) -> None:
+    texts = alike(values)
+    assert len({len(text) for text in texts}) <= 1
+    assert len({text.index(".") for text in texts if "." in text}) <= 1
+
+
+def test_bytes_have_a_prefix_and_three_figures() -> None:
+    assert [size_text(n) for n in (0, 312, 8230, 28_200_000_000)] == ["0 B", "312 B", "8.23 kB", "28.2 GB"]

@@ -16,10 +16,11 @@ import json
 import os
 import shutil
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, NoReturn, TextIO
 
 from altgrad.display import Line, table_lines
+from altgrad.progress import aside, rest
 from altgrad.store import CheckpointError, LockedError
 from altgrad.store.files import DamagedError, spell_nonfinite
 
@@ -71,12 +72,13 @@ def say(line: str, stream: TextIO | None = None) -> bool:
     """
     target = sys.stdout if stream is None else stream
     try:
-        try:
-            target.write(line + "\n")
-        except UnicodeEncodeError:
-            encoding = target.encoding or "ascii"
-            target.write(line.encode(encoding, "replace").decode(encoding) + "\n")
-        target.flush()
+        with aside():
+            try:
+                target.write(line + "\n")
+            except UnicodeEncodeError:
+                encoding = target.encoding or "ascii"
+                target.write(line.encode(encoding, "replace").decode(encoding) + "\n")
+            target.flush()
     except (OSError, ValueError):  # a full disk counts as nobody; ValueError: the stream is closed already
         with contextlib.suppress(OSError, ValueError), open(os.devnull, "w") as nothing:
             os.dup2(nothing.fileno(), target.fileno())
@@ -88,8 +90,8 @@ def fail(message: str | ValueError, code: int = 1) -> NoReturn:
     """Say on stderr what is wrong, in one line (of a spec with several mistakes in one each), and leave with `code`;
     raises SystemExit.
 
-    Codes: 1 failed, 2 spec or usage, 3 environment, 4 diverged, 5 checkpoint unusable, 75 stopped by SIGTERM, 130
-    Ctrl-C.
+    Codes: 1 failed, 2 spec or usage, 3 environment, 4 diverged, 5 checkpoint unusable, 6 and 7 of `compare`, 75
+    stopped by SIGTERM, 130 Ctrl-C.
     """
     if first_process() or code != 2:  # of a mistake in the spec every rank would say the same
         for line in getattr(message, "lines", [str(message)]):  # a SpecError's; by name, since it loads YAML
@@ -136,10 +138,17 @@ def print_json(value: Any) -> None:
     say(json.dumps(spell_nonfinite(value), allow_nan=False, indent=1))
 
 
+def say_next(steps: Mapping[str, str]) -> None:
+    """After a command: those that are useful now, each with what it does."""
+    for number, (command, what) in enumerate(steps.items()):
+        say(f"{'next' if not number else '':4} {command}  ({what})")
+
+
 def picture(lines: Sequence[Line]) -> None:
     """Lines as they are: in colour on a terminal, plain in a pipe."""
     if interactive():
-        terminal().print(styled(lines))
+        with aside():
+            terminal().print(styled(lines))
     else:
         for line in lines:
             say(line.text.rstrip())
@@ -165,18 +174,6 @@ def styled(lines: Sequence[Line]) -> Any:
     return text
 
 
-def started_bar(label: str, total_bytes: int) -> Any:
-    """A started `rich.progress.Progress` on stderr with one task, which counts bytes; stopped, it leaves no trace."""
-    from rich.console import Console
-    from rich.progress import BarColumn, DownloadColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
-
-    columns = (TextColumn(label), BarColumn(), TaskProgressColumn(), DownloadColumn(), TimeRemainingColumn())
-    bar = Progress(*columns, console=Console(stderr=True), transient=True, auto_refresh=False)
-    bar.add_task(label, total=total_bytes)
-    bar.start()
-    return bar
-
-
 class Screen:
     """A patch of the terminal that is drawn over and over; what others print meanwhile goes above it.
 
@@ -191,6 +188,7 @@ class Screen:
         self._console = terminal() if console is None else console
         self._live = Live(console=self._console, auto_refresh=False, vertical_overflow="crop")
         self._shape = (*self.size, 0)
+        rest()
         self._live.start()
 
     @property
@@ -220,6 +218,11 @@ class Screen:
             text = f"{BEGIN_UPDATE}{text}{END_UPDATE}"
         self._console.file.write(text)
         self._console.file.flush()
+
+    def suspend(self, stopped: bool) -> None:
+        """The program is stopped by Ctrl-Z, or continued: the cursor is the shell's meanwhile."""
+        self._console.show_cursor(stopped)
+        self._shape = (0, 0, 0)  # what was drawn is above the shell's lines now
 
     def close(self) -> None:
         """Leave the last picture standing and give the cursor back; harmless when repeated."""

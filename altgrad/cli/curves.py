@@ -1,4 +1,4 @@
-"""A curve that forgets nothing sharp, and its picture in block characters.
+"""A curve that forgets nothing sharp, however many steps it has.
 
 A run has more steps than a window has columns. Averaging or skipping points hides what a person watches for: the
 one step where the loss jumped, the first NaN. So a point is an interval of steps with the lowest and the highest
@@ -14,10 +14,7 @@ from bisect import bisect_left
 from collections.abc import Sequence
 from typing import NamedTuple
 
-from altgrad.display import Line
-
 CAPACITY = 1024
-EIGHTHS = " ▁▂▃▄▅▆▇█"
 
 
 class Extent(NamedTuple):
@@ -71,22 +68,28 @@ class KeptCurve:
         else:
             self.points.append(point)
 
-    def columns(self, count: int) -> list[Extent]:
-        """The curve from its first step to its last as `count` intervals of equal length; empty without any point.
+    def columns(self, count: int, first: int | None = None, last: int | None = None) -> list[Extent | None]:
+        """The curve from step `first` to step `last` (its own where left out) as `count` intervals of equal length.
 
-        An interval without a point of its own (validation is rare) lies on the straight line between its neighbours.
+        An interval without a point of its own (validation is rare) lies on the straight line between its neighbours,
+        and is None before the first point and after the last. Empty without any point.
         """
         if not self.points or count < 1:
             return []
-        start = self.points[0].first
-        span = max(1, self.points[-1].last - start)
+        start = self.points[0].first if first is None else first
+        end = self.points[-1].last if last is None else last
         buckets: list[Extent | None] = [None] * count
         for point in self.points:
-            at = round((point.last - start) / span * (count - 1))
-            present = buckets[at]
-            buckets[at] = point if present is None else present.join(point)
+            if start <= point.last <= end:
+                at = round((point.last - start) / max(1, end - start) * (count - 1))
+                present = buckets[at]
+                buckets[at] = point if present is None else present.join(point)
         known = [i for i, bucket in enumerate(buckets) if bucket is not None]
-        return [bucket or _between(buckets, known, i) for i, bucket in enumerate(buckets)]
+        alone = len(self.points) == 1  # a single point is a level line
+        return [
+            bucket or (_between(buckets, known, i) if known and (alone or known[0] <= i <= known[-1]) else None)
+            for i, bucket in enumerate(buckets)
+        ]
 
 
 def _between(buckets: Sequence[Extent | None], known: Sequence[int], index: int) -> Extent:
@@ -107,56 +110,13 @@ def _between(buckets: Sequence[Extent | None], known: Sequence[int], index: int)
     return Extent(left.last, right.first, value, value)
 
 
-def extremes(columns: Sequence[Extent]) -> tuple[float, float] | None:
+def extremes(columns: Sequence[Extent | None]) -> tuple[float, float] | None:
     """Lowest and highest finite value on show, or None."""
-    low = min((column.low for column in columns), default=math.inf)
-    high = max((column.high for column in columns), default=-math.inf)
+    low = min((column.low for column in columns if column is not None), default=math.inf)
+    high = max((column.high for column in columns if column is not None), default=-math.inf)
     return (low, high) if low <= high else None
 
 
 def logarithmic(low: float, high: float) -> bool:
     """Whether the picture needs a logarithmic axis: all positive, and a spike would flatten all the rest (20 times)."""
     return low > 0 and high / low > 20
-
-
-def plot(columns: Sequence[Extent], rows: int, style: str = "cyan") -> list[Line]:
-    """The curve as `rows` lines of one character per column, highest row first.
-
-    An area: bright up to the lowest value in a column, dim from there to the highest, in eighths of a row, so one
-    row is a sparkline and several are a plot. The smallest value on show is one eighth high; `×` marks a column
-    that met NaN or Inf.
-    """
-    found = extremes(columns)
-    low, high = found or (0.0, 1.0)
-    bend = math.log if logarithmic(low, high) else float
-    bottom, span = bend(low), bend(high) - bend(low)
-    full = rows * 8
-
-    def level(value: float) -> int:
-        if math.isinf(value):
-            return 0
-        share = (bend(value) - bottom) / span if 0 < span < math.inf else 0.5
-        return 1 + round(share * (full - 1))
-
-    levels = [(level(column.low), level(column.high), column.broken) for column in columns]
-    return [_row(levels, floor, style) for floor in range(full - 8, -1, -8)]
-
-
-def _row(levels: Sequence[tuple[int, int, bool]], floor: int, style: str) -> Line:
-    """One row of a plot, from `floor` to `floor + 8` eighths; equal styles are joined, since each costs time to
-    draw.
-    """
-    spans: list[tuple[str, str]] = []
-    for low, high, broken in levels:
-        if broken and floor == 0:
-            piece = ("×", "bold red")
-        elif high <= floor:
-            piece = (" ", "")
-        else:
-            bright = low >= min(high, floor + 4)
-            piece = (EIGHTHS[min(8, high - floor)], style if bright else f"dim {style}")
-        if spans and spans[-1][1] == piece[1]:
-            spans[-1] = (spans[-1][0] + piece[0], piece[1])
-        else:
-            spans.append(piece)
-    return Line(tuple(spans))

@@ -9,16 +9,26 @@ from typing import Annotated
 
 import typer
 
-from altgrad.cli import console
-from altgrad.display import html_page
+from altgrad.cli import completion, console
+from altgrad.progress import progress
 from altgrad.store.files import write_atomic
 
 Target = Annotated[
     str,
-    typer.Argument(metavar="TARGET", help="A run, a checkpoint, a model (folder, .safetensors), or a run spec."),
+    typer.Argument(
+        metavar="TARGET",
+        help="A run, a checkpoint, a model (folder, .safetensors), or a run spec.",
+        autocompletion=completion.run_ids,
+    ),
 ]
 Formats = Annotated[
-    str | None, typer.Option("--formats", metavar="F,F", help="Formats to weigh.  [default: seven of 8 bits]")
+    str | None,
+    typer.Option(
+        "--formats",
+        metavar="F,F",
+        help="Formats to weigh.  [default: seven of 8 bits]",
+        autocompletion=completion.formats,
+    ),
 ]
 NoData = Annotated[
     bool, typer.Option("--no-data", help="Leave out activations and gradients, which take one step of the run.")
@@ -29,7 +39,12 @@ Replay = Annotated[
 ]
 Against = Annotated[
     str | None,
-    typer.Option("--against", metavar="RUN", help="Instead: where TARGET diverges from this run, and by which casts."),
+    typer.Option(
+        "--against",
+        metavar="RUN",
+        help="Instead: where TARGET diverges from this run, and by which casts.",
+        autocompletion=completion.run_ids,
+    ),
 ]
 Oracle = Annotated[
     bool,
@@ -50,7 +65,10 @@ PolicyOut = Annotated[
     ),
 ]
 Runs = Annotated[Path, typer.Option("--runs", metavar="DIR", help="The folder that holds all runs.")]
-Html = Annotated[Path | None, typer.Option("--html", metavar="FILE", help="Write the same page there, as HTML.")]
+Html = Annotated[
+    Path | None,
+    typer.Option("--html", metavar="FILE", help="Write a page of HTML: tables, a heat map, the policy to copy."),
+]
 Json = Annotated[bool, typer.Option("--json", help="Print JSON instead of text.")]
 
 
@@ -73,6 +91,7 @@ def diagnose(
     --replay and --against answer other questions about a run, by taking steps of it again; --oracle predicts
     the fraction of updates that change stored weights. See docs/DIAGNOSE.md.
     """
+    progress("loading torch")
     from altgrad.diagnosis.examination import diagnose as examine
     from altgrad.diagnosis.examination import is_spec
 
@@ -86,8 +105,7 @@ def diagnose(
         if policy_out is not None:
             write_atomic(policy_out, diagnosis.facts["advised_spec"].encode(), durable=False)
         if html is not None:
-            text = html_page(f"altgrad diagnose {diagnosis.facts['name']}", diagnosis.page(110))
-            write_atomic(html, text.encode(), durable=False)
+            write_atomic(html, diagnosis.html().encode(), durable=False)
         if as_json:
             console.print_json(diagnosis.facts)
             return

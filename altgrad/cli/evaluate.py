@@ -9,10 +9,16 @@ from typing import Annotated, Any, Literal
 
 import typer
 
-from altgrad.cli import console
+from altgrad.cli import completion, console
+from altgrad.progress import progress
 from altgrad.store import RunStore
 
-RunName = Annotated[str, typer.Argument(metavar="RUN", help="An id, its unique beginning, project/id, or a path.")]
+RunName = Annotated[
+    str,
+    typer.Argument(
+        metavar="RUN", help="An id, its unique beginning, project/id, or a path.", autocompletion=completion.run_ids
+    ),
+]
 Folder = Annotated[Path, typer.Option("--runs", metavar="DIR", help="The folder that holds all runs.")]
 
 
@@ -26,6 +32,7 @@ def evaluate(
     """Evaluate a run's latest checkpoint on a split: all its numbers and, for a classifier, each label's."""
     with console.one_line_errors():
         found = RunStore(runs).find(run)
+        progress("loading torch")
         from altgrad.training.evaluate import evaluate_run
 
         judged = evaluate_run(found, split, device)
@@ -56,7 +63,10 @@ def export(
     """Write a run of kind hf as a folder that Hugging Face's libraries load."""
     with console.one_line_errors():
         found = RunStore(runs).find(run)
+        progress("loading torch")
         from altgrad.training.trained_run import TrainedRun
+
+        progress("exporting")
 
         step = TrainedRun(found).export(out)
     if as_json:

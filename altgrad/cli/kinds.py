@@ -8,15 +8,18 @@ from typing import Annotated, Any
 
 import typer
 
-from altgrad.cli import console
+from altgrad.cli import completion, console
 from altgrad.cli.metrics_table import markdown
 from altgrad.display import Line
+from altgrad.progress import aside, progress
 
 
 def kinds(
     family: Annotated[
         str | None,
-        typer.Argument(help="Such as monitor, optimizer or storage; all if left out."),
+        typer.Argument(
+            help="Such as monitor, optimizer or storage; all if left out.", autocompletion=completion.families
+        ),
     ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")] = False,
     as_markdown: Annotated[
@@ -24,6 +27,7 @@ def kinds(
     ] = False,
 ) -> None:
     """List the kinds of a family (models, data sets, optimizers, monitors, ...) with their fields."""
+    progress("loading torch")
     from altgrad.spec.families import FAMILIES
     from altgrad.spec.families import family as members
     from altgrad.spec.messages import kind_meant
@@ -40,7 +44,8 @@ def kinds(
         return
     lines = [line for name, each in found.items() for line in _table(name, each)]
     if console.interactive():
-        console.terminal().print(console.styled(lines), soft_wrap=True)
+        with aside():
+            console.terminal().print(console.styled(lines), soft_wrap=True)
     else:
         for line in lines:
             console.say(line.text)

@@ -12,9 +12,13 @@ import typer
 
 from altgrad import __version__
 from altgrad.cli import console, formats, runs, schema
+from altgrad.cli.compare import compare
 from altgrad.cli.diagnose import diagnose
+from altgrad.cli.doctor import doctor
 from altgrad.cli.evaluate import evaluate, export
+from altgrad.cli.init import init
 from altgrad.cli.kinds import kinds
+from altgrad.cli.progress import shown
 from altgrad.cli.quantize_model import quantize_model
 from altgrad.cli.report import report
 from altgrad.cli.sweep import sweep
@@ -27,21 +31,23 @@ app = typer.Typer(
     cls=Commands,
     help="A wind tunnel for low-precision training: any ExMy format, any place a tensor enters it, watched bit by bit.",
     no_args_is_help=True,
-    add_completion=False,
     pretty_exceptions_enable=False,
     rich_markup_mode=None,  # rich is a third of what `--help` may take
     context_settings={"help_option_names": ["-h", "--help"]},
 )
+app.command()(init)
 app.command()(train)
 app.command()(sweep)
 app.command()(watch)
 app.command()(evaluate)
 app.command()(export)
 app.command("quantize-model")(quantize_model)
+app.command()(compare)
 app.command()(report)
 app.command()(diagnose)
 app.command()(sync)
 app.command()(kinds)
+app.command()(doctor)
 app.add_typer(runs.app, name="runs")
 app.add_typer(formats.app, name="formats")
 app.add_typer(schema.app, name="schema")
@@ -69,6 +75,7 @@ def options(
     if threading.current_thread() is threading.main_thread():
         before = signal.signal(signal.SIGTERM, _end)
         context.call_on_close(lambda: signal.signal(signal.SIGTERM, before))
+    context.with_resource(shown(f"altgrad {context.invoked_subcommand}"))
 
 
 def main() -> None:

@@ -2,8 +2,8 @@
 
 The panel draws in a thread of its own, at most four times a second and for at most a twentieth of the time: the
 training thread only drops a copy of its numbers into a queue. The thread sleeps while nothing arrives, but for one
-look every five seconds that keeps the clock true. Neither sink may ever be the reason that a run dies: if drawing
-fails, plain lines go on.
+look every second that keeps the clock true. Neither sink may ever be the reason that a run dies: if drawing
+fails, or `q` closes the panel, plain lines go on.
 
 Drawing inside `metrics` was the road not taken: the numbers of the last step before a long evaluation would stay
 invisible for as long as that takes.
@@ -22,15 +22,17 @@ from typing import TextIO
 
 from altgrad.cli import console
 from altgrad.cli.console import Screen
+from altgrad.cli.keys import Keys, ask_to_stop
 from altgrad.cli.picture import run_picture
 from altgrad.cli.run_view import Watched, in_short, in_words
 from altgrad.display import clean
 from altgrad.numerals import count_text, duration, number
+from altgrad.progress import listener
 from altgrad.store.runs import TEXT_SCORES
 
 REFRESH_SECONDS = 0.25
 DRAWING_SHARE = 0.05
-LOOK_SECONDS = 5.0
+LOOK_SECONDS = 1.0
 SMALLEST = (40, 6)
 
 
@@ -119,8 +121,9 @@ class RunPanel:
     """The live picture of a run in a terminal; `screen` and `watched` are for tests and onlookers.
 
     `scores` are the numbers that the validation split is judged by, the main one first; `references` are named values
-    of that one to compare with (`{"unigram": 4.47}`); `worse` is that of `Watched`. Always `close` it, in a `finally`:
-    the last picture then stays, with the cursor given back.
+    of that one to compare with (`{"unigram": 4.47}`); `worse` is that of `Watched`. `keys`: what may be pressed; `stop`
+    asks the run to end. Always `close` it, in a `finally`: the last picture then stays, with the cursor and the
+    terminal's own mode given back.
     """
 
     def __init__(
@@ -131,13 +134,19 @@ class RunPanel:
         screen: Screen | None = None,
         worse: Mapping[str, str] | None = None,
         scores: Sequence[str] = TEXT_SCORES,
+        keys: Sequence[tuple[str, str]] = (),
+        stop: Callable[[], None] = lambda: None,
     ) -> None:
         self.watched = Watched(title, steps, references, worse, scores=scores)
         self.heard = True
+        self._otherwise = listener()
         self._instead: PlainLines | None = None
         self._mail: SimpleQueue[Callable[[], None] | None] = SimpleQueue()
         self._closing = threading.Event()
+        self._stop, self._helping = stop, False
         self._screen = Screen() if screen is None else screen
+        self._keys = Keys(self.press, self._screen.suspend) if keys else None
+        self._shown = keys if self._keys is not None and (self._keys.heard or screen is not None) else ()
         self._thread = threading.Thread(target=self._draw_until_closed, name="altgrad-panel", daemon=True)
         self._thread.start()
         atexit.register(self.close)  # an exception that nobody caught must not leave the cursor hidden
@@ -150,6 +159,17 @@ class RunPanel:
     def event(self, step: int, event: str, message: str, **details: object) -> None:
         """Hand over an event."""
         self._mail.put(lambda: self._sink().event(step, event, message, **details))
+
+    def progress(self, phase: str, done: int, total: int) -> None:
+        """What the run is doing: a listener of `altgrad.progress`. Once the panel is closed, whoever listened hears."""
+        if self._instead is None:
+            self._mail.put(lambda: self.watched.progress(phase, done, total))
+        elif self._otherwise is not None:
+            self._otherwise(phase, done, total)
+
+    def press(self, key: str) -> None:
+        """A key was typed; from any thread."""
+        self._mail.put(lambda: self._pressed(key))
 
     def status(self, status: str) -> None:
         """Say how the run ended (`completed`, `diverged`, ...); for those who know it otherwise than by an event."""
@@ -167,8 +187,23 @@ class RunPanel:
         self._mail.put(None)
         self._thread.join(timeout=5)
         atexit.unregister(self.close)
+        if self._keys is not None:
+            self._keys.close()
         with contextlib.suppress(Exception):
             self._screen.close()
+
+    def _pressed(self, key: str) -> None:
+        what = dict(self._shown).get(key)
+        if self._instead is not None:
+            return
+        if what == "stop" and not self.watched.stopping:  # twice would not be graceful
+            self.watched.stopping = True
+            self._stop()
+        elif what == "detach":
+            self._go_on_with_lines("the panel is closed; training goes on")
+        elif what == "leave":
+            self.heard = False
+        self._helping = what == "help" and not self._helping
 
     def _sink(self) -> Watched | PlainLines:
         return self.watched if self._instead is None else self._instead
@@ -181,9 +216,11 @@ class RunPanel:
                 going = self._read_mail()
                 began = time.monotonic()
                 if self._instead is None:
-                    self._screen.show(run_picture(self.watched, *self._screen.size))
+                    keys = self._shown if not self._closing.is_set() else ()
+                    size = self._screen.size
+                    self._screen.show(run_picture(self.watched, *size, keys, helping=self._helping and bool(keys)))
             except Exception as error:  # whatever it is, a picture is not worth a run
-                self._give_up(error)
+                self._go_on_with_lines(f"the panel could not be drawn ({error}); plain lines go on")
             if going:
                 self._closing.wait(max(REFRESH_SECONDS, (time.monotonic() - began) / DRAWING_SHARE))
         if self._instead is not None:
@@ -202,12 +239,14 @@ class RunPanel:
             return False
         return True
 
-    def _give_up(self, error: Exception) -> None:
+    def _go_on_with_lines(self, why: str) -> None:
         with contextlib.suppress(Exception):
             self._screen.close()
+        if self._keys is not None:
+            self._keys.close()
         known = self.watched
         self._instead = PlainLines(known.title, known.steps, known.references, scores=known.scores)
-        self._instead.event(self.watched.step, "notice", f"the panel could not be drawn ({error}); plain lines go on")
+        self._instead.event(self.watched.step, "notice", why)
 
 
 class Warnings:
@@ -225,15 +264,22 @@ class Warnings:
         """Nothing is held."""
 
 
+KEYS = (("q", "detach"), ("s", "stop"), ("?", "help"))
+"""Of the process that trains."""
+WATCHING = (("q", "leave"), ("?", "help"))
+"""Of an onlooker."""
+
+
 def choose(
     title: str,
     steps: int,
     references: Mapping[str, float] | None = None,
     worse: Mapping[str, str] | None = None,
     scores: Sequence[str] = TEXT_SCORES,
+    keys: Sequence[tuple[str, str]] = KEYS,
 ) -> RunPanel | PlainLines:
     """The panel where a person looks at a terminal that can show it, plain lines everywhere else."""
     columns, rows = console.size()
     if console.interactive() and console.drawable() and columns >= SMALLEST[0] and rows >= SMALLEST[1]:
-        return RunPanel(title, steps, references, worse=worse, scores=scores)
+        return RunPanel(title, steps, references, worse=worse, scores=scores, keys=keys, stop=ask_to_stop)
     return PlainLines(title, steps, references, scores=scores)

@@ -1,11 +1,12 @@
 """The picture of a run: a pure function from what is known (`Watched`) and a size to lines of exactly that width.
 
 From 150 columns the parts stand side by side, below they stack; rows go to the parts that matter most first, so a
-window of 8 rows still shows progress, numbers and a sparkline. Boxes cost two rows a part, so small windows get
-rules instead.
+window of 8 rows still shows progress, numbers and a curve. Boxes cost two rows a part, so small windows get rules
+instead.
 
-No colour here judges a rate: whether 3 % of underflow is bad depends on the format. What does is among the events:
-alarms of monitors, and the symptoms that `altgrad diagnose` would find in the numbers so far.
+Colours say how bad something is, and the list of symptoms alone decides it, which `altgrad diagnose` reads as well:
+yellow for a value that would be a symptom if it lasted, for symptoms and warnings, red for alarms and for what is not
+finite, magenta for what an intervention did, green for what is well. All of it reads without colour, too.
 """
 
 from __future__ import annotations
@@ -14,18 +15,23 @@ import math
 import textwrap
 from collections.abc import Callable, Sequence
 
-from altgrad.cli.curves import KeptCurve, extremes, logarithmic, plot
+from altgrad.cli.chart import line_chart
 from altgrad.cli.layout import EMPTY, Rows, Want, apart, beside, block, share
 from altgrad.cli.run_view import PROMINENT, Happening, Watched, Worst, in_short, in_words
 from altgrad.display import Line, Part, shorten
 from altgrad.numerals import count_text, duration, number, percent
-from altgrad.symptoms import SLOTS
+from altgrad.symptoms import SLOTS, is_suspicious
 
 SIDE_BY_SIDE = 150
 ROWS_FOR_BOXES = 32
-LABEL = 8
 NAME, ENTRY = 36, 32
+ROWS_FOR_KEYS = 12
 SILENT_SECONDS = 30.0
+SEVERITY = {
+    "alarm": "bold red", "warning": "yellow", "symptom": "yellow", "intervention": "bold magenta", "completed": "green",
+}  # fmt: skip
+Keys = Sequence[tuple[str, str]]
+"""Keys that can be pressed, each with what it does in one word."""
 STATUS_STYLE = {
     "running": "green",
     "completed": "green",
@@ -47,32 +53,71 @@ PACE: tuple[tuple[str, str, Callable[[float], str]], ...] = (
 )
 
 
-def run_picture(watched: Watched, width: int, height: int) -> list[Line]:
-    """The picture in at most `height` rows, every one exactly `width` columns wide; any size from 1 x 1 is drawn."""
+def run_picture(watched: Watched, width: int, height: int, keys: Keys = (), *, helping: bool = False) -> list[Line]:
+    """The picture in at most `height` rows, every one exactly `width` columns wide; any size from 1 x 1 is drawn.
+
+    keys: those that work here. helping: explain them and the picture instead of its lower part.
+    """
     boxed = height >= ROWS_FOR_BOXES
     head = _head(watched, width - 4 if boxed else width)
+    hints = _hints(keys)
     if boxed:
-        head = block(Line.of((watched.title, "bold")), _status(watched), head[1:], width, 3, EMPTY)
-    rest = max(0, height - len(head))
-    body = _wide(watched, width, rest, boxed) if width >= SIDE_BY_SIDE else _narrow(watched, width, rest, boxed)
-    return [line.fit(width) for line in (head + body)[:height]]
+        head = block(Line.of((watched.title, "bold")), _status(watched), head[1:], width, 3, hints)
+    below = [hints] if keys and not boxed and height >= ROWS_FOR_KEYS else []
+    rest = max(0, height - len(head) - len(below))
+    if helping:
+        body = block(Line.of("help"), EMPTY, _help(keys, width - 4), width, rest, EMPTY if boxed else None)
+    else:
+        body = _wide(watched, width, rest, boxed) if width >= SIDE_BY_SIDE else _narrow(watched, width, rest, boxed)
+    return [line.fit(width) for line in (head + body + below)[:height]]
+
+
+def _hints(keys: Keys) -> Line:
+    return Line.of(*(part for key, what in keys for part in ((key, "bold"), (f" {what}  ", "dim"))))
+
+
+HELP = {
+    "detach": "close this panel; training goes on and prints lines",
+    "leave": "close this panel; the run goes on in its own process",
+    "stop": "save a checkpoint and stop, as Ctrl-C does; the same command continues",
+    "help": "this page; any key closes it",
+}
+
+
+def _help(keys: Keys, width: int) -> list[Line]:
+    rows = [(key, "bold", HELP[what]) for key, what in keys]
+    rows += [
+        ("curve", "cyan", "highest and lowest of what falls into a column; dimmed behind it: the twin"),
+        ("×", "bold red", "NaN or Inf in this column"),
+        ("12%", "yellow", "a symptom if it lasts; `altgrad diagnose RUN` says what to try"),
+        ("alarm", "bold red", "a monitor's limit was passed; with the step it first was"),
+        ("✓", "green", "a reference model is beaten"),
+    ]
+    lines = []
+    for name, style, text in rows:
+        first, *others = textwrap.wrap(text, max(20, width - 8)) or [""]
+        lines.append(Line.of((f"{name:<8}", style), first))
+        lines += [Line.of(" " * 8, other) for other in others]
+    return lines
 
 
 def _narrow(watched: Watched, width: int, height: int, boxed: bool) -> list[Line]:
     edges = 2 if boxed else 1
-    parts = [
-        _now(watched, edges, min(4, max(1, width // 19))),
-        _curve("train loss", watched.train, "cyan", Want(edges + 2, edges + 12, 3)),
-        _sites(watched, edges, 1),
-        _events(watched, Want(edges + 2, edges + 6, 1)),
-        _curve("validation loss", watched.validation, "magenta", Want(edges + 1, edges + 8, 2)),
-    ]
-    layers = _layers(watched, edges, width)
-    parts += [] if layers is None else [layers]
-    rows = share(height, [part.want for part in parts])
-    drawn = [part.draw(width, given, boxed) if given else [] for part, given in zip(parts, rows, strict=True)]
-    now, train, sites, events, validation, *more = drawn
-    return [*now, *train, *validation, *sites, *[line for part in more for line in part], *events]
+    parts = {
+        "now": _now(watched, edges, min(4, max(1, width // 19))),
+        "train": _curve("train", watched, "cyan", Want(edges + (5 if height >= 18 else 2), edges + 12, 3)),
+        "sites": _sites(watched, edges, 1),
+        "events": _events(watched, Want(edges + 2, edges + 6, 1)),
+        "validation": _curve("validation", watched, "magenta", Want(edges + 4, edges + 8, 2)),
+        "layers": _layers(watched, edges, width),
+    }
+    if not any(watched.worst(quantity) for quantity in ("underflow_rate", "saturation_rate", "nonfinite_count")):
+        parts["sites"] = None  # no rows of dashes where nothing is said of casts
+    wanted = {name: part for name, part in parts.items() if part is not None}
+    rows = dict(zip(wanted, share(height, [part.want for part in wanted.values()]), strict=True))
+    order = ("now", "train", "validation", "sites", "layers", "events")
+    drawn = [wanted[name].draw(width, rows[name], boxed) for name in order if rows.get(name)]
+    return [line for part in drawn for line in part]
 
 
 def _wide(watched: Watched, width: int, height: int, boxed: bool) -> list[Line]:
@@ -81,8 +126,8 @@ def _wide(watched: Watched, width: int, height: int, boxed: bool) -> list[Line]:
     table = max(100, width // 2 + 8)
     layers = _layers(watched, edges, table)
     now, sites = _now(watched, edges, 1), _sites(watched, edges, min(4, fits) if layers is None else 1)
-    train = _curve("train loss", watched.train, "cyan", Want(edges + 1, edges + 16, 3))
-    validation = _curve("validation loss", watched.validation, "magenta", train.want)
+    train = _curve("train", watched, "cyan", Want(edges + 1, edges + 20, 3))
+    validation = _curve("validation", watched, "magenta", train.want)
     more = 0 if layers is None else layers.want.most
     want = Want(sites.want.least, sites.want.most + more, sites.want.weight)
     upper, lower = share(height, [train.want, want])
@@ -108,8 +153,16 @@ def _status(watched: Watched) -> Line:
         parts += [("checkpoint ", "dim"), f"{watched.checkpoint}", ("  ", "")]
     if watched.status == "running" and watched.silence() > SILENT_SECONDS:
         parts += [(f"silent for {duration(watched.silence())}  ", "yellow")]
-    style = STATUS_STYLE.get(watched.status, "yellow")
-    return Line.of(*parts, ("● ", style), (watched.status, style))
+    if watched.stopping and watched.status == "running":
+        parts += [("stopping  ", "bold yellow")]
+    style, status = STATUS_STYLE.get(watched.status, "yellow"), watched.status
+    if watched.doing is not None and status == "running":
+        status, done, total = watched.doing
+        style = "cyan"
+        status += f" {done}/{total}" if total else f" {done}" if done else ""
+    elif watched.is_validating():
+        status, style = "validating", "cyan"
+    return Line.of(*parts, ("● ", style), (status, style))
 
 
 def _head(watched: Watched, width: int) -> list[Line]:
@@ -118,7 +171,7 @@ def _head(watched: Watched, width: int) -> list[Line]:
     if watched.status == "running":
         times += [("  ETA ", "dim"), duration(watched.remaining())]
     done = f" {100 * watched.share():5.1f}%  "
-    facts = Line.of((done, "bold"), f"{watched.step}", (f"/{watched.steps}  ", "dim"), *times)
+    facts = Line.of((done, "bold"), f"{watched.at}", (f"/{watched.steps}  ", "dim"), *times)
     room = width - facts.width
     bar = _bar(watched.share(), room) if room >= 4 else EMPTY
     return [apart(Line.of((watched.title, "bold")), _status(watched), width), bar.then(facts).fit(width)]
@@ -161,12 +214,12 @@ def _now(watched: Watched, edges: int, columns: int) -> Rows:
                 line = line.then(pair.fit(cell - 1)).then(Line.of(" "))
             lines.append(line)
         if references and in_one_row:
-            line = Line.of(("to compare  ", "dim"))
+            line = Line.of(("reference  ", "dim"))
             for reference in references:
                 line = line.then(reference).then(Line.of("   "))
             lines.append(line)
         elif references:
-            lines += [EMPTY, Line.of((f"{in_words(main)} to compare", "dim")), *references]
+            lines += [EMPTY, Line.of((f"reference {in_words(main)}", "dim")), *references]
         return lines[:height] if in_one_row else lines
 
     least = edges + rows_of_numbers + bool(references)
@@ -179,29 +232,24 @@ def _reference(name: str, value: float, reached: float | None) -> Line:
     return Line.of(*parts, (" ✓", "green")) if beaten else Line.of(*parts)
 
 
-def _curve(title: str, curve: KeptCurve, style: str, want: Want) -> Rows:
-    """A plot with its highest and lowest value at the left; the steps it spans are on the lower edge."""
-    points = curve.points
-    latest = "none yet" if curve.last is None else number(curve.last, 4)
-    foot = Line.of((f"step {points[0].first} to {points[-1].last}", "dim")) if points else EMPTY
+def _curve(part: str, watched: Watched, style: str, want: Want) -> Rows:
+    """A loss over steps, and behind it the twin's where the run has one."""
+    curve, twin = (watched.train if part == "train" else watched.validation), watched.twin[part]
+    known: list[Part] = [("waiting for the first value", "dim") if curve.last is None else _value(curve.last)]
+    if twin.last is not None:
+        known += [("  twin ", "dim"), number(twin.last, 4)]
 
     def rows(width: int, height: int) -> list[Line]:
-        columns = curve.columns(max(0, width - LABEL))
-        found = extremes(columns)
-        if not columns or height < 1:
-            return []
-        if len(points) == 1:
-            return [Line.of((f"{latest:>{LABEL - 1}} ", "dim"), ("the only value so far", "dim"))]
-        drawn = plot(columns, height, style)
-        labels = [""] * height
-        if found is not None:
-            labels[-1] = number(found[0])
-            labels[0] = number(found[1])
-            if height > 2 and logarithmic(*found):
-                labels[height // 2] = "log"
-        return [Line.of((f"{label:>{LABEL - 1}} ", "dim")).then(row) for label, row in zip(labels, drawn, strict=True)]
+        if len(curve.points) == 1:
+            return [Line.of((f"{number(curve.last or 0, 4):>7} ", "dim"), ("1 point", "dim"))][:height]
+        return line_chart(curve, twin if twin.points else None, style, width, height)
 
-    return Rows(Line.of(title), Line.of((latest, "bold")), want, rows, foot)
+    return Rows(Line.of(f"{part} loss", (", nats", "dim")), Line.of(*known), want, rows)
+
+
+def _value(value: float) -> Part:
+    """A loss as a number, red where it is none."""
+    return number(value, 4), "bold" if math.isfinite(value) else "bold red"
 
 
 def _sites(watched: Watched, edges: int, each: int) -> Rows:
@@ -211,6 +259,8 @@ def _sites(watched: Watched, edges: int, each: int) -> Rows:
     underflow, saturation = watched.worst("underflow_rate", each), watched.worst("saturation_rate", each)
     broken = watched.worst("nonfinite_count", 1)
     lost = [f"{worst.site}/{slot} ({count_text(worst.rate)})" for slot, found in broken.items() for worst in found]
+
+    told = {SLOTS[slot] for slot in {*underflow, *saturation}}
 
     def rows(width: int, height: int) -> list[Line]:
         lines = []
@@ -223,20 +273,25 @@ def _sites(watched: Watched, edges: int, each: int) -> Rows:
         lines.append(titles)
         previous = ""
         for slot, way in SLOTS.items():
+            if way == "optimizer" and told and way not in told:
+                continue  # stored weights are float32 masters
             left, right = underflow.get(slot), saturation.get(slot)
             for rank in range(max(1, min(each, max(len(left or ()), len(right or ()))))):
                 names = (way if way != previous else "", slot) if rank == 0 else ("", "")
                 line = Line.of((f"{names[0]:<10}", "dim"), f"{names[1]:<12}")
                 previous = way
-                lines.append(line.then(_rate(left, rank, half)).then(_rate(right, rank, half)))
+                for quantity, worst in (("underflow_rate", left), ("saturation_rate", right)):
+                    line = line.then(_rate(worst, rank, half, f"{slot}/{quantity}"))
+                lines.append(line)
         return lines
 
-    height = edges + 1 + len(SLOTS) * each + bool(lost)
-    return Rows(Line.of("casts"), EMPTY, Want(edges + 1 + len(SLOTS) + bool(lost), height, 1), rows)
+    shown = len(SLOTS) - 2 * bool(told and "optimizer" not in told)
+    least = edges + 1 + shown + bool(lost)
+    return Rows(Line.of("casts"), EMPTY, Want(least, least + shown * (each - 1), 1), rows)
 
 
-def _rate(found: Sequence[Worst] | None, rank: int, width: int) -> Line:
-    """`12.3% ▌    blocks.0.mlp.up`: the rate, a bar of it where there is room, and the site."""
+def _rate(found: Sequence[Worst] | None, rank: int, width: int, kind: str) -> Line:
+    """`12.3% ▌    blocks.0.mlp.up`: the rate, a bar of it where there is room, and the site. kind: `slot/quantity`."""
     if found is None:
         return Line.of(("–" if rank == 0 else "", "dim")).fit(width)
     if rank >= len(found):
@@ -248,7 +303,9 @@ def _rate(found: Sequence[Worst] | None, rank: int, width: int) -> Line:
         bar = ("█" * (eighths // 8) + " ▏▎▍▌▋▊▉"[eighths % 8].strip()).ljust(7)
     room = max(0, width - 8 - len(bar) - 1)
     site = shorten(worst.site.removesuffix(".weight"), room)
-    return Line.of((f"{percent(worst.rate):>7} ", "bold"), (bar, "cyan"), site).fit(width)
+    suspicious = is_suspicious(f"range/{worst.site}/{kind}", worst.rate)
+    styles = ("bold yellow", "yellow") if suspicious else ("bold", "cyan")
+    return Line.of((f"{percent(worst.rate):>7} ", styles[0]), (bar, styles[1]), site).fit(width)
 
 
 def _layers(watched: Watched, edges: int, width: int) -> Rows | None:
@@ -270,7 +327,9 @@ def _layers(watched: Watched, edges: int, width: int) -> Rows | None:
             line = Line.of(f"{kind} ", (f"{way} {quantity.replace('_', ' ')}", "dim")).fit(label)
             for one in worst:
                 site = shorten(one.site.removesuffix(".weight"), max(0, room - 11))
-                line = line.then(Line.of((f"{number(one.rate):>9} ", "bold"), site).fit(room))
+                suspicious = is_suspicious(f"{kind}/{one.site}/{quantity}", one.rate)
+                style = "bold yellow" if suspicious else "bold"
+                line = line.then(Line.of((f"{number(one.rate):>9} ", style), site).fit(room))
             lines.append(line)
         return lines[:height]
 
@@ -284,19 +343,20 @@ def _events(watched: Watched, want: Want) -> Rows:
 
     def rows(width: int, height: int) -> list[Line]:
         if not happenings:
-            return [Line.of(("no alarm", "dim"))]
+            return [Line.of(("none so far", "dim"))]
         most = 3 if height >= 6 else 1
         return [line for happening in happenings[:height] for line in _happening(happening, width, most)]
 
     told = [f"{times} {name}{'s' * (times > 1)}" for name, times in counts.items() if times]
     noted = ", ".join([*told, "latest first"]) if told else ""
-    return Rows(Line.of("events"), Line.of((noted, "bold yellow")), want, rows)
+    worst = next((SEVERITY[name] for name, times in counts.items() if times), "dim")
+    return Rows(Line.of("events"), Line.of((noted, worst)), want, rows)
 
 
 def _happening(happening: Happening, width: int, most: int) -> list[Line]:
     """Step, kind and message in at most `most` lines; the last is cut where that is not enough."""
     again = f"(×{happening.times}, last at {happening.last}) " if happening.times > 1 else ""
-    style = {"alarm": "bold yellow", "intervention": "bold magenta", "symptom": "yellow"}.get(happening.event, "dim")
+    style = SEVERITY.get(happening.event, "dim")
     start = Line.of((f"{happening.first:>7} ", "dim"), (f"{happening.event:<12} ", style))
     pieces = textwrap.wrap(again + happening.message, max(20, width - start.width)) if most > 1 else []
     if len(pieces) > most or not pieces:

@@ -1,41 +1,46 @@
-"""How a command waits for tokens: quietly for a second, then with a bar, or in a pipe with a line for every tenth.
+"""What a command shows while it works: the line of `altgrad.progress` on stderr, from the first second on.
 
-Everything goes to stderr, since stdout may be somebody's JSON. While tokens are being made there is no run that could
-be saved, so SIGTERM leaves at once with 75, the code of a run that it stops, and Ctrl-C with 130. Both unwind the
-builder, which takes away what it had half-built.
+Everything goes to stderr, since stdout may be somebody's JSON. While a run is prepared there is nothing that could be
+saved, so SIGTERM leaves at once with 75, the code of a run that it stops, and Ctrl-C with 130. Both unwind whoever
+builds a token cache, who takes away what was half-built.
 """
 
 import os
 import signal
 import sys
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from types import FrameType
-from typing import Any
 
 from altgrad.cli import console
-from altgrad.numerals import duration, number
-
-_QUIET_SECONDS, _REDRAW_SECONDS = 1.0, 0.1
+from altgrad.progress import StatusLine, heard_by, is_terminal, progress
 
 
 @contextmanager
-def tokenising() -> Iterator[Callable[[int, int], None]]:
-    """What to tell how the building of a token cache goes inside the block; shows nothing for under a second."""
-    if not _terminal():
+def shown(command: str) -> Iterator[StatusLine]:
+    """In the block whatever says how far it is is shown, after a second; before its first word the command's name."""
+    line = StatusLine()
+    try:
+        with heard_by(line.hear):
+            progress(command)
+            yield line
+    finally:
+        line.close()
+
+
+@contextmanager
+def preparing() -> Iterator[None]:
+    """In the block a request to stop ends the program at once: there is no run yet."""
+    if not is_terminal(sys.stderr):
         # The bars of these libraries come to a pipe as one endless line; both ask when they are first imported.
         for variable in ("HF_DATASETS_DISABLE_PROGRESS_BARS", "HF_HUB_DISABLE_PROGRESS_BARS"):
             os.environ.setdefault(variable, "1")
-    listener = ProgressListener()
     before = signal.signal(signal.SIGTERM, _leave)
     try:
-        yield listener.hear
+        yield
     except (KeyboardInterrupt, _Terminated) as request:
-        listener.close()
         console.fail("Stopped before the data was ready.", 75 if isinstance(request, _Terminated) else 130)
     finally:
-        listener.close()
         signal.signal(signal.SIGTERM, before)
 
 
@@ -45,41 +50,3 @@ class _Terminated(BaseException):
 
 def _leave(number: int, frame: FrameType | None) -> None:
     raise _Terminated
-
-
-def _terminal() -> bool:
-    return sys.stderr.isatty() and os.environ.get("TERM", "") != "dumb"
-
-
-class ProgressListener:
-    """Hears how many bytes of text are done and passes it on to whoever reads stderr."""
-
-    def __init__(self) -> None:
-        self._start = time.monotonic()
-        self._next = self._start + _QUIET_SECONDS
-        self._tenth = 0
-        self._bar: Any = None
-
-    def hear(self, done: int, total: int) -> None:
-        """`done` of `total` bytes. Called for every document, so it mostly does nothing."""
-        now = time.monotonic()
-        if now < self._next:
-            return
-        if _terminal():
-            self._next = now + _REDRAW_SECONDS
-            self._draw(done, total)
-        elif done * 10 // total > self._tenth:
-            self._tenth = done * 10 // total
-            elapsed = duration(now - self._start)
-            console.say(f"tokenising: {done / total:.0%} of {number(total)}B of text, {elapsed}", sys.stderr)
-
-    def close(self) -> None:
-        """Take the bar away; lines stand."""
-        if self._bar is not None:
-            self._bar.stop()
-            self._bar = None
-
-    def _draw(self, done: int, total: int) -> None:
-        if self._bar is None:
-            self._bar = console.started_bar("tokenising", total)
-        self._bar.update(self._bar.task_ids[0], completed=done, refresh=True)

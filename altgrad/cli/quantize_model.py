@@ -12,17 +12,27 @@ from typing import Annotated
 
 import typer
 
-from altgrad.cli import console
+from altgrad.cli import completion, console
+from altgrad.progress import progress
 
 
 def quantize_model(
     model: Annotated[
         Path,
-        typer.Argument(help="A Hugging Face folder, a .safetensors file, or a run.", metavar="MODEL"),
+        typer.Argument(
+            help="A Hugging Face folder, a .safetensors file, or a run.",
+            metavar="MODEL",
+            autocompletion=completion.run_ids,
+        ),
     ],
     formats: Annotated[
         list[str] | None,
-        typer.Option("--format", metavar="F", help="A format, such as e4m3fn, or all; repeatable. [default: all]"),
+        typer.Option(
+            "--format",
+            metavar="F",
+            help="A format, such as e4m3fn, or all; repeatable. [default: all]",
+            autocompletion=completion.formats,
+        ),
     ] = None,
     policy: Annotated[
         Path | None,
@@ -42,6 +52,7 @@ def quantize_model(
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON instead of tables.")] = False,
 ) -> None:
     """Quantise a model's weights: how well each format holds them, and with --out the codes as safetensors."""
+    progress("loading torch")
     from altgrad.conversion.saving import save_quantized
 
     with console.one_line_errors():

@@ -5,12 +5,17 @@ from typing import Annotated
 
 import typer
 
-from altgrad.cli.console import fail, interactive, one_line_errors, print_json, say, table
+from altgrad.cli import completion, console
+from altgrad.cli.console import fail, one_line_errors, print_json, say, table
 
 
 def report(
     project: Annotated[
-        str | None, typer.Option(help="The project whose runs are reported; needed unless --from is given.")
+        str | None,
+        typer.Option(
+            help="The project whose runs are reported; needed unless --from is given.",
+            autocompletion=completion.projects,
+        ),
     ] = None,
     runs: Annotated[Path, typer.Option("--runs", metavar="DIR", help="The folder that holds all runs.")] = Path("runs"),
     source: Annotated[
@@ -25,8 +30,8 @@ def report(
     out: Annotated[
         Path | None, typer.Option(metavar="DIR", help="Where the report goes; reports/<project> if left out.")
     ] = None,
-    static: Annotated[
-        bool, typer.Option("--static", help="report.html without any script: small, figures as SVG.")
+    interactive: Annotated[
+        bool, typer.Option("--interactive/--static", help="Figures by plotly.js (5 MB), or SVG without any script.")
     ] = False,
     tuning_seeds: Annotated[
         str | None,
@@ -35,6 +40,10 @@ def report(
     pair: Annotated[
         str, typer.Option(metavar="FIRST,SECOND", help="The two optimizers that the verdict compares.")
     ] = "adamw,manifold_adamw",
+    reference: Annotated[
+        str | None,
+        typer.Option(metavar="ARM", help="The arm to compare with, or a run of it; else the twin or the least cast."),
+    ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print the verdicts as JSON instead of text.")] = False,
 ) -> None:
     """Write a project's report: verdict with intervals, reasons and figures, as HTML, Markdown, LaTeX and data."""
@@ -43,23 +52,23 @@ def report(
     with one_line_errors():
         try:
             found = reports.report(
-                project, runs=runs, sources=source or (), out=out, static=static, tuning_seeds=_seeds(tuning_seeds),
-                pair=_pair(pair),
+                project, runs=runs, sources=source or (), out=out, interactive=interactive,
+                tuning_seeds=_seeds(tuning_seeds), pair=_pair(pair), reference=reference,
             )  # fmt: skip
         except ImportError as error:
             fail(str(error), 3)
     if as_json:
         print_json(found.data() | {"report": str(found.path)})
         return
-    say(found.counts)
     say(found.headline)
+    say(found.counts)
     if found.rows:
         say("")
         table(*found.rows)
         say("")
-    for line in found.doubts:
+    for line in found.notes:
         say(line)
-    say(f"report  {found.path.resolve().as_uri() if interactive() else found.path}")
+    say(f"report  {found.path.resolve().as_uri() if console.interactive() else found.path}")
 
 
 def _seeds(text: str | None) -> tuple[int, ...]:

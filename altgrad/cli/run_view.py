@@ -81,9 +81,19 @@ class Watched:
         self.scores = tuple(clean(name) for name in scores)
         """What the validation split is judged by beside the loss, the main number first."""
         self.step = 0
+        """The last step that brought numbers."""
+        self.at = 0
+        """Finished steps, as far as is known."""
         self.status = "running"
         self.train = KeptCurve()
         self.validation = KeptCurve()
+        self.twin = {"train": KeptCurve(), "validation": KeptCurve()}
+        """The losses of the run's twin, where it has one."""
+        self.doing: tuple[str, int, int] | None = None
+        """What the run does beside training, and how far it is with it: as `altgrad.progress` says."""
+        self.stopping = False
+        self.evaluate_every = 0
+        """Steps between two evaluations, for onlookers whom nobody tells what the run is doing; 0: unknown."""
         self.latest: dict[str, float] = {}
         self.checkpoint: int | None = None
         self._clock = clock
@@ -98,12 +108,14 @@ class Watched:
         self._heard = self._clock()
         if step < self.step:
             self._speed.clear()
-        self.step = step
+        self.step = self.at = step
         self.latest.update(values)
         self._examination.see({"step": step, **values})
-        for key, curve in (("train/loss", self.train), ("validation/loss", self.validation)):
-            if key in values:
-                curve.add(step, values[key])
+        for part, curve in (("train", self.train), ("validation", self.validation)):
+            if (loss := values.get(f"{part}/loss")) is not None:
+                curve.add(step, loss)
+                if (above := values.get(f"twin/{part}_loss_difference")) is not None:
+                    self.twin[part].add(step, loss - above)
         wall = values.get("time/wall_seconds", math.nan)
         if math.isfinite(wall):
             if self._speed and wall < self._speed[-1][1]:
@@ -132,7 +144,14 @@ class Watched:
             self.status = "running"
             self._speed.clear()
         elif event == "stopped":
-            self.status = clean(str(details.get("status", details.get("reason", "stopped"))))
+            self.status, self.doing = clean(str(details.get("status", details.get("reason", "stopped")))), None
+
+    def progress(self, phase: str, done: int, total: int) -> None:
+        """What the run is doing; a listener of `altgrad.progress`."""
+        self._heard = self._clock()
+        self.doing = None if phase == "training" else (clean(phase), done, total)
+        if phase == "training":
+            self.at = done
 
     def happenings(self) -> list[Happening]:
         """Alarms and interventions, latest first fired first; then symptoms, and everything else worth a line."""
@@ -180,6 +199,13 @@ class Watched:
         """Seconds since the run last said anything."""
         return max(0.0, self._clock() - self._heard)
 
+    def is_validating(self) -> bool:
+        """Whether the run is likely to, by what an onlooker knows: the step is one of those, and its loss not there."""
+        due = self.status == "running" and self.evaluate_every > 0 and self.step % self.evaluate_every == 0
+        return (
+            due and (not self.validation.points or self.validation.points[-1].last < self.step) and self.silence() > 1
+        )
+
     def hush(self, seconds: float) -> None:
         """The last word is `seconds` old already: how an onlooker who came late sets the clock right."""
         self._heard = self._clock() - seconds
@@ -204,4 +230,4 @@ class Watched:
 
     def share(self) -> float:
         """How much of the run is done, 0 to 1; a run of no steps is done."""
-        return min(1.0, max(0.0, self.step / self.steps)) if self.steps else 1.0
+        return min(1.0, max(0.0, self.at / self.steps)) if self.steps else 1.0

@@ -7,7 +7,9 @@ wrong, 3 the machine, 130 or 75 stopped.
 """
 
 import contextlib
+import shlex
 import signal
+import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -16,7 +18,8 @@ from typing import Annotated, Any, Literal
 import typer
 
 from altgrad.cli import console
-from altgrad.numerals import count_text, duration, number
+from altgrad.numerals import alike, count_text, duration
+from altgrad.progress import progress
 
 
 def sweep(
@@ -48,6 +51,7 @@ def sweep(
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object at the end alone.")] = False,
 ) -> None:
     """Train every run of a matrix. Rerun the same command to resume."""
+    progress("loading torch")
     from altgrad.cli.sweep_panel import choose
     from altgrad.sweeps import forecast, result
     from altgrad.sweeps.plan import make_plan
@@ -73,6 +77,7 @@ def sweep(
         console.print_json({"sweep": found.name, **found.totals, "runs": found.runs})
     else:
         _show_result(found)
+        console.say_next(_next_steps(found, runs, _typed(matrix)))
     if not found.finished:
         raise typer.Exit(75 if asked and asked[0] == signal.SIGTERM else 130)
     if found.totals["failed"]:
@@ -100,7 +105,24 @@ def _show_result(found: Any) -> None:
         console.say(f"{run['id']} failed: {run['reason']}")
     console.say(str(found))
     if failed:
-        console.say(f"`--rerun failed` hands the failed ones out again; their logs are in {found.logs}")
+        console.say(f"logs of the failed runs: {found.logs}")
+
+
+def _typed(matrix: Path) -> str:
+    """The command that was typed."""
+    words = sys.argv[1:] if sys.argv[1:2] == ["sweep"] else ["sweep", str(matrix)]
+    return shlex.join(["altgrad", *words])
+
+
+def _next_steps(found: Any, runs: Path, command: str) -> dict[str, str]:
+    """Commands that are useful now, with what each does."""
+    if not found.finished:
+        return {command: "continue"}
+    elsewhere = "" if runs == Path("runs") else f" --runs {shlex.quote(str(runs))}"
+    again = command if " --rerun" in command else f"{command} --rerun failed"
+    steps = {again: "retry the failed runs"} if found.totals["failed"] else {}
+    projects = dict.fromkeys(Path(run["path"]).parent.name for run in found.runs)
+    return steps | {f"altgrad report --project {name}{elsewhere}": "the comparison" for name in list(projects)[:2]}
 
 
 def _say_cancelled(name: str, stopped: int | None) -> None:
@@ -134,9 +156,10 @@ def _show_power(plan: Any, needs: Sequence[Any], margin: float, as_json: bool) -
         console.print_json({"sweep": plan.name, "margin": margin, "pairs": [asdict(found) for found in needs]})
         return
     header = ["arms", "pairs seen", "mean difference", "sd", "pairs needed", "at worst"]
+    means, deviations = alike([n.mean for n in needs]), alike([n.deviation for n in needs])
     rows = [
-        [f"{n.first} - {n.second}", str(n.pairs), number(n.mean), number(n.deviation), str(n.needed), str(n.at_worst)]
-        for n in needs
+        [f"{n.first} - {n.second}", str(n.pairs), mean, deviation, str(n.needed), str(n.at_worst)]
+        for n, mean, deviation in zip(needs, means, deviations, strict=True)
     ]
     console.table(header, rows)
     console.say(

@@ -10,16 +10,25 @@ from typing import Annotated, Any
 
 import typer
 
-from altgrad.cli import console
+from altgrad.cli import completion, console
+from altgrad.progress import progress
 from altgrad.store import RunStore
 
 
 def sync(
     names: Annotated[
         list[str] | None,
-        typer.Argument(metavar="[RUN]...", help="Ids, their beginnings, project/id, or paths.", show_default=False),
+        typer.Argument(
+            metavar="[RUN]...",
+            help="Ids, their beginnings, project/id, or paths.",
+            show_default=False,
+            autocompletion=completion.run_ids,
+        ),
     ] = None,
-    project: Annotated[str | None, typer.Option(help="Every run of this project that is not running.")] = None,
+    project: Annotated[
+        str | None,
+        typer.Option(help="Every run of this project that is not running.", autocompletion=completion.projects),
+    ] = None,
     to: Annotated[
         str | None,
         typer.Option(metavar="SINK", help="A kind of sink or YAML for one; left out: as the run's own `track` says."),
@@ -59,8 +68,9 @@ def _send(run: Any, sink: Any) -> bool:
     from altgrad.store.mirror import replay
 
     name = f"{run.project}/{run.id}"
+    progress(f"sending {name} to {sink.kind}")
     try:
-        where = replay(run, sink)
+        where = replay(run, sink, lambda step, last: progress(f"sending {name} to {sink.kind}", step, last))
     except (MirrorError, ValueError) as error:
         console.say(f"{name} -> {sink.kind}: {str(error).rstrip('.')}.", sys.stderr)
         return False

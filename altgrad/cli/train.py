@@ -5,6 +5,7 @@ same command continues a run that was stopped, because a run's folder is named a
 """
 
 import json
+import shlex
 import signal
 import sys
 from pathlib import Path
@@ -13,10 +14,11 @@ from typing import Annotated, Any, Literal
 import typer
 
 from altgrad.cli import console, panel
-from altgrad.cli.progress import tokenising
+from altgrad.cli.dry_run import show_casts
+from altgrad.cli.progress import preparing
 from altgrad.cli.run_view import in_words
 from altgrad.cli.watch import recall
-from altgrad.numerals import count_text
+from altgrad.progress import heard_by, listener, progress
 from altgrad.store.heartbeat import beating
 from altgrad.store.runs import TEXT_SCORES
 
@@ -58,15 +60,27 @@ def _check_and_train(
     spec: Path, sets: list[str], resume: str, dry_run: bool, device: str, runs: Path, as_json: bool, exact: bool
 ) -> None:
     _refuse_what_is_out_of_reach(spec, sets)
+    progress("loading torch")
     from altgrad.training.prepare import prepare
 
     with console.one_line_errors():
-        with tokenising() as progress:
-            prepared = prepare(spec, sets, device=device, exact=exact, notify=_notify, progress=progress)
+        with preparing():
+            prepared = prepare(spec, sets, device=device, exact=exact, notify=_notify)
         if dry_run:
             _describe(prepared, runs, as_json)
         else:
-            _train(prepared, runs, resume, as_json)
+            _train(prepared, runs, resume, as_json, again(spec, sets, device, runs))
+
+
+def again(spec: Path, sets: list[str], device: str, runs: Path) -> str:
+    """The command that resumes this run."""
+    words = ["altgrad", "train", str(spec), *(word for each in sets for word in ("--set", each))]
+    words += ([] if device == "auto" else ["--device", device]) + _elsewhere(runs)
+    return shlex.join(words)
+
+
+def _elsewhere(runs: Path) -> list[str]:
+    return [] if runs == Path("runs") else ["--runs", str(runs)]
 
 
 def _notify(line: str) -> None:
@@ -87,7 +101,7 @@ def _describe(prepared: Any, runs: Path, as_json: bool) -> None:
     if as_json:
         console.print_json(facts)
     else:
-        _show_casts(casts, stored, facts, f"{prepared.spec.steps} steps on {prepared.device}")
+        show_casts(casts, facts, f"{prepared.spec.steps:,} on {prepared.device}")
 
 
 def _refuse_what_is_out_of_reach(path: Path, sets: list[str]) -> None:
@@ -107,45 +121,27 @@ def _refuse_what_is_out_of_reach(path: Path, sets: list[str]) -> None:
         console.fail(document.error(("data", "source"), why), 2)
 
 
-def _show_casts(casts: list[dict[str, Any]], stored: dict[str, str], facts: dict[str, Any], place: str) -> None:
-    """The table of casts, and what the run takes. stored: parameters on a grid. facts: those of --json."""
-    header = ["layer", "forward: input", "weight", "grad_input: grad_output", "weight", "grad_weight: grad_output"]
-    header += ["input", "storage", "decided by"]
-    console.table(header, [[row["layer"], *row["slots"].values(), row["storage"], row["rule"]] for row in casts])
-    for name in sorted(stored.keys() - {row["weight"] for row in casts}):
-        console.say(f"{name} is stored {stored[name]}")
-    parameters, quantised, found = facts["parameters"], facts["quantised_parameters"], facts["estimate"]
-    console.say(
-        f"{parameters:,} parameters, {quantised:,} of them ({quantised / parameters:.1%}) are quantised; {place}"
-    )
-    console.say(
-        f"a step: {found['flops_per_step']:.3g} FLOPs over {found['tokens_per_step']:,} tokens, backward assumed to "
-        "cost 2 x forward"
-    )
-    parts = ("weights", "gradients", "storage", "optimizer", "casts", "monitors")
-    kept = ", ".join(f"{part} {_in_bytes(found[part])}" for part in parts)
-    console.say(f"bytes: {kept}; together {_in_bytes(found['total'])}, and activations")
-    if found["codes"]:
-        console.say(f"stored weights as codes: {_in_bytes(found['codes'])}")
-
-
-def _in_bytes(count: int) -> str:
-    """A number of bytes with three figures and a decimal prefix: `28.2 GB`, `312 B`."""
-    shown = count_text(count)
-    return f"{shown} B" if shown[-1].isdigit() else f"{shown[:-1]} {shown[-1]}B"
-
-
-def _train(prepared: Any, runs: Path, resume: str, as_json: bool) -> None:
+def _train(prepared: Any, runs: Path, resume: str, as_json: bool, command: str) -> None:
     from altgrad.training.trained_run import stop_politely
 
-    with stop_politely(signal.SIGTERM, signal.SIGINT) as request:
-        outcome = prepared.train(
-            runs,
-            resume,
-            sinks=lambda run: [_sink(prepared, run, as_json)],
-            interrupted=lambda: request.signal is not None,
-        )
+    shown: list[Any] = []
+
+    def sinks(run: Any) -> list[Any]:
+        shown.append(_sink(prepared, run, as_json))
+        return shown
+
+    def hear(phase: str, done: int, total: int) -> None:
+        """To the panel once there is one, before and else to the line of every command."""
+        to = shown[0].progress if shown and isinstance(shown[0], panel.RunPanel) else outer
+        if to is not None:
+            to(phase, done, total)
+
+    outer = listener()
+    with stop_politely(signal.SIGTERM, signal.SIGINT) as request, heard_by(hear):
+        outcome = prepared.train(runs, resume, sinks=sinks, interrupted=lambda: request.signal is not None)
     _finish(prepared, outcome, as_json)
+    if console.first_process() and not as_json:
+        console.say_next(_next_steps(outcome, shlex.join(_elsewhere(runs)), command))
     if outcome.status == "diverged":
         raise typer.Exit(4)
     if outcome.status == "interrupted":
@@ -180,6 +176,15 @@ def _finish(prepared: Any, outcome: Any, as_json: bool) -> None:
             console.say(f"validation {in_words(score)}  {found:.3f}{beside}")
         beside = ""
     console.say(f"run  {outcome.run.path}")
+
+
+def _next_steps(outcome: Any, elsewhere: str, command: str) -> dict[str, str]:
+    """Commands that are useful now, with what each does."""
+    name = f"{outcome.run.id} {elsewhere}".rstrip()
+    steps = {"altgrad diagnose " + name: "what its numbers say, and what to try"}
+    if outcome.status == "completed":
+        steps["altgrad evaluate " + name] = "its score on the test split"
+    return {command: "continue"} if outcome.status == "interrupted" else steps
 
 
 def _shown(scores: tuple[str, ...]) -> tuple[str, ...]:

@@ -15,8 +15,9 @@ from typing import Annotated
 
 import typer
 
-from altgrad.cli import console
-from altgrad.cli.panel import PlainLines, RunPanel, choose
+from altgrad.cli import completion, console
+from altgrad.cli.panel import WATCHING, PlainLines, RunPanel, choose
+from altgrad.progress import progress
 from altgrad.store.files import Tail
 from altgrad.store.runs import EVENTS, METRICS, Run, RunStore, recorded_scores
 from altgrad.store.tracker import Sink
@@ -80,13 +81,28 @@ def _is_number(value: object) -> bool:
     return isinstance(value, float) or (isinstance(value, int) and abs(value) < 1 << 1000)
 
 
+def _evaluate_every(run: Run) -> int:
+    """Steps between two evaluations of a run; 0 where its spec does not say."""
+    from altgrad.document import Document
+
+    found = Document.parse(run.spec_text(), str(run.path / "spec.yaml")).data.get("evaluate_every")
+    return found if isinstance(found, int) else 0
+
+
 def watch(
-    run: Annotated[str, typer.Argument(help="A run's id, `project/id`, the unique beginning of an id, or a path.")],
+    run: Annotated[
+        str,
+        typer.Argument(
+            help="A run's id, `project/id`, the unique beginning of an id, or a path.",
+            autocompletion=completion.run_ids,
+        ),
+    ],
     runs: Annotated[Path, typer.Option(help="The folder that holds all runs.")] = Path("runs"),
 ) -> None:
     """Watch a run that another process trains, until it ends. Ctrl-C leaves the run alone."""
     try:
         found = RunStore(runs).find(run)
+        progress(f"watching {found.id}")
         meta = found.meta()
         steps = meta.get("steps")
         references, worse = meta.get("references"), meta.get("worse")
@@ -96,7 +112,9 @@ def watch(
             references if isinstance(references, dict) else None,
             worse if isinstance(worse, dict) else None,
             recorded_scores(meta),
+            WATCHING,
         )
+        sink.watched.evaluate_every = _evaluate_every(found)
         try:
             status = follow(found, sink)
         finally:

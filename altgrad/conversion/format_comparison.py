@@ -7,9 +7,10 @@ import math
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-from altgrad.formats import FloatFormat
+from altgrad.formats import NumberFormat, parse_format
 from altgrad.measures.format_fit import fit_formats
 from altgrad.measures.reference_sample import DISTRIBUTIONS, reference_sample
+from altgrad.progress import progress
 from altgrad.training.weights import read_tensor
 
 MORE_IS_BETTER = {"sqnr_db": True, "underflow_rate": False, "saturation_rate": False, "code_utilisation": True}
@@ -18,14 +19,14 @@ Json = dict[str, Any]
 
 
 def compare_formats(
-    formats: Iterable[str | FloatFormat], *, dist: str | None = None, tensor: str | None = None
+    formats: Iterable[str | NumberFormat], *, dist: str | None = None, tensor: str | None = None
 ) -> list[Json]:
     """The figures of each input, as `altgrad formats compare --json` prints them.
 
     dist: names of distributions, by commas; all where nothing is asked for. tensor: FILE:NAME of a .safetensors file.
     ValueError for formats that no tensor can enter and for inputs that are not there.
     """
-    chosen = list(dict.fromkeys(FloatFormat.parse(str(name)) for name in formats))
+    chosen = list(dict.fromkeys(parse_format(str(name)) for name in formats))
     if dist is not None and tensor is not None:
         raise ValueError("--dist and --tensor name two different things to compare on; give one of them.")
     if tensor is None:
@@ -39,10 +40,14 @@ def compare_formats(
                 f"--tensor {tensor} names no tensor; write FILE:NAME, such as model.safetensors:embed.weight."
             )
         inputs = {name: read_tensor(path, name)}
-    return [_compared(name, values, chosen) for name, values in inputs.items()]
+    compared: list[Json] = []
+    for name, values in inputs.items():
+        progress(f"comparing formats on {name}", len(compared), len(inputs))
+        compared.append(_compared(name, values, chosen))
+    return compared
 
 
-def _compared(name: str, values: Any, formats: list[FloatFormat]) -> Json:
+def _compared(name: str, values: Any, formats: list[NumberFormat]) -> Json:
     fits: dict[str, Json] = {
         fmt: {scale: cast._asdict() for scale, cast in fit._asdict().items()}
         for fmt, fit in fit_formats(values, formats).items()

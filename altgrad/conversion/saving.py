@@ -40,6 +40,7 @@ from altgrad.measures.code_utilisation import code_histogram, code_utilisation
 from altgrad.measures.range import range_counts
 from altgrad.measures.sqnr import decibels, energies
 from altgrad.nn.policy import slot_text
+from altgrad.progress import progress
 from altgrad.quantize.chunks import ELEMENTS, cast_in_slabs, whole_scale
 from altgrad.quantize.codes import to_codes, to_storage
 from altgrad.quantize.packed import PackedWriter, PlannedTensor
@@ -119,7 +120,10 @@ def _added(totals: Totals, more: Totals) -> dict[str, float]:
 
 def _convert_all(conversions: Sequence[Conversion], weights: Weights, out: Path | None) -> list[dict[str, Any]]:
     """Every conversion's summary. One fills `out` itself, several fill a folder each in it, named after them."""
-    counted = {tensor.name: _nonfinite(tensor.load()) for tensor in weights.tensors}
+    counted = {}
+    for number, tensor in enumerate(weights.tensors):
+        progress("reading tensors", number, len(weights.tensors))
+        counted[tensor.name] = _nonfinite(tensor.load())
     if out is None:
         return [_convert(conversion, weights, None, counted) for conversion in conversions]
     _require_finite(weights, counted, {name for conversion in conversions for name in conversion.casts})
@@ -155,6 +159,7 @@ def _convert(
                         writer.begin(tensor.name)
                         writer.write(tensor.load())
                     continue
+                progress(f"casting to {conversion.name}", len(rows), len(conversion.casts))
                 row, totals = _cast(tensor, cast, writer)
                 rows.append({**row, **counted[tensor.name]})
                 # Of a tensor of zeros nothing can be lost: its NaN is that of 0/0, and no damage.

@@ -10,6 +10,7 @@ policy names the layers, output heads (HEADS, of `altgrad.nn.layers`) are left a
 """
 
 import os
+import re
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,7 +18,7 @@ from typing import Any
 
 from torch import nn
 
-from altgrad.formats import CATALOG, FloatFormat
+from altgrad.formats import CATALOG, NumberFormat, parse_format
 from altgrad.nn import PrecisionPolicy, QuantizedLayer
 from altgrad.nn.layers import EMBEDDINGS, HEADS, is_turned
 from altgrad.nn.names import literal, matches
@@ -33,7 +34,7 @@ _LONGEST_LIST = 10_000
 _CONV1D = {"c_attn", "c_proj", "c_fc", "q_attn"}
 
 Tree = dict[str, "Tree"]
-Formats = str | FloatFormat | Sequence[str | FloatFormat]
+Formats = str | NumberFormat | Sequence[str | NumberFormat]
 PolicyLike = PrecisionPolicy | Mapping[str, Any] | str | os.PathLike[str]
 
 
@@ -55,6 +56,9 @@ class TensorCast:
             return self.own
         rows = shape[0 if self.reduced == "last" else 1]
         return Quantizer(self.spec, f"{self.module}/weight", "weight", rows=rows, reduced=self.reduced)
+
+
+_TURNED = "weights at rest are cast as they lie, and forward.transform turns them first; leave that out."
 
 
 @dataclass(frozen=True)
@@ -97,6 +101,8 @@ class Source:
         by_layer: dict[nn.Module, TensorCast] = {}
         for name, layer in [] if self.model is None else self.model.named_modules():
             quantizer = layer.slot_casts.get(("forward", "weight")) if isinstance(layer, QuantizedLayer) else None
+            if quantizer is not None and "forward" in layer.transforms:
+                raise ValueError(f"{name}: {_TURNED}")
             if quantizer is not None:
                 by_layer[layer] = TensorCast(name, quantizer.spec, quantizer.reduced, quantizer)
         return self._under_all_names(by_layer)
@@ -127,22 +133,26 @@ class Conversion:
     casts: Mapping[str, TensorCast]
 
 
-def formats_named(names: Formats) -> list[FloatFormat]:
+def formats_named(names: Formats) -> list[NumberFormat]:
     """The formats, each once: names, by commas or in a list; `all` stands for the catalog. ValueError for one that no
     tensor can enter.
     """
-    listed = str(names).split(",") if isinstance(names, str | FloatFormat) else map(str, names)
+    # The commas of a table's values part no formats.
+    if isinstance(names, str):
+        listed = re.findall(r"(?:\[.*?\]|\{.*?\}|[^,])+", names)
+    else:
+        listed = [str(names)] if isinstance(names, NumberFormat) else list(map(str, names))
     spelled = [name.strip() for name in listed if name.strip()]
     if not spelled:
         raise ValueError(f"formats {names!r} names no format; write some, such as e4m3fn,e5m2.")
     spelled = [entry.name for entry in CATALOG] if "all" in spelled else spelled
-    formats = list(dict.fromkeys(map(FloatFormat.parse, spelled)))
+    formats = list(dict.fromkeys(map(parse_format, spelled)))
     for fmt in formats:
         fmt.require_tensor_domain()
     return formats
 
 
-def conversions_by_format(source: Source, formats: Iterable[FloatFormat], match: Sequence[str]) -> list[Conversion]:
+def conversions_by_format(source: Source, formats: Iterable[NumberFormat], match: Sequence[str]) -> list[Conversion]:
     """One for each format: the matrices whose module matches, or all but embeddings and heads.
 
     ValueError, naming what there is, if that is none of them.
@@ -215,7 +225,12 @@ def casts_by_name(
 
 
 def _weight_cast(decision: Decision) -> QuantizerSpec | None:
-    return None if decision.precision is None else decision.precision.slots["forward", "weight"]
+    if decision.precision is None:
+        return None
+    cast = decision.precision.slots["forward", "weight"]
+    if cast is not None and "forward" in decision.precision.transforms:
+        raise ValueError(f"{decision.name}: {_TURNED}")
+    return cast
 
 
 def _decisions(policy: PrecisionPolicy, skeleton: nn.Module) -> list[Decision]:

@@ -33,7 +33,7 @@ from torch import Tensor
 
 from altgrad.spec import Kind
 
-__all__ = ["IGNORED", "PADDING", "SPLITS", "Answers", "Batch", "Dataset", "DatasetSpec", "Evaluator"]
+__all__ = ["IGNORED", "PADDING", "SPLITS", "Answers", "Batch", "Batches", "Dataset", "DatasetSpec", "Evaluator"]
 
 SPLITS = ("train", "validation", "test")
 """The names of splits, everywhere."""
@@ -67,6 +67,20 @@ class Batch:
     def to(self, device: torch.device | str) -> "Batch":
         """The same batch on `device`."""
         return Batch(self.inputs.to(device), self.targets.to(device))
+
+
+class Batches(Iterator[Batch]):
+    """Batches of which it is known how many there are: `operator.length_hint` says how many are left."""
+
+    def __init__(self, count: int, batches: Iterator[Batch]) -> None:
+        self._left, self._batches = count, batches
+
+    def __next__(self) -> Batch:
+        self._left -= 1
+        return next(self._batches)
+
+    def __length_hint__(self) -> int:
+        return max(0, self._left)
 
 
 class Evaluator(ABC):

@@ -34,6 +34,7 @@ from altgrad.data.dataset import (
     PADDING,
     Answers,
     Batch,
+    Batches,
     Dataset,
     DatasetSpec,
     Evaluator,
@@ -169,7 +170,7 @@ class Labels(Dataset):
         if not self._encoded.get(split):
             known = ", ".join(name for name, rows in self._encoded.items() if rows)
             raise ValueError(f"{self._source} has no rows for {split}; it has {known}.")
-        return self._evaluation(split)
+        return Batches(-(-len(self._lengths[split]) // self._rows), self._evaluation(split))
 
     def _evaluation(self, split: str) -> Iterator[Batch]:
         order = np.argsort(self._lengths[split], kind="stable")

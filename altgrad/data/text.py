@@ -31,7 +31,16 @@ from torch import Tensor
 from torch.nn import functional
 
 from altgrad.data.bad_rows import BadRows, BadRowsSetting
-from altgrad.data.dataset import IGNORED, Batch, Dataset, DatasetSpec, Evaluator, mixed_bits, visiting_order
+from altgrad.data.dataset import (
+    IGNORED,
+    Batch,
+    Batches,
+    Dataset,
+    DatasetSpec,
+    Evaluator,
+    mixed_bits,
+    visiting_order,
+)
 from altgrad.data.documents import SAMPLE, Corpus, FileCorpus, locate
 from altgrad.data.hub import Hub, SourceSetting, read_hub
 from altgrad.data.tokenizer import TokenizerSetting
@@ -124,7 +133,8 @@ class Text(Dataset):
         """Batches of `[batch_size, context]` over the split's ring; targets beyond its end are `IGNORED`."""
         if split not in self._rings:
             raise ValueError(f"{self._origin['source']} has no text for {split}; it has {', '.join(self._rings)}.")
-        return self._evaluation(split)
+        count = -(-len(self._rings[split]) // (self._rows * self._context))
+        return Batches(count, self._evaluation(split))
 
     def _evaluation(self, split: str) -> Iterator[Batch]:
         ring = len(self._rings[split])

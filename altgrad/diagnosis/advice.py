@@ -20,11 +20,12 @@ from typing import Any
 import yaml
 
 from altgrad.diagnosis.samples import LayerSample
-from altgrad.formats import FloatFormat
+from altgrad.formats import NumberFormat, parse_format
 from altgrad.measures.format_fit import FormatFit
 from altgrad.measures.value_histogram import fit_histogram
 from altgrad.nn.names import literal, matches
 from altgrad.nn.policy import Operand
+from altgrad.progress import progress
 from altgrad.spec.ranking import badness
 
 DEPLOYED = ("e4m3fn", "e5m2")
@@ -51,7 +52,7 @@ class Advice:
 
 
 def advise(
-    samples: Iterable[LayerSample], formats: Sequence[FloatFormat], stored: Collection[str] = ()
+    samples: Iterable[LayerSample], formats: Sequence[NumberFormat], stored: Collection[str] = ()
 ) -> list[Advice]:
     """Advice for every operand that was sampled; operands without a finite value, or all zero, are left out.
 
@@ -59,7 +60,9 @@ def advise(
     (e0m7 is e1m6's) does nothing and any other rounds a second time, though to the measure the first looks perfect.
     """
     found = []
-    for sample in samples:
+    samples = list(samples)
+    for number, sample in enumerate(samples):
+        progress("weighing formats", number, len(samples))
         for operand, values in sample.operands.items():
             if values.amax == 0 or (operand == "weight" and sample.layer in stored):
                 continue
@@ -78,7 +81,7 @@ def best_format(fits: Mapping[str, FormatFit]) -> str:
     best = min((at_amax[name].sqnr_db for name in kept), key=lambda sqnr: badness(sqnr, "lower"))
     as_good = [name for name in kept if not at_amax[name].sqnr_db < best - AS_GOOD_DB]
     order = list(fits)
-    return min(as_good, key=lambda name: (name not in DEPLOYED, FloatFormat.parse(name).bits, order.index(name)))
+    return min(as_good, key=lambda name: (name not in DEPLOYED, parse_format(name).bits, order.index(name)))
 
 
 def _rule(name: str, operand: Operand, fit: FormatFit) -> str | Mapping[str, Any]:

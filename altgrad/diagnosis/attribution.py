@@ -40,6 +40,7 @@ from altgrad.diagnosis.sites import Errors, Held, Recorded, casts_as, operands_s
 from altgrad.diagnosis.variants import TakenStep, take_step
 from altgrad.nn import QuantizedLayer, casts_off, weight_names
 from altgrad.nn.layers import is_turned
+from altgrad.progress import progress
 from altgrad.training.restore import Restored
 
 BATCHES = 8
@@ -133,8 +134,9 @@ def attribution(restored: Restored, step: Step | None = None, *, at: float = 1.0
             g_dot = (ahead[name][number][1] - behind[name][number][1]) / (2 * h)
             held = _Operands(layer, point, number, x, g)
             for slot in slots:
-                loss += _dot(held.loss(slot), eps)
-                share += _dot(held.along(slot, x_dot, g_dot, direction), eps)
+                own = held.in_place(slot, site, eps)
+                loss += _dot(held.loss(slot), own)
+                share += _dot(held.along(slot, x_dot, g_dot, direction), own)
         found.append(Attribution(site, formats[site], loss / scale, share / size / scale))
     return found
 
@@ -144,7 +146,10 @@ def mean_attribution(restored: Restored, batches: int = BATCHES) -> list[Attribu
 
     ValueError for a run that casts nothing.
     """
-    each = [attribution(replace(restored, ahead=number)) for number in range(batches)]
+    each = []
+    for number in range(batches):
+        progress("attributing the error to casts", number, batches)
+        each.append(attribution(replace(restored, ahead=number)))
     return [
         replace(rows[0], loss=fmean(row.loss for row in rows), share=fmean(row.share for row in rows))
         for rows in zip(*each, strict=True)
@@ -162,8 +167,22 @@ class _Operands:
         quantizer = self._layer.slot_casts.get(slot)
         if quantizer is None:
             return x
-        error = self._errors[quantizer.site][self._number][0]
-        return x + (_turned(self._layer, error) if slot[1] == "weight" else error)
+        sites = [quantizer.site]
+        if quantizer.spec.source != "original":  # on top of the error that forward's cast made
+            sites.append(self._layer.slot_casts["forward", slot[1]].site)
+        for site in sites:
+            error = self.in_place(slot, site, self._errors[site][self._number][0])
+            x = x + (_turned(self._layer, error) if slot[1] == "weight" else error)
+        return x
+
+    def in_place(self, slot: Any, site: str, error: Tensor) -> Tensor:
+        """The error of a site in an operand, among the operand's own elements: turned back where it was turned."""
+        quantizer = self._layer.slot_casts[slot]
+        if quantizer.site == site:
+            error = self._layer.turned_back(error, slot, self._number)
+        if quantizer.site != site or quantizer.spec.source == "forward_rotated":
+            error = self._layer.turned_back(error, ("forward", slot[1]), self._number)
+        return error
 
     def loss(self, slot: Any) -> Tensor | None:
         """dL / d(the slot's operand); None for operands that the loss does not see."""

@@ -24,10 +24,12 @@ from altgrad.diagnosis.sites import Slot, quantised_layers, slots_as
 from altgrad.diagnosis.variants import TakenStep, take_step
 from altgrad.nn import QuantizedLayer
 from altgrad.nn.layers import is_plain
-from altgrad.nn.linear import make_casts
-from altgrad.nn.policy import LayerPrecision
+from altgrad.nn.linear import make_casts, make_transforms
+from altgrad.nn.policy import LayerPrecision, Product
 from altgrad.nn.surgery import install
+from altgrad.progress import progress
 from altgrad.quantize import Quantizer
+from altgrad.quantize.transform import Transform
 from altgrad.store import Run, RunStore
 from altgrad.training import RunSpec
 from altgrad.training.restore import Restored, restore
@@ -148,26 +150,38 @@ class _Replay:
             if precision.casts() and is_plain(layer):
                 install(layer, LayerPrecision(dict.fromkeys(precision.slots)), name, seed)
         self._reference: dict[str, dict[Slot, Quantizer]] = {}
+        self._turning: dict[str, dict[Product, Transform]] = {}
         differing: dict[str, None] = {}
         for name, layer in quantised_layers(model).items():
             theirs = precisions.get(name) or LayerPrecision({})
             made = make_casts(layer, theirs, name, seed)
             self._reference[name] = {slot: q.train() for q, slots in made.values() for slot in slots}
+            self._turning[name] = make_transforms(layer, theirs, name, seed)
             for slot, spec in layer.precision.slots.items():
-                if spec != theirs.slots.get(slot):
+                turned, instead = (each.transforms.get(slot[0]) for each in (layer.precision, theirs))
+                if spec != theirs.slots.get(slot) or turned != instead:
                     differing[f"{name}/{slot[1]}"] = None
         self.differing = list(differing)
 
     def taken(self, sites: Sequence[str]) -> TakenStep:
-        """The step with the suspect's casts at these operands; counts as one replay."""
+        """The step with the suspect's casts at these operands; counts as one replay.
+
+        A product whose transforms differ has the suspect's as soon as one of its operands has.
+        """
         self.count += 1
+        progress("replaying the step with other casts", self.count)
         chosen = set(sites)
 
         def slots(name: str, layer: QuantizedLayer) -> dict[Slot, Any]:
             theirs = {s: q for s, q in self._reference[name].items() if f"{name}/{s[1]}" not in chosen}
             return theirs | {s: q for s, q in layer.slot_casts.items() if f"{name}/{s[1]}" in chosen}
 
-        with slots_as(self.restored.model, slots):
+        def turning(name: str, layer: QuantizedLayer) -> dict[Product, Transform]:
+            own = {its for its, operand in layer.precision.slots if f"{name}/{operand}" in chosen}
+            theirs = {its: turns for its, turns in self._turning[name].items() if its not in own}
+            return theirs | {its: turns for its, turns in layer.transforms.items() if its in own}
+
+        with slots_as(self.restored.model, slots, turning):
             return take_step(self.restored)
 
     def deviation(self, taken: TakenStep, sound: TakenStep) -> float:

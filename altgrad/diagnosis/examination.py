@@ -25,22 +25,24 @@ from altgrad.diagnosis.bisection import bisect, require_alike, siblings_of
 from altgrad.diagnosis.departure import departure
 from altgrad.diagnosis.findings import ailments
 from altgrad.diagnosis.forecasts import STEPS, forecast_variants
+from altgrad.diagnosis.html_page import html_page
 from altgrad.diagnosis.page import page
 from altgrad.diagnosis.samples import linear_layers, stored_samples, trained_samples
 from altgrad.diagnosis.variants import variants
 from altgrad.diagnosis.weights import WeightPicture, stored_pictures, trained_pictures
 from altgrad.display import Line, html_lines
-from altgrad.formats import FloatFormat
+from altgrad.formats import NumberFormat
 from altgrad.interventions import InterventionSpec
 from altgrad.nn import ALONE, PrecisionPolicy
 from altgrad.nn.layers import is_layer
 from altgrad.nn.names import matches
+from altgrad.progress import progress
 from altgrad.spec import LocatedError
 from altgrad.store import Run, RunStore
 from altgrad.symptoms import fitting_remedies
 from altgrad.training import RunSpec
 from altgrad.training.prepare import fit
-from altgrad.training.restore import Restored, located, restore
+from altgrad.training.restore import Restored, located, read_data, restore
 
 Json = dict[str, Any]
 POOLERS = "*pooler.dense"
@@ -95,6 +97,10 @@ class Diagnosis:
     def page(self, width: int = 120) -> list[Line]:
         """The page that the command line draws, no line wider than `width` columns (at least 60)."""
         return page(self.facts, width)
+
+    def html(self) -> str:
+        """The same as a page of HTML: tables, a heat map of formats by layer, the policy to copy."""
+        return html_page(self.facts)
 
     def __repr__(self) -> str:
         return "\n".join(line.text.rstrip() for line in self.page())
@@ -181,8 +187,9 @@ def _name(target: Target) -> str:
     return os.fspath(target if isinstance(target, str | os.PathLike) else target.path)
 
 
-def _run(restored: Restored, formats: Sequence[FloatFormat], data: bool) -> Json:
+def _run(restored: Restored, formats: Sequence[NumberFormat], data: bool) -> Json:
     run, model = restored.run, restored.model
+    progress("reading the run's numbers")
     sick = ailments(run)
     stored = {name.removesuffix(".weight") for name, _, _ in restored.state.optimizer.grids()}
     advice = advise(trained_samples(restored, data=data), formats, stored)
@@ -204,7 +211,7 @@ def _run(restored: Restored, formats: Sequence[FloatFormat], data: bool) -> Json
     }  # fmt: skip
 
 
-def _model(source: Source, formats: Sequence[FloatFormat]) -> Json:
+def _model(source: Source, formats: Sequence[NumberFormat]) -> Json:
     casts = (conversion_of_quantised(source) or conversions_by_format(source, formats[:1], ())[0]).casts
     tensors = source.weights.tensors
     layers = [
@@ -223,7 +230,7 @@ def _model(source: Source, formats: Sequence[FloatFormat]) -> Json:
     }  # fmt: skip
 
 
-def _replayed(restored: Restored, formats: Sequence[FloatFormat]) -> Json:
+def _replayed(restored: Restored, formats: Sequence[NumberFormat]) -> Json:
     """The run's next step under other casts, and the share of the error that each of its own makes."""
     run = restored.run
     return {
@@ -238,6 +245,7 @@ def _against(suspect: Run, reference: Run) -> Json:
     """Where the suspect diverges from the reference, and the casts that make the difference."""
     specs = [RunSpec.parse(run.spec_text(), str(run.path / "spec.yaml")) for run in (reference, suspect)]
     require_alike(*specs)
+    progress("comparing losses")
     family = [run.metrics(_LOSS) for run in siblings_of(reference)]
     parting = departure(reference.metrics(_LOSS), suspect.metrics(_LOSS), family)
     with threads(specs[1].threads):
@@ -254,7 +262,7 @@ def _forecast(spec: RunSpec, name: str, formats: Formats | None, target: float, 
     weighed = formats_named(FORECAST_FORMATS if formats is None else formats)
     spec = spec.model_copy(update={"engine": "eager"})
     with threads(spec.threads):
-        dataset = spec.data.build(spec.seed, spec.model.context)
+        dataset = read_data(spec)
         own, others = forecast_variants(spec, dataset, weighed, target, calibrated=calibrated)
     return {
         "name": name, "kind": "oracle", "path": name, "step": None, "target": target, "calibrated": calibrated,

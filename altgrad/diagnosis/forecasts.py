@@ -10,6 +10,7 @@ better than white noise (docs/ORACLE.md, `shared`).
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import product
 from typing import Any, cast
 
 import torch
@@ -19,11 +20,12 @@ from altgrad.data.dataset import Dataset
 from altgrad.diagnosis.oracle import Drawn, rehearse, require_target, smallest_lr
 from altgrad.diagnosis.samples import linear_layers
 from altgrad.diagnosis.signals import calibrate
-from altgrad.formats import FloatFormat
+from altgrad.formats import NumberFormat
 from altgrad.nn import PrecisionPolicy, weight_names
 from altgrad.nn.names import literal
 from altgrad.optim.optimizer import OptimizerSpec
 from altgrad.optim.storage import Storage
+from altgrad.progress import progress
 from altgrad.training import RunSpec
 from altgrad.training.state import TrainState
 
@@ -45,7 +47,7 @@ class VariantForecast:
 
 
 def forecast_variants(
-    spec: RunSpec, dataset: Dataset, formats: Sequence[FloatFormat], target: float, *, calibrated: bool = False
+    spec: RunSpec, dataset: Dataset, formats: Sequence[NumberFormat], target: float, *, calibrated: bool = False
 ) -> tuple[VariantForecast | None, list[VariantForecast]]:
     """The spec as it is (None where none of its weights has a grid), and its variants.
 
@@ -56,6 +58,7 @@ def forecast_variants(
     own = TrainState.build(spec, dataset, torch.device("cpu"))
     names = [name for name, _, _ in own.optimizer.grids()]
     drawn = Drawn()
+    progress("rehearsing the spec")
     found = _forecast(spec, own.model, target, data, ("as the spec", "as the spec"), drawn) if names else None
     # Interventions act on what a run has become, and a rehearsal has no losses; some want casts that no variant has.
     plain = spec.model_copy(update={"precision": PrecisionPolicy(), "storage": (), "monitors": (), "interventions": ()})
@@ -63,15 +66,13 @@ def forecast_variants(
     model = TrainState.build(plain.model_copy(update={"optimizer": any_rule}), dataset, torch.device("cpu")).model
     weights = weight_names(model)
     names = names or list(dict.fromkeys(weights[name] for name in linear_layers(model) if name in weights))
-    each = []
-    for optimizer in _optimizers(spec.optimizer):
-        if _lands_on_rungs(optimizer):
-            continue
-        for fmt in formats:
-            for kind in STORAGES:
-                rules = tuple(_kept(name, kind, fmt) for name in names)
-                variant = plain.model_copy(update={"storage": rules, "optimizer": optimizer})
-                each.append(_forecast(variant, model, target, data, (str(fmt), kind), drawn))
+    optimizers = [each for each in _optimizers(spec.optimizer) if not _lands_on_rungs(each)]
+    each: list[VariantForecast] = []
+    for optimizer, fmt, kind in product(optimizers, formats, STORAGES):
+        progress("rehearsing variants", len(each), len(optimizers) * len(formats) * len(STORAGES))
+        rules = tuple(_kept(name, kind, fmt) for name in names)
+        variant = plain.model_copy(update={"storage": rules, "optimizer": optimizer})
+        each.append(_forecast(variant, model, target, data, (str(fmt), kind), drawn))
     return found, each
 
 
@@ -99,5 +100,5 @@ def _lands_on_rungs(optimizer: OptimizerSpec) -> bool:
     return optimizer.tree().get("landing") == "index"
 
 
-def _kept(name: str, kind: str, fmt: FloatFormat) -> Storage:
+def _kept(name: str, kind: str, fmt: NumberFormat) -> Storage:
     return Storage.made_from(cast(Any, {"match": literal(name), "kind": kind, "format": str(fmt)}))

@@ -1,4 +1,4 @@
-"""The page of a Diagnosis: lines of styled text from its facts.
+"""The page of a Diagnosis: lines of styled text from its facts, and the tables that the HTML page has, too.
 
 Layers of one kind (the same name but for its numbers) share a row with their median, so that the page of a large model
 is as long as that of a small one; the facts have every layer. A row is never wider than the window: names are shortened
@@ -9,7 +9,7 @@ import math
 import statistics
 import textwrap
 from collections.abc import Callable, Hashable, Iterable, Sequence
-from typing import Any, TypeVar
+from typing import Any, TypeAlias, TypeVar
 
 from altgrad.diagnosis.advice import layer_kind
 from altgrad.display import Line, clean, shorten
@@ -19,14 +19,19 @@ from altgrad.spec.ranking import badness
 Json = dict[str, Any]
 Row = TypeVar("Row")
 Key = TypeVar("Key", bound=Hashable)
+Cells: TypeAlias = tuple[list[str], list[list[str]]]
+"""A table: its header and its rows."""
 _BARS = "▁▂▃▄▅▆▇█"
 _WHERE = {"forward": "cyan", "backward": "magenta", "optimizer": "yellow", "training": "red"}
 _NOTHING = Line.of("")
-_ADVICE = (
+VARIANTS = ("The same step under other casts", "gradient against casts off")
+OTHERWISE = "The same weights kept otherwise"
+WEIGHTS_NOTE = "medians over layers of one kind"
+ADVICE = (
     "SQNR in dB at the power-of-two amax scale, median over the layers; * the choice (*n: of n layers). Exact for the",
     "tensors seen, ~ where it is an estimate. One cast of one tensor: where to start, not what training will say.",
 )
-_WEIGHTS = (
+WEIGHTS = (
     "field: weights by spacing 2^k (small left, one column a binade); used: entropy of the codes over its maximum;",
     "offset: distance from the grid in spacings (masters 0.25, stored weights 0).",
 )
@@ -105,7 +110,8 @@ def _median(rows: Sequence[Json], name: str) -> float:
     return statistics.median(known) if known else float("nan")
 
 
-def _weights(pictures: Sequence[Json], width: int) -> list[Line]:
+def weight_cells(pictures: Sequence[Json]) -> Cells:
+    """How weights lie on their grids, a row for each kind of layer."""
     header = ["weights", "format", "rms", "normal", "offset", "used", "stable", "r99", "field"]
     rows = []
     for name, group in rows_by(pictures, lambda row: layer_kind(row["name"])).items():
@@ -119,11 +125,20 @@ def _weights(pictures: Sequence[Json], width: int) -> list[Line]:
                 number(_median(group, "stable_rank")), number(_median(group, "r99")), _field(group),
             ]
         )  # fmt: skip
+    return header, rows
+
+
+def broken_weights(pictures: Sequence[Json]) -> str:
+    """Which weights are not finite; empty where all are."""
     broken = [row["name"] for row in pictures if not math.isfinite(row["rms"])]
     more = f" and {len(broken) - 4} more" if len(broken) > 4 else ""
-    said = [Line.of(("  ● ", "red"), f"NaN or Inf in {', '.join(map(clean, broken[:4]))}{more}")] if broken else []
-    lines = [heading("Weights", "medians over layers of one kind"), *aligned(header, rows, width)]
-    return [*lines, *said, *_notes(_WEIGHTS)]
+    return f"NaN or Inf in {', '.join(map(clean, broken[:4]))}{more}" if broken else ""
+
+
+def _weights(pictures: Sequence[Json], width: int) -> list[Line]:
+    said = [Line.of(("  ● ", "red"), broken)] if (broken := broken_weights(pictures)) else []
+    lines = [heading("Weights", WEIGHTS_NOTE), *aligned(*weight_cells(pictures), width)]
+    return [*lines, *said, *_notes(WEIGHTS)]
 
 
 def _field(group: Sequence[Json]) -> str:
@@ -139,10 +154,10 @@ def _field(group: Sequence[Json]) -> str:
     return f"2^{low} {bars} 2^{high}"
 
 
-def _advice(facts: Json, width: int) -> list[Line]:
+def advice_cells(facts: Json) -> Cells:
+    """SQNR by format, a row for each operand of each kind of layer; `*` marks the choice."""
     advice = facts["advice"]
     formats = list(advice[0]["formats"]) if advice else []
-    header = ["layer", "operand", *formats]
     rows = []
     for (layer, operand), group in rows_by(advice, lambda row: (layer_kind(row["layer"]), row["operand"])).items():
         cells = [_times(layer, group), operand]
@@ -154,8 +169,17 @@ def _advice(facts: Json, width: int) -> list[Line]:
             sqnr = statistics.median(row["amax_power_of_two"]["sqnr_db"] for row in each)
             cells.append(f"{estimate}{sqnr:.1f}{mark}")
         rows.append(cells)
-    seen = "weights, and one step's activations and gradients" if facts["data"] else "weights alone"
-    return [heading("Format advice", f"from {seen}"), *aligned(header, rows, width), *_notes(_ADVICE)]
+    return ["layer", "operand", *formats], rows
+
+
+def advice_source(facts: Json) -> str:
+    """What the advice is from."""
+    return "from weights, and one step's activations and gradients" if facts["data"] else "from weights alone"
+
+
+def _advice(facts: Json, width: int) -> list[Line]:
+    lines = aligned(*advice_cells(facts), width)
+    return [heading("Format advice", advice_source(facts)), *lines, *_notes(ADVICE)]
 
 
 def _policy(text: str) -> list[Line]:
@@ -165,7 +189,8 @@ def _policy(text: str) -> list[Line]:
     return [heading("Policy", "--policy-out FILE writes it"), *(Line.of("  " + line) for line in shown), *left]
 
 
-def _variants(facts: Json, width: int) -> list[Line]:
+def variant_cells(facts: Json) -> Cells:
+    """The same step under other casts."""
     header = ["casts", "loss", "difference", "cosine", "SQNR dB", "bias", "worst matrix"]
     rows = []
     for each in facts["variants"]:
@@ -179,31 +204,65 @@ def _variants(facts: Json, width: int) -> list[Line]:
                 f"{each['sqnr_db']:.1f}", f"{each['bias_coefficient']:.3f}", worst,
             ]
         )  # fmt: skip
-    return [heading("The same step under other casts", "gradient against casts off"), *aligned(header, rows, width)]
+    return header, rows
 
 
-def _attribution(facts: Json, width: int) -> list[Line]:
+def _variants(facts: Json, width: int) -> list[Line]:
+    return [heading(*VARIANTS), *aligned(*variant_cells(facts), width)]
+
+
+def attribution_cells(facts: Json, most: int) -> Cells:
+    """The share of the gradient's error that each cast makes, the largest first."""
     ordered = sorted(facts["attribution"], key=lambda row: badness(abs(row["share"]), "higher"), reverse=True)
     top = max((abs(row["share"]) for row in ordered if math.isfinite(row["share"])), default=0.0)
     rows = [
         [row["site"], row["format"], percent(row["share"]), _bar(row["share"], top), f"{row['loss']:+.1e}"]
-        for row in ordered[:16]
+        for row in ordered[:most]
     ]
-    header = ["site", "format", "gradient's error", "", "loss"]
-    left = [Line.of((f"  and {len(ordered) - 16} sites with less", "dim"))] if len(ordered) > 16 else []
-    total = sum(row["share"] for row in ordered)
-    note = f"first order, mean of {facts['attribution_batches']} batches; shares add up to {total:.0%}"
-    return [heading("Error attribution by cast", note), *aligned(header, rows, width), *left]
+    return ["site", "format", "gradient's error", "", "loss"], rows
+
+
+def attribution_note(facts: Json) -> str:
+    """What the shares are, and what they add up to."""
+    total = sum(row["share"] for row in facts["attribution"])
+    return f"first order, mean of {facts['attribution_batches']} batches; shares add up to {total:.0%}"
+
+
+def _attribution(facts: Json, width: int) -> list[Line]:
+    count = len(facts["attribution"])
+    left = [Line.of((f"  and {count - 16} sites with less", "dim"))] if count > 16 else []
+    lines = aligned(*attribution_cells(facts, 16), width)
+    return [heading("Error attribution by cast", attribution_note(facts)), *lines, *left]
 
 
 def _bar(value: float, top: float) -> str:
     return ("█" * round(12 * abs(value) / top) if top and math.isfinite(value) else "") or "·"
 
 
+def band_note(facts: Json) -> str:
+    """What counts as parting."""
+    parting = facts["departure"]
+    return f"band {number(parting['band'])} from {parting['source']}, {parting['observed']} common steps"
+
+
+def bisection_answer(facts: Json) -> str:
+    """How much the casts that were found make of the difference; empty where none was found."""
+    found = facts["bisection"]
+    if not found["sites"]:
+        return ""
+    explained = percent(min(found["explained"], 1.0))
+    text = f"{len(found['sites'])} of {found['of']} operands that differ; alone they make "
+    return text + f"{explained} of the deviation {number(found['deviation'])} of the gradient"
+
+
+def replays_note(facts: Json) -> str:
+    """What the search took."""
+    return f"{facts['bisection']['replays']} replays of the step after {facts['bisection']['replayed_step']}"
+
+
 def _against(facts: Json, width: int) -> list[Line]:
     parting, found = facts["departure"], facts["bisection"]
-    band = f"band {number(parting['band'])} from {parting['source']}, {parting['observed']} common steps"
-    lines = [heading("Departure", band)]
+    lines = [heading("Departure", band_note(facts))]
     if parting["step"] is None:
         gap = f"largest gap {abs(parting['difference']):.3g}, band {parting['band']:.3g}"
         lines.append(Line.of("  ", ("no divergence detected", "bold"), f" ({gap})"))
@@ -211,16 +270,9 @@ def _against(facts: Json, width: int) -> list[Line]:
     else:
         where = f"at step {parting['step']}"
         lines.append(Line.of(("  losses diverge  ", "dim"), (where, "bold"), f"  by {parting['difference']:+.3g}"))
-    lines += [
-        _NOTHING,
-        heading("Casts", f"{found['replays']} replays of the step after {found['replayed_step']}"),
-    ]
-    for site in found["sites"]:
-        lines.append(Line.of(("  ● ", "red"), (clean(site), "bold")))
-    if found["sites"]:
-        text = f"{len(found['sites'])} of {found['of']} operands that differ; alone they make "
-        text += f"{percent(min(found['explained'], 1.0))} of the deviation {number(found['deviation'])} of the gradient"
-        lines += [Line.of("  " + part) for part in textwrap.wrap(text, max(20, width - 2))]
+    lines += [_NOTHING, heading("Casts", replays_note(facts))]
+    lines += [Line.of(("  ● ", "red"), (clean(site), "bold")) for site in found["sites"]]
+    lines += [Line.of("  " + part) for part in textwrap.wrap(bisection_answer(facts), max(20, width - 2))]
     if found["note"]:
         lines += [Line.of(("  " + part, "yellow")) for part in textwrap.wrap(found["note"], max(20, width - 2))]
     return lines
@@ -230,25 +282,42 @@ def _notes(notes: Sequence[str]) -> list[Line]:
     return [Line.of(("  " + note, "dim")) for note in notes]
 
 
-def _own_rates(facts: Json, width: int) -> list[Line]:
-    real = facts["calibrated"]
-    seen = "gradients as in its first 20 steps" if real else "gradients of white noise; --calibrate: real"
-    note = f"estimates: {facts['rehearsed_steps']} of {facts['steps']} steps rehearsed, {seen}"
+def own_rate_cells(facts: Json) -> Cells:
+    """The share of updates that change a stored weight, by kind of layer; no rows where no weight has a grid."""
     own = facts["own"]
     if own is None:
-        text = "  as it is: no weight has a grid, so none can stall"
-        return [heading("Stall oracle", note), Line.of((text, "dim"))]
+        return [], []
     rows = []
     for name, group in rows_by(own["rates"], layer_kind).items():
         rates = [rate for each in group if not math.isnan(rate := own["rates"][each])] or [math.nan]
         rows.append([_times(name, group), _small_share(min(rates)), _small_share(max(rates))])
     rows.append(["all", _small_share(own["overall"]), ""])
-    lines = aligned([f"as it is, {own['optimizer']} lr {own['lr']:g}", "lowest", "highest"], rows, width)
-    least = Line.of((f"  smallest lr for {percent(facts['target'])}: {_lr(own['smallest_lr'])}", "bold"))
-    return [heading("Stall oracle", note), *lines, least]
+    return [f"as it is, {own['optimizer']} lr {own['lr']:g}", "lowest", "highest"], rows
 
 
-def _rates_otherwise(facts: Json, width: int) -> list[Line]:
+def oracle_note(facts: Json) -> str:
+    """What the rates are estimated from."""
+    real = facts["calibrated"]
+    seen = "gradients as in its first 20 steps" if real else "gradients of white noise; --calibrate: real"
+    return f"estimates: {facts['rehearsed_steps']} of {facts['steps']} steps rehearsed, {seen}"
+
+
+def oracle_answer(facts: Json) -> str:
+    """From which learning rate on weights move."""
+    if facts["own"] is None:
+        return "as it is: no weight has a grid, so none can stall"
+    return f"smallest lr for {percent(facts['target'])}: {_lr(facts['own']['smallest_lr'])}"
+
+
+def _own_rates(facts: Json, width: int) -> list[Line]:
+    header, rows = own_rate_cells(facts)
+    lines = aligned(header, rows, width) if rows else []
+    answer = Line.of(("  " + oracle_answer(facts), "bold" if rows else "dim"))
+    return [heading("Stall oracle", oracle_note(facts)), *lines, answer]
+
+
+def other_rate_cells(facts: Json) -> Cells:
+    """The same under other formats, storages and optimizers."""
     header = ["format", "storage", "optimizer", "lr", "move rate", f"smallest lr for {percent(facts['target'])}"]
     rows = [
         [
@@ -257,7 +326,11 @@ def _rates_otherwise(facts: Json, width: int) -> list[Line]:
         ]
         for each in facts["variants"]
     ]  # fmt: skip
-    return [heading("The same weights kept otherwise"), *aligned(header, rows, width)]
+    return header, rows
+
+
+def _rates_otherwise(facts: Json, width: int) -> list[Line]:
+    return [heading(OTHERWISE), *aligned(*other_rate_cells(facts), width)]
 
 
 def _small_share(value: float) -> str:

@@ -17,6 +17,7 @@ from altgrad.nn import casts_off, fresh_gradients, unrecorded
 from altgrad.nn.layers import HEADS, is_layer
 from altgrad.nn.names import matches
 from altgrad.nn.policy import Operand
+from altgrad.progress import progress
 from altgrad.training.restore import Restored
 from altgrad.training.weights import StoredTensor
 
@@ -50,6 +51,7 @@ def trained_samples(restored: Restored, *, data: bool = True) -> list[LayerSampl
     for name, layer in layers.items():
         found[name].add("weight", layer.weight.detach())
     if data:
+        progress("taking a step to see activations and gradients")
         model = restored.model
 
         def count(name: str, operand: Operand, x: Tensor) -> None:

@@ -18,6 +18,7 @@ from torch import Tensor
 from altgrad.data.dataset import Dataset
 from altgrad.nn import commit
 from altgrad.optim import make_dense
+from altgrad.progress import progress
 from altgrad.training import RunSpec
 from altgrad.training.micro_batches import MicroBatches
 from altgrad.training.state import TrainState
@@ -53,7 +54,8 @@ def calibrate(spec: RunSpec, dataset: Dataset, steps: int = CALIBRATION_STEPS) -
     """The signals of a fresh model's gradients, from its first steps as the spec trains it; nothing is written."""
     state = TrainState.build(spec, dataset, torch.device("cpu"))
     seen: dict[str, _Record] = {}
-    for _ in train_steps(spec, dataset, state, steps):
+    for step, _ in enumerate(train_steps(spec, dataset, state, steps)):
+        progress("taking steps to see what gradients are like", step, steps)
         for name, p in state.model.named_parameters():
             if p.grad is not None:
                 seen.setdefault(name, _Record(p)).add(p.grad)
@@ -127,10 +129,13 @@ def persistence(gradients: Tensor) -> tuple[float, float]:
     return near, memory
 
 
+_OF_AMAX = ("current", "delayed", "unscaled", "fixed")
+
+
 def rehearsed_rows(p: Tensor, quantizer: Any) -> Tensor | None:
     """Rows spread over the parameter, that of its amax among them, so that it has the whole's scale; None for all."""
     whole = quantizer is not None and getattr(quantizer.spec.scaling, "granularity", "tensor") != "tensor"
-    whole = whole or (quantizer is not None and quantizer.spec.scaling.kind not in ("current", "delayed", "unscaled"))
+    whole = whole or (quantizer is not None and quantizer.spec.scaling.kind not in _OF_AMAX)
     if p.ndim < 2 or whole or p.numel() <= _ROWS_OF:
         return None
     wanted = max(2, _ROWS_OF * p.shape[0] // p.numel())

@@ -26,6 +26,7 @@ from altgrad.nn import QuantizedLayer
 from altgrad.nn.linear import make_casts
 from altgrad.nn.policy import Operand, Product
 from altgrad.quantize import Quantizer, QuantizerSpec
+from altgrad.quantize.transform import Transform
 
 Slot = tuple[Product, Operand]
 Errors = dict[str, list[tuple[Tensor, Tensor | None]]]
@@ -38,27 +39,40 @@ def quantised_layers(model: nn.Module) -> dict[str, QuantizedLayer]:
 
 
 def slots_by_site(model: nn.Module) -> dict[str, list[Slot]]:
-    """Every site with the slots of its layer that it serves, in module order; the layer is the site up to its `/`."""
+    """Every site with the slots of its layer that it serves, in module order; the layer is the site up to its `/`.
+
+    A slot that casts what forward's cast made of its operand is served by both.
+    """
     found: dict[str, list[Slot]] = {}
     for layer in quantised_layers(model).values():
         for slot, quantizer in layer.slot_casts.items():
             found.setdefault(quantizer.site, []).append(slot)
+            if quantizer.spec.source != "original":
+                found[layer.slot_casts["forward", slot[1]].site].append(slot)
     return found
 
 
 @contextmanager
-def slots_as(model: nn.Module, chosen: Callable[[str, QuantizedLayer], Mapping[Slot, Any]]) -> Iterator[None]:
-    """For the length of a block each quantised layer has these casts in its slots."""
+def slots_as(
+    model: nn.Module,
+    chosen: Callable[[str, QuantizedLayer], Mapping[Slot, Any]],
+    turning: Callable[[str, QuantizedLayer], Mapping[Product, Transform]] | None = None,
+) -> Iterator[None]:
+    """For the length of a block each quantised layer has these casts in its slots, and its products these transforms
+    (their own, if none are said)."""
     layers = quantised_layers(model)
-    kept = {name: layer.slot_casts for name, layer in layers.items()}
+    kept = {name: (layer.slot_casts, layer.transforms) for name, layer in layers.items()}
     made = {name: dict(chosen(name, layer)) for name, layer in layers.items()}
+    turns = {
+        name: layer.transforms if turning is None else dict(turning(name, layer)) for name, layer in layers.items()
+    }
     for name, layer in layers.items():
-        layer.slot_casts = made[name]
+        layer.slot_casts, layer.transforms = made[name], turns[name]
     try:
         yield
     finally:
         for name, layer in layers.items():
-            layer.slot_casts = kept[name]
+            layer.slot_casts, layer.transforms = kept[name]
 
 
 @contextmanager

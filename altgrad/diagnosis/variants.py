@@ -13,10 +13,11 @@ from dataclasses import dataclass
 from torch import Tensor, nn
 
 from altgrad.diagnosis.sites import reformatted, rerounded, specs_as
-from altgrad.formats import FloatFormat
+from altgrad.formats import NumberFormat
 from altgrad.measures import fidelity, fidelity_sums
 from altgrad.nn import casts_off, fresh_gradients, unrecorded
 from altgrad.optim import whole_tensor
+from altgrad.progress import progress
 from altgrad.spec.ranking import badness
 from altgrad.training.restore import Restored
 
@@ -64,7 +65,7 @@ def take_step(restored: Restored, model: nn.Module | None = None) -> TakenStep:
 
 
 def variants(
-    restored: Restored, formats: Sequence[FloatFormat], roundings: Sequence[str] = ("stochastic",)
+    restored: Restored, formats: Sequence[NumberFormat], roundings: Sequence[str] = ("stochastic",)
 ) -> list[Variant]:
     """The step uncast, as the run has it, under each rounding, and in each format.
 
@@ -73,12 +74,14 @@ def variants(
     model = restored.model
     if not any(True for module in model.modules() if hasattr(module, "slot_casts")):
         raise ValueError(f"{restored.run.id} casts nothing, so no step of it can be taken otherwise; name another run.")
+    progress("replaying the step")
     with casts_off(model):
         reference = take_step(restored)
     found = [_variant("casts off", reference, reference), _variant("as the run", take_step(restored), reference)]
     changes = {f"rounding: {name}": rerounded(name) for name in roundings}
     changes |= {f"all {fmt}": reformatted(fmt) for fmt in formats}
-    for name, change in changes.items():
+    for number, (name, change) in enumerate(changes.items()):
+        progress("replaying the step", number, len(changes))
         with ExitStack() as stack:
             try:
                 stack.enter_context(specs_as(model, change, seed=restored.spec.seed))

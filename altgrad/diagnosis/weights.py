@@ -10,10 +10,11 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from altgrad.formats import FloatFormat
+from altgrad.formats import NumberFormat
 from altgrad.measures import alignment, code_histogram, code_utilisation, matrix_ranks
 from altgrad.measures.ranks import gram_singular_values
 from altgrad.measures.stiffness import stiffness_exponents, stiffness_histogram, stiffness_quantiles
+from altgrad.progress import progress
 from altgrad.quantize import Grid, round_to
 from altgrad.quantize.codes import to_codes
 from altgrad.quantize.grid import grid_units
@@ -60,7 +61,7 @@ def weight_picture(name: str, weights: Tensor, grid: Grid) -> WeightPicture:
     ranks = matrix_ranks(gram_singular_values(values), values.shape)
     aligned = alignment(values, fmt, scale=scale)
     units = grid_units(values, scale).abs()
-    normal = float((units >= 2.0**fmt.e_min).double().mean()) if fmt.exponent_bits else float("nan")
+    normal = float("nan") if fmt.min_normal is None else float((units >= fmt.min_normal).double().mean())
     return WeightPicture(
         name, tuple(weights.shape), str(fmt), float(values.double().square().mean().sqrt()), float(values.abs().amax()),
         sizes, tuple(map(float, stiffness_quantiles(histogram, fmt, (0.01, 0.5, 0.99)))), normal,
@@ -70,16 +71,18 @@ def weight_picture(name: str, weights: Tensor, grid: Grid) -> WeightPicture:
     )  # fmt: skip
 
 
-def stored_pictures(tensors: Iterable[tuple[str, Tensor]], fmt: FloatFormat) -> list[WeightPicture]:
+def stored_pictures(tensors: Iterable[tuple[str, Tensor]], fmt: NumberFormat) -> list[WeightPicture]:
     """Pictures of (name, weights) pairs at the amax scale of one format."""
     return [weight_picture(name, x, Grid(fmt, scale_of(finite_amax(x.float()), fmt))) for name, x in tensors]
 
 
-def trained_pictures(restored: Restored, fmt: FloatFormat) -> list[WeightPicture]:
+def trained_pictures(restored: Restored, fmt: NumberFormat) -> list[WeightPicture]:
     """Pictures of every matrix of a run on its own grid; on `fmt` where it has none."""
     own = {name: grid for name, _, grid in restored.state.optimizer.grids()}
     found = []
-    for name, p in restored.model.named_parameters():
+    parameters = list(restored.model.named_parameters())
+    for number, (name, p) in enumerate(parameters):
+        progress("looking at weights", number, len(parameters))
         if p.ndim >= 2:
             x = p.detach()
             found.append(weight_picture(name, x, own.get(name) or Grid(fmt, scale_of(finite_amax(x), fmt))))

@@ -8,10 +8,12 @@ import math
 from fractions import Fraction
 from typing import NamedTuple
 
-from altgrad.formats.catalog import CATALOG, SCALES, Entry
+from altgrad.formats.catalog import CATALOG, SCALES, TABLES, Entry
 from altgrad.formats.codes import decode
 from altgrad.formats.format import FloatFormat
+from altgrad.formats.number_format import NumberFormat
 from altgrad.formats.scale_format import ScaleFormat, ScaleSpecials
+from altgrad.formats.table import TableFormat
 
 Plain = str | int | float | bool | None | list["Plain"] | dict[str, "Plain"]
 """What JSON can say."""
@@ -43,9 +45,9 @@ class Landmark(NamedTuple):
     value: float | Fraction
 
 
-def entry(fmt: FloatFormat | ScaleFormat) -> Entry | None:
+def entry(fmt: NumberFormat | ScaleFormat) -> Entry | None:
     """The catalog's line on the format, if it has one."""
-    return next((line for line in (*CATALOG, *SCALES) if line.name == str(fmt)), None)
+    return next((line for line in (*CATALOG, *TABLES, *SCALES) if line.name == str(fmt)), None)
 
 
 def same_grids(fmt: FloatFormat) -> list[tuple[str, int]]:
@@ -140,6 +142,56 @@ def format_facts(fmt: FloatFormat) -> dict[str, Plain]:
             {"first": mark.first, "last": mark.last, "meaning": mark.meaning, "value": exact(mark.value)}
             for mark in landmarks(fmt)
         ],
+    }
+
+
+def table_landmarks(fmt: TableFormat) -> list[Landmark]:
+    """The codes of a table worth pointing at, ascending: zeros, smallest magnitudes, the ends, what is no number."""
+    highest, lowest = fmt.end_codes
+    meanings: dict[int, list[str]] = {code: ["zero"] for code in fmt.zero_codes}
+    for code, value in enumerate(fmt.values):
+        if not math.isfinite(value):
+            meanings[code] = ["NaN" if math.isnan(value) else "+infinity" if value > 0 else "-infinity"]
+        elif abs(value) == fmt.min_positive:
+            meanings.setdefault(code, []).append("smallest")
+    for code, word in ((highest, "highest"), (lowest, "lowest")):
+        meanings.setdefault(code, []).append(word)
+    return [Landmark(code, code, ", ".join(words), fmt.values[code]) for code, words in sorted(meanings.items())]
+
+
+def table_facts(fmt: TableFormat) -> dict[str, Plain]:
+    """Everything `formats show --json` says about a table: the keys of `format_facts`, null where they ask for a field
+    that it has not, then its own. values: by code."""
+    line = entry(fmt)
+    fields = ("exponent_bits", "mantissa_bits", "bias", "specials", "min_normal", "min_subnormal", "e_min")
+    return {
+        "name": str(fmt),
+        "scale_format": False,
+        "aliases": list(line.aliases) if line else [],
+        "source": line.source if line else None,
+        "bits": fmt.bits,
+        **dict.fromkeys(fields),
+        "max": fmt.max,
+        "min_positive": fmt.min_positive,
+        "max_binade": fmt.max_binade,
+        "binades": fmt.max_binade - (math.frexp(fmt.min_positive)[1] - 1) + 1,
+        "codes_per_binade": None,
+        "code_count": fmt.code_count,
+        "has_inf": fmt.has_inf,
+        "has_nan": fmt.has_nan,
+        "has_negative_zero": fmt.has_negative_zero,
+        "in_tensor_domain": True,
+        "same_grid": [],
+        "special_codes": [
+            {"first": mark.first, "last": mark.last, "meaning": mark.meaning, "value": exact(mark.value)}
+            for mark in table_landmarks(fmt)
+        ],
+        "table": True,
+        "lowest": fmt.lowest,
+        "highest": fmt.highest,
+        "values": [exact(value) for value in fmt.values],
+        "midpoints": None if fmt.midpoints is None else list(fmt.midpoints),
+        "next": [fmt.extended[0], fmt.extended[-1]],
     }
 
 

@@ -2,7 +2,8 @@
 
 Every ExMy is a format without being listed here; an entry says where a format comes from and what other people call
 it. Names on the left are canonical (`str(FloatFormat.parse(name)) == name`); an alias is another spelling of exactly
-the same format and is resolved by look-up, so no code anywhere asks which format it has.
+the same format and is resolved by look-up, so no code anywhere asks which format it has. Grids that no ExMy describes
+are tables of values; those with a name are listed here as well (TABLES).
 
 Sources: OCP 8-bit Floating Point Specification 1.0 (2023); OCP Microscaling Formats (MX) 1.0 (2023); Micikevicius et
 al., arXiv 2209.05433; Noune et al., arXiv 2206.02915 (the fnuz pair); IEEE 754-2019; IEEE SA P3109 interim report,
@@ -73,8 +74,24 @@ SCALES: tuple[Entry, ...] = (
 )
 """The scale formats (`ScaleFormat`) worth a name: unsigned, so none of them is a FloatFormat."""
 
+TABLES: tuple[Entry, ...] = (
+    Entry("int8", "two's complement; torch.int8"),
+    Entry("int4", "two's complement; ml_dtypes.int4"),
+    Entry("ternary", "-1, 0, 1: BitNet b1.58"),
+    Entry("nf4", "NormalFloat of QLoRA; bitsandbytes", ("normalfloat4",)),
+    Entry("bnb_fp4", "bitsandbytes' FP4, which is no e2m1"),
+    Entry("lns8", "zero and +-2^(k/8): LNS-Madam; rounds the logarithm, never to zero"),
+    Entry("posit8", "Posit Standard (2022), es = 2; never rounds to zero", ("posit8_es2",)),
+    Entry("posit8_es0", "posits before the standard, es = 0: softposit's posit8"),
+    Entry("hif8", "HiFloat8, tapered; specified with rounding: nearest_away", ("hifloat8",)),
+)
+"""The tables of values (`TableFormat`) worth a name; `named_tables` makes them."""
+
 ALIASES: dict[str, str] = {alias: entry.name for entry in CATALOG for alias in entry.aliases}
 """Other spelling -> canonical name."""
+
+TABLE_NAMES: dict[str, str] = {spelled: entry.name for entry in TABLES for spelled in (entry.name, *entry.aliases)}
+"""A table's name or another spelling of it -> its name."""
 
 SCALE_ALIASES: dict[str, str] = {alias: entry.name for entry in SCALES for alias in entry.aliases}
 """Other spelling of a scale format -> canonical name."""
@@ -91,7 +108,6 @@ OUTSIDE: dict[str, str] = {
         [*(entry.name for entry in SCALES), *SCALE_ALIASES],
         "is an unsigned scale format, not one for values; ask for it as a block's scale",
     ),
-    "int8": "is two's complement; e0m7 is the sign-magnitude fixed point of as many bits",
     "mxint8": "is two's complement; without its lone -2 it is twice e0m7, the same under power-of-two scales",
 }
 """Well-known names that are no FloatFormat -> what they are."""

@@ -14,15 +14,17 @@ overflow, in every rounding mode alike:
 
 IEEE 754's exception, by which truncation never overflows, is left out on purpose: what an overflow becomes is the
 caller's explicit choice, not a side effect of the rounding. This file is also the oracle the tensor code is tested
-against; it shares no line with it.
+against; it shares no line with it. Of a table of values the same questions are answered in `table_codes`.
 """
 
+import functools
 import math
 from enum import StrEnum
 from fractions import Fraction
 from typing import Literal, NamedTuple
 
 from altgrad.formats.format import FloatFormat
+from altgrad.formats.number_format import NumberFormat
 from altgrad.formats.rounding import Rounding
 
 Overflow = Literal["saturate", "inf"]
@@ -75,8 +77,10 @@ def from_fields(fmt: FloatFormat, sign: int, exponent: int, mantissa: int) -> in
     return (sign << (fmt.bits - 1)) | (exponent << fmt.mantissa_bits) | mantissa
 
 
-def classify(fmt: FloatFormat, code: int) -> CodeClass:
+@functools.singledispatch
+def classify(fmt: NumberFormat, code: int) -> CodeClass:
     """What kind of value `code` is. Every non-zero value of an E = 0 format is sub-normal: none has a leading one."""
+    assert isinstance(fmt, FloatFormat)
     sign, exponent, _ = fields(fmt, code)
     rung = code & ~_sign_bit(fmt)
     if rung > fmt.max_code:
@@ -86,8 +90,10 @@ def classify(fmt: FloatFormat, code: int) -> CodeClass:
     return CodeClass.normal if exponent else CodeClass.subnormal
 
 
-def decode(fmt: FloatFormat, code: int) -> float | Fraction:
+@functools.singledispatch
+def decode(fmt: NumberFormat, code: int) -> float | Fraction:
     """The value of `code`: a float, -0.0, infinities and NaN included; a Fraction where float64 cannot hold it."""
+    assert isinstance(fmt, FloatFormat)
     kind, sign = classify(fmt, code), fields(fmt, code).sign
     if kind is CodeClass.nan:
         return math.nan
@@ -96,11 +102,13 @@ def decode(fmt: FloatFormat, code: int) -> float | Fraction:
     return _signed(_plain(fmt.magnitude(code & ~_sign_bit(fmt))), bool(sign))
 
 
-def encode(fmt: FloatFormat, value: float | Fraction) -> int:
+@functools.singledispatch
+def encode(fmt: NumberFormat, value: float | Fraction) -> int:
     """The code of a value that the format has; -0 becomes +0 where there is no -0, and NaN the canonical (quiet) NaN.
 
     ValueError for a value off the grid, and for an infinity or NaN the format has no code for.
     """
+    assert isinstance(fmt, FloatFormat)
     if isinstance(value, float) and not math.isfinite(value):
         return _encode_special(fmt, value)
     rung, fraction = place(fmt, abs(Fraction(value)))
@@ -122,8 +130,9 @@ def place(fmt: FloatFormat, magnitude: Fraction) -> RungPlace:
     return RungPlace((binade << fmt.mantissa_bits) + steps, Fraction(rest, under << binade))
 
 
+@functools.singledispatch
 def round_value(
-    fmt: FloatFormat,
+    fmt: NumberFormat,
     value: float | Fraction,
     rounding: Rounding | str = Rounding.nearest_even,
     *,
@@ -136,6 +145,7 @@ def round_value(
     The sign survives: a negative number that rounds to zero is -0.0 where the format has it, else 0.0. NaN stays NaN
     in every format. ValueError for a missing or misplaced `u`, and as the module's table says.
     """
+    assert isinstance(fmt, FloatFormat)
     if isinstance(value, float) and math.isnan(value):
         return math.nan
     negative = _is_negative(value)
@@ -158,8 +168,10 @@ def round_rung(
     return at.rung + _away(at, Rounding.parse(rounding), value < 0, u)
 
 
-def neighbours(fmt: FloatFormat, code: int) -> tuple[float | Fraction | None, float | Fraction | None]:
+@functools.singledispatch
+def neighbours(fmt: NumberFormat, code: int) -> tuple[float | Fraction | None, float | Fraction | None]:
     """The next lower and next higher value of a finite `code`; None beyond +-max. ValueError for other codes."""
+    assert isinstance(fmt, FloatFormat)
     if classify(fmt, code) in (CodeClass.nan, CodeClass.infinity):
         raise ValueError(f"code {code:#x} of {fmt} is {decode(fmt, code)}; only finite values have neighbours.")
     sign = fields(fmt, code).sign

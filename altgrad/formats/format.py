@@ -17,8 +17,8 @@ Without its sign a code counts up through the magnitudes, so that number is a po
 format knows of itself are whole numbers, computed once, and its limits follow from them where they are asked for:
 torch.compile takes an attribute that is a float and changes from one format to the next for a variable of its graph.
 Limits are floats, exactly; where float64 cannot hold a value (E >= 11, or a far bias) the exact Fraction stands in its
-place. No tensor reaches there: `require_tensor_domain` says so first. A table of known formats was the road not taken:
-the study needs every split of 7 bits, and a table is a branch per format in disguise.
+place. No tensor reaches there: `require_tensor_domain` says so first. A list of known formats was the road not taken:
+the study needs every split of 7 bits. Values that no such formula gives are a `TableFormat`.
 """
 
 import functools
@@ -29,8 +29,9 @@ from dataclasses import dataclass, field
 from fractions import Fraction
 from typing import Literal, NamedTuple, Self, cast, get_args
 
-from altgrad.formats.catalog import ALIASES, AMBIGUOUS, OUTSIDE
+from altgrad.formats.catalog import ALIASES, AMBIGUOUS, OUTSIDE, TABLE_NAMES
 from altgrad.formats.meant import meant
+from altgrad.formats.number_format import NumberFormat
 
 Specials = Literal["ieee", "fn", "fnuz", "p3109", "f"]
 """Which codes are not finite numbers; see the module's table."""
@@ -79,7 +80,7 @@ class AmbiguousFormatError(ValueError):
 
 
 @dataclass(frozen=True, repr=False)
-class FloatFormat:
+class FloatFormat(NumberFormat):
     """One number format. Equal when the four facts are; hashable; `FloatFormat.parse(str(f)) == f`.
 
     ValueError for fewer than 2 or more than 16 bits, `ieee` without E >= 2 and M >= 1, a bias without exponent bits
@@ -138,13 +139,53 @@ class FloatFormat:
 
     @property
     def max(self) -> float:
-        """Largest finite value."""
         return self._limit(self.max_code)
+
+    @property
+    def highest(self) -> float:
+        return self.max
+
+    @property
+    def lowest(self) -> float:
+        return -self.max
 
     @property
     def min_normal(self) -> float | None:
         """Smallest normal value, 2^e_min; None for E = 0, which has no normals."""
         return _number(1, self.e_min) if self.exponent_bits else None
+
+    @property
+    def min_positive(self) -> float:
+        return self.min_subnormal
+
+    @property
+    def flat_below(self) -> float:
+        return _number(1, self.e_min)
+
+    @property
+    def midpoint_bits(self) -> int:
+        return self.mantissa_bits + 1
+
+    @property
+    def spacing_binades(self) -> range:
+        return range(self.e_min - self.mantissa_bits, max(self.e_min, self.max_binade) - self.mantissa_bits + 1)
+
+    @property
+    def finite_codes(self) -> tuple[range, ...]:
+        first = (1 << (self.bits - 1)) + (not self.has_negative_zero)
+        return range(self.max_code + 1), range(first, (1 << (self.bits - 1)) + self.max_code + 1)
+
+    @property
+    def zero_codes(self) -> tuple[int, ...]:
+        return (0, 1 << (self.bits - 1)) if self.has_negative_zero else (0,)
+
+    @property
+    def end_codes(self) -> tuple[int, int]:
+        return self.max_code, (1 << (self.bits - 1)) + self.max_code
+
+    @property
+    def is_symmetric(self) -> bool:
+        return True
 
     @property
     def min_subnormal(self) -> float:
@@ -185,6 +226,10 @@ class FloatFormat:
         """Every finite magnitude from 0 to max, ascending: index = rung = code. Floats or Fractions, as `max` is."""
         return tuple(map(self._limit, range(self.max_code + 1)))
 
+    @functools.cached_property
+    def ranked(self) -> tuple[float, ...]:
+        return (*(-value for value in reversed(self.magnitudes[1:])), *self.magnitudes)
+
     def grid_shift(self, other: "FloatFormat") -> int | None:
         """The k for which this format's values are exactly 2^k times `other`'s; None when there is none.
 
@@ -208,9 +253,6 @@ class FloatFormat:
         if smallest >= -149 and self.max_binade < 128:
             raise ValueError(f"{self} has normals from 2^{self.e_min}; casts run in float32, whose start at 2^-126.")
         raise ValueError(f"{self} spans 2^{smallest}..2^{self.max_binade}; casts run in float32 (2^-149..2^128).")
-
-    def __str__(self) -> str:
-        return self.name
 
     def __repr__(self) -> str:
         return f"FloatFormat.parse({self.name!r})"
@@ -280,6 +322,8 @@ def _parse(name: str) -> FloatFormat:
     spelled = name.strip().lower()
     if spelled in OUTSIDE:
         raise ValueError(f"{name} {OUTSIDE[spelled]}.")
+    if spelled in TABLE_NAMES:
+        raise ValueError(f"{name} is a table of values and no ExMy; altgrad.formats.parse_format takes either.")
     match = _NAME.fullmatch(_p3109(spelled) or ALIASES.get(spelled, spelled))
     if match is None and spelled in AMBIGUOUS:
         raise AmbiguousFormatError(name, AMBIGUOUS[spelled])

@@ -8,13 +8,16 @@ the default one.
 """
 
 from altgrad.formats.format import FloatFormat
+from altgrad.formats.number_format import NumberFormat
 
 
-def neighbour(fmt: FloatFormat, exponent_bits: int) -> FloatFormat | None:
+def neighbour(fmt: NumberFormat, exponent_bits: int) -> FloatFormat | None:
     """The format with so many more exponent bits (fewer if negative) and as many fewer mantissa bits.
 
-    None where there is none: no bit left to move, or specials that the new split has no room for.
+    None where there is none: no bit left to move, specials that the new split has no room for, or a table of values.
     """
+    if not isinstance(fmt, FloatFormat):
+        return None
     e, m = fmt.exponent_bits + exponent_bits, fmt.mantissa_bits - exponent_bits
     if e < 0 or m < 0:
         return None

@@ -34,12 +34,12 @@ import torch
 from pydantic import Field
 from torch import Tensor, nn
 
-from altgrad.formats import FloatFormat
+from altgrad.formats import FloatFormat, NumberFormat
 from altgrad.formats.neighbour import neighbour
 from altgrad.interventions.intervention import Action, Answer, Intervention, InterventionSpec, Moment, Subject
 from altgrad.interventions.range_probe import look_at_casts
 from altgrad.interventions.stalled import LOSING, Stalls
-from altgrad.nn import change_formats, quantizers, weight_quantizers
+from altgrad.nn import change_formats, counted_sites, quantizers, weight_quantizers
 from altgrad.optim import Optimizer
 from altgrad.optim.optimizer import change_storage_format, gridded
 from altgrad.symptoms import APPLIED, LOST
@@ -76,7 +76,7 @@ def go_back(model: nn.Module, optimizer: Optimizer, copy: Copy) -> None:
 def _kept(model: nn.Module) -> Iterator[tuple[str, str, Tensor]]:
     for name, p in model.named_parameters():
         yield "weight", name, p
-    casts = {id(buffer) for quantizer in quantizers(model) for buffer in quantizer.buffers()}
+    casts = {id(buffer) for site in counted_sites(model) for buffer in site.buffers()}
     for name, buffer in model.named_buffers():
         if id(buffer) not in casts:
             yield "buffer", name, buffer
@@ -241,7 +241,7 @@ class MantissaShift(Intervention):
         self.shifts, self.last_shift = self.shifts + 1, self.step
         self.stalls.forget()
 
-    def _allowed(self, place: str, fmt: FloatFormat, towards: int) -> FloatFormat | None:
+    def _allowed(self, place: str, fmt: NumberFormat, towards: int) -> FloatFormat | None:
         """The neighbouring format, if there is one for casts and the place was not moved the other way before."""
         found = neighbour(fmt, towards)
         if found is None or not found.in_tensor_domain or self.towards.get(place, towards) != towards:

@@ -34,7 +34,7 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from altgrad.formats import FloatFormat
+from altgrad.formats import FloatFormat, NumberFormat
 from altgrad.interventions.intervention import Action, Answer, Intervention, InterventionSpec, Moment, Subject
 from altgrad.measures import share
 from altgrad.measures.metric import Metric
@@ -46,12 +46,12 @@ ClipMode = Literal["range", "norm"]
 _REFERENCE = FloatFormat.parse("e5m2")
 
 
-def range_in_binades(fmt: FloatFormat) -> float:
+def range_in_binades(fmt: NumberFormat) -> float:
     """R_F = log2(largest / smallest positive value)."""
-    return math.log2(float(fmt.max)) - math.log2(float(fmt.min_subnormal))
+    return math.log2(float(fmt.max)) - math.log2(float(fmt.min_positive))
 
 
-def clip_threshold(fmt: FloatFormat, scale: Tensor, mode: ClipMode = "range") -> Tensor:
+def clip_threshold(fmt: NumberFormat, scale: Tensor, mode: ClipMode = "range") -> Tensor:
     """The magnitude at which a tensor of this scale is clipped; of the scale's shape and dtype."""
     factor = 1.0 if mode == "range" else min(1.0, range_in_binades(fmt) / range_in_binades(_REFERENCE))
     return scale * float(fmt.max) * factor

@@ -1,6 +1,6 @@
 """A matrix of runs: one base spec, axes that vary some of its values, named arms, and seeds.
 
-    base: base/study.yaml                                   # beside the matrix
+    base: bases/study.yaml                                  # beside the matrix; or the run spec itself, as a mapping
     set: {project: ablation}                                # for every run
     arms:                                                   # named ways to run it, each with a reason
       adamw: {purpose: the baseline}
@@ -74,8 +74,8 @@ class Smoke(Spec):
 class Matrix(Spec):
     """Base x arms x axes x seeds. Values of axes, `set`, `include` and `exclude` are what the run spec takes there."""
 
-    base: Annotated[str, Field(min_length=1)]
-    """Path of the run spec that is varied, from the folder of the matrix."""
+    base: Annotated[str, Field(min_length=1)] | dict[str, Any]
+    """The run spec that is varied: its path from the folder of the matrix, or the spec itself."""
     purpose: str = ""
     """What the matrix is to find out."""
     set: dict[str, Any] = Field(default_factory=dict)

@@ -13,16 +13,19 @@ from altgrad.spec.assignment import put
 Run = TypeVar("Run", bound=Spec)
 
 
-def runs_of(matrix: Matrix, folder: Path, cls: type[Run], sets: Iterable[str] = ()) -> list[tuple[MatrixPlace, Run]]:
+def runs_of(
+    matrix: Matrix, folder: Path, cls: type[Run], sets: Iterable[str] = (), document: Document | None = None
+) -> list[tuple[MatrixPlace, Run]]:
     """Every run of the matrix, validated as a `cls`: its place, and its spec.
 
-    folder: where the matrix lies. sets: `path=value` for every run, after all else. Raises SpecError for a base that
-    cannot be read, a value that does not fit (naming the cell), and two cells that come to the same run.
+    folder: where the matrix lies. sets: `path=value` for every run, after all else. document: the matrix's own, which
+    knows where a base that is spelt out in it was written. Raises SpecError for a base that cannot be read, a value
+    that does not fit (naming the cell), and two cells that come to the same run.
     """
     sets = list(sets)
     if seed_set := next((each for each in sets if each.partition("=")[0].strip() == "seed"), None):
         raise SpecError(f"{ASSIGNED}{seed_set}", "the matrix says which seeds there are; change its `seeds`.")
-    base, known = Document.load(folder / matrix.base), dict[str, MatrixPlace]()
+    base, known = _base(matrix, folder, document), dict[str, MatrixPlace]()
     found: list[tuple[MatrixPlace, Run]] = []
     for cell in matrix.cells():
         document = _changed(base, cls, cell)
@@ -40,6 +43,12 @@ def runs_of(matrix: Matrix, folder: Path, cls: type[Run], sets: Iterable[str] = 
                     raise SpecError(base.name, f"two cells come to the same run: {earlier} and {place}; leave one out.")
                 found.append((place, spec))
     return found
+
+
+def _base(matrix: Matrix, folder: Path, document: Document | None) -> Document:
+    if isinstance(matrix.base, str):
+        return Document.load(folder / matrix.base)
+    return Document.of(_plain(matrix.base), "base") if document is None else document.part("base")
 
 
 def _changed(base: Document, cls: type[Spec], cell: MatrixPlace) -> Document:

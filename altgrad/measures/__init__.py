@@ -3,7 +3,7 @@
 Counts and sums come first, as scalars on the device that add up over micro-batches, pieces and ranks; ratios follow
 from them, by `share`, and are NaN where there is nothing to be a share of. No function waits for the device, draws a
 random number or changes its arguments; all but `trend`, which runs on the host, are traced into one graph by
-torch.compile if the format is given as a FloatFormat.
+torch.compile if the format is given as a NumberFormat.
 """
 
 from altgrad.measures.alignment import alignment, alignment_sums, grid_offset

@@ -11,12 +11,12 @@ NaN, and the number of those that were inside is part of the result.
 import torch
 from torch import Tensor
 
-from altgrad.formats import FloatFormat, Rounding
+from altgrad.formats import NumberFormat, Rounding, parse_format
 from altgrad.measures.share import count, share
-from altgrad.quantize.grid import Scale, grid_units, round_units, spacing_units
+from altgrad.quantize.grid import Scale, grid_units, inside, round_units, spacing_units
 
 
-def grid_offset(weights: Tensor, fmt: FloatFormat | str, *, scale: Scale = None) -> Tensor:
+def grid_offset(weights: Tensor, fmt: NumberFormat | str, *, scale: Scale = None) -> Tensor:
     """|w - Q(w)| / spacing(w): float32, same shape, in [0, 1/2]; NaN beyond the reach of the format.
 
     weights: float32, bf16 or fp16. 0 only where w is on the grid, but for float32 sub-normals so far below a smallest
@@ -25,7 +25,7 @@ def grid_offset(weights: Tensor, fmt: FloatFormat | str, *, scale: Scale = None)
     return _offset(weights, fmt, scale)[0]
 
 
-def alignment_sums(weights: Tensor, fmt: FloatFormat | str, *, scale: Scale = None) -> dict[str, Tensor]:
+def alignment_sums(weights: Tensor, fmt: NumberFormat | str, *, scale: Scale = None) -> dict[str, Tensor]:
     """Scalars: offset (float64 sum), aligned (int64, exactly on the grid), inside (int64, what both are shares of)."""
     offset, aligned = _offset(weights, fmt, scale)
     return {
@@ -35,7 +35,7 @@ def alignment_sums(weights: Tensor, fmt: FloatFormat | str, *, scale: Scale = No
     }
 
 
-def alignment(weights: Tensor, fmt: FloatFormat | str, *, scale: Scale = None) -> dict[str, Tensor]:
+def alignment(weights: Tensor, fmt: NumberFormat | str, *, scale: Scale = None) -> dict[str, Tensor]:
     """Of one tensor: mean_offset and aligned_share, float64 scalars; NaN if no weight is inside the format's reach."""
     sums = alignment_sums(weights, fmt, scale=scale)
     return {
@@ -44,12 +44,12 @@ def alignment(weights: Tensor, fmt: FloatFormat | str, *, scale: Scale = None) -
     }
 
 
-def _offset(weights: Tensor, fmt: FloatFormat | str, scale: Scale) -> tuple[Tensor, Tensor]:
+def _offset(weights: Tensor, fmt: NumberFormat | str, scale: Scale) -> tuple[Tensor, Tensor]:
     """The offset, and whether it is exactly none."""
-    fmt = FloatFormat.parse(fmt) if isinstance(fmt, str) else fmt
+    fmt = parse_format(fmt) if isinstance(fmt, str) else fmt
     fmt.require_tensor_domain()
     u = grid_units(weights, scale)
     q = round_units(u, fmt, Rounding.nearest_even)
-    inside = q.abs() <= float(fmt.max)
-    offset = torch.where(inside, (u - q).abs() / spacing_units(u, fmt), torch.nan)
-    return offset, inside & (u == q)
+    reached = inside(q, fmt)
+    offset = torch.where(reached, (u - q).abs() / spacing_units(u, fmt), torch.nan)
+    return offset, reached & (u == q)

@@ -15,7 +15,7 @@ It costs two sorts. For a large layer take `spread_sample` of both tensors: 2^14
 import torch
 from torch import Tensor
 
-from altgrad.formats import FloatFormat
+from altgrad.formats import NumberFormat
 from altgrad.measures.quantiles import tally
 from altgrad.measures.stiffness import stiffness_bin, stiffness_exponents
 from altgrad.measures.ulp import ulps
@@ -44,7 +44,7 @@ def log_correlation(a: Tensor, stiffness: Tensor) -> dict[str, Tensor]:
 
 
 def below_half_by_binade(
-    requested: Tensor, weights: Tensor, fmt: FloatFormat | str, *, scale: Scale = None
+    requested: Tensor, weights: Tensor, fmt: NumberFormat | str, *, scale: Scale = None
 ) -> dict[str, Tensor]:
     """Requests smaller than S / 2, by the binade of S: below_half and attempted, int64 [len(stiffness_exponents(fmt))].
 

@@ -29,18 +29,18 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from altgrad.formats import FloatFormat
+from altgrad.formats import NumberFormat, parse_format
 from altgrad.measures.share import count
 from altgrad.quantize import gap, round_to, rung
 from altgrad.quantize.grid import NO_RUNG, Scale, grid_units
 
 
-def flipped(before: Tensor, after: Tensor, fmt: FloatFormat | str, *, scale: Scale = None) -> Tensor:
+def flipped(before: Tensor, after: Tensor, fmt: NumberFormat | str, *, scale: Scale = None) -> Tensor:
     """Whether each code changed: bool, of the weights' shape. Both are float32, bf16 or fp16, under one scale."""
     return rung(before, fmt, scale=scale) != rung(after, fmt, scale=scale)
 
 
-def flip_counts(before: Tensor, after: Tensor, fmt: FloatFormat | str, *, scale: Scale = None) -> dict[str, Tensor]:
+def flip_counts(before: Tensor, after: Tensor, fmt: NumberFormat | str, *, scale: Scale = None) -> dict[str, Tensor]:
     """Counts, as int64 scalars: flips, sign_flips (among them), weights (all of them)."""
     old, new = rung(before, fmt, scale=scale), rung(after, fmt, scale=scale)
     known = (old != NO_RUNG) & (new != NO_RUNG)
@@ -52,7 +52,7 @@ def flip_counts(before: Tensor, after: Tensor, fmt: FloatFormat | str, *, scale:
 
 
 def rescale_flip_counts(
-    weights: Tensor, fmt: FloatFormat | str, old_scale: Scale, new_scale: Scale
+    weights: Tensor, fmt: NumberFormat | str, old_scale: Scale, new_scale: Scale
 ) -> dict[str, Tensor]:
     """Codes of the same weights that a new scale changed: int64 scalars rescale_flips and weights."""
     changed = rung(weights, fmt, scale=old_scale) != rung(weights, fmt, scale=new_scale)
@@ -78,7 +78,7 @@ def trail_start(weights: Tensor) -> Trail:
 
 
 def follow_trail(
-    trail: Trail, before: Tensor, after: Tensor, fmt: FloatFormat | str, *, scale: Scale = None
+    trail: Trail, before: Tensor, after: Tensor, fmt: NumberFormat | str, *, scale: Scale = None
 ) -> tuple[Trail, Tensor]:
     """The trail one step on, and where that step's flip reversed the one before it (bool).
 
@@ -110,7 +110,7 @@ def oscillation_average(frequency: Tensor, reversals: Tensor, momentum: float) -
     return torch.lerp(frequency, reversals.to(frequency.dtype), momentum)
 
 
-def gap_fraction(weights: Tensor, delta: Tensor, fmt: FloatFormat | str, *, scale: Scale = None) -> Tensor:
+def gap_fraction(weights: Tensor, delta: Tensor, fmt: NumberFormat | str, *, scale: Scale = None) -> Tensor:
     """|delta| / gap(w, sign delta), float32: the step as a part of the way to the neighbouring grid value.
 
     weights: on the grid. 0 where there is no neighbour (outward from the largest value) and where the weight is not
@@ -120,7 +120,7 @@ def gap_fraction(weights: Tensor, delta: Tensor, fmt: FloatFormat | str, *, scal
     return _part(u, d, gap(u, fmt, d), _parsed(fmt))
 
 
-def cell_fraction(masters: Tensor, delta: Tensor, fmt: FloatFormat | str, *, scale: Scale = None) -> Tensor:
+def cell_fraction(masters: Tensor, delta: Tensor, fmt: NumberFormat | str, *, scale: Scale = None) -> Tensor:
     """|delta| / width of the rounding cell in which each master weight lies, float32; edges as in `gap_fraction`."""
     u, d = grid_units(masters, scale), grid_units(delta, scale)
     q = round_to(u, fmt)
@@ -129,23 +129,23 @@ def cell_fraction(masters: Tensor, delta: Tensor, fmt: FloatFormat | str, *, sca
     return torch.where(u.abs() < torch.inf, 2 * part, 0.0)
 
 
-def expected_flips(weights: Tensor, delta: Tensor, fmt: FloatFormat | str, *, scale: Scale = None) -> Tensor:
+def expected_flips(weights: Tensor, delta: Tensor, fmt: NumberFormat | str, *, scale: Scale = None) -> Tensor:
     """Flips that stochastic storage of weights + delta makes on average: a float64 scalar; weights on the grid."""
     return gap_fraction(weights, delta, fmt, scale=scale).clamp(max=1).sum(dtype=torch.float64)
 
 
-def expected_master_flips(masters: Tensor, delta: Tensor, fmt: FloatFormat | str, *, scale: Scale = None) -> Tensor:
+def expected_master_flips(masters: Tensor, delta: Tensor, fmt: NumberFormat | str, *, scale: Scale = None) -> Tensor:
     """Flips of masters + delta on average over the positions of the masters in their cells: a float64 scalar."""
     return cell_fraction(masters, delta, fmt, scale=scale).clamp(max=1).sum(dtype=torch.float64)
 
 
-def _part(u: Tensor, d: Tensor, length: Tensor, fmt: FloatFormat) -> Tensor:
+def _part(u: Tensor, d: Tensor, length: Tensor, fmt: NumberFormat) -> Tensor:
     """|d| / length, where u has a neighbour on the side of d."""
     outward = ((u > 0) & (d > 0)) | ((u < 0) & (d < 0))
-    barred = (outward & (u.abs() >= float(fmt.max))) | ~(u.abs() < torch.inf)
+    barred = (outward & ((u <= float(fmt.lowest)) | (u >= float(fmt.highest)))) | ~(u.abs() < torch.inf)
     part = torch.where(d == d, d.abs() / length, torch.inf)
     return torch.where(barred, 0.0, part)
 
 
-def _parsed(fmt: FloatFormat | str) -> FloatFormat:
-    return FloatFormat.parse(fmt) if isinstance(fmt, str) else fmt
+def _parsed(fmt: NumberFormat | str) -> NumberFormat:
+    return parse_format(fmt) if isinstance(fmt, str) else fmt

@@ -18,7 +18,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from altgrad.formats import FloatFormat, Rounding
+from altgrad.formats import NumberFormat, Rounding
 from altgrad.measures.best_scale import Magnitudes, best_power_of_two, best_real
 from altgrad.measures.code_utilisation import code_histogram, code_utilisation
 from altgrad.measures.range import range_counts
@@ -47,7 +47,7 @@ class FormatFit(NamedTuple):
     best_real: CastFit
 
 
-def fit_formats(x: Tensor, formats: Sequence[FloatFormat]) -> dict[str, FormatFit]:
+def fit_formats(x: Tensor, formats: Sequence[NumberFormat]) -> dict[str, FormatFit]:
     """Each format's fit to the finite entries of x, by name, in the order given.
 
     x: any shape, float32, bf16 or fp16. ValueError for a tensor without finite entries, and for a format outside the
@@ -60,11 +60,11 @@ def fit_formats(x: Tensor, formats: Sequence[FloatFormat]) -> dict[str, FormatFi
     values = values[values.isfinite()]
     if values.numel() == 0:
         raise ValueError("a tensor without finite values fits every format alike; give one that has some.")
-    magnitudes = Magnitudes.of(values)
-    return {str(fmt): _fit(values, magnitudes, fmt) for fmt in formats}
+    magnitudes = functools.cache(lambda signed: Magnitudes.of(values, signed=signed))
+    return {str(fmt): _fit(values, magnitudes(not fmt.is_symmetric), fmt) for fmt in formats}
 
 
-def fit_cast(x: Tensor, fmt: FloatFormat, scale: float) -> CastFit:
+def fit_cast(x: Tensor, fmt: NumberFormat, scale: float) -> CastFit:
     """What the cast of x (float32, finite) to `fmt` under `scale` keeps."""
     units = grid_units(x, scale)
     unbounded = round_units(units, fmt, Rounding.nearest_even)
@@ -81,7 +81,7 @@ def fit_cast(x: Tensor, fmt: FloatFormat, scale: float) -> CastFit:
     )
 
 
-def _fit(values: Tensor, magnitudes: Magnitudes, fmt: FloatFormat) -> FormatFit:
+def _fit(values: Tensor, magnitudes: Magnitudes, fmt: NumberFormat) -> FormatFit:
     fit = functools.cache(lambda scale: fit_cast(values, fmt, scale))  # the best scale is often that of amax
     amax, amax_real = (fit(float(scale_of(magnitudes.amax, fmt, power_of_two=power))) for power in (True, False))
     best = fit(best_power_of_two(magnitudes, fmt))

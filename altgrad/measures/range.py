@@ -32,11 +32,12 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from altgrad.formats import FloatFormat
+from altgrad.formats import NumberFormat
 from altgrad.measures.share import count, share
+from altgrad.quantize.grid import beyond
 
 
-def range_counts(exact: Tensor, unbounded: Tensor, rounded: Tensor, fmt: FloatFormat) -> dict[str, Tensor]:
+def range_counts(exact: Tensor, unbounded: Tensor, rounded: Tensor, fmt: NumberFormat) -> dict[str, Tensor]:
     """Counts, as int64 scalars: finite, nonzero (finite and not 0), underflow, subnormal, saturated, nonfinite.
 
     exact, unbounded (rounded before the overflow rule) and rounded are float32 of one shape, in grid units. For E = 0,
@@ -52,17 +53,17 @@ def range_counts(exact: Tensor, unbounded: Tensor, rounded: Tensor, fmt: FloatFo
         "nonzero": nonzero,
         "underflow": nonzero & (rounded == 0),
         "subnormal": nonzero & (size > 0) & (size < lowest),
-        "saturated": finite & (unbounded.abs() > float(fmt.max)),
+        "saturated": finite & beyond(unbounded, fmt),
     }
     found = {name: count(mask) for name, mask in counts.items()}
     found["nonfinite"] = exact.numel() - found["finite"]
     return found
 
 
-def pinned_counts(exact: Tensor, rounded: Tensor, fmt: FloatFormat) -> dict[str, Tensor]:
+def pinned_counts(exact: Tensor, rounded: Tensor, fmt: NumberFormat) -> dict[str, Tensor]:
     """Counts of a stored weight, as int64 scalars: pinned, clipped, weights. exact: w~, in grid units as `rounded`."""
-    top = float(fmt.max)
-    found = {"pinned": count(rounded.abs() >= top), "clipped": count((exact.abs() > top) & (exact.abs() < math.inf))}
+    ends = (rounded <= float(fmt.lowest)) | (rounded >= float(fmt.highest))
+    found = {"pinned": count(ends), "clipped": count(beyond(exact, fmt) & (exact.abs() < math.inf))}
     return found | {"weights": found["pinned"].new_full((), exact.numel())}
 
 

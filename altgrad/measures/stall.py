@@ -22,14 +22,14 @@ stayed (zero updates), and how much of the request became real:
 import torch
 from torch import Tensor
 
-from altgrad.formats import FloatFormat
+from altgrad.formats import NumberFormat
 from altgrad.measures.flips import flipped, gap_fraction
 from altgrad.measures.share import count, share
 from altgrad.quantize.grid import Scale
 
 
 def stall_counts(
-    before: Tensor, after: Tensor, requested: Tensor, fmt: FloatFormat | str, *, scale: Scale = None
+    before: Tensor, after: Tensor, requested: Tensor, fmt: NumberFormat | str, *, scale: Scale = None
 ) -> dict[str, Tensor]:
     """Counts, as int64 scalars: attempted and stalls.
 
@@ -42,7 +42,7 @@ def stall_counts(
 
 
 def stall_ratio(
-    before: Tensor, after: Tensor, requested: Tensor, fmt: FloatFormat | str, *, scale: Scale = None
+    before: Tensor, after: Tensor, requested: Tensor, fmt: NumberFormat | str, *, scale: Scale = None
 ) -> Tensor:
     """stalls / attempted of one step: a float64 scalar in [0, 1]; NaN if nothing was attempted."""
     counts = stall_counts(before, after, requested, fmt, scale=scale)
@@ -50,7 +50,7 @@ def stall_ratio(
 
 
 def predicted_stall_counts(
-    weights: Tensor, requested: Tensor, fmt: FloatFormat | str, *, scale: Scale = None
+    weights: Tensor, requested: Tensor, fmt: NumberFormat | str, *, scale: Scale = None
 ) -> dict[str, Tensor]:
     """What nearest storage of weights + requested would stall: int64 scalars attempted and predicted_stalls.
 

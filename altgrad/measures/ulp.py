@@ -10,7 +10,7 @@ share below 1/2. The ulp of float32, in which masters are kept, is another thing
 import torch
 from torch import Tensor
 
-from altgrad.formats import FloatFormat
+from altgrad.formats import NumberFormat, parse_format
 from altgrad.measures.share import count
 from altgrad.quantize.grid import Scale, grid_units, spacing_units
 
@@ -18,12 +18,12 @@ SHARES = (0.01, 0.5, 0.99)
 """The quantiles that are reported."""
 
 
-def ulps(delta: Tensor, weights: Tensor, fmt: FloatFormat | str, *, scale: Scale = None) -> Tensor:
+def ulps(delta: Tensor, weights: Tensor, fmt: NumberFormat | str, *, scale: Scale = None) -> Tensor:
     """delta / spacing(w), signed, float32, of the weights' shape; both float32, bf16 or fp16.
 
     Divided in grid units, where a spacing never leaves float32.
     """
-    fmt = FloatFormat.parse(fmt) if isinstance(fmt, str) else fmt
+    fmt = parse_format(fmt) if isinstance(fmt, str) else fmt
     fmt.require_tensor_domain()
     return grid_units(delta, scale) / spacing_units(grid_units(weights, scale), fmt)
 

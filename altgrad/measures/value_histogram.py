@@ -31,13 +31,13 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from altgrad.formats import FloatFormat, Rounding
+from altgrad.formats import NumberFormat, Rounding
 from altgrad.measures.best_scale import Magnitudes, best_power_of_two, best_real
 from altgrad.measures.code_utilisation import code_utilisation
 from altgrad.measures.format_fit import CastFit, FormatFit
 from altgrad.measures.sqnr import decibels
 from altgrad.quantize.codes import to_codes
-from altgrad.quantize.grid import bound_units, grid_units, in_float32, round_units, spacing_units
+from altgrad.quantize.grid import beyond, bound_units, grid_units, in_float32, inside, round_units, spacing_units
 from altgrad.quantize.scaling import scale_of
 from altgrad.quantize.traced import binade
 
@@ -110,11 +110,11 @@ class ValueHistogram:
             self._bins = Bins(means, number, 0.0 if within < _SAME * self.energy else within)
         return self._bins
 
-    def is_exact(self, fmt: FloatFormat, scale: float) -> bool:
+    def is_exact(self, fmt: NumberFormat, scale: float) -> bool:
         """Whether `fit` under this scale is the cast's own figure and not an estimate."""
-        return self.bins().within == 0 or (fmt.mantissa_bits < LEADING_BITS and math.frexp(scale)[0] == 0.5)
+        return self.bins().within == 0 or (fmt.midpoint_bits <= LEADING_BITS and math.frexp(scale)[0] == 0.5)
 
-    def _noise(self, units: Tensor, cast: Tensor, scale: float, fmt: FloatFormat) -> float:
+    def _noise(self, units: Tensor, cast: Tensor, scale: float, fmt: NumberFormat) -> float:
         """Sum of squared errors, from the bins in grid units (float32) and where they go (float64, in x's units)."""
         means, counts, within = self.bins()
         noise = counts * (means - cast).square()
@@ -122,19 +122,19 @@ class ValueHistogram:
             return float(noise.sum()) + within
         width = binade(means.float(), 0.0, math.inf).double() * 2.0**-LEADING_BITS
         gaps = spacing_units(units, fmt).double() * scale
-        inside = units.abs() <= float(fmt.max)
-        fine = inside & (gaps < 9 * width)
+        fine = inside(units, fmt) & (gaps < 9 * width)
         share = counts * width.square()
         left = within * float(share[~fine].sum() / share.sum())
         return float(torch.where(fine, counts * gaps.square() / 12, noise).sum()) + left
 
-    def magnitudes(self) -> Magnitudes:
+    def magnitudes(self, *, signed: bool = False) -> Magnitudes:
         """The bins' means, for the search of a scale."""
         means, counts, _ = self.bins()
-        order = means.abs().argsort()
-        return Magnitudes(means.abs()[order], counts[order])
+        means = means if signed else means.abs()
+        order = means.argsort()
+        return Magnitudes(means[order], counts[order], signed=signed)
 
-    def fit(self, fmt: FloatFormat, scale: float) -> CastFit:
+    def fit(self, fmt: NumberFormat, scale: float) -> CastFit:
         """What a cast to `fmt` under `scale` keeps, to nearest even, saturated: see the head for where it is exact."""
         means, counts, _ = self.bins()
         values = means.float()
@@ -144,7 +144,7 @@ class ValueHistogram:
         noise = self._noise(units, rounded.double() * scale, scale, fmt)
         nonzero = values != 0
         lost = float(counts[nonzero & (rounded == 0)].sum())
-        clipped = float(counts[unbounded.abs() > float(fmt.max)].sum())
+        clipped = float(counts[beyond(unbounded, fmt)].sum())
         histogram = torch.bincount(to_codes(rounded, fmt), weights=counts, minlength=1 << fmt.bits)
         return CastFit(
             scale,
@@ -155,7 +155,7 @@ class ValueHistogram:
         )
 
 
-def fit_histogram(histogram: ValueHistogram, formats: Sequence[FloatFormat]) -> dict[str, FormatFit]:
+def fit_histogram(histogram: ValueHistogram, formats: Sequence[NumberFormat]) -> dict[str, FormatFit]:
     """As `fit_formats` of the tensor behind the histogram: each format under the four scales, by name.
 
     ValueError for a histogram without finite values, and for a format outside the tensor domain.
@@ -164,11 +164,12 @@ def fit_histogram(histogram: ValueHistogram, formats: Sequence[FloatFormat]) -> 
         fmt.require_tensor_domain()
     if histogram.count == 0:
         raise ValueError("a tensor without finite values fits every format alike; give one that has some.")
-    magnitudes, amax = histogram.magnitudes(), torch.tensor(histogram.amax, dtype=torch.float32)
-    return {str(fmt): _fit(histogram, magnitudes, amax, fmt) for fmt in formats}
+    magnitudes = functools.cache(lambda signed: histogram.magnitudes(signed=signed))
+    amax = torch.tensor(histogram.amax, dtype=torch.float32)
+    return {str(fmt): _fit(histogram, magnitudes(not fmt.is_symmetric), amax, fmt) for fmt in formats}
 
 
-def _fit(histogram: ValueHistogram, magnitudes: Magnitudes, amax: Tensor, fmt: FloatFormat) -> FormatFit:
+def _fit(histogram: ValueHistogram, magnitudes: Magnitudes, amax: Tensor, fmt: NumberFormat) -> FormatFit:
     fit = functools.cache(lambda scale: histogram.fit(fmt, scale))
     snug, snug_real = (fit(float(scale_of(amax, fmt, power_of_two=power))) for power in (True, False))
     # The mean of the top bin is a little below amax, and its scale may be one binade lower.

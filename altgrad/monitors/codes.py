@@ -10,11 +10,9 @@ says that an 8-bit grid is the wrong place to keep it.
 
 from typing import Annotated, ClassVar
 
-import torch
 from pydantic import Field
 from torch import Tensor
 
-from altgrad.formats import FloatFormat
 from altgrad.measures import code_utilisation
 from altgrad.measures.metric import Metric
 from altgrad.measures.quantiles import tally
@@ -31,7 +29,8 @@ from altgrad.monitors.monitor import (
     WeightMonitor,
     at,
 )  # fmt: skip
-from altgrad.quantize import Grid, rung
+from altgrad.quantize import Grid
+from altgrad.quantize.codes import finite_codes
 from altgrad.symptoms import Phase
 
 
@@ -81,10 +80,5 @@ class Codes(WeightMonitor):
 
 def _histogram(weights: Tensor, grid: Grid) -> Tensor:
     """How often each code occurs among the finite weights, as `to_codes` would give them, but without a host sync."""
-    fmt: FloatFormat = grid.format
-    position = rung(weights, fmt, scale=grid.scale)
-    negative = torch.signbit(weights)
-    if not fmt.has_negative_zero:
-        negative = negative & (position != 0)
-    codes = position.abs() | (negative.to(torch.int32) << (fmt.bits - 1))
-    return tally(codes.clamp(min=0), weights.isfinite(), 1 << fmt.bits)
+    codes = finite_codes(weights, grid.format, grid.scale)
+    return tally(codes.clamp(min=0), weights.isfinite(), 1 << grid.format.bits)

@@ -132,8 +132,7 @@ class Dead(ReplayMonitor):
 
     def _see(self, name: str, layer: nn.Module, x: Tensor) -> None:
         self._join(f"{name}/before", alive_features(x))
-        quantizer = layer.slot_casts.get(("forward", "input")) if isinstance(layer, QuantizedLayer) else None
-        seen = x if quantizer is None else quantizer.values(x.reshape(-1, x.shape[-1]), False, torch.float32)
+        seen = layer.input_as_cast(x) if isinstance(layer, QuantizedLayer) else x
         self._join(f"{name}/after", alive_features(seen))
         for part, value in activation_sums(x).items():
             self._join(f"{name}/{part}", value)

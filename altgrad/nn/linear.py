@@ -10,6 +10,15 @@ One mixin serves nn.Linear and transformers' Conv1D, which keeps W transposed: t
 with the axes of its casts exchanged, and turned for the products. (A transposed view would do for the products, but
 whoever looks at the parameter itself, its storage or its monitors, needs the scale as the parameter lies.)
 
+A product may have a transform that turns both its operands along the axis it sums over, before their casts. Forward's
+is part of the function that is trained: y = Q(x R) Q(W R)^T, so the gradient leaves through R^T, and where forward's
+cast clips it, it does so among the turned values (as QuEST has it, arXiv 2502.05003):
+
+    dx = ((g Q(W R)) . mask) R^T      with `source: forward_rotated`; from the original W it is turned in and out again
+
+A product runs in the layer's dtype where that holds every cast value of both operands. Where it does not (real scales,
+NVFP4 or a 10-bit mantissa in bfloat16) the rounded operands are multiplied in float32, and the product is rounded once.
+
 The three products are one autograd Function because the slots of a product are its own: composing straight-through
 casts around F.linear can only express one cast per operand. It keeps torch's contracts: what it returns is no view, so
 it may be changed in place; inputs have any rank and any number of rows, none included; dtypes may differ only under
@@ -19,7 +28,8 @@ straight-through rule would make of them is nothing that hardware computes.
 
 import math
 import typing
-from typing import Any, ClassVar, cast
+from collections.abc import Mapping
+from typing import Any, ClassVar, NamedTuple, cast
 
 import torch
 from torch import Tensor, nn
@@ -29,12 +39,17 @@ from torch.nn import functional as F
 from altgrad.nn.layers import is_turned
 from altgrad.nn.policy import LayerPrecision, Operand, Product, reduced_axis
 from altgrad.quantize import Quantizer
+from altgrad.quantize.counted import Counted, Role, unnamed_site
 from altgrad.quantize.grid import require_castable
 from altgrad.quantize.passes import backward_counts, counts, refuse_transforms
-from altgrad.quantize.quantizer import Axis, Role, unnamed_site
+from altgrad.quantize.quantizer import Axis, Source
 from altgrad.quantize.traced import held
+from altgrad.quantize.transform import Transform
 
-Slots = list[tuple[Product, Operand]]
+Slot = tuple[Product, Operand]
+Slots = list[Slot]
+Matrices = Mapping[Product, Tensor]
+"""What this pass turns the operands of products by, for those that have a transform."""
 
 
 def make_casts(layer: nn.Module, precision: LayerPrecision, site: str, seed: int) -> dict[str, tuple[Quantizer, Slots]]:
@@ -44,13 +59,11 @@ def make_casts(layer: nn.Module, precision: LayerPrecision, site: str, seed: int
     """
     made = {}
     for name, (spec, slots) in precision.casts().items():
-        operand, axis = slots[0][1], reduced_axis(slots)
-        if operand == "weight" and is_turned(layer):
-            axis = "first" if axis == "last" else "last"
+        operand, axis = slots[0][1], _axis(layer, slots)
         try:
             quantizer = Quantizer(
                 spec, f"{site}/{name}" if site else name, cast(Role, operand), seed=seed,
-                rows=_rows(layer, operand, axis), reduced=axis,
+                rows=_rows(layer, operand, axis), reduced=axis, run=_run(precision, slots),
             )  # fmt: skip
         except ValueError as error:
             raise ValueError(f"{site}, {name}: {error}") from None
@@ -58,11 +71,48 @@ def make_casts(layer: nn.Module, precision: LayerPrecision, site: str, seed: int
     return made
 
 
+def make_transforms(layer: nn.Module, precision: LayerPrecision, site: str, seed: int) -> dict[Product, Transform]:
+    """The transforms that a layer gets under this precision, by product. ValueError for one that its shape refuses."""
+    made = {}
+    for product, spec in precision.transforms.items():
+        made[product] = transform = spec.build(f"{site}/{product}" if site else product, seed)
+        outputs, inputs = cast(Tensor, layer.weight).shape[:: -1 if is_turned(layer) else 1]
+        if product != "grad_weight":  # which sums over tokens, whose number varies
+            transform.check(inputs if product == "forward" else outputs)
+    return made
+
+
+def _run(precision: LayerPrecision, slots: Slots) -> int | None:
+    """Elements of a run that the product's transform turns."""
+    transform = precision.transforms.get(slots[0][0])
+    return None if transform is None else transform.size
+
+
+def _axis(layer: nn.Module, slots: Slots) -> Axis:
+    """The axis of an operand, as it lies, that its products sum over."""
+    axis = reduced_axis(slots)
+    if slots[0][1] == "weight" and is_turned(layer):
+        return "first" if axis == "last" else "last"
+    return axis
+
+
 def _rows(layer: nn.Module, operand: Operand, axis: Axis) -> int | None:
     """How many slices an operand has along its reduced axis; None for tokens, whose number varies."""
     shape = cast(Tensor, layer.weight).shape
     features = {"input": shape[not is_turned(layer)], "grad_output": shape[is_turned(layer)]}
     return shape[axis == "first"] if operand == "weight" else features[operand] if axis == "first" else None
+
+
+class Operands(NamedTuple):
+    """One operand as its products want it, and where a clipped straight-through gradient passes (None: everywhere).
+
+    mask: among the operand's own elements. turned_mask: among those that forward's transform makes of them. A weight
+    comes as [out, in], however it is kept.
+    """
+
+    values: dict[Product, Tensor]
+    mask: Tensor | None
+    turned_mask: Tensor | None
 
 
 class QuantizedLayer(nn.Module):
@@ -81,15 +131,19 @@ class QuantizedLayer(nn.Module):
     weight: Tensor
     casts: nn.ModuleDict
     precision: LayerPrecision
-    slot_casts: dict[tuple[Product, Operand], Quantizer]
+    slot_casts: dict[Slot, Quantizer]
+    transforms: dict[Product, Transform]
 
     def attach(self, precision: LayerPrecision, site: str, seed: int) -> None:
         """Give a layer that has become this its casts. Raises ValueError naming the slot at fault."""
         self.precision, self.slot_casts = precision, {}
-        made: dict[str, Quantizer] = {}
+        made: dict[str, nn.Module] = {}
         for name, (quantizer, slots) in make_casts(self, precision, site, seed).items():
             made[name.replace(".", "_")] = quantizer.to(self.weight.device).train(self.training)
             self.slot_casts.update(dict.fromkeys(slots, quantizer))
+        self.transforms = make_transforms(self, precision, site, seed)
+        for product, transform in self.transforms.items():
+            made[f"{product}_transform"] = transform.to(self.weight.device).train(self.training)
         self.casts = nn.ModuleDict(made)
 
     def forward(self, input: Tensor) -> Tensor:
@@ -106,37 +160,107 @@ class QuantizedLayer(nn.Module):
         if drawn is not None:
             drawn()
         if "casts" in self._modules:  # the plain layer draws before it has casts
-            for quantizer in self.casts.values():
-                typing.cast(Quantizer, quantizer).reset_parameters()
+            for each in self.casts.values():
+                typing.cast(Counted, each).reset_parameters()
 
-    def operands(
-        self, x: Tensor, name: Operand, live: bool, dtype: torch.dtype
-    ) -> tuple[dict[Product, Tensor], Tensor | None]:
-        """x as each product wants it, in `dtype`, and the mask of a clipped straight-through gradient (None: all pass).
+    @property
+    def casts_weight_in_place(self) -> bool:
+        """Whether forward casts the weight as it lies, so that its grid is one of the weight's own values."""
+        return ("forward", "weight") in self.slot_casts and "forward" not in self.transforms
 
-        A weight comes as [out, in], however it is kept. Each distinct cast is made once.
+    def input_as_cast(self, x: Tensor) -> Tensor:
+        """x [..., in_features] as forward's cast leaves it, in float32, turned back where it was turned. Not a pass."""
+        rows = _rows_of(x)
+        slot: Slot = ("forward", "input")
+        matrices: dict[Product, Tensor] = {}
+        if "forward" in self.transforms:
+            matrices["forward"] = self.transforms["forward"].matrix(rows, False)
+        turned, quantizer = self._turned(rows, slot, matrices), self.slot_casts.get(slot)
+        values = turned if quantizer is None else quantizer.values(turned, False, torch.float32)
+        return self._turned_back(values, matrices)
+
+    def matrices(self, x: Tensor, live: bool) -> dict[Product, Tensor]:
+        """What this pass turns its operands by, for each product that has a transform."""
+        return {product: transform.matrix(x, live) for product, transform in self.transforms.items()}
+
+    def operands(self, x: Tensor, name: Operand, live: bool, dtype: torch.dtype, matrices: Matrices) -> Operands:
+        """x as each product wants it: in `dtype`, or in float32 where that does not hold every value of its cast.
+
+        Each distinct cast is made once.
         """
         # Casts look at x several times; a compiled graph would compute it each time anew, from as far back as a GELU.
         x = held(x)
-        made: dict[Quantizer | None, Tensor] = {}
+        made: dict[Any, Tensor] = {}
         masks: list[Tensor] = []
-        found: dict[Product, Tensor] = {}
-        for product, operand in self.precision.slots:
+        turned_mask: Tensor | None = None
+        values: dict[Product, Tensor] = {}
+        for slot in self.precision.slots:
+            product, operand = slot
             if operand != name:
                 continue
-            quantizer = self.slot_casts.get((product, operand))
-            if quantizer not in made:
+            quantizer = self.slot_casts.get(slot)
+            key = quantizer if quantizer is not None else product if product in matrices else None
+            if key not in made:
+                source, mask = self._source(x, slot, values, matrices), None
+                turned = self._turned(source, slot, matrices)
                 if quantizer is None:
-                    made[None] = x.to(dtype)
+                    made[key] = turned.to(dtype)
                 else:
-                    _fits(quantizer, dtype)
-                    made[quantizer], mask = quantizer.values_and_mask(x, live, dtype)
-                    masks += [] if mask is None else [mask]
-            found[product] = made[quantizer]
-        mask = torch.stack(masks).all(0) if masks else None
+                    held_in = dtype if quantizer.spec.fits(dtype) else torch.float32
+                    made[key], mask = quantizer.values_and_mask(turned, live, held_in)
+                if mask is not None and product == "forward" and product in matrices:
+                    turned_mask = mask
+                elif mask is not None:
+                    masks.append(mask)
+            values[product] = made[key]
+        whole = torch.stack(masks).all(0) if masks else None
         if name == "weight" and is_turned(self):
-            return {product: made.mT for product, made in found.items()}, None if mask is None else mask.mT
-        return found, mask
+            values = {product: value.mT for product, value in values.items()}
+            whole, turned_mask = (None if mask is None else mask.mT for mask in (whole, turned_mask))
+        return Operands(values, whole, turned_mask)
+
+    def _source_of(self, slot: Slot) -> Source:
+        """What the slot casts; without its cast (in a replay) it passes on the same."""
+        spec = self.slot_casts[slot].spec if slot in self.slot_casts else self.precision.slots.get(slot)
+        return "original" if spec is None else spec.source
+
+    def _source(self, x: Tensor, slot: Slot, made: Mapping[Product, Tensor], matrices: Matrices) -> Tensor:
+        source = self._source_of(slot)
+        if source == "original":
+            return x
+        forward = made["forward"]
+        if source == "forward_rotated" or "forward" not in matrices:
+            return forward
+        turned = slot[1] == "weight" and is_turned(self)
+        return self._turned_back(forward.mT, matrices).mT if turned else self._turned_back(forward, matrices)
+
+    def _turned(self, x: Tensor, slot: Slot, matrices: Matrices) -> Tensor:
+        """An operand, as it lies, as the transform of its product turns it."""
+        if slot[0] not in matrices:
+            return x
+        transform, matrix = self.transforms[slot[0]], matrices[slot[0]]
+        return transform.turn(x, matrix) if _axis(self, [slot]) == "last" else transform.turn(x.mT, matrix).mT
+
+    def _turned_back(self, x: Tensor, matrices: Matrices) -> Tensor:
+        """What forward's transform turned, [..., in_features], as it was."""
+        return self.transforms["forward"].turn_back(x, matrices["forward"]) if "forward" in matrices else x
+
+    def turned_back(self, x: Tensor, slot: Slot, number: int) -> Tensor:
+        """What the transform of a slot's product turned in micro-batch `number` of this step, as it lay before."""
+        transform = self.transforms.get(slot[0])
+        if transform is None:
+            return x
+        matrix = transform.matrix_of(x, number)
+        return transform.turn_back(x, matrix) if _axis(self, [slot]) == "last" else transform.turn_back(x.mT, matrix).mT
+
+    def gradient(self, product: Tensor, slot: Slot, operand: Operands, matrices: Matrices) -> Tensor:
+        """A gradient [..., in_features] as it leaves the layer. product: g times the operand of `slot`. operand: that
+        which it is the gradient of."""
+        turned = "forward" in matrices and self._source_of(slot) == "forward_rotated"
+        if operand.turned_mask is not None and not turned:  # by the transpose of the transpose, so nothing is rounded
+            product, turned = self.transforms["forward"].turn_back(product, matrices["forward"].T), True
+        product = _masked(product, operand.turned_mask)
+        return _masked(self._turned_back(product, matrices) if turned else product, operand.mask)
 
     def extra_repr(self) -> str:
         """Shown by print(model)."""
@@ -164,8 +288,8 @@ class QuantizedLinear(QuantizedLayer, nn.Linear):
     ) -> None:
         super().__init__(in_features, out_features, bias)
         self.attach(precision, unnamed_site("linear") if site is None else site, seed)
-        for quantizer in self.slot_casts.values():
-            quantizer.named = site is not None
+        for each in self.casts.values():
+            typing.cast(Counted, each).named = site is not None
 
 
 _MADE: dict[type[nn.Module], type["QuantizedLayer"]] = {}
@@ -195,32 +319,54 @@ class _Products(torch.autograd.Function):
         device = x.device.type
         auto = torch.is_autocast_enabled(device)
         dtype = torch.get_autocast_dtype(device) if auto else x.dtype
-        inputs, ctx.input_mask = layer.operands(_rows_of(x), "input", live[0], dtype)
-        weights, ctx.weight_mask = layer.operands(weight, "weight", live[0], dtype)
-        ctx.layer, ctx.live, ctx.dtype = layer, live[1], dtype
+        matrices = layer.matrices(x, live[0])
+        inputs = layer.operands(_rows_of(x), "input", live[0], dtype, matrices)
+        weights = layer.operands(weight, "weight", live[0], dtype, matrices)
+        ctx.layer, ctx.live, ctx.dtype, ctx.turned = layer, live[1], dtype, tuple(matrices)
         ctx.types = x.dtype, weight.dtype, None if bias is None else bias.dtype
-        ctx.save_for_backward(inputs["grad_weight"], weights["grad_input"])
-        with torch.autocast(device, enabled=False):
-            y = F.linear(inputs["forward"], weights["forward"], None if bias is None else bias.to(dtype))
+        ctx.input_masks, ctx.weight_masks = inputs[1:], weights[1:]
+        ctx.save_for_backward(inputs.values["grad_weight"], weights.values["grad_input"], *matrices.values())
+        y = _linear(inputs.values["forward"], weights.values["forward"], bias, dtype)
         return _shaped(y, (*x.shape[:-1], y.shape[-1]))
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, *grads: Tensor) -> Any:
-        x, weight = ctx.saved_tensors
+        x, weight, *turns = ctx.saved_tensors
+        layer, matrices = ctx.layer, dict(zip(ctx.turned, turns, strict=True))
         grad = _rows_of(grads[0])
         wants_input, wants_weight, wants_bias = ctx.needs_input_grad[:3]
-        found, _ = ctx.layer.operands(grad, "grad_output", ctx.live, ctx.dtype)
+        found = layer.operands(grad, "grad_output", ctx.live, ctx.dtype, matrices).values
         dx = dw = db = None
         if wants_input:
-            dx = _masked(found["grad_input"] @ weight, ctx.input_mask).to(ctx.types[0])
+            dx = _product(found["grad_input"], weight, ctx.dtype)
+            dx = layer.gradient(dx, ("grad_input", "weight"), Operands({}, *ctx.input_masks), matrices)
+            dx = dx.to(ctx.types[0])
             dx = _shaped(dx, (*grads[0].shape[:-1], dx.shape[-1]))
         if wants_weight:
-            dw = _masked(found["grad_weight"].T @ x, ctx.weight_mask).to(ctx.types[1])
-            dw = dw.mT if is_turned(ctx.layer) else dw
+            dw = _product(found["grad_weight"].T, x, ctx.dtype)
+            dw = layer.gradient(dw, ("grad_weight", "input"), Operands({}, *ctx.weight_masks), matrices).to(
+                ctx.types[1]
+            )
+            dw = dw.mT if is_turned(layer) else dw
         if wants_bias and ctx.types[2] is not None:
             db = grad.sum(0).to(ctx.types[2])
         return dx, dw, db, None, None
+
+
+def _linear(x: Tensor, weight: Tensor, bias: Tensor | None, dtype: torch.dtype) -> Tensor:
+    """F.linear in `dtype`; where that does not hold an operand, in float32 and then rounded once."""
+    inner = dtype if x.dtype == weight.dtype == dtype else torch.float32
+    added = None if bias is None else bias.to(dtype).to(inner)
+    with torch.autocast(x.device.type, enabled=False):
+        return F.linear(x.to(inner), weight.to(inner), added).to(dtype)
+
+
+def _product(a: Tensor, b: Tensor, dtype: torch.dtype) -> Tensor:
+    """a b, likewise."""
+    inner = dtype if a.dtype == b.dtype == dtype else torch.float32
+    with torch.autocast(a.device.type, enabled=False):
+        return (a.to(inner) @ b.to(inner)).to(dtype)
 
 
 def _rows_of(x: Tensor) -> Tensor:
@@ -250,16 +396,3 @@ def _check_operands(x: Tensor, weight: Tensor, bias: Tensor | None) -> None:
 
 def _masked(gradient: Tensor, mask: Tensor | None) -> Tensor:
     return gradient if mask is None else torch.where(mask, gradient, 0)
-
-
-def _fits(quantizer: Quantizer, dtype: torch.dtype) -> None:
-    """Refuse products in a type that would round the cast values again."""
-    spec = quantizer.spec
-    if dtype == torch.float32:
-        return
-    bits = {torch.bfloat16: 7, torch.float16: 10}.get(dtype, 0)
-    if spec.format.mantissa_bits > bits or not spec.scaling.power_of_two:
-        what = f"{spec.format}" if spec.format.mantissa_bits > bits else f"{spec.format} with real scales"
-        raise ValueError(
-            f"{quantizer.site}: {what} does not fit {dtype}; use scale: power_of_two, or compute in float32."
-        )

@@ -11,13 +11,18 @@ overrides that. `none` leaves an operand uncast. The first rule whose pattern ma
 a rule that decides nothing is an error, since it is nearly always a misspelt name. In patterns `*` stands for any text,
 dots included, and the children of a list answer to `first` and `last` as well as to their numbers.
 
+A product can have a `transform`, which turns both its operands along the axis that it sums over before they are cast
+(`altgrad.quantize.transform`). A slot of the backward pass casts the operand as it came (`source: original`), what
+forward's cast made of it (`forward`), or, where forward turns it, that in the turned domain (`forward_rotated`): the
+product's result is then turned back. Two slots of an operand share a cast where spec, transform, source and axis agree.
+
 A module registered under several names answers to each of them and is decided once; its first name is its site. Where
 one rule finds it by one name alone and another, which says otherwise, by another alone, that is an error; a rule
 that comes first and one that matches both names are no conflict, the order decides.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import Field, PlainValidator, model_validator
@@ -27,11 +32,13 @@ from altgrad.nn.layers import EMBEDDINGS
 from altgrad.nn.names import Nameable, matches, nameable
 from altgrad.quantize import QuantizerSpec
 from altgrad.quantize.quantizer import Axis
-from altgrad.spec import LocatedError, Spec, did_you_mean
+from altgrad.quantize.transform import TransformSpec
+from altgrad.spec import LocatedError, Since, Spec, did_you_mean
 
 Product = Literal["forward", "grad_input", "grad_weight"]
 Operand = Literal["input", "weight", "grad_output"]
 
+PRODUCTS: tuple[Product, ...] = ("forward", "grad_input", "grad_weight")
 SLOTS: tuple[tuple[Product, Operand], ...] = (
     ("forward", "input"), ("forward", "weight"),
     ("grad_input", "grad_output"), ("grad_input", "weight"),
@@ -46,12 +53,15 @@ class LayerPrecision:
     slots: Mapping[tuple[Product, Operand], QuantizerSpec | None]
     per_product: bool = False
     """Whether each slot is cast for itself, even where both slots of an operand say the same."""
+    transforms: Mapping[Product, TransformSpec] = field(default_factory=dict)
+    """What turns the operands of a product before they are cast, where something does."""
 
     def casts(self) -> dict[str, tuple[QuantizerSpec, list[tuple[Product, Operand]]]]:
         """The casts a layer needs: name -> (spec, slots served). Equal slots of an operand share one cast.
 
         A shared cast is named after its operand (`weight`), one that serves a single differing slot after both
-        (`weight.grad_input`).
+        (`weight.grad_input`). Two products sum over different axes of an operand, so what a transform turns is shared
+        by none; without one, shared operands are cast along one axis for both.
         """
         found: dict[str, tuple[QuantizerSpec, list[tuple[Product, Operand]]]] = {}
         for slot, spec in self.slots.items():
@@ -59,7 +69,9 @@ class LayerPrecision:
                 continue
             product, operand = slot
             shared = not self.per_product and all(
-                other in (None, spec) for (_, name), other in self.slots.items() if name == operand
+                other is None or (other == spec and not {product, its} & self.transforms.keys())
+                for (its, name), other in self.slots.items()
+                if name == operand
             )
             name = operand if shared else f"{operand}.{product}"
             found.setdefault(name, (spec, []))[1].append(slot)
@@ -92,25 +104,35 @@ SlotSpec = Annotated[QuantizerSpec | str | None, PlainValidator(_to_slot)]
 """A cast, `none`, or `same`: what the rule says for this operand in general."""
 
 
+def _to_transform(value: Any) -> TransformSpec | None:
+    return None if value in (None, "none") else TransformSpec.of(value)
+
+
+Turning = Annotated[TransformSpec | None, PlainValidator(_to_transform), Since(2)]
+
+
 class ForwardSlots(Spec):
-    """Overrides for y = input @ weight.T."""
+    """Overrides for y = input @ weight.T, and what turns both operands along in_features."""
 
     input: SlotSpec = "same"
     weight: SlotSpec = "same"
+    transform: Turning = None
 
 
 class GradInputSlots(Spec):
-    """Overrides for dx = grad_output @ weight."""
+    """Overrides for dx = grad_output @ weight, and what turns both operands along out_features."""
 
     grad_output: SlotSpec = "same"
     weight: SlotSpec = "same"
+    transform: Turning = None
 
 
 class GradWeightSlots(Spec):
-    """Overrides for dW = grad_output.T @ input."""
+    """Overrides for dW = grad_output.T @ input, and what turns both operands along the tokens."""
 
     grad_output: SlotSpec = "same"
     input: SlotSpec = "same"
+    transform: Turning = None
 
 
 class Rule(Spec):
@@ -137,13 +159,60 @@ class Rule(Spec):
                 )
         return self
 
+    @model_validator(mode="after")
+    def _products_agree(self) -> "Rule":
+        layer = self.layer()
+        for product in layer.transforms:
+            uncast = [name for (its, name), spec in layer.slots.items() if its == product and spec is None]
+            if uncast:
+                raise ValueError(
+                    f"{product}.transform turns both operands, and {product}.{uncast[0]} is not cast; cast it, or "
+                    f"leave out {product}.transform."
+                )
+        for (product, operand), spec in layer.slots.items():
+            if spec is not None:
+                _check_source(layer, product, operand, spec)
+        return self
+
     def layer(self) -> LayerPrecision:
         """The six slots, resolved."""
         slots: dict[tuple[Product, Operand], QuantizerSpec | None] = {}
         for product, operand in SLOTS:
             chosen = getattr(getattr(self, product), operand)
             slots[product, operand] = getattr(self, operand) if chosen == "same" else chosen
-        return LayerPrecision(slots, self.operands == "per_product")
+        turning = {product: getattr(self, product).transform for product in PRODUCTS}
+        transforms = {product: spec for product, spec in turning.items() if spec is not None}
+        return LayerPrecision(slots, self.operands == "per_product", transforms)
+
+
+def _check_source(layer: LayerPrecision, product: Product, operand: Operand, spec: QuantizerSpec) -> None:
+    """ValueError for a slot whose cast does not go with its source or with the transform that its product has."""
+    slot, source, turned = f"{product}.{operand}", spec.source, product in layer.transforms
+    if spec.correction == "eden" and not turned:
+        raise ValueError(
+            f"{slot} has correction: eden, and there is no {product}.transform, whose runs it corrects; give one, or "
+            "use correction: none."
+        )
+    if source != "original":
+        if product == "forward" or operand == "grad_output":
+            raise ValueError(
+                f"source: {source} is for grad_input.weight and grad_weight.input, whose operands forward casts first; "
+                f"{slot} is none of them."
+            )
+        if layer.slots["forward", operand] is None:
+            raise ValueError(
+                f"{slot} has source: {source}, and forward.{operand} is not cast; cast that, or use source: original."
+            )
+        if source == "forward_rotated" and "forward" not in layer.transforms:
+            raise ValueError(
+                f"{slot} has source: forward_rotated, and there is no forward.transform; use source: forward."
+            )
+    if spec.gradient == "clipped" and product != "forward" and (turned or source != "original"):
+        what = f"{product}.transform" if turned else f"source: {source}"
+        raise ValueError(
+            f"gradient: clipped of {slot} does not go with {what}: forward's casts decide where a gradient passes; "
+            f"use gradient: identity in {slot}."
+        )
 
 
 @dataclass(frozen=True)
@@ -254,13 +323,19 @@ def _unused(pattern: str, things: Sequence[Nameable]) -> str:
     return f"'{pattern}' matches no Linear layer.{hint}" + ("" if hint.endswith("?") else ".")
 
 
-def slot_text(spec: QuantizerSpec | None) -> str:
+def slot_text(spec: QuantizerSpec | None, transform: TransformSpec | None = None) -> str:
     """A slot in a few characters, for tables: `e4m3fn delayed`; `-` if not cast."""
     if spec is None:
         return "-"
-    parts = [str(spec.format)]
+    parts = [spec.format.short_name]
     parts += [] if spec.rounding == "nearest_even" else [str(spec.rounding)]
     scaling = spec.scaling.tree()
-    detail = scaling.get("size") or ("channel" if scaling.get("granularity") == "channel" else None)
+    detail = scaling.get("size") or scaling.get("value")
+    detail = "channel" if scaling.get("granularity") == "channel" else detail
     parts.append(f"{spec.scaling.kind}/{detail}" if detail else spec.scaling.kind)
+    chosen = [f"{name} {value}" for name, value in spec.scaling.chosen.items()]
+    parts += [f"({', '.join(chosen)})"] if chosen else []
+    parts += [] if transform is None else [f"{transform.kind}/{transform.size}"]
+    parts += [] if spec.correction == "none" else [spec.correction]
+    parts += [] if spec.source == "original" else [f"of {spec.source}"]
     return " ".join(parts)

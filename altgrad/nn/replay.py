@@ -27,6 +27,7 @@ from torch import Tensor, nn
 from altgrad.nn.layers import exchanged, refuse_own_forward
 from altgrad.nn.linear import QuantizedLayer
 from altgrad.quantize import Cast, Quantizer
+from altgrad.quantize.counted import Counted
 
 
 def fresh_gradients(model: nn.Module, losses: Callable[[], Iterator[Tensor]]) -> dict[str, Tensor]:
@@ -58,13 +59,13 @@ def unrecorded(model: nn.Module) -> Iterator[None]:
 
     In training mode the forwards within repeat those of the step that is not committed yet: the same random bits.
     """
-    switched: list[QuantizedLayer | Quantizer] = [
-        module for module in model.modules() if isinstance(module, QuantizedLayer | Quantizer) and module.recording
+    switched: list[QuantizedLayer | Counted] = [
+        module for module in model.modules() if isinstance(module, QuantizedLayer | Counted) and module.recording
     ]
     kept = [(buffer, buffer.clone()) for buffer in model.buffers()]
     for module in switched:
         module.recording = False
-        if isinstance(module, Quantizer):
+        if isinstance(module, Counted):
             module.rewind()
     try:
         yield

@@ -23,8 +23,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim.optimizer import register_optimizer_step_pre_hook
 
-from altgrad.quantize import Quantizer, Rounding
-from altgrad.quantize.scaling import Scaling
+from altgrad.quantize.counted import Counted
 
 LOGGER = logging.getLogger("altgrad")
 
@@ -32,14 +31,14 @@ LOGGER = logging.getLogger("altgrad")
 class StepListener(Protocol):
     """Who wants to know that steps are closed."""
 
-    def step_closed(self, quantizers: Iterable[Quantizer]) -> None:
+    def step_closed(self, sites: Iterable[Counted]) -> None:
         """These have been committed."""
 
 
 _followed = 0
 """How many models there were to follow; with one more, every optimizer is looked at again."""
 _models: "weakref.WeakSet[nn.Module]" = weakref.WeakSet()
-_committed: "weakref.WeakSet[Quantizer]" = weakref.WeakSet()
+_committed: "weakref.WeakSet[Counted]" = weakref.WeakSet()
 _listeners: "weakref.WeakSet[Any]" = weakref.WeakSet()
 _known: "weakref.WeakKeyDictionary[torch.optim.Optimizer, _Known]" = weakref.WeakKeyDictionary()
 
@@ -53,10 +52,10 @@ class _Known:
         self.among = _followed
         self.steps = 0
 
-    def quantizers(self) -> list[Quantizer]:
-        """Those of its models."""
+    def sites(self) -> list[Counted]:
+        """Casts and transforms of its models."""
         models = (model for ref in self.models if (model := ref()) is not None)
-        return list(dict.fromkeys(m for model in models for m in model.modules() if isinstance(m, Quantizer)))
+        return list(dict.fromkeys(m for model in models for m in model.modules() if isinstance(m, Counted)))
 
 
 def follow_steps(model: nn.Module) -> None:
@@ -68,9 +67,9 @@ def follow_steps(model: nn.Module) -> None:
     _followed += 1
 
 
-def committed(quantizers: Iterable[Quantizer]) -> None:
+def committed(sites: Iterable[Counted]) -> None:
     """Take note that a step was closed."""
-    made = list(quantizers)
+    made = list(sites)
     _committed.update(made)
     for listener in list(_listeners):
         listener.step_closed(made)
@@ -101,26 +100,16 @@ def with_closure(
     return (args[0], closure, *args[2:]), named
 
 
-def never_committed(quantizers: Iterable[Quantizer]) -> str | None:
+def never_committed(sites: Iterable[Counted]) -> str | None:
     """A line about casts that had passes and need commits, if none of them ever had one."""
-    needing = [q for q in quantizers if _needs_commit(q)]
-    recorded = (tensor for quantizer in needing for tensor in _passes(quantizer) if not tensor.is_meta)
-    if any(q in _committed for q in needing) or not any(bool(tensor.any()) for tensor in recorded):
+    needing = [site for site in sites if site.needs_commit]
+    recorded = (tensor for site in needing for tensor in site.passed() if not tensor.is_meta)
+    if any(site in _committed for site in needing) or not any(bool(tensor.any()) for tensor in recorded):
         return None
     return (
         f"altgrad.commit(model) was never called, and {needing[0].site} needs it after each optimizer.step(): without "
         "it delayed scales have no history, and all passes draw the random bits of one step."
     )
-
-
-def _needs_commit(quantizer: Quantizer) -> bool:
-    return quantizer.spec.rounding is Rounding.stochastic or type(quantizer.scaling).commit is not Scaling.commit
-
-
-def _passes(quantizer: Quantizer) -> list[Tensor]:
-    """What passes of the step leave in a quantizer, to be changed in place."""
-    counter = [quantizer.counter] if quantizer.spec.rounding is Rounding.stochastic else []
-    return [*quantizer.scaling.recorded(), *counter]
 
 
 def _before_step(
@@ -135,10 +124,10 @@ def _before_step(
     closure = closure_of(args, named)
     if not known.models or (closure is None and known.steps != 2):
         return None
-    quantizers = known.quantizers()
-    if known.steps == 2 and (line := never_committed(quantizers)):
+    sites = known.sites()
+    if known.steps == 2 and (line := never_committed(sites)):
         LOGGER.warning(line)
-    tensors = [tensor for quantizer in quantizers for tensor in _passes(quantizer)]
+    tensors = [tensor for site in sites for tensor in site.passed()]
     return with_closure(args, named, _one_function(closure, tensors)) if closure and tensors else None
 
 

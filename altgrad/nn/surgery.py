@@ -16,14 +16,16 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
-from altgrad.formats import FloatFormat
+from altgrad.formats import NumberFormat
 from altgrad.nn.first_pass import end_proof, fast_paths_back, fast_paths_off, prove_first_pass, refuse_parents
 from altgrad.nn.layers import core_of, exchanged, is_layer, is_plain, refuse_own_forward
-from altgrad.nn.linear import QuantizedLayer, make_casts, quantized_class
+from altgrad.nn.linear import QuantizedLayer, make_casts, make_transforms, quantized_class
 from altgrad.nn.policy import Decision, LayerPrecision, PrecisionPolicy
 from altgrad.nn.processes import Processes
 from altgrad.nn.steps import committed, follow_steps
-from altgrad.quantize import Quantizer, Rounding
+from altgrad.quantize import Quantizer
+from altgrad.quantize.counted import Counted
+from altgrad.quantize.transform import Transform
 
 
 def quantize_model(model: nn.Module, policy: PrecisionPolicy | Any, *, seed: int = 0) -> nn.Module:
@@ -79,6 +81,7 @@ def _check(model: nn.Module, decision: Decision, seed: int) -> None:
         _ = module.weight  # a parametrised weight is computed here, not on meta
         with torch.device("meta"):
             make_casts(module, cast(LayerPrecision, decision.precision), name, seed)
+            make_transforms(module, cast(LayerPrecision, decision.precision), name, seed)
 
 
 def install(layer: Any, precision: LayerPrecision, site: str, seed: int) -> None:
@@ -97,7 +100,7 @@ def dequantize_model(model: nn.Module) -> nn.Module:
     for name, module in found.items():
         refuse_own_forward(name, module)
     for module in found.values():
-        del module.casts, module.precision, module.slot_casts
+        del module.casts, module.precision, module.slot_casts, module.transforms
         module.__class__ = exchanged(type(module), module.plain)
     fast_paths_back(model)
     end_proof(model)
@@ -107,6 +110,11 @@ def dequantize_model(model: nn.Module) -> nn.Module:
 def quantizers(model: nn.Module) -> list[Quantizer]:
     """Every Quantizer of the model, in module order."""
     return [module for module in model.modules() if isinstance(module, Quantizer)]
+
+
+def counted_sites(model: nn.Module) -> list[Counted]:
+    """Whatever counts the passes and steps of the model, casts and transforms, in module order."""
+    return [module for module in model.modules() if isinstance(module, Counted)]
 
 
 def weight_names(model: nn.Module) -> dict[str, str]:
@@ -121,16 +129,19 @@ def weight_names(model: nn.Module) -> dict[str, str]:
 
 
 def weight_quantizers(model: nn.Module) -> dict[str, Quantizer]:
-    """The cast of the forward weight, by parameter name; of several layers with one weight, the first one's."""
+    """The cast of the forward weight, by parameter name; of several layers with one weight, the first one's.
+
+    None for weights that a transform turns before: what they enter is no grid of the weight's own values.
+    """
     found: dict[str, Quantizer] = {}
     for name, parameter in weight_names(model).items():
         module = model.get_submodule(name)
-        if isinstance(module, QuantizedLayer) and ("forward", "weight") in module.slot_casts:
+        if isinstance(module, QuantizedLayer) and module.casts_weight_in_place:
             found.setdefault(parameter, module.slot_casts["forward", "weight"])
     return found
 
 
-def change_formats(model: nn.Module, formats: Mapping[str, FloatFormat]) -> None:
+def change_formats(model: nn.Module, formats: Mapping[str, NumberFormat]) -> None:
     """Let casts of a quantised model, by site, enter other formats from now on, in place; see Quantizer.enter.
 
     Every slot that such a cast serves follows. ValueError for a site that the model does not have.
@@ -159,22 +170,25 @@ def commit(
     processes = Processes.present() if processes is None else processes
     if processes.size > 1:
         processes.join(sums, [*maxima, *(amax for quantizer in made for amax in quantizer.scaling.recorded())])
-    for quantizer in made:
-        quantizer.commit()
-    committed(made)
+    sites = counted_sites(model)
+    for site in sites:
+        site.commit()
+    committed(sites)
 
 
 def check_passes(model: nn.Module, passes: int) -> None:
     """ValueError if a quantizer's random bits are not at this pass of the step, as of a layer that runs twice."""
-    for quantizer in quantizers(model):
-        if quantizer.spec.rounding is Rounding.stochastic and int(quantizer.counter) & 0xFFFF != passes:
+    for site in counted_sites(model):
+        if site.draws_each_pass and int(site.counter) & 0xFFFF != passes:
+            turned = isinstance(site, Transform)
+            drawn, instead = ("drawn signs", "signs: fixed") if turned else ("stochastic rounding", "another rounding")
             raise ValueError(
-                f"{quantizer.site} is cast more than once a micro-batch, with stochastic rounding, whose bits several "
-                "processes cannot then share out; train on one process, or use another rounding there."
+                f"{site.site} is {'turned' if turned else 'cast'} more than once a micro-batch, with {drawn}, whose "
+                f"bits several processes cannot then share out; train on one process, or use {instead} there."
             )
 
 
 def seek(model: nn.Module, micro_batch: int) -> None:
     """Have the random bits of the coming pass be those of this micro-batch of the step, whoever took those before."""
-    for quantizer in quantizers(model):
-        quantizer.seek(micro_batch)
+    for site in counted_sites(model):
+        site.seek(micro_batch)

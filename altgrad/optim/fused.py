@@ -46,12 +46,15 @@ def recipe(storage: Storage, grid: Grid | None, p: Tensor, power: float, kappa: 
     fmt = None if grid is None else grid.format
     power = power if grid is not None else 0.0
     if not storage.on_grid:
-        return Recipe(fmt if power else None, power, kappa, None)
+        if not power:
+            return Recipe(None, power, kappa, None)
+        return Recipe(fmt, power, kappa, None) if isinstance(fmt, FloatFormat) else None
     landing = _LANDINGS.get(storage.kind)
     assert isinstance(storage, GridStorage)
-    if landing is None or storage.scale != "fixed" or not serves(storage.format, landing):
+    kept = storage.format
+    if landing is None or storage.scale != "fixed" or not isinstance(kept, FloatFormat) or not serves(kept, landing):
         return None
-    return Recipe(storage.format, power, kappa, landing)
+    return Recipe(kept, power, kappa, landing)
 
 
 def adam_step(

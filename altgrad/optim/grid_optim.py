@@ -22,7 +22,7 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from altgrad.formats import FloatFormat
+from altgrad.formats import FloatFormat, NumberFormat, parse_format
 from altgrad.optim.numbers import NonNegative, Positive
 from altgrad.optim.optimizer import Optimizer, OptimizerSpec, settings
 from altgrad.optim.request import Request
@@ -65,7 +65,7 @@ class GridOptim(Optimizer):
         rung_clip: float = 1.0,
         landing: Landing = "value",
         kappa: float = 2.0**-6,
-        format: str | FloatFormat = "e4m3fn",
+        format: str | NumberFormat = "e4m3fn",
         weight_decay: float = 0.0,
         *,
         storage: Any = None,
@@ -81,7 +81,7 @@ class GridOptim(Optimizer):
             raise ValueError(f"rung_clip is {group['rung_clip']}; it must be above 0.")
         if not 0 <= group["kappa"] < float("inf"):
             raise ValueError(f"kappa is {group['kappa']}; it must be not negative and finite.")
-        FloatFormat.parse(group["format"]).require_tensor_domain()
+        parse_format(group["format"]).require_tensor_domain()
         if group["landing"] not in ("value", "index"):
             raise ValueError(f"landing is {group['landing']}; choose value or index.")
 
@@ -108,7 +108,7 @@ class GridOptim(Optimizer):
             # The clip as a factor, so that the numerator stays the momentum buffer, which error feedback writes to.
             asked = (velocity * lr).abs()
             clipped = torch.where(asked > clip, clip / asked, 1.0)
-            walked = own_grid(p, FloatFormat.parse(group["format"])) if grid is None else grid
+            walked = own_grid(p, parse_format(group["format"])) if grid is None else grid
             clipped.mul_(absolute(spacing_field(p, walked, kappa=group["kappa"]), walked))
             factors.append(clipped)
         return Request(keep, [-lr] * len(params), velocities, factors=factors, beta=group["momentum"] or None)

@@ -27,7 +27,7 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from altgrad.formats import FloatFormat
+from altgrad.formats import NumberFormat
 from altgrad.optim.adamw import Beta, adam_request, check_adam
 from altgrad.optim.fused import Recipe, recipe
 from altgrad.optim.numbers import NonNegative, Positive
@@ -91,9 +91,9 @@ class ManifoldAdamW(Optimizer):
         precondition: Precondition = "update",
         power: float = 1.0,
         kappa: float = _KAPPA,
-        stiffness: str | FloatFormat = "own",
+        stiffness: str | NumberFormat = "own",
         normalise: Normalise = "rms",
-        format: str | FloatFormat | None = None,
+        format: str | NumberFormat | None = None,
         storage: Any = None,
         track: bool = False,
         seed: int = 0,

@@ -26,7 +26,7 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from altgrad.formats import FloatFormat
+from altgrad.formats import NumberFormat
 from altgrad.optim.fused import Recipe, adam_step
 from altgrad.optim.numbers import LearningRate, WeightDecay, check_rates, plain_numbers
 from altgrad.optim.request import BeforeStep, Request, Update, track
@@ -308,7 +308,7 @@ def gridded(optimizer: Optimizer) -> Iterator[tuple[str, Tensor, GridStorage]]:
 
 
 @torch.no_grad()
-def change_storage_format(optimizer: Optimizer, name: str, fmt: FloatFormat, *, convert: bool = True) -> None:
+def change_storage_format(optimizer: Optimizer, name: str, fmt: NumberFormat, *, convert: bool = True) -> None:
     """Keep the parameter called `name` in another format from now on.
 
     convert: put its weight on the new grid; without, weight and state are to be loaded. ValueError for a parameter that

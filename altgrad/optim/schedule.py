@@ -4,8 +4,9 @@
     cosine     m = floor + (1 - floor) * (1 + cos(pi * p)) / 2      p from 0 after the warm-up to 1 at the end
     wsd        m = 1, then over the last `decay` of all steps linearly down to `floor`
 
-All three start with a linear warm-up, m = (step + 1) / (warmup + 1). Cosine is Loshchilov and Hutter (arXiv
-1608.03983); warmup-stable-decay is Hu et al. (MiniCPM, arXiv 2404.06395) with the linear decay of Haegele et al.
+All three start with a linear warm-up, m = (step + 1) / (warmup + 1). A run of `warmup` steps or fewer is too short for
+it and warms up over a tenth of its steps, so that `--set steps=20` tries any spec. Cosine is Loshchilov and Hutter
+(arXiv 1608.03983); warmup-stable-decay is Hu et al. (MiniCPM, arXiv 2404.06395) with the linear decay of Haegele et al.
 (arXiv 2405.18392).
 
 A multiplier and not a rate, because groups of parameters have rates of their own; a pure function of the step and not a
@@ -33,7 +34,7 @@ class Schedule(Spec):
 
     kind: Literal["constant", "cosine", "wsd"] = "cosine"
     warmup: Annotated[int, Field(ge=0)] = 0
-    """Steps before the peak."""
+    """Steps before the peak; a tenth of the run where it is no longer than that."""
     floor: _Share = 0.1
     """The multiplier at the end of the run (cosine, wsd)."""
     decay: _Share = 0.2
@@ -46,6 +47,10 @@ class Schedule(Spec):
 
     noun: ClassVar[str] = "schedule"
 
+    def warmup_of(self, steps: int) -> int:
+        """The warm-up of a run of so many steps."""
+        return self.warmup if self.warmup < steps else steps // 10
+
     def at(self, step: int, steps: int) -> float:
         """The multiplier, in (0, 1] unless `floor` is 0, of the 0-based `step` about to be taken, of `steps` in all.
 
@@ -54,11 +59,12 @@ class Schedule(Spec):
         begins after it.
         """
         assert 0 <= step <= steps
-        if step < self.warmup:
-            return (step + 1) / (self.warmup + 1)
+        warmup = self.warmup_of(steps)
+        if step < warmup:
+            return (step + 1) / (warmup + 1)
         if self.kind == "constant":
             return 1.0
-        start = self.warmup if self.kind == "cosine" else max(self.warmup, steps - round(self.decay * steps))
+        start = warmup if self.kind == "cosine" else max(warmup, steps - round(self.decay * steps))
         if step <= start:
             return 1.0
         progress = (step - start) / (steps - start)

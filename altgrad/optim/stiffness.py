@@ -23,7 +23,7 @@ import torch
 from pydantic import PlainValidator
 from torch import Tensor
 
-from altgrad.formats import FloatFormat
+from altgrad.formats import NumberFormat, parse_format
 from altgrad.quantize import Grid
 from altgrad.quantize.grid import grid_units, spacing_units
 from altgrad.quantize.noise import counted_bits, fold
@@ -34,26 +34,26 @@ Control = Literal["own", "smooth", "constant", "shuffled", "reshuffled"]
 Normalise = Literal["rms", "median"]
 
 
-def _stiffness(value: object) -> FloatFormat | str:
-    """A control's name, or the FloatFormat that a name means; ValueError for neither."""
-    if isinstance(value, FloatFormat) or value in get_args(Control):
+def _stiffness(value: object) -> NumberFormat | str:
+    """A control's name, or the NumberFormat that a name means; ValueError for neither."""
+    if isinstance(value, NumberFormat) or value in get_args(Control):
         return value  # type: ignore[return-value]
     if not isinstance(value, str):
         raise ValueError(f"stiffness: {value!r} is neither one of {', '.join(get_args(Control))} nor a format's name.")
     try:
-        fmt = FloatFormat.parse(value)
+        fmt = parse_format(value)
         fmt.require_tensor_domain()
     except ValueError as error:
         raise ValueError(f"stiffness is one of {', '.join(get_args(Control))} or a format; {error}") from None
     return fmt
 
 
-Stiffness = Annotated[FloatFormat | str, PlainValidator(_stiffness)]
+Stiffness = Annotated[NumberFormat | str, PlainValidator(_stiffness)]
 """A field that takes `own`, another control's name, or a format's name."""
 
 
-def stiffness_of(value: FloatFormat | str) -> FloatFormat | str:
-    """`value` checked: a control's name as it is, a format's name as the FloatFormat. ValueError otherwise."""
+def stiffness_of(value: NumberFormat | str) -> NumberFormat | str:
+    """`value` checked: a control's name as it is, a format's name as the NumberFormat. ValueError otherwise."""
     return _stiffness(value)
 
 
@@ -63,21 +63,21 @@ def floored(w: Tensor, kappa: float | Tensor) -> Tensor:
     return torch.maximum(magnitude, kappa * _rms(magnitude).to(torch.float32))
 
 
-def spacing_field(w: Tensor, grid: Grid, *, stiffness: FloatFormat | str = "own", kappa: float = 2.0**-6) -> Tensor:
+def spacing_field(w: Tensor, grid: Grid, *, stiffness: NumberFormat | str = "own", kappa: float = 2.0**-6) -> Tensor:
     """T in units of the tensor's largest scale: float32, the shape of w, positive.
 
-    stiffness: `own`, `smooth`, `constant` or a FloatFormat. Shuffled ones: see `permutation`.
+    stiffness: `own`, `smooth`, `constant` or a NumberFormat. Shuffled ones: see `permutation`.
     """
     if stiffness == "constant":
         return torch.ones_like(w, dtype=torch.float32)
     magnitude, fmt, scale = floored(w, kappa), grid.format, grid.scale
-    if isinstance(stiffness, FloatFormat):
+    if isinstance(stiffness, NumberFormat):
         fmt = stiffness
         top = torch.ones((), device=w.device) if scale is None else scale
         scale = scale_of(top.clamp(max=2.0**127 / float(grid.format.max)) * float(grid.format.max), fmt)
     units = grid_units(magnitude, scale)
     if stiffness == "smooth":
-        field = torch.hypot(units, torch.full_like(units, 2.0**grid.format.e_min))
+        field = torch.hypot(units, torch.full_like(units, float(grid.format.flat_below)))
     else:
         field = spacing_units(units, fmt)
     return field if scale is None or scale.numel() == 1 else field * (scale / scale.amax())

@@ -113,6 +113,8 @@ class GridStorage(Storage):
                 f"storage {self.kind} wants power-of-two scales and {scaling.kind} has others: with those a stored "
                 "value need not come back to its code. Use scaling: {kind: current, margin: 1}."
             )
+        if (statistic := getattr(scaling, "statistic", "amax")) != "amax":
+            raise ValueError(f"storage {self.kind} must not clip weights, and statistic: {statistic} does; use amax.")
         if scaling.kind == "delayed":
             raise ValueError(f"storage {self.kind} keeps its own scale; use scaling: current with scale: tracked.")
         return self

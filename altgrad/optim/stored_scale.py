@@ -23,7 +23,7 @@ import math
 import torch
 from torch import Tensor
 
-from altgrad.formats import FloatFormat
+from altgrad.formats import NumberFormat
 from altgrad.quantize import Grid, ScalingSpec
 from altgrad.quantize.block import block_amax
 from altgrad.quantize.block_scale import SmallScale
@@ -38,12 +38,12 @@ def fan_in_bound(shape: torch.Size) -> float:
     return 1 / math.sqrt(max(1, fan_in))
 
 
-def own_grid(w: Tensor, fmt: FloatFormat) -> Grid:
+def own_grid(w: Tensor, fmt: NumberFormat) -> Grid:
     """The format at w's own power-of-two amax scale; for a w of zeros, at that of its fan-in bound."""
     return Grid(fmt, scale_of(_amax_or_bound(w), fmt))
 
 
-def first_scale(scaling: ScalingSpec, fmt: FloatFormat, w: Tensor) -> Tensor:
+def first_scale(scaling: ScalingSpec, fmt: NumberFormat, w: Tensor) -> Tensor:
     """The scale of a weight that has none yet, by `scaling`: float32, broadcasts with w."""
     module = scaling.build(fmt, None)
     found = module.find((w.detach(),))
@@ -61,7 +61,7 @@ def snug(scaling: ScalingSpec) -> ScalingSpec:
     return scaling.model_copy(update={"margin": 0}) if getattr(scaling, "margin", 0) else scaling
 
 
-def tracked_scale(scaling: ScalingSpec, fmt: FloatFormat, held: Tensor, wanted: Tensor) -> Tensor:
+def tracked_scale(scaling: ScalingSpec, fmt: NumberFormat, held: Tensor, wanted: Tensor) -> Tensor:
     """The scale for `wanted`, after `held`; no host sync. `mse` chooses what fits, as it may clip; others by amax."""
     found = snug(scaling).build(fmt, None).find((wanted,))
     if found is None:
@@ -72,7 +72,7 @@ def tracked_scale(scaling: ScalingSpec, fmt: FloatFormat, held: Tensor, wanted: 
     return torch.where(amax > 0, now, held)
 
 
-def scale_range(fmt: FloatFormat, dtype: torch.dtype) -> tuple[float, float]:
+def scale_range(fmt: NumberFormat, dtype: torch.dtype) -> tuple[float, float]:
     """The least and the largest power of two under which all values of a format are values of the dtype.
 
     The least is above the largest where there is none.
@@ -80,11 +80,11 @@ def scale_range(fmt: FloatFormat, dtype: torch.dtype) -> tuple[float, float]:
     info = torch.finfo(dtype)
     if fmt.mantissa_bits > round(-math.log2(info.eps)):
         return math.inf, 0.0
-    least = info.smallest_normal * info.eps / float(fmt.min_subnormal)
-    return least, 2.0 ** math.floor(math.log2(info.max / float(fmt.max)))
+    least = info.smallest_normal * info.eps / float(fmt.min_positive)
+    return least, 2.0 ** math.floor(math.log2(info.max / max(-float(fmt.lowest), float(fmt.highest))))
 
 
-def check_dtype(kind: str, fmt: FloatFormat, scaling: ScalingSpec, w: Tensor, name: str) -> None:
+def check_dtype(kind: str, fmt: NumberFormat, scaling: ScalingSpec, w: Tensor, name: str) -> None:
     """ValueError, in one line, if w cannot be kept on a grid of this format."""
     if w.dtype not in _DTYPES:
         raise ValueError(f"{name} is {w.dtype}; storage {kind} takes float32, bfloat16 and float16. Convert it first.")

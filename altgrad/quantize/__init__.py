@@ -1,9 +1,10 @@
 """Tensors on grids: spacing and rounding, scales, counted random bits, and the Quantizer that joins them."""
 
 from altgrad.formats import Rounding
+from altgrad.quantize.delayed import DelayedSpec
 from altgrad.quantize.grid import Grid, at_rung, gap, round_to, rung, spacing
 from altgrad.quantize.quantizer import Cast, Quantizer, QuantizerSpec
-from altgrad.quantize.scaling import CurrentSpec, DelayedSpec, ScalingSpec, UnscaledSpec
+from altgrad.quantize.scaling import CurrentSpec, ScalingSpec, UnscaledSpec
 
 __all__ = [
     "Cast", "CurrentSpec", "DelayedSpec", "Grid", "Quantizer", "QuantizerSpec", "Rounding", "ScalingSpec",

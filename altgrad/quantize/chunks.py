@@ -14,7 +14,7 @@ from torch import Tensor
 
 from altgrad.formats import Rounding
 from altgrad.quantize.block_scale import SmallScale
-from altgrad.quantize.grid import bound_units, grid_units, in_float32, keep_infinite, round_units
+from altgrad.quantize.grid import bound_units, in_float32, keep_infinite, round_units
 from altgrad.quantize.noise import counted_bits, fold
 from altgrad.quantize.quantizer import Cast, Quantizer
 
@@ -40,7 +40,8 @@ def whole_scale(x: Tensor, quantizer: Quantizer) -> SmallScale | None:
     if x.numel() == 0:
         return None
     turned = quantizer.reduced == "first"
-    found = quantizer.scaling.find(in_slabs(x.mT if turned else x), count=True)
+    key = fold(quantizer.key, getattr(quantizer, "counter", 0)) if quantizer.spec.draws else None
+    found = quantizer.scaling.find(in_slabs(x.mT if turned else x), count=True, key=key)
     return found.turned if found is not None and turned else found
 
 
@@ -53,18 +54,19 @@ def cast_in_slabs(x: Tensor, quantizer: Quantizer, whole: SmallScale | None) -> 
     key = fold(quantizer.key, getattr(quantizer, "counter", 0))
     for start, stop in _ranges(x):
         slab = x[start:stop]
-        scale = None if whole is None else whole.rows(start, stop).spread(tuple(slab.shape))
-        zero = scale == 0 if scale is not None and spec.scaling.zero_scales else None
-        exact = grid_units(slab, scale if scale is None or zero is None else torch.where(zero, 1.0, scale))
+        scales = None if whole is None else whole.rows(start, stop).spread_all(tuple(slab.shape))
+        scale = None if scales is None else scales.scale
+        exact = in_float32(slab) if scales is None else scales.units(slab, zeros=spec.scaling.zero_scales)
         noise = None
         if spec.rounding is Rounding.stochastic:
             noise = counted_bits(exact.shape, key, offset=start * x.shape[1], device=x.device)
         unbounded = round_units(exact, spec.format, spec.rounding, noise, spec.random_bits)
-        if zero is not None:
-            unbounded = torch.where(zero & unbounded.isfinite(), torch.zeros_like(unbounded).copysign(exact), unbounded)
+        if scale is not None and spec.scaling.zero_scales:
+            zeros = torch.zeros_like(unbounded).copysign(exact)
+            unbounded = torch.where((scale == 0) & unbounded.isfinite(), zeros, unbounded)
         rounded = bound_units(unbounded, spec.format, spec.overflow)
         rounded = rounded if spec.nonfinite == "saturate" else keep_infinite(in_float32(slab), rounded)
-        yield slab, Cast(quantizer.site, quantizer.role, spec.format, scale, exact, unbounded, rounded)
+        yield slab, Cast(quantizer.site, quantizer.role, spec.format, scale, exact, unbounded, rounded, None, scales)
 
 
 def _ranges(x: Tensor) -> Iterator[tuple[int, int]]:

@@ -30,7 +30,7 @@ from typing import Any, Literal, NamedTuple
 import torch
 from torch import Tensor
 
-from altgrad.formats import FloatFormat, Rounding
+from altgrad.formats import FloatFormat, NumberFormat, Rounding
 from altgrad.quantize.grid import Nonfinite, in_float32, keep_infinite
 from altgrad.quantize.noise import counted_bits
 from altgrad.quantize.traced import held
@@ -74,8 +74,10 @@ class Numbers(NamedTuple):
     """The largest value."""
 
 
-def serves(fmt: FloatFormat, rounding: Rounding) -> bool:
-    """Whether the short form is exact for this format and rounding: no step of it leaves float32."""
+def serves(fmt: NumberFormat, rounding: Rounding) -> bool:
+    """Whether the short form is exact for this format and rounding: an ExMy, and no step of it leaves float32."""
+    if not isinstance(fmt, FloatFormat):
+        return False
     high = max(fmt.e_min, fmt.max_binade)
     if rounding is Rounding.nearest_even:
         return fmt.mantissa_bits > 0 and high - fmt.mantissa_bits + 24 < 128
@@ -83,8 +85,9 @@ def serves(fmt: FloatFormat, rounding: Rounding) -> bool:
 
 
 @functools.cache
-def numbers(fmt: FloatFormat) -> Numbers:
-    """The format's numbers."""
+def numbers(fmt: NumberFormat) -> Numbers:
+    """The numbers of a format that `serves` allows."""
+    assert isinstance(fmt, FloatFormat)
     m = fmt.mantissa_bits
     turn = ((254 + m) << 23) - (1 << 32 if m > 1 else 0)
     return Numbers((fmt.e_min + 127) << 23, ((23 - m) << 23) + (1 << 22), m << 23, turn, float(fmt.max))
@@ -137,7 +140,8 @@ def _enter(
     if scale is not None and zeros:  # anything finite times 0, divided by 1 meanwhile
         scale = torch.where(scale == 0, 1.0, scale)
     # With the magnitude alone one comparison bounds it; a scale has no sign, so that of x will do at the end.
-    magnitude = x.abs() if scale is None else (x / scale if inverse is None else x * inverse).abs_()
+    units = x * inverse if inverse is not None else None if scale is None else x / scale
+    magnitude = x.abs() if units is None else units.abs_()
     magnitude = magnitude.clamp_(max=form.top)
     return x, magnitude, (magnitude.view(torch.int32) & _EXPONENT).clamp_(min=form.lowest)
 
@@ -162,7 +166,7 @@ def _compiled(function: Callable[..., Tensor]) -> Callable[..., Tensor]:
 
 
 @functools.cache
-def as_tensors(fmt: FloatFormat, device: torch.device) -> Numbers:
+def as_tensors(fmt: NumberFormat, device: torch.device) -> Numbers:
     """The format's numbers as scalar tensors on the device, int32 but for `top`, which is float32."""
     form = numbers(fmt)
     words = [torch.tensor(value, dtype=torch.int32, device=device) for value in form[:-1]]
@@ -172,7 +176,7 @@ def as_tensors(fmt: FloatFormat, device: torch.device) -> Numbers:
 def cast_values(
     x: Tensor,
     scale: Tensor | None,
-    fmt: FloatFormat,
+    fmt: NumberFormat,
     rounding: Rounding,
     *,
     exact_reciprocal: bool,
@@ -180,25 +184,30 @@ def cast_values(
     nonfinite: Nonfinite = "saturate",
     key: Tensor | None = None,
     engine: Engine = "eager",
+    factor: Tensor | None = None,
 ) -> Tensor:
     """x on the grid `scale * fmt`, finite overflow saturated, as float32 of the same shape; for what `serves` allows.
 
     x: float32, bf16 or fp16. scale: None, or float32 that broadcasts with x; exact_reciprocal says that it holds powers
-    of two only. nonfinite: as for `round_to`. key: int64 scalar, for stochastic rounding. Both engines give the same
-    bits.
+    of two only. factor: float32 of the scale's shape, which x is multiplied with instead of being divided; without a
+    scale what comes back is in grid units. nonfinite: as for `round_to`. key: int64 scalar, for stochastic rounding.
+    Both engines give the same bits.
     """
     function: Callable[..., Tensor] = nearest if rounding is Rounding.nearest_even else stochastic
     extra = () if function is nearest else (key,)
     keep = nonfinite == "keep"
-    whole = scale is None or scale.numel() == 1
+    spread = scale if factor is None else factor
+    whole = spread is None or spread.numel() == 1
     if scale is not None and whole:
         scale = held(scale)
     inverse = held(scale.reciprocal()) if scale is not None and whole and exact_reciprocal else None
+    inverse = inverse if factor is None else held(factor) if whole else factor
     if engine == "eager" or x.numel() < SMALL or torch.compiler.is_compiling():
         return function(x, scale, inverse, fmt.has_negative_zero, numbers(fmt), *extra, keep=keep, zeros=zeros)
     taken = x.detach().contiguous().view(-1) if whole else x.detach()
-    if whole and scale is not None:
-        scale, inverse = scale.reshape(()), None if inverse is None else inverse.reshape(())
+    if whole:
+        scale = None if scale is None else scale.reshape(())
+        inverse = None if inverse is None else inverse.reshape(())
     form = as_tensors(fmt, x.device)
     made = _compiled(function)(taken, scale, inverse, fmt.has_negative_zero, form, *extra, keep=keep, zeros=zeros)
     return made.view(x.shape)
@@ -206,17 +215,34 @@ def cast_values(
 
 @functools.cache
 def ready_compiler() -> None:
-    """Tell torch's compiler how it is used here: with more graphs of one function than it expects, and by compilers
-    that know every vector there is.
+    """Tell torch's compiler how it is used here: with more graphs of one function than it expects, with autograd
+    Functions that may be kept on disk, and by compilers that know every vector there is.
+
+    A graph with an autograd Function of one's own is not taken from torch's cache unless allowed: ours are traced into
+    it whole, and the next process of a sweep then waits 8 s for NVFP4 instead of 20.
 
     Before its first C++ it builds and loads a trial library for each width of vectors, also from a full cache: 8 s.
     Which of them the processor has it finds out without.
+
+    The one object that knows the dtypes of operations is told its rules anew for every operation of every kernel (torch
+    2.9 to 2.13): 2 s for a block of NVFP4.
     """
     torch._dynamo.config.recompile_limit = max(torch._dynamo.config.recompile_limit, RECOMPILATIONS)
+    torch._functorch.config.autograd_cache_allow_custom_autograd_functions = True
+    import torch._inductor.config as inductor
+    from torch._inductor.dtype_propagation import DtypePropagationOpsHandler as Dtypes
+    from torch._inductor.utils import op_dtype_propagation_rules as rules
+
+    begin, known = Dtypes.__init__, [-1]
+
+    def begin_once(dtypes: Dtypes) -> None:
+        if len(rules) != known[0]:
+            begin(dtypes)
+            known[0] = len(rules)
+
+    Dtypes.__init__ = begin_once  # type: ignore[assignment,method-assign]
     if sys.platform != "linux" or platform.machine() != "x86_64":
         return
-    import torch._inductor.config as inductor
-
     found = (
         subprocess.run([os.environ.get("CXX", "g++"), "-dumpversion"], capture_output=True, text=True, check=False)
         if shutil.which(os.environ.get("CXX", "g++"))
@@ -224,6 +250,14 @@ def ready_compiler() -> None:
     )
     if found is not None and found.stdout.partition(".")[0].strip().isdigit() and inductor.cpp.vec_isa_ok is None:
         inductor.cpp.vec_isa_ok = int(found.stdout.partition(".")[0]) >= KNOWS_VECTORS or None
+
+
+def quickly() -> dict[str, Any]:
+    """Options of torch.compile for graphs of many kernels: the ends of rows that fill no vector, which most models have
+    none of, are done one number at a time, for which code is there anyway. A third form of every kernel took an eighth
+    of compiling (46 to 40 s)."""
+    known = torch._inductor.list_options()
+    return {name: value for name, value in {"cpp.enable_loop_tail_vec": False}.items() if name in known}
 
 
 def missing_compiler(device: torch.device) -> str | None:

@@ -13,6 +13,9 @@ Rounding is then rounding of the *integer* u / spacing, which is why there is no
 Both operations on u are exact, since spacing is a power of two. The clamp is a float clamp: shifting `(e - M) << 23`
 together, or multiplying by a reciprocal of the scale, is wrong near the ends of float32.
 
+All this is the formula of an ExMy (`_FORMULA`). The same questions are answered by look-up for tables of values, in
+`altgrad.quantize.table_grid`.
+
 Ties go to the even *code*. For M >= 1 the parity of the code is that of the integer. For M = 0 the code is the exponent
 field, so its parity is looked up from the exponent of u (as IEEE P3109 does for its one-bit precision formats).
 """
@@ -24,8 +27,9 @@ from typing import Literal, get_args
 import torch
 from torch import Tensor
 
-from altgrad.formats import FloatFormat, Rounding
+from altgrad.formats import FloatFormat, NumberFormat, Rounding, parse_format
 from altgrad.quantize.noise import counted_bits
+from altgrad.quantize.table_grid import GridRules, rules_of
 from altgrad.quantize.traced import binade, binades
 
 Overflow = Literal["saturate", "inf"]
@@ -44,7 +48,7 @@ NO_RUNG = -(1 << 31)
 class Grid:
     """Where a weight's values lie: a format and its live scale, float32 that broadcasts with it; None for 1."""
 
-    format: FloatFormat
+    format: NumberFormat
     scale: Tensor | None = None
 
 
@@ -86,8 +90,12 @@ def _scaled(q: Tensor, scale: Scale) -> Tensor:
     return q if scale is None else q * _scale(scale, q.device)
 
 
-def spacing_units(u: Tensor, fmt: FloatFormat) -> Tensor:
+def spacing_units(u: Tensor, fmt: NumberFormat) -> Tensor:
     """Spacing at u, both in grid units; u float32. The smallest gap from zero on, that of max beyond max."""
+    return rules_of(fmt, _FORMULA).spacing(u, fmt)
+
+
+def _formula_spacing(u: Tensor, fmt: FloatFormat) -> Tensor:
     return _binade(u, fmt).mul_(2.0**-fmt.mantissa_bits)
 
 
@@ -95,7 +103,7 @@ def _binade(u: Tensor, fmt: FloatFormat) -> Tensor:
     return binade(u, *binades(fmt))
 
 
-def spacing(x: Tensor, fmt: FloatFormat | str, *, scale: Scale = None) -> Tensor:
+def spacing(x: Tensor, fmt: NumberFormat | str, *, scale: Scale = None) -> Tensor:
     """Gap between the grid points around each element of x: one ulp of the *format* at x, not of float32.
 
     x: any shape, float32, bf16 or fp16. scale: a number or a tensor that broadcasts with x; x ~ q * scale.
@@ -106,7 +114,7 @@ def spacing(x: Tensor, fmt: FloatFormat | str, *, scale: Scale = None) -> Tensor
     return _scaled(spacing_units(grid_units(x, scale), fmt), scale)
 
 
-def gap(x: Tensor, fmt: FloatFormat | str, direction: Tensor | float, *, scale: Scale = None) -> Tensor:
+def gap(x: Tensor, fmt: NumberFormat | str, direction: Tensor | float, *, scale: Scale = None) -> Tensor:
     """Distance from each grid point x to its neighbour on the side of `direction` (its sign; zero means away from 0).
 
     Equals `spacing`, halved towards zero where |x| is a power of two above the smallest normal: there the next grid
@@ -114,22 +122,31 @@ def gap(x: Tensor, fmt: FloatFormat | str, direction: Tensor | float, *, scale: 
     no neighbour; the gap is then the spacing as if the binade went on. Float32, in the units of x.
     """
     fmt = _domain(fmt)
-    u = grid_units(x, scale)
+    return _scaled(rules_of(fmt, _FORMULA).gap(grid_units(x, scale), fmt, direction), scale)
+
+
+def _formula_gap(u: Tensor, fmt: FloatFormat, direction: Tensor | float) -> Tensor:
     binade = _binade(u, fmt)
     # Comparisons, since the product of two small numbers of opposite sign can be -0.
     inward = ((u > 0) & (direction < 0)) | ((u < 0) & (direction > 0))
     halved = inward & (u.abs() == binade) & (binade > 2.0**fmt.e_min)
     gaps = binade * 2.0**-fmt.mantissa_bits
-    return _scaled(torch.where(halved, gaps * 0.5, gaps), scale)
+    return torch.where(halved, gaps * 0.5, gaps)
 
 
 def round_units(
-    u: Tensor, fmt: FloatFormat, rounding: Rounding, noise: Tensor | None = None, random_bits: int | None = None
+    u: Tensor, fmt: NumberFormat, rounding: Rounding, noise: Tensor | None = None, random_bits: int | None = None
 ) -> Tensor:
     """u rounded to the grid as if it went on beyond the largest value, in grid units; NaN and inf stay.
 
     noise: counted bits in [0, 2^24), needed for stochastic rounding only; `random_bits` uses only their highest k.
     """
+    return rules_of(fmt, _FORMULA).round(u, fmt, rounding, noise, random_bits)
+
+
+def _formula_round(
+    u: Tensor, fmt: FloatFormat, rounding: Rounding, noise: Tensor | None = None, random_bits: int | None = None
+) -> Tensor:
     if rounding is Rounding.nearest_even and _adds_exactly(fmt):
         # Adding 1.5 * 2^23 gaps leaves float32 no room for fractions of a gap: its own rounding is ours.
         shift = _binade(u, fmt).mul_(1.5 * 2.0 ** (23 - fmt.mantissa_bits))
@@ -175,18 +192,28 @@ def _odd_code(u: Tensor, fmt: FloatFormat) -> Tensor:
     return (u.abs() >= 2.0**fmt.e_min) & (((exponent + fmt.bias) & 1) == 1)
 
 
-def bound_units(r: Tensor, fmt: FloatFormat, overflow: Overflow = "saturate", *, in_place: bool = False) -> Tensor:
+def inside(u: Tensor, fmt: NumberFormat) -> Tensor:
+    """Whether each element, in grid units, lies between the lowest and the highest value; NaN does not."""
+    return (u >= float(fmt.lowest)) & (u <= float(fmt.highest))
+
+
+def beyond(u: Tensor, fmt: NumberFormat) -> Tensor:
+    """Whether each element, in grid units, lies below the lowest or above the highest value; NaN does not."""
+    return (u < float(fmt.lowest)) | (u > float(fmt.highest))
+
+
+def bound_units(r: Tensor, fmt: NumberFormat, overflow: Overflow = "saturate", *, in_place: bool = False) -> Tensor:
     """Apply the overflow rule and the format's zeros to unbounded-rounded values, in grid units.
 
     saturate: finite overflow and inf become +-max. inf: they become the format's inf, else its NaN. NaN stays NaN.
     `in_place` allows, but does not promise, that r is overwritten.
     """
-    top = float(fmt.max)
+    low, high = float(fmt.lowest), float(fmt.highest)
     if overflow == "saturate":
-        bounded = r.clamp_(-top, top) if in_place else r.clamp(-top, top)
+        bounded = r.clamp_(low, high) if in_place else r.clamp(low, high)
     else:
-        beyond = torch.full_like(r, math.inf if fmt.has_inf else math.nan).copysign(r)
-        bounded = torch.where(r.abs() > top, beyond, r)
+        special = torch.full_like(r, math.inf if fmt.has_inf else math.nan).copysign(r)
+        bounded = torch.where(beyond(r, fmt), special, r)
     return bounded if fmt.has_negative_zero else torch.where(bounded == 0, 0.0, bounded)
 
 
@@ -202,7 +229,7 @@ def keep_infinite(x: Tensor, rounded: Tensor) -> Tensor:
 
 def round_to(
     x: Tensor,
-    fmt: FloatFormat | str,
+    fmt: NumberFormat | str,
     rounding: Rounding | str = "nearest_even",
     *,
     scale: Scale = None,
@@ -242,22 +269,27 @@ def round_to(
     return q.to(x.dtype) if scale is None and _holds(x.dtype, fmt) else _scaled(q, scale)
 
 
-def _holds(dtype: torch.dtype, fmt: FloatFormat) -> bool:
+def _holds(dtype: torch.dtype, fmt: NumberFormat) -> bool:
     """Whether every finite value of the format is a value of the dtype."""
     info = torch.finfo(dtype)
     return fmt.mantissa_bits <= -math.log2(info.eps) and (
-        float(fmt.min_subnormal) >= info.smallest_normal * info.eps and float(fmt.max) <= info.max
+        float(fmt.min_positive) >= info.smallest_normal * info.eps
+        and max(-float(fmt.lowest), float(fmt.highest)) <= info.max
     )
 
 
-def rung(x: Tensor, fmt: FloatFormat | str, *, scale: Scale = None) -> Tensor:
+def rung(x: Tensor, fmt: NumberFormat | str, *, scale: Scale = None) -> Tensor:
     """Signed position on the grid of the point x rounds to (nearest even): 0 at zero, +-1 at the smallest values.
 
     int32, same shape. It is the code's magnitude with the sign; +0 and -0 share rung 0. NaN gives `NO_RUNG`.
     """
     fmt = _domain(fmt)
     u = grid_units(x, scale)
-    q = bound_units(round_units(u, fmt, Rounding.nearest_even), fmt)
+    return torch.where(u == u, rules_of(fmt, _FORMULA).rung(u, fmt), NO_RUNG)
+
+
+def _formula_rung(u: Tensor, fmt: FloatFormat) -> Tensor:
+    q = bound_units(_formula_round(u, fmt, Rounding.nearest_even), fmt)
     binade = _binade(q, fmt)
     steps = torch.where(q == q, q / (binade * 2.0**-fmt.mantissa_bits), 0.0)
     if torch.compiler.is_compiling() and fmt.e_min >= -126:
@@ -267,10 +299,10 @@ def rung(x: Tensor, fmt: FloatFormat | str, *, scale: Scale = None) -> Tensor:
     else:  # the lowest binades are float32 sub-normals, which have no exponent field
         passed = torch.frexp(binade).exponent - (fmt.e_min + 1)
     position = steps + (passed * 2.0**fmt.mantissa_bits).copysign(q)
-    return torch.where(q == q, position.to(torch.int32), NO_RUNG)
+    return torch.where(q == q, position, 0.0).to(torch.int32)
 
 
-def at_rung(position: Tensor, fmt: FloatFormat | str, *, scale: Scale = None) -> Tensor:
+def at_rung(position: Tensor, fmt: NumberFormat | str, *, scale: Scale = None) -> Tensor:
     """The value at a signed grid position: the inverse of `rung`. Beyond the ends it is +-max; `NO_RUNG` gives NaN.
 
     position: any shape, a signed integer dtype; TypeError for others. Returns float32, in the units of x.
@@ -279,6 +311,11 @@ def at_rung(position: Tensor, fmt: FloatFormat | str, *, scale: Scale = None) ->
     if position.dtype not in _INTEGERS:
         raise TypeError(f"{position.dtype} holds no grid positions; at_rung takes signed integers, as rung gives.")
     position = position.to(torch.int64)
+    value = rules_of(fmt, _FORMULA).at_rung(position, fmt)
+    return _scaled(torch.where(position == NO_RUNG, math.nan, value), scale)
+
+
+def _formula_at_rung(position: Tensor, fmt: FloatFormat) -> Tensor:
     index = position.clamp(-fmt.max_code, fmt.max_code).abs()
     # The first 2^M positions (sub-normals) and the next 2^M (the first binade) share one spacing.
     binade = (index >> fmt.mantissa_bits).sub(1).clamp(min=0)
@@ -286,8 +323,11 @@ def at_rung(position: Tensor, fmt: FloatFormat | str, *, scale: Scale = None) ->
     # Two factors, because the power of two itself can exceed float32 where the product does not.
     half = binade >> 1
     value = steps * 2.0 ** (fmt.e_min - fmt.mantissa_bits) * power_of_two(half) * power_of_two(binade - half)
-    value = value.copysign(position.to(torch.float32))
-    return _scaled(torch.where(position == NO_RUNG, math.nan, value), scale)
+    return value.copysign(position.to(torch.float32))
+
+
+_FORMULA = GridRules(_formula_spacing, _formula_gap, _formula_round, _formula_rung, _formula_at_rung)
+"""The rules of an ExMy."""
 
 
 def power_of_two(exponent: Tensor) -> Tensor:
@@ -295,8 +335,8 @@ def power_of_two(exponent: Tensor) -> Tensor:
     return ((exponent + 127) << 23).to(torch.int32).view(torch.float32)
 
 
-def _domain(fmt: FloatFormat | str) -> FloatFormat:
+def _domain(fmt: NumberFormat | str) -> NumberFormat:
     """The format, if tensors can be cast to it exactly; otherwise ValueError."""
-    fmt = FloatFormat.parse(fmt) if isinstance(fmt, str) else fmt
+    fmt = parse_format(fmt) if isinstance(fmt, str) else fmt
     fmt.require_tensor_domain()
     return fmt

@@ -11,7 +11,7 @@ brought to amax in [1/2, 1) by a power of two, which changes no rounding: 2^k x 
 """
 
 from collections.abc import Sequence
-from typing import Annotated, ClassVar
+from typing import Annotated, ClassVar, Literal
 
 import torch
 from pydantic import Field
@@ -31,6 +31,8 @@ class MseSpec(AmaxScalingSpec):
     """
 
     kind: ClassVar[str] = "mse"
+    scale: Literal["power_of_two", "real"] = "power_of_two"
+    """Whether scales are powers of two or any float32."""
     granularity: Granularity = "tensor"
     """A scale for the tensor, or one for each row."""
     candidates: Annotated[int, Field(ge=1, le=64)] = 8
@@ -38,7 +40,9 @@ class MseSpec(AmaxScalingSpec):
 
 
 class Mse(Scaling):
-    def find(self, slabs: Sequence[Tensor], *, live: bool = False, count: bool = False) -> SmallScale | None:
+    def find(
+        self, slabs: Sequence[Tensor], *, live: bool = False, count: bool = False, key: Tensor | None = None
+    ) -> SmallScale | None:
         pieces = [piece for slab in slabs for piece in in_slabs(slab)]
         amax = slab_amax(pieces, self.spec.granularity)
         largest = self.spec.scale_of(amax, self.format)

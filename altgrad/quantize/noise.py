@@ -27,7 +27,11 @@ def site_key(seed: int, site: str) -> int:
 
 
 def fold(key: Tensor | int, counter: Tensor | int) -> Tensor:
-    """A new key from a key and a counter (a step, a micro-batch): int64 scalar tensor; counters of any size."""
+    """A new key from a key and a counter (a step, a micro-batch): int64 scalar tensor; counters of any size.
+
+    In a compiled graph the counter is a tensor: of a number Inductor makes another key (torch 2.13).
+    """
+    assert isinstance(counter, Tensor) or not torch.compiler.is_compiling()
     device = counter.device if isinstance(counter, Tensor) else key.device if isinstance(key, Tensor) else None
     low, high = _words(torch.as_tensor(key, dtype=torch.int64, device=device))
     first, second = _words(torch.as_tensor(counter, dtype=torch.int64, device=device))

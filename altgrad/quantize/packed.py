@@ -31,7 +31,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from altgrad.formats import FloatFormat
+from altgrad.formats import parse_format
 from altgrad.quantize.block_scale import SmallScale
 from altgrad.quantize.codes import from_codes, from_storage, storage_dtype
 from altgrad.quantize.quantizer import QuantizerSpec
@@ -84,6 +84,12 @@ class PackedWriter:
     def __init__(self, path: Path, tensors: Sequence[PlannedTensor], policy: Mapping[str, Any]) -> None:
         self._path, self._tensors, self._policy = path, {tensor.name: tensor for tensor in tensors}, policy
         for tensor in tensors:
+            if tensor.cast is not None and not tensor.cast.scaling.is_plain:
+                raise ValueError(
+                    f"{tensor.name}: a file holds codes and scales, and under scaling: {tensor.cast.scaling.kind} with "
+                    f"arithmetic: {tensor.cast.scaling.tree()['arithmetic']} values are not their product; use "
+                    "arithmetic: encode."
+                )
             if tensor.cast is not None and tensor.scale in self._tensors:
                 raise ValueError(
                     f"{tensor.scale} is a tensor of the model, and the name of the scale of {tensor.name}."
@@ -230,7 +236,7 @@ def _verify(file: Path, told: str) -> None:
 
 
 def _values(opened: Any, name: str, layout: Mapping[str, Any], scales: set[str]) -> Tensor:
-    fmt = FloatFormat.parse(layout["cast"]["format"])
+    fmt = parse_format(layout["cast"]["format"])
     values = from_codes(from_storage(opened.get_tensor(name), fmt), fmt)
     if layout["block"] is None:
         return values

@@ -18,8 +18,6 @@ When `watching`, each live cast is shown to the quantizer's observers as a `Cast
 place; nothing is copied to the host, no Python object outlives the pass, and with watching off none of it runs.
 """
 
-import copy
-import itertools
 import typing
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -29,29 +27,30 @@ import torch
 from pydantic import Field, model_validator
 from torch import Tensor
 
-from altgrad.formats import FloatFormat, Rounding
+from altgrad.formats import NumberFormat, Rounding
 from altgrad.quantize.apart import numbered, watched_cast
-from altgrad.quantize.block_scale import SmallScale
+from altgrad.quantize.block_scale import Scales, SmallScale
+from altgrad.quantize.correction import eden, require_correctable, require_run, rounds_scales
+from altgrad.quantize.counted import Counted, Role
 from altgrad.quantize.engine import Engine, cast_values, serves
 from altgrad.quantize.grid import (
     Grid,
     Nonfinite,
     Overflow,
     bound_units,
-    grid_units,
     in_float32,
+    inside,
     keep_infinite,
     require_castable,
     round_units,
 )
-from altgrad.quantize.noise import counted_bits, fold, site_key
-from altgrad.quantize.passes import counts, inside_backward, keep_key, process_key, refuse_transforms, repeated_key
-from altgrad.quantize.scaling import CastState, CurrentSpec, ScalingSpec
+from altgrad.quantize.noise import counted_bits
+from altgrad.quantize.passes import refuse_transforms
+from altgrad.quantize.scaling import CurrentSpec, Scaling, ScalingSpec
 from altgrad.spec import Format, RoundingMode, Since, Spec
 
-Role = Literal["weight", "input", "grad_output", "grad_weight", "requested", "stored", "optimizer_state"]
-
 Axis = Literal["last", "first"]
+Source = Literal["original", "forward", "forward_rotated"]
 
 
 class QuantizerSpec(Spec):
@@ -66,11 +65,15 @@ class QuantizerSpec(Spec):
     random_bits: Annotated[int, Field(ge=1, le=24)] | None = None
     nonfinite: Annotated[Nonfinite, Since(2)] = "keep"
     """An inf that enters: it stays inf, or becomes the largest value. NaN stays NaN."""
+    source: Annotated[Source, Since(2)] = "original"
+    """What a slot of the backward pass casts: the operand, or what forward's cast made of it (see `altgrad.nn`)."""
+    correction: Annotated[Literal["none", "eden"], Since(2)] = "none"
+    """eden: block scales times <u, u> / <u, q> over each run that the product's transform turns (`correction.py`)."""
 
     @model_validator(mode="before")
     @classmethod
     def _from_name(cls, value: Any) -> Any:
-        return {"format": value} if isinstance(value, str | FloatFormat) else value
+        return {"format": value} if isinstance(value, str | NumberFormat) else value
 
     @model_validator(mode="after")
     def _agree(self) -> "QuantizerSpec":
@@ -81,9 +84,24 @@ class QuantizerSpec(Spec):
             )
         if self.random_bits is not None and self.rounding is not Rounding.stochastic:
             raise ValueError(f"random_bits belongs to rounding: stochastic, not {self.rounding}.")
+        if self.correction == "eden":
+            require_correctable(self.scaling)
         return self
 
     noun: ClassVar[str] = "a cast"
+
+    @property
+    def draws(self) -> bool:
+        """Whether it uses random bits, for elements or for scales."""
+        drawn = self.scaling.draws or (self.correction == "eden" and rounds_scales(self.scaling))
+        return self.rounding is Rounding.stochastic or drawn
+
+    def fits(self, dtype: torch.dtype) -> bool:
+        """Whether a float type holds every value that this cast gives."""
+        if dtype == torch.float32:
+            return True
+        bits = {torch.bfloat16: 7, torch.float16: 10}.get(dtype, 0)
+        return self.format.mantissa_bits <= bits and self.scaling.power_of_two
 
 
 @dataclass(frozen=True)
@@ -93,21 +111,22 @@ class Cast:
     exact: x / scale, float32. unbounded: rounded as if the grid had no end. rounded: after the overflow rule.
     scale: None for 1, else broadcastable with x. clamped: how many scales (of the tensor, its channels or blocks) an
     amax would have beyond their range, an int64 scalar; only casts that are watched count it. site: empty in a compiled
-    graph, which serves many.
+    graph, which serves many. scales: how the scale was used, where that has an order of its own.
     """
 
     site: str
     role: Role
-    format: FloatFormat
+    format: NumberFormat
     scale: Tensor | None
     exact: Tensor
     unbounded: Tensor
     rounded: Tensor
     clamped: Tensor | None = None
+    scales: Scales | None = None
 
     def values(self, dtype: torch.dtype) -> Tensor:
         """rounded * scale in the given dtype; for float16, see the head of this file."""
-        values = self.rounded if self.scale is None else _scaled_back(self.rounded, self.scale)
+        values = self.rounded if self.scale is None else (self.scales or Scales(self.scale)).values(self.rounded)
         return _held(values, self.format, self.scale, dtype)
 
 
@@ -122,33 +141,20 @@ class Observer:
         self.add(self.rows, cast)
 
 
-_unnamed = itertools.count()
-
-
-def unnamed_site(kind: str) -> str:
-    """A site for what was given none, `<kind>.<number>`: no two of a process are equal."""
-    return f"{kind}.{next(_unnamed)}"
-
-
-class Quantizer(CastState):
+class Quantizer(Counted):
     """Casts tensors at one site. Calling it is differentiable as its spec's `gradient` says, any number of times.
 
     spec: a QuantizerSpec, or whatever one can be made from (`"e4m3fn"`); SpecError for what is none. site: a stable
     name, `<module>/<operand>`, which with `seed` keys the random bits; without one it gets a name of its own, and so
     does a copy of it. reduced: the axis that the coming product sums over, along which channels and blocks lie;
-    `first` needs matrices. rows: how many slices lie along it, where that is fixed.
+    `first` needs matrices. rows: how many slices lie along it, where that is fixed. run: elements of a run that was
+    turned before, which `correction: eden` needs.
     A live pass feeds delayed scaling, advances the random bits, and is watched; what counts as one stands in
     `altgrad.quantize.passes`. Call `commit()` once after each optimizer step. A copy is not watched.
     """
 
-    counter: Tensor
-    recording = True
-    """Whether training passes count; see `altgrad.nn.replay.unrecorded`."""
-    uncounted = False
     apart = False
     """Whether compiled graphs leave casts on a CPU, where `Observer`s alone watch them, to `altgrad.quantize.apart`."""
-    dealt = False
-    """Whether the processes that train together share out the passes of a step, whose numbers `seek` then sets."""
 
     def __init__(
         self,
@@ -159,53 +165,44 @@ class Quantizer(CastState):
         seed: int = 0,
         rows: int | None = None,
         reduced: Axis = "last",
+        run: int | None = None,
     ) -> None:
-        super().__init__()
-        self.role, self.reduced, self.rows, self.seed = role, reduced, rows, seed
-        self.named = site is not None
-        """Whether the site was given, by the user or a model; if not, a copy gets another."""
-        self._name(site)
+        super().__init__(site, role, seed, "quantizer")
+        self.reduced, self.rows, self.run = reduced, rows, run
         self.number = numbered(self)
-        self._last_key: Tensor | None = None
         self.observers: list[Callable[[Cast], None]] = []
         self.watching = False
         self.engine: Engine = "eager"
         self._adopt(QuantizerSpec.made_from(spec, site or ""))
-        if self.spec.rounding is Rounding.stochastic:
-            # High bits: optimizer steps committed. Low 16: live casts since, that is, micro-batches.
-            self.register_buffer("counter", torch.zeros((), dtype=torch.int64))
-
-    def _name(self, site: str | None) -> None:
-        self.site = unnamed_site("quantizer") if site is None else site
-        # A tensor, since one graph serves all layers of a shape, and no buffer: averages of models round those. It lies
-        # on the host whatever the model does, even where models are made without memory.
-        self.key = torch.tensor(site_key(self.seed, self.site), dtype=torch.int64, device="cpu")
+        if self.spec.draws:
+            self.count_passes()
 
     def __deepcopy__(self, memo: dict[int, Any]) -> "Quantizer":
-        made = type(self).__new__(type(self))
-        memo[id(self)] = made
-        own = {**self.__dict__, "observers": [], "watching": False}
-        made.__dict__.update(copy.deepcopy(own, memo))
+        made = typing.cast(Quantizer, super().__deepcopy__(memo))
         made.number = numbered(made)
-        if not self.named:
-            layer, slash, operand = self.site.partition("/")
-            made._name(unnamed_site(layer.partition(".")[0]) + slash + operand)
         return made
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         super().__setstate__(state)
         self.number = numbered(self)
 
+    def _fresh(self) -> dict[str, Any]:
+        return {"observers": [], "watching": False}
+
     def _adopt(self, spec: QuantizerSpec) -> None:
         self.spec = spec
         self.scaling = spec.scaling.build(spec.format, self.rows)
+        if spec.correction == "eden":
+            require_run(spec.scaling, self.run)
+            self.scaling.keeps_outer = True
         self.short = (
             serves(self.spec.format, self.spec.rounding)
             and self.spec.overflow == "saturate"
             and self.spec.random_bits is None
+            and self.spec.correction == "none"
         )
 
-    def enter(self, fmt: FloatFormat) -> None:
+    def enter(self, fmt: NumberFormat) -> None:
         """Cast to another format from now on. The scaling begins anew, without history; random bits go on.
 
         SpecError if the rest of the spec does not go together with it.
@@ -221,114 +218,114 @@ class Quantizer(CastState):
         require_castable(x)
         return typing.cast(Tensor, _StraightThrough.apply(x, self, self.live))
 
-    @property
-    def live(self) -> bool:
-        """Whether a forward now is a pass that counts."""
-        return counts(self)
-
     def values(self, x: Tensor, live: bool, dtype: torch.dtype) -> Tensor:
         """`cast(x, live).values(dtype)`, without keeping what only observers look at."""
         if live and self.watching:
-            if self.apart and x.device.type == "cpu" and torch.compiler.is_compiling():
-                seen = [observe for observe in self.observers if isinstance(observe, Observer)]
-                if len(seen) == len(self.observers):
-                    written = [self.counter] if self.spec.rounding is Rounding.stochastic else []
-                    written += [row for observer in seen for row in observer.rows]
-                    return watched_cast(x.detach(), self.number, written, dtype)
+            observers = self._seen_apart(x)
+            if observers is not None:
+                rows = [row for observer in observers for row in observer.rows]
+                values: Tensor = watched_cast(x.detach(), self.number, self._key(live), rows, dtype)
+                return values
             return self.cast(x, live).values(dtype)
+        key = self._key(live)
+        found = self.find_scale(x, live, key=key)
         if self.short:
-            spec, found = self.spec, self.find_scale(x, live)
-            seen, scale = (x, None) if found is None else found.meet(x)
-            key = self._key(live)
+            spec = self.spec
+            seen, scales = (x, None) if found is None else found.meet(x)
+            plain = scales is None or scales.is_plain
             values = cast_values(
-                seen, scale, spec.format, spec.rounding,
+                seen, scales.scale if scales is not None and plain else None, spec.format, spec.rounding,
                 exact_reciprocal=spec.scaling.power_of_two, zeros=spec.scaling.zero_scales, nonfinite=spec.nonfinite,
-                key=key, engine=self.engine,
+                key=key, engine=self.engine, factor=None if scales is None else scales.factor,
             )  # fmt: skip
-            return _held(values, spec.format, scale, dtype).view(x.shape)
-        exact = self._units(x, scale := self._scale(x, live))
-        unbounded = self._round(exact, live)
-        rounded = self._bound(x, unbounded, in_place=True)
-        values = rounded if scale is None else _scaled_back(rounded, scale)
-        return _held(values, self.spec.format, scale, dtype)
+            values = values if scales is None or plain else scales.values(values)
+            return _held(values, spec.format, None if scales is None else scales.scale, dtype).view(x.shape)
+        scales = None if found is None else found.spread_all(tuple(x.shape))
+        exact = self._units(x, scales)
+        rounded = self._bound(x, self._round(exact, key), in_place=True)
+        scales = self._corrected(exact, rounded, found, scales, key)
+        values = rounded if scales is None else scales.values(rounded)
+        return _held(values, self.spec.format, None if scales is None else scales.scale, dtype)
 
     def cast(self, x: Tensor, live: bool) -> Cast:
         """The cast itself, outside autograd; a live one is shown to the observers while `watching`."""
-        made = self._cast(x, live, self.role)
+        made = self._cast(x, live, self.role, self._key(live))
         if live and self.watching:
             for observe in self.observers:
                 observe(made)
         return made
 
-    def cast_into(self, x: Tensor, written: Sequence[Tensor], dtype: torch.dtype) -> Tensor:
-        """The values of a live pass that is watched, where the counter and all rows are `written`, in this order.
+    def cast_into(self, x: Tensor, key: Tensor | None, rows: Sequence[Tensor], dtype: torch.dtype) -> Tensor:
+        """The values of a live pass that is watched, with these random bits, and with these rows for the observers'.
         Observers are told one role for all passes: those of weights, inputs and gradients can share a graph."""
-        left = list(written)
-        counter = left.pop(0) if self.spec.rounding is Rounding.stochastic else None
-        made = self._cast(x, True, "input", counter)
+        made, left = self._cast(x, True, "input", key), list(rows)
         for observer in self.observers:
             assert isinstance(observer, Observer)
             observer.add([left.pop(0) for _ in observer.rows], made)
         return made.values(dtype)
 
-    def _cast(self, x: Tensor, live: bool, role: Role, counter: Tensor | None = None) -> Cast:
-        found = self.find_scale(x, live, count=live and self.watching)
-        scale = None if found is None else found.spread(tuple(x.shape))
-        exact = self._units(x, scale)
-        rounded = self._bound(x, unbounded := self._round(exact, live, counter))
-        clamped = None if found is None else found.clamped
-        site = "" if torch.compiler.is_compiling() else self.site
-        return Cast(site, role, self.spec.format, scale, exact, unbounded, rounded, clamped)
+    def _seen_apart(self, x: Tensor) -> list[Observer] | None:
+        """The observers of a cast that is left to the operator."""
+        if not (self.apart and x.device.type == "cpu" and torch.compiler.is_compiling()):
+            return None
+        seen = [observe for observe in self.observers if isinstance(observe, Observer)]
+        return seen if len(seen) == len(self.observers) else None
 
-    def find_scale(self, x: Tensor, live: bool = False, *, count: bool = False) -> SmallScale | None:
+    def _cast(self, x: Tensor, live: bool, role: Role, key: Tensor | None) -> Cast:
+        found = self.find_scale(x, live, count=live and self.watching, key=key)
+        scales = None if found is None else found.spread_all(tuple(x.shape))
+        exact = self._units(x, scales)
+        unbounded = self._round(exact, key)
+        rounded = self._bound(x, unbounded)
+        scales = self._corrected(exact, rounded, found, scales, key)
+        clamped, scale = (None, None) if found is None or scales is None else (found.clamped, scales.scale)
+        site = "" if torch.compiler.is_compiling() else self.site
+        return Cast(site, role, self.spec.format, scale, exact, unbounded, rounded, clamped, scales)
+
+    def find_scale(
+        self, x: Tensor, live: bool = False, *, count: bool = False, key: Tensor | None = None
+    ) -> SmallScale | None:
         """The scale for casting x, along the axis that this quantizer reduces; see Scaling.find."""
-        if self.reduced == "last":
-            return self.scaling.find((x,), live=live, count=count)
-        found = self.scaling.find((x.mT,), live=live, count=count)
+        if self.scaling.either_way or self.reduced == "last":
+            return self.scaling.find((x,), live=live, count=count, key=key)
+        found = self.scaling.find((x.mT,), live=live, count=count, key=key)
         return None if found is None else found.turned
 
     def _scale(self, x: Tensor, live: bool) -> Tensor | None:
         found = self.find_scale(x, live)
         return None if found is None else found.spread(tuple(x.shape))
 
-    def _units(self, x: Tensor, scale: Tensor | None) -> Tensor:
-        """x in grid units."""
-        if scale is None or not self.spec.scaling.zero_scales:
-            return grid_units(x, scale)
-        # A scale of 0 (a block that NVFP4 gives up) makes zeros: anything finite times 0, divided by 1 meanwhile.
-        return grid_units(x, torch.where(scale == 0, 1.0, scale))
+    def _units(self, x: Tensor, scales: Scales | None) -> Tensor:
+        """x in grid units. A scale of 0 (a block that is given up) makes zeros: anything finite times 0."""
+        return in_float32(x) if scales is None else scales.units(x, zeros=self.spec.scaling.zero_scales)
 
-    def _key(self, live: bool, counter: Tensor | None = None) -> Tensor | None:
-        """The key of this pass's random bits, if it draws any. A live pass uses it up, and so does that of a replay,
-        whose traces are taken away; what repeats a pass takes that pass's. counter: instead of the cast's own."""
-        if self.spec.rounding is not Rounding.stochastic:
-            return None
-        traced = torch.compiler.is_compiling()
-        if not (live or traced) and self.training and inside_backward():
-            repeated = repeated_key(self)
-            if repeated is None and self.recording:
-                repeated = self._last_key
-            if repeated is not None:
-                return repeated
-        counter = self.counter if counter is None else counter
-        key = fold(self.key if self.dealt else process_key(self.key, self.role), counter)
-        if live or (self.training and not self.recording):
-            if not traced:
-                keep_key(self, key)
-                self._last_key = key
-            counter.add_(1)
-        return key
+    def _key(self, live: bool) -> Tensor | None:
+        """The key of this pass's random bits, if it draws any."""
+        return self.key_of_pass(live) if self.draws else None
 
     def _bound(self, x: Tensor, unbounded: Tensor, *, in_place: bool = False) -> Tensor:
         """What rounding gave, after the rules for overflow and infinities; in grid units."""
         bounded = bound_units(unbounded, self.spec.format, self.spec.overflow, in_place=in_place)
         return bounded if self.spec.nonfinite == "saturate" else keep_infinite(in_float32(x), bounded)
 
-    def _round(self, exact: Tensor, live: bool, counter: Tensor | None = None) -> Tensor:
+    def _round(self, exact: Tensor, key: Tensor | None) -> Tensor:
         """Rounded as if the grid had no end."""
-        spec, key = self.spec, self._key(live, counter)
-        noise = None if key is None else counted_bits(exact.shape, key, device=exact.device)
+        spec, noise = self.spec, None
+        if spec.rounding is Rounding.stochastic and key is not None:
+            noise = counted_bits(exact.shape, key, device=exact.device)
         return round_units(exact, spec.format, spec.rounding, noise, spec.random_bits)
+
+    def _corrected(
+        self, exact: Tensor, rounded: Tensor, found: SmallScale | None, scales: Scales | None, key: Tensor | None
+    ) -> Scales | None:
+        """The scales after the correction, if there is one."""
+        if self.spec.correction == "none" or found is None or self.run is None:
+            return scales
+        if self.reduced == "last":
+            made = eden(exact, rounded, found, self.spec.scaling, self.run, key)
+        else:
+            made = eden(exact.mT, rounded.mT, found.turned, self.spec.scaling, self.run, key).turned
+        return made.spread_all(tuple(exact.shape))
 
     def grid(self, x: Tensor) -> Grid:
         """The grid that x would enter now; records nothing."""
@@ -339,54 +336,38 @@ class Quantizer(CastState):
         if self.spec.gradient == "identity":
             return self.values(x, live, dtype), None
         made = self.cast(x, live)
-        return made.values(dtype), made.exact.abs() <= float(self.spec.format.max)
+        return made.values(dtype), inside(made.exact, self.spec.format)
+
+    @property
+    def needs_commit(self) -> bool:
+        return self.draws or type(self.scaling).commit is not Scaling.commit
+
+    def passed(self) -> list[Tensor]:
+        return [*self.scaling.recorded(), *super().passed()]
 
     def reset_parameters(self) -> None:
-        """Start over: no amax was seen and no random bits were used."""
         self.scaling.reset_parameters()
-        if self.spec.rounding is Rounding.stochastic:
-            self.counter.zero_()
+        super().reset_parameters()
 
     def commit(self) -> None:
-        """Close an optimizer step; see Scaling.commit."""
         self.scaling.commit()
-        if self.spec.rounding is Rounding.stochastic:
-            self.counter.bitwise_right_shift_(16).add_(1).bitwise_left_shift_(16)
-
-    def seek(self, pass_: int) -> None:
-        """Have the next live pass be number `pass_` of the optimizer step (from 0) to the random bits.
-
-        The number is then that of the whole step, whichever process takes it.
-        """
-        self.dealt = True
-        self.rewind()
-        if self.spec.rounding is Rounding.stochastic:
-            self.counter.add_(pass_)
-
-    def rewind(self) -> None:
-        """Have the passes of this optimizer step come again, from the first one on, to the random bits."""
-        if self.spec.rounding is Rounding.stochastic:
-            self.counter.bitwise_right_shift_(16).bitwise_left_shift_(16)
+        super().commit()
 
     def extra_repr(self) -> str:
         """Shown by print(model)."""
         return f"{self.spec.format}, {self.spec.rounding}, {self.spec.scaling.kind}"
 
 
-def _scaled_back(rounded: Tensor, scale: Tensor) -> Tensor:
-    """rounded * scale, but that an infinity stays one where its block has the scale 0."""
-    return keep_infinite(rounded, rounded * scale)
-
-
-def _held(values: Tensor, fmt: FloatFormat, scale: Tensor | None, dtype: torch.dtype) -> Tensor:
+def _held(values: Tensor, fmt: NumberFormat, scale: Tensor | None, dtype: torch.dtype) -> Tensor:
     """Values of the grid `scale * fmt` (float32) in dtype; what is finite stays finite in float16."""
     if dtype != torch.float16:
         return values.to(dtype)
     top = torch.full((), torch.finfo(dtype).max, device=values.device)
     units = top if scale is None else top / scale
-    limit = bound_units(round_units(units, fmt, Rounding.toward_zero), fmt)
-    limit = limit if scale is None else limit * scale
-    return torch.where(values.isinf(), values, values.clamp(-limit, limit)).to(dtype)
+    low, high = (bound_units(round_units(sign * units, fmt, Rounding.toward_zero), fmt) for sign in (-1, 1))
+    if scale is not None:
+        low, high = low * scale, high * scale
+    return torch.where(values.isinf(), values, values.clamp(low, high)).to(dtype)
 
 
 class _StraightThrough(torch.autograd.Function):

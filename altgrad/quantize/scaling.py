@@ -14,66 +14,27 @@ scale as it was.
 
 A scaling finds the scale of a whole tensor from slabs of its rows, one of which may be the whole. So a large tensor
 needs little memory beside it, and there is one definition for both.
-
-State that casts keep (amax histories, counters of random bits), with the manners of a torch module's own state.
-
-torch moves, copies, averages and loads the buffers of any module, but it knows of parameters alone how they begin:
-`reset_parameters`. What casts keep begins without data, so it can begin whenever there is none: when it is reset, when
-memory is allotted for a model that was made on meta, and when a state dict has weights trained without casts.
 """
 
-import logging
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping, Sequence
-from typing import Annotated, Any, ClassVar, Literal, Self, cast
+from collections.abc import Callable, Sequence
+from typing import Annotated, Any, ClassVar, Literal, Self
 
 import torch
-from pydantic import Field
-from torch import Tensor, nn
+from pydantic import Field, model_validator
+from torch import Tensor
 
-from altgrad.formats import FloatFormat
+from altgrad.formats import NumberFormat
+from altgrad.quantize.arithmetic import ENCODES, Arithmetic, encoder, one_level, raised
 from altgrad.quantize.block_scale import SmallScale
+from altgrad.quantize.cast_state import CastState
 from altgrad.quantize.traced import held
-from altgrad.spec import Kind
-
-LOGGER = logging.getLogger("altgrad")
-_said: Any = None
-
-
-class CastState(nn.Module):
-    """A module of casts. See the head of this file; that a state dict has none of its state is logged, once a load."""
-
-    def reset_parameters(self) -> None:
-        """Start over, without history."""
-        return
-
-    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
-        unmade = [name for name, buffer in self._buffers.items() if buffer is not None and buffer.is_meta]
-        super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
-        if any(not cast(Tensor, self._buffers[name]).is_meta for name in unmade):
-            self.reset_parameters()
-        return self
-
-    def _load_from_state_dict(self, state_dict: Mapping[str, Any], prefix: str, *rest: Any) -> None:
-        own = [f"{prefix}{name}" for name in self._buffers]
-        if not own or any(name in state_dict for name in own):
-            super()._load_from_state_dict(state_dict, prefix, *rest)
-            return
-        self.reset_parameters()
-        _say_once(rest[2])
-
-
-def _say_once(load: Any) -> None:
-    """Log, once for a load, that casts start over. load: what is one object during a load and not another's."""
-    global _said
-    if load is not _said:
-        _said = load
-        LOGGER.warning("The loaded state lacks that of the model's casts; their scales and random bits start over.")
-
+from altgrad.spec import Format, Kind, Since
 
 MIN_SCALE, MAX_SCALE = 2.0**-126, 2.0**127
 Granularity = Literal["tensor", "channel"]
+Statistic = Literal["amax", "std", "absmean"]
 
 
 def finite_magnitude(x: Tensor) -> Tensor:
@@ -108,35 +69,83 @@ def slab_amax(slabs: Sequence[Tensor], granularity: Granularity = "tensor") -> T
     return torch.cat(found) if granularity == "channel" else torch.stack(found).amax()
 
 
-def scale_of(amax: Tensor, fmt: FloatFormat, *, power_of_two: bool = True, margin: int = 0) -> Tensor:
-    """The scale that puts `amax` at the format's largest value, times 2^margin; where amax is 0, it is 1.
+def statistic_of(slabs: Sequence[Tensor], statistic: Statistic, granularity: Granularity = "tensor") -> Tensor:
+    """The statistic of the finite entries of the tensor whose rows these slabs are, of the shape of `slab_amax`."""
+    if statistic == "amax":
+        return slab_amax(slabs, granularity)
+    axis, keep = (-1, True) if granularity == "channel" else (None, False)
+    parts = zip(*(sums(slab, statistic) for slab in slabs), strict=True)
+    totals = [[part.sum(axis, keepdim=keep) for part in column] for column in parts]
+    if granularity == "channel":
+        return from_sums([torch.cat(column) for column in totals], statistic)
+    return from_sums([torch.stack(column).sum() for column in totals], statistic)
+
+
+def sums(x: Tensor, statistic: Statistic) -> list[Tensor]:
+    """What `from_sums` takes once it is added up: float64, of the shape of x; the first counts its entries."""
+    x = x.detach()
+    values = torch.where(x.abs() < math.inf, x, 0).to(torch.float64)
+    return [torch.ones_like(values), *([values.abs()] if statistic == "absmean" else [values, values.square()])]
+
+
+def from_sums(totals: Sequence[Tensor], statistic: Statistic) -> Tensor:
+    """The statistic, float32, of entries whose `sums` were added up."""
+    count, *rest = totals
+    means = [total / count.clamp(min=1) for total in rest]
+    found = means[0] if statistic == "absmean" else (means[1] - means[0].square()).clamp(min=0).sqrt()
+    return found.to(torch.float32)
+
+
+def std_scale(std: Tensor, fmt: NumberFormat) -> Tensor:
+    """The scale that puts 2.92247856 standard deviations, and 1e-8, at the largest value; float32, same shape."""
+    return std * (2.92247856 / float(fmt.max)) + 1e-8
+
+
+def scale_of(
+    amax: Tensor, fmt: NumberFormat, *, power_of_two: bool = True, margin: int = 0, top: float | None = None
+) -> Tensor:
+    """The scale that puts `amax` at the format's largest value (or at `top`), times 2^margin; where amax is 0, it is 1.
 
     amax: float32, any shape, finite and not negative. Same shape out. Clamped to [2^-126, 2^127].
     """
     if power_of_two:
-        # Built from the exponent field: exact everywhere, where exp2 and ldexp need not be.
-        exponent = _scale_exponent(amax, fmt, margin)
-        scale = ((exponent.clamp(-126, 127) + 127) << 23).to(torch.int32).view(torch.float32)
+        exponent = scale_exponent(amax, float(fmt.max) if top is None else top, margin)
+        scale = power_of_two_scale(exponent.clamp(-126, 127))
     else:
-        scale = _quotient(amax, fmt, margin).clamp(MIN_SCALE, MAX_SCALE)
+        scale = _quotient(amax, float(fmt.max) if top is None else top, margin).clamp(MIN_SCALE, MAX_SCALE)
     return torch.where(amax > 0, scale, 1.0)
 
 
-def beyond_range(amax: Tensor, fmt: FloatFormat, *, power_of_two: bool = True, margin: int = 0) -> Tensor:
+def beyond_range(
+    amax: Tensor, fmt: NumberFormat, *, power_of_two: bool = True, margin: int = 0, top: float | None = None
+) -> Tensor:
     """Where `scale_of` clamps: the amax would have a scale below 2^-126 or above 2^127. bool, same shape."""
+    top = float(fmt.max) if top is None else top
     if power_of_two:
-        exponent = _scale_exponent(amax, fmt, margin)
+        exponent = scale_exponent(amax, top, margin)
         outside = (exponent < -126) | (exponent > 127)
     else:
-        quotient = _quotient(amax, fmt, margin)
+        quotient = _quotient(amax, top, margin)
         outside = (quotient < MIN_SCALE) | (quotient > MAX_SCALE)
     return outside & (amax > 0)
 
 
-def _scale_exponent(amax: Tensor, fmt: FloatFormat, margin: int) -> Tensor:
-    top, top_exponent = math.frexp(float(fmt.max))
-    mantissa, exponent = split_amax(amax, least=margin - top_exponent + 2)
-    return exponent + (mantissa > top).to(torch.int32) + (margin - top_exponent)
+def scale_exponent(amax: Tensor, top: float, margin: int = 0, lowest: int = -126) -> Tensor:
+    """The exponent of the smallest power of two under which `amax` does not exceed `top`, plus margin; int32.
+
+    Whatever for 0 and NaN. lowest: the least exponent a scale can have.
+    """
+    mantissa_top, top_exponent = math.frexp(top)
+    mantissa, exponent = split_amax(amax, least=margin - top_exponent - lowest - 124)
+    return exponent + (mantissa > mantissa_top).to(torch.int32) + (margin - top_exponent)
+
+
+def power_of_two_scale(exponent: Tensor) -> Tensor:
+    """2^exponent, float32, for int32 exponents from -126 to 127.
+
+    Built from the exponent field: exact everywhere, where exp2 and ldexp need not be.
+    """
+    return ((exponent + 127) << 23).to(torch.int32).view(torch.float32)
 
 
 def split_amax(amax: Tensor, least: int) -> tuple[Tensor, Tensor]:
@@ -151,9 +160,9 @@ def split_amax(amax: Tensor, least: int) -> tuple[Tensor, Tensor]:
     return ((bits & 0x7FFFFF) | 0x3F000000).view(torch.float32), (bits >> 23) - 126
 
 
-def _quotient(amax: Tensor, fmt: FloatFormat, margin: int) -> Tensor:
+def _quotient(amax: Tensor, top: float, margin: int) -> Tensor:
     # A tensor divides it, since by a number CUDA multiplies with the rounded reciprocal.
-    return amax / torch.full_like(amax, float(fmt.max)) * 2.0**margin
+    return amax / torch.full_like(amax, top) * 2.0**margin
 
 
 class Scaling(CastState, ABC):
@@ -162,16 +171,27 @@ class Scaling(CastState, ABC):
     In a pass they are never rebound; only moving the module to another device does that.
     """
 
-    def __init__(self, spec: Any, fmt: FloatFormat, rows: int | None = None) -> None:
+    keeps_outer = False
+    """Whether `SmallScale.outer` is wanted of scales on two levels, for a cast that corrects the inner ones."""
+
+    def __init__(self, spec: Any, fmt: NumberFormat, rows: int | None = None) -> None:
         super().__init__()
         self.spec, self.format = spec, fmt
 
+    @property
+    def either_way(self) -> bool:
+        """Whether a matrix has the scales of its transpose."""
+        return False
+
     @abstractmethod
-    def find(self, slabs: Sequence[Tensor], *, live: bool = False, count: bool = False) -> SmallScale | None:
+    def find(
+        self, slabs: Sequence[Tensor], *, live: bool = False, count: bool = False, key: Tensor | None = None
+    ) -> SmallScale | None:
         """The scale for casting the tensor whose rows these slabs are, one after the other; None for none.
 
         slabs: pieces of one tensor along its first axis; where it is cut does not change the scale. live: this is a
-        training pass, to be recorded. count: say, too, how many scales were clamped (`SmallScale.clamped`).
+        training pass, to be recorded. count: say, too, how many scales were clamped (`SmallScale.clamped`). key: of
+        the pass's random bits, for scales that are drawn; without one they are rounded to nearest.
         """
 
     def scale(self, x: Tensor, live: bool) -> Tensor | None:
@@ -200,7 +220,7 @@ class Scaling(CastState, ABC):
 class ScalingSpec(Kind, family="scaling", package="altgrad.quantize"):
     """How a site finds its scale."""
 
-    def build(self, fmt: FloatFormat, rows: int | None) -> Scaling:
+    def build(self, fmt: NumberFormat, rows: int | None) -> Scaling:
         """The state for one site. rows: how many rows (channels) its tensors have, None if that varies."""
         made: Scaling = self.product()(self, fmt, rows)
         return made
@@ -215,23 +235,51 @@ class ScalingSpec(Kind, family="scaling", package="altgrad.quantize"):
         """Whether a scale can be 0."""
         return False
 
+    @property
+    def draws(self) -> bool:
+        """Whether scales are rounded stochastically."""
+        return False
+
+    @property
+    def chosen(self) -> dict[str, Any]:
+        """The choices that are younger than the first edition and not at their defaults."""
+        fields = type(self).model_fields
+        young = [name for name, info in fields.items() if any(isinstance(item, Since) for item in info.metadata)]
+        return {name: value for name, value in self.tree().items() if name in young}
+
+    @property
+    def measures(self) -> bool:
+        """Whether scales follow the tensor, so that a common factor of all its entries changes nothing."""
+        return True
+
+    @property
+    def is_plain(self) -> bool:
+        """Whether values are q * scale, so that codes and scales are all of a tensor."""
+        return True
+
 
 class UnscaledSpec(ScalingSpec):
     """x meets the grid as it is."""
 
     kind: ClassVar[str] = "unscaled"
 
+    @property
+    def measures(self) -> bool:
+        return False
+
 
 class Unscaled(Scaling):
-    def find(self, slabs: Sequence[Tensor], *, live: bool = False, count: bool = False) -> SmallScale | None:
+    def find(
+        self, slabs: Sequence[Tensor], *, live: bool = False, count: bool = False, key: Tensor | None = None
+    ) -> SmallScale | None:
         return None
 
 
 class AmaxScalingSpec(ScalingSpec):
     """What scalings by amax share: it goes to the format's largest value, less a margin."""
 
-    scale: Literal["power_of_two", "real"] = "power_of_two"
-    """Whether scales are powers of two or any float32."""
+    scale: Literal["power_of_two", "real", "e8m0"] | Format = "power_of_two"
+    """Whether scales are powers of two, any float32, or of a format."""
     margin: Annotated[int, Field(ge=-16, le=16)] = 0
     """Binades left free above amax."""
 
@@ -239,25 +287,97 @@ class AmaxScalingSpec(ScalingSpec):
     def power_of_two(self) -> bool:
         return self.scale == "power_of_two"
 
-    def scale_of(self, amax: Tensor, fmt: FloatFormat) -> Tensor:
+    def scale_of(self, amax: Tensor, fmt: NumberFormat) -> Tensor:
         """The scale for an amax under this spec."""
         return scale_of(amax, fmt, power_of_two=self.power_of_two, margin=self.margin)
 
-    def beyond_range(self, amax: Tensor, fmt: FloatFormat) -> Tensor:
+    def beyond_range(self, amax: Tensor, fmt: NumberFormat) -> Tensor:
         """Where `scale_of` clamps."""
         return beyond_range(amax, fmt, power_of_two=self.power_of_two, margin=self.margin)
 
-    def small(self, amax: Tensor, fmt: FloatFormat, block: tuple[int, ...], count: bool) -> SmallScale:
-        """The scales for these amaxes, each for a block of elements, and if asked how many were clamped."""
-        clamped = torch.count_nonzero(self.beyond_range(amax, fmt)) if count else None
-        scale = self.scale_of(amax, fmt)
-        return SmallScale(held(scale) if max(block, default=1) > 1 else scale, block, clamped)
+
+class StatisticSpec(AmaxScalingSpec):
+    """What scalings by a statistic of the tensor, its channels or blocks share: every choice about the number itself.
+
+    std puts 2.92 standard deviations at the largest value, as QuEST does: 2^floor(log2(0.48707976 std + 1e-8)) for
+    e2m1, std = sqrt(mean x^2 - (mean x)^2). Sums are float64, so that neither engines nor slabs change them.
+    """
+
+    statistic: Annotated[Statistic, Since(2)] = "amax"
+    """What the scale is taken from: the largest magnitude, the standard deviation or the mean magnitude."""
+    target: Annotated[float, Field(gt=0, le=16), Since(2)] = 1.0
+    """The statistic goes to this times the largest value; for scales that are no powers of two."""
+    prescale: Annotated[float, Field(gt=0, le=16), Since(2)] = 1.0
+    """x is multiplied by it before it is rounded, and values are divided by it; for powers of two."""
+    floor: Annotated[float, Field(ge=0, le=1e30), Since(2)] = 0.0
+    """The least that the statistic counts as."""
+    arithmetic: Annotated[Arithmetic, Since(2)] = "divide"
+    """The order of operations, which decides last bits: whose reference the cast equals."""
+
+    @model_validator(mode="after")
+    def _apart(self) -> Self:
+        if self.target != 1 and self.power_of_two:
+            raise ValueError(f"target: {self.target} needs scale: real or a format; a power of two takes prescale.")
+        if self.prescale != 1 and not self.scales_by_powers:
+            raise ValueError(f"prescale: {self.prescale} needs scale: power_of_two or e8m0; others take target.")
+        if self.statistic == "std" and (self.margin or self.target != 1 or self.floor):
+            raise ValueError("statistic: std has a rule of its own; leave out margin, target and floor.")
+        return self
+
+    @property
+    def scales_by_powers(self) -> bool:
+        """Whether a scale is a power of two before `prescale` is divided out of it."""
+        return self.scale in ("power_of_two", "e8m0")
+
+    @property
+    def power_of_two(self) -> bool:
+        return self.scales_by_powers and self.prescale == 1
+
+    @property
+    def is_plain(self) -> bool:
+        return self.power_of_two or self.arithmetic != "torchao"
+
+    def top(self, fmt: NumberFormat) -> float:
+        """The grid value that the statistic goes to, but for a margin."""
+        return float(fmt.max) * self.target
+
+    def number(self, statistic: Tensor, fmt: NumberFormat, top: float) -> Tensor:
+        """The scale for a statistic, or the factor where the arithmetic is of those that find it."""
+        if self.statistic == "std":
+            scale = std_scale(statistic, fmt)
+            if self.scales_by_powers:  # the next one below
+                scale = (scale.view(torch.int32) & 0x7F800000).view(torch.float32)
+            scale = scale.clamp(MIN_SCALE, MAX_SCALE)
+            return scale.reciprocal() if self.arithmetic in ENCODES else scale
+        if self.arithmetic in ENCODES:
+            top = top * 2.0**-self.margin
+            return encoder(statistic, top, self.floor, self.arithmetic, power_of_two=self.scales_by_powers)
+        amax = raised(statistic, self.floor)
+        return scale_of(amax, fmt, power_of_two=self.scales_by_powers, margin=self.margin, top=top)
+
+    def clamps(self, statistic: Tensor, fmt: NumberFormat, top: float) -> Tensor:
+        """Where `number` is clamped, bool of the same shape."""
+        amax = raised(statistic, self.floor)
+        if self.arithmetic in ENCODES:
+            return (amax > 0) & (torch.full_like(amax, top) / amax == math.inf)
+        return beyond_range(amax, fmt, power_of_two=self.scales_by_powers, margin=self.margin, top=top)
+
+    def small(
+        self, statistic: Tensor, fmt: NumberFormat, block: tuple[int, ...], count: bool, top: float | None = None
+    ) -> SmallScale:
+        """The scales for these statistics, each for a block of elements, and if asked how many were clamped."""
+        top = self.top(fmt) if top is None else top
+        clamped = torch.count_nonzero(self.clamps(statistic, fmt, top)) if count else None
+        scales = one_level(self.number(statistic, fmt, top), self.arithmetic, self.prescale)
+        return SmallScale.of(scales.each(held) if max(block, default=1) > 1 else scales, block, clamped)
 
 
-class CurrentSpec(AmaxScalingSpec):
+class CurrentSpec(StatisticSpec):
     """The scale comes from this tensor's own amax; `channel` takes one for each row."""
 
     kind: ClassVar[str] = "current"
+    scale: Literal["power_of_two", "real"] = "power_of_two"
+    """Whether scales are powers of two or any float32."""
     granularity: Granularity = "tensor"
     """A scale for the tensor, or one for each row."""
 
@@ -265,87 +385,8 @@ class CurrentSpec(AmaxScalingSpec):
 class Current(Scaling):
     spec: CurrentSpec
 
-    def find(self, slabs: Sequence[Tensor], *, live: bool = False, count: bool = False) -> SmallScale | None:
-        amax = slab_amax(slabs, self.spec.granularity)
-        return self.spec.small(amax, self.format, (1,) * amax.ndim, count)
-
-
-class DelayedSpec(AmaxScalingSpec):
-    """The scale comes from the amaxes of the last `history` steps before this one.
-
-    Before the first step has been committed there is no history, and the tensor's own amax is used (Transformer Engine
-    starts from a scale of 1 instead). `reduce: max` takes the largest of the history, `most_recent` the last.
-    """
-
-    kind: ClassVar[str] = "delayed"
-    granularity: Granularity = "tensor"
-    """A scale for the tensor, or one for each row (weights only)."""
-    history: Annotated[int, Field(ge=1, le=65_536)] = 16
-    """Steps whose amaxes are kept."""
-    reduce: Literal["max", "most_recent"] = "max"
-    """max: the largest of the history; most_recent: the last."""
-
-    def build(self, fmt: FloatFormat, rows: int | None) -> Scaling:
-        """Raises ValueError for `channel` where the number of rows varies."""
-        if self.granularity == "channel" and rows is None:
-            raise ValueError(
-                "delayed scaling by channel needs a fixed number of rows, which only weights have; "
-                "use scaling: current, or granularity: tensor."
-            )
-        return super().build(fmt, rows)
-
-
-class Delayed(Scaling):
-    amax_now: Tensor
-    amax_history: Tensor
-    committed: Tensor
-    ready: Tensor
-
-    def __init__(self, spec: DelayedSpec, fmt: FloatFormat, rows: int | None = None) -> None:
-        super().__init__(spec, fmt)
-        shape = () if spec.granularity == "tensor" else (cast(int, rows), 1)
-        self.register_buffer("amax_now", torch.zeros(shape))
-        self.register_buffer("amax_history", torch.zeros(spec.history, *shape))
-        self.register_buffer("committed", torch.ones(shape))
-        # A whole number, since averages of models (torch's AveragedModel) subtract and truncate: so what began without
-        # a history stays without.
-        self.register_buffer("ready", torch.zeros(shape, dtype=torch.int64))
-
-    def find(self, slabs: Sequence[Tensor], *, live: bool = False, count: bool = False) -> SmallScale | None:
-        amax = slab_amax(slabs, self.spec.granularity)
-        if live:
-            self.amax_now.copy_(torch.maximum(self.amax_now, amax))
-        clamped = None
-        if count:
-            # A scale kept for want of an amax is not clamped: nothing in the history asks for one beyond.
-            clamped = torch.count_nonzero(
-                self.spec.beyond_range(torch.where(self.ready > 0, self._recorded(), amax), self.format)
-            )
-        scale = torch.where(self.ready > 0, self._committed(), self.spec.scale_of(amax, self.format))
-        return SmallScale(scale, (1,) * scale.ndim, clamped)
-
-    def _committed(self) -> Tensor:
-        """The committed scale; of an averaged model, whose scale may be no power of two, the next one above."""
-        if not self.spec.power_of_two:
-            return self.committed
-        return ((self.committed.view(torch.int32) + 0x7FFFFF) & 0x7F800000).view(torch.float32)
-
-    def commit(self) -> None:
-        self.amax_history.copy_(torch.cat((self.amax_now[None], self.amax_history[:-1])))
-        self.amax_now.zero_()
-        amax = self._recorded()
-        known = (amax > 0) & (amax < math.inf)
-        self.committed.copy_(torch.where(known, self.spec.scale_of(amax, self.format), self.committed))
-        self.ready.copy_((self.ready > 0) | known)
-
-    def reset_parameters(self) -> None:
-        for buffer in (self.amax_now, self.amax_history, self.ready):
-            buffer.zero_()
-        self.committed.fill_(1.0)
-
-    def recorded(self) -> Sequence[Tensor]:
-        return (self.amax_now,)
-
-    def _recorded(self) -> Tensor:
-        """The amax that the history comes to."""
-        return self.amax_history.amax(0) if self.spec.reduce == "max" else self.amax_history[0]
+    def find(
+        self, slabs: Sequence[Tensor], *, live: bool = False, count: bool = False, key: Tensor | None = None
+    ) -> SmallScale | None:
+        found = statistic_of(slabs, self.spec.statistic, self.spec.granularity)
+        return self.spec.small(found, self.format, (1,) * found.ndim, count)

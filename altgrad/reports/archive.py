@@ -1,6 +1,6 @@
 """data.parquet, data.csv and runs.parquet: every number that the report was made from.
 
-    data.parquet   run, arm parts, lr, seed, status, step, metric, value: tidy, one row a value
+    data.parquet   run, arm and its parts, lr, seed, status, step, metric, value: tidy, one row a value
     data.csv       one line a run
     runs.parquet   one row a run, the records a report was made from, so that it can be made again without the runs
 
@@ -24,17 +24,19 @@ from altgrad.reports.project import Project
 from altgrad.reports.reading import PLAIN, RunRecord, take_spec
 
 NAME = b"altgrad_project"
-COLUMNS = ("run", "format", "storage", "casts", "optimizer", "variant", "frozen", "lr", "seed", "status", "diverged")
+COLUMNS = (
+    "run", "arm", "format", "storage", "casts", "optimizer", "variant", "frozen", "lr", "seed", "status", "diverged",
+)  # fmt: skip
 TEXTS, NESTED = ("id", "status", "reason"), ("spec", "meta", "events")
 PLAIN_FIELDS = (*TEXTS, "whole", "step", "problems")
 
 
-def run_columns(record: RunRecord) -> tuple[Any, ...]:
+def run_columns(project: Project, record: RunRecord) -> tuple[Any, ...]:
     """A run's values of COLUMNS."""
     arm = record.arm
     return (
-        record.id, arm.format, arm.storage, arm.casts, arm.optimizer, arm.variant, arm.frozen, record.rate, record.seed,
-        record.status, record.diverged,
+        record.id, project.name_of(record), arm.format, arm.storage, arm.casts, arm.optimizer, arm.variant,
+        arm.frozen, record.rate, record.seed, record.status, record.diverged,
     )  # fmt: skip
 
 
@@ -56,7 +58,7 @@ def _write_csv(project: Project, path: Path) -> None:
         for r in project.records:
             last = [r.series[key][1][-1] if key in r.series and len(r.series[key][1]) else "" for key in keys]
             meta = [str(r.meta.get(key, "")) for key in ("altgrad", "torch", "created")]
-            cells = (*run_columns(r), words.get(r.condition, ""), r.step, r.outcome, *meta, *last)
+            cells = (*run_columns(project, r), words.get(r.condition, ""), r.step, r.outcome, *meta, *last)
             writer.writerow([_inert(cell) for cell in cells])
 
 
@@ -70,7 +72,7 @@ def _write_tidy(project: Project, path: Path) -> None:
     import pyarrow as pa
     from pyarrow import parquet
 
-    types = [pa.string()] * 6 + [pa.bool_(), pa.float64(), pa.int64(), pa.string(), pa.bool_()]
+    types = [pa.string()] * 7 + [pa.bool_(), pa.float64(), pa.int64(), pa.string(), pa.bool_()]
     fields = list(zip(COLUMNS, types, strict=True))
     schema = pa.schema([*fields, ("step", pa.float64()), ("metric", pa.string()), ("value", pa.float64())])
     with parquet.ParquetWriter(path, schema, compression="zstd") as writer:
@@ -80,7 +82,7 @@ def _write_tidy(project: Project, path: Path) -> None:
                 steps.append(s)
                 values.append(v)
                 metrics += [key] * len(s)
-            told = zip(run_columns(record), types, strict=True)
+            told = zip(run_columns(project, record), types, strict=True)
             columns: list[Any] = [pa.repeat(pa.scalar(value, kind), len(metrics)) for value, kind in told]
             columns += [np.concatenate(steps).astype(float), pa.array(metrics), np.concatenate(values).astype(float)]
             writer.write_table(

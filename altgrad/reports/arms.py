@@ -1,6 +1,6 @@
 """What a run is an instance of, read from its spec: the arm (what is compared) and the condition (what is held equal).
 
-    arm         format of stored weights (or of their cast) x storage x casts x optimizer and its own settings
+    arm         format of stored weights (or of their cast) x storage x casts x optimizer, and all settings of these
     condition   everything else that decides a result: model, data, steps, schedule, decay, the other parameters' rates
     free        seed, lr, names, monitors, cadences, engine, threads: they tell runs apart, not arms
 
@@ -9,19 +9,23 @@ unknown is part of the condition.
 """
 
 import json
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, replace
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Any
+
+from altgrad.store.compare import leaves
 
 FREE = {
     "project", "name", "seed", "monitors", "log_every", "evaluate_every", "checkpoint_every", "keep", "engine",
-    "compile", "threads",
+    "compile", "threads", "track", "twin",
 }  # fmt: skip
 PARTS = {"precision", "storage", "compute", "optimizer", "interventions", "init_from"}
 SHARED = {"weight_decay", "groups"}
 STANDARD, MANIFOLD = "adamw", "manifold_adamw"
 PAIR = (STANDARD, MANIFOLD)
 """The optimizers that a verdict compares where nobody names others: losses of the first less those of the second."""
+OPERANDS = {"weight": "weight", "input": "input", "grad_output": "grad"}
+"""The operands of the products, and what they are called where there is little room."""
 BASELINES = {"float32": "FP32", "bfloat16": "BF16"}
 
 
@@ -30,6 +34,7 @@ class Arm:
     """One thing that is compared. `casts` is empty where activations and gradients enter no format.
 
     variant: what makes this arm of its optimizer different, as `S smooth, p 0.5`; empty for the optimizer's default.
+    detail: everything else that is set about them (roundings, scalings, betas), as canonical JSON.
     """
 
     format: str
@@ -38,6 +43,7 @@ class Arm:
     optimizer: str
     variant: str = ""
     frozen: bool = False
+    detail: str = field(default="", repr=False)
 
     @property
     def is_baseline(self) -> bool:
@@ -61,6 +67,13 @@ class Arm:
         return f"{self.format}{stored}" + (f", {self.casts}" if self.casts else "")
 
     @property
+    def stored(self) -> str:
+        """How weights are kept between steps."""
+        if self.storage in ("", "master"):
+            return {"BF16": "bfloat16"}.get(self.format, "float32")
+        return f"{self.format} {self.storage}"
+
+    @property
     def label(self) -> str:
         """All of it in one line."""
         return f"{self.place}, {self.method}"
@@ -81,7 +94,7 @@ def arm_of(spec: Mapping[str, Any]) -> Arm:
     weights, casts = _casts(spec)
     storages = [rule for rule in _mappings(spec.get("storage")) if rule.get("kind") not in (None, "master")]
     if storages:
-        format_ = "+".join(_unique(rule.get("format", "?") for rule in storages))
+        format_ = "+".join(_unique(_format(rule) or "?" for rule in storages))
         storage = "+".join(_unique(rule["kind"] for rule in storages))
         if weights:
             casts = f"weight {weights}" + (f", {casts}" if casts else "")
@@ -90,7 +103,10 @@ def arm_of(spec: Mapping[str, Any]) -> Arm:
     else:
         format_, storage = BASELINES.get(str(spec.get("compute", "float32")), "?"), ""
     kind = str(optimizer.get("kind", "?"))
-    return Arm(format_, storage, casts, kind, _variant(kind, optimizer), optimizer.get("lr") == 0)
+    rest = {key: spec.get(key) for key in ("precision", "storage", "compute", "interventions")}
+    rest |= {"optimizer": {key: value for key, value in optimizer.items() if key not in SHARED | {"lr"}}}
+    detail = json.dumps(_settled(rest), sort_keys=True, default=str)
+    return Arm(format_, storage, casts, kind, _variant(kind, optimizer), optimizer.get("lr") == 0, detail)
 
 
 def condition_of(spec: Mapping[str, Any]) -> str:
@@ -102,14 +118,20 @@ def condition_of(spec: Mapping[str, Any]) -> str:
     return json.dumps(_settled(rest), sort_keys=True, default=str)
 
 
-def settings_of(spec: Mapping[str, Any]) -> str:
-    """All that decides a result but the seed, as canonical JSON: runs that agree in it are of one arm and rate."""
-    return json.dumps(_settled({k: v for k, v in spec.items() if k not in FREE}), sort_keys=True, default=str)
+def settings_of(spec: Mapping[str, Any], *, rate: bool = True) -> str:
+    """All that decides a result but the seed, as canonical JSON: runs that agree in it are of one arm and rate.
+
+    rate: False leaves the peak learning rate out.
+    """
+    kept = {key: value for key, value in spec.items() if key not in FREE}
+    if not rate and isinstance(kept.get("optimizer"), Mapping):
+        kept["optimizer"] = {key: value for key, value in kept["optimizer"].items() if key != "lr"}
+    return json.dumps(_settled(kept), sort_keys=True, default=str)
 
 
 def differing(conditions: Iterable[str]) -> dict[str, str]:
     """For each condition the leaves in which it differs from the first one (the first: from any), in words."""
-    trees = {text: dict(_leaves(json.loads(text))) for text in conditions}
+    trees = {text: dict(leaves(json.loads(text))) for text in conditions}
     paths = _unique(path for tree in trees.values() for path in tree)
     first = next(iter(trees), "")
     found = {}
@@ -118,6 +140,25 @@ def differing(conditions: Iterable[str]) -> dict[str, str]:
         told = [path for path in paths if any(str(tree.get(path)) != str(other.get(path)) for other in others)]
         found[text] = ", ".join(f"{path} {tree.get(path, 'absent')}" for path in told[:6])
     return found
+
+
+def cast_text(spec: Mapping[str, Any]) -> str:
+    """What enters the products in which format: `weight, input e4m3fn; grad e5m2`, scalings by name; `none`."""
+    rules = _mappings(_mapping(spec.get("precision")).get("rules"))
+    operands: dict[str, list[str]] = {}
+    for operand, short in OPERANDS.items():
+        if formats := _unique(_scaled(rule.get(operand)) for rule in rules):
+            operands.setdefault("+".join(formats), []).append(short)
+    return "; ".join(f"{', '.join(shorts)} {formats}" for formats, shorts in operands.items()) or "none"
+
+
+def told_apart(specs: Sequence[Mapping[str, Any]], most: int = 3) -> list[str]:
+    """For each spec the values, but for rate and seed, in which the specs differ: `betas 0.9, scaling.kind mx`."""
+    trees = [dict(leaves(_settled({k: v for k, v in spec.items() if k not in FREE}))) for spec in specs]
+    paths = [path for path in _unique(path for tree in trees for path in tree) if path != "optimizer.lr"]
+    varying = [path for path in paths if len({str(tree.get(path)) for tree in trees}) > 1][:most]
+    short = {path: ".".join(path.split(".")[-2:]) for path in varying}
+    return [", ".join(f"{short[path]} {tree[path]}" for path in varying if path in tree) for tree in trees]
 
 
 def rate_of(spec: Mapping[str, Any]) -> float:
@@ -151,14 +192,23 @@ def _casts(spec: Mapping[str, Any]) -> tuple[str, str]:
     rules = _mappings(_mapping(spec.get("precision")).get("rules"))
     weights = _unique(_format(rule.get("weight")) for rule in rules)
     words = []
-    for operand, short in (("input", "input"), ("grad_output", "grad")):
-        if found := _unique(_format(rule.get(operand)) for rule in rules):
+    for operand, short in OPERANDS.items():
+        if operand != "weight" and (found := _unique(_format(rule.get(operand)) for rule in rules)):
             words.append(f"{short} {'+'.join(found)}")
     return "+".join(weights), ", ".join(words)
 
 
+def _scaled(cast: Any) -> str:
+    """A cast's format, with its scaling where that is not the default one."""
+    scaling = cast.get("scaling") if isinstance(cast, Mapping) else None
+    kind = scaling.get("kind") if isinstance(scaling, Mapping) else scaling
+    return f"{found} {kind}" if (found := _format(cast)) and kind not in (None, "current") else found
+
+
 def _format(cast: Any) -> str:
     found = cast.get("format", "") if isinstance(cast, Mapping) else cast
+    if isinstance(found, Mapping):
+        return json.dumps(found.get("values"), separators=(",", ":"))
     return "" if found in (None, "none") else str(found)
 
 
@@ -181,11 +231,3 @@ def _settled(value: Any) -> Any:
     if isinstance(value, list | tuple):
         return [_settled(each) for each in value]
     return int(value) if isinstance(value, float) and value.is_integer() else value
-
-
-def _leaves(tree: Any, path: str = "") -> Iterable[tuple[str, Any]]:
-    if isinstance(tree, Mapping):
-        for key, value in tree.items():
-            yield from _leaves(value, f"{path}.{key}" if path else str(key))
-    else:
-        yield path, tree

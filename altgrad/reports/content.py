@@ -9,6 +9,7 @@ are those of Okabe and Ito (Color Universal Design, 2008), told apart with any c
 and symbols say the same again.
 """
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Literal, TypeAlias
@@ -143,7 +144,7 @@ class Paragraph:
 
 @dataclass(frozen=True)
 class Limit:
-    """What the data cannot support, or can only with a reservation."""
+    """What the data cannot support, or can only with a reservation: said at the end, whatever section says it."""
 
     text: str
 
@@ -173,3 +174,22 @@ Block: TypeAlias = Paragraph | Limit | Headline | Table | Figure
 def tones(names: Sequence[str]) -> dict[str, Tone]:
     """A tone for each name, in order; an eighth and later ones begin again."""
     return {name: FORMAT_TONES[index % len(FORMAT_TONES)] for index, name in enumerate(dict.fromkeys(names))}
+
+
+def heat_limits(mark: Heat) -> tuple[float, float]:
+    """The range of a heat map's colours; symmetric around 0 if it diverges."""
+    if mark.limits is not None:
+        return mark.limits
+    finite = mark.z[np.isfinite(mark.z)]
+    if not len(finite):
+        return 0.0, 1.0
+    if mark.diverging:
+        reach = float(np.abs(finite).max()) or 1.0
+        return -reach, reach
+    low, high = float(finite.min()), float(finite.max())
+    return low, high if high > low else low + 1
+
+
+def cell_text(value: float) -> str:
+    """A cell's number: three significant figures; nothing for NaN."""
+    return "" if not math.isfinite(value) else f"{value:.3g}"

@@ -53,6 +53,16 @@ def paired_difference(first: Mapping[int, RunRecord], second: Mapping[int, RunRe
     return found
 
 
+def smooth(series: Series) -> Series:
+    """A running mean over a twentieth of the points; noise of single batches cancels in pairs only in part."""
+    steps, values = series
+    width = max(len(values) // 20, 1)
+    if not len(values):
+        return series
+    padded = np.convolve(np.pad(values, (width - 1, 0), mode="edge"), np.ones(width) / width, mode="valid")
+    return steps, padded
+
+
 def heat(
     records: Sequence[RunRecord], monitor: str, quantity: str, buckets: int = 30, *, lowest: bool = False
 ) -> tuple[Array, list[str], Array]:

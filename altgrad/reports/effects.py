@@ -17,11 +17,12 @@ from altgrad.reports.arms import PAIR, STANDARD, Arm, optimizer_name
 from altgrad.reports.project import Project, format_order
 from altgrad.reports.rates import ChosenRate, Losses, best_rate
 from altgrad.statistics.best import Contender, compare_with_best
-from altgrad.statistics.intervals import Interval, common_correlation, decide, seeds_in_common, simultaneous
-from altgrad.statistics.power import needed_pairs, pairs_to_decide
+from altgrad.statistics.intervals import Decision, Interval
+from altgrad.statistics.power import needed_pairs
+from altgrad.statistics.verdict import Family
 
 Verdict: TypeAlias = Literal["benefit", "harm", "no practical benefit", "direction only", "undecided"]
-VERDICTS: dict[str, Verdict] = {
+VERDICTS: dict[Decision, Verdict] = {
     "above": "benefit", "below": "harm", "inside": "no practical benefit",
     "direction only": "direction only", "undecided": "undecided",
 }  # fmt: skip
@@ -72,14 +73,19 @@ class FamilyOfFormats:
         return {effect.format: effect.pairs for effect in self.effects}
 
     @cached_property
+    def judged(self) -> Family:
+        """What is decided about the formats together."""
+        return Family(self.paired)
+
+    @property
     def intervals(self) -> dict[str, Interval]:
         """Simultaneous 95 % intervals of B by format."""
-        return simultaneous(self.paired)
+        return self.judged.intervals
 
     @cached_property
     def verdicts(self) -> dict[str, Verdict]:
         """By format."""
-        return {name: VERDICTS[decide(found)] for name, found in self.intervals.items()}
+        return {name: VERDICTS[self.judged.decision(name)] for name in self.paired}
 
     @cached_property
     def contenders(self) -> list[Contender]:
@@ -92,22 +98,16 @@ class FamilyOfFormats:
         """The formats that may benefit most."""
         return [each.name for each in self.contenders if each.may_be_best]
 
-    @cached_property
-    def correlation(self) -> float:
-        """Between formats, over the seeds they share."""
-        return common_correlation(seeds_in_common(self.paired))
-
     def pairs_needed(self, format_: str) -> int | None:
         """Pairs in all that a decision takes, if mean and sd are what they look like; None beyond reach or unknown."""
-        found = self.intervals[format_]
-        if found.n < 2:
-            return None
-        return pairs_to_decide(found.mean, found.sd, formats=len(self.effects), correlation=self.correlation)
+        return self.judged.pairs_needed(format_)
 
     def pairs_planned(self, format_: str) -> int | None:
         """Pairs that would show "no practical benefit" if there is none."""
-        found = self.intervals[format_]
-        return needed_pairs(found.sd, formats=len(self.effects), correlation=self.correlation) if found.n > 1 else None
+        found, judged = self.intervals[format_], self.judged
+        if found.n < 2:
+            return None
+        return needed_pairs(found.sd, formats=judged.size, correlation=judged.correlation)
 
     @property
     def is_primary(self) -> bool:
@@ -187,19 +187,9 @@ def _closest(arms: list[Arm], optimizer: str) -> Arm | None:
     return min(own, key=lambda arm: len(arm.variant), default=None)
 
 
-def lacking_pair(project: Project) -> str:
-    """Why nothing is compared."""
-    first, second = map(optimizer_name, project.pair)
-    return f"No format has both {_article(first)} {first} and {_article(second)} {second} arm."
-
-
 def short_name(optimizer: str) -> str:
     """An optimizer's name where there is little room."""
     return {"ManifoldAdamW": "Manifold"}.get(optimizer, optimizer)
-
-
-def _article(word: str) -> str:
-    return "an" if word[:1].lower() in "aeiou" else "a"
 
 
 def mean_or_nan(values: list[float]) -> float:

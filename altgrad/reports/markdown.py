@@ -7,8 +7,8 @@ import re
 from collections.abc import Sequence
 from pathlib import Path
 
-from altgrad.reports.content import Figure, Headline, Limit, Table
-from altgrad.reports.page import Chapter
+from altgrad.reports.content import Figure, Headline, Table
+from altgrad.reports.page import Chapter, open_questions
 
 _MARKDOWN = re.compile(r"([\\`*_{}\[\]<>#|~])")
 _LATEX = {
@@ -22,18 +22,19 @@ def report_markdown(name: str, chapters: Sequence[Chapter], headline: str, made:
     """The whole report; pictures are `figures/<key>.png`."""
     lines = [f"# {escaped(name)}", "", f"**{escaped(headline)}**", "", f"{escaped(made)}", ""]
     for chapter in chapters:
+        if not chapter.shown:
+            continue
         lines += [f"## {escaped(chapter.section.title)}", "", f"*{escaped(chapter.section.question)}*", ""]
-        for block in chapter.blocks:
+        for block in chapter.shown:
             if isinstance(block, Figure):
                 lines += [f"![{escaped(block.title)}](figures/{block.key}.png)", "", escaped(block.caption), ""]
             elif isinstance(block, Table):
                 lines += [*markdown_table(block), ""]
-            elif isinstance(block, Headline):
-                lines += [f"**{escaped(block.text)}**", ""]
-            elif isinstance(block, Limit):
-                lines += [f"> Limit: {escaped(block.text)}", ""]
             else:
-                lines += [escaped(block.text), ""]
+                mark = "**" if isinstance(block, Headline) else ""
+                lines += [f"{mark}{escaped(block.text)}{mark}", ""]
+    if questions := open_questions(chapters):
+        lines += ["## What these runs cannot answer", "", *(f"- {escaped(question)}" for question in questions), ""]
     return "\n".join(lines)
 
 

@@ -1,27 +1,25 @@
-"""report.html: one file that needs nothing else, now or in ten years.
+"""report.html: the report as a page (`altgrad.webpage`).
 
-Text is escaped by jinja2; styles, the script, plotly.js (once) and the figures' numbers are inside. A strict content
-security policy admits exactly these: default 'none', scripts and styles by the sha256 of what stands here, pictures
-from `data:` and `blob:` (plotly's own "save as picture"). So even a hole in the escaping could not run anything, and
-nothing is ever fetched. The empty style is admitted too: plotly adds an empty element and fills it through the CSSOM.
+Figures are SVG, drawn at the width of a page and at that of a phone; the page shows the one that fits. `interactive`
+puts plotly.js in, once, with the figures' numbers: points can then be read off and curves turned off, for 5 MB. Without
+it the page has no script at all.
 
-`static` leaves plotly out: figures are then SVG, light and dark, and the page has no script at all.
+What the runs cannot answer is the last line, folded: whatever sections said in a `Limit`.
 """
 
-import base64
-import hashlib
 import json
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
+from html import escape
 from importlib.resources import files
 from typing import Any
 
-from altgrad.reports import paper_figures, plotly_figures
-from altgrad.reports.content import Block, Figure, Table
+from altgrad import webpage
+from altgrad.reports import figures, plotly_figures
+from altgrad.reports.content import Block, Figure, Headline, Limit, Table
+from altgrad.reports.inline_svg import InlineFigures
 from altgrad.reports.project import Project
 from altgrad.reports.section import Section
-
-_EMPTY = ""
 
 
 @dataclass(frozen=True)
@@ -31,76 +29,86 @@ class Chapter:
     section: Section
     blocks: tuple[Block, ...]
 
+    @property
+    def shown(self) -> list[Block]:
+        """All but limits; a chapter without any is left out."""
+        return [block for block in self.blocks if not isinstance(block, Limit)]
 
-def html(project: Project, chapters: Sequence[Chapter], headline: str, made: str, *, static: bool) -> str:
+
+def open_questions(chapters: Sequence[Chapter]) -> list[str]:
+    """What the data cannot support, from all chapters."""
+    limits = [block.text for chapter in chapters for block in chapter.blocks if isinstance(block, Limit)]
+    return list(dict.fromkeys(limits))
+
+
+def html(project: Project, chapters: Sequence[Chapter], headline: str, made: str, *, interactive: bool) -> str:
     """The page. made: when and by which version, for its head."""
-    from jinja2 import Environment
-    from markupsafe import Markup
-
-    style = _asset("report.css")
-    scripts = [] if static else [_asset("styles.js"), plotly_figures.plotly_script(), _asset("report.js")]
-    figures = [block for chapter in chapters for block in chapter.blocks if isinstance(block, Figure)]
-    environment = Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True)
-    template = environment.from_string(_asset("report.html.j2"))
-    return str(
-        template.render(
-            project=project, headline=headline, made=made, facts=page_counts(project), policy=policy(style, scripts),
-            style=Markup(style), scripts=[Markup(script) for script in scripts],  # ours, not a run's
-            figures=Markup("") if static else Markup(_json(figures)),
-            chapters=[
-                {
-                    "kind": chapter.section.kind, "title": chapter.section.title, "question": chapter.section.question,
-                    "blocks": [_block(block, static) for block in chapter.blocks],
-                }
-                for chapter in chapters
-            ],
-        )
+    drawings = InlineFigures()
+    shown = [chapter for chapter in chapters if chapter.shown]
+    parts = []
+    for chapter in shown:
+        inner = "".join(_block(block, None if interactive else drawings) for block in chapter.shown)
+        parts.append(webpage.section(chapter.section.kind, chapter.section.title, chapter.section.question, inner))
+    if questions := open_questions(chapters):
+        parts.append(webpage.folded(f"What these runs cannot answer ({len(questions)})", questions))
+    parts.append(
+        "<footer><p>Numbers behind every figure: <code>data.parquet</code> and <code>data.csv</code> beside this page; "
+        "figures for print in <code>figures/</code>, tables in <code>tables/</code>. "
+        f"Read from {escape(project.source)}.</p></footer>\n"
+    )
+    scripts: list[str] = []
+    style = drawings.style
+    if interactive:
+        drawn = [block for chapter in shown for block in chapter.shown if isinstance(block, Figure)]
+        parts.append(f'<script type="application/json" id="figures">{_json(drawn)}</script>\n')
+        scripts, style = [_asset("styles.js"), plotly_figures.plotly_script(), _asset("report.js")], ""
+    return webpage.document(
+        project.name, headline, "".join(parts), kicker=f"AltGrad report, {made}", head=_facts(project),
+        links=[(chapter.section.kind, chapter.section.title) for chapter in shown], style=style, scripts=scripts,
     )  # fmt: skip
 
 
-def policy(style: str, scripts: Sequence[str]) -> str:
-    """The content security policy that admits these and nothing else."""
-    styles = " ".join(_sha(text) for text in (style, _EMPTY))
-    run = " ".join(_sha(script) for script in scripts) or "'none'"
-    rest = "img-src data: blob:; base-uri 'none'; form-action 'none'"
-    return f"default-src 'none'; script-src {run}; style-src {styles}; {rest}"
+def page_counts(project: Project) -> list[str]:
+    """What there is, for the head of the page."""
+    counts = {
+        "runs": len(project.records), "seeds": len({record.seed for record in project.results()}),
+        "diverged": sum(record.diverged for record in project.records),
+        "unfinished": sum(not record.ended for record in project.records),
+        "with problems": sum(bool(record.problems) for record in project.records),
+    }  # fmt: skip
+    return [f"{n} {what.removesuffix('s') if n == 1 else what}" for what, n in counts.items() if n]
 
 
-def page_counts(project: Project) -> list[tuple[str, str]]:
-    """(what, how many) for the head of the page."""
-    results = project.results()
-    arms = {record.arm for record in results}
-    return [
-        ("runs", str(len(project.records))), ("results", str(len(results))),
-        ("diverged", str(sum(record.diverged for record in project.records))), ("arms", str(len(arms))),
-        ("seeds", str(len({record.seed for record in results}))),
-        ("broken or odd", str(sum(bool(record.problems) for record in project.records))),
-    ]  # fmt: skip
+def _facts(project: Project) -> str:
+    told = "".join(f"<li>{escape(count)}</li>" for count in page_counts(project))
+    return f'<ul class="facts">{told}</ul>'
 
 
-def _block(block: Block, static: bool) -> dict[str, Any]:
-    found: dict[str, Any] = {"type": type(block).__name__}
+def _block(block: Block, drawings: InlineFigures | None) -> str:
+    """The markup of a block; a figure's place where the script is to draw it."""
     if isinstance(block, Figure):
-        found |= {"key": block.key, "title": block.title, "caption": block.caption}
-        if static:
-            found |= {name: _picture(paper_figures.svg(block, dark=name == "dark")) for name in ("light", "dark")}
-        return found
-    return found | (asdict(block) if not isinstance(block, Table) else block.__dict__)
+        plot = f'<div class="plot" data-figure="{block.key}"></div>'
+        if drawings is not None:
+            wide, narrow = (drawings.add(figures.svg(block, phone=phone), block.title) for phone in (False, True))
+            plot = f'<div class="full">{wide}</div><div class="narrow">{narrow}</div>'
+        return (
+            f'<figure id="figure-{block.key}"><h3>{escape(block.title)}</h3>\n{plot}\n'
+            f"<figcaption>{escape(block.caption)}</figcaption></figure>\n"
+        )
+    if isinstance(block, Table):
+        return webpage.table(block.title, block.header, block.rows, numeric=block.numeric, note=block.note)
+    return webpage.paragraph(block.text, "headline" if isinstance(block, Headline) else "")
 
 
-def _picture(svg: bytes) -> str:
-    return "data:image/svg+xml;base64," + base64.b64encode(svg).decode()
-
-
-def _json(figures: Sequence[Figure]) -> str:
+def _json(drawn: Sequence[Figure]) -> str:
     """What the script draws, as JSON that cannot end its own script element."""
-    themes = {name: theme(colours) for name, colours in (("light", paper_figures.LIGHT), ("dark", paper_figures.DARK))}
-    drawn = {
+    themes = {name: theme(colours) for name, colours in (("light", figures.LIGHT), ("dark", figures.DARK))}
+    data = {
         figure.key: plotly_figures.plotly_figure(figure)
         | {"panels": len(figure.panels), "columns": figure.columns, "height": figure.height}
-        for figure in figures
+        for figure in drawn
     }
-    text = json.dumps(themes | {"drawn": drawn}, allow_nan=False, separators=(",", ":"))
+    text = json.dumps(themes | {"drawn": data}, allow_nan=False, separators=(",", ":"))
     return text.replace("&", "\\u0026").replace("<", "\\u003c").replace(">", "\\u003e")
 
 
@@ -108,7 +116,7 @@ def theme(colours: dict[str, str]) -> dict[str, Any]:
     """Every `@name` that figures use, in one theme."""
     light = {f"{name}-light": _faded(value) for name, value in colours.items()}
     scales = {
-        "sequential": _steps(paper_figures.SEQUENTIAL), "diverging": _steps(paper_figures.DIVERGING),
+        "sequential": _steps(figures.SEQUENTIAL), "diverging": _steps(figures.DIVERGING),
         "clear": "rgba(0,0,0,0)",
     }  # fmt: skip
     return {**colours, **light, **scales}
@@ -116,7 +124,7 @@ def theme(colours: dict[str, str]) -> dict[str, Any]:
 
 def _steps(name: str) -> list[list[Any]]:
     """A colour map of matplotlib's as plotly's: 17 steps."""
-    return [[index / 16, colour] for index, colour in enumerate(paper_figures.colour_steps(name, 17))]
+    return [[index / 16, colour] for index, colour in enumerate(figures.colour_steps(name, 17))]
 
 
 def _faded(colour: str) -> str:
@@ -126,7 +134,3 @@ def _faded(colour: str) -> str:
 
 def _asset(name: str) -> str:
     return files("altgrad.reports").joinpath("templates", name).read_text(encoding="utf-8")
-
-
-def _sha(text: str) -> str:
-    return f"'sha256-{base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()}'"

@@ -6,12 +6,13 @@ the light or of the dark theme, and draws again when that changes.
 """
 
 import math
+import textwrap
 from typing import Any
 
 import numpy as np
 
 from altgrad.numerals import tick_text
-from altgrad.reports.content import Axes, Axis, Band, Dots, Figure, Heat, Mark, Trace
+from altgrad.reports.content import Axes, Axis, Band, Dots, Figure, Heat, Mark, Trace, cell_text, heat_limits
 
 _DASH = {"solid": "solid", "dash": "dash", "dot": "dot", "dashdot": "dashdot"}
 _ROW_GAP, _TOP, _TITLES, _BOTTOM = 106, 34, 24, 62
@@ -63,7 +64,8 @@ def _place(figure: Figure, index: int, panel: Axes, layout: dict[str, Any]) -> N
     if panel.title:
         layout["annotations"].append(
             {
-                "panel": index, "text": _text(panel.title), "x": left, "y": top, "xref": "paper", "yref": "paper",
+                "panel": index, "text": "<br>".join(map(_text, textwrap.wrap(panel.title, 46))),
+                "x": left, "y": top, "xref": "paper", "yref": "paper",
                 "showarrow": False,
                 "xanchor": "left", "yanchor": "bottom", "yshift": 4,
                 "font": {"size": 13, "color": "@text"},
@@ -198,25 +200,6 @@ def _heat(mark: Heat, axes: dict[str, str], data: list[Any]) -> None:
 def _positions(values: Any) -> list[Any]:
     """Numbers as they are; names by their place."""
     return list(range(len(values))) if len(values) and isinstance(values[0], str) else list(values)
-
-
-def heat_limits(mark: Heat) -> tuple[float, float]:
-    """The range of a heat map's colours; symmetric around 0 if it diverges."""
-    if mark.limits is not None:
-        return mark.limits
-    finite = mark.z[np.isfinite(mark.z)]
-    if not len(finite):
-        return 0.0, 1.0
-    if mark.diverging:
-        reach = float(np.abs(finite).max()) or 1.0
-        return -reach, reach
-    low, high = float(finite.min()), float(finite.max())
-    return low, high if high > low else low + 1
-
-
-def cell_text(value: float) -> str:
-    """A cell's number: three significant figures; nothing for NaN."""
-    return "" if not math.isfinite(value) else f"{value:.3g}"
 
 
 def _text(text: Any) -> str:

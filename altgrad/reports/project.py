@@ -6,6 +6,7 @@ condition; within one, an arm's losses are keyed by learning rate and seed. Of s
 """
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -13,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from altgrad.formats import FloatFormat
-from altgrad.reports.arms import PAIR, STANDARD, Arm, differing
+from altgrad.reports.arms import PAIR, STANDARD, Arm, differing, told_apart
 from altgrad.reports.rates import Losses, split_seeds
 from altgrad.reports.reading import RunRecord
 
@@ -22,7 +23,7 @@ from altgrad.reports.reading import RunRecord
 class Project:
     """Name, where it was read from, its records sorted by id, and (if said) which seeds chose learning rates.
 
-    pair: the two optimizers that the verdict compares.
+    pair: the two optimizers that the verdict compares. reference: the arm, or a run of it, that arms are compared with.
     """
 
     name: str
@@ -30,6 +31,7 @@ class Project:
     records: list[RunRecord]
     tuning_seeds: frozenset[int] | None = None
     pair: tuple[str, str] = PAIR
+    reference: str | None = None
 
     def results(self, condition: str | None = None) -> list[RunRecord]:
         """Runs that enter statistics, the newest for each arm, rate and seed. Records must not change any more."""
@@ -61,6 +63,19 @@ class Project:
         words = differing(ordered)
         return {text: words[text] for text in ordered}
 
+    @cached_property
+    def names(self) -> dict[tuple[str, Arm], str]:
+        """A name for every arm of every condition: the user's where it tells arms apart, else with what differs."""
+        firsts: dict[tuple[str, Arm], RunRecord] = {}
+        for record in sorted(self.records, key=lambda r: (str(r.meta.get("created", "")), r.id)):
+            if record.spec:
+                firsts.setdefault((record.condition, record.arm), record)
+        return dict(zip(firsts, unique_names(list(firsts.values())), strict=True))
+
+    def name_of(self, record: RunRecord) -> str:
+        """Of the record's arm."""
+        return self.names.get((record.condition, record.arm), "?")
+
     def main(self) -> str:
         """The condition with most results; `` where there is none."""
         return next(iter(self.conditions), "")
@@ -80,6 +95,22 @@ class Project:
     def of(self, arm: Arm, condition: str, rate: float | None = None) -> list[RunRecord]:
         """Results of one arm, at one rate if given."""
         return [r for r in self.results(condition) if r.arm == arm and rate in (None, r.rate)]
+
+
+def unique_names(records: Sequence[RunRecord]) -> list[str]:
+    """A name for each of some arms, given a run of each: the shortest way of naming that tells them all apart."""
+    given = [str(record.spec.get("name") or record.id) for record in records]
+    places, labels = [r.arm.place for r in records], [r.arm.label for r in records]
+    placed = [f"{name}, {place}" for name, place in zip(given, places, strict=True)]
+    for names in (given, places, placed, labels):
+        if len(set(names)) == len(names):
+            return names
+    found = list(labels if len(set(given)) == 1 else given)
+    for name in {name for name in found if found.count(name) > 1}:
+        alike = [index for index, other in enumerate(found) if other == name]
+        for index, words in zip(alike, told_apart([records[i].spec for i in alike]), strict=True):
+            found[index] = f"{name} ({words})"
+    return found if len(set(found)) == len(found) else [record.id for record in records]
 
 
 def arm_order(arm: Arm) -> tuple[object, ...]:

@@ -19,24 +19,27 @@ from typing import Any
 import numpy as np
 
 from altgrad import __version__
-from altgrad.numerals import counted, signed
-from altgrad.reports import paper_figures
+from altgrad.numerals import signed
 from altgrad.reports.archive import write_data
+from altgrad.reports.arm_comparison import ComparedArm, answer, compare_arms
 from altgrad.reports.arms import PAIR
-from altgrad.reports.content import Block, Figure
+from altgrad.reports.content import Figure
 from altgrad.reports.effects import FamilyOfFormats, families
+from altgrad.reports.figures import save_figure
 from altgrad.reports.markdown import write_markdown
-from altgrad.reports.page import Chapter, html
+from altgrad.reports.page import Chapter, html, open_questions, page_counts
 from altgrad.reports.project import Project
-from altgrad.reports.section import Section, bounds, sections
-from altgrad.reports.sections.verdict import limits_of, project_headline
+from altgrad.reports.section import bounds, sections
+from altgrad.reports.sections.verdict import sentence
 from altgrad.reports.sources import open_project
 from altgrad.spec.messages import listed
-from altgrad.statistics.intervals import MARGIN
+from altgrad.statistics.intervals import MARGIN, Interval
+from altgrad.statistics.verdict import ArmVerdict
 from altgrad.store import utc_now
 
 PAGE = "report.html"
-EXTRA = ("jinja2", "plotly", "matplotlib")
+EXTRA = ("matplotlib", "plotly")
+"""Needed always, and for an interactive page."""
 WIDTH, ROWS = 33, 12
 untold = np.errstate(over="ignore", invalid="ignore", divide="ignore")
 """No warnings of numpy's: runs diverge, and what is not finite is said where it is shown."""
@@ -56,52 +59,58 @@ class ProjectReport:
 
     @cached_property
     def headline(self) -> str:
-        """The one sentence."""
-        return project_headline(self.project)
+        """The answer, in its first sentence."""
+        return first_sentence(self.project)
 
     @cached_property
     def counts(self) -> str:
         """What it is based on."""
-        records = self.project.records
-        told = [
-            counted(len(records), "run"),
-            counted(len(self.project.results()), "result"),
-            f"{sum(r.diverged for r in records)} diverged",
-            f"{sum(bool(r.problems) for r in records)} broken or odd",
-        ]
-        return f"{self.project.name}: {', '.join(told)}"
+        return f"{self.project.name}: {', '.join(page_counts(self.project))}"
 
     @cached_property
-    def doubts(self) -> list[str]:
-        """What stands below the table: the formats that may be best, and what to doubt."""
-        if not (found := families(self.project)):
-            return []
-        best = [f"benefits most (95 %): {listed(found[0].best, 'and')}"] if len(found[0].effects) > 1 else []
-        return best + [f"limit: {limit.text}" for limit in limits_of(found[0])[:3]]
+    def notes(self) -> list[str]:
+        """What stands below the table: the formats that may benefit most, and how much is left open."""
+        lines = []
+        if (found := families(self.project)) and len(found[0].effects) > 1:
+            lines.append(f"benefits most (95 %): {listed(found[0].best, 'and')}")
+        if questions := open_questions(chapters(self.project)):
+            lines.append(f"what these runs cannot answer ({len(questions)}): at the end of the report")
+        return lines
 
     @cached_property
     def rows(self) -> tuple[list[str], list[list[str]]] | None:
-        """Header and cells of the table, a row a format with its interval drawn; None without any comparison."""
-        if not (found := families(self.project)):
-            return None
-        family = found[0]
-        reach = _reach(family)
+        """Header and cells of the table, a row a format or an arm, intervals drawn; None without a comparison."""
+        if found := families(self.project):
+            family = found[0]
+            intervals, words = family.intervals, {name: str(word) for name, word in family.verdicts.items()}
+            header = ["format", "B, nats"]
+        else:
+            compared = compare_arms(self.project)
+            judged = compared.verdict.judged if compared and compared.verdict else []
+            if compared is None or not judged:
+                return None
+            intervals = {arm.arm: arm.interval for arm in judged}
+            words = {arm.arm: str(arm.verdict) for arm in judged}
+            header = ["arm", f"less {compared.reference.name}, nats"]
+        reach = _reach(intervals.values())
         scale = f"-{reach:.3f}".ljust(WIDTH - 7) + f"+{reach:.3f}"
-        header = ["format", "B, nats", "95 % interval", "n", scale, "verdict"]
         cells = [
-            [name, signed(i.mean), bounds(i), str(i.n), draw_interval(i.low, i.mean, i.high, reach),
-             family.verdicts[name]]
-            for name, i in list(family.intervals.items())[:ROWS]
-        ]  # fmt: skip
-        return header, cells
+            [name, signed(i.mean), bounds(i), str(i.n), draw_interval(i.low, i.mean, i.high, reach), words[name]]
+            for name, i in list(intervals.items())[:ROWS]
+        ]
+        return [*header, "95 % interval", "n", scale, "verdict"], cells
 
     def data(self) -> dict[str, Any]:
         """The verdicts for programs."""
+        compared = compare_arms(self.project)
         return {
             "project": self.project.name,
             "headline": self.headline,
             "runs": len(self.project.records),
             "comparisons": [_family(family) for family in families(self.project)],
+            "reference": compared.reference.name if compared else None,
+            "arms": [_arm(*pair) for pair in compared.others_judged] if compared else [],
+            "open": open_questions(chapters(self.project)),
         }
 
     def _repr_html_(self) -> str:
@@ -120,57 +129,68 @@ def report(
     runs: str | Path = "runs",
     sources: Sequence[str | Path] = (),
     out: str | Path | None = None,
-    static: bool = False,
+    interactive: bool = False,
     tuning_seeds: Collection[int] = (),
     pair: tuple[str, str] = PAIR,
+    reference: str | None = None,
     progress: Callable[[str], None] = lambda _: None,
 ) -> ProjectReport:
     """Write a project's report in `out` (reports/<project> if left out) and give its verdict.
 
     runs: the store that holds the project. sources: archives (runs.parquet) of earlier reports, or one
-    `wandb:ENTITY/PROJECT`, instead. static: no script in the page, figures as SVG. tuning_seeds: seeds that chose
-    learning rates; found from the runs if left out. pair: the optimizers whose losses are compared, first less second.
-    progress: called with each part written.
+    `wandb:ENTITY/PROJECT`, instead. interactive: figures by plotly.js, which the page then holds once (5 MB), to read
+    points off; else SVG without any script. tuning_seeds: seeds that chose learning rates; found from the runs if left
+    out. pair: the optimizers whose losses are compared format by format, first less second. reference: the arm, or a
+    run of it, that all are compared with; else the twin, or the least quantised one. progress: called with each part
+    written.
 
-    ValueError for a project or optimizers that are not there, ImportError without the extra `report`.
+    ValueError for a project, an arm or optimizers that are not there, ImportError without the extra `report`.
     """
-    if missing := [name for name in EXTRA if importlib.util.find_spec(name) is None]:
+    if missing := [name for name in EXTRA[: 1 + interactive] if importlib.util.find_spec(name) is None]:
         raise ImportError(
             f"altgrad report needs {', '.join(missing)}; install them with: pip install 'altgrad[report]'."
         )
-    found = open_project(project, runs, sources, tuning=tuning_seeds, pair=pair)
+    found = open_project(project, runs, sources, tuning=tuning_seeds, pair=pair, reference=reference)
     folder = Path(out) if out is not None else Path("reports") / found.name
-    write_report(found, folder, static=static, progress=progress)
+    write_report(found, folder, interactive=interactive, progress=progress)
     return ProjectReport(found, folder)
 
 
 @untold
 def chapters(project: Project) -> list[Chapter]:
     """What every section says, in order."""
-    return [Chapter(section, tuple(_blocks(section, project))) for section in sections()]
+    return [Chapter(section, tuple(section.blocks(project))) for section in sections()]
+
+
+@untold
+def first_sentence(project: Project) -> str:
+    """The answer in its first sentence: to the question of a study of optimizers, else how arms differ."""
+    if found := families(project):
+        return sentence(found[0])
+    return answer(project, compare_arms(project))
 
 
 @untold
 def write_report(
-    project: Project, folder: Path, *, static: bool = False, progress: Callable[[str], None] = lambda _: None
+    project: Project, folder: Path, *, interactive: bool = False, progress: Callable[[str], None] = lambda _: None
 ) -> None:
     """Make the report in `folder`. ValueError if the folder holds anything but an earlier report."""
     if folder.exists() and any(folder.iterdir()) and not (folder / PAGE).exists():
         raise ValueError(f"{folder} is not empty and holds no report; name another folder with --out.")
     told = chapters(project)
     made = f"{utc_now()[:16].replace('T', ' ')} UTC, AltGrad {__version__}"
-    sentence = project_headline(project)
+    lead = first_sentence(project)
     aside = folder.with_name(f".{folder.name}.{os.getpid()}.new")
     shutil.rmtree(aside, ignore_errors=True)
     (aside / "figures").mkdir(parents=True)
     try:
-        (aside / PAGE).write_text(html(project, told, sentence, made, static=static), encoding="utf-8")
+        (aside / PAGE).write_text(html(project, told, lead, made, interactive=interactive), encoding="utf-8")
         progress("page")
-        write_markdown(aside, project.name, told, sentence, made)
+        write_markdown(aside, project.name, told, lead, made)
         for chapter in told:
             for block in chapter.blocks:
                 if isinstance(block, Figure):
-                    paper_figures.save_figure(block, aside / "figures")
+                    save_figure(block, aside / "figures")
                     progress(f"figure {block.key}")
         write_data(project, aside)
         if folder.exists():
@@ -178,12 +198,6 @@ def write_report(
         aside.rename(folder)
     finally:
         shutil.rmtree(aside, ignore_errors=True)
-
-
-def _blocks(section: Section, project: Project) -> list[Block]:
-    found = section.blocks(project)
-    assert found, f"section {section.kind} says nothing"
-    return found
 
 
 def draw_interval(low: float, mean: float, high: float, reach: float) -> str:
@@ -219,6 +233,15 @@ def _family(family: FamilyOfFormats) -> dict[str, Any]:
     }  # fmt: skip
 
 
-def _reach(family: FamilyOfFormats) -> float:
-    ends = [abs(v) for i in family.intervals.values() for v in (i.low, i.high, i.mean) if math.isfinite(v)]
+def _arm(arm: ComparedArm, found: ArmVerdict) -> dict[str, Any]:
+    i = found.interval
+    return {
+        "arm": arm.name, "difference": i.mean, "low": i.low, "high": i.high, "n": i.n, "sd": i.sd,
+        "verdict": found.verdict, "more_seeds": found.more_seeds, "lr": arm.rate, "diverged": len(arm.diverged),
+        "mean": found.mean,
+    }  # fmt: skip
+
+
+def _reach(intervals: Collection[Interval]) -> float:
+    ends = [abs(v) for i in intervals for v in (i.low, i.high, i.mean) if math.isfinite(v)]
     return max([2 * MARGIN, *(1.05 * v for v in ends)])

@@ -2,8 +2,8 @@
 
 A section is a kind of the family, found like monitors and optimizers: a new file is a new section, and nothing else is
 told about it. `place` orders them, `metrics` says which of a run's quantities it draws, so that reading keeps them. It
-reads the project and returns blocks; where the project lacks what it needs, it says what is lacking and what would
-bring it, in a `Limit`.
+reads the project and returns blocks, none where it has nothing to say; what would be worth knowing and cannot be known
+from these runs it says in a `Limit`, which every output lists at its end.
 """
 
 from abc import abstractmethod
@@ -28,7 +28,7 @@ class Section(Kind, family="section", package="altgrad.reports.sections"):
 
     @abstractmethod
     def blocks(self, project: Project) -> list[Block]:
-        """What the section says of this project; never empty."""
+        """What the section says of this project; empty where it has nothing to say."""
 
 
 def sections() -> list[Section]:

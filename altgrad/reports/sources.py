@@ -21,6 +21,7 @@ def open_project(
     *,
     tuning: Collection[int] = (),
     pair: tuple[str, str] = PAIR,
+    reference: str | None = None,
 ) -> Project:
     """A project by name (left out: the only one there is), or what sources hold: `wandb:ENTITY/PROJECT`, or archives.
 
@@ -40,7 +41,7 @@ def open_project(
                 raise ValueError(f"--project is needed; {runs} holds {', '.join(known[:8]) or 'no runs'}.")
             name = known[0]
         found = load_project(store, name, tuning=tuning)
-    return found if pair == PAIR else replace(found, pair=_checked(pair, found))
+    return replace(found, pair=pair if pair == PAIR else _checked(pair, found), reference=reference)
 
 
 def load_project(

@@ -17,7 +17,7 @@ from pydantic import BaseModel, ConfigDict, PlainValidator
 from pydantic.fields import FieldInfo
 
 from altgrad.document import Key, Location
-from altgrad.formats import FloatFormat
+from altgrad.formats import NumberFormat, TableFormat
 from altgrad.spec.messages import listed
 
 LIMITS = ("ge", "gt", "le", "lt", "min_length", "max_length", "pattern")
@@ -134,7 +134,9 @@ def plain(value: Any) -> Any:
         return {key: plain(item) for key, item in value.items()}
     if isinstance(value, float):
         return value + 0.0  # -0.0 equals 0.0, so both must be written alike
-    return str(value) if isinstance(value, FloatFormat | Enum | Path) else value
+    if isinstance(value, TableFormat) and not value.label:
+        return value.tree()
+    return str(value) if isinstance(value, NumberFormat | Enum | Path) else value
 
 
 def of_field(info: FieldInfo) -> Any:
@@ -247,7 +249,7 @@ def _say(option: Alternative) -> str:
         return f"a mapping, each value {words(get_args(kind)[1])}"
     if kind is str and option.limits.get("min_length"):
         return "text that is not empty"
-    plain = {bool: "true or false", str: "text", Path: "a path", FloatFormat: "a format such as e4m3fn"}
+    plain = {bool: "true or false", str: "text", Path: "a path", NumberFormat: "a format such as e4m3fn"}
     return plain.get(kind, "any value")
 
 

@@ -12,8 +12,8 @@ from typing import Any, Literal, get_args, get_origin
 
 from pydantic.fields import FieldInfo
 
-from altgrad.formats import CATALOG, FloatFormat
-from altgrad.formats.catalog import ALIASES, OUTSIDE
+from altgrad.formats import CATALOG, TABLES, NumberFormat
+from altgrad.formats.catalog import ALIASES, OUTSIDE, TABLE_NAMES
 from altgrad.spec.annotations import Alternative, Shape, alternatives, of_field, plain
 
 _LIMITS = {
@@ -61,7 +61,7 @@ def _any(annotation: Any, definitions: dict[str, Schema]) -> Schema:
 def _one(option: Alternative, definitions: dict[str, Schema]) -> Schema:
     if option.shape is not None:
         return _reference(option.shape, definitions)
-    if option.type is FloatFormat:
+    if option.type is NumberFormat:
         definitions.setdefault("format", _format())
         return {"$ref": "#/definitions/format"}
     if get_origin(option.type) is Literal:
@@ -105,17 +105,31 @@ def _with_short_forms(cls: type[Shape], definitions: dict[str, Schema]) -> Schem
 
 
 def _format() -> Schema:
-    """Names of the catalog, for completion, or any other ExMy of 2 to 16 bits."""
+    """Names of the catalog, for completion, any other ExMy of 2 to 16 bits, or the values of a table."""
     splits = [f"{e}[mM]({'|'.join(str(m) for m in range(1 if e == 0 else 0, 16 - e))})" for e in range(16)]
     pattern = f"^[eE]({'|'.join(splits)})([bB]-?[0-9]+)?(ieee|fn|fnuz|p3109|f|IEEE|FN|FNUZ|P3109|F)?$"
     no_formats = [spelled for name in sorted(OUTSIDE) for spelled in (name, name.upper())]
     not_formats = {"anyOf": [{"pattern": "^[eE]4[mM]3([bB]-?[0-9]+)?$"}, {"enum": no_formats}]}
+    word = {"type": "string", "pattern": "^([nN][aA][nN]|-?[iI][nN][fF])$"}
+    numbers: Schema = {"type": "array", "items": {"anyOf": [{"type": "number"}, word]}}
     return {
-        "description": "A number format: e<E>m<M>[b<bias>][ieee|fn|fnuz|p3109|f], or a name of the catalog.",
+        "description": "A number format: e<E>m<M>[b<bias>][ieee|fn|fnuz|p3109|f], a name of the catalog, or the values "
+        "of a table, by code.",
         "anyOf": [
-            {"enum": [entry.name for entry in CATALOG]},
-            {"enum": [spelled for alias in sorted(ALIASES) for spelled in (alias, alias.upper())]},
+            {"enum": [entry.name for entry in (*CATALOG, *TABLES)]},
+            {"enum": [spelled for alias in sorted([*ALIASES, *TABLE_NAMES]) for spelled in (alias, alias.upper())]},
             {"type": "string", "pattern": pattern, "not": not_formats},
+            {"type": "string", "pattern": r"^\s*[\[{]"},
+            {
+                "type": "object",
+                "properties": {
+                    "values": numbers | {"minItems": 2, "description": "By code."},
+                    "midpoints": numbers | {"description": "Where nearest changes its mind; halfway if left out."},
+                    "next": numbers | {"minItems": 2, "maxItems": 2, "description": "What follows beyond the ends."},
+                },
+                "required": ["values"],
+                "additionalProperties": False,
+            },
         ],
     }
 

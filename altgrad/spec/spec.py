@@ -31,7 +31,7 @@ from pydantic import GetCoreSchemaHandler, PlainValidator, ValidationError, mode
 from pydantic_core import CoreSchema, core_schema
 
 from altgrad.document import ASSIGNED, Document, SpecError, scalar
-from altgrad.formats import FloatFormat, Rounding
+from altgrad.formats import NumberFormat, Rounding, parse_format
 from altgrad.spec.annotations import Shape
 from altgrad.spec.assignment import assign_all, shortened
 from altgrad.spec.credentials import refuse_credentials
@@ -39,12 +39,13 @@ from altgrad.spec.errors import Complaint, as_error, complaints
 from altgrad.spec.messages import LONGEST, LocatedError, WrongTypeError, kind_meant, show
 
 
-def _to_format(value: Any) -> FloatFormat:
-    if isinstance(value, FloatFormat):
+def _to_format(value: Any) -> NumberFormat:
+    if isinstance(value, NumberFormat):
         return value
-    if not isinstance(value, str) or len(value) > LONGEST:
+    is_table = isinstance(value, dict) or (isinstance(value, str) and value.lstrip().startswith(("[", "{")))
+    if not is_table and (not isinstance(value, str) or len(value) > LONGEST):
         raise WrongTypeError(f"{show(value)} is no format such as e4m3fn.")
-    return FloatFormat.parse(value)
+    return parse_format(value)
 
 
 def _to_rounding(value: Any) -> Rounding:
@@ -53,8 +54,8 @@ def _to_rounding(value: Any) -> Rounding:
     return Rounding.parse(value)
 
 
-Format = Annotated[FloatFormat, PlainValidator(_to_format)]
-"""A field that takes a format's name (or a FloatFormat) and holds the FloatFormat."""
+Format = Annotated[NumberFormat, PlainValidator(_to_format)]
+"""A field that takes a format's name, or the values of a table, and holds the NumberFormat."""
 
 RoundingMode = Annotated[Rounding, PlainValidator(_to_rounding)]
 """A field that takes a rounding mode's name and holds the Rounding."""

@@ -113,6 +113,20 @@ class Checkpoints:
             self._remove(self.folder / f"step-{other:08d}")
         return Checkpoint(step, final)
 
+    def prune(self) -> list[int]:
+        """Remove every snapshot but the newest that verifies; the steps of those that went.
+
+        CheckpointError, and nothing is removed, where none verifies.
+        """
+        newest = self.newest()
+        if newest is None:
+            return []
+        self._finish_what_a_death_left()
+        gone = [step for step in self.steps() if step != newest.step]
+        for step in gone:
+            self._remove(self.folder / f"step-{step:08d}")
+        return gone
+
     def _present(self) -> dict[int, Path]:
         """Path by step. A snapshot that was about to be replaced when the process died stands in for its successor."""
         found: dict[int, Path] = {}

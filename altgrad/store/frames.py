@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 import yaml
 
 from altgrad.metric_keys import split_key
+from altgrad.progress import progress
 from altgrad.spec import did_you_mean
 from altgrad.store.compare import leaves
 from altgrad.store.files import json_object, seal, write_atomic
@@ -55,7 +56,9 @@ def tidy_frame(runs: Iterable[Run], keys: Iterable[str] | None = None) -> "panda
     numbers: dict[str, int] = {}
     names = []
     wanted = None if keys is None else tuple(keys)
-    for owner, run in enumerate(runs):
+    chosen = list(runs)
+    for owner, run in enumerate(chosen):
+        progress("reading runs", owner, len(chosen))
         names.append(f"{run.project}/{run.id}")
         for row in run.metrics(wanted):
             for key, value in row.items():

@@ -1,10 +1,11 @@
 """What a listing says of every run, remembered, so that ten thousand runs are listed in a second.
 
-Reading a run means opening its meta.json and the end of its metrics.jsonl. Both change rarely, so what they said is
-kept in `<store>/.index.json` with the time (ns) and size of the two files it was read from; a listing then asks each
-run's folder for those alone and reads anew what differs. The index holds nothing that the folders do not: an entry is
-used only while both files are what they were, and an index that is missing, damaged or of another layout is built
-again. It is never asked whether a run is alive: that is the lock's to say, each time.
+Reading a run means opening its meta.json and the end of its metrics.jsonl and adding up its files. They change
+rarely, so what was found is kept in `<store>/.index.json` with the time (ns) and size of the two files and the time
+of the folder of checkpoints; a listing then asks each run's folder for those alone and reads anew what differs. The
+index holds nothing that the folders do not: an entry is used only while all three are what they were, and an index
+that is missing, damaged or of another layout is built again. It is never asked whether a run is alive: that is the
+lock's to say, each time.
 
 A database was the road not taken: it would have to be told of every change by every process that makes one, while
 folders are copied, moved and deleted with ordinary tools.
@@ -18,14 +19,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from altgrad.progress import progress
 from altgrad.store.files import json_object, read_nonfinite, seal, spell_nonfinite, write_atomic
 from altgrad.store.lock import is_held
-from altgrad.store.runs import META, METRICS, SPEC_HASH, Run, RunStore, recorded_scores
+from altgrad.store.runs import CHECKPOINTS, META, METRICS, SPEC_HASH, Run, RunStore, recorded_scores
 
 INDEX = ".index.json"
-LAYOUT = 3
+LAYOUT = 4
 LOSS, TRAIN_LOSS = "validation/loss", "train/loss"
-ENTRY = {"stamp", "status", "step", "main", "final", "meta"}
+ENTRY = {"stamp", "status", "step", "main", "final", "meta", "size"}
 KEPT = ("created", "steps", "seed", "parameters", "fingerprint", SPEC_HASH)
 Stamp = list[int]
 
@@ -43,6 +45,8 @@ class Summary:
     """The last validation loss and scores and the last training loss, by metric: those that the run has."""
     meta: dict[str, Any]
     """What KEPT names: those fields that the run has."""
+    size: int
+    """Bytes in its files."""
 
     @property
     def loss(self) -> float | None:
@@ -60,7 +64,8 @@ def summaries(store: RunStore, project: str | None = None) -> Iterator[Summary]:
     known = _load(store.root)
     entries: dict[str, Any] = {}
     changed = False
-    for run in store.runs(project):
+    for number, run in enumerate(store.runs(project)):
+        progress("reading the store", number)
         key = f"{run.project}/{run.id}"
         stamp = _stamp(run)
         entry = known.get(key)
@@ -84,11 +89,11 @@ def _summary(run: Run, entry: dict[str, Any]) -> Summary:
     if status == "running" and not is_held(run.path):
         status = "dead"
     final = {key: read_nonfinite(value) for key, value in entry["final"].items()}
-    return Summary(run, status, entry["step"], entry["main"], final, entry["meta"])
+    return Summary(run, status, entry["step"], entry["main"], final, entry["meta"], entry["size"])
 
 
 def _stamp(run: Run) -> Stamp:
-    """Time and size of both files; zeros for one that is not there."""
+    """Time and size of both files, and time of the checkpoints; zeros for what is not there."""
     found: Stamp = []
     folder = str(run.path)
     for name in (META, METRICS):
@@ -98,7 +103,10 @@ def _stamp(run: Run) -> Stamp:
             found += [0, 0]
         else:
             found += [stat.st_mtime_ns, stat.st_size]
-    return found
+    try:
+        return [*found, os.stat(f"{folder}/{CHECKPOINTS}").st_mtime_ns]
+    except OSError:
+        return [*found, 0]
 
 
 def _read(run: Run) -> dict[str, Any]:
@@ -107,11 +115,12 @@ def _read(run: Run) -> dict[str, Any]:
         scores = recorded_scores(meta)
         last = run.last(LOSS, *(f"validation/{score}" for score in scores), TRAIN_LOSS)
     except (ValueError, OSError):
-        return {"status": "damaged", "step": None, "main": "loss", "final": {}, "meta": {}}
+        return {"status": "damaged", "step": None, "main": "loss", "final": {}, "meta": {}, "size": run.size()}
     kept = {name: spell_nonfinite(meta[name]) for name in KEPT if name in meta}
     step, status = last.pop("step", None), str(meta.get("status"))
     final = {key: spell_nonfinite(last[key]) for key in sorted(last)}
-    return {"status": status, "step": step, "main": next(iter(scores), "loss"), "final": final, "meta": kept}
+    found = {"status": status, "step": step, "main": next(iter(scores), "loss"), "final": final, "meta": kept}
+    return found | {"size": run.size()}
 
 
 def _load(root: Path) -> dict[str, Any]:

@@ -234,6 +234,27 @@ class Run:
             fsync(target.parent)
         return Run(target)
 
+    @property
+    def is_set_aside(self) -> bool:
+        """Whether another run took its name: `train --resume never` archived it."""
+        return _SET_ASIDE.fullmatch(self.id) is not None
+
+    def size(self) -> int:
+        """Bytes in its files. Those that go away meanwhile count for nothing."""
+        return sum(map(_size, _files(self.path)))
+
+    def prune(self) -> int:
+        """Remove all checkpoints but the newest that verifies; how many bytes that freed. LockedError if it is held."""
+        with exclusive(self.path):
+            before = self.size()
+            self.checkpoints.prune()
+            return before - self.size()
+
+    def prunable(self) -> int:
+        """Bytes of all checkpoints but the last: about what `prune` would free."""
+        folders = (self.checkpoints.folder / f"step-{step:08d}" for step in self.checkpoints.steps()[:-1])
+        return sum(_size(path) for folder in folders for path in _files(folder))
+
     def delete(self) -> None:
         """Remove the run and everything in it, out of sight first. LockedError if it is held."""
         with exclusive(self.path):
@@ -267,6 +288,17 @@ class RunStore:
                 if there and (set_aside or not _SET_ASIDE.fullmatch(path.name)):
                     yield Run(path)
 
+    def matching(self, pattern: str) -> list[Run]:
+        """The runs whose id or `project/id` matches a shell pattern; those set aside only where it says `.old-`.
+
+        ValueError if there is none.
+        """
+        runs = self.runs(set_aside=".old-" in pattern)
+        chosen = [run for run in runs if fnmatchcase(f"{run.project}/{run.id}" if "/" in pattern else run.id, pattern)]
+        if not chosen:
+            raise ValueError(f"No run in {self.root} matches {pattern!r}. `altgrad runs list` shows them.")
+        return chosen
+
     def find(self, text: str) -> Run:
         """The run meant by an id, `project/id`, a path, or the unique beginning of an id (all in this order).
 
@@ -298,6 +330,19 @@ def _meta_text(meta: Mapping[str, Any]) -> bytes:
 
 def _sha256(data: bytes) -> str:
     return hashlib.sha256(data).hexdigest()
+
+
+def _files(folder: Path) -> Iterator[str]:
+    """Paths of all files below a folder; as texts, since paths would be most of a listing's time."""
+    for place, _, names in os.walk(folder):
+        yield from (f"{place}/{name}" for name in names)
+
+
+def _size(path: str) -> int:
+    try:
+        return os.lstat(path).st_size
+    except OSError:
+        return 0
 
 
 def _folders(folder: Path) -> list[Path]:

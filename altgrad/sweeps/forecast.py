@@ -12,6 +12,7 @@ from collections import defaultdict
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from altgrad.progress import progress, within
 from altgrad.spec.ranking import badness
 from altgrad.statistics.power import Need, pairs_for_margin
 from altgrad.store import RunStore
@@ -58,7 +59,10 @@ def forecast(plan: Plan, jobs: int | None = None) -> SweepForecast:
         by_arm[run.place.arm or run.spec.name].append(run)
     arms = []
     for number, (arm, runs) in enumerate(by_arm.items()):
-        each = seconds(runs[0].spec) if number < MOST_PROBES else None
+        each = None
+        if number < MOST_PROBES:
+            with within(f"timing {arm} ({number + 1} of {min(len(by_arm), MOST_PROBES)})"):
+                each = seconds(runs[0].spec)
         # Within an arm runs differ in values, seldom in size: time goes by steps.
         total = None if each is None else sum(each * run.spec.steps / runs[0].spec.steps for run in runs)
         arms.append(ArmForecast(arm, len(runs), runs[0].parameters, sum(run.spec.steps for run in runs), total))
@@ -75,7 +79,8 @@ def pairs_needed(plan: Plan, runs: str | Path, margin: float) -> list[Need]:
     ValueError where there are no two such arms.
     """
     losses: dict[str, dict[tuple[str, int], float]] = defaultdict(dict)
-    for run in plan.runs:
+    for number, run in enumerate(plan.runs):
+        progress("reading finished runs", number, len(plan.runs))
         found = RunStore(Path(runs)).run(run.spec.project, run.id)
         if found.exists and found.meta().get("status") == "completed":
             cell = ", ".join(f"{path}={value}" for path, value in run.place.axes.items())

@@ -22,6 +22,7 @@ from altgrad.data.dataset import Dataset
 from altgrad.document import ASSIGNED, Document, Location, SpecError
 from altgrad.matrix import ARM, Matrix, MatrixPlace, runs_of
 from altgrad.nn import ALONE
+from altgrad.progress import progress
 from altgrad.spec import LocatedError, did_you_mean
 from altgrad.spec.selection import selects
 from altgrad.store import RunStore, run_id
@@ -114,10 +115,11 @@ def make_plan(
         except ValueError as error:
             raise SpecError(str(path), str(error)) from None
     sets = list(sets)
-    found = runs_of(matrix, path.parent, RunSpec, sets)
+    found = runs_of(matrix, path.parent, RunSpec, sets, document)
     fitting = _Fitting(torch.device(device), RunStore(store))
     planned: list[PlannedRun] = []
     for place, spec in found:
+        progress("checking every run", len(planned), len(found))
         try:
             planned.append(fitting.fit(place, spec))
         except (ValueError, OSError) as error:
@@ -170,7 +172,7 @@ class _Fitting:
         name = run_id(resolved.name, resolved.fingerprint(), resolved.seed)
         if (known := self.store.run(resolved.project, name)).exists:
             same_data(known, dataset)
-        for told in (notice, leak_warning(spec)):
+        for told in (notice, spec.warmup_notice, leak_warning(spec)):
             if told is not None and told not in self.notices:
                 self.notices.append(told)
         return PlannedRun(place, resolved, name, sum(p.numel() for p in model.parameters()))

@@ -6,6 +6,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 from altgrad.numerals import duration, number
+from altgrad.progress import progress
 from altgrad.store.files import Tail
 from altgrad.store.runs import EVENTS
 from altgrad.sweeps.driver import DONE, Sweep, Track
@@ -19,6 +20,10 @@ class RunProgress:
 
     id: str
     state: str = "waiting"
+    arm: str = ""
+    axes: dict[str, str] = field(default_factory=dict)
+    """The values of its cell on the axes, by the last part of their paths."""
+    seed: int = 0
     step: int = 0
     steps: int = 0
     loss: float | None = None
@@ -45,7 +50,9 @@ class SweepProgress:
         changed = []
         for track in tracks:
             run = track.planned.id
-            row = self.rows.setdefault(run, RunProgress(run, steps=track.planned.spec.steps))
+            if run not in self.rows:
+                self.rows[run] = _row(track)
+            row = self.rows[run]
             new = track.state != row.state
             if new or track.state == "running":
                 self._read(row, track)
@@ -84,12 +91,19 @@ class SweepProgress:
         return {state: states.count(state) for state in ORDER if state in states}
 
 
+def _row(track: Track) -> RunProgress:
+    place, spec = track.planned.place, track.planned.spec
+    axes = {path.rpartition(".")[2]: str(value) for path, value in place.axes.items()}
+    return RunProgress(track.planned.id, steps=spec.steps, arm=place.arm or spec.name, axes=axes, seed=place.seed)
+
+
 class SweepView:
-    """What shows a sweep while it runs; this one shows nothing."""
+    """What shows a sweep while it runs; this one only says how many runs are done to whoever listens."""
 
     def look(self, driver: Sweep) -> None:
         """Called after every round; takes the driver's news."""
         driver.news.clear()
+        progress("training runs", sum(track.state in DONE for track in driver.tracks), len(driver.tracks))
 
     def say(self, line: str) -> None:
         """Show one line."""
@@ -118,6 +132,7 @@ class SweepLines(SweepView):
         for line in news:
             self.say(line)
         done = sum(row.state in DONE for row in self.progress.rows.values())
+        progress("training runs", done, whole)
         for row in changed:
             if row.state in ("completed", "diverged"):
                 loss = "-" if row.validation is None else number(row.validation, 5)

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from altgrad.document import Document
-from altgrad.numerals import number
+from altgrad.numerals import alike
 from altgrad.sweeps.driver import RETRIES, Sweep, Track
 from altgrad.sweeps.folder import SweepFolder
 from altgrad.sweeps.launchers.launcher import LauncherSpec
@@ -127,12 +127,14 @@ def _cells(tracks: Iterable[Track]) -> list[list[str]]:
         place = track.planned.place
         cell = ", ".join(f"{path.rpartition('.')[2]} {value}" for path, value in place.axes.items())
         groups.setdefault(" ".join(filter(None, [place.arm, cell])) or track.planned.spec.name, []).append(track)
-    rows = []
+    rows: list[list[str]] = []
+    known: list[list[float]] = []
     for name, inside in groups.items():
         states = [track.state for track in inside]
+        rows.append([name, ", ".join(f"{states.count(state)} {state}" for state in dict.fromkeys(states))])
         losses = [track.run.last(LOSS).get(LOSS) for track in inside if track.state == "completed"]
-        known = [loss for loss in losses if loss is not None]
-        spread = f"± {number(statistics.stdev(known))}" if len(known) > 1 else ""
-        mean = f"{number(statistics.fmean(known), 5)} {spread}".strip() if known else "-"
-        rows.append([name, ", ".join(f"{states.count(state)} {state}" for state in dict.fromkeys(states)), mean])
-    return rows
+        known.append([loss for loss in losses if loss is not None])
+    means = alike([statistics.fmean(each) if each else None for each in known])
+    spreads = alike([statistics.stdev(each) if len(each) > 1 else None for each in known])
+    spreads = [f" ± {spread.strip()}" if len(each) > 1 else "" for each, spread in zip(known, spreads, strict=True)]
+    return [[*row, mean.strip() + spread] for row, mean, spread in zip(rows, means, spreads, strict=True)]

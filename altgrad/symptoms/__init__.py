@@ -15,10 +15,11 @@ from altgrad.symptoms.symptoms import (
     findings,
     grouped,
     is_stalled,
+    is_suspicious,
     phase_of_site,
 )  # fmt: skip
 
 __all__ = [
     "APPLIED", "LOST", "MOSTLY_DEAD", "PHASES", "SLOTS", "SYMPTOMS", "Cure", "Examination", "Finding", "Phase",
-    "Symptom", "cures_of", "findings", "fitting_remedies", "grouped", "is_stalled", "phase_of_site",
+    "Symptom", "cures_of", "findings", "fitting_remedies", "grouped", "is_stalled", "is_suspicious", "phase_of_site",
 ]  # fmt: skip

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from typing import Any, Literal
 
-from altgrad.formats import FloatFormat
+from altgrad.formats import FloatFormat, parse_format
 from altgrad.symptoms.symptoms import Finding, Symptom
 
 Tree = Mapping[str, Any]
@@ -98,8 +98,20 @@ def _scaling(cast: Tree, *kinds: str) -> bool:
     return cast["scaling"]["kind"] in kinds
 
 
+def _exponent_bits(cast: Tree) -> int | None:
+    """None for a table of values, which has none to turn."""
+    fmt = parse_format(cast["format"])
+    return fmt.exponent_bits if isinstance(fmt, FloatFormat) else None
+
+
 def _is_wide(cast: Tree) -> bool:
-    return FloatFormat.parse(cast["format"]).exponent_bits >= 5
+    bits = _exponent_bits(cast)
+    return bits is None or bits >= 5
+
+
+def _is_narrow(cast: Tree) -> bool:
+    bits = _exponent_bits(cast)
+    return bits is None or bits <= 1
 
 
 _LR_DOWN: tuple[Callable[[Tree, str], bool], Turn] = (lambda spec, place: False, ("lr", -1))
@@ -123,7 +135,7 @@ _KNOWN: Mapping[str, tuple[Any, ...]] = {
     "more exponent bits for grad_output where it saturates": _WIDER,
     "more exponent bits": _WIDER, "a wider format (e5m2)": _WIDER,
     "fewer exponent bits": (
-        _all(lambda cast: FloatFormat.parse(cast["format"]).exponent_bits <= 1), ("exponent bits", -1)
+        _all(_is_narrow), ("exponent bits", -1)
     ),
     "scaling: current, since this cast has no scale": (_SCALED,),
     "scaling: current": (_CURRENT,), "scaling: delayed with margin: 1": (_MARGIN,), "block scaling": (_BLOCK,),
@@ -144,7 +156,7 @@ _KNOWN: Mapping[str, tuple[Any, ...]] = {
         or _storage(spec, place).get("scaling", {}).get("margin", 0) >= 2,
     ),
     "more mantissa bits": (
-        lambda spec, place: FloatFormat.parse(_storage(spec, place).get("format", "e0m7")).mantissa_bits >= 7,
+        lambda spec, place: parse_format(_storage(spec, place).get("format", "e0m7")).mantissa_bits >= 7,
     ),
 }  # fmt: skip
 """What a spec can have, and what turns a knob; any other cure can always be tried."""

@@ -19,6 +19,7 @@ from collections import deque
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
+from functools import cache
 from typing import Any, Literal, get_args
 
 from altgrad.metric_keys import split_key
@@ -213,6 +214,22 @@ def grouped(found: Iterable[Finding]) -> Iterator[tuple[Symptom, list[Finding]]]
         groups.setdefault(finding.symptom.name, []).append(finding)
     for group in groups.values():
         yield group[0].symptom, group
+
+
+@cache
+def _limits(key: str) -> tuple[tuple[Worse, float], ...]:
+    return tuple(
+        (symptom.worse, symptom.threshold)
+        for symptom in SYMPTOMS
+        if symptom.against == "number"
+        and symptom.beside is None
+        and any(fnmatchcase(key, each) for each in symptom.keys)
+    )
+
+
+def is_suspicious(key: str, value: float) -> bool:
+    """Whether a metric's value is one that makes a symptom if it lasts; those that need more than it alone aside."""
+    return any(_is_worse(value, *limit) for limit in _limits(key))
 
 
 SYMPTOMS: tuple[Symptom, ...] = (

@@ -2,16 +2,22 @@
 
 Nothing is recorded on the way: amax histories, random bits and monitors stay as they were. Whatever is chosen by
 looking at answers (a classifier's threshold) is chosen on the validation split and taken over to the others.
+
+A run may look at the first batches of the validation split alone while it trains (`evaluate_limit`); `evaluate_run`
+looks at all.
 """
 
+import itertools
 from collections.abc import Callable
 from dataclasses import dataclass
+from operator import length_hint
 from typing import Any
 
 import torch
 from torch import nn
 
 from altgrad.data.dataset import Dataset, Evaluator
+from altgrad.progress import progress
 from altgrad.store import Run
 from altgrad.training.micro_batches import autocast
 from altgrad.training.restore import restore
@@ -52,14 +58,16 @@ def evaluate(
     split: str = "validation",
     *,
     compute: str = "float32",
+    limit: int | None = None,
     interrupted: Callable[[], bool] = lambda: False,
 ) -> dict[str, float] | None:
-    """The data set's numbers for a whole split, `loss` among them; None if `interrupted` said so on the way.
+    """The data set's numbers for a split, `loss` among them; None if `interrupted` said so on the way.
 
-    Leaves the model in the mode it was in.
+    limit: how many of its batches are looked at, from the first on; None: all. Leaves the model in the mode it was in.
     """
     evaluator = dataset.evaluator()
-    return evaluator.result() if _gather(model, dataset, split, evaluator, compute, interrupted) else None
+    done = _gather(model, dataset, split, evaluator, compute, limit, interrupted)
+    return evaluator.result() if done else None
 
 
 @torch.no_grad()
@@ -69,14 +77,22 @@ def _gather(
     split: str,
     evaluator: Evaluator,
     compute: str,
+    limit: int | None = None,
     interrupted: Callable[[], bool] = lambda: False,
 ) -> bool:
-    """Give the evaluator the model's answers to a whole split; False if `interrupted` said so on the way."""
+    """Give the evaluator the model's answers to a split, or to its first `limit` batches.
+
+    False if `interrupted` said so on the way.
+    """
     device = next(model.parameters()).device
     training = model.training
     model.eval()
+    phase = "validating" if split == "validation" else f"evaluating on {split}"
     try:
-        for batch in dataset.evaluation(split):
+        batches = dataset.evaluation(split)
+        total = length_hint(batches) if limit is None else min(limit, length_hint(batches))
+        for number, batch in enumerate(itertools.islice(batches, limit)):
+            progress(phase, number, total)
             if interrupted():
                 return False
             here = batch.to(device)

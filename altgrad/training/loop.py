@@ -23,6 +23,7 @@ from altgrad.data.dataset import Dataset
 from altgrad.interventions import Intervened, Moment
 from altgrad.monitors import Metric, Replay, Report
 from altgrad.nn import Processes, commit
+from altgrad.progress import progress
 from altgrad.spec import LocatedError
 from altgrad.store import Checkpoints, Run, RunFiles, RunStore, Sink, Tracker
 from altgrad.store.mirror import MirrorSink
@@ -108,6 +109,7 @@ def train_run(
         processes.words("the run is held")
         newest = snapshots.newest()
         twin = _twin(spec, run, dataset)
+        progress("making the model" if newest is None else "reading the checkpoint")
         state = resume(spec, dataset, device, newest, twin)
         if newest is not None:
             run.check_logs(state.logged)
@@ -178,6 +180,7 @@ class _Training:
         self.saved = max(snapshots.steps(), default=-1)
         self.interval = (0.0, 0)
         self.gradients = Gradients(spec, dataset, state)
+        self.phase = "compiling, then training" if spec.compile else "training"
 
     def carry_on(self) -> Outcome:
         """Steps, evaluations and checkpoints until the run completes, diverges or is interrupted."""
@@ -203,6 +206,7 @@ class _Training:
         """One optimizer step. Returns why the run should end, if it should."""
         state, spec, started = self.state, self.spec, time.perf_counter()
         number = state.step + 1
+        progress(self.phase, state.step, spec.steps)
         state.watch.begin(number)
         state.roster.begin(number)
         state.model.train()
@@ -231,7 +235,7 @@ class _Training:
         if acted.recast:
             self.gradients.recompile()
 
-        state.step = number
+        state.step, self.phase = number, "training"
         self.interval = self.interval[0] + time.perf_counter() - started, self.interval[1] + self.gradients.tokens
         state.tokens += self.gradients.tokens
         self.log(loss_now, norm_now, spec.optimizer.lr * factor, seen, acted)
@@ -266,7 +270,10 @@ class _Training:
     def evaluate(self) -> bool:
         """Log the validation split's numbers; False if interrupted."""
         with self.gradients.evaluation():
-            found = evaluate(self.state.model, self.dataset, compute=self.spec.compute, interrupted=self.interrupted)
+            found = evaluate(
+                self.state.model, self.dataset, compute=self.spec.compute, limit=self.spec.evaluate_limit,
+                interrupted=self.interrupted,
+            )  # fmt: skip
         if found is None:
             return False
         self.state.evaluated = self.state.step
@@ -282,6 +289,7 @@ class _Training:
         """Write a checkpoint of the present step, unless there is one or this is not the first process."""
         if self.saved == self.state.step or self.files is None:
             return
+        progress("saving a checkpoint", self.state.step, self.spec.steps)
         self.files.sync()
         self.state.seconds, self.state.logged = time.perf_counter() - self.began, self.files.logged()
         checkpoint.save(self.state, self.snapshots)

@@ -34,16 +34,17 @@ from torch import Tensor, nn
 
 from altgrad import __version__
 from altgrad.data.dataset import Dataset
-from altgrad.data.tokens import on_progress
 from altgrad.document import Document
 from altgrad.measures.metric import headline
 from altgrad.monitors import Context
 from altgrad.nn import Processes, QuantizedLayer, weight_names
-from altgrad.nn.policy import SLOTS, Decision, slot_text
+from altgrad.nn.policy import SLOTS, Decision, LayerPrecision, slot_text
 from altgrad.nn.processes import own_device, process_group
 from altgrad.optim import Optimizer
 from altgrad.optim.storage import GridStorage
+from altgrad.progress import progress
 from altgrad.quantize.engine import missing_compiler
+from altgrad.quantize.transform import UNTRACED, Transform
 from altgrad.spec import LocatedError, MachineError
 from altgrad.spec.annotations import Shape, alternatives, of_field, plain
 from altgrad.store import Run, RunStore, Sink, run_id
@@ -52,7 +53,7 @@ from altgrad.training.estimate import Estimate, estimate, shapes_only
 from altgrad.training.initial import fitting_weights, leak_warning
 from altgrad.training.loop import Outcome, train_run
 from altgrad.training.regions import blocks_of, compile_seconds
-from altgrad.training.restore import same_data
+from altgrad.training.restore import read_data, same_data
 from altgrad.training.run import RunSpec
 from altgrad.training.state import build_model, build_optimizer, build_roster
 from altgrad.training.twin import Twin, find_twin
@@ -86,7 +87,11 @@ class Fitted:
 def open_data(spec: RunSpec) -> Dataset:
     """The run's data. LocatedError where it cannot be read."""
     with _blamed_on("data"):
-        return spec.data.build(spec.seed, spec.model.context)
+        return read_data(spec)
+
+
+def _traces(model: nn.Module) -> bool:
+    return not any(isinstance(each, Transform) and each.draws_each_pass for each in model.modules())
 
 
 def fit(spec: RunSpec, dataset: Dataset, processes: Processes, model: nn.Module | None = None) -> Fitted:
@@ -95,6 +100,8 @@ def fit(spec: RunSpec, dataset: Dataset, processes: Processes, model: nn.Module 
     model: as `shapes` gives it, where that is known already.
     """
     model = shapes(spec, dataset) if model is None else model
+    if spec.compile in ("model", "blocks") and not _traces(model):
+        raise LocatedError(("compile",), UNTRACED)
     if spec.compile == "blocks" and not blocks_of(model):
         raise LocatedError(("compile",), "this model repeats no block that has casts; use compile: model.")
     with shapes_only(), _blamed_on("model"):
@@ -142,7 +149,8 @@ def resolve(spec: RunSpec, model: nn.Module, tokens: int, device: torch.device) 
     compile_ = spec.compile
     if compile_ == "auto":
         how: Literal["blocks", "model"] = "blocks" if blocks_of(model) else "model"
-        compile_ = how if why is None and spec.data.one_shape and saved > GAINS * compile_seconds(model, how) else False
+        can = why is None and spec.data.one_shape and _traces(model)
+        compile_ = how if can and saved > GAINS * compile_seconds(model, how) else False
     return spec.model_copy(update={"threads": threads, "engine": engine, "compile": compile_}), notice
 
 
@@ -208,8 +216,8 @@ class Prepared:
         """Every Linear with its six slots, its storage, and the rule that decided it with its place, in words."""
         names, stored, found = weight_names(self.fitted.model), self.fitted.stored, []
         for decision in self.decisions:
-            precision = None if decision.precision is None else decision.precision.slots
-            slots = {".".join(slot): "-" if precision is None else slot_text(precision[slot]) for slot in SLOTS}
+            layer = decision.precision or LayerPrecision({})
+            slots = {".".join(s): slot_text(layer.slots.get(s), layer.transforms.get(s[0])) for s in SLOTS}
             rule = "no rule matches"
             if decision.rule is not None:
                 rule = f"rule {decision.rule} at {self.document.where(('precision', 'rules', decision.rule))}"
@@ -288,22 +296,18 @@ def prepare(
     device: str = "auto",
     exact: bool = False,
     notify: Callable[[str], None] = lambda line: None,
-    progress: Callable[[int, int], None] | None = None,
 ) -> Prepared:
     """Check everything that a run depends on. SpecError for the spec, MachineError for what the machine cannot do.
 
     sets: `path=value` changes of the spec, in order. exact: the spec must say all that the machine would else decide,
-    and the machine must be able to do it. progress: hears (bytes done, bytes in all) while text becomes tokens.
+    and the machine must be able to do it.
     """
     processes, where = Processes.launched(), find_device(own_device(device))
     document = _document(source)
     spec = RunSpec.check(document, sets)
     with _placed(document):
-        token = on_progress.set(progress or on_progress.get())
-        try:
-            dataset = open_data(spec)
-        finally:
-            on_progress.reset(token)
+        dataset = open_data(spec)
+        progress("checking the spec against the model")
         fitted = fit(spec, dataset, processes)
     asked = spec
     spec, notice = resolve(spec, fitted.model, dataset.batch(0).inputs.numel(), where)
@@ -313,7 +317,7 @@ def prepare(
             why = f"it leaves compile to the machine (here {str(spec.compile).lower()})"
         raise MachineError(f"{document.name}: --exact: this would be another run than the spec says: {why}.")
     warning = leak_warning(spec)
-    for line in filter(None, (_left_out(dataset), notice, warning)):
+    for line in filter(None, (_left_out(dataset), notice, spec.warmup_notice, warning)):
         notify(line)
     return Prepared(spec, document, dataset, where, spec.precision.decide(fitted.model), fitted, warning, notify)
 

@@ -12,6 +12,8 @@ import torch
 from torch import Tensor, nn
 
 from altgrad.data.dataset import Dataset
+from altgrad.data.tokens import on_progress
+from altgrad.progress import progress
 from altgrad.store import Checkpoint, Run
 from altgrad.store.checkpoints import mismatch
 from altgrad.training import checkpoint
@@ -70,8 +72,9 @@ def restore(run: Run, at: Checkpoint | int | None = None, device: torch.device |
     except (RuntimeError, AssertionError):
         raise ValueError(f"device {device} is not here; name another, such as cpu.") from None
     spec, snapshot = spec_of(run), _snapshot(run, at)
-    dataset = spec.data.build(spec.seed, spec.model.context)
+    dataset = read_data(spec)
     same_data(run, dataset)
+    progress("reading the checkpoint")
     state = resume(spec, dataset, torch.device(device), snapshot)
     state.model.train()
     return Restored(run, spec, dataset, state)
@@ -85,6 +88,16 @@ def resume(
     if snapshot is not None:
         checkpoint.load(state, snapshot)
     return state
+
+
+def read_data(spec: RunSpec) -> Dataset:
+    """The run's data, with progress told. ValueError or OSError where it cannot be read."""
+    progress("reading the data")
+    token = on_progress.set(on_progress.get() or (lambda done, total: progress("tokenising", done, total)))
+    try:
+        return spec.data.build(spec.seed, spec.model.context)
+    finally:
+        on_progress.reset(token)
 
 
 def spec_of(run: Run) -> RunSpec:

@@ -19,7 +19,7 @@ from altgrad.models.model import ModelSpec
 from altgrad.monitors import MonitorSpec
 from altgrad.nn import PrecisionPolicy, Processes
 from altgrad.optim import OptimizerSpec, Schedule, Storage
-from altgrad.spec import LocatedError, Spec
+from altgrad.spec import LocatedError, Since, Spec
 from altgrad.store.mirror import MirrorSpec
 
 Count = Annotated[int, Field(ge=1)]
@@ -94,6 +94,8 @@ class RunSpec(Spec):
     """Steps between two rows of training numbers."""
     evaluate_every: Count = 100
     """Steps between two evaluations."""
+    evaluate_limit: Annotated[Count | None, Since(2)] = None
+    """Validation batches of each of them, from the first on; null: the whole split."""
     checkpoint_every: Count = 100
     """Steps between two checkpoints."""
     keep: Count = 2
@@ -119,15 +121,11 @@ class RunSpec(Spec):
 
     @model_validator(mode="after")
     def _agree(self) -> "RunSpec":
-        if self.schedule.warmup >= self.steps:
-            raise ValueError(
-                f"schedule.warmup is {self.schedule.warmup} of {self.steps} steps; it must end before they do."
-            )
         scaled = [
             f"rule {number}"
             for number, rule in enumerate(self.precision.rules)
             for (_, operand), cast in rule.layer().slots.items()
-            if operand == "grad_output" and cast is not None and cast.scaling.kind != "unscaled"
+            if operand == "grad_output" and cast is not None and cast.scaling.measures
         ]
         if self.loss_scale.factor != 1 and scaled and not self.loss_scale.force:
             raise ValueError(
@@ -169,6 +167,17 @@ class RunSpec(Spec):
         return {key: value for key, value in self.tree().items() if key != "track"}
 
     noun: ClassVar[str] = "a run spec"
+
+    @property
+    def warmup_notice(self) -> str | None:
+        """What people should hear where the run is too short for its warm-up."""
+        taken = self.schedule.warmup_of(self.steps)
+        if taken == self.schedule.warmup:
+            return None
+        return (
+            f"schedule.warmup: {taken} instead of {self.schedule.warmup}, a tenth of the {self.steps} steps, which end "
+            "before it does"
+        )
 
     @property
     def is_resolved(self) -> bool:

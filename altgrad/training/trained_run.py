@@ -5,7 +5,7 @@
     run = run.resume(steps=60)
 
 A run's folder is the only memory: a TrainedRun holds its path and reads what it is asked for, so two of them on one
-run, and a run that goes on meanwhile, agree. Nothing here prints (but the progress bar), and nothing ends the program.
+run, and a run that goes on meanwhile, agree. Nothing prints here but progress, and nothing ends the program.
 """
 
 import html
@@ -23,12 +23,13 @@ from typing import TYPE_CHECKING, Any, Literal
 from torch import nn
 
 from altgrad.document import Document
+from altgrad.progress import heard_by
 from altgrad.spec.annotations import plain
 from altgrad.store import Run, RunStore
 from altgrad.store.frames import metrics_frame, sites_frame
 from altgrad.training.evaluate import Evaluation, evaluate_run
 from altgrad.training.prepare import Prepared, Source, prepare
-from altgrad.training.progress import ProgressBar
+from altgrad.training.progress import TrainingProgress
 from altgrad.training.restore import restore, spec_of
 from altgrad.training.run import RunSpec
 
@@ -65,15 +66,9 @@ def train(
     KeyboardInterrupt; a second one stops at once. Notices are warnings of Python's.
     """
     changes = assignments({**(set or {}), **{name.replace("__", "."): value for name, value in overrides.items()}})
-    bar = ProgressBar() if progress else None
-    try:
-        prepared = prepare(
-            source, changes, device=device, exact=exact, notify=_warn, progress=None if bar is None else bar.tokenising
-        )
+    with _shown(progress) as bar:
+        prepared = prepare(source, changes, device=device, exact=exact, notify=_warn)
         return _trained(prepared, Path(runs), resume, until, bar)
-    finally:
-        if bar is not None:
-            bar.close()
 
 
 def load_run(name: str | Path, runs: str | Path = "runs") -> "TrainedRun":
@@ -170,8 +165,7 @@ class TrainedRun:
                 f"resume cannot change {', '.join(other)}, which decides what the steps so far were, only "
                 f"{', '.join(CHANGEABLE)}; train a new run instead: altgrad.train(run.spec, {other[0]}=...)."
             )
-        bar = ProgressBar() if progress else None
-        try:
+        with _shown(progress) as bar:
             document = Document.parse(self.run.spec_text(), str(self.path / "spec.yaml"))
             prepared = prepare(document, assignments(changes), device=device, exact=True, notify=_warn)
             runs, new = self.path.parent.parent, prepared.run(self.path.parent.parent)
@@ -180,9 +174,6 @@ class TrainedRun:
                     raise ValueError(f"{self.path} is not where its spec belongs, {new.path}; move it there first.")
                 self._begin(new, prepared)
             return _trained(prepared, runs, "auto", until, bar)
-        finally:
-            if bar is not None:
-                bar.close()
 
     def _begin(self, new: Run, prepared: Prepared) -> None:
         """Make the run of other steps, from this one's checkpoint where that is the same so far."""
@@ -220,11 +211,27 @@ def assignments(changes: Mapping[str, Any]) -> list[str]:
     return [f"{path}={json.dumps(plain(value))}" for path, value in changes.items()]
 
 
-def _trained(prepared: Prepared, runs: Path, resume: str, until: int | None, bar: ProgressBar | None) -> TrainedRun:
-    def sinks(run: Run) -> list[ProgressBar]:
+@contextmanager
+def _shown(wanted: bool) -> Iterator[TrainingProgress | None]:
+    """In the block it is shown how far the work is."""
+    if not wanted:
+        yield None
+        return
+    bar = TrainingProgress()
+    try:
+        with heard_by(bar.hear):
+            yield bar
+    finally:
+        bar.close()
+
+
+def _trained(
+    prepared: Prepared, runs: Path, resume: str, until: int | None, bar: TrainingProgress | None
+) -> TrainedRun:
+    def sinks(run: Run) -> list[TrainingProgress]:
         if bar is None:
             return []
-        bar.title, bar.steps = run.id, prepared.spec.steps
+        bar.begin(run.id, prepared.spec.steps)
         return [bar]
 
     with stop_politely(signal.SIGINT) as request:

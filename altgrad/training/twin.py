@@ -5,8 +5,9 @@
 
 are logged as numbers of the run, so that everything that reads metrics can plot and test them; the monitor `rank`
 compares its ranks with the twin's in the same way. A difference only means something if the data agree, so what decides
-their order is compared first: the seed, the data spec, the context, `accumulate`, and, where both runs noted it, the
-content of the source. A twin must be completed, since a run that is resumed has to find the same numbers again.
+their order is compared first: the seed, the data spec, the context, `accumulate`, `evaluate_limit`, and, where both
+runs noted it, the content of the source. A twin must be completed, since a run that is resumed has to find the same
+numbers again.
 """
 
 from collections.abc import Iterable, Iterator, Mapping
@@ -79,7 +80,8 @@ def _read(run: Run) -> Twin:
 
 def _order(spec: RunSpec, source: Mapping[str, Any] | None) -> dict[str, Any]:
     """Everything that the order of the data depends on, by its place in the spec."""
-    found = {"seed": spec.seed, "accumulate": spec.accumulate, "model.context": spec.model.context}
+    found: dict[str, Any] = {"seed": spec.seed, "accumulate": spec.accumulate, "model.context": spec.model.context}
+    found |= {"evaluate_limit": spec.evaluate_limit}
     found |= dict(_leaves("data", spec.data.tree()))
     return found | {f"source {key}": value for key, value in (source or {}).items()}
 

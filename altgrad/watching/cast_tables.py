@@ -18,8 +18,9 @@ from torch import Tensor
 
 from altgrad.monitors.monitor import CastMonitor, Found, Values
 from altgrad.quantize import Cast, Grid, Rounding
+from altgrad.quantize.counted import Role
 from altgrad.quantize.grid import bound_units, grid_units, round_units
-from altgrad.quantize.quantizer import Observer, Role
+from altgrad.quantize.quantizer import Observer
 
 
 class CastTables:
@@ -41,7 +42,6 @@ class CastTables:
             tuple(torch.zeros(width, dtype=torch.float64, device=device) for width in widths) for _ in self.rows
         ]
         self.sums, self.maxima = (torch.zeros(0, width, dtype=torch.float64, device=device) for width in widths)
-        self.one = torch.ones((), dtype=torch.float64, device=device)
         self.before: tuple[Tensor, Tensor] | None = None
         """What `closed` gave, to be the step's after all if no pass comes before `settle`."""
 
@@ -54,9 +54,9 @@ class CastTables:
         if not rows:
             return
         found = {k: m.measure(cast) for k, m in self.monitors.items() if self.whole or k in self.always}
-        nothing = self.one * 0
+        one, nothing = rows[0].new_ones(()), rows[0].new_zeros(())
         for row, add in zip(rows, (True, False), strict=True):
-            parts = [self.one] if add else []
+            parts = [one] if add else []
             for kind, monitor in self.monitors.items():
                 names = monitor.sums if add else monitor.maxima
                 parts += [found[kind][name].to(torch.float64) if kind in found else nothing for name in names]

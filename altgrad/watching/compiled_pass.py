@@ -17,13 +17,13 @@ from typing import Any, NamedTuple, cast
 import torch
 from torch import Tensor
 
-from altgrad.formats import FloatFormat
+from altgrad.formats import NumberFormat
 from altgrad.monitors.monitor import CastMonitor, Found, GradientMonitor, Monitor, UpdateMonitor
 from altgrad.optim import Update, whole_tensor
 from altgrad.quantize import Cast, Grid, Rounding
+from altgrad.quantize.counted import Role
 from altgrad.quantize.engine import Engine, ready_compiler
 from altgrad.quantize.grid import grid_units, round_units
-from altgrad.quantize.quantizer import Role
 from altgrad.watching.cast_tables import cast_on
 
 ROLES: tuple[Role, Role] = ("requested", "stored")
@@ -40,7 +40,7 @@ class Form(NamedTuple):
 
     kinds: tuple[str, ...]
     casts: tuple[str, ...]
-    format: FloatFormat | None
+    format: NumberFormat | None
     storage: str
 
 

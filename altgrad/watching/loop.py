@@ -23,7 +23,7 @@ from torch import Tensor, nn
 from altgrad.monitors import Alarm, Context, MicroMonitor, MonitorSpec, Replay, Report
 from altgrad.nn import add_listener, closure_of, follow_steps, never_committed, remove_listener, with_closure
 from altgrad.optim import whole_tensor
-from altgrad.quantize import Quantizer
+from altgrad.quantize.counted import Counted
 from altgrad.spec import Spec
 from altgrad.store import Run
 from altgrad.watching.changes import left_out
@@ -192,9 +192,9 @@ class LoopWatch:
             self._forget()
         self._steps_at_update = self._steps_seen
 
-    def step_closed(self, quantizers: Iterable[Quantizer]) -> None:
+    def step_closed(self, sites: Iterable[Counted]) -> None:
         """These were committed: with no step since the last commit, either one was left out or it is still to come."""
-        if self._own_casts.isdisjoint(quantizers):
+        if self._own_casts.isdisjoint(sites):
             return
         if self._steps_seen == self._steps_at_commit:
             closed = self.watch.tables.closed()

@@ -25,7 +25,7 @@ def test_the_fine_tuned_arms_differ_in_their_casts_and_names_alone() -> None:
 
 
 def test_the_full_size_matrix_is_lexglues_with_a_pinned_commit() -> None:
-    full = RunSpec.load(ROOT / "matrices" / "lexglue_eurlex.yaml").data.tree()
+    full = RunSpec.load(ROOT / "matrices" / "runs" / "lexglue_eurlex.yaml").data.tree()
     assert full["source"]["hub"] == "coastalcph/lex_glue" and re.fullmatch(r"[0-9a-f]{40}", full["source"]["revision"])
     assert full["classes"] == 100
 

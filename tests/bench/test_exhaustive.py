@@ -22,6 +22,7 @@ from bench.patterns import CHUNK, ORACLES, casts, check_patterns, tables
 from bench.peer_conformance import critical_patterns
 
 ROOT = Path(__file__).resolve().parents[2]
+DAILY = ("e4m3fn", "e5m2", "e0m7", "e7m0", "e2m1")
 SMALL = [entry.name for entry in CATALOG if FloatFormat.parse(entry.name).bits <= 8]
 
 
@@ -36,7 +37,7 @@ def chunks(fmt: FloatFormat) -> list[int]:
     return [sign | (mark // CHUNK * CHUNK) for mark in marks for sign in (0, SIGN)]
 
 
-@pytest.mark.parametrize("name", SMALL)
+@pytest.mark.parametrize("name", [*DAILY, *(pytest.param(n, marks=pytest.mark.long) for n in SMALL if n not in DAILY)])
 def test_the_table_is_what_exact_fractions_say(name: str) -> None:
     fmt = FloatFormat.parse(name)
     patterns = critical_patterns(fmt)

@@ -12,6 +12,7 @@ from typer.testing import CliRunner
 
 from altgrad.cli import console
 from altgrad.cli.main import app
+from altgrad.display import table_lines
 
 
 def test_failing_is_one_line_on_stderr_and_the_code(capsys: pytest.CaptureFixture[str]) -> None:
@@ -74,3 +75,12 @@ def test_sigterm_ends_a_command_with_75_in_one_line_and_only_while_it_runs(tmp_p
     timer.join()
     assert (found.exit_code, found.stderr) == (75, "stopped by SIGTERM.\n")
     assert signal.getsignal(signal.SIGTERM) is before
+
+
+def test_columns_of_numbers_are_set_to_the_right_and_texts_to_the_left() -> None:
+    rows = [["a", "1.5", "12 kB", "x1"], ["bb", "10.25", "-", "y"], ["c", "nan", "3 B", ""]]
+    lines = [line.text for line in table_lines("", ["id", "loss", "size", "note"], rows, None)]
+    assert lines == [
+        "id   loss   size  note", "a     1.5  12 kB  x1", "bb  10.25      -  y", "c     nan    3 B  "
+    ]  # fmt: skip
+    assert [line.text for line in table_lines("", [], [["steps", "500"], ["a", "1"]], 40)] == ["steps  500", "a      1"]

@@ -9,8 +9,9 @@ import sys
 import pytest
 from typer.testing import CliRunner
 
-from altgrad.cli.formats import app, number_line
-from altgrad.formats import CATALOG, SCALES, FloatFormat, ScaleFormat
+from altgrad.cli.format_card import number_line
+from altgrad.cli.formats import app
+from altgrad.formats import CATALOG, SCALES, TABLES, FloatFormat, ScaleFormat
 
 
 @pytest.fixture
@@ -20,13 +21,16 @@ def cli():
 
 def test_list_has_one_line_per_named_format(cli):
     lines = cli("list").stdout.rstrip().splitlines()
-    assert [line.split()[0] for line in lines] == ["name", *(entry.name for entry in (*CATALOG, *SCALES))]
+    assert [line.split()[0] for line in lines] == ["name", *(entry.name for entry in (*CATALOG, *TABLES, *SCALES))]
     assert [line.split()[0] for line in lines if "  scale: " in line] == [entry.name for entry in SCALES]
+    assert [line.split()[0] for line in lines if "  table: " in line] == [entry.name for entry in TABLES]
 
 
 def test_list_json_describes_every_named_format(cli):
     cards = json.loads(cli("list", "--json").stdout)
-    assert [card["name"] for card in cards if not card["scale_format"]] == [entry.name for entry in CATALOG]
+    named = [entry.name for entry in (*CATALOG, *TABLES)]
+    assert [card["name"] for card in cards if not card["scale_format"]] == named
+    assert [card["name"] for card in cards if card.get("table")] == [entry.name for entry in TABLES]
     assert [card["name"] for card in cards if card["scale_format"]] == [entry.name for entry in SCALES]
     assert next(card for card in cards if card["name"] == "e4m3fn")["max"] == 448.0
 
@@ -49,6 +53,28 @@ def test_any_scale_format_has_a_card_that_says_what_it_is(cli, name):
     assert max(map(len, result.stdout.splitlines())) <= 110
     card = json.loads(cli("show", name, "--json").stdout)
     assert (card["name"], card["scale_format"]) == (name, True)
+
+
+@pytest.mark.parametrize("name", [*(entry.name for entry in TABLES), "[-1,0,1]", "[-3,-1,-0.25]"])
+def test_any_table_has_a_card_and_takes_a_number_under_the_glass(cli, name):
+    result = cli("show", name)
+    assert result.exit_code == 0, result.output
+    assert result.stdout.startswith(f"{name}\ntable ")
+    assert max(map(len, result.stdout.splitlines())) <= 110
+    card = json.loads(cli("show", name, "--json").stdout)
+    assert card["name"] == name and card.keys() >= json.loads(cli("show", "e4m3fn", "--json").stdout).keys()
+    assert cli("inspect", name, "-0.3").exit_code == 0
+    facts = json.loads(cli("inspect", name, "-0.3", "--json").stdout)
+    down, up = (facts["rounding"][f"toward_{way}"]["value"] for way in ("negative", "positive"))
+    assert down <= -0.3 <= up or facts["rounding"]["toward_zero"]["saturates"]
+    assert facts["rounding"]["nearest_even"]["value"] in (down, up) and len(facts["bits"]) == card["bits"]
+
+
+def test_a_table_that_is_none_is_one_line(cli):
+    for arguments in (("show", "[1]"), ("inspect", "[1, 2", "1"), ("inspect", "nf4", "0x10"), ("show", "nf")):
+        result = cli(*arguments)
+        assert result.exit_code == 2 and result.stderr.count("\n") == 1, result.output
+    assert cli("inspect", "nf4", "0x10").stderr == "code 0x10 is outside nf4's 0 to 0xf.\n"
 
 
 def test_a_scale_format_is_refused_where_a_format_for_values_is_asked(cli):

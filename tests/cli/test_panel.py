@@ -57,7 +57,7 @@ def test_no_color_leaves_no_colour_codes(monkeypatch: pytest.MonkeyPatch, tell: 
 def test_a_picture_that_fails_turns_into_plain_lines(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tell: Tell
 ) -> None:
-    def broken(*_: object) -> list[Line]:
+    def broken(*_: object, **__: object) -> list[Line]:
         raise RuntimeError("no picture today")
 
     monkeypatch.setattr(panel, "run_picture", broken)
@@ -139,3 +139,42 @@ def test_a_classifier_shows_its_own_scores_in_the_picture_and_in_lines() -> None
     watched.metrics(10, values)
     picture = "\n".join(line.text for line in run_picture(watched, 120, 40))
     assert "f1 micro 0.6250" in picture and "f1 macro 0.5125" in picture and "bits/byte" not in picture
+
+
+def pressed(tell: Tell, *keys: str) -> tuple[RunPanel, str, list[str]]:
+    """A panel with keys on a screen of text, on which these were pressed; what it wrote, and what it was asked."""
+    file, asked = io.StringIO(), []
+    console = Console(file=file, width=80, height=24, force_terminal=True, highlight=False)
+    keyed = panel.KEYS
+    shown = RunPanel("quickstart", STEPS, None, Screen(console), keys=keyed, stop=lambda: asked.append("stop"))
+    tell(shown)
+    for key in keys:
+        shown.press(key)
+    shown.close()
+    return shown, file.getvalue(), asked
+
+
+def test_s_asks_the_run_to_stop_once_however_often_it_is_pressed(tell: Tell) -> None:
+    shown, _, asked = pressed(tell, "s", "x", "s")
+    assert asked == ["stop"] and shown.watched.stopping
+
+
+def test_q_closes_the_panel_and_lines_go_on(tell: Tell, capsys: pytest.CaptureFixture[str]) -> None:
+    file = io.StringIO()
+    console = Console(file=file, width=80, height=24, force_terminal=True, highlight=False)
+    shown = RunPanel("quickstart", STEPS, None, Screen(console), keys=panel.KEYS)
+    shown.press("q")
+    tell(shown)
+    shown.close()
+    assert file.getvalue().count("\x1b[?25h") == 1
+    said = capsys.readouterr().out
+    assert "the panel is closed; training goes on" in said and "step 300/400  loss " in said
+
+
+def test_an_onlooker_who_leaves_is_no_longer_heard(tell: Tell) -> None:
+    console = Console(file=io.StringIO(), width=80, height=24, force_terminal=True)
+    shown = RunPanel("quickstart", STEPS, None, Screen(console), keys=panel.WATCHING)
+    shown.press("s")
+    shown.press("q")
+    shown.close()
+    assert not shown.heard and not shown.watched.stopping

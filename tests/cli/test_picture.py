@@ -67,8 +67,8 @@ def test_the_numbers_a_person_looks_for_are_there(watched: Watched, width: int, 
 
 def test_parts_stack_at_80_columns_and_stand_side_by_side_at_200(watched: Watched) -> None:
     narrow, wide = (text(run_picture(watched, width, 49)).splitlines() for width in (80, 200))
-    assert not any("train loss ─" in line and "validation loss" in line for line in narrow)
-    assert any("train loss ─" in line and "validation loss" in line and "now" in line for line in wide)
+    assert not any("train loss" in line and "validation loss" in line and "─" in line for line in narrow)
+    assert any("train loss, nats ─" in line and "validation loss" in line and "now" in line for line in wide)
     assert any("casts" in line and "events" in line for line in wide)
 
 
@@ -272,3 +272,68 @@ def test_the_distance_from_a_twin_is_among_the_numbers() -> None:
     watched = Watched("r", 100)
     watched.metrics(10, {"train/loss": 2.0, "twin/train_loss_difference": -0.0123})
     assert re.search(r"above twin +-0\.0123", text(run_picture(watched, 200, 40)))
+
+
+KEYS = (("q", "detach"), ("s", "stop"), ("?", "help"))
+
+
+@pytest.mark.parametrize(("width", "height"), [(60, 15), (80, 23), (120, 39), (200, 49)])
+def test_keys_are_named_and_explained_on_request(watched: Watched, width: int, height: int) -> None:
+    shown = text(run_picture(watched, width, height, KEYS))
+    assert "q detach" in shown and "s stop" in shown and "? help" in shown
+    assert "q detach" not in text(run_picture(watched, width, height))
+    explained = run_picture(watched, width, height, KEYS, helping=True)
+    assert "save a checkpoint and stop" in text(explained)
+    assert {line.width for line in explained} == {width} and len(explained) <= height
+
+
+def test_what_the_run_does_beside_training_is_its_status() -> None:
+    watched = Watched("r", 100)
+    watched.event(0, "started", "started")
+    watched.progress("validating", 12, 40)
+    assert "● validating 12/40" in text(run_picture(watched, 80, 23))
+    watched.progress("training", 7, 100)
+    shown = text(run_picture(watched, 80, 23))
+    assert "● running" in shown and "7/100" in shown
+    watched.event(7, "stopped", "stopped", status="completed")
+    watched.progress("saving a checkpoint", 7, 100)
+    assert "● completed" in text(run_picture(watched, 80, 23))
+
+
+def test_an_onlooker_sees_from_the_steps_that_a_run_validates() -> None:
+    now = 0.0
+    watched = Watched("r", 100, clock=lambda: now)
+    watched.evaluate_every = 50
+    watched.metrics(50, {"train/loss": 2.0})
+    assert "● running" in text(run_picture(watched, 80, 23))
+    now = 5.0
+    assert "● validating" in text(run_picture(watched, 80, 23))
+    watched.metrics(50, {"validation/loss": 2.0})
+    now = 9.0
+    assert "● running" in text(run_picture(watched, 80, 23))
+
+
+def test_a_run_that_was_asked_to_stop_says_so() -> None:
+    watched = Watched("r", 100)
+    watched.stopping = True
+    assert "stopping  ● running" in text(run_picture(watched, 80, 23))
+
+
+def styles_of(lines: list[Line], part: str) -> set[str]:
+    return {style for line in lines for piece, style in line.spans if part in piece}
+
+
+def test_colours_follow_the_list_of_symptoms(watched: Watched) -> None:
+    lines = run_picture(watched, 80, 39)
+    assert styles_of(lines, "25.0%") == {"bold yellow"}  # inputs that underflow in a fifth of their values
+    assert styles_of(lines, "50.0%") == {"bold yellow"}
+    assert styles_of(lines, "0.500%") == {"bold"}
+    assert styles_of(lines, "alarm ") == {"bold red"} and styles_of(lines, "symptom ") == {"yellow"}
+
+
+def test_the_twin_of_a_run_is_known_from_the_differences_alone() -> None:
+    watched = Watched("r", 100)
+    for step in range(1, 51):
+        watched.metrics(step, {"train/loss": 2.0, "twin/train_loss_difference": 0.25})
+    assert watched.twin["train"].last == 1.75 and not watched.twin["validation"].points
+    assert "2.000  twin 1.750" in text(run_picture(watched, 80, 23))

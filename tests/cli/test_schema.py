@@ -40,7 +40,7 @@ def test_kinds_lists_every_family_and_its_fields() -> None:
 @pytest.mark.parametrize("name", FAMILIES)
 def test_every_kind_has_a_sentence_and_every_field_a_meaning_and_a_range(name: str) -> None:
     kinds = family(name)
-    assert len(kinds) > 1 and all(kind["summary"].endswith((".", ";", ":")) for kind in kinds)
+    assert kinds and all(kind["summary"].endswith((".", ";", ":")) for kind in kinds)
     fields = [(kind["kind"], field) for kind in kinds for field in kind["fields"]]
     assert not [(kind, field["name"]) for kind, field in fields if not (field.get("description") and field["takes"])]
 

@@ -13,6 +13,7 @@ import pytest
 from typer.testing import CliRunner, Result
 
 from altgrad.cli.main import app
+from altgrad.cli.train import again
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -66,6 +67,7 @@ def test_one_command_trains_and_says_where_the_run_is(run_cli: Cli, spec: Path, 
     assert "unigram 4.47" in done.stdout and "order-6 n-gram 1.17" in done.stdout
     (run,) = (tmp_path / "runs" / "demo").iterdir()
     assert f"runs/demo/{run.name}" in done.stdout
+    assert done.stdout.splitlines()[-2].startswith(f"next altgrad diagnose {run.name}  (")
     assert {path.name for path in run.iterdir()} >= {
         "spec.yaml", "meta.json", "metrics.jsonl", "events.jsonl", "checkpoints"
     }  # fmt: skip
@@ -86,16 +88,24 @@ def _losses(run: Path) -> list[str]:
     return [float(row["train/loss"]).hex() for row in rows if "train/loss" in row]
 
 
-def test_dry_run_shows_every_cast_and_writes_nothing(spec: Path, tmp_path: Path) -> None:
+def test_dry_run_shows_every_cast_in_80_columns_and_writes_nothing(spec: Path, tmp_path: Path) -> None:
     done = invoke("train", spec.name, "--dry-run")
     lines = done.stdout.splitlines()
-    assert done.exit_code == 0 and len(lines) == 1 + 2 * 4 + 1 + 3
-    assert all("rule 0 at tiny.yaml:7:5" in line for line in lines[1:9]) and "no rule matches" in lines[9]
-    assert lines[1].split()[:3] == ["blocks.0.attention.qkv", "e4m3fn", "current"]
+    assert done.exit_code == 0 and max(map(len, lines)) <= 80
+    assert lines[:7] == [
+        "rule 0 at tiny.yaml:7:5",
+        "  layers         blocks.*.attention.qkv x2, blocks.*.attention.proj x2,",
+        "                 blocks.*.mlp.up x2, blocks.*.mlp.down x2",
+        "  input, weight  e4m3fn current",
+        "  grad_output    e5m2 current",
+        "no rule matches",
+        "  layers    head",
+    ]
     facts = json.loads(invoke("train", spec.name, "--dry-run", "--json").stdout)
-    assert facts["layers"][0]["slots"]["grad_weight.grad_output"] == "e5m2 current"
+    assert facts["layers"][0]["slots"]["grad_weight.grad_output"] == "e5m2 current" and len(facts["layers"]) == 9
     assert facts["quantised_parameters"] == 2 * (16 * 48 + 16 * 16 + 2 * 16 * 64)
-    assert lines[-1].startswith("bytes: weights ") and facts["estimate"]["weights"] == 4 * facts["parameters"]
+    assert any(line.startswith("bytes ") for line in lines)
+    assert facts["estimate"]["weights"] == 4 * facts["parameters"]
     assert sorted(path.name for path in tmp_path.iterdir()) == ["tiny.yaml"]
 
 
@@ -103,8 +113,9 @@ def test_dry_run_shows_how_the_weight_of_a_tied_head_is_stored(spec: Path) -> No
     storage = 'storage: [{match: "[eh]*d.weight", kind: nearest, format: e4m3fn}]\n'
     spec.write_text(SPEC.replace("model: {", "model: {tied: true, ") + storage)
     done = invoke("train", spec.name, "--dry-run")
-    (head,) = (line for line in done.stdout.splitlines() if line.startswith("head "))
-    assert "nearest e4m3fn" in head and "embed.weight is stored" not in done.stdout
+    head = done.stdout.splitlines()[5:9]
+    assert head[1:] == ["  layers    head", "  not cast", "  stored    nearest e4m3fn"]
+    assert "embed.weight" not in done.stdout
 
 
 @pytest.mark.parametrize(
@@ -151,6 +162,12 @@ def test_a_machine_without_the_device_is_exit_3(spec: Path, tmp_path: Path) -> N
     assert not (tmp_path / "runs").exists()
 
 
+def test_a_run_too_short_for_its_warmup_says_how_it_warms_up(short: Path) -> None:
+    done = invoke("train", short.name, "--dry-run", "--set", "schedule={kind: cosine, warmup: 30}", "--set", "steps=20")
+    notice = "schedule.warmup: 2 instead of 30, a tenth of the 20 steps, which end before it does\n"
+    assert (done.exit_code, done.stderr) == (0, notice)
+
+
 def test_a_divergence_is_exit_4_and_recorded(short: Path, tmp_path: Path) -> None:
     done = invoke(
         "train",
@@ -193,6 +210,13 @@ def test_a_signal_saves_and_the_same_command_continues(short: Path, tmp_path: Pa
     assert resumed.exit_code == 0, resumed.stderr
     rows = [json.loads(line) for line in found[0].read_text().splitlines()]
     assert [row["step"] for row in rows if "train/loss" in row] == list(range(1, 401))
+
+
+def test_the_command_that_resumes_is_the_one_that_was_typed() -> None:
+    assert again(Path("a b.yaml"), ["name=x y"], "cpu", Path("r")) == (
+        "altgrad train 'a b.yaml' --set 'name=x y' --device cpu --runs r"
+    )
+    assert again(Path("a.yaml"), [], "auto", Path("runs")) == "altgrad train a.yaml"
 
 
 def test_help_loads_no_torch() -> None:

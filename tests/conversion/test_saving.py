@@ -75,7 +75,7 @@ def test_a_quantised_model_is_saved_as_its_forward_has_it(tmp_path: Path, spec: 
     loaded = altgrad.load_quantized(tmp_path / "out")
     assert not any(".casts." in name for name in loaded)
     for name, layer in layers.items():
-        used, _ = layer.operands(layer.weight.detach(), "weight", False, torch.float32)
+        used = layer.operands(layer.weight.detach(), "weight", False, torch.float32, {}).values
         assert torch.equal(loaded[f"{name}.weight"], used["forward"]), name
     assert set(report.tensors["tensor"]) == LAYERS and report.results[0]["name"] == "quantised"
     altgrad.dequantize_model(made)
@@ -118,7 +118,7 @@ def test_layers_of_two_names_and_conv1d_are_saved_as_they_are_used(tmp_path: Pat
     altgrad.save_quantized(made, tmp_path / "quantised")
     plain, quantised = altgrad.load_quantized(tmp_path / "plain"), altgrad.load_quantized(tmp_path / "quantised")
     same(plain, quantised)
-    used, _ = made.turned.operands(made.turned.weight.detach(), "weight", False, torch.float32)
+    used = made.turned.operands(made.turned.weight.detach(), "weight", False, torch.float32, {}).values
     assert torch.equal(plain["turned.weight"], used["forward"].mT)
     assert torch.equal(plain["one.weight"], plain["other.weight"])
 

@@ -164,5 +164,5 @@ def test_a_quantised_model_on_a_gpu_is_saved_as_its_forward_has_it(tmp_path: Pat
     altgrad.commit(model)
     model.eval()
     altgrad.save_quantized(model, tmp_path / "out")
-    used, _ = model[0].operands(model[0].weight.detach(), "weight", False, torch.float32)
+    used = model[0].operands(model[0].weight.detach(), "weight", False, torch.float32, {}).values
     assert torch.equal(altgrad.load_quantized(tmp_path / "out")["0.weight"], used["forward"].cpu())

@@ -1,6 +1,8 @@
 """Claims about `altgrad diagnose`: what it says of a run and of a model, its JSON, its page, and its refusals."""
 
+import copy
 import json
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -15,7 +17,7 @@ from typer.testing import CliRunner, Result
 from altgrad.cli.diagnose import diagnose
 from altgrad.diagnosis.examination import Diagnosis
 from altgrad.diagnosis.examination import diagnose as examine
-from altgrad.display import Line, html_lines, html_page
+from altgrad.display import Line, html_lines
 from altgrad.nn import quantize_model
 from altgrad.store import Run
 from altgrad.store.files import spell_nonfinite
@@ -101,10 +103,24 @@ def test_the_html_page_holds_the_same_text_and_no_markup_of_others(invoke: Invok
     assert invoke(*command).exit_code == 0
     assert RunSpec.load(tmp_path / "p.yaml").name == "tiny-advised"
     text = (tmp_path / "d.html").read_text()
-    assert "Format advice" in text and "default-src 'none'" in text
-    assert "<script" not in text and "://" not in text
-    assert "<b>" not in html_page("t", [Line.of(("<b>x</b>", "red"))])
+    assert "Weights" in text and "default-src &#x27;none&#x27;" in text and "://" not in text
+    assert "<table>" in text and "<pre>" in text and text.count("<script>") == 1, "tables, a policy, its copy button"
     assert "<b>" not in html_lines([Line.of(("<b>x</b>", "red"))])
+
+
+def test_the_heat_map_has_every_layer_and_the_policy_a_button(diagnosis: Diagnosis) -> None:
+    text = diagnosis.html()
+    heat = text[text.index('id="advice"') : text.index('id="policy"')]
+    assert all(row["layer"] in heat for row in diagnosis.advice) and re.search(r'class="n h10">[\d.]+\*?<', heat)
+    assert 'button class="copy"' in text and diagnosis.symptoms[0]["title"] in text
+
+
+def test_every_page_escapes_what_it_is_given(diagnosis: Diagnosis) -> None:
+    hostile = "<script>alert(1)</script>"
+    facts = copy.deepcopy(diagnosis.facts) | {"name": hostile, "policy": hostile, "monitors": [hostile]}
+    facts["symptoms"][0] |= {"title": hostile, "place": hostile, "remedy": hostile}
+    facts["advice"][0]["layer"] = facts["weights"][0]["name"] = hostile
+    assert hostile not in Diagnosis(facts).html()
 
 
 def test_the_library_finds_what_the_command_prints(invoke: Invoke, diagnosis: Diagnosis, tiny: Run) -> None:

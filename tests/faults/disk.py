@@ -183,7 +183,7 @@ def forbidden(seed: int, count: int, folder: Path) -> Figures:
         (run, 0o000, [*again, "runs"], 3, "Permission denied"),
         (run / "meta.json", 0o000, ["runs", "show", run.name], 3, "meta.json: Permission denied"),
         (run / "metrics.jsonl", 0o000, ["runs", "list"], 0, "damaged"),
-        (run / "metrics.jsonl", 0o000, ["report", "--out", "report"], 0, "1 broken or odd"),
+        (run / "metrics.jsonl", 0o000, ["report", "--out", "report"], 0, "1 with problem"),
         (newest, 0o000, ["evaluate", run.name], 0, "at step 5"),
         *((path, 0o000, ["evaluate", run.name], 0, "at step 5") for path in sorted(newest.iterdir())),
         (run / "checkpoints", 0o000, ["evaluate", run.name], 3, "Permission denied"),

@@ -231,7 +231,7 @@ def reports(seed: int, count: int, folder: Path) -> Figures:
                         run = write_run(root, study_spec(fmt, kind, rate, run_seed), points=20)
                         _spoil(run, draw, draw.choice([0.0, 0.05, 0.5, 1.0]))
         try:
-            write_report(load_project(RunStore(root), "study"), root / "report", static=True)
+            write_report(load_project(RunStore(root), "study"), root / "report")
             for path in (root / "report").rglob("*.json"):
                 json.loads(path.read_text(), parse_constant=lambda name: 1 / 0)
         except Exception as error:  # whatever it is, it is the finding

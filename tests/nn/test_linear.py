@@ -145,12 +145,25 @@ def test_bfloat16_compute_multiplies_the_same_grid_values(tensors: tuple[nn.Line
     assert torch.equal(linear.weight.grad, (qg.T @ scaled(x, "e4m3fn").bfloat16()).float())
 
 
-@pytest.mark.parametrize("cast", ["e5m10", {"format": "e4m3fn", "scaling": {"kind": "current", "scale": "real"}}])
-def test_casts_that_bfloat16_would_round_again_are_refused(tensors: Any, cast: Any) -> None:
-    linear, x, _ = tensors
-    quantised(linear, weight=cast)
-    with torch.autocast("cpu", torch.bfloat16), pytest.raises(ValueError, match="does not fit torch.bfloat16"):
-        linear(x)
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("cast", ["e4m11", {"format": "e4m3fn", "scaling": {"kind": "current", "scale": "real"}}])
+def test_what_a_short_float_does_not_hold_is_multiplied_in_float32_and_rounded_once(
+    tensors: tuple[nn.Linear, Tensor, Tensor], cast: Any, dtype: torch.dtype
+) -> None:
+    """One operand that does not fit is enough; the other one enters as the short float has it."""
+    linear, x, grad = tensors
+    quantised(linear, weight=cast, grad_output="e5m2")
+    with torch.autocast("cpu", dtype):
+        y = linear(x)
+    w, b = Quantizer(cast)(linear.weight.detach()), linear.bias.detach().to(dtype).float()
+    assert y.dtype == dtype and torch.equal(y, F.linear(x.to(dtype).float(), w, b).to(dtype))
+    x = x.requires_grad_()
+    with torch.autocast("cpu", dtype):
+        linear(x).backward(grad.to(dtype))
+    qg = scaled(grad.to(dtype).float(), "e5m2")
+    assert x.grad is not None and torch.equal(x.grad, (qg @ w).to(dtype).float())
+    assert linear.weight.grad is not None  # both operands of this product fit
+    assert torch.equal(linear.weight.grad, (qg.to(dtype).T @ x.detach().to(dtype)).float())
 
 
 def test_frozen_and_first_layers_get_the_gradients_asked_for(tensors: tuple[nn.Linear, Tensor, Tensor]) -> None:

@@ -55,7 +55,7 @@ def run(
 # Each takes seconds to compile: a master and a storage here, the others among the long ones.
 @pytest.mark.parametrize(
     ("made", "settings"),
-    [pytest.param(*case, marks=() if number in (1, 4) else pytest.mark.long) for number, case in enumerate(CASES)],
+    [pytest.param(*case, marks=() if number == 1 else pytest.mark.long) for number, case in enumerate(CASES)],
 )
 def test_fused_is_eager_to_rounding(made: Any, settings: dict[str, Any]) -> None:
     (eager, old, shown), (fused, new, also) = (run(made, settings, e, watching=True) for e in ("eager", "compiled"))

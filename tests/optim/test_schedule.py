@@ -56,6 +56,14 @@ def test_warmup_rises_in_equal_steps_to_the_peak(kind: str) -> None:
     assert [schedule.at(step, 100) for step in range(5)] == pytest.approx([0.2, 0.4, 0.6, 0.8, 1.0])
 
 
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize(("steps", "taken"), [(31, 30), (30, 3), (20, 2), (9, 0), (1, 0)])
+def test_a_run_no_longer_than_its_warmup_warms_up_over_a_tenth(kind: str, steps: int, taken: int) -> None:
+    schedule, short = (Schedule.model_validate({"kind": kind, "warmup": warmup}) for warmup in (30, taken))
+    assert [schedule.at(step, steps) for step in range(steps + 1)] == [short.at(s, steps) for s in range(steps + 1)]
+    assert schedule.warmup_of(steps) == taken and max(schedule.at(step, steps) for step in range(steps)) == 1.0
+
+
 def test_constant_stays_at_the_peak() -> None:
     assert {Schedule(kind="constant", floor=0).at(step, 100) for step in range(101)} == {1.0}
 
@@ -82,7 +90,7 @@ def test_wsd_is_stable_then_linear() -> None:
 def test_every_schedule_rises_then_never_rises_again(schedule: Schedule, steps: int) -> None:
     values = [schedule.at(step, steps) for step in range(steps + 1)]
     assert all(min(schedule.floor, 1 / 51) - 1e-12 <= value <= 1 for value in values)
-    peak = min(schedule.warmup, steps)
+    peak = schedule.warmup_of(steps)
     assert values[: peak + 1] == sorted(values[: peak + 1])
     assert all(later <= earlier + 1e-12 for earlier, later in zip(values[peak:], values[peak + 1 :], strict=False))
 

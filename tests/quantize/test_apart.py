@@ -55,15 +55,15 @@ def _lists(tables: CastTables) -> tuple[list[float], list[float]]:
 
 
 @pytest.mark.parametrize("name", SPECS)
-def test_a_cast_writes_to_what_stands_for_its_counter_and_rows_and_to_nothing_else(name: str) -> None:
+def test_a_cast_writes_to_what_stands_for_its_rows_and_to_nothing_else(name: str) -> None:
     (plain, expected), (apart, tables) = watched(name, "a"), watched(name, "a")
-    x, before = tensor(32, 48), apart.state_dict().get("counter", torch.zeros(())).clone()
+    x, before = tensor(32, 48), copy.deepcopy(apart.state_dict())
     rows = [row.clone() for row in tables.written[0]]
-    counter = [before.clone()] if "counter" in apart.state_dict() else []
-    made = apart.cast_into(x, counter + rows, torch.bfloat16)
+    key = apart.key_of_pass(False) if apart.draws else None
+    made = apart.cast_into(x, key, rows, torch.bfloat16)
     assert torch.equal(made, plain.values(x, True, torch.bfloat16))
-    assert not any(row.any() for row in tables.written[0]) and all(c == plain.counter for c in counter)
-    assert torch.equal(apart.state_dict().get("counter", torch.zeros(())), before)
+    assert not any(row.any() for row in tables.written[0])
+    assert not apart.draws or torch.equal(apart.counter, before["counter"])
     for mine, given in zip(tables.written[0], rows, strict=True):
         mine.copy_(given)
     same(tables, expected)
@@ -84,18 +84,18 @@ def test_in_a_graph_one_operator_gives_the_same_bits_and_counts_whatever_the_sha
     """Like casts, and other shapes of one, share the graph behind it."""
     torch._dynamo.reset()
     counters.clear()
+    graphs: list[Any] = []
+
+    def kept(graph: Any, _: Any) -> Any:
+        graphs.append(graph)
+        return graph.forward
+
     for reduced in ("last", "first") if name == "mx" else ("last",):
-        graphs: list[Any] = []
-
-        def kept(graph: Any, _: Any, graphs: list[Any] = graphs) -> Any:
-            graphs.append(graph)
-            return graph.forward
-
         for site in ("a", "b"):
             (plain, expected), (apart, tables) = watched(name, site, reduced), watched(name, site, reduced)
             called = torch.compile(lambda x, apart=apart: apart(x), backend=kept, fullgraph=True)
-            for shape in ((32, 48), (32, 48), (32, 32), (32, 80)):
-                x = tensor(*shape)
+            for columns in (64, 64, 128 if name == "mx" else 32, 96):  # a single block has a graph of its own
+                x = tensor(32, columns)
                 assert torch.equal(called(x), plain(x))
                 plain.commit()
                 apart.commit()

@@ -11,10 +11,11 @@ import torch
 from torch import Tensor
 
 from altgrad.formats import FloatFormat
-from altgrad.quantize import Quantizer, round_to
-from altgrad.quantize.block import block_amax, mx_scale
+from altgrad.quantize import Quantizer, QuantizerSpec, round_to
+from altgrad.quantize.block import MxSpec, block_amax
 from altgrad.quantize.mse import MseSpec
 from altgrad.quantize.scaling import scale_of
+from altgrad.spec import SpecError
 
 MX_FORMATS = ["e4m3fn", "e5m2", "e2m1", "e2m3", "e3m2"]
 SHAPES = [(3, 64), (2, 5, 70), (1, 1), (33,), (4, 31)]
@@ -66,7 +67,8 @@ def test_mx_scales_are_the_standards(name: str, mode: Any) -> None:
     amax = torch.tensor([0.0, *edges, *sample(500).abs().tolist()]).to(torch.float32)
     amax = amax[amax < math.inf]
     expected = torch.tensor([2.0 ** standard_exponent(value, fmt, mode) for value in amax.tolist()])
-    assert torch.equal(mx_scale(amax, fmt, mode), expected)
+    found = MxSpec(mode=mode, size=1).build(fmt, None).scale(amax[:, None], live=False)
+    assert found is not None and torch.equal(found.view(-1), expected)
     as_e8m0 = expected.numpy().astype(ml_dtypes.float8_e8m0fnu).astype(np.float32)
     assert np.array_equal(as_e8m0, expected.numpy())
 
@@ -207,3 +209,117 @@ def test_nvfp4_of_a_format_near_the_end_of_float32_divides_twice() -> None:
     x = torch.tensor([[3e38, 1e38]])
     entries = Quantizer({"format": "e8m7", "scaling": "nvfp4"}, "s").find_scale(x).entries
     assert bool((entries > 0).all() and entries.isfinite().all())
+
+
+REFUSED = [
+    ({"kind": "block", "target": 0.5}, "target: 0.5 needs scale: real"),
+    ({"kind": "nvfp4", "prescale": 0.75}, "prescale: 0.75 needs scale: power_of_two or e8m0"),
+    ({"kind": "mx", "outer": "tensor"}, "outer: tensor needs scales of a format"),
+    ({"kind": "block", "scale": "real", "least": 0.5}, "least: 0.5 needs scales of a format"),
+    ({"kind": "nvfp4", "scale": "real"}, "outer: tensor needs scales of a format, .* not real"),
+    ({"kind": "mx", "scale": "real"}, "mode: floor makes powers of two; scale: real has others"),
+    ({"kind": "nvfp4", "choose": [6], "margin": 1}, "choose says where .* and so does margin: 1"),
+    ({"kind": "nvfp4", "mode": "floor"}, "mode: floor makes powers of two; scale: e4m3fn has others"),
+    (
+        {"kind": "nvfp4", "outer": "none", "scale_max": 256},
+        "scale_max: 256.0 is where an outer amax goes, and outer is",
+    ),
+    ({"kind": "nvfp4", "outer": 40}, "outer: 40 is no multiple of size: 16"),
+    ({"kind": "nvfp4", "outer": "row", "shape": "square"}, "outer: row cuts rows, and shape: square spans several"),
+    ({"kind": "nvfp4", "by": "mae"}, "by: mae has nothing to choose from"),
+    ({"kind": "nvfp4", "choose": [6, 4], "target": 0.9}, "choose says where .* and so does target: 0.9"),
+    ({"kind": "mx", "choose": [6, 4]}, "mode: floor has none"),
+    ({"kind": "nvfp4", "statistic": "std"}, "statistic: std takes scale: power_of_two, e8m0 or real, not e4m3fn"),
+    ({"kind": "block", "statistic": "std", "margin": 1}, "std has a rule of its own"),
+    ({"kind": "delayed", "statistic": "absmean"}, "delayed scaling keeps amaxes, not statistic: absmean"),
+]
+
+
+@pytest.mark.parametrize(("scaling", "message"), REFUSED)
+def test_pairs_without_meaning_are_refused_by_both_names(scaling: Any, message: str) -> None:
+    with pytest.raises(SpecError, match=message) as raised:
+        Quantizer({"format": "e2m1", "scaling": scaling})  # type: ignore[arg-type]
+    assert len(str(raised.value).splitlines()) == 1
+
+
+TREES = {
+    "mx": {"kind": "mx", "size": 32, "mode": "floor"},
+    "nvfp4": {"kind": "nvfp4", "size": 16},
+    "block": {"kind": "block", "scale": "power_of_two", "margin": 0, "size": 128, "shape": "row"},
+    "current": {"kind": "current", "scale": "power_of_two", "margin": 0, "granularity": "tensor"},
+}
+
+
+@pytest.mark.parametrize("kind", TREES)
+def test_what_was_not_asked_for_is_not_in_the_tree(kind: str) -> None:
+    """So run ids of the first edition stay."""
+    assert QuantizerSpec.made_from({"format": "e4m3fn", "scaling": kind}).scaling.tree() == TREES[kind]
+
+
+@pytest.mark.parametrize(("preset", "long"), [
+    ("mx", {"kind": "block", "size": 32, "scale": "e8m0", "mode": "floor"}),
+    ("nvfp4", {"kind": "block", "size": 16, "scale": "e4m3fn", "outer": "tensor"}),
+])  # fmt: skip
+def test_presets_are_blocks_with_other_defaults(preset: str, long: Any) -> None:
+    x = sample(5, 70)
+    assert torch.equal(cast(x, "e2m1", preset)[0], cast(x, "e2m1", long)[0])
+
+
+@pytest.mark.parametrize("scaling", [
+    {"kind": "nvfp4", "shape": "square"}, {"kind": "nvfp4", "shape": "square", "choose": [6, 4], "arithmetic": "te"},
+    {"kind": "mx", "shape": "square", "mode": "rceil"}, {"kind": "block", "shape": "square", "scale": "real"},
+])  # fmt: skip
+def test_squares_give_a_matrix_and_its_transpose_the_same_values(scaling: Any) -> None:
+    x = torch.randn(48, 80, generator=torch.Generator().manual_seed(0))
+    assert torch.equal(cast(x, "e2m1", scaling)[0].T, cast(x.T.contiguous(), "e2m1", scaling)[0])
+
+
+def test_of_several_maxima_each_block_keeps_the_one_of_least_error() -> None:
+    x = torch.randn(40, 64, generator=torch.Generator().manual_seed(1))
+    alone = [cast(x, "e2m1", {"kind": "nvfp4", "choose": [c], "outer": "none"})[0] for c in (6, 4)]
+    both = cast(x, "e2m1", {"kind": "nvfp4", "choose": [6, 4], "outer": "none"})[0]
+    errors = [(y - x).view(40, 4, 16).square().sum(-1) for y in (*alone, both)]
+    assert torch.allclose(errors[2], torch.minimum(errors[0], errors[1]))
+    assert 0 < int((errors[1] < errors[0]).sum()) < 160
+
+
+@pytest.mark.parametrize("rounding", ["up", "stochastic"])
+def test_scales_can_be_rounded_up_or_drawn(rounding: str) -> None:
+    """Up nothing is clipped; drawn, a scale is right on average, with other bits than the elements."""
+    x = torch.randn(64, 256, generator=torch.Generator().manual_seed(2))
+    scaling: Any = {"kind": "nvfp4", "scale_rounding": rounding}
+    quantizer = Quantizer({"format": "e2m1", "scaling": scaling}, "s")
+    if rounding == "up":
+        assert float(quantizer.cast(x, False).exact.abs().max()) <= 6 * (1 + 2**-20)
+        return
+    drawn = []
+    for _ in range(80):
+        made = quantizer.cast(x, True)
+        assert made.scale is not None
+        drawn.append(made.scale[:, ::16])
+        quantizer.commit()
+    exact = x.view(64, 16, 16).abs().amax(-1) / 6
+    mean, deviation = torch.stack(drawn).mean(0), torch.stack(drawn).std(0)
+    moved = deviation > 0.001 * exact
+    error = (mean - exact)[moved] / deviation[moved] * 80**0.5
+    assert int(moved.sum()) > 900 and 0.8 < float(error.square().mean()) < 1.3
+
+
+def test_a_fixed_scale_is_its_value() -> None:
+    x = sample(4, 9)
+    y, scale = cast(x, "e4m3fn", {"kind": "fixed", "value": 0.00357})
+    assert float(scale) == float(np.float32(0.00357)) and torch.equal(y, round_to(x, "e4m3fn", scale=scale))
+
+
+@pytest.mark.parametrize("arithmetic", ["te", "torchao"])
+def test_a_delayed_scale_keeps_the_number_of_its_arithmetic(arithmetic: str) -> None:
+    """The step after one tensor uses, bit for bit, what `current` finds for that tensor."""
+    x, y = torch.randn(2, 6, 40, generator=torch.Generator().manual_seed(3))
+    delayed: Any = {"kind": "delayed", "scale": "real", "arithmetic": arithmetic, "history": 1}
+    quantizer = Quantizer({"format": "e4m3fn", "scaling": delayed}, "s")
+    quantizer.cast(x.requires_grad_(), True)
+    quantizer.commit()
+    current: Any = {key: value for key, value in delayed.items() if key != "history"} | {"kind": "current"}
+    expected = Quantizer({"format": "e4m3fn", "scaling": current}, "s").find_scale(x.detach())
+    found = quantizer.find_scale(y)
+    assert torch.equal(found.factor, expected.factor) and torch.equal(found.entries, expected.entries)

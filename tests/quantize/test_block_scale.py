@@ -26,7 +26,7 @@ def test_where_it_meets_a_tensor_products_are_those_with_the_scale_spread(
     torch.manual_seed(0)
     small = SmallScale(torch.rand(-(-shape[0] // block[0]), -(-shape[1] // block[1])), block)
     for x in (torch.randn(shape), torch.randn(shape[::-1]).T):
-        seen, scale = small.meet(x)
+        seen, (scale, *_) = small.meet(x)
         assert torch.equal((seen * scale).reshape(shape), x * small.spread(shape))
         assert torch.equal(seen.reshape(shape), x) and (seen.ndim == 2 or scale.numel() == small.entries.numel())
     whole = all(size % step == 0 or size <= step for size, step in zip(shape, block, strict=True))

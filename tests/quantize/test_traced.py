@@ -17,6 +17,7 @@ def spread(x: Tensor, way: str) -> Tensor:
     return (kept * y).mT.sum(-1) + held(kept.mT.amax(-1))
 
 
+OTHER = torch.tensor(0x5CA1E)
 WAYS = ["plain", "turned", "permuted", "cut"]
 
 
@@ -51,3 +52,16 @@ def test_random_bits_are_counted_alike() -> None:
 
     key, counter = torch.tensor(0x1234_5678_9ABC_DEF0), torch.tensor((7 << 16) + 3)
     assert torch.equal(torch.compile(run, fullgraph=True)(key, counter), run(key, counter))
+
+
+@pytest.mark.needs("c++")
+def test_a_key_folded_twice_is_the_same_key_in_a_graph() -> None:
+    """By tensors: of a number Inductor made another key (torch 2.13), so a number is refused there."""
+
+    def run(key: Tensor, counter: Tensor) -> Tensor:
+        return counted_bits((4, 3), fold(fold(key, counter), OTHER))
+
+    given = torch.tensor(123456789012345678), torch.tensor(1 << 16)
+    assert torch.equal(torch.compile(run, fullgraph=True)(*given), run(*given))
+    with pytest.raises(Exception, match="AssertionError|assert"):
+        torch.compile(lambda key: fold(key, 3), fullgraph=True)(given[0])

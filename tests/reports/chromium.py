@@ -10,13 +10,19 @@ from typing import Any
 COMPLAINTS = ("Runtime.consoleAPICalled", "Runtime.exceptionThrown", "Log.entryAdded")
 STATE = """JSON.stringify({
     done: document.documentElement.dataset.done || "",
-    loaded: document.readyState === "complete" && [...document.images].every(e => e.complete),
-    figures: document.querySelectorAll("[data-figure]").length,
-    drawn: [...document.querySelectorAll("[data-figure]")]
-        .filter(e => e.querySelector(".main-svg .xaxislayer-above")).length,
-    pictures: [...document.querySelectorAll("figure img")].filter(e => e.complete && e.naturalWidth > 0).length,
+    loaded: document.readyState === "complete",
+    figures: document.querySelectorAll("figure").length,
+    drawn: [...document.querySelectorAll("figure")].filter(e => e.querySelector(".main-svg .xaxislayer-above")
+        || [...e.querySelectorAll("svg")].some(s => s.getBoundingClientRect().width > 250
+            && s.querySelectorAll("path, use, image").length > 10 && s.querySelector("text"))).length,
     wide: document.documentElement.scrollWidth - document.documentElement.clientWidth,
+    cut: [...document.querySelectorAll("h1, h2, h3, p, figcaption, summary")]
+        .filter(e => e.scrollWidth > e.clientWidth + 1).map(e => e.textContent),
+    outside: [...document.querySelectorAll("figure svg")].filter(s => s.getBoundingClientRect().width).flatMap(
+        s => [...s.querySelectorAll("text")].filter(t => t.getBoundingClientRect().right > innerWidth
+            || t.getBoundingClientRect().left < 0).map(t => t.textContent)),
     background: getComputedStyle(document.body).backgroundColor,
+    ink: [...document.querySelectorAll("figure svg text")].slice(0, 1).map(t => getComputedStyle(t).fill).join(),
     alerted: window.alerted === true})"""
 
 
@@ -65,8 +71,8 @@ class Chromium:
             if answer.get("id") == self._number:
                 return dict(answer.get("result", {}))
 
-    def open(self, page: Path, *, width: int = 1200, dark: bool = False, script: bool = True) -> dict[str, Any]:
-        """The page's state once all is drawn."""
+    def open(self, page: Path, *, width: int = 1200, dark: bool = False, script: bool = False) -> dict[str, Any]:
+        """The page's state once all is drawn. script: by the page's own script, which says when."""
         self.call(
             "Emulation.setDeviceMetricsOverride", width=width, height=900, deviceScaleFactor=1, mobile=width < 600
         )
@@ -77,7 +83,7 @@ class Chromium:
             time.sleep(0.2)
             found = self.call("Runtime.evaluate", expression=STATE, returnByValue=True)["result"].get("value")
             state = dict(json.loads(found)) if found else {}
-            if state.get("done") or (not script and state.get("pictures") and state["loaded"]):
+            if state.get("done") if script else state.get("loaded"):
                 return state
         raise AssertionError(f"the page was not drawn within a minute: {state}")
 

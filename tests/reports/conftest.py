@@ -11,6 +11,7 @@ import pytest
 import yaml
 
 from altgrad.store import Run, RunFiles, RunStore, run_id
+from tests.reports.chromium import Chromium
 
 LAYERS = ("attention.qkv", "attention.proj", "mlp.up", "mlp.down")
 BENEFIT = {"e3m4": 0.03, "e4m3fn": 0.0, "e5m2": 0.002, "e7m0": -0.03}
@@ -57,16 +58,16 @@ def final_loss(tree: Mapping[str, Any]) -> float:
 
 def write_run(
     root: Path, tree: Mapping[str, Any], *, status: str = "completed", points: int = 50, project: str = "study",
-    name: str = "study", sited: bool = True, **meta: Any,
+    name: str = "study", sited: bool = True, final: float | None = None, **meta: Any,
 ) -> Run:  # fmt: skip
-    """One run in the store under `root`."""
+    """One run in the store under `root`. final: the loss that it comes to; that of `final_loss` if left out."""
     digest = hashlib.sha256(repr(sorted(tree.items(), key=str)).encode()).hexdigest()
     facts = {"status": status, "steps": tree.get("steps"), "altgrad": "0.1.0", "torch": "2.13.0", "python": "3.11.7",
              "device": "cpu", "data": {"vocabulary": 256}, "seed": tree.get("seed")}  # fmt: skip
     path = RunStore(root).run(project, run_id(name, digest, int(tree.get("seed") or 0)))
     run = path.create(yaml.safe_dump(dict(tree), sort_keys=False), facts | meta)
     files = RunFiles(run)
-    final = final_loss(tree)
+    final = final_loss(tree) if final is None else final
     random = np.random.default_rng([tree["seed"], len(digest)])
     last = points if status == "completed" else points // 2
     for index in range(last + 1):
@@ -142,3 +143,11 @@ def make_run() -> Callable[..., Run]:
 def make_spec() -> Callable[..., dict[str, Any]]:
     """`make_spec(fmt, optimizer, lr, seed, **changes)`."""
     return spec
+
+
+@pytest.fixture(scope="session")
+def browser(tmp_path_factory: pytest.TempPathFactory, program: Callable[[str], str]) -> Any:
+    """Chromium, for tests that are marked as needing it."""
+    found = Chromium(program("chromium"), tmp_path_factory.mktemp("chromium"))
+    yield found
+    found.close()

@@ -1,16 +1,20 @@
 """altgrad.compare: a row an arm, with the interval and verdict that scipy's t would give one pair of arms."""
 
+import json
 import math
+import re
 from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import numpy as np
 import pytest
 from scipy import stats
 
 import altgrad
-from altgrad.store import Run
+from altgrad.reports.compare import compare_runs
+from altgrad.store import Run, RunStore
 from tests.reports.conftest import BENEFIT, final_loss
 
 Make = Callable[..., Run]
@@ -58,6 +62,8 @@ def test_one_seed_is_a_difference_and_never_a_verdict(two: dict[str, list[Run]],
     row = frame.loc["powers"]
     assert row.verdict == "one seed" and row.n == 1 and row.difference > 0.1
     assert frame.low.isna().all() and frame.high.isna().all()
+    short = compare_runs([two["powers"][0], two["twin"][0]], runs=tmp_path)
+    assert short.windows == {}  # ten points are worth no band
     apart = altgrad.compare(two["powers"][0], two["twin"][1], runs=tmp_path).set_index("arm")
     assert apart.verdict["powers"] == "no seed in common"
 
@@ -87,3 +93,95 @@ def test_what_cannot_be_compared_is_said(
         altgrad.compare("study", runs=tmp_path, reference="x")
     with pytest.raises(ValueError, match="none of these runs has a result in validation/f1"):
         altgrad.compare("study", runs=tmp_path, metric="validation/f1")
+
+
+def made(root: Path, make_run: Make, specs: list[dict[str, Any]], name: str = "") -> None:
+    for tree in specs:
+        make_run(root, tree | ({"name": name} if name else {}), sited=False, points=10)
+
+
+def test_runs_that_differ_only_in_interventions_are_two_arms(tmp_path: Path, make_run: Make, make_spec: Spec) -> None:
+    made(tmp_path, make_run, [make_spec(seed=s) for s in range(3)])
+    made(tmp_path, make_run, [make_spec(seed=s) | {"interventions": [{"kind": "partition_clip"}]} for s in range(3)])
+    found = compare_runs(["study"], runs=tmp_path)
+    assert found.differences == {"interventions": ["absent", "partition_clip"]} and len(found.arms) == 2
+
+
+def test_a_twin_and_a_tracker_make_no_arm_and_the_twin_is_the_reference(
+    tmp_path: Path, make_run: Make, make_spec: Spec
+) -> None:
+    twins = [make_run(tmp_path, make_spec("bf16", seed=s), sited=False, points=10) for s in range(2)]
+    specs = [make_spec("e7m0", seed=s) | {"twin": f"study/{twins[s].id}", "track": ["wandb"] * s} for s in range(2)]
+    made(tmp_path, make_run, [*specs, make_spec("fp32", seed=0), make_spec("fp32", seed=1)])
+    found = compare_runs(["study"], runs=tmp_path)
+    assert [arm.runs for arm in found.verdict.arms.values()] == [2, 2, 2]
+    assert found.arms[found.verdict.reference][0].id == twins[0].id
+
+
+def test_arms_of_a_project_are_judged_at_their_best_rates_on_seeds_that_did_not_choose_them(
+    tmp_path: Path, make_run: Make, make_spec: Spec
+) -> None:
+    for fmt in ("e7m0", "fp32"):
+        made(tmp_path, make_run, [make_spec(fmt, lr=lr, seed=s) for lr in (1e-3, 3e-3, 1e-2) for s in (0, 1)])
+        made(tmp_path, make_run, [make_spec(fmt, lr=3e-3, seed=s) for s in (7, 8, 9)])
+    found = compare_runs(["study"], runs=tmp_path)
+    (arm,) = found.verdict.judged
+    assert (arm.verdict, arm.interval.n) == ("worse", 3)
+    assert found.data()["arms"][0]["seeds"] == [7, 8, 9] and "best learning rate" in found.notes[0]
+    one = compare_runs([r.path for r in RunStore(tmp_path).runs("study") if r.id.endswith("-s0")], runs=tmp_path)
+    assert len(one.arms) == 6  # named one by one, every rate is an arm
+
+
+def test_two_projects_of_the_same_specs_are_two_arms(tmp_path: Path, make_run: Make, make_spec: Spec) -> None:
+    for project in ("before", "after"):
+        for seed in range(2):
+            tree = make_spec("fp32", seed=seed) | {"project": project}
+            make_run(tmp_path, tree, sited=False, points=10, project=project)
+    found = compare_runs(["before", "after"], runs=tmp_path)
+    assert list(found.arms) == ["before/study", "after/study"] and found.verdict.judged[0].verdict == "equivalent"
+
+
+def test_where_rates_are_all_that_differs_they_are_the_arms(tmp_path: Path, make_run: Make, make_spec: Spec) -> None:
+    made(tmp_path, make_run, [make_spec("fp32", lr=lr, seed=s) for lr in (1e-3, 3e-3) for s in range(3)])
+    found = compare_runs(["study"], runs=tmp_path)
+    assert list(found.arms) == ["FP32, adamw, lr 0.001", "FP32, adamw, lr 0.003"]
+    assert found.differences == {"optimizer.lr": ["0.001", "0.003"]}
+
+
+def test_one_seed_of_altgrads_runs_has_the_band_of_their_training_losses(
+    tmp_path: Path, make_run: Make, make_spec: Spec
+) -> None:
+    pair = [make_run(tmp_path, make_spec(fmt), sited=False, points=100) for fmt in ("e7m0", "fp32")]
+    noise = np.random.default_rng(0).normal(0, 0.02, 500)
+    for index, row in enumerate(rows := list(pair[0].metrics())):
+        row["train/loss"] += noise[index]
+    (pair[0].path / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    band = compare_runs(pair, runs=tmp_path).windows["e7m0 stochastic, adamw"]
+    assert band.metric == "train/loss" and band.differs and 0.15 < band.low < band.high < 0.3
+
+
+def test_the_first_sentence_answers_what_a_project_asks(
+    tmp_path: Path, study: Path, make_run: Make, make_spec: Spec
+) -> None:
+    def sentence(project: str) -> str:
+        return compare_runs([project], runs=tmp_path).sentence
+
+    for name, fmt in (("bf16", "bf16"), ("mxfp8", "e4m3fn"), ("mxfp4", "e7m0")):
+        for seed in range(5):
+            make_run(tmp_path, make_spec(fmt, seed=seed) | {"name": name}, sited=False, points=10, project="recipes")
+    said = r"Compared with bf16, mxfp4 \(\+0.20\d+ nats\) and mxfp8 \(\+0.03\d+ nats\) are worse\."
+    assert re.fullmatch(said, sentence("recipes"))
+    for fmt in ("fp32", "e7m0"):
+        make_run(tmp_path, make_spec(fmt), sited=False, points=10, project="pair")
+        for seed in range(3):
+            make_run(tmp_path, make_spec(fmt, seed=seed), status="diverged", points=10, project="fell")
+    assert sentence("pair").startswith(
+        "Undecided: one seed an arm cannot decide between e7m0 stochastic, adamw and FP32"
+    )
+    assert sentence("fell") == "Every run diverged, 3 of e7m0 stochastic, adamw and 3 of FP32, adamw."
+    whole = compare_runs(["study"], runs=study)
+    assert whole.sentence.startswith("Compared with FP32, adamw, ") and "are worse" in whole.sentence
+    assert whole.verdict.arms["e7m0 stochastic, manifold_adamw"].verdict == "worse" and len(whole.arms) == 13
+    make_run(tmp_path, make_spec("e5m2"), sited=False, points=10, project="alone")
+    with pytest.raises(ValueError, match="1 run, alike in all but their seed; a comparison takes two arms"):
+        sentence("alone")

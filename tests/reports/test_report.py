@@ -14,9 +14,9 @@ from typer.testing import CliRunner
 from altgrad.cli.main import app
 from altgrad.reports.archive import write_data
 from altgrad.reports.content import FORMAT_TONES, Figure, Table
+from altgrad.reports.figures import DARK, LIGHT
 from altgrad.reports.markdown import escaped, latex, report_markdown
-from altgrad.reports.page import Chapter, html
-from altgrad.reports.paper_figures import DARK, LIGHT
+from altgrad.reports.page import html
 from altgrad.reports.report import ProjectReport, chapters, draw_interval, write_report
 from altgrad.reports.section import Section, sections
 from altgrad.reports.sources import load_project
@@ -24,8 +24,8 @@ from altgrad.store import Run, RunStore
 from tests.reports.chromium import Chromium
 
 HOSTILE = "<script>window.alerted=true</script>"
-NAMES = ["verdict", "geometry", "why", "learning_rate", "sweet_spot", "failures", "dynamics", "baseline", "stability",
-         "stiffness_field", "ranks", "throughput", "runs"]  # fmt: skip
+NAMES = ["verdict", "comparison", "cost", "failures", "geometry", "why", "learning_rate", "sweet_spot", "dynamics",
+         "stability", "stiffness_field", "ranks", "runs"]  # fmt: skip
 
 
 @pytest.fixture(scope="session")
@@ -44,22 +44,33 @@ def test_every_section_of_the_plan_is_there_once_and_in_order() -> None:
 
 def test_the_page_is_self_contained_and_admits_only_itself(folder: Path) -> None:
     page = (folder / "report.html").read_text()
-    assert page.count("plotly.js v") == 1 and len(page) < 8_000_000
-    ours = page.replace(page[page.index("plotly.js v") : page.index("Plotly.react")], "")
-    assert not re.search(r'(src|href)="(?!#|data:)', ours) and "unsafe" not in page[:3000]
+    assert len(page) < 1_000_000 and "<script" not in page and ' style="' not in page
+    assert not re.search(r'(src|href)="(?!#|data:)', page) and "unsafe" not in page[:3000]
     policy = re.search(r'Content-Security-Policy" content="([^"]*)"', page)
-    assert policy is not None and policy[1].startswith("default-src &#39;none&#39;; script-src &#39;sha256-")
+    assert policy is not None and policy[1].startswith("default-src &#x27;none&#x27;; script-src &#x27;none&#x27;")
+
+
+def test_an_interactive_page_has_plotly_once_and_the_same_policy(study: Path) -> None:
+    project = load_project(RunStore(study), "study")
+    page = html(project, chapters(project)[:2], "one sentence", "now", interactive=True)
+    assert page.count("plotly.js v") == 1 and 'class="full"' not in page and "unsafe" not in page[:3000]
+    ours = page.replace(page[page.index("plotly.js v") : page.index("Plotly.react")], "")
+    assert not re.search(r'(src|href)="(?!#|data:)', ours)
+    assert "script-src &#x27;sha256-" in page
 
 
 def test_all_files_are_written_and_figures_have_captions_units_and_vector_twins(folder: Path, study: Path) -> None:
     told = chapters(load_project(RunStore(study), "study"))
     figures = [block for chapter in told for block in chapter.blocks if isinstance(block, Figure)]
+    page = (folder / "report.html").read_text()
     tables = [block for chapter in told for block in chapter.blocks if isinstance(block, Table)]
     assert len(figures) >= 12 and len({figure.key for figure in figures}) == len(figures)
     for figure in figures:
         assert len(figure.caption) > 40 and all(panel.x.label or panel.y.label for panel in figure.panels)
         assert (folder / "figures" / f"{figure.key}.png").read_bytes()[:4] == b"\x89PNG"
         assert (folder / "figures" / f"{figure.key}.pdf").read_bytes()[:5] == b"%PDF-"
+        place = page[page.index(f'id="figure-{figure.key}"') :].split("</figure>")[0]
+        assert place.count("<svg") == 2, "one for a wide window, one for a phone"
     assert {path.stem for path in (folder / "tables").iterdir()} == {table.key for table in tables}
     text = (folder / "report.md").read_text()
     assert all(f"figures/{figure.key}.png" in text for figure in figures)
@@ -69,7 +80,7 @@ def test_data_is_tidy_and_whole(folder: Path, study: Path) -> None:
     runs = len(load_project(RunStore(study), "study").records)
     with (folder / "data.csv").open() as file:
         lines = list(csv.DictReader(file))
-    assert len(lines) == runs and {"format", "lr", "seed", "outcome", "validation/loss"} <= set(lines[0])
+    assert len(lines) == runs and {"arm", "casts", "lr", "outcome", "validation/loss"} <= set(lines[0])
     table = pyarrow.parquet.read_table(folder / "data.parquet")
     assert {"run", "step", "metric", "value"} <= set(table.column_names)
     outcomes = [
@@ -93,8 +104,8 @@ def test_hostile_text_stays_text_in_every_language(tmp_path: Path, make_run: Any
         make_run(tmp_path / "runs", tree, reason=HOSTILE, altgrad="=1+1" + HOSTILE)
     project = load_project(RunStore(tmp_path / "runs"), "study")
     told = chapters(project)
-    assert "<script" not in html(project, told[:1], HOSTILE, HOSTILE, static=True)
-    assert HOSTILE not in html(project, told, HOSTILE, HOSTILE, static=False)
+    assert "<script" not in html(project, told, HOSTILE, HOSTILE, interactive=False)
+    assert HOSTILE not in html(project, told, HOSTILE, HOSTILE, interactive=True)
     assert HOSTILE not in report_markdown(HOSTILE, told, HOSTILE, HOSTILE)
     write_data(project, tmp_path)
     assert "'=1+1" in (tmp_path / "data.csv").read_text() and ",=1+1" not in (tmp_path / "data.csv").read_text()
@@ -128,6 +139,7 @@ def test_the_command_prints_the_verdict(run_cli: Any, tmp_path: Path, make_run: 
     done = run_cli("report", "--out", tmp_path / "r", "--json")
     facts = json.loads(done.stdout)
     assert done.returncode == 0 and facts["comparisons"][0]["formats"][0]["n"] == 3
+    assert facts["reference"] == "e3m4 stochastic, adamw" and facts["arms"][0]["n"] == 3
     assert Path(facts["report"]).is_file()
 
 
@@ -135,14 +147,6 @@ def test_the_command_prints_the_verdict(run_cli: Any, tmp_path: Path, make_run: 
 def test_mistakes_are_one_line(study: Path, wrong: list[str]) -> None:
     done = CliRunner().invoke(app, ["report", "--runs", str(study), *wrong])
     assert done.exit_code == 2 and done.stderr.count("\n") == 1 and "Traceback" not in done.stderr
-
-
-@pytest.fixture(scope="module")
-def browser(tmp_path_factory: pytest.TempPathFactory, program: Callable[[str], str]) -> Any:
-    """Chromium, for tests that are marked as needing it."""
-    found = Chromium(program("chromium"), tmp_path_factory.mktemp("chromium"))
-    yield found
-    found.close()
 
 
 @pytest.mark.needs("chromium", "bash")
@@ -153,27 +157,32 @@ def test_a_browser_draws_every_figure_without_network_or_complaint(
     state = browser.open(folder / "report.html", width=width, dark=dark)
     assert state["figures"] == state["drawn"] >= 12
     assert state["wide"] <= 0, "the page can be scrolled sideways"
+    assert state["cut"] == [], "text that its place cuts off"
     assert state["background"] == ("rgb(15, 20, 26)" if dark else "rgb(255, 255, 255)")
+    assert state["ink"] == ("rgb(230, 237, 243)" if dark else "rgb(27, 31, 36)"), "figures are in the page's colours"
     assert browser.complaints == []
 
 
 @pytest.mark.needs("chromium", "bash")
-def test_a_browser_shows_the_static_page_without_any_script(browser: Chromium, study: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("width", [1200, 390])
+def test_a_browser_draws_an_interactive_page(browser: Chromium, study: Path, tmp_path: Path, width: int) -> None:
     project = load_project(RunStore(study), "study")
-    some = [Chapter(each.section, each.blocks) for each in chapters(project)[:2]]
-    (tmp_path / "static.html").write_text(html(project, some, "one sentence", "now", static=True))
-    state = browser.open(tmp_path / "static.html", script=False)
-    assert state["pictures"] >= 2 and browser.complaints == []
+    page = html(project, chapters(project)[:2], "one sentence", "now", interactive=True)
+    (tmp_path / "interactive.html").write_text(page)
+    state = browser.open(tmp_path / "interactive.html", width=width, script=True)
+    assert state["figures"] == state["drawn"] >= 3 and state["wide"] <= 0 and browser.complaints == []
 
 
 @pytest.mark.needs("chromium", "bash")
+@pytest.mark.parametrize("interactive", [False, True])
 def test_a_browser_runs_nothing_that_a_run_brought_along(
-    browser: Chromium, tmp_path: Path, make_run: Callable[..., Run], make_spec: Any
+    browser: Chromium, tmp_path: Path, make_run: Callable[..., Run], make_spec: Any, interactive: bool
 ) -> None:
     tree = make_spec("e5m2")
     tree["storage"][0]["format"] = HOSTILE + "<img src=x onerror=alerted=true>"
     make_run(tmp_path / "runs", tree, reason=HOSTILE)
     project = load_project(RunStore(tmp_path / "runs"), "study")
-    (tmp_path / "hostile.html").write_text(html(project, chapters(project), HOSTILE, HOSTILE, static=False))
-    state = browser.open(tmp_path / "hostile.html")
+    page = html(project, chapters(project), HOSTILE, HOSTILE, interactive=interactive)
+    (tmp_path / "hostile.html").write_text(page)
+    state = browser.open(tmp_path / "hostile.html", script=interactive)
     assert not state["alerted"] and state["figures"] == state["drawn"] and browser.complaints == []

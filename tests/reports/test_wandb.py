@@ -4,6 +4,7 @@ The runs are written to the store, sent by `altgrad sync`'s replay through the r
 `wandb.Api` and `scan_history`.
 """
 
+import json
 import math
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -14,6 +15,7 @@ import pandas as pd
 import pytest
 
 from altgrad.reports.archive import write_data
+from altgrad.reports.compare import compare_runs
 from altgrad.reports.project import Project
 from altgrad.reports.section import drawn_metrics
 from altgrad.reports.sources import load_project
@@ -169,3 +171,47 @@ def test_no_key_is_one_line_and_exit_code_3(server: WandbServer, tmp_path: Path,
 def test_another_place_is_a_mistake() -> None:
     with pytest.raises(ValueError, match="write wandb:ENTITY/PROJECT"):
         load_from_wandb("team/study", drawn_metrics())
+
+
+def others_runs(server: WandbServer, project: str, *, group: bool = False, names: bool = False) -> None:
+    """Runs of another training loop: two precisions, three seeds, and one that crashed."""
+    for precision in ("bf16", "fp8"):
+        for seed in range(4):
+            id = f"{precision}-s{seed}" if names else f"{project}-{seed}{precision}"
+            rows = [{"_step": s, "train/global_step": 2 * s, "eval/loss": 3 / (1 + s) + 0.1 * (precision == "fp8")
+                     + 0.001 * seed * (1 + (precision == "fp8")), "grad_norm": 1.0} for s in range(40)]  # fmt: skip
+            server.runs[id] = Kept(
+                project, config={"model": "tiny", "precision": precision, "seed": seed, "output_dir": f"out/{id}"},
+                group=precision if group else None, exit_code=0 if seed < 3 else None,
+                lines={"wandb-history.jsonl": list(map(json.dumps, rows)),
+                       "wandb-summary.json": [json.dumps(rows[-1])]},
+            )  # fmt: skip
+            if names:
+                server.runs[id].config = {"model": "tiny"}
+
+
+@pytest.mark.parametrize(
+    ("project", "form"), [("configs", {}), ("groups", {"group": True}), ("names", {"names": True})]
+)
+def test_runs_of_others_are_compared_by_config_group_or_name(
+    server: WandbServer, project: str, form: dict[str, bool]
+) -> None:
+    others_runs(server, project, **form)
+    found = compare_runs([f"wandb:tester/{project}"])
+    (arm,) = found.verdict.judged
+    assert (arm.runs, arm.interval.n, arm.verdict) == (3, 3, "worse") and "bf16" in found.verdict.reference
+    assert arm.interval.mean == pytest.approx(0.101) and "'eval/loss'; 2 not finished" in found.notes[0]
+    if project == "configs":
+        assert found.differences == {"precision": ["bf16", "fp8"]}
+
+
+def test_altgrads_own_runs_are_compared_as_those_of_the_store(server: WandbServer, runs: RunStore) -> None:
+    found = compare_runs(["wandb:tester/study"]).frame().drop(columns="arm")
+    pd.testing.assert_frame_equal(found, compare_runs(["study"], runs=runs.root).frame().drop(columns="arm"))
+
+
+def test_a_comparison_of_a_project_that_is_not_there_is_exit_code_3(
+    server: WandbServer, run_cli: Callable[..., Any]
+) -> None:
+    done = run_cli("compare", "wandb:tester/nothing", env=server.environment)
+    assert done.returncode == 3 and "did not give the runs of tester/nothing" in done.stderr, done.stderr

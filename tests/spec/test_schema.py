@@ -8,8 +8,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from altgrad.formats import CATALOG, FloatFormat
-from altgrad.formats.catalog import ALIASES
+from altgrad.formats import CATALOG, parse_format
+from altgrad.formats.catalog import ALIASES, TABLE_NAMES
 from altgrad.spec import Document, Spec, SpecError, json_schema
 from altgrad.training.run import RunSpec
 
@@ -36,11 +36,12 @@ def test_the_stored_schema_is_the_generated_one() -> None:
 
 
 def test_every_run_spec_in_matrices_is_valid_and_names_its_schema() -> None:
-    specs = [path for path in MATRICES.glob("*.yaml") if "run.schema.json" in path.read_text(encoding="utf-8")]
-    assert MATRICES / "quickstart.yaml" in specs
+    specs = [path for path in MATRICES.rglob("*.yaml") if "run.schema.json" in path.read_text(encoding="utf-8")]
+    assert len(specs) == 7 and MATRICES / "quickstart.yaml" in specs
     for path in specs:
         text = path.read_text(encoding="utf-8")
-        assert text.startswith("# yaml-language-server: $schema=run.schema.json\n")
+        place = "run.schema.json" if path.parent == MATRICES else "../run.schema.json"
+        assert text.startswith(f"# yaml-language-server: $schema={place}\n")
         assert valid(text), list(validator.iter_errors(Document.parse(text, path.name).data))
 
 
@@ -91,10 +92,11 @@ def test_broken_specs_are_refused_by_the_schema_too(line: str) -> None:
 def test_every_format_of_2_to_16_bits_is_valid_and_no_other() -> None:
     schema = jsonschema.Draft7Validator(RUN["definitions"]["format"])
     names = [f"e{e}m{m}{suffix}" for e in range(19) for m in range(19) for suffix in ("", "f", "fnuz", "b3", "x")]
-    names += [*ALIASES, *(entry.name for entry in CATALOG), "e4m3", "fp8", "int8", "float32", "", "e4m3b-3fn"]
+    names += [*ALIASES, *(entry.name for entry in CATALOG), "e4m3", "fp8", "mxint8", "float32", "", "e4m3b-3fn"]
+    names += [*TABLE_NAMES, "NF4", "[-1, 0, 1]"]
     for name in names:
         try:
-            FloatFormat.parse(name)
+            parse_format(name)
         except ValueError:
             # What a name's facts forbid (no finite value left, a bias without exponent) is left to the program.
             assert not schema.is_valid(name) or name.startswith(("e0m", "e1m", "e2m")), name

@@ -57,7 +57,7 @@ def test_without_ends_each_arm_is_confirmed_at_its_own_rate_by_a_matrix_that_can
     assert edges(found) == {} and chosen(found) == best
     for arm, cells in best.items():
         content = matrix(SOURCE, [arm], list(cells.items()), {"confirmation": [10, 11]})
-        (tmp_path / "study_first.yaml").write_text((FOLDER / "study_first.yaml").read_text())
+        (tmp_path / "study_first.yaml").write_text((FOLDER / "bases" / "study_first.yaml").read_text())
         (tmp_path / f"{arm}.yaml").write_text(yaml.safe_dump(content | {"base": "study_first.yaml"}))
         made = [spec.tree() for _, spec in runs_of(Matrix.load(tmp_path / f"{arm}.yaml"), tmp_path, RunSpec)]
         rows = {(s["seed"], s["optimizer"]["kind"], s["storage"][0]["format"], s["optimizer"]["lr"]) for s in made}
@@ -88,7 +88,7 @@ def test_other_parts_of_the_study_start_around_the_rates_of_primary_and_can_be_s
 
 def test_what_follows_the_grid_of_geometry_can_be_swept(tmp_path: Path) -> None:
     source = source_of("geometry-grid")
-    (tmp_path / "study_first.yaml").write_text((FOLDER / "study_first.yaml").read_text())
+    (tmp_path / "study_first.yaml").write_text((FOLDER / "bases" / "study_first.yaml").read_text())
     cells = [(str(FloatFormat.parse(name)), rate) for name, rate in (("e2m1f", 1.49e-2), ("e5m4f", 3.56e-3))]
     content = matrix(source, ["manifold"], cells, {"tuning": (0, 1)})
     (tmp_path / "m.yaml").write_text(yaml.safe_dump(content | {"base": "study_first.yaml"}))

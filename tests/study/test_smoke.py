@@ -15,7 +15,7 @@ from study.results import FOLDER, Results
 from study.smoke import NAME, SEEDS, SIGNED, plan
 
 RESULTS = sorted(FOLDER.glob("*.parquet"))
-MATRICES = sorted([*(ROOT / "matrices").glob("*.yaml"), *(ROOT / "study" / "matrices").glob("*.yaml")])
+MATRICES = sorted([*(ROOT / "matrices").rglob("*.yaml"), *(ROOT / "study" / "matrices").glob("*.yaml")])
 
 
 def seeds_in(tree: Any) -> Iterator[int]:

@@ -11,7 +11,7 @@ from altgrad.sweeps import make_plan
 
 MUTATIONS = {
     # what the spec alone decides
-    "steps": "0", "optimizer": "adam", "optimizer.lr": "fast", "schedule.warmup": "12", "model.layers": "0",
+    "steps": "0", "optimizer": "adam", "optimizer.lr": "fast", "schedule.warmup": "-1", "model.layers": "0",
     "precision.rules.0.weight.format": "e4m3", "track": "[wand]", "name": "a/b", "monitors": "[range, range]",
     "loss_scale": "3", "compile": "yes", "data.batch_size": "0", "project": "''",
     # what takes the data or the model
@@ -54,9 +54,9 @@ def test_a_sweep_refuses_what_train_refuses(bench: Path, path: str) -> None:
 
 def test_a_cell_that_does_not_fit_is_named_with_all_that_is_wrong(bench: Path) -> None:
     (bench / "m.yaml").write_text(
-        "base: base.yaml\narms: {short: {set: {steps: 2, schedule.warmup: 2}}, wrong: {set: {steps: 0, seed: x}}}\n"
+        "base: base.yaml\narms: {twice: {set: {monitors: [range, range]}}, wrong: {set: {steps: 0, seed: x}}}\n"
     )
-    with pytest.raises(SpecError, match=r"^base.yaml:1:1 with arm=short, seed=0: schedule.warmup is 2 of 2 steps"):
+    with pytest.raises(SpecError, match=r"^base.yaml:1:1 with arm=twice, seed=0: monitors names range twice"):
         make_plan(Path("m.yaml"))
     (bench / "m.yaml").write_text("base: base.yaml\narms: {wrong: {set: {steps: 0, accumulate: x}}}\n")
     with pytest.raises(SpecError, match=r"^base.yaml with arm=wrong, seed=0: steps is 0; .* \(1 more\)$") as error:

@@ -247,7 +247,7 @@ def test_rules_that_do_not_fit_the_model_say_where(
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ("schedule.warmup=12", "schedule.warmup is 12 of 12 steps"),
+        ("evaluate_limit=0", "evaluate_limit is 0; it takes a whole number, 1 or more, or null"),
         ("monitors=[range, range]", "monitors names range twice"),
         ("name=../up", "names a folder"),
         ("steps=0", "steps is 0"),
@@ -257,6 +257,21 @@ def test_rules_that_do_not_fit_the_model_say_where(
 def test_specs_that_make_no_sense_are_refused(change: str, message: str) -> None:
     with pytest.raises(SpecError, match=message):
         RunSpec.check(Document.parse(TINY, "tiny.yaml"), [change])
+
+
+def test_validation_may_be_limited_to_its_first_batches(
+    tmp_path: Path, dataset: Any, short_data: Callable[..., Any]
+) -> None:
+    def trained(data: Any, *sets: str) -> list[dict[str, Any]]:
+        spec, run = make(tmp_path / "-".join(("run", *sets)), "steps=2", "evaluate_every=1", *sets)
+        assert train_run(spec, run, data).status == "completed"
+        return lines(run)
+
+    whole = trained(dataset)  # of three batches
+    assert trained(dataset, "evaluate_limit=9") == whole != trained(dataset, "evaluate_limit=2")
+    two = short_data(RunSpec.parse(TINY), 2)
+    assert trained(dataset, "evaluate_limit=2", "name=limited") == trained(two, "name=two")
+    assert "evaluate_limit" not in RunSpec.parse(TINY).tree()
 
 
 def test_specs_may_be_json(tmp_path: Path) -> None:

@@ -1,6 +1,7 @@
 """Claims about `compile: blocks`: like blocks are one graph, whatever they cast; the model itself stays plain."""
 
 import copy
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -8,6 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch._dynamo.eval_frame import _debug_get_cache_entry_list
 from torch._dynamo.utils import counters
+from torch._inductor.utils import fresh_cache
 
 from altgrad.document import Document
 from altgrad.models.model import ModelSpec
@@ -91,7 +93,31 @@ def test_like_blocks_are_one_graph_watched_and_one_unwatched(recipe: str, layers
         assert loss_compiled == pytest.approx(loss, rel=1e-5)
         assert metrics_compiled == pytest.approx(metrics, rel=1e-2, abs=2e-3, nan_ok=True)
     rows = {key: value for key, value in compiled[2][1].items() if ".mlp.up/" in key and key.endswith("/amax")}
-    assert len(rows) % layers == 0 and len(set(rows.values())) == len(rows) > 0, "a row of its own for every block"
+    # Two casts of a tensor, each along an axis of its own, have one amax.
+    of_blocks = {(layer, cast.partition(".")[0]) for layer, cast, _ in (key.split("/") for key in rows)}
+    assert len(of_blocks) == 3 * layers and len(set(rows.values())) == len(of_blocks), "rows of its own for every block"
+
+
+@pytest.mark.long
+@pytest.mark.needs("c++")
+@pytest.mark.parametrize("recipe", list(RECIPES))
+def test_a_second_process_finds_both_graphs_made(recipe: str, tmp_path: Path) -> None:
+    """What the first one compiled, forward and backward, is in torch's cache, autograd Functions and all."""
+    with fresh_cache(dir=tmp_path):
+        torch._dynamo.reset()
+        model = model_of(2, recipe)
+        first = steps(model, Regions(model))
+        torch._dynamo.reset()
+        counters.clear()
+        model = model_of(2, recipe)
+        again = steps(model, Regions(model))
+    found, behind = counters["aot_autograd"], len(_debug_get_cache_entry_list(_cast_into.__code__))
+    assert (
+        found["autograd_cache_hit"] == 2 + behind
+        and not found["autograd_cache_miss"]
+        and not found["autograd_cache_bypass"]
+    )
+    assert not counters["inductor"]["fxgraph_cache_miss"] and first == again
 
 
 def test_the_model_is_plain_outside() -> None:
@@ -123,6 +149,17 @@ def test_auto_is_no_graph_where_shapes_vary_and_exact_asks_for_a_choice() -> Non
     assert RunSpec.parse(labels).compile == "auto"
     with pytest.raises(MachineError, match=r"--exact: .*: it leaves compile to the machine \(here false\)"):
         prepare(Document.parse(SPEC, "spec"), ["compile=auto", "threads=1", "engine=eager"], exact=True)
+
+
+def test_what_no_graph_can_draw_is_refused_in_a_line() -> None:
+    cast = "{format: e2m1, scaling: mx}"
+    turned = "{transform: {kind: hadamard, size: 16, signs: call}}"
+    rule = f"{{match: blocks.*, input: {cast}, grad_output: {cast}, grad_weight: {turned}}}"
+    asked = [f"precision={{rules: [{rule}]}}", "threads=1", "engine=eager"]
+    for how in ("model", "blocks"):
+        with pytest.raises(SpecError, match="signs: call cannot be compiled"):
+            prepare(Document.parse(SPEC, "spec"), [*asked, f"compile={how}"])
+    assert prepare(Document.parse(SPEC, "spec"), [*asked, "compile=auto"]).spec.compile is False
 
 
 def test_blocks_are_the_outermost_lists_of_one_class_with_casts() -> None:

@@ -12,9 +12,10 @@ import torch
 
 import altgrad
 from altgrad.nn import QuantizedLinear
+from altgrad.progress import heard_by
 from altgrad.spec import MachineError, SpecError
 from altgrad.store import Run
-from altgrad.training.progress import ProgressBar
+from altgrad.training.progress import TrainingProgress
 from altgrad.training.trained_run import TrainedRun
 from tests.training.running import lines
 
@@ -189,18 +190,18 @@ def test_a_pipe_hears_a_line_a_minute_at_most_and_silence_is_silent(capfd: pytes
     assert capfd.readouterr() == ("", "")
     altgrad.train(SPEC)
     said = capfd.readouterr()
-    assert said.out == "" and said.err.count("\n") == 1 and "step 0/8 (0%)" in said.err
+    assert said.out == "" and said.err.count("\n") == 1 and said.err.endswith(": 8 steps\n")
 
 
-def test_a_bar_shows_the_step_and_the_loss_and_says_alarms() -> None:
+def test_a_line_shows_the_step_and_the_loss_and_says_alarms() -> None:
     class Shown:
-        every = 0.0
+        lasting = True
 
         def __init__(self) -> None:
             self.lines: list[str] = []
 
-        def show(self, share: float, text: str) -> None:
-            self.lines.append(f"{share:.1f} {text}")
+        def hear(self, phase: str, done: int = 0, total: int = 0, note: str = "") -> None:
+            self.lines.append(f"{phase} {done}/{total} {note}".rstrip())
 
         def say(self, line: str) -> None:
             self.lines.append(line)
@@ -209,18 +210,30 @@ def test_a_bar_shows_the_step_and_the_loss_and_says_alarms() -> None:
             self.lines.append("closed")
 
     shown = Shown()
-    bar = ProgressBar(shown)
-    bar.tokenising(1, 4)
-    bar.title, bar.steps = "tiny", 10
+    bar = TrainingProgress(shown)
+    bar.hear("tokenising", 1, 4)
+    bar.begin("tiny", 10)
     bar.metrics(5, {"train/loss": 2.0})
     bar.metrics(5, {"range/x/underflow_rate": 1.0})
+    bar.hear("training", 5, 10)
     bar.event(5, "alarm", "stall: all")
     bar.event(5, "checkpoint", "saved")
     bar.close()
     assert shown.lines == [
-        "0.2 tokenising", "0.5 tiny: step 5/10, loss 2.0000", "0.5 tiny: step 5/10, loss 2.0000",
-        "step 5  alarm: stall: all", "closed",
+        "tokenising 1/4", "tiny: 10 steps", "tiny: training 5/10 loss 2.0000", "step 5  alarm: stall: all", "closed",
     ]  # fmt: skip
+
+
+def test_a_validation_says_how_many_batches_are_done_of_how_many() -> None:
+    heard: list[tuple[str, int, int]] = []
+    with heard_by(lambda *word: heard.append(word)):
+        train(runs="heard")
+    passes = [(done, total) for phase, done, total in heard if phase == "validating"]
+    assert passes[0][0] == 0 and {total for _, total in passes} == {passes[0][1]} and passes[0][1] > 0
+    assert [done for done, _ in passes[: passes[0][1]]] == list(range(passes[0][1]))
+    assert [done for phase, done, _ in heard if phase == "training"] == list(range(8))
+    phases = {each[0] for each in heard}
+    assert {"reading the data", "checking the spec against the model", "making the model"} <= phases
 
 
 def test_import_altgrad_loads_no_torch_and_its_verbs_are_there() -> None:

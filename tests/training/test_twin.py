@@ -108,6 +108,7 @@ def test_a_resumed_run_logs_the_same_differences(twin: Run, dataset: Any) -> Non
         ("accumulate=2", "accumulate", 1, 2),
         ("data.batch_size=4", "data.batch_size", 2, 4),
         ("model.context=8", "model.context", 16, 8),
+        ("evaluate_limit=2", "evaluate_limit", None, 2),
     ],
 )
 def test_another_data_order_is_refused_in_one_line(

@@ -7,8 +7,8 @@ import numpy as np
 
 from altgrad.numerals import counted, signed
 from altgrad.reports.content import Axes, Axis, Block, Dash, Figure, Guide, Headline, Limit, Trace, tones
-from altgrad.reports.curves import by_seed, main_family, mean_over_runs, paired_difference
-from altgrad.reports.effects import Effect, FamilyOfFormats, lacking_pair, short_name
+from altgrad.reports.curves import by_seed, main_family, mean_over_runs, paired_difference, smooth
+from altgrad.reports.effects import Effect, FamilyOfFormats, short_name
 from altgrad.reports.project import Project
 from altgrad.reports.reading import LOSS, TRAIN_LOSS, RunRecord, Series
 from altgrad.reports.section import Section
@@ -34,7 +34,7 @@ class Dynamics(Section):
     def blocks(self, project: Project) -> list[Block]:
         family = main_family(project)
         if family is None:
-            return [Limit(lacking_pair(project))]
+            return []
         blocks: list[Block] = [Headline(_sentence(family)), _difference(project, family)]
         panels = [p for quantity in QUANTITIES if (p := _panel(project, family, *quantity)) is not None]
         if panels:
@@ -84,7 +84,7 @@ def _difference(project: Project, family: FamilyOfFormats) -> Figure:
         marks: list[Trace | Guide] = [Guide(0.0, "y", "text", "solid")]
         for effect in family.effects:
             series = [
-                _smooth(s) if key == TRAIN_LOSS else s for s in paired_difference(*sides(project, family, effect), key)
+                smooth(s) if key == TRAIN_LOSS else s for s in paired_difference(*sides(project, family, effect), key)
             ]
             steps, mean, low, high = mean_over_runs(series)
             if len(steps):
@@ -100,16 +100,6 @@ def _difference(project: Project, family: FamilyOfFormats) -> Figure:
     return Figure(
         "dynamics-loss", "Loss difference over training", caption, tuple(panels), columns=len(panels), height=270
     )
-
-
-def _smooth(series: Series) -> Series:
-    """A running mean over a twentieth of the points; noise of single batches cancels in pairs only in part."""
-    steps, values = series
-    width = max(len(values) // 20, 1)
-    if not len(values):
-        return series
-    padded = np.convolve(np.pad(values, (width - 1, 0), mode="edge"), np.ones(width) / width, mode="valid")
-    return steps, padded
 
 
 def _panel(

@@ -1,4 +1,4 @@
-"""failure modes: where each format fails first: forward, backward, or in the optimizer [ANAL-02].
+"""symptoms: where each arm fails first: forward, backward, or in the optimizer [ANAL-02].
 
 Two things say so, and both name site and phase: the alarms that monitors raised while a run went, and the symptoms that
 its metrics show (`altgrad.symptoms`, the list that `altgrad diagnose` and the panel read). For every format, optimizer
@@ -9,9 +9,8 @@ from collections.abc import Iterable, Iterator, Mapping
 from typing import Any, ClassVar
 
 from altgrad.numerals import counted
-from altgrad.reports.arms import Arm
 from altgrad.reports.content import Block, Headline, Limit, Table
-from altgrad.reports.project import Project, arm_order
+from altgrad.reports.project import Project
 from altgrad.reports.section import Section
 from altgrad.spec.messages import listed
 from altgrad.symptoms import PHASES, Phase
@@ -38,52 +37,56 @@ class Failures(Section):
     """First alarms and symptoms by format, optimizer and phase."""
 
     kind: ClassVar[str] = "failures"
-    title: ClassVar[str] = "Failure modes"
-    question: ClassVar[str] = "Where does each format fail first: forward, backward, or in the optimizer?"
-    place: ClassVar[int] = 60
+    title: ClassVar[str] = "Symptoms"
+    question: ClassVar[str] = "Where does each arm fail first: forward, backward, or in the optimizer?"
+    place: ClassVar[int] = 25
 
     def blocks(self, project: Project) -> list[Block]:
-        runs: dict[Arm, int] = {}
-        diverged: dict[Arm, int] = {}
-        first: dict[tuple[Arm, Phase], list[tuple[int, Event]]] = {}
+        runs: dict[str, int] = {}
+        diverged: dict[str, int] = {}
+        first: dict[tuple[str, Phase], list[tuple[int, Event]]] = {}
         for record in project.records:
             if not record.spec:
                 continue
-            runs[record.arm] = runs.get(record.arm, 0) + 1
-            diverged[record.arm] = diverged.get(record.arm, 0) + record.diverged
+            arm = project.name_of(record)
+            runs[arm] = runs.get(arm, 0) + 1
+            diverged[arm] = diverged.get(arm, 0) + record.diverged
             earliest: dict[Phase, tuple[int, Event]] = {}
             for phase, step, event in troubles(record.events):
                 if phase not in earliest or step < earliest[phase][0]:
                     earliest[phase] = step, event
             for phase, pair in earliest.items():
-                first.setdefault((record.arm, phase), []).append(pair)
+                first.setdefault((arm, phase), []).append(pair)
         if not runs:
-            return [Limit("No run could be read.")]
+            return []
         if not first:
             total = counted(sum(runs.values()), "run")
             ended = counted(sum(diverged.values()), "run")
             return [
-                Headline(f"No alarm and no symptom in {total}; {ended} diverged."),
-                Limit("A monitor that was off cannot have seen anything: see which ones ran, under Runs."),
+                Limit(
+                    f"Whether anything went wrong unseen: there is no alarm and no symptom in {total} ({ended} "
+                    "diverged), but a monitor that was off cannot have seen anything."
+                )
             ]
         rows = []
-        for arm, phase in sorted(first, key=lambda key: (*arm_order(key[0]), PHASES.index(key[1]))):
+        order = list(dict.fromkeys(project.names.values()))
+        for arm, phase in sorted(first, key=lambda key: (order.index(key[0]), PHASES.index(key[1]))):
             affected = first[arm, phase]
             step, event = min(affected, key=lambda each: each[0])
             rows.append(
                 (
-                    arm.place, arm.method, phase, f"{len(affected)} of {runs[arm]}", f"{diverged[arm]} of {runs[arm]}",
+                    arm, phase, f"{len(affected)} of {runs[arm]}", f"{diverged[arm]} of {runs[arm]}",
                     str(step), str(event.get("site") or "–"), str(event.get("message", "")),
                 )
             )  # fmt: skip
         header = (
-            "stored in", "optimizer", "phase", "runs with it", "diverged", "first at step", "first bad site",
+            "arm", "phase", "runs with it", "diverged", "first at step", "first bad site",
             "first alarm or symptom",
         )  # fmt: skip
         note = "The earliest over all runs of the arm, at every learning rate."
         if len(rows) > SHOWN:
             note += f" {len(rows) - SHOWN} more rows are in data.csv's runs."
-        table = Table("failures", "First alarms and symptoms", header, tuple(rows[:SHOWN]), frozenset({5}), note)
+        table = Table("failures", "First alarms and symptoms", header, tuple(rows[:SHOWN]), frozenset({4}), note)
         counts = {phase: sum(len(v) for (_, p), v in first.items() if p == phase) for phase in PHASES}
         names = {"forward": "the forward pass", "backward": "the backward pass", "optimizer": "the optimizer"}
         told = [f"{counted(n, 'run')} in {names.get(phase, phase)}" for phase, n in counts.items() if n]

@@ -13,7 +13,7 @@ import numpy as np
 from altgrad.numerals import signed
 from altgrad.reports.arms import MANIFOLD, STANDARD, Arm
 from altgrad.reports.content import Axes, Axis, Block, Figure, Headline, Heat, Limit, Paragraph, Table
-from altgrad.reports.effects import Side, families, lacking_pair, side_of
+from altgrad.reports.effects import Side, families, side_of
 from altgrad.reports.project import Project, format_order
 from altgrad.reports.section import Section, bounds
 from altgrad.spec.messages import listed
@@ -28,14 +28,12 @@ class Geometry(Section):
     kind: ClassVar[str] = "geometry"
     title: ClassVar[str] = "Whose geometry"
     question: ClassVar[str] = "Is it the format's own spacing that helps, or would another stiffness field do as well?"
-    place: ClassVar[int] = 20
+    place: ClassVar[int] = 27
 
     def blocks(self, project: Project) -> list[Block]:
         found = families(project)
-        if project.pair[1] != MANIFOLD:
-            return [Limit(f"Geometry is a question to ManifoldAdamW; the verdict is about {project.pair[1]}.")]
-        if not found:
-            return [Limit(lacking_pair(project))]
+        if project.pair[1] != MANIFOLD or not found:
+            return []
         family = found[0]
         arms = project.arms(family.condition)
         columns: dict[str, dict[str, tuple[dict[int, float], Side]]] = {}
@@ -53,8 +51,10 @@ class Geometry(Section):
         fields = sorted({f for row in columns.values() for f in row}, key=_order)
         if not any(len(row) > 1 for row in columns.values()):
             return [
-                Headline("Not tested: every ManifoldAdamW arm uses its format's own stiffness."),
-                Limit("It takes runs with optimizer.stiffness smooth, shuffled, constant or another format's name."),
+                Limit(
+                    "Whose geometry it is: every ManifoldAdamW arm uses its format's own stiffness. It takes runs with "
+                    "optimizer.stiffness smooth, shuffled, constant or another format's name."
+                )
             ]
         paired = {(f, name): pairs for f, row in columns.items() for name, (pairs, _) in row.items()}
         intervals = simultaneous({f"{f}|{name}": pairs for (f, name), pairs in paired.items()})

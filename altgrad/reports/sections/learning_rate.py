@@ -6,7 +6,7 @@ from typing import ClassVar
 import numpy as np
 
 from altgrad.numerals import rate_text, significant
-from altgrad.reports.arms import MANIFOLD, STANDARD, Arm, arm_of
+from altgrad.reports.arms import MANIFOLD, STANDARD, Arm, arm_of, cast_text
 from altgrad.reports.content import (
     FORMAT_TONES,
     Axes,
@@ -43,8 +43,6 @@ class LearningRate(Section):
     def blocks(self, project: Project) -> list[Block]:
         condition = project.main()
         arms = {arm: losses for arm, losses in project.arms(condition).items() if not arm.frozen}
-        if not arms:
-            return [Limit("No run has a loss that a learning rate could be chosen by.")]
         tuning = set(project.tuning_seeds or split_seeds(list(arms.values()))[0])
         blocks: list[Block] = []
         swept = {arm: losses for arm, losses in arms.items() if len(losses) > 1}
@@ -52,9 +50,9 @@ class LearningRate(Section):
             arm: found[0] for arm, losses in arms.items() if (found := side_of(project, condition, arm, losses, tuning))
         }
         edges = [arm for arm, side in sides.items() if side.choice.edge in ("low", "high")]
-        blocks.append(Headline(_sentence(len(arms), len(swept), len(edges))))
-        if swept:
-            blocks.append(_curves(project, condition, swept))
+        if not swept:
+            return []
+        blocks += [Headline(_sentence(len(arms), len(swept), len(edges))), _curves(project, condition, swept)]
         blocks.append(_table(project, condition, arms, sides))
         if len(project.conditions) > 1:
             blocks.append(Paragraph("Of the condition with most runs; the other conditions are in data.csv."))
@@ -63,8 +61,6 @@ class LearningRate(Section):
 
 
 def _sentence(arms: int, swept: int, edges: int) -> str:
-    if not swept:
-        return f"Every one of the {arms} arms was run at a single learning rate: lr* is not known for any."
     end = "no lr* lies at the edge of its grid" if not edges else f"{edges} lr* lie at the edge of their grid"
     return f"{swept} of {arms} arms were run at several learning rates; {end}."
 
@@ -120,16 +116,17 @@ def _table(project: Project, condition: str, arms: dict[Arm, Losses], sides: dic
         found = t_interval(np.array(list(side.by_seed.values())))
         rows.append(
             (
-                arm.place, arm.method, rate_text(side.choice.rate), side.choice.edge or "inside",
+                project.names[condition, arm], cast_text(runs[0].spec), arm.stored, arm.method,
+                rate_text(side.choice.rate), side.choice.edge or "inside",
                 ", ".join(rate_text(r) for r in sorted(losses)), significant(found.mean, 5), bounds(found, sign=False),
                 str(found.n), f"{sum(r.diverged for r in runs)} of {len(runs)}",
             )
         )  # fmt: skip
     header = (
-        "stored in", "optimizer", "lr*", "lr* in its grid", "rates run", "loss at lr*", "95 % t interval", "n",
-        "diverged, all rates",
+        "arm", "casts", "storage", "optimizer", "lr*", "lr* in its grid", "rates run", "loss at lr*",
+        "95 % t interval", "n", "diverged, all rates",
     )  # fmt: skip
-    return Table("learning-rate", "Learning rates by arm", header, tuple(rows), frozenset({2, 5, 7}))
+    return Table("learning-rate", "Learning rates by arm", header, tuple(rows), frozenset({4, 7, 9}))
 
 
 def _dial(project: Project, condition: str, arms: dict[Arm, Losses], tuning: set[int]) -> list[Block]:

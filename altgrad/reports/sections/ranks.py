@@ -10,12 +10,12 @@ from typing import ClassVar
 import numpy as np
 
 from altgrad.numerals import significant
+from altgrad.reports.arms import STANDARD, Arm
 from altgrad.reports.content import Axes, Axis, Block, Dash, Figure, Guide, Headline, Limit, Table, Trace, tones
-from altgrad.reports.curves import main_arms, mean_over_runs
+from altgrad.reports.curves import by_seed, main_arms, mean_over_runs
 from altgrad.reports.project import Project
 from altgrad.reports.reading import RunRecord, Series
 from altgrad.reports.section import Section, bounds
-from altgrad.reports.sections.baseline import twin_of
 from altgrad.spec.ranking import badness
 from altgrad.statistics.intervals import Interval, simultaneous
 
@@ -40,19 +40,20 @@ class Ranks(Section):
         worst: dict[str, str] = {}
         for arm, records in low.items():
             series: list[Series] = []
+            name = project.name_of(records[0])
             for record in records:
                 twin = twin_of(record, arms)
                 if twin is not None and (found := ratios(record, twin)):
                     series.append(mean_ratio(list(found.values())))
-                    at_end.setdefault(arm.label, {})[record.seed] = math.log(series[-1][1][-1])
+                    at_end.setdefault(name, {})[record.seed] = math.log(series[-1][1][-1])
                     site = max(found, key=lambda s: badness(float(found[s][1][-1]), "lower"))
-                    worst[arm.label] = f"{site} ({significant(float(found[site][1][-1]))})"
+                    worst[name] = f"{site} ({significant(float(found[site][1][-1]))})"
             steps, mean, bottom, top = mean_over_runs(series)
             if len(steps) > 1:
                 dash: Dash = "dash" if arm.optimizer == project.pair[0] else "solid"
-                marks.append(Trace(steps, mean, arm.label, colours[arm.place], dash, bottom, top))
+                marks.append(Trace(steps, mean, name, colours[arm.place], dash, bottom, top))
         if not at_end:
-            return [Limit("It takes rank-monitored runs in a format and their BF16 or FP32 twin (same spec and seed).")]
+            return _silence(low)
         intervals = simultaneous(at_end)
         rows = tuple(
             (label, significant(math.exp(i.mean)), _reach(i), str(i.n), worst[label])
@@ -76,6 +77,22 @@ class Ranks(Section):
             Figure("ranks", "Stable rank against the twin's", caption, (panel,), height=300),
             Table("ranks", "Stable ranks at the end", header, rows, frozenset({1, 3}), note),
         ]
+
+
+def _silence(low: dict[Arm, list[RunRecord]]) -> list[Block]:
+    """What is lacking, where ranks were watched at all."""
+    if not any(record.sited("rank", "stable_rank") for records in low.values() for record in records):
+        return []
+    return [Limit("Ranks are compared with those of a BF16 or FP32 run of the same seed, and there is none.")]
+
+
+def twin_of(record: RunRecord, arms: dict[Arm, list[RunRecord]]) -> RunRecord | None:
+    """The BF16 (else FP32) run of the same seed."""
+    for name in ("BF16", "FP32"):
+        plain = [arm for arm in arms if arm.is_baseline and arm.format == name and arm.optimizer == STANDARD]
+        if found := [twin for arm in plain for twin in arms[arm]]:
+            return by_seed(found).get(record.seed)
+    return None
 
 
 def _reach(found: Interval) -> str:

@@ -4,9 +4,9 @@ from collections import Counter
 from typing import Any, ClassVar
 
 from altgrad.numerals import counted, rate_text, significant
-from altgrad.reports.arms import Arm
+from altgrad.reports.arms import cast_text
 from altgrad.reports.content import Block, Headline, Limit, Paragraph, Table
-from altgrad.reports.project import Project, arm_order
+from altgrad.reports.project import Project
 from altgrad.reports.reading import RunRecord
 from altgrad.reports.section import Section
 
@@ -34,7 +34,7 @@ class Runs(Section):
         broken = [r for r in records if r.problems]
         if broken:
             rows = tuple((r.id, r.status, "; ".join(r.problems)) for r in broken[:SHOWN])
-            blocks.append(Table("broken", "Broken or odd runs", ("run", "status", "what is wrong"), rows))
+            blocks.append(Table("broken", "Runs with problems", ("run", "status", "what is wrong"), rows))
         unfinished = [r for r in records if not r.ended]
         if unfinished:
             names = ", ".join(f"{r.id} ({r.status} at step {r.step})" for r in unfinished[:12])
@@ -48,9 +48,9 @@ class Runs(Section):
             )
         blocks += missing(project)
         blocks += same_grid(project)
-        blocks.append(_arms(records))
+        blocks.append(_arms(project))
         blocks.append(_versions(records))
-        blocks.append(_all(records))
+        blocks.append(_all(project))
         return blocks
 
 
@@ -66,7 +66,8 @@ def missing(project: Project) -> list[Block]:
                 s for s in set().union(*group.values()) if sum(s in seeds for seeds in group.values()) > len(group) / 2
             }
             told += [
-                f"{arm.label} at {rate_text(r)}: seed{'s' * (len(gone) > 1)} {', '.join(map(str, sorted(gone)))}"
+                f"{project.names[condition, arm]} at {rate_text(r)}: "
+                f"seed{'s' * (len(gone) > 1)} {', '.join(map(str, sorted(gone)))}"
                 for arm, seeds in group.items() if seeds and (gone := usual - seeds)
             ]  # fmt: skip
     if not told:
@@ -80,7 +81,7 @@ def same_grid(project: Project) -> list[Block]:
     losses: dict[tuple[Any, ...], dict[str, float]] = {}
     for r in project.results():
         if r.arm.format in ("e0m7", "e1m6") and r.arm.storage in ("stochastic", "nearest"):
-            key = (r.condition, r.arm.with_(format=""), r.rate, r.seed)
+            key = (r.condition, r.arm.with_(format="", detail=""), r.rate, r.seed)
             losses.setdefault(key, {})[r.arm.format] = r.outcome
     both = [by_format for by_format in losses.values() if len(by_format) == 2]
     unequal = sum(by_format["e0m7"] != by_format["e1m6"] for by_format in both)
@@ -96,25 +97,25 @@ def same_grid(project: Project) -> list[Block]:
     return [Paragraph(f"Control: e0m7 and e1m6, one grid, agree exactly in {counted(len(both), 'pair')} of runs.")]
 
 
-def _arms(records: list[RunRecord]) -> Table:
-    groups: dict[Arm, list[RunRecord]] = {}
-    for r in records:
-        groups.setdefault(r.arm, []).append(r)
+def _arms(project: Project) -> Table:
+    groups: dict[str, list[RunRecord]] = {name: [] for name in project.names.values()}
+    for r in project.records:
+        groups.setdefault(project.name_of(r), []).append(r)
     rows = []
-    for arm, inside in sorted(groups.items(), key=lambda item: arm_order(item[0])):
+    for name, inside in groups.items():
+        arm = inside[0].arm
         seeds = sorted({r.seed for r in inside})
         rows.append(
             (
-                arm.place, arm.method, str(len(inside)),
+                name, cast_text(inside[0].spec), arm.stored, arm.method, str(len(inside)),
                 str(sum(r.status == "completed" and not r.diverged for r in inside)),
                 str(sum(r.diverged for r in inside)),
                 str(sum(not r.ended for r in inside)),
                 ", ".join(map(str, seeds[:12])) + (", …" if len(seeds) > 12 else ""),
-                str(len({r.condition for r in inside})),
             )
         )  # fmt: skip
-    header = ("stored in", "optimizer", "runs", "completed", "diverged", "unfinished", "seeds", "conditions")
-    return Table("arms", "Runs by arm", header, tuple(rows), frozenset({2, 3, 4, 5, 7}))
+    header = ("arm", "casts", "storage", "optimizer", "runs", "completed", "diverged", "unfinished", "seeds")
+    return Table("arms", "Runs by arm", header, tuple(rows), frozenset({4, 5, 6, 7}))
 
 
 def _versions(records: list[RunRecord]) -> Table:
@@ -129,11 +130,12 @@ def _versions(records: list[RunRecord]) -> Table:
     return Table("versions", "Versions and devices", (*keys, "runs"), rows, frozenset({5}), note)
 
 
-def _all(records: list[RunRecord]) -> Table:
+def _all(project: Project) -> Table:
+    records = project.records
     rows = tuple(
         (
-            r.id, "diverged" if r.diverged else r.status, r.arm.label, rate_text(r.rate), str(r.seed), str(r.step),
-            "–" if r.loss is None else significant(r.loss, 5), r.reason,
+            r.id, "diverged" if r.diverged else r.status, project.name_of(r), rate_text(r.rate), str(r.seed),
+            str(r.step), "–" if r.loss is None else significant(r.loss, 5), r.reason,
         )
         for r in records[:SHOWN]
     )  # fmt: skip

@@ -6,7 +6,7 @@ import numpy as np
 
 from altgrad.numerals import counted
 from altgrad.reports.arms import Arm
-from altgrad.reports.content import Axes, Axis, Block, Figure, Headline, Heat, Limit
+from altgrad.reports.content import Axes, Axis, Block, Figure, Headline, Heat
 from altgrad.reports.curves import heat, main_arms
 from altgrad.reports.project import Project
 from altgrad.reports.reading import RunRecord
@@ -36,24 +36,17 @@ class Stability(Section):
         chosen = dict(sorted(low.items(), key=lambda item: len(item[0].variant))[:ARMS])
         blocks: list[Block] = []
         for monitor, quantity, title, unit in QUANTITIES:
-            if figure := _figure(chosen, monitor, quantity, title, unit):
+            if figure := _figure(project, chosen, monitor, quantity, title, unit):
                 blocks.append(figure)
-            else:
-                blocks.append(
-                    Limit(
-                        f"{title}: the {monitor} monitor logged nothing for these arms, or nothing but perfect values."
-                    )
-                )
-        shown = counted(len(chosen), "arm")
-        head = Headline(
-            f"Layer by time for {shown} at lr*." if chosen else "No run in a low-precision format is a result yet."
-        )
-        if len(low) > ARMS:
-            blocks.append(Limit(f"{len(low) - ARMS} more arms are not drawn."))
-        return [head, *blocks]
+        if not blocks:
+            return []
+        more = f"; {len(low) - ARMS} more are not drawn" if len(low) > ARMS else ""
+        return [Headline(f"Layer by time for {counted(len(chosen), 'arm')}{more}."), *blocks]
 
 
-def _figure(arms: dict[Arm, list[RunRecord]], monitor: str, quantity: str, title: str, unit: str) -> Figure | None:
+def _figure(
+    project: Project, arms: dict[Arm, list[RunRecord]], monitor: str, quantity: str, title: str, unit: str
+) -> Figure | None:
     panels: list[Axes] = []
     found = {arm: heat(records, monitor, quantity, lowest=quantity == "cosine") for arm, records in arms.items()}
     values = np.concatenate([z[np.isfinite(z)] for _, _, z in found.values()]) if found else np.array([])
@@ -66,7 +59,7 @@ def _figure(arms: dict[Arm, list[RunRecord]], monitor: str, quantity: str, title
         kept = worst(sites, z, low_is_bad=quantity == "cosine")
         names = [short(sites[i]) for i in kept]
         mark = Heat(list(steps), names, z[kept], unit, limits=limits, scale=not panels)
-        title_ = f"{arm.label} (n {len(arms[arm])})"
+        title_ = f"{project.name_of(arms[arm][0])} (n {len(arms[arm])})"
         panels.append(Axes(Axis("optimizer step"), Axis("", categories=tuple(names), reverse=True), (mark,), title_))
     if not panels:
         return None

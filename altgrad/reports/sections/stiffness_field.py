@@ -33,7 +33,7 @@ class StiffnessField(Section):
     def blocks(self, project: Project) -> list[Block]:
         arms = main_arms(project)
         top = 0.0
-        drawn: list[tuple[Arm, int, list[float], list[int], np.ndarray]] = []
+        drawn: list[tuple[Arm, str, list[float], list[int], np.ndarray]] = []
         moved: list[tuple[float, Arm]] = []
         for arm, records in sorted(arms.items(), key=lambda item: len(item[0].variant)):
             found = field_over_time(records)
@@ -41,17 +41,18 @@ class StiffnessField(Section):
                 continue
             steps, exponents, z = found
             top = max(top, float(np.nanmax(z)))
-            drawn.append((arm, len(records), steps, exponents, z))
+            drawn.append((arm, f"{project.name_of(records[0])} (n {len(records)})", steps, exponents, z))
             drift = float(np.nansum(np.abs(z[:, -1] - z[:, 0])) / 2)
             if math.isfinite(drift):
                 moved.append((drift, arm))
         panels = [_panel(*each, scale=not index, top=top) for index, each in enumerate(drawn)]
         if not panels:
-            return [Limit("The stiffness monitor was off, or no parameter had a grid: there is no field to show.")]
+            return []
         told = "How far the field moved is not known: not one of its first or last shares is finite."
         if moved:
             drift, arm = max(moved, key=lambda each: each[0])
-            told = f"The field moved most in {arm.label}: {drift:.0%} of weights changed binade on balance."
+            name = project.name_of(arms[arm][0])
+            told = f"The field moved most in {name}: {drift:.0%} of weights changed binade on balance."
         still = [a.format for d, a in moved if d < 0.01]
         caption = (
             "Share of weights by the spacing at them, 2^k in grid units; the lowest row is the even part of the grid "
@@ -94,7 +95,7 @@ def field_over_time(records: list[RunRecord]) -> tuple[list[float], list[int], n
 
 
 def _panel(
-    arm: Arm, n: int, steps: list[float], exponents: list[int], z: np.ndarray, *, scale: bool, top: float
+    arm: Arm, title: str, steps: list[float], exponents: list[int], z: np.ndarray, *, scale: bool, top: float
 ) -> Axes:
     fmt = parsed(arm.format)
     names = [f"2^{e}" for e in exponents]
@@ -104,6 +105,4 @@ def _panel(
     elif fmt is not None and fmt.mantissa_bits and exponents[-1] == 1 - (fmt.bias or 0) - fmt.mantissa_bits:
         names[-1] = f"{names[-1]} (even)"
     heat = Heat(list(steps), names, z, "share of weights", limits=(0.0, top or 1.0), scale=scale)
-    return Axes(
-        Axis("optimizer step"), Axis("spacing", categories=tuple(names), reverse=True), (heat,), f"{arm.label} (n {n})"
-    )
+    return Axes(Axis("optimizer step"), Axis("spacing", categories=tuple(names), reverse=True), (heat,), title)

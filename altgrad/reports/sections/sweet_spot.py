@@ -60,17 +60,16 @@ class SweetSpot(Section):
                 )
                 told = Headline(f"Judged by the {words.split(';')[0]}.")
                 return [told, *tables, Limit(limit)]
-        return [Limit(_silence(low, methods))]
+        return [Limit(_silence(low))] if methods else []
 
 
-def _silence(arms: dict[Arm, list[RunRecord]], methods: list[str]) -> str:
-    """Why there is no table: nothing to compare, nothing watched, or nothing that differs."""
-    if not methods:
-        return "It takes two formats under one optimizer, stored alike; there is one at most."
+def _silence(arms: dict[Arm, list[RunRecord]]) -> str:
+    """Why there is no table: nothing watched, or nothing that differs."""
     watched = [m for m, q, *_ in CRITERIA for records in arms.values() for r in records if by_site(r, m, q)]
     if not watched:
-        return "Neither the shadow, the updates nor the stall monitor watched these runs; one of them is needed."
-    return f"Formats do not differ in any layer by what was watched ({listed(sorted(set(watched)), 'and')})."
+        return "Which format suits which layer: no shadow, updates or stall monitor watched these runs; one is needed."
+    what = listed(sorted(set(watched)), "and")
+    return f"Which format suits which layer: formats do not differ in any layer by what was watched ({what})."
 
 
 def _table(

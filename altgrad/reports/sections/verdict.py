@@ -15,7 +15,6 @@ from altgrad.reports.content import (
     Dots,
     Figure,
     Guide,
-    Headline,
     Limit,
     Paragraph,
     Symbol,
@@ -36,27 +35,18 @@ class Verdicts(Section):
     kind: ClassVar[str] = "verdict"
     title: ClassVar[str] = "Verdict"
     question: ClassVar[str] = "Which format benefits most, and by how much?"
-    place: ClassVar[int] = 10
+    place: ClassVar[int] = 5
 
     def blocks(self, project: Project) -> list[Block]:
         found = families(project)
         if not found:
-            return [Headline("This project cannot answer the question."), Limit(_lacking(project))]
+            return [] if project.pair == PAIR else [Limit(_lacking(project))]
         blocks: list[Block] = []
         for index, family in enumerate(found[:4]):
             blocks += _family(project, family, index)
         if len(found) > 4:
             blocks.append(Paragraph(f"{len(found) - 4} smaller comparisons are in data.csv alone."))
         return blocks
-
-
-def project_headline(project: Project) -> str:
-    """The one sentence of the report."""
-    if found := families(project):
-        return sentence(found[0])
-    first, second = map(optimizer_name, project.pair)
-    what = "say whether geometry-aware steps help" if project.pair == PAIR else f"compare {first} with {second}"
-    return f"This project cannot {what}: {_lacking(project)}"
 
 
 def sentence(family: FamilyOfFormats) -> str:
@@ -68,7 +58,9 @@ def sentence(family: FamilyOfFormats) -> str:
         top = [name for name in family.best if name in winners]
         maybe = "possibly " if len(top) > 1 else ""
         most = f"; most of all {maybe}{listed(top, 'and')}" if top and len(verdicts) > 1 else ""
-        return f"{steps} lower the loss by at least {MARGIN:g} nats in {listed(winners, 'and')}{most}."
+        sizes = [f"{name} (B {signed(i.mean)} {bounds(i)})" for name in winners[:3] for i in (family.intervals[name],)]
+        where = listed(sizes if len(winners) < 4 else winners, "and")
+        return f"{steps} lower the loss by at least {MARGIN:g} nats in {where}{most}."
     words = {
         "no practical benefit": f"make less than {MARGIN:g} nats of difference in",
         "harm": f"raise the loss by at least {MARGIN:g} nats in",
@@ -86,11 +78,12 @@ def sentence(family: FamilyOfFormats) -> str:
 def _lacking(project: Project) -> str:
     results = project.results()
     first, second = map(optimizer_name, project.pair)
+    told = f"How {first} and {second} compare, format by format:"
     methods = sorted({record.arm.method for record in results if not record.arm.frozen})
     if not results:
-        return "no run has completed or diverged with a loss."
+        return f"{told} no run has completed or diverged with a loss."
     return (
-        f"it takes {first} and {second} runs of one format, alike in all else. There "
+        f"{told} it takes {first} and {second} runs of one format, alike in all else. There "
         f"{'is' if len(results) == 1 else 'are'} {counted(len(results), 'result')}, with {listed(methods, 'and')}."
     )
 
@@ -99,13 +92,13 @@ def _family(project: Project, family: FamilyOfFormats, index: int) -> list[Block
     words = project.conditions[family.condition]
     where = family.title + (f"; {words}" if words else "")
     kind = "the declared estimand" if family.is_primary else "secondary"
-    blocks: list[Block] = [Headline(sentence(family)) if index == 0 else Paragraph(f"{where}: {sentence(family)}")]
+    blocks: list[Block] = [Paragraph(f"{where}: {sentence(family)}")] if index else []  # the first is the report's lead
     blocks += [_forest(family, index, where), _table(family, index, f"{where} ({kind})")]
     if len(family.effects) > 1:
         blocks.append(
             Paragraph(
                 f"Benefits most, by comparison with the best (95 % together): {listed(family.best, 'and')}. "
-                "The formats left out are not the best; those in it cannot be told apart yet."
+                "The formats left out are not the best; any of these may be."
             )
         )
     return blocks + list(limits_of(family))
@@ -128,7 +121,7 @@ def _forest(family: FamilyOfFormats, index: int, where: str) -> Figure:
                 "orange" if best else "blue", symbol, low, high, "x",
             )
         )  # fmt: skip
-    labels = tuple(f"{name}  (n = {family.intervals[name].n})" for name in names)
+    labels = tuple(f"{name} (n\u00a0=\u00a0{family.intervals[name].n})" for name in names)
     first, second = family.names
     helper = "geometry" if family.pair == PAIR else second
     caption = (

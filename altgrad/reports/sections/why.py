@@ -16,7 +16,7 @@ import numpy as np
 from altgrad.metric_keys import split_bin
 from altgrad.numerals import signed, significant
 from altgrad.reports.content import Axes, Axis, Block, Dots, Figure, Guide, Headline, Heat, Limit, Table, tones
-from altgrad.reports.effects import Effect, FamilyOfFormats, families, lacking_pair, mean_or_nan
+from altgrad.reports.effects import Effect, FamilyOfFormats, families, mean_or_nan
 from altgrad.reports.project import Project, final, parsed
 from altgrad.reports.reading import RunRecord
 from altgrad.reports.section import Section
@@ -67,8 +67,7 @@ class Why(Section):
     def blocks(self, project: Project) -> list[Block]:
         found = families(project)
         if not found:
-            reason = lacking_pair(project)
-            return [Limit(f"There is no B to explain: {reason[0].lower()}{reason[1:]}")]
+            return []
         family = found[0]
         values = {
             effect.format: [mean_or_nan(_finite(project, family, effect, measure)) for _, _, measure in REASONS]

@@ -5,9 +5,7 @@
   const places = Array.from(document.querySelectorAll("[data-figure]"));
   const preferred = window.matchMedia("(prefers-color-scheme: dark)");
 
-  function dark() {
-    return root.dataset.theme ? root.dataset.theme === "dark" : preferred.matches;
-  }
+  function dark() { return preferred.matches; }
 
   // Colours come as "@tone": deep copy with those of the present theme.
   function themed(value, tones) {
@@ -71,10 +69,6 @@
     next();
   }
 
-  document.getElementById("theme").addEventListener("click", function () {
-    root.dataset.theme = dark() ? "light" : "dark";
-    drawAll();
-  });
   preferred.addEventListener("change", drawAll);
   drawAll();
 })();

@@ -1,0 +1,132 @@
+"""`altgrad compare`: which of several arms is better, and how sure that is: `altgrad.compare`, drawn.
+
+The answer stands first. Below it, where there are any: what differs in the arms' settings, a row an arm, and what was
+taken for granted.
+"""
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from altgrad.cli import completion
+from altgrad.cli.console import drawable, fail, one_line_errors, print_json, say, table
+from altgrad.cli.curves import KeptCurve, extremes
+from altgrad.numerals import counted, number, signed
+
+CURVE = 20
+BLOCKS = "▁▂▃▄▅▆▇█"
+
+
+def compare(
+    targets: Annotated[
+        list[str],
+        typer.Argument(
+            metavar="TARGET...",
+            help="Runs, projects, CSV, JSON or JSON-lines files, folders of TensorBoard, or wandb:ENTITY/PROJECT.",
+            show_default=False,
+            autocompletion=completion.run_ids,
+        ),
+    ],
+    reference: Annotated[
+        str | None, typer.Option(metavar="ARM", help="The arm that the others are compared with, or a run of it.")
+    ] = None,
+    key: Annotated[str, typer.Option(metavar="METRIC", help="What is compared.")] = "validation/loss",
+    margin: Annotated[float, typer.Option(help="A difference below it is of no practical size.")] = 0.01,
+    higher: Annotated[bool, typer.Option("--higher", help="Higher values are better, as of a score.")] = False,
+    html: Annotated[Path | None, typer.Option(metavar="FILE", help="Write a page as well.")] = None,
+    exit_code: Annotated[
+        bool,
+        typer.Option("--exit-code", help="Exit with 6 if an arm is worse, with 7 if none is but one is undecided."),
+    ] = False,
+    runs: Annotated[Path, typer.Option("--runs", metavar="DIR", help="The folder that holds all runs.")] = Path("runs"),
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON instead of text.")] = False,
+) -> None:
+    """Compare arms of runs, of anybody's, with a reference: better, worse, equivalent or undecided.
+
+    Runs that differ in their seed alone are one arm, and arms are paired by seed. One seed an arm decides nothing.
+    """
+    from altgrad.reports.compare import compare_runs
+
+    with one_line_errors():
+        try:
+            found = compare_runs(
+                targets, runs=runs, metric=key, reference=reference, margin=margin,
+                better="higher" if higher else "lower",
+            )  # fmt: skip
+        except ImportError as error:
+            fail(str(error), 3)
+        if html is not None:
+            found.write_page(html)
+    if as_json:
+        print_json(found.data())
+    else:
+        _draw(found)
+        if html is not None:
+            say(f"page  {html}")
+    if exit_code:
+        raise typer.Exit(found.exit_code)
+
+
+def _draw(found: Any) -> None:
+    say(found.sentence)
+    if found.differences:
+        say("")
+        table(["what differs", *found.arms], [[path, *map(_short, words)] for path, words in found.differences.items()])
+    say("")
+    rows = [_row(found, arm) for arm in found.verdict.arms.values()]
+    header = ["arm", "mean", "difference", "95 % interval", "n", "diverged", "curve", "verdict"]
+    kept = [i for i, name in enumerate(header) if name not in ("diverged", "curve") or any(row[i] for row in rows)]
+    table([header[i] for i in kept], [[row[i] for i in kept] for row in rows])
+    for line in [*_windows(found), *_fragile(found), *found.notes]:
+        say(line)
+
+
+def _row(found: Any, arm: Any) -> list[str]:
+    lost = f"{arm.diverged} of {arm.runs}" if arm.diverged else ""
+    is_reference = arm.verdict == "reference"
+    interval = arm.interval
+    known = not is_reference and interval.n > 1
+    more = f" (about {counted(arm.more_seeds, 'more seed')} needed)" if arm.is_open and arm.more_seeds else ""
+    return [
+        arm.arm, number(arm.mean, 5), "" if is_reference else signed(interval.mean),
+        f"[{signed(interval.low)}, {signed(interval.high)}]" if known else "",
+        str(arm.runs if is_reference else interval.n), lost, _sparkline(*found.curve(arm.arm)), arm.verdict + more,
+    ]  # fmt: skip
+
+
+def _sparkline(steps: Any, values: Any) -> str:
+    """The curve as one row of blocks; empty where there are few points, or the terminal has no blocks."""
+    if len(steps) < 3 or not drawable():
+        return ""
+    kept = KeptCurve()
+    for step, value in zip(steps, values, strict=True):
+        kept.add(int(step), float(value))
+    columns = [column for column in kept.columns(CURVE) if column is not None]
+    low, high = extremes(columns) or (0.0, 1.0)
+    span = high - low or 1.0
+    return "".join("×" if each.broken else BLOCKS[round((each.high - low) / span * 7)] for each in columns)
+
+
+def _windows(found: Any) -> list[str]:
+    """What may be said of one seed an arm: of the two curves, and never of the arms."""
+    said = []
+    for name, band in found.windows.items():
+        word = "apart" if band.differs else "not shown to be apart"
+        said.append(
+            f"{band.metric}, steps {band.first:g} to {band.last:g}: these two curves are {word}, {name} by "
+            f"{signed(band.mean)} [{signed(band.low)}, {signed(band.high)}]; other seeds may differ otherwise."
+        )
+    return said
+
+
+def _fragile(found: Any) -> list[str]:
+    return [
+        f"{arm.arm}: with few seeds and skewed noise the interval may be too narrow; Bonferroni's "
+        f"[{signed(arm.bonferroni.low)}, {signed(arm.bonferroni.high)}] says {arm.bonferroni_verdict}."
+        for arm in found.verdict.judged if arm.is_fragile
+    ]  # fmt: skip
+
+
+def _short(text: str, most: int = 48) -> str:
+    return text if len(text) <= most else text[: most - 1] + "…"

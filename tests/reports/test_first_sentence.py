@@ -1,0 +1,137 @@
+"""A report opens with the answer: six projects as users have them, each with what its first sentence must say."""
+
+import re
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from altgrad.reports.arm_comparison import compare_arms
+from altgrad.reports.bits import operand_bits, stored_bits
+from altgrad.reports.content import Limit, Table
+from altgrad.reports.page import html, open_questions
+from altgrad.reports.project import Project
+from altgrad.reports.report import ProjectReport, chapters, first_sentence
+from altgrad.reports.sources import load_project, open_project
+from altgrad.store import RunStore
+from tests.reports.chromium import Chromium
+from tests.reports.made_projects import EFFECTS, PROJECTS, recipe, trained
+
+APOLOGIES = re.compile(r"cannot|not known|was off|no .* to compare|limit", re.I)
+
+
+@pytest.fixture(scope="session")
+def made(tmp_path_factory: pytest.TempPathFactory, study: Path) -> Callable[[str], Project]:
+    """A project by what it is, made once."""
+    known: dict[str, Project] = {}
+
+    def project(what: str) -> Project:
+        if what not in known:
+            root = study if what == "geometry study" else tmp_path_factory.mktemp("made")
+            if root is not study:
+                PROJECTS[what][0](root)
+            known[what] = load_project(RunStore(root), "study")
+        return known[what]
+
+    return project
+
+
+@pytest.mark.parametrize("what", PROJECTS)
+def test_the_first_sentence_is_the_answer(made: Callable[[str], Project], what: str) -> None:
+    sentence = first_sentence(made(what))
+    for key in PROJECTS[what][1]:
+        assert re.search(key, sentence), sentence
+    assert sentence.count(". ") == 0 and sentence.endswith(".")
+
+
+@pytest.mark.parametrize("what", PROJECTS)
+def test_no_apology_stands_before_the_fold(made: Callable[[str], Project], what: str) -> None:
+    told = [chapter for chapter in chapters(made(what)) if chapter.shown]
+    assert {"verdict", "comparison"} & {chapter.section.kind for chapter in told[:1]}
+    above = [block.text for chapter in told[:4] for block in chapter.shown if hasattr(block, "text")]
+    assert not [text for text in above if APOLOGIES.search(text)]
+    if what != "geometry study":
+        words = str([chapter.blocks for chapter in chapters(made(what))])
+        assert "Manifold" not in words and "eometry" not in words, "never asked of a project that has no such arms"
+
+
+def test_what_cannot_be_answered_is_one_folded_line_at_the_end(made: Callable[[str], Project]) -> None:
+    project = made("one run")
+    told = [chapter for chapter in chapters(project) if chapter.section.kind in ("cost", "failures")]
+    questions, page = open_questions(told), html(project, told, "x", "now", interactive=False)
+    assert questions and page.count("<details") == 1 and page.index("<details") > page.rindex("<section")
+    assert all(isinstance(b, Limit) for chapter in told for b in chapter.blocks if b not in chapter.shown)
+
+
+def test_arms_casts_and_storage_have_a_column_each(made: Callable[[str], Project]) -> None:
+    tables = {b.key: b for chapter in chapters(made("recipes")) for b in chapter.blocks if isinstance(b, Table)}
+    header, rows = tables["comparison"].header, {row[0]: row for row in tables["comparison"].rows}
+    assert list(rows) == ["bf16", *(name for name in EFFECTS if name != "bf16")], "the reference first"
+    cells = dict(zip(header, rows["mxfp4"], strict=True))
+    assert (cells["casts"], cells["storage"], cells["verdict"]) == ("weight, input, grad e2m1 mx", "float32", "worse")
+    assert dict(zip(header, rows["bf16"], strict=True))["casts"] == "none"
+    cost = {row[0]: row[1:5] for row in tables["cost"].rows}
+    assert cost["mxfp4"] == ("4.25", "4.25", "4.25", "32") and cost["bf16"] == ("16", "16", "16", "32")
+
+
+def test_bits_count_the_shares_of_block_scales() -> None:
+    assert operand_bits(recipe("nvfp4", 0), "weight") == [4.5] and operand_bits(recipe("fp8", 0), "input") == [8.0]
+    assert operand_bits(recipe("bf16", 0), "grad_output") == [16.0] and stored_bits(recipe("bf16", 0)) == [32.0]
+
+
+def test_the_reference_is_the_one_named_else_the_twin_else_the_least_quantised(tmp_path: Path, make_run: Any) -> None:
+    for name in ("fp8", "mxfp4", "nvfp4"):
+        for seed in range(2):
+            trained(tmp_path, name, seed, points=10, sited=False)
+    project = open_project("study", tmp_path)
+    found = compare_arms(project)
+    assert found is not None and found.reference.name == "fp8", "eight bits are more than four"
+    named = open_project("study", tmp_path, reference="mxfp4")
+    found = compare_arms(named)
+    assert found is not None and found.reference.name == "mxfp4" and "nvfp4 is better" in first_sentence(named)
+    twin = next(record.id for record in project.records if record.id.startswith("nvfp4") and record.seed == 0)
+    make_run(tmp_path, recipe("fp8-delayed", 0) | {"twin": twin}, name="fp8-delayed", points=10, sited=False)
+    found = compare_arms(open_project("study", tmp_path))
+    assert found is not None and found.reference.name == "nvfp4"
+    with pytest.raises(ValueError, match="no arm is named 'bf17'; there are "):
+        first_sentence(open_project("study", tmp_path, reference="bf17"))
+
+
+def test_rates_are_arms_where_nothing_else_differs(tmp_path: Path, make_run: Any, make_spec: Any) -> None:
+    for lr in (1e-3, 1e-2):
+        for seed in range(3):
+            make_run(tmp_path, make_spec("e5m2", "adamw", lr, seed), points=10, sited=False)
+    found = compare_arms(load_project(RunStore(tmp_path), "study"))
+    assert found is not None and list(found.arms) == ["lr 0.001", "lr 0.01"] and found.verdict is not None
+
+
+def test_settings_that_a_name_leaves_out_make_arms_of_their_own(tmp_path: Path, make_run: Any, make_spec: Any) -> None:
+    for betas in ([0.9, 0.95], [0.9, 0.999]):
+        for seed in range(2):
+            make_run(tmp_path, make_spec("e5m2", betas=betas, seed=seed), points=10, sited=False)
+    found = compare_arms(load_project(RunStore(tmp_path), "study"))
+    assert found is not None
+    assert list(found.arms) == ["e5m2 stochastic, adamw (betas.1 0.95)", "e5m2 stochastic, adamw (betas.1 0.999)"]
+
+
+def test_the_terminal_has_the_sentence_and_a_row_an_arm(made: Callable[[str], Project], tmp_path: Path) -> None:
+    found = ProjectReport(made("recipes"), tmp_path)
+    assert found.rows is not None and [row[0] for row in found.rows[1]] == ["fp8", "fp8-delayed", "mxfp4", "nvfp4"]
+    facts = found.data()
+    assert facts["reference"] == "bf16" and {arm["verdict"] for arm in facts["arms"]} == {"worse", "equivalent"}
+    assert facts["comparisons"] == [] and facts["headline"] == found.headline
+
+
+@pytest.mark.needs("chromium", "bash")
+@pytest.mark.parametrize("what", ["one run", "only diverged", "recipes"])
+def test_a_browser_draws_these_pages_wide_and_on_a_phone(
+    browser: Chromium, made: Callable[[str], Project], tmp_path: Path, what: str
+) -> None:
+    project = made(what)
+    page = html(project, chapters(project), first_sentence(project), "now", interactive=False)
+    (tmp_path / "page.html").write_text(page)
+    for width in (1200, 390):
+        state = browser.open(tmp_path / "page.html", width=width, dark=width < 600)
+        assert state["figures"] == state["drawn"] >= 1 and state["wide"] <= 0
+        assert state["cut"] == [] and state["outside"] == [] and browser.complaints == []
