@@ -207,15 +207,19 @@ class Nvfp4Spec(BlockSpec):
 class Block(Scaling):
     spec: BlockSpec
 
+    @property
+    def either_way(self) -> bool:
+        symmetric = self.spec.shape == "square" and self.spec.statistic == "amax"
+        return symmetric and not self.spec.choose and self.spec.scale_rounding != "stochastic"
+
     def find(
         self, slabs: Sequence[Tensor], *, live: bool = False, count: bool = False, key: Tensor | None = None
     ) -> SmallScale | None:
         spec, axes = self.spec, slabs[0].ndim
-        block = (*(1,) * (axes - 1), spec.size)
-        if spec.shape == "square":
-            if axes < 2:
-                raise ValueError(f"square blocks need two axes; this tensor has {axes}. Use shape: row.")
-            block = (*(1,) * (axes - 2), spec.size, spec.size)
+        if spec.shape == "square" and axes < 2:
+            raise ValueError(f"square blocks need two axes; this tensor has {axes}. Use shape: row.")
+        sizes = (spec.size,) * (2 if spec.shape == "square" else 1)
+        block = (*(1,) * (axes - len(sizes)), *sizes)
         statistic = self._statistic(slabs)
         outer = self._outer(statistic)
         if not spec.choose:
@@ -290,7 +294,8 @@ class Block(Scaling):
             wanted = mode_exponent(amax, self.format, spec.mode) + spec.margin
         outside = (wanted < lowest) | (wanted > HIGHEST)
         clamped = torch.count_nonzero(outside & (amax > 0)) if count else None
-        number = e8m0_scale(amax, wanted) if lowest == LOWEST else _or_one(amax, wanted)
+        number = torch.where(amax > 0, power_of_two_scale(wanted.clamp(-126, HIGHEST)), 1.0)
+        number = e8m0_scale(amax, wanted) if lowest == LOWEST else number
         scales = powers(number, spec.mode, spec.arithmetic, spec.prescale)
         return SmallScale.of(scales.each(held), block, clamped)
 
@@ -369,9 +374,7 @@ def _magnitude(x: Tensor) -> Tensor:
 
 
 def mode_exponent(amax: Tensor, fmt: NumberFormat, mode: Mode) -> Tensor:
-    """The exponent of the scale as the rule has it, int32; whatever for 0 and NaN."""
-    if mode == "rceil":
-        return scale_exponent(amax, float(fmt.max), lowest=LOWEST)
+    """The exponent of the scale as the rule, not rceil, has it, int32; whatever for 0 and NaN."""
     mantissa, exponent = split_amax(amax, least=2 - fmt.max_binade)
     if mode == "even":
         # Rounding amax to M bits can only matter where it carries into the next power of two: from there on upwards,
@@ -389,12 +392,3 @@ def e8m0_scale(amax: Tensor, wanted: Tensor) -> Tensor:
     scale = ((found + 1 + 127) << 23).clamp(max=254 << 23).to(torch.int32).view(torch.float32) * 0.5
     scale = torch.where(found == HIGHEST, 2.0**HIGHEST, scale)
     return torch.where(amax == amax, scale, torch.nan)
-
-
-def mx_scale(amax: Tensor, fmt: NumberFormat, mode: Mode) -> Tensor:
-    """The e8m0 scale of blocks with these amaxes, float32, same shape."""
-    return e8m0_scale(amax, mode_exponent(amax, fmt, mode))
-
-
-def _or_one(amax: Tensor, wanted: Tensor) -> Tensor:
-    return torch.where(amax > 0, power_of_two_scale(wanted.clamp(-126, HIGHEST)), 1.0)

@@ -79,7 +79,7 @@ def process_key(key: Tensor, role: str) -> Tensor:
 
     A weight is the same tensor everywhere, so its bits are, too.
     """
-    if role in ("input", "grad_output") and dist.is_available() and dist.is_initialized():
+    if dist.is_available() and dist.is_initialized() and role in ("input", "grad_output"):
         return key ^ (dist.get_rank() * _SPREAD & (1 << 63) - 1)
     return key
 

@@ -19,7 +19,7 @@ place; nothing is copied to the host, no Python object outlives the pass, and wi
 """
 
 import typing
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Annotated, Any, ClassVar, Literal
 
@@ -28,6 +28,7 @@ from pydantic import Field, model_validator
 from torch import Tensor
 
 from altgrad.formats import NumberFormat, Rounding
+from altgrad.quantize.apart import numbered, watched_cast
 from altgrad.quantize.block_scale import Scales, SmallScale
 from altgrad.quantize.correction import eden, require_correctable, require_run, rounds_scales
 from altgrad.quantize.counted import Counted, Role
@@ -129,6 +130,17 @@ class Cast:
         return _held(values, self.format, self.scale, dtype)
 
 
+@dataclass(frozen=True, eq=False)
+class Observer:
+    """Adds what it makes of a cast to its rows, or to what is given in their place, and leaves no other trace."""
+
+    add: Callable[[Sequence[Tensor], Cast], None]
+    rows: Sequence[Tensor]
+
+    def __call__(self, cast: Cast) -> None:
+        self.add(self.rows, cast)
+
+
 class Quantizer(Counted):
     """Casts tensors at one site. Calling it is differentiable as its spec's `gradient` says, any number of times.
 
@@ -140,6 +152,9 @@ class Quantizer(Counted):
     A live pass feeds delayed scaling, advances the random bits, and is watched; what counts as one stands in
     `altgrad.quantize.passes`. Call `commit()` once after each optimizer step. A copy is not watched.
     """
+
+    apart = False
+    """Whether compiled graphs leave casts on a CPU, where `Observer`s alone watch them, to `altgrad.quantize.apart`."""
 
     def __init__(
         self,
@@ -154,12 +169,22 @@ class Quantizer(Counted):
     ) -> None:
         super().__init__(site, role, seed, "quantizer")
         self.reduced, self.rows, self.run = reduced, rows, run
+        self.number = numbered(self)
         self.observers: list[Callable[[Cast], None]] = []
         self.watching = False
         self.engine: Engine = "eager"
         self._adopt(QuantizerSpec.made_from(spec, site or ""))
         if self.spec.draws:
             self.count_passes()
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> "Quantizer":
+        made = typing.cast(Quantizer, super().__deepcopy__(memo))
+        made.number = numbered(made)
+        return made
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        super().__setstate__(state)
+        self.number = numbered(self)
 
     def _fresh(self) -> dict[str, Any]:
         return {"observers": [], "watching": False}
@@ -196,6 +221,11 @@ class Quantizer(Counted):
     def values(self, x: Tensor, live: bool, dtype: torch.dtype) -> Tensor:
         """`cast(x, live).values(dtype)`, without keeping what only observers look at."""
         if live and self.watching:
+            observers = self._seen_apart(x)
+            if observers is not None:
+                rows = [row for observer in observers for row in observer.rows]
+                values: Tensor = watched_cast(x.detach(), self.number, self._key(live), rows, dtype)
+                return values
             return self.cast(x, live).values(dtype)
         key = self._key(live)
         found = self.find_scale(x, live, key=key)
@@ -219,9 +249,30 @@ class Quantizer(Counted):
 
     def cast(self, x: Tensor, live: bool) -> Cast:
         """The cast itself, outside autograd; a live one is shown to the observers while `watching`."""
-        watched = live and self.watching
-        key = self._key(live)
-        found = self.find_scale(x, live, count=watched, key=key)
+        made = self._cast(x, live, self.role, self._key(live))
+        if live and self.watching:
+            for observe in self.observers:
+                observe(made)
+        return made
+
+    def cast_into(self, x: Tensor, key: Tensor | None, rows: Sequence[Tensor], dtype: torch.dtype) -> Tensor:
+        """The values of a live pass that is watched, with these random bits, and with these rows for the observers'.
+        Observers are told one role for all passes: those of weights, inputs and gradients can share a graph."""
+        made, left = self._cast(x, True, "input", key), list(rows)
+        for observer in self.observers:
+            assert isinstance(observer, Observer)
+            observer.add([left.pop(0) for _ in observer.rows], made)
+        return made.values(dtype)
+
+    def _seen_apart(self, x: Tensor) -> list[Observer] | None:
+        """The observers of a cast that is left to the operator."""
+        if not (self.apart and x.device.type == "cpu" and torch.compiler.is_compiling()):
+            return None
+        seen = [observe for observe in self.observers if isinstance(observe, Observer)]
+        return seen if len(seen) == len(self.observers) else None
+
+    def _cast(self, x: Tensor, live: bool, role: Role, key: Tensor | None) -> Cast:
+        found = self.find_scale(x, live, count=live and self.watching, key=key)
         scales = None if found is None else found.spread_all(tuple(x.shape))
         exact = self._units(x, scales)
         unbounded = self._round(exact, key)
@@ -229,17 +280,13 @@ class Quantizer(Counted):
         scales = self._corrected(exact, rounded, found, scales, key)
         clamped, scale = (None, None) if found is None or scales is None else (found.clamped, scales.scale)
         site = "" if torch.compiler.is_compiling() else self.site
-        made = Cast(site, self.role, self.spec.format, scale, exact, unbounded, rounded, clamped, scales)
-        if watched:
-            for observe in self.observers:
-                observe(made)
-        return made
+        return Cast(site, role, self.spec.format, scale, exact, unbounded, rounded, clamped, scales)
 
     def find_scale(
         self, x: Tensor, live: bool = False, *, count: bool = False, key: Tensor | None = None
     ) -> SmallScale | None:
         """The scale for casting x, along the axis that this quantizer reduces; see Scaling.find."""
-        if self.reduced == "last":
+        if self.scaling.either_way or self.reduced == "last":
             return self.scaling.find((x,), live=live, count=count, key=key)
         found = self.scaling.find((x.mT,), live=live, count=count, key=key)
         return None if found is None else found.turned

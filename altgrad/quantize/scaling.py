@@ -178,6 +178,11 @@ class Scaling(CastState, ABC):
         super().__init__()
         self.spec, self.format = spec, fmt
 
+    @property
+    def either_way(self) -> bool:
+        """Whether a matrix has the scales of its transpose."""
+        return False
+
     @abstractmethod
     def find(
         self, slabs: Sequence[Tensor], *, live: bool = False, count: bool = False, key: Tensor | None = None

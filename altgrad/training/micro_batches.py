@@ -16,7 +16,7 @@ from altgrad.nn import check_passes, seek
 from altgrad.optim import make_dense
 from altgrad.quantize.engine import ready_compiler
 from altgrad.quantize.noise import site_key
-from altgrad.training.regions import Regions, run_plainly
+from altgrad.training.regions import Regions, run_plainly, watch_apart
 from altgrad.training.run import RunSpec
 from altgrad.training.state import TrainState
 
@@ -84,6 +84,7 @@ class Gradients:
             ready_compiler()
             torch.compiler.reset()
         if self.spec.compile == "model":
+            watch_apart(self.state.model)
             self.forward = torch.compile(self.state.model, fullgraph=True)
         elif self.spec.compile == "blocks":
             self.regions = Regions(self.state.model)

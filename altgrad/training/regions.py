@@ -20,13 +20,10 @@ from torch import nn
 from altgrad.nn import quantizers, unrecorded
 from altgrad.nn.linear import QuantizedLayer
 from altgrad.quantize import Quantizer, Rounding
-from altgrad.quantize.engine import ready_compiler
+from altgrad.quantize.engine import quickly, ready_compiler
 
 GRAPHS = 3
 """Of each sort of block: evaluation, a watched step and an unwatched one."""
-QUICKLY = {"cpp.enable_loop_tail_vec": False}
-"""Options of Inductor: the ends of rows that fill no vector, which most models have none of, are done one number at a
-time, for which code is there anyway. A third form of every kernel took an eighth of compiling (46 to 40 s)."""
 PLAIN, CAST, BLOCKED, RANDOM = 10.0, 0.6, 0.25, 1.0
 """Seconds to compile a block without casts, and what a cast adds: any, one with block scales, one with random bits
 (bench/RESULTS.md, two cores)."""
@@ -77,6 +74,12 @@ def run_plainly(model: nn.Module, forward: Callable[[], object]) -> None:
     model.train(training)
 
 
+def watch_apart(model: nn.Module) -> None:
+    """Have the graphs of a model, which Inductor makes, call their watched casts instead of holding them."""
+    for quantizer in quantizers(model):
+        quantizer.apart = True
+
+
 class Regions:
     """The compiled blocks of a model. They are compiled when they first run.
 
@@ -84,14 +87,13 @@ class Regions:
     """
 
     def __init__(self, model: nn.Module, backend: str = "inductor", *, plain: bool = False) -> None:
-        options: Any = None
-        if backend == "inductor":
-            known = torch._inductor.list_options()
-            options = {name: value for name, value in QUICKLY.items() if name in known}
+        options: Any = quickly() if backend == "inductor" else None
         self.compiled: list[tuple[Any, Callable[..., Any]]] = [
             (block, torch.compile(block.forward, fullgraph=True, backend=backend, options=options))
             for block in blocks_of(model, plain=plain)
         ]
+        if backend == "inductor":
+            watch_apart(nn.ModuleList(blocks_of(model)))
         ready_compiler()
         self._uses = 0
 

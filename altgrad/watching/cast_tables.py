@@ -4,15 +4,14 @@
 token reached, of a step without a forward, nothing is reported, where a row of zeros would be taken for counts. A pass
 of no rows is a pass: its rates are NaN. Then come each monitor's own sums; `maxima` has their maxima.
 
-This is the only part of watching that is traced into the graph of a compiled model, so shapes are fixed and no buffer
-is ever rebound. A site writes into rows of its own, which are tensors by themselves until the step is over: so one
-graph serves all sites, and the backward of one layer may write while that of another still holds what it read. Every
-cast monitor measures whenever any is due: a look at which are due would be one more graph for each of their
-combinations. float64 holds counts exactly up to 2^53.
+This is the only part of watching that runs within the graph of a compiled model (traced into it, or behind the operator
+of `altgrad.quantize.apart`), so shapes are fixed and no buffer is ever rebound. A site writes into rows of its own,
+which are tensors by themselves until the step is over: so one graph serves all sites, and the backward of one layer may
+write while that of another still holds what it read. Every cast monitor measures whenever any is due: a look at which
+are due would be one more graph for each of their combinations. float64 holds counts exactly up to 2^53.
 """
 
-import functools
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 
 import torch
 from torch import Tensor
@@ -21,6 +20,7 @@ from altgrad.monitors.monitor import CastMonitor, Found, Values
 from altgrad.quantize import Cast, Grid, Rounding
 from altgrad.quantize.counted import Role
 from altgrad.quantize.grid import bound_units, grid_units, round_units
+from altgrad.quantize.quantizer import Observer
 
 
 class CastTables:
@@ -42,20 +42,21 @@ class CastTables:
             tuple(torch.zeros(width, dtype=torch.float64, device=device) for width in widths) for _ in self.rows
         ]
         self.sums, self.maxima = (torch.zeros(0, width, dtype=torch.float64, device=device) for width in widths)
-        self.one = torch.ones((), dtype=torch.float64, device=device)
         self.before: tuple[Tensor, Tensor] | None = None
         """What `closed` gave, to be the step's after all if no pass comes before `settle`."""
 
-    def observer(self, site: str) -> Callable[[Cast], None]:
+    def observer(self, site: str) -> Observer:
         """What adds the casts of a site to its rows."""
-        return functools.partial(self.see, self.written[self.rows[site]]) if self.rows else _unseen
+        return Observer(self.see, self.written[self.rows[site]] if self.rows else ())
 
-    def see(self, rows: tuple[Tensor, ...], cast: Cast) -> None:
-        """Add what the monitors measure of a cast to a site's rows."""
+    def see(self, rows: Sequence[Tensor], cast: Cast) -> None:
+        """Add what the monitors measure of a cast to a site's rows, if it has any."""
+        if not rows:
+            return
         found = {k: m.measure(cast) for k, m in self.monitors.items() if self.whole or k in self.always}
-        nothing = self.one * 0
+        one, nothing = rows[0].new_ones(()), rows[0].new_zeros(())
         for row, add in zip(rows, (True, False), strict=True):
-            parts = [self.one] if add else []
+            parts = [one] if add else []
             for kind, monitor in self.monitors.items():
                 names = monitor.sums if add else monitor.maxima
                 parts += [found[kind][name].to(torch.float64) if kind in found else nothing for name in names]
@@ -108,10 +109,6 @@ class CastTables:
                         for number, name in enumerate(names)
                     },
                 )
-
-
-def _unseen(cast: Cast) -> None:
-    """No monitor looks at casts."""
 
 
 def cast_on(grid: Grid, x: Tensor, site: str, role: Role) -> Cast:

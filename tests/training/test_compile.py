@@ -89,7 +89,8 @@ def test_compiled_by_inductor_a_run_is_the_same_within_rounding(
         assert outcome.status == "completed"
         found[name] = list(run.metrics())
         if name == "whole":
-            assert counters["stats"]["unique_graphs"] == graphs and not counters["graph_break"]
+            # And one behind the operator for each sort of watched cast: weights, inputs, gradients.
+            assert counters["stats"]["unique_graphs"] == graphs + 3 and not counters["graph_break"]
             said = [event["message"] for event in run.events() if "compiling" in event]
             assert len(said) == 1 and said[0].startswith("Compiling takes about ")
     for plain, compiled, again in zip(found["plain"], found["whole"], found["parts"], strict=True):

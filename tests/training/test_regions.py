@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor, nn
+from torch._dynamo.eval_frame import _debug_get_cache_entry_list
 from torch._dynamo.utils import counters
 from torch._inductor.utils import fresh_cache
 
@@ -16,6 +17,7 @@ from altgrad.monitors import MonitorSpec
 from altgrad.nn import PrecisionPolicy, commit, quantize_model
 from altgrad.optim import AdamW
 from altgrad.quantize import Quantizer, ScalingSpec
+from altgrad.quantize.apart import _cast_into
 from altgrad.spec import MachineError, SpecError
 from altgrad.training import RunSpec
 from altgrad.training.prepare import prepare
@@ -84,7 +86,9 @@ def test_like_blocks_are_one_graph_watched_and_one_unwatched(recipe: str, layers
     model = model_of(layers, recipe)
     plain = steps(copy.deepcopy(model), None)
     compiled = steps(model, Regions(model, backend=backend))
-    assert counters["stats"]["unique_graphs"] == 2 and not counters["graph_break"]
+    behind = len(_debug_get_cache_entry_list(_cast_into.__code__))  # of watched casts, see altgrad.quantize.apart
+    assert counters["stats"]["unique_graphs"] == 2 + behind and not counters["graph_break"]
+    assert behind == 0 if backend != "inductor" else behind == 3 or recipe == "mx"
     for (loss, metrics), (loss_compiled, metrics_compiled) in zip(plain, compiled, strict=True):
         assert loss_compiled == pytest.approx(loss, rel=1e-5)
         assert metrics_compiled == pytest.approx(metrics, rel=1e-2, abs=2e-3, nan_ok=True)
@@ -107,8 +111,12 @@ def test_a_second_process_finds_both_graphs_made(recipe: str, tmp_path: Path) ->
         counters.clear()
         model = model_of(2, recipe)
         again = steps(model, Regions(model))
-    found = counters["aot_autograd"]
-    assert found["autograd_cache_hit"] == 2 and not found["autograd_cache_miss"] and not found["autograd_cache_bypass"]
+    found, behind = counters["aot_autograd"], len(_debug_get_cache_entry_list(_cast_into.__code__))
+    assert (
+        found["autograd_cache_hit"] == 2 + behind
+        and not found["autograd_cache_miss"]
+        and not found["autograd_cache_bypass"]
+    )
     assert not counters["inductor"]["fxgraph_cache_miss"] and first == again
 
 
