@@ -16,7 +16,7 @@ CONSTRAINTS := $(if $(TORCH),build/constraints-torch$(TORCH).txt,constraints.txt
 TEST_ENV := HF_HUB_OFFLINE=1 OMP_NUM_THREADS=$(THREADS) MKL_NUM_THREADS=$(THREADS)
 PYTEST := $(TEST_ENV) $(BIN)/python -m pytest -n 2
 
-.PHONY: help demo test test-long faults cluster cuda exhaustive study-smoke lint venv clean
+.PHONY: help demo test daily test-long faults cluster cuda exhaustive study-smoke lint venv clean
 
 help: ## list the targets
 	@sed -n 's/^\([a-z-]*\):[^#]*## /\1\t/p' Makefile | expand -t 12
@@ -25,7 +25,10 @@ demo: $(STAMP) ## FP8 and MXFP4 beside float32, three seeds each on the packaged
 	$(BIN)/altgrad sweep matrices/demo.yaml
 	$(BIN)/altgrad report --project demo
 
-test: lint ## lint, then every test that takes seconds
+test: $(STAMP) ## lint, and every test that takes seconds
+	@$(MAKE) --no-print-directory -j 2 lint daily
+
+daily: $(STAMP)
 	@$(PYTEST) -m "not long and not cluster"
 
 test-long: $(STAMP) ## the tests that take minutes

@@ -41,7 +41,7 @@ CAMPAIGNS = (
     ),
     Campaign(
         "numbers in runs", "a senseless learning rate ends a run as completed or diverged, never as an error",
-        100, 20, numbers.runs,
+        100, 8, numbers.runs,
     ),
     Campaign(
         "numbers in reports", "a project of such numbers has a report, in JSON that any reader takes",
@@ -59,7 +59,7 @@ CAMPAIGNS = (
     ),
     Campaign(
         "planted files", "pickles, code, bombs and names that lead elsewhere are refused by every command",
-        187, 187, security.planted,
+        security.PLANTED, 40, security.planted,
     ),
     Campaign(
         "pickles in the token cache", "no object is ever loaded from a cache", 5, 1, security.token_cache_pickles,
