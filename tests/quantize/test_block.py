@@ -274,6 +274,20 @@ def test_squares_give_a_matrix_and_its_transpose_the_same_values(scaling: Any) -
     assert torch.equal(cast(x, "e2m1", scaling)[0].T, cast(x.T.contiguous(), "e2m1", scaling)[0])
 
 
+@pytest.mark.parametrize(
+    "more", [{}, {"outer": "tensor", "scale": "e4m3fn"}, {"choose": [6, 4]}, {"statistic": "absmean", "scale": "real"}]
+)
+def test_what_goes_for_the_transpose_unasked_is_what_looking_at_it_gives(more: Any) -> None:
+    """Scales, counts and values of ragged squares, found along either axis."""
+    spec: Any = {"format": "e2m1", "scaling": {"kind": "block", "size": 16, "shape": "square", **more}}
+    quantizer, x = Quantizer(spec, reduced="first"), sample(70, 41)
+    assert quantizer.scaling.either_way == (not {"choose", "statistic"} & set(more))
+    found, asked = quantizer.find_scale(x, count=True), quantizer.scaling.find((x.mT,), count=True)
+    assert found is not None and asked is not None and asked.clamped is not None
+    assert torch.equal(found.spread((70, 41)), asked.turned.spread((70, 41)))
+    assert found.clamped == asked.clamped
+
+
 def test_of_several_maxima_each_block_keeps_the_one_of_least_error() -> None:
     x = torch.randn(40, 64, generator=torch.Generator().manual_seed(1))
     alone = [cast(x, "e2m1", {"kind": "nvfp4", "choose": [c], "outer": "none"})[0] for c in (6, 4)]
