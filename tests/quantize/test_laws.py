@@ -71,7 +71,7 @@ def test_words_are_taken_or_refused_in_one_line_that_names_what_was_said(example
 
 @daily_and_long
 def test_values_are_those_of_the_grid_whatever_the_way_and_the_layout(examples: int) -> None:
-    """By the short form and the general one; from any strides, along the other axis, from slabs of rows, in bfloat16."""
+    """By the short form and the general one, from any strides, along either axis, from slabs of rows, in bfloat16."""
 
     def law(spec: QuantizerSpec, x: Tensor) -> None:
         found, cast = values(spec, x), made(spec, x).cast(x, False)
@@ -156,6 +156,22 @@ def test_an_infinity_or_nan_is_its_own_and_changes_no_other_element(examples: in
 
     numbers = st.sampled_from([math.inf, -math.inf, math.nan])
     holds(examples, law, CASTS, tensors(), st.integers(0, 1 << 20), numbers)
+
+
+@daily_and_long
+def test_what_is_finite_becomes_no_nan_at_either_end_of_float32(examples: int) -> None:
+    """Nor inf, but for values that round up to 2^128; and the short form stays the general one."""
+
+    def law(spec: QuantizerSpec, x: Tensor, exponent: int) -> None:
+        x = (x.double() * 2.0**exponent).clamp(-3e38, 3e38).float()
+        found, cast = values(spec, x), made(spec, x).cast(x, False)
+        assert not bool(found.isnan().any() | cast.exact.isnan().any())
+        assert not bool(found.isinf()[x.abs() < 2.0**126].any())
+        assert same(cast.values(torch.float32), found)
+
+    saturating = CASTS.filter(lambda spec: spec.overflow == "saturate")
+    ends = st.one_of(st.integers(-150, -120), st.integers(110, 127))
+    holds(examples, law, saturating, tensors(), ends)
 
 
 def repeats(spec: QuantizerSpec) -> str:
