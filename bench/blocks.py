@@ -1,6 +1,6 @@
 """python -m bench.blocks: what a cast with block scales costs, ours and torchao's, eager and compiled.
 
-    block       e4m3fn, runs of 128, real scales        torchao: torch_blockwise_scale_act_quant_lhs
+    block       e4m3fn, runs of 128, real scales        torchao, with triton: torch_blockwise_scale_act_quant_lhs
     mxfp8       e4m3fn, runs of 32, e8m0 by floor       torchao: to_mx and to_dtype
     mxfp4       e2m1, runs of 32, e8m0 by floor         the same
     nvfp4       e2m1, runs of 16, two levels            torchao: NVFP4Tensor.to_nvfp4 and dequantize
@@ -43,11 +43,12 @@ Cast = Callable[[Tensor], object]
 
 def torchao_casts() -> Iterator[tuple[str, Cast]]:
     """Casts and back by torchao's own functions in torch."""
-    from torchao.prototype.blockwise_fp8_training.kernels import torch_blockwise_scale_act_quant_lhs
     from torchao.prototype.mx_formats.mx_tensor import to_dtype, to_mx
     from torchao.prototype.mx_formats.nvfp4_tensor import NVFP4Tensor, per_tensor_amax_to_scale
 
     def block(x: Tensor) -> Tensor:
+        from torchao.prototype.blockwise_fp8_training.kernels import torch_blockwise_scale_act_quant_lhs
+
         codes, inverse = torch_blockwise_scale_act_quant_lhs(x, 128)
         return (codes.to(torch.float32).view(len(x), -1, 128) * inverse[..., None]).view(x.shape).to(x.dtype)
 
@@ -61,7 +62,8 @@ def torchao_casts() -> Iterator[tuple[str, Cast]]:
     def nvfp4(x: Tensor) -> Tensor:
         return NVFP4Tensor.to_nvfp4(x, per_tensor_scale=per_tensor_amax_to_scale(x.abs().max())).dequantize(x.dtype)
 
-    yield "block", block
+    if find_spec("triton"):  # which that file imports
+        yield "block", block
     yield "mxfp8", mx(torch.float8_e4m3fn)
     yield "mxfp4", mx(torch.float4_e2m1fn_x2)
     yield "nvfp4", nvfp4

@@ -23,7 +23,7 @@ from tests.quantize.axes import specs, tensors, words
 
 RUN = 64
 """Elements of a run for casts that correct one."""
-daily_and_long = pytest.mark.parametrize("examples", [15, pytest.param(500, marks=pytest.mark.long)])
+daily_and_long = pytest.mark.parametrize("examples", [10, pytest.param(500, marks=pytest.mark.long)])
 
 
 def holds(examples: int, law: Callable[..., None], *drawn: st.SearchStrategy[Any]) -> None:
@@ -66,7 +66,7 @@ def test_words_are_taken_or_refused_in_one_line_that_names_what_was_said(example
             return
         assert QuantizerSpec.made_from(spec.tree()) == spec  # type: ignore[arg-type]
 
-    holds(4 * examples, law, words())
+    holds(2 * examples, law, words())
 
 
 @daily_and_long
@@ -216,7 +216,7 @@ def drawn(spec: QuantizerSpec) -> bool:
 @daily_and_long
 def test_stochastic_rounding_has_the_mean_of_x_where_nothing_is_clipped(examples: int) -> None:
     """Given the scale of each pass, which may be drawn itself; z of the mean over passes, all elements together."""
-    passes = 40
+    passes = 30
 
     def law(spec: QuantizerSpec, x: Tensor) -> None:
         quantizer, errors, variances = made(spec, x), torch.zeros(x.shape), torch.zeros(x.shape)

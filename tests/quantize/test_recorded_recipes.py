@@ -48,8 +48,8 @@ class Law:
 
 
 def chance(law: Law, mean: Tensor, draws: int, least: int = 100) -> float:
-    """The p-value of the recorded means, at least so many. Those that are fixed, or nearly, are right but for a few draws:
-    a noise next to a half moves even a grid value, in TetraJet's code once in 10^7 draws."""
+    """The p-value of the recorded means, at least so many. Those that are fixed, or nearly, are right but for a few
+    draws: a noise next to a half moves even a grid value, in TetraJet's code once in 10^7 draws."""
     rarer = torch.minimum(law.up, 1 - law.up) * draws
     seen = rarer > SEEN
     assert int(seen.sum()) >= least
