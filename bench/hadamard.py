@@ -16,6 +16,7 @@ from torch import Tensor
 
 from altgrad.quantize import Quantizer
 from altgrad.quantize.transform import HadamardSpec
+from bench.page import Results
 from bench.timing import in_turn, machine, summary
 
 SIZES = (16, 128)
@@ -52,15 +53,18 @@ def main() -> None:
     parser.add_argument("--sizes", type=int, nargs="+", default=[20, 24], help="log2 of the numbers of elements")
     parser.add_argument("--rounds", type=int, default=20)
     parser.add_argument("--device", default="cpu")
+    parser.add_argument("--page", action="store_true", help="write the tables into bench/RESULTS.md")
     given = parser.parse_args()
-    print(machine())
+    found = Results("hadamard", f"{machine()}; {torch.get_num_threads()} threads.")
     for exponent in given.sizes:
         rows = 1 << exponent // 2
         x = torch.randn(rows, (1 << exponent) // rows, device=given.device)
         taken = in_turn(tasks(x), rounds=given.rounds)
-        print(f"\n2^{exponent} elements\n\n| what | ms | times clone | quartiles |\n|---|---|---|---|")
+        lines = [f"2^{exponent} elements", "", "| what | ms | times clone | quartiles |", "|---|---|---|---|"]
         for name, (seconds, low, middle, high) in summary(taken, "clone").items():
-            print(f"| {name} | {seconds * 1e3:.2f} | {middle:.1f} | {low:.1f} to {high:.1f} |")
+            lines.append(f"| {name} | {seconds * 1e3:.2f} | {middle:.1f} | {low:.1f} to {high:.1f} |")
+        found.add("\n".join(lines))
+    found.write(given.page)
 
 
 if __name__ == "__main__":

@@ -4,6 +4,8 @@ import os
 import re
 from pathlib import Path
 
+RESULTS = Path(__file__).parent / "RESULTS.md"
+
 
 def refresh(path: Path, part: str, body: str) -> None:
     """Put `body` between the markers `<!-- part: begin -->` and `<!-- part: end -->`; at the end where there are none.
@@ -18,3 +20,19 @@ def refresh(path: Path, part: str, body: str) -> None:
     aside = path.with_suffix(path.suffix + ".aside")
     aside.write_text(found, encoding="utf-8")
     os.replace(aside, path)
+
+
+class Results:
+    """Tables of one program, shown as they come and, if wanted, kept in bench/RESULTS.md between its own markers."""
+
+    def __init__(self, part: str, head: str) -> None:
+        self.part, self.blocks = part, [head]
+        print(head)
+
+    def add(self, table: str) -> None:
+        self.blocks.append(table)
+        print(f"\n{table}", flush=True)
+
+    def write(self, wanted: bool) -> None:
+        if wanted:
+            refresh(RESULTS, self.part, "\n\n".join(self.blocks))

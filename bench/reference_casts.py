@@ -28,7 +28,9 @@ from bench.page import refresh
 from bench.reference_words import FILES, Case, Tensors
 
 HERE = Path(__file__).parents[1] / "tests" / "references"
-KEPT = "casts.safetensors"
+KEPT = {"casts.safetensors": [name for name in FILES if name != "compressed_tensors"],
+        "presets.safetensors": ["compressed_tensors"]}  # fmt: skip
+"""What the project keeps, and of which files."""
 
 UNEQUAL: dict[tuple[str, str, str], tuple[int, str]] = {
     ("fouroversix", "nvfp4.static_6", "edge"): (128, "wraps"),
@@ -41,6 +43,8 @@ UNEQUAL: dict[tuple[str, str, str], tuple[int, str]] = {
     ("torchao_int8", "int8_row", "edge"): (2, "zero row"),
     ("torchao_int8", "bitnet", "normal"): (1, "mean"),
     ("torchao_int8", "bitnet", "lognormal"): (1, "mean"),
+    ("compressed_tensors", "mxfp8.f32", "edge"): (128, "next scale"),
+    ("compressed_tensors", "mxfp8.bf16", "normal"): (66, "next scale"),
 }
 """(file, entry, input): how many codes, values and scales differ, and why, a key of `REASONS`."""
 
@@ -49,6 +53,7 @@ REASONS = {
     "0/0": "zero blocks are 0/0 in the reference, whose codes there mean nothing",
     "zero scale": "the recorded scale is the stochastic cast's, where 0 becomes 2^-9; the values agree",
     "zero row": "the scale of a row of zeros is 0 there and 1 here; the codes agree",
+    "next scale": "an amax of exactly 448 2^k takes the next scale there",
     "mean": "mean |w| summed in float32 there, in float64 here: the scale's last bit; the codes agree",
 }
 
@@ -99,13 +104,14 @@ def recorded() -> dict[str, Tensors]:
     whole = os.environ.get("ALTGRAD_REFERENCES")
     if whole:
         return {name: _read(Path(whole) / f"{name}.safetensors") for name in FILES}
-    kept = _read(HERE / KEPT)
-    with safe_open(HERE / KEPT, framework="pt") as opened:
-        places: dict[str, str] = json.loads(opened.metadata()["places"])
     found: dict[str, Tensors] = {name: {} for name in FILES}
-    for place, tensor in places.items():
-        file, name = place.split("/")
-        found[file][name] = kept[tensor]
+    for part in KEPT:
+        kept = _read(HERE / part)
+        with safe_open(HERE / part, framework="pt") as opened:
+            places: dict[str, str] = json.loads(opened.metadata()["places"])
+        for place, tensor in places.items():
+            file, name = place.split("/")
+            found[file][name] = kept[tensor]
     return found
 
 
@@ -117,19 +123,20 @@ def _read(path: Path) -> Tensors:
 
 def keep(folder: Path) -> None:
     """Write what the project keeps of the files in a folder: equal tensors once, as bfloat16 where that is exact."""
-    tensors: Tensors = {}
-    places: dict[str, str] = {}
-    seen: dict[bytes, str] = {}
-    for file in FILES:
-        for name, tensor in _kept(_read(folder / f"{file}.safetensors"), "nvfp4" in file):
-            small = tensor.to(torch.bfloat16) if tensor.dtype == torch.float32 else tensor
-            exact = tensor.dtype == torch.float32 and torch.equal(small.to(torch.float32), tensor)
-            data = (small if exact else tensor).contiguous()
-            key = bytes(str(tuple(data.shape)), "ascii") + data.flatten().view(torch.uint8).numpy().tobytes()
-            place = f"{file}/{name}"
-            places[place] = seen.setdefault(key, place)
-            tensors.setdefault(seen[key], data)
-    save_file(tensors, HERE / KEPT, {"places": json.dumps(places)})
+    for part, files in KEPT.items():
+        tensors: Tensors = {}
+        places: dict[str, str] = {}
+        seen: dict[bytes, str] = {}
+        for file in files:
+            for name, tensor in _kept(_read(folder / f"{file}.safetensors"), "nvfp4" in file):
+                small = tensor.to(torch.bfloat16) if tensor.dtype == torch.float32 else tensor
+                exact = tensor.dtype == torch.float32 and torch.equal(small.to(torch.float32), tensor)
+                data = (small if exact else tensor).contiguous()
+                key = bytes(str(tuple(data.shape)), "ascii") + data.flatten().view(torch.uint8).numpy().tobytes()
+                place = f"{file}/{name}"
+                places[place] = seen.setdefault(key, place)
+                tensors.setdefault(seen[key], data)
+        save_file(tensors, HERE / part, {"places": json.dumps(places)})
 
 
 _OTHER = (
@@ -139,6 +146,11 @@ _OTHER = (
 """What files hold beside casts with scales, by the first word of the name."""
 
 
+UNUSED = (
+    ".mask", ".dx", ".dy", ".mean", ".var", ".high", ".low", ".amax", "scale_column", "scale_before", "read_back",
+)  # fmt: skip
+
+
 def _kept(tensors: Tensors, nvfp4: bool) -> Iterator[tuple[str, Tensor]]:
     """Inputs, codes, scales; values where there are no codes, or of normal and edge inputs; heavy tails for NVFP4."""
     for name, tensor in tensors.items():
@@ -146,7 +158,7 @@ def _kept(tensors: Tensors, nvfp4: bool) -> Iterator[tuple[str, Tensor]]:
             continue
         stem = name.removesuffix(".out")
         spare = name.endswith(".out") and f"{stem}.codes" in tensors and not ("normal" in stem or "edge" in stem)
-        unused = name.endswith((".mask", ".dx", ".dy", ".mean", ".var", ".high", ".low", ".amax", "scale_column"))
+        unused = name.endswith(UNUSED) or (".bf16." in name and name.startswith(("fp8", "nvfp4.")) and "stored" in name)
         if not spare and not unused and name.split(".")[0] not in _OTHER:
             yield name, tensor
 

@@ -20,6 +20,7 @@ from altgrad.formats import FloatFormat, NumberFormat, Rounding, TableFormat, pa
 from altgrad.quantize.engine import cast_values
 from altgrad.quantize.grid import bound_units, round_units
 from altgrad.quantize.noise import counted_bits
+from bench.page import Results
 from bench.patterns import as_table
 from bench.timing import in_turn, machine, summary
 
@@ -52,8 +53,8 @@ def bisected(fmt: TableFormat) -> Callable[[Tensor, Tensor], Tensor]:
     return run
 
 
-def measure(size: int, rounding: Rounding, engine: str, rounds: int) -> None:
-    """One table, printed."""
+def measure(size: int, rounding: Rounding, engine: str, rounds: int) -> str:
+    """One table."""
     x = torch.randn(size, generator=torch.Generator().manual_seed(0)) * 20
     key = torch.tensor(1)
     tasks: dict[str, Callable[[], Any]] = {}
@@ -75,9 +76,15 @@ def measure(size: int, rounding: Rounding, engine: str, rounds: int) -> None:
         road = bisected(values)
         tasks["bisected"] = lambda: road(x, key)
     assert rounding is Rounding.stochastic or tasks["e4m3fn"]().equal(tasks["e4m3fn values"]())
-    print(f"\n2^{size.bit_length() - 1} elements, {rounding}, {engine}\n\n| cast | ms | of e4m3fn |\n|---|---|---|")
+    lines = [
+        f"2^{size.bit_length() - 1} elements, {rounding}, {engine}",
+        "",
+        "| cast | ms | of e4m3fn |",
+        "|---|---|---|",
+    ]
     for name, (seconds, low, middle, high) in summary(in_turn(tasks, rounds=rounds), "e4m3fn").items():
-        print(f"| {name} | {seconds * 1e3:.2f} | {middle:.2f} ({low:.2f} to {high:.2f}) |")
+        lines.append(f"| {name} | {seconds * 1e3:.2f} | {middle:.2f} ({low:.2f} to {high:.2f}) |")
+    return "\n".join(lines)
 
 
 def main() -> None:
@@ -85,13 +92,15 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--sizes", type=int, nargs="*", default=[20, 24], help="powers of two of elements")
     parser.add_argument("--rounds", type=int, default=20)
+    parser.add_argument("--page", action="store_true", help="write the tables into bench/RESULTS.md")
     options = parser.parse_args()
     torch.set_num_threads(1)
-    print(f"{machine()}; one thread.")
+    found = Results("tables", f"{machine()}; one thread.")
     for size in options.sizes:
         for engine in ("eager", "compiled"):
             for rounding in (Rounding.nearest_even, Rounding.stochastic):
-                measure(1 << size, rounding, engine, options.rounds)
+                found.add(measure(1 << size, rounding, engine, options.rounds))
+    found.write(options.page)
 
 
 if __name__ == "__main__":

@@ -48,6 +48,8 @@ from altgrad.quantize.traced import held
 Arithmetic = Literal[
     "divide", "reciprocal", "encode", "te", "torchao", "fouroversix", "deepgemm", "quartet", "tetrajet"
 ]  # fmt: skip
+LEAST_FACTOR = 2.0**-127
+"""The inverse of the largest scale that is a power of two."""
 ENCODES = ("encode", "te", "torchao")
 """Whose one-level scale is found as its reciprocal."""
 TWO_STEPS = ("te", "fouroversix")
@@ -98,9 +100,10 @@ def encoder(amax: Tensor, top: float, floor: float, arithmetic: Arithmetic, *, p
         factor = torch.where(amax < _least_float32(floor), lowest, torch.full_like(amax, top) / amax)
     else:
         factor = torch.full_like(amax, top) / raised(amax, floor)
-    factor = factor.clamp(max=LARGEST)
+    factor = factor.clamp(LEAST_FACTOR, LARGEST)
     if power_of_two:
-        factor = (factor.view(torch.int32) & 0x7F800000).view(torch.float32)
+        powers = (factor.view(torch.int32) & 0x7F800000).view(torch.float32)
+        factor = torch.where(factor < 2 * LEAST_FACTOR, LEAST_FACTOR, powers)  # a sub-normal, which has no exponent
     return factor if floor else torch.where(amax > 0, factor, 1.0)
 
 
@@ -119,11 +122,17 @@ def two_levels(levels: Levels, arithmetic: Arithmetic) -> Scales:
     return _TWO_LEVELS[arithmetic](levels)
 
 
+def _product(inner: Tensor, outer: Tensor) -> Tensor:
+    """A scale of two levels. Under a format or margin that ends below 1 it can leave float32; it stays the largest
+    number, else what is finite would become NaN."""
+    return (inner * outer).clamp(max=LARGEST)
+
+
 def _divide(levels: Levels) -> Scales:
     if levels.outer is None:
         return Scales(levels.rounded(levels.quotient(levels.amax, levels.maximum)))
     outer = outer_scale(levels)
-    return Scales(levels.rounded(levels.amax / (outer * levels.maximum)) * outer)
+    return Scales(_product(levels.rounded(levels.amax / (outer * levels.maximum)), outer))
 
 
 def outer_scale(levels: Levels) -> Tensor:
@@ -148,14 +157,14 @@ def _quartet(levels: Levels) -> Scales:
     if levels.outer is None:
         return _divide(levels)
     outer = _or_one(levels.quotient(levels.outer, levels.bound, levels.top))
-    return Scales(levels.rounded(levels.quotient(levels.amax, levels.maximum) / outer) * outer)
+    return Scales(_product(levels.rounded(levels.quotient(levels.amax, levels.maximum) / outer), outer))
 
 
 def _tetrajet(levels: Levels) -> Scales:
     if levels.outer is None:
         return _divide(levels)
     outer = _or_one(levels.quotient(levels.outer, levels.bound, levels.top))
-    return Scales(levels.rounded(levels.quotient(levels.amax / outer, levels.maximum)) * outer)
+    return Scales(_product(levels.rounded(levels.quotient(levels.amax / outer, levels.maximum)), outer))
 
 
 def _torchao(levels: Levels) -> Scales:
@@ -165,14 +174,14 @@ def _torchao(levels: Levels) -> Scales:
         return Scales(inner, (1 / inner).clamp(max=LARGEST))
     outer = outer_scale(levels)
     inner = levels.rounded(wanted / outer)
-    return Scales(outer * inner, ((1 / outer) / inner).clamp(max=LARGEST))
+    return Scales(_product(inner, outer), ((1 / outer) / inner).clamp(max=LARGEST))
 
 
 def _encode(levels: Levels) -> Scales:
     found = _fouroversix(levels)
     if levels.outer is None or found.inner is None:
         return found
-    return Scales(found.inner * (1 / _encoder(levels)), found.factor)
+    return Scales(_product(found.inner, 1 / _encoder(levels)), found.factor)
 
 
 def _fouroversix(levels: Levels) -> Scales:
@@ -214,7 +223,7 @@ def _encoded(inner: Tensor, levels: Levels) -> Scales:
         return Scales(inner, (1 / inner).clamp(max=LARGEST))
     decoder = 1 / _encoder(levels)
     outer = levels.quotient(levels.outer, levels.bound * levels.top)
-    return Scales(inner * outer, (1 / (inner * decoder)).clamp(max=LARGEST), inner, outer)
+    return Scales(_product(inner, outer), (1 / _product(inner, decoder)).clamp(max=LARGEST), inner, outer)
 
 
 def outer_number(levels: Levels, arithmetic: Arithmetic) -> Tensor:

@@ -134,9 +134,9 @@ class BlockSpec(StatisticSpec):
             raise ValueError(f"outer: {self.outer} cuts rows, and shape: square spans several; use outer: tensor.")
 
     def _fit_choices(self) -> None:
+        if len(self.choose) < 2 and self.by != "mse":
+            raise ValueError(f"by: {self.by} has nothing to choose from; give choose, such as [6, 4].")
         if not self.choose:
-            if self.by != "mse":
-                raise ValueError(f"by: {self.by} has nothing to choose from; give choose, such as [6, 4].")
             return
         for name, default in (("target", 1), ("statistic", "amax"), ("margin", 0)):
             if (value := getattr(self, name)) != default:

@@ -26,7 +26,7 @@ from pydantic import Field, model_validator
 from torch import Tensor
 
 from altgrad.formats import NumberFormat
-from altgrad.quantize.arithmetic import ENCODES, Arithmetic, encoder, one_level, raised
+from altgrad.quantize.arithmetic import ENCODES, LEAST_FACTOR, Arithmetic, encoder, one_level, raised
 from altgrad.quantize.block_scale import SmallScale
 from altgrad.quantize.cast_state import CastState
 from altgrad.quantize.traced import held
@@ -316,12 +316,15 @@ class StatisticSpec(AmaxScalingSpec):
 
     @model_validator(mode="after")
     def _apart(self) -> Self:
-        if self.target != 1 and self.power_of_two:
+        mode = type(self).model_fields.get("mode")
+        if self.target != 1 and self.scales_by_powers:
             raise ValueError(f"target: {self.target} needs scale: real or a format; a power of two takes prescale.")
         if self.prescale != 1 and not self.scales_by_powers:
             raise ValueError(f"prescale: {self.prescale} needs scale: power_of_two or e8m0; others take target.")
-        if self.statistic == "std" and (self.margin or self.target != 1 or self.floor):
-            raise ValueError("statistic: std has a rule of its own; leave out margin, target and floor.")
+        own = {"margin": 0, "target": 1, "floor": 0, **({"mode": mode.default} if mode else {})}
+        given = [name for name, default in own.items() if getattr(self, name) != default]
+        if self.statistic == "std" and given:
+            raise ValueError(f"statistic: std has a rule of its own; leave out {' and '.join(given)}.")
         return self
 
     @property
@@ -359,7 +362,8 @@ class StatisticSpec(AmaxScalingSpec):
         """Where `number` is clamped, bool of the same shape."""
         amax = raised(statistic, self.floor)
         if self.arithmetic in ENCODES:
-            return (amax > 0) & (torch.full_like(amax, top) / amax == math.inf)
+            factor = torch.full_like(amax, top * 2.0**-self.margin) / amax
+            return (amax > 0) & ((factor == math.inf) | (factor < LEAST_FACTOR))
         return beyond_range(amax, fmt, power_of_two=self.scales_by_powers, margin=self.margin, top=top)
 
     def small(

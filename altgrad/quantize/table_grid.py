@@ -15,6 +15,7 @@ look-ups and one comparison whatever the table. Tables too fine for that (16 bit
 import functools
 import math
 from collections.abc import Callable
+from itertools import pairwise
 from typing import NamedTuple
 
 import torch
@@ -25,6 +26,7 @@ from altgrad.formats import NumberFormat, Rounding, TableFormat, parse_format
 _SHIFTS = (20, 18, 16, 14)
 """How many low bits of a float32 a look-up leaves out; the first with one threshold a cell is taken."""
 _GAPS = "gaps"
+_PASSED = "passed"
 
 
 class GridRules(NamedTuple):
@@ -58,8 +60,7 @@ def _round(
     if rounding.is_nearest:
         q = _take(values, _place(u, _steps(fmt, rounding.value, u.device)))
     elif rounding is Rounding.stochastic:
-        low, high = _ends(u, fmt)
-        q = torch.where(_goes_up(u, low, high, noise, random_bits), high, low)
+        q = _drawn(u, fmt, noise, random_bits)
     else:
         within = u.clamp(values[0], values[-1])
         low, high = _ends(within, fmt)
@@ -71,22 +72,28 @@ def _round(
             q = high if rounding is Rounding.toward_positive else low
         q = torch.where((within == low) | (within == high), within, q)
     if fmt.has_negative_zero:
-        q = q.copysign(u)
+        q = q.copysign_(u)
+    if u.device.type == "cpu" and not torch.compiler.is_compiling() and u.numel():
+        low, high = torch.aminmax(u)  # one pass, without a temporary
+        if -math.inf < low and high < math.inf:
+            return q
     return torch.where(u.abs() < math.inf, q, u)
 
 
-def _goes_up(u: Tensor, low: Tensor, high: Tensor, noise: Tensor | None, random_bits: int | None) -> Tensor:
-    """Whether stochastic rounding takes the upper end."""
+def _drawn(u: Tensor, fmt: TableFormat, noise: Tensor | None, random_bits: int | None) -> Tensor:
+    """Stochastic rounding: to the end of the gap that is farther from zero where the draw is below the passed part."""
     if noise is None:
         raise ValueError("stochastic rounding needs a key for its counted bits; pass key=.")
-    negative, ends = u < 0, (low.to(torch.float64), high.to(torch.float64))
-    exact = u.to(torch.float64)
-    passed = torch.where(negative, ends[1] - exact, exact - ends[0]) / (ends[1] - ends[0])
+    place = _place(u, _steps(fmt, _GAPS, u.device))
+    values = _values(fmt, u.device)
+    near, width, below = _constants(fmt.name, _PASSED, u.device)
+    side = place if len(near) < len(values) else place + (u >= 0)
+    passed = u.to(torch.float64).sub_(_take(near, side)).div_(_take(width, side))
     if random_bits is not None:
         passed = (passed * 2.0**random_bits).floor() * 2.0**-random_bits
         noise = noise & -(1 << (24 - random_bits))
-    away = noise.to(torch.float64) * 2.0**-24 < passed
-    return away ^ negative
+    away = noise.to(torch.float64).mul_(2.0**-24) < passed
+    return _take(values, place + (away ^ (side < below)))
 
 
 def _spacing(u: Tensor, fmt: TableFormat) -> Tensor:
@@ -177,6 +184,8 @@ def _made(name: str, what: str, device: torch.device) -> list[Tensor]:
     with torch.inference_mode(False):
         if what == "values":
             found = [torch.tensor(fmt.extended, dtype=torch.float64, device="cpu").to(torch.float32)]
+        elif what == _PASSED:
+            found = _nearer_ends(torch.tensor(fmt.extended, dtype=torch.float32, device="cpu").tolist())
         elif what == "values by code":
             found = [torch.tensor(fmt.values, dtype=torch.float32, device="cpu")]
         elif what == "codes":
@@ -185,6 +194,17 @@ def _made(name: str, what: str, device: torch.device) -> list[Tensor]:
             stairs = fmt.gap_thresholds if what == _GAPS else fmt.thresholds(what)
             found = _with_cells(torch.tensor(stairs, dtype=torch.float32, device="cpu"))
         return [tensor.to(device) for tensor in found]
+
+
+def _nearer_ends(values: list[float]) -> list[Tensor]:
+    """Of each gap the end nearer to zero and the way to the other, float64, and the number of gaps below zero.
+
+    A gap that zero lies in counts twice, once for each side.
+    """
+    below = [(high, low - high) for low, high in pairwise(values) if low < 0]
+    above = [(low, high - low) for low, high in pairwise(values) if high > 0]
+    near, width = zip(*below, *above, strict=True)
+    return [*(torch.tensor(part, dtype=torch.float64) for part in (near, width)), torch.tensor(len(below))]
 
 
 def _with_cells(thresholds: Tensor) -> list[Tensor]:

@@ -250,7 +250,9 @@ def test_a_region_that_runs_again_takes_the_signs_of_its_pass() -> None:
 
 @pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::UserWarning:torch")
 @pytest.mark.needs("c++")
-@pytest.mark.parametrize("case", ["corrected", *(pytest.param(c, marks=pytest.mark.long) for c in ("even", "stochastic"))])
+@pytest.mark.parametrize(
+    "case", ["corrected", *(pytest.param(each, marks=pytest.mark.long) for each in ("even", "stochastic"))]
+)
 def test_compiled_the_layer_is_one_graph_with_the_same_bits(case: str) -> None:
     dtype = torch.float32  # in bfloat16 Inductor leaves out the rounding between a product and what follows it
     rule: dict[str, Any] = {

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from altgrad.nn import PrecisionPolicy, QuantizedLinear, quantize_model
 from altgrad.nn.policy import SLOTS, slot_text
-from altgrad.quantize import Quantizer
+from altgrad.quantize import Quantizer, round_to
 from altgrad.quantize.transform import HadamardSpec, hadamard
 
 FOLDER = Path(__file__).parent.parent / "references" / "linear"
@@ -207,6 +207,51 @@ def test_nanochat_fp8() -> None:
         codes = found[f"{name}.codes"].view(torch.float8_e5m2 if name == "dy" else torch.float8_e4m3fn)
         assert torch.equal(step.slots[slot], codes.float() * found[f"{name}.scale_inv"])
     step.compare(found["y"], found["dx"], found["dw"], steps=1)
+
+
+@pytest.mark.parametrize("uncast", [False, True])
+@pytest.mark.parametrize("dtype", ["f32", "bf16"])
+def test_torchao_int8(dtype: str, uncast: bool) -> None:
+    """The reference adds integers and scales the sum; in bfloat16 its scales are bfloat16 numbers, a block a row."""
+    found, name = data("torchao_int8"), "gw_hp" if uncast else "all"
+    x, w, dy = (found[f"linear.{dtype}.{each}"] for each in ("x", "w", "dy"))
+    whole = {"kind": "current", "granularity": "channel", "scale": "real"}
+    longest = max(*x.shape, *w.shape)
+    row = whole if dtype == "f32" else {"kind": "block", "size": longest, "scale": "bf16"}
+    cast = scaled("e0m7", **row, arithmetic="reciprocal")
+    rule: dict[str, Any] = {"weight": cast, "input": cast, "grad_output": cast, "operands": "per_product"}
+    if uncast:
+        rule["grad_weight"] = {"input": "none", "grad_output": "none"}
+    step = Step(rule, x, w, dy, DTYPES[dtype])
+    step.compare(*(found[f"linear.{dtype}.{name}.{each}"] for each in ("y", "dx", "dw")), steps=4)
+
+
+@pytest.mark.parametrize("dtype", ["f32", "bf16"])
+@pytest.mark.parametrize("name", ["fp8_e4m3", "fp6_e3m2", "fp4_e2m1"])
+def test_microxcaling(name: str, dtype: str) -> None:
+    """Half away from zero, operands of each product along the axis that it sums over. `bf16` rounds what goes in, and
+    half away what comes out of a product in float32, which ours rounds to even."""
+    found, formats = data("microxcaling"), {"fp8_e4m3": "e4m3fn", "fp6_e3m2": "e3m2", "fp4_e2m1": "e2m1"}
+    cast = {**scaled(formats[name], "mx"), "rounding": "nearest_away"}
+    rule = {"weight": cast, "input": cast, "grad_output": cast, "operands": "per_product"}
+    given = (found[f"linear.{each}"].to(DTYPES[dtype]).float() for each in ("x", "w", "dy"))
+    step = Step(rule, *given, torch.float32)
+    for ours, each in ((step.y, "y"), (step.dx, "dx"), (step.dw, "dw")):
+        theirs = found[f"linear.{name}.{dtype}.{each}"]
+        if dtype == "f32":
+            torch.testing.assert_close(ours.detach(), theirs, rtol=0, atol=4 * 2.0**-23 * float(theirs.abs().max()))
+        else:
+            assert torch.equal(round_to(ours.detach(), "bf16", "nearest_away"), theirs)
+
+
+def test_quartet_two_forward() -> None:
+    """Both operands in NVFP4, each block to 6 or 4 by squared error."""
+    found = load_file(FOLDER.parent / "recipes.safetensors")
+    x, w, y = (found[f"quartet2.linear.{each}"].float() for each in ("x", "w", "y"))
+    cast = {**scaled("e2m1", "nvfp4", choose=[6, 4], scale_max=256.0, arithmetic="quartet", zero_becomes=1.0),
+            "rounding": "nearest_away"}  # fmt: skip
+    step = Step({"weight": cast, "input": cast, "grad_output": "none"}, x, w, torch.ones_like(y), torch.float32)
+    step.compare(y, None, step.dw, steps=4)
 
 
 @pytest.mark.parametrize("name", ["normal", "t2", "normal_bf16"])

@@ -1,5 +1,6 @@
 """Claims about orders of operations: one grid whatever the order, few last bits apart, and the same bits compiled."""
 
+from itertools import cycle, product
 from typing import Any, get_args
 
 import pytest
@@ -93,3 +94,38 @@ def test_compiled_it_is_the_same_to_the_last_bit(scaling: dict[str, Any]) -> Non
     other = Quantizer({"format": "e2m1", "scaling": scaling}, "s")
     other.engine = "compiled"
     assert torch.equal(other.values(x, False, torch.float32), expected)
+
+
+def all_in_one_graph(specs: list[dict[str, Any]]) -> None:
+    """Casts under each of these, eager and in one graph: equal to the last bit."""
+    torch._dynamo.reset()
+    x = sample(40)
+    quantizers = [Quantizer({"format": "e2m1", **spec}, "s") for spec in specs]  # type: ignore[arg-type]
+
+    def run(x: Tensor) -> list[Tensor]:
+        return [quantizer.values(x, False, torch.float32) for quantizer in quantizers]
+
+    for spec, found, expected in zip(specs, torch.compile(run, fullgraph=True)(x), run(x), strict=True):
+        assert torch.equal(found, expected), spec
+
+
+@pytest.mark.needs("c++")
+@pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::UserWarning:torch")
+def test_compiled_a_choice_of_drawn_scales_under_two_levels_has_the_same_bits() -> None:
+    scaling = {**TWO_LEVELS, "outer": 32, "choose": [6, 4], "by": "mae", "scale_rounding": "stochastic"}
+    all_in_one_graph([{"scaling": scaling}])
+
+
+@pytest.mark.long
+@pytest.mark.needs("c++")
+@pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::UserWarning:torch")
+@pytest.mark.parametrize("outer", ["none", "tensor", "row", 32])
+@pytest.mark.parametrize("arithmetic", NAMES)
+def test_compiled_every_two_levels_have_the_same_bits(arithmetic: str, outer: Any) -> None:
+    """With and without a choice, under every rounding of scales; the errors that choose take turns."""
+    errors = cycle(("mse", "mae", "amax"))
+    common = {**TWO_LEVELS, "arithmetic": arithmetic, "outer": outer}
+    all_in_one_graph([
+        {"scaling": {**common, "scale_rounding": way, **({"choose": [6, 4], "by": next(errors)} if chooses else {})}}
+        for chooses, way in product((False, True), ("nearest", "up", "stochastic"))
+    ])  # fmt: skip
