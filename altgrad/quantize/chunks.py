@@ -60,7 +60,10 @@ def cast_in_slabs(x: Tensor, quantizer: Quantizer, whole: SmallScale | None) -> 
         noise = None
         if spec.rounding is Rounding.stochastic:
             noise = counted_bits(exact.shape, key, offset=start * x.shape[1], device=x.device)
-        unbounded = round_units(exact, spec.format, spec.rounding, noise, spec.random_bits)
+        goal = None if quantizer.average is None else quantizer.average.goal(slab, False, slice(start, stop))
+        if goal is not None and scales is not None:
+            goal = scales.units(goal, zeros=spec.scaling.zero_scales)
+        unbounded = round_units(exact, spec.format, spec.rounding, noise, spec.random_bits, goal)
         if scale is not None and spec.scaling.zero_scales:
             zeros = torch.zeros_like(unbounded).copysign(exact)
             unbounded = torch.where((scale == 0) & unbounded.isfinite(), zeros, unbounded)

@@ -16,7 +16,7 @@ from altgrad.quantize.traced import binade, computed_binade
 NAMES = [entry.name for entry in CATALOG]
 WIDE = ["e8m7", "e0m15", "e1m14", "e0m1", "e1m0", "e2m0", "e8m0b127p3109", "e5m10p3109", "e4m3b-60f", "e1m0b-100"]
 FLOATS = [torch.float32, torch.bfloat16, torch.float16]
-MODES = [mode for mode in Rounding if mode is not Rounding.stochastic]
+MODES = [mode for mode in Rounding if mode.by_value]
 
 
 def ladder(fmt):
