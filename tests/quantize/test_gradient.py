@@ -29,8 +29,8 @@ def points(format: str) -> Tensor:
 def test_a_slope_is_that_of_the_formula(format: str, k: int, clamp: float) -> None:
     fmt, x = parse_format(format), points(format)
     found = DgeSpec(k=k, clamp=clamp).factor(x, fmt)
-    ends = torch.tensor(fmt.extended, dtype=torch.float64)
-    place = torch.bucketize(x.double(), ends, right=True) - 1
+    ends = torch.tensor(fmt.ranked, dtype=torch.float64)
+    place = (torch.bucketize(x.double(), ends, right=True) - 1).clamp(max=len(ends) - 2)
     t = (x.double() - ends[place]) / (ends[place + 1] - ends[place])
     wanted = ((2 * t - 1).abs() ** (1 / k - 1) / k).clamp(max=clamp)
     assert found is not None and found.dtype == torch.float32
