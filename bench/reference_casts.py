@@ -52,8 +52,8 @@ REASONS = {
     "0/0": "zero blocks are 0/0 in the reference, whose codes there mean nothing",
     "zero scale": "the recorded scale is the stochastic cast's, where 0 becomes 2^-9; the values agree",
     "zero row": "the scale of a row of zeros is 0 there and 1 here; the codes agree",
-    "log2": "floor(log2(6 / amax)) in bfloat16, which rounds up to a whole number for an amax just above 6 2^k: half the "
-    "scale, and the largest saturates",
+    "log2": "floor(log2(6 / amax)) in bfloat16, which rounds up to a whole number for an amax just above 6 2^k: half "
+    "the scale, and the largest saturates",
     "mean": "mean |w| summed in float32 there, in float64 here: the scale's last bit; the codes agree",
 }
 

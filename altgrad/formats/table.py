@@ -243,7 +243,7 @@ class TableFormat(NumberFormat):
         u: Fraction | None = None,
         average: float | Fraction | None = None,
     ) -> int:
-        """The index in `extended` of what `value` rounds to; at either end it is an overflow. Rest: as `round_value`."""
+        """The index in `extended` of what `value` rounds to; at either end it is an overflow. See `round_value`."""
         mode, (index, passed) = Rounding.parse(rounding), self.place(value)
         if mode is Rounding.toward_average:
             return self._toward(index - (value < 0 and passed == 0), value, average)

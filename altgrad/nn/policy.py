@@ -31,7 +31,7 @@ from torch import nn
 from altgrad.nn.layers import EMBEDDINGS
 from altgrad.nn.names import Nameable, matches, nameable
 from altgrad.quantize import QuantizerSpec
-from altgrad.quantize.gradient import DgeSpec
+from altgrad.quantize.gradient import Dge
 from altgrad.quantize.quantizer import Axis
 from altgrad.quantize.transform import TransformSpec
 from altgrad.spec import LocatedError, Since, Spec, did_you_mean
@@ -371,6 +371,6 @@ def slot_text(spec: QuantizerSpec | None, transform: TransformSpec | None = None
     parts += [f"({', '.join(chosen)})"] if chosen else []
     parts += [] if transform is None else [f"{transform.kind}/{transform.size}"]
     parts += [] if spec.correction == "none" else [spec.correction]
-    parts += [f"dge k {spec.gradient.k} clamp {spec.gradient.clamp:g}"] if isinstance(spec.gradient, DgeSpec) else []
+    parts += [f"dge k {spec.gradient.k} clamp {spec.gradient.clamp:g}"] if isinstance(spec.gradient, Dge) else []
     parts += [] if spec.source == "original" else [f"of {spec.source}"]
     return " ".join(parts)

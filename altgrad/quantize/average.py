@@ -8,8 +8,8 @@ repetitions, replays and a compiled backward pass that computes the cast again a
 a step sees the function that the next step trains.
 
 The sum is float64, rounded once to float32: there the products of float32 numbers are exact, so that no fused
-multiply-add makes one engine's average another's. TetraJet itself goes by the average from its tenth step on only, which
-with d = 0.998 is when it has come one fiftieth of the way.
+multiply-add makes one engine's average another's. TetraJet itself goes by the average from its tenth step on only,
+when with d = 0.998 it has come one fiftieth of the way.
 """
 
 import torch

@@ -18,7 +18,8 @@ The power is a k-th root by Newton's steps in float64, since neither torch's eng
 """
 
 import functools
-from typing import Annotated, ClassVar
+import math
+from typing import Annotated, Any, ClassVar
 
 import torch
 from pydantic import Field
@@ -29,7 +30,7 @@ from altgrad.quantize.grid import inside, position_units
 from altgrad.spec import Kind
 
 
-class GradientSpec(Kind, family="gradient", package="altgrad.quantize"):
+class Estimator(Kind, family="gradient", package="altgrad.quantize"):
     """What becomes of the gradient behind a cast."""
 
     def factor(self, exact: Tensor, fmt: NumberFormat) -> Tensor | None:
@@ -40,13 +41,13 @@ class GradientSpec(Kind, family="gradient", package="altgrad.quantize"):
         return None
 
 
-class IdentitySpec(GradientSpec):
+class Identity(Estimator):
     """It passes as it is."""
 
     kind: ClassVar[str] = "identity"
 
 
-class ClippedSpec(GradientSpec):
+class Clipped(Estimator):
     """It is 0 where the value lay outside the range."""
 
     kind: ClassVar[str] = "clipped"
@@ -55,7 +56,7 @@ class ClippedSpec(GradientSpec):
         return inside(exact, fmt)
 
 
-class DgeSpec(GradientSpec):
+class Dge(Estimator):
     """The slope of a smooth stair, 0 outside the range. With clamp 3 at k = 5 its mean is 0.59, without a clamp 1."""
 
     kind: ClassVar[str] = "dge"
@@ -68,12 +69,12 @@ class DgeSpec(GradientSpec):
         t = position_units(exact, fmt).to(torch.float64)
         lowest = _steepest(self.k, self.clamp)
         distance = (t * 2 - 1).abs().clamp(min=lowest)
-        slope = _root(distance, self.k, _newton_steps(self.k, lowest)) / (distance * self.k)
+        slope: Tensor = _root(distance, self.k, _newton_steps(self.k, lowest)) / (distance * self.k)
         return torch.where(inside(exact, fmt), slope.clamp(max=self.clamp).to(torch.float32), 0.0)
 
 
 def multiplied(gradient: Tensor, factor: Tensor | None) -> Tensor:
-    """The gradient times a factor as `GradientSpec` gives it; where that is 0, whatever the gradient was, 0."""
+    """The gradient times a factor as `Estimator` gives it; where that is 0, whatever the gradient was, 0."""
     if factor is None:
         return gradient
     if factor.dtype == torch.bool:
@@ -93,18 +94,18 @@ def _steepest(k: int, clamp: float) -> float:
     """A distance from the midpoint at which the slope is the clamp, or hardly more."""
     if k == 1:
         return 2.0**-40
-    return min(1.0, (k * clamp) ** (-k / (k - 1))) * (1 - 2.0**-20)
+    return min(1.0, math.pow(k * clamp, -k / (k - 1))) * (1 - 2.0**-20)
 
 
-def _root(z: Tensor | float, k: int, steps: int) -> Tensor | float:
-    """z^(1/k) for z in (0, 1], by Newton's steps from 1, which go down to it."""
+def _root(z: Any, k: int, steps: int) -> Any:
+    """z^(1/k) for z in (0, 1], a number or a tensor, by Newton's steps from 1, which go down to it."""
     root = z * 0 + 1
     for _ in range(steps):
         root = (root * (k - 1) + z / _power(root, k - 1)) / k
     return root
 
 
-def _power(x: Tensor | float, exponent: int) -> Tensor | float:
+def _power(x: Any, exponent: int) -> Any:
     if exponent == 0:
         return x * 0 + 1
     half = _power(x, exponent // 2)
@@ -115,6 +116,6 @@ def _power(x: Tensor | float, exponent: int) -> Tensor | float:
 def _newton_steps(k: int, lowest: float) -> int:
     """How many steps bring every root down to where float64 lets it go; the lowest takes the most."""
     steps = 1
-    while abs(_root(lowest, k, steps + 1) - _root(lowest, k, steps)) > 2.0**-50:
+    while _root(lowest, k, steps) - _root(lowest, k, steps + 1) > 2.0**-50:
         steps += 1
     return steps + 1

@@ -358,9 +358,7 @@ def _formula_at_rung(position: Tensor, fmt: FloatFormat) -> Tensor:
     return value.copysign(position.to(torch.float32))
 
 
-_FORMULA = GridRules(
-    _formula_spacing, _formula_gap, _formula_position, _formula_round, _formula_rung, _formula_at_rung
-)
+_FORMULA = GridRules(_formula_spacing, _formula_gap, _formula_position, _formula_round, _formula_rung, _formula_at_rung)
 """The rules of an ExMy."""
 
 

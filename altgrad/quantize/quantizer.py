@@ -33,7 +33,7 @@ from altgrad.quantize.block_scale import Scales, SmallScale
 from altgrad.quantize.correction import eden, require_correctable, require_run, rounds_scales
 from altgrad.quantize.counted import Counted, Role
 from altgrad.quantize.engine import Engine, cast_values, serves
-from altgrad.quantize.gradient import GradientSpec, IdentitySpec, multiplied
+from altgrad.quantize.gradient import Estimator, Identity, multiplied
 from altgrad.quantize.grid import (
     Grid,
     Nonfinite,
@@ -60,7 +60,7 @@ class QuantizerSpec(Spec):
     rounding: RoundingMode = Rounding.nearest_even
     scaling: ScalingSpec = CurrentSpec()
     overflow: Overflow = "saturate"
-    gradient: GradientSpec = IdentitySpec()
+    gradient: Estimator = Identity()
     """Straight-through estimator: what the gradient behind the cast is multiplied with (see `gradient.py`)."""
     random_bits: Annotated[int, Field(ge=1, le=24)] | None = None
     nonfinite: Annotated[Nonfinite, Since(2)] = "keep"
@@ -302,8 +302,8 @@ class Quantizer(Counted):
         return Grid(self.spec.format, self._scale(x, live=False))
 
     def values_and_factor(self, x: Tensor, live: bool, dtype: torch.dtype) -> tuple[Tensor, Tensor | None]:
-        """The values, and what the gradient is multiplied with, see `GradientSpec.factor`."""
-        if isinstance(self.spec.gradient, IdentitySpec):
+        """The values, and what the gradient is multiplied with, see `Estimator.factor`."""
+        if isinstance(self.spec.gradient, Identity):
             return self.values(x, live, dtype), None
         made = self.cast(x, live)
         return made.values(dtype), self.spec.gradient.factor(made.exact, self.spec.format)

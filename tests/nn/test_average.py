@@ -20,13 +20,13 @@ WEIGHT: dict[str, Any] = {"format": "e2m1", "rounding": "toward_average", "avera
 
 def network(weight: dict[str, Any] = WEIGHT) -> nn.Sequential:
     torch.manual_seed(0)
-    net = nn.Sequential(nn.Linear(16, 8), nn.Linear(8, 4))
+    net = nn.Sequential(nn.Linear(16, 8, bias=False), nn.Linear(8, 4, bias=False))
     quantize_model(net, PrecisionPolicy.uniform(weight=weight, input="e4m3fn"))
     return net
 
 
 def average_of(net: nn.Module) -> Average:
-    layer = net[0]  # type: ignore[index]
+    layer = net[0]
     assert isinstance(layer, QuantizedLinear)
     average = layer.slot_casts["forward", "weight"].average
     assert average is not None
@@ -89,7 +89,8 @@ def test_evaluation_replays_and_recomputation_neither_move_it_nor_see_another() 
         assert isinstance(found, Tensor) and torch.equal(found, before)
         busy.eval()
         assert torch.equal(busy(x), before)
-        return found if busy.train() else found
+        busy.train()
+        return found
 
     train(plain, range(3))
     train(busy, range(3), run)
@@ -107,7 +108,7 @@ def test_a_closure_counts_its_first_evaluation_alone() -> None:
         loss.backward()
         return loss
 
-    optimizer.step(closure)  # type: ignore[no-untyped-call]
+    optimizer.step(closure)
     commit(net)
     assert torch.equal(average_of(net).committed, weight) and int(average_of(net).steps) == 1
     assert not torch.equal(next(net.parameters()), weight)
@@ -178,7 +179,7 @@ def test_compiled_it_is_one_graph_with_the_same_bits(backend: str) -> None:
          "forward.weight has rounding: toward_average, and forward.transform draws its signs"),
         ({"weight": {"format": "e2m1", "average_decay": 0.9}},
          "average_decay belongs to rounding: toward_average, not nearest_even"),
-        ({"weight": {**WEIGHT, "average_decay": 0.4}}, "average_decay is 0.4; it takes a number, 0.5 or more and below 1"),
+        ({"weight": {**WEIGHT, "average_decay": 0.4}}, "average_decay is 0.4; it takes a number, 0.5 or more"),
     ],
 )  # fmt: skip
 def test_an_average_where_there_is_none_is_refused_in_one_line(rule: dict[str, Any], message: str) -> None:
@@ -189,8 +190,8 @@ def test_an_average_where_there_is_none_is_refused_in_one_line(rule: dict[str, A
 
 def test_a_quantizer_alone_says_what_it_needs() -> None:
     with pytest.raises(ValueError, match="rounding: toward_average .* role: input"):
-        Quantizer({"format": "e2m1", "rounding": "toward_average"})  # type: ignore[arg-type]
+        Quantizer({"format": "e2m1", "rounding": "toward_average"})
     with pytest.raises(ValueError, match="give the weight's shape="):
-        Quantizer({"format": "e2m1", "rounding": "toward_average"}, "s/weight", "weight")  # type: ignore[arg-type]
+        Quantizer({"format": "e2m1", "rounding": "toward_average"}, "s/weight", "weight")
     with pytest.raises(ValueError, match="toward_average needs the average"):
         round_to(torch.ones(2), "e2m1", "toward_average")
