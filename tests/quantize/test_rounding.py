@@ -106,6 +106,20 @@ def test_every_mode_equals_exact_fractions(name, critical_points, assert_same_bi
 
 
 @pytest.mark.parametrize("name", NAMES)
+def test_ties_of_vendors_and_the_side_of_an_average_equal_exact_fractions(name, critical_points, assert_same_bits):
+    fmt = FloatFormat.parse(name)
+    x = critical_points(fmt, 1 if fmt.bits <= 8 else 9973)
+    x = x[:: 1 + x.numel() // 600]
+    for mode in (Rounding.nearest_ties_to_zero, Rounding.nearest_ties_up):
+        assert_same_bits(round_to(x, fmt, mode), [float(round_value(fmt, v, mode)) for v in x.tolist()], x)
+    for average in (x.roll(1), x * 1.25, -x):
+        average = average.clamp(-(2.0**127), 2.0**127)
+        pairs = zip(x.tolist(), average.tolist(), strict=True)
+        expected = [float(round_value(fmt, v, "toward_average", average=a)) for v, a in pairs]
+        assert_same_bits(round_to(x, fmt, "toward_average", average=average), expected, x)
+
+
+@pytest.mark.parametrize("name", NAMES)
 def test_a_stochastic_outcome_is_that_of_the_exact_draw(name, critical_points, assert_same_bits):
     fmt = FloatFormat.parse(name)
     x = critical_points(fmt, 1 if fmt.bits <= 8 else 9973)
