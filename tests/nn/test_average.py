@@ -9,8 +9,11 @@ import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
+from altgrad.diagnosis.sites import reformatted, rerounded, specs_as
+from altgrad.interventions.range_probe import look_at_casts
 from altgrad.nn import PrecisionPolicy, QuantizedLinear, commit, quantize_model, unrecorded
-from altgrad.quantize import Quantizer, round_to
+from altgrad.nn.policy import slot_text
+from altgrad.quantize import Quantizer, QuantizerSpec, round_to
 from altgrad.quantize.average import Average
 from altgrad.quantize.chunks import cast_in_slabs, whole_scale
 
@@ -144,6 +147,25 @@ def test_a_weight_cast_in_slabs_is_the_weight_cast_whole(monkeypatch: pytest.Mon
     quantizer, weight = layer.slot_casts["forward", "weight"], layer.weight.detach()
     slabs = [cast.values(torch.float32) for _, cast in cast_in_slabs(weight, quantizer, whole_scale(weight, quantizer))]
     assert len(slabs) > 1 and torch.equal(torch.cat(slabs), quantizer(weight))
+
+
+def test_questions_about_a_step_leave_it_and_know_it() -> None:
+    """What its casts say about their range, and the step under another rounding or format."""
+    net = network()
+    train(net, range(2))
+    before = state(net)
+    found = look_at_casts(net, lambda: iter([net(data(9)).square().sum()]))
+    assert {"0/weight", "0/input"} <= found.keys() and same(state(net), before)
+    for change in (rerounded("stochastic"), rerounded("nearest_ties_up"), reformatted("e4m3fn")):
+        with specs_as(net, lambda spec, change=change: change(spec) if spec.rounding == "toward_average" else spec):
+            assert bool(net(data(9)).isfinite().all())
+    assert same(state(net), before)
+
+
+def test_a_table_says_how_a_slot_is_rounded() -> None:
+    spec = QuantizerSpec.model_validate({"format": "e2m1", "rounding": "toward_average", "gradient": "dge"})
+    assert slot_text(spec) == "e2m1 toward_average (decay 0.998) current dge k 5 clamp 3"
+    assert slot_text(QuantizerSpec.model_validate("e2m1")) == "e2m1 current"
 
 
 def test_before_a_first_step_it_rounds_to_nearest() -> None:

@@ -217,7 +217,7 @@ def test_the_input_is_neither_changed_nor_part_of_the_result(mode):
             assert not found.requires_grad
             found.fill_(9.0)
     on_grid = torch.tensor([0.5, 1.0])
-    round_to(on_grid, "e2m1", mode, key=0).fill_(9.0)
+    round_to(on_grid, "e2m1", mode, key=0, average=on_grid).fill_(9.0)
     assert torch.equal(x, before) and on_grid.tolist() == [0.5, 1.0]
 
 
