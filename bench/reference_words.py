@@ -25,6 +25,8 @@ class Case(NamedTuple):
     scale: Tensor | None = None
     level: str = "entries"
     """Which of our numbers the recorded scale is: entries, factor or inner."""
+    average: Tensor | None = None
+    """What a rounding towards an average went to."""
 
 
 def _unpacked(codes: Tensor) -> Tensor:
@@ -220,14 +222,18 @@ def quartet2(t: Tensors) -> Iterator[Case]:
 
 def quartet(t: Tensors) -> Iterator[Case]:
     ways = {"quest": {"statistic": "std"}, "range_3_4": {"prescale": 0.75}}
-    for stem, parts in _names(t, ".out"):  # its ties go towards zero, but none is among these
-        words = _said("e2m1", {"kind": "mx", **ways[parts[0]]})
+    for stem, parts in _names(t, ".out"):
+        words = _said("e2m1", {"kind": "mx", **ways[parts[0]]}, "nearest_ties_to_zero")
         yield Case(parts[0], parts[-1], words, t[f"transformed.{parts[-1]}"], None, t[f"{stem}.out"])
 
 
 def tetrajet(t: Tensors) -> Iterator[Case]:
     ways: dict[str, dict[str, Any]] = {"ceil": {"kind": "mx", "mode": "rceil"}, "floor_amax": {"kind": "mx"}}
     ways["real"] = {"kind": "block", "size": 32, "scale": "real"}
+    for stem, (_, name) in ((s, p) for s, p in _names(t, ".out") if p[0] == "ema"):
+        words = _said("e2m1", ways["ceil"] | {"floor": 1e-08}, "toward_average")
+        x, average = t[f"in.{name}"], t[f"ema.{name}.average"]
+        yield Case("ema", name, words, x, None, t[f"{stem}.out"], average=average)
     for stem, (format, way, name) in ((s, p) for s, p in _names(t, ".out") if p[0] != "ema"):
         scaling = ways["ceil" if format == "double" else way] | {"floor": 1e-08}
         if format == "double":  # what the forward rounded, along the other axis
@@ -264,6 +270,18 @@ def microxcaling(t: Tensors) -> Iterator[Case]:
             _, format, rounding, name = parts
             words = _said(formats[format], {"kind": "mx"}, roundings[rounding])
             yield Case(f"{format}.{rounding}", name, words, t[f"in.{name}"], None, t[f"{stem}.out"])
+
+
+def msamp_fp4(t: Tensors) -> Iterator[Case]:
+    for stem, (way, *name) in _names(t, ".out"):
+        if way not in ("tensor", "token", "channel"):  # clamped at quantiles, or without a scale
+            continue
+        words = _said(
+            "e2m1", {"kind": "current"} | ({} if way == "tensor" else {"granularity": "channel"}), "nearest_ties_up"
+        )
+        x, values = t[f"in.{name[0]}"].to(torch.bfloat16), t[f"{stem}.out"]
+        x, values = (part.T.contiguous() for part in (x, values)) if way == "channel" else (x, values)
+        yield Case(way, name[0], words, x, None, values)
 
 
 def nanochat_fp8(t: Tensors) -> Iterator[Case]:
@@ -323,5 +341,6 @@ FILES: dict[str, Callable[[Tensors], Iterator[Case]]] = {
     "microxcaling": microxcaling,
     "nanochat_fp8": nanochat_fp8,
     "compressed_tensors": compressed_tensors,
+    "msamp_fp4": msamp_fp4,
 }
 """Recorded files and how their casts are said."""

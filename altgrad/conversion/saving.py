@@ -41,10 +41,10 @@ from altgrad.measures.range import range_counts
 from altgrad.measures.sqnr import decibels, energies
 from altgrad.nn.policy import slot_text
 from altgrad.progress import progress
+from altgrad.quantize.cast import Cast
 from altgrad.quantize.chunks import ELEMENTS, cast_in_slabs, whole_scale
 from altgrad.quantize.codes import to_codes, to_storage
 from altgrad.quantize.packed import PackedWriter, PlannedTensor
-from altgrad.quantize.quantizer import Cast
 from altgrad.spec.ranking import badness
 from altgrad.store.files import fsync
 from altgrad.training.weights import INDEX, MODEL, StoredTensor, Weights

@@ -55,7 +55,9 @@ class TensorCast:
         if self.own is not None:
             return self.own
         rows = shape[0 if self.reduced == "last" else 1]
-        return Quantizer(self.spec, f"{self.module}/weight", "weight", rows=rows, reduced=self.reduced)
+        return Quantizer(
+            self.spec, f"{self.module}/weight", "weight", rows=rows, reduced=self.reduced, shape=tuple(shape)
+        )
 
 
 _TURNED = "weights at rest are cast as they lie, and forward.transform turns them first; leave that out."

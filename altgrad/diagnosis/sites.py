@@ -30,7 +30,7 @@ from altgrad.quantize.transform import Transform
 
 Slot = tuple[Product, Operand]
 Errors = dict[str, list[tuple[Tensor, Tensor | None]]]
-"""By site, for each call: Q(x) - x, and where a clipped gradient passes (None: everywhere)."""
+"""By site, for each call: Q(x) - x, and the gradient's factor (None: 1 throughout)."""
 
 
 def quantised_layers(model: nn.Module) -> dict[str, QuantizedLayer]:
@@ -111,11 +111,11 @@ class Recorded:
         self.spec, self.site = quantizer.spec, quantizer.site
         self._quantizer, self._errors = quantizer, errors.setdefault(quantizer.site, [])
 
-    def values_and_mask(self, x: Tensor, live: bool, dtype: torch.dtype) -> tuple[Tensor, Tensor | None]:
+    def values_and_factor(self, x: Tensor, live: bool, dtype: torch.dtype) -> tuple[Tensor, Tensor | None]:
         """As the Quantizer's."""
-        values, mask = self._quantizer.values_and_mask(x, live, dtype)
-        self._errors.append((values.detach() - x.detach(), mask))
-        return values, mask
+        values, factor = self._quantizer.values_and_factor(x, live, dtype)
+        self._errors.append((values.detach() - x.detach(), factor))
+        return values, factor
 
 
 class Held:
@@ -125,10 +125,10 @@ class Held:
         self.spec, self.site = quantizer.spec, quantizer.site
         self._left = iter(errors[quantizer.site])
 
-    def values_and_mask(self, x: Tensor, live: bool, dtype: torch.dtype) -> tuple[Tensor, Tensor | None]:
-        """The values in dtype, and the mask of then."""
-        error, mask = next(self._left)
-        return (x.detach() + error).to(dtype), mask
+    def values_and_factor(self, x: Tensor, live: bool, dtype: torch.dtype) -> tuple[Tensor, Tensor | None]:
+        """The values in dtype, and the factor of then."""
+        error, factor = next(self._left)
+        return (x.detach() + error).to(dtype), factor
 
 
 def reformatted(fmt: Any) -> Callable[[QuantizerSpec], QuantizerSpec]:
@@ -138,7 +138,13 @@ def reformatted(fmt: Any) -> Callable[[QuantizerSpec], QuantizerSpec]:
 
 def rerounded(rounding: str) -> Callable[[QuantizerSpec], QuantizerSpec]:
     """The change of a spec to another rounding."""
-    return lambda spec: QuantizerSpec.made_from(cast(Any, {**spec.tree(), "rounding": rounding, "random_bits": None}))
+    own = ("rounding", "random_bits", "average_decay")  # choices of a rounding
+
+    def change(spec: QuantizerSpec) -> QuantizerSpec:
+        kept = {name: value for name, value in spec.tree().items() if name not in own}
+        return QuantizerSpec.made_from(cast(Any, kept | {"rounding": rounding}))
+
+    return change
 
 
 @contextmanager

@@ -138,10 +138,12 @@ def round_value(
     *,
     overflow: Overflow = "saturate",
     u: Fraction | None = None,
+    average: float | Fraction | None = None,
 ) -> float | Fraction:
     """The format's value that `value` rounds to; exact for every input, however near a tie.
 
     `u` in [0, 1) is the uniform draw of `stochastic`, which moves away from zero iff u < fraction of the gap passed.
+    `average` is what `toward_average` goes to, a finite number.
     The sign survives: a negative number that rounds to zero is -0.0 where the format has it, else 0.0. NaN stays NaN
     in every format. ValueError for a missing or misplaced `u`, and as the module's table says.
     """
@@ -151,21 +153,32 @@ def round_value(
     negative = _is_negative(value)
     if isinstance(value, float) and math.isinf(value):
         return _overflowed(fmt, negative, overflow)
-    rung = round_rung(fmt, Fraction(value), rounding, u=u)
+    rung = round_rung(fmt, Fraction(value), rounding, u=u, average=average)
     if rung > fmt.max_code:
         return _overflowed(fmt, negative, overflow)
     return _signed(_plain(fmt.magnitude(rung)), negative and (rung > 0 or fmt.has_negative_zero))
 
 
 def round_rung(
-    fmt: FloatFormat, value: Fraction, rounding: Rounding | str = Rounding.nearest_even, *, u: Fraction | None = None
+    fmt: FloatFormat,
+    value: Fraction,
+    rounding: Rounding | str = Rounding.nearest_even,
+    *,
+    u: Fraction | None = None,
+    average: float | Fraction | None = None,
 ) -> int:
     """The rung, unsigned, that `value` rounds to on the ladder without a top; above `max_code` it is an overflow.
 
-    ValueError for a missing or misplaced `u`.
+    ValueError for a missing or misplaced `u`, and a missing `average`.
     """
-    at = place(fmt, abs(value))
-    return at.rung + _away(at, Rounding.parse(rounding), value < 0, u)
+    at, mode = place(fmt, abs(value)), Rounding.parse(rounding)
+    if mode is Rounding.toward_average:
+        low, high = fmt.magnitude(at.rung), fmt.magnitude(at.rung + 1)
+        if average is None:
+            raise ValueError("toward_average needs the average that decides; give average=.")
+        reached = Fraction(average) * (-1 if value < 0 else 1)
+        return at.rung + (value != 0 and reached - low >= high - reached)
+    return at.rung + _away(at, mode, value < 0, u)
 
 
 @functools.singledispatch
@@ -193,8 +206,9 @@ def _away(at: RungPlace, mode: Rounding, negative: bool, u: Fraction | None) -> 
         return u < at.fraction
     if mode is Rounding.nearest_even:
         return at.fraction > half or (at.fraction == half and at.rung % 2 == 1)
-    if mode is Rounding.nearest_away:
-        return at.fraction >= half
+    if mode.is_nearest:
+        away = mode is Rounding.nearest_away or (mode is Rounding.nearest_ties_up and not negative)
+        return at.fraction >= half if away else at.fraction > half
     if mode is Rounding.toward_zero or at.fraction == 0:
         return False
     return negative == (mode is Rounding.toward_negative)

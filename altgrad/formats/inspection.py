@@ -92,7 +92,7 @@ def inspect_roundings(fmt: NumberFormat, value: Fraction, scale: Fraction) -> di
     """What every rounding makes of `value` (in units of x), saturating: value, code, error, error_in_gaps, saturates.
 
     `stochastic` has two outcomes: its value is the farther one from zero, with `probability`; otherwise the result is
-    that of toward_zero.
+    that of toward_zero. `toward_average` is left out, since a number alone has no average.
     """
     assert isinstance(fmt, FloatFormat)
     grid_value = value / scale
@@ -129,6 +129,8 @@ def _roundings(
     found: dict[str, Plain] = {}
     grid_value = value / scale
     for rounding in Rounding:
+        if rounding is Rounding.toward_average:
+            continue
         draw = Fraction(0) if rounding is Rounding.stochastic else None
         rounded = round_value(fmt, grid_value, rounding, u=draw)
         error = Fraction(rounded) * scale - value

@@ -19,6 +19,7 @@ from collections.abc import Iterable
 ALSO_KNOWN = {
     "adam": "adamw", "dynamic": "current", "rne": "nearest_even", "rtne": "nearest_even", "rna": "nearest_away",
     "rtz": "toward_zero", "rz": "toward_zero", "ru": "toward_positive", "rd": "toward_negative", "sr": "stochastic",
+    "ema": "toward_average",
 }  # fmt: skip
 _SHORT, _LONG, _NEAR = 5, 10, 0.85
 

@@ -145,11 +145,11 @@ class ScaleFormat:
 
         What rounds below the smallest value of a format without a zero becomes that value, 0 included. Too large
         numbers and infinity become the largest value, or with overflow="inf" the format's infinity, else its NaN. NaN
-        stays NaN. ValueError for a negative value other than -0, and for `stochastic`: a scale is not drawn.
+        stays NaN. ValueError for a negative value other than -0, and for `stochastic` and `toward_average`.
         """
         mode = self.ties if rounding is None else Rounding.parse(rounding)
-        if mode is Rounding.stochastic:
-            raise ValueError(f"{self} is a scale format, whose roundings are deterministic; stochastic is for values.")
+        if not mode.by_value:
+            raise ValueError(f"{self} is a scale format, whose roundings are deterministic; {mode} is for values.")
         if isinstance(value, float) and math.isnan(value):
             return math.nan
         if value < 0:

@@ -236,9 +236,17 @@ class TableFormat(NumberFormat):
         low, high = Fraction(ends[index]), Fraction(ends[index + 1])
         return index, (value - low) / (high - low)
 
-    def round_index(self, value: Fraction, rounding: Rounding | str, u: Fraction | None = None) -> int:
-        """The index in `extended` of what `value` rounds to; at either end it is an overflow. u: as `round_value`."""
+    def round_index(
+        self,
+        value: Fraction,
+        rounding: Rounding | str,
+        u: Fraction | None = None,
+        average: float | Fraction | None = None,
+    ) -> int:
+        """The index in `extended` of what `value` rounds to; at either end it is an overflow. See `round_value`."""
         mode, (index, passed) = Rounding.parse(rounding), self.place(value)
+        if mode is Rounding.toward_average:
+            return self._toward(index - (value < 0 and passed == 0), value, average)
         if mode is Rounding.stochastic and (u is None or not 0 <= u < 1):
             raise ValueError(f"stochastic rounding draws u = {u}; give a Fraction in [0, 1).")
         if passed == 0:
@@ -254,6 +262,16 @@ class TableFormat(NumberFormat):
         if mode is Rounding.toward_zero:
             return index + (abs(high) < abs(low) or (abs(high) == abs(low) and value > 0))
         return index + (mode is Rounding.toward_positive)
+
+    def _toward(self, index: int, value: Fraction, average: float | Fraction | None) -> int:
+        """Which end of a gap, going away from zero, the average is nearer to; a gap beyond the ends has one."""
+        if average is None:
+            raise ValueError("toward_average needs the average that decides; give average=.")
+        if index in (-1, len(self.extended) - 1) or value == self.extended[index] == 0:
+            return max(index, 0)
+        low, middle, high = self.extended[index], self._middles[index], self.extended[index + 1]
+        past = average > middle or (average == middle and _TIES_UP["nearest_away"](0, middle))
+        return index + (average >= high or (average > low and past))
 
     def thresholds(self, rounding: Rounding | str) -> tuple[float, ...]:
         """For each neighbouring pair of `extended` the largest float32 that nearest rounding sends to the lower one.

@@ -44,6 +44,7 @@ def _(
     *,
     overflow: Overflow = "saturate",
     u: Fraction | None = None,
+    average: float | Fraction | None = None,
 ) -> float | Fraction:
     if isinstance(value, float) and math.isnan(value):
         return math.nan
@@ -51,7 +52,7 @@ def _(
     if isinstance(value, float) and math.isinf(value):
         index = 0 if negative else len(fmt.extended) - 1
     else:
-        index = fmt.round_index(Fraction(value), rounding, u)
+        index = fmt.round_index(Fraction(value), rounding, u, average)
     if 0 < index < len(fmt.extended) - 1:
         found = fmt.extended[index]
         return -0.0 if found == 0 and negative and fmt.has_negative_zero else found

@@ -75,7 +75,11 @@ def _lost_when_finer(quantizer: Quantizer, cast: Cast) -> Tensor:
         return cast.exact.new_full((), torch.nan)
     x = cast.exact if cast.scale is None else cast.exact * cast.scale
     spec = type(quantizer.spec).made_from(quantizer.spec.tree() | {"format": str(finer)})
-    other = Quantizer(spec, cast.site, rows=quantizer.rows, reduced=quantizer.reduced, run=quantizer.run).to(x.device)
+    other = Quantizer(
+        spec, cast.site, quantizer.role, rows=quantizer.rows, reduced=quantizer.reduced, run=quantizer.run,
+        shape=tuple(x.shape),
+    ).to(x.device)  # fmt: skip
+    other.average = quantizer.average
     made = other.cast(x, live=False)
     counts = range_counts(made.exact, made.unbounded, made.rounded, finer)
     return counts["underflow"] + counts["saturated"]

@@ -11,8 +11,8 @@ with the axes of its casts exchanged, and turned for the products. (A transposed
 whoever looks at the parameter itself, its storage or its monitors, needs the scale as the parameter lies.)
 
 A product may have a transform that turns both its operands along the axis it sums over, before their casts. Forward's
-is part of the function that is trained: y = Q(x R) Q(W R)^T, so the gradient leaves through R^T, and where forward's
-cast clips it, it does so among the turned values (as QuEST has it, arXiv 2502.05003):
+is part of the function that is trained: y = Q(x R) Q(W R)^T, so the gradient leaves through R^T, and what forward's
+cast multiplies it with (a mask, a slope) is one of the turned values (as QuEST has it, arXiv 2502.05003):
 
     dx = ((g Q(W R)) . mask) R^T      with `source: forward_rotated`; from the original W it is turned in and out again
 
@@ -40,6 +40,7 @@ from altgrad.nn.layers import is_turned
 from altgrad.nn.policy import LayerPrecision, Operand, Product, reduced_axis
 from altgrad.quantize import Quantizer
 from altgrad.quantize.counted import Counted, Role, unnamed_site
+from altgrad.quantize.gradient import joined, multiplied
 from altgrad.quantize.grid import require_castable
 from altgrad.quantize.passes import backward_counts, counts, refuse_transforms
 from altgrad.quantize.quantizer import Axis, Source
@@ -64,6 +65,7 @@ def make_casts(layer: nn.Module, precision: LayerPrecision, site: str, seed: int
             quantizer = Quantizer(
                 spec, f"{site}/{name}" if site else name, cast(Role, operand), seed=seed,
                 rows=_rows(layer, operand, axis), reduced=axis, run=_run(precision, slots),
+                shape=tuple(cast(Tensor, layer.weight).shape),
             )  # fmt: skip
         except ValueError as error:
             raise ValueError(f"{site}, {name}: {error}") from None
@@ -104,15 +106,15 @@ def _rows(layer: nn.Module, operand: Operand, axis: Axis) -> int | None:
 
 
 class Operands(NamedTuple):
-    """One operand as its products want it, and where a clipped straight-through gradient passes (None: everywhere).
+    """One operand as its products want it, and what its gradient is multiplied with (None: 1 throughout).
 
-    mask: among the operand's own elements. turned_mask: among those that forward's transform makes of them. A weight
+    factor: of the operand's own elements. turned_factor: of those that forward's transform makes of them. A weight
     comes as [out, in], however it is kept.
     """
 
     values: dict[Product, Tensor]
-    mask: Tensor | None
-    turned_mask: Tensor | None
+    factor: Tensor | None
+    turned_factor: Tensor | None
 
 
 class QuantizedLayer(nn.Module):
@@ -191,8 +193,8 @@ class QuantizedLayer(nn.Module):
         # Casts look at x several times; a compiled graph would compute it each time anew, from as far back as a GELU.
         x = held(x)
         made: dict[Any, Tensor] = {}
-        masks: list[Tensor] = []
-        turned_mask: Tensor | None = None
+        factors: list[Tensor] = []
+        turned_factor: Tensor | None = None
         values: dict[Product, Tensor] = {}
         for slot in self.precision.slots:
             product, operand = slot
@@ -201,23 +203,23 @@ class QuantizedLayer(nn.Module):
             quantizer = self.slot_casts.get(slot)
             key = quantizer if quantizer is not None else product if product in matrices else None
             if key not in made:
-                source, mask = self._source(x, slot, values, matrices), None
+                source, factor = self._source(x, slot, values, matrices), None
                 turned = self._turned(source, slot, matrices)
                 if quantizer is None:
                     made[key] = turned.to(dtype)
                 else:
                     held_in = dtype if quantizer.spec.fits(dtype) else torch.float32
-                    made[key], mask = quantizer.values_and_mask(turned, live, held_in)
-                if mask is not None and product == "forward" and product in matrices:
-                    turned_mask = mask
-                elif mask is not None:
-                    masks.append(mask)
+                    made[key], factor = quantizer.values_and_factor(turned, live, held_in)
+                if factor is not None and product == "forward" and product in matrices:
+                    turned_factor = factor
+                elif factor is not None and (product == "forward" or factor.dtype == torch.bool):
+                    factors.append(factor)  # a slope is forward's alone, the function that is trained
             values[product] = made[key]
-        whole = torch.stack(masks).all(0) if masks else None
+        whole = joined(factors)
         if name == "weight" and is_turned(self):
             values = {product: value.mT for product, value in values.items()}
-            whole, turned_mask = (None if mask is None else mask.mT for mask in (whole, turned_mask))
-        return Operands(values, whole, turned_mask)
+            whole, turned_factor = (None if part is None else part.mT for part in (whole, turned_factor))
+        return Operands(values, whole, turned_factor)
 
     def _source_of(self, slot: Slot) -> Source:
         """What the slot casts; without its cast (in a replay) it passes on the same."""
@@ -257,10 +259,10 @@ class QuantizedLayer(nn.Module):
         """A gradient [..., in_features] as it leaves the layer. product: g times the operand of `slot`. operand: that
         which it is the gradient of."""
         turned = "forward" in matrices and self._source_of(slot) == "forward_rotated"
-        if operand.turned_mask is not None and not turned:  # by the transpose of the transpose, so nothing is rounded
+        if operand.turned_factor is not None and not turned:  # by the transpose of the transpose, so nothing is rounded
             product, turned = self.transforms["forward"].turn_back(product, matrices["forward"].T), True
-        product = _masked(product, operand.turned_mask)
-        return _masked(self._turned_back(product, matrices) if turned else product, operand.mask)
+        product = multiplied(product, operand.turned_factor)
+        return multiplied(self._turned_back(product, matrices) if turned else product, operand.factor)
 
     def extra_repr(self) -> str:
         """Shown by print(model)."""
@@ -324,7 +326,7 @@ class _Products(torch.autograd.Function):
         weights = layer.operands(weight, "weight", live[0], dtype, matrices)
         ctx.layer, ctx.live, ctx.dtype, ctx.turned = layer, live[1], dtype, tuple(matrices)
         ctx.types = x.dtype, weight.dtype, None if bias is None else bias.dtype
-        ctx.input_masks, ctx.weight_masks = inputs[1:], weights[1:]
+        ctx.input_factors, ctx.weight_factors = inputs[1:], weights[1:]
         ctx.save_for_backward(inputs.values["grad_weight"], weights.values["grad_input"], *matrices.values())
         y = _linear(inputs.values["forward"], weights.values["forward"], bias, dtype)
         return _shaped(y, (*x.shape[:-1], y.shape[-1]))
@@ -340,14 +342,13 @@ class _Products(torch.autograd.Function):
         dx = dw = db = None
         if wants_input:
             dx = _product(found["grad_input"], weight, ctx.dtype)
-            dx = layer.gradient(dx, ("grad_input", "weight"), Operands({}, *ctx.input_masks), matrices)
+            dx = layer.gradient(dx, ("grad_input", "weight"), Operands({}, *ctx.input_factors), matrices)
             dx = dx.to(ctx.types[0])
             dx = _shaped(dx, (*grads[0].shape[:-1], dx.shape[-1]))
         if wants_weight:
             dw = _product(found["grad_weight"].T, x, ctx.dtype)
-            dw = layer.gradient(dw, ("grad_weight", "input"), Operands({}, *ctx.weight_masks), matrices).to(
-                ctx.types[1]
-            )
+            dw = layer.gradient(dw, ("grad_weight", "input"), Operands({}, *ctx.weight_factors), matrices)
+            dw = dw.to(ctx.types[1])
             dw = dw.mT if is_turned(layer) else dw
         if wants_bias and ctx.types[2] is not None:
             db = grad.sum(0).to(ctx.types[2])
@@ -392,7 +393,3 @@ def _check_operands(x: Tensor, weight: Tensor, bias: Tensor | None) -> None:
             f"a quantised layer's input is {x.dtype} and its parameters are {other}; as for nn.Linear they must be of "
             "one dtype, unless autocast is on."
         )
-
-
-def _masked(gradient: Tensor, mask: Tensor | None) -> Tensor:
-    return gradient if mask is None else torch.where(mask, gradient, 0)

@@ -31,6 +31,7 @@ from torch import nn
 from altgrad.nn.layers import EMBEDDINGS
 from altgrad.nn.names import Nameable, matches, nameable
 from altgrad.quantize import QuantizerSpec
+from altgrad.quantize.gradient import Dge
 from altgrad.quantize.quantizer import Axis
 from altgrad.quantize.transform import TransformSpec
 from altgrad.spec import LocatedError, Since, Spec, did_you_mean
@@ -153,9 +154,17 @@ class Rule(Spec):
     @model_validator(mode="after")
     def _nothing_behind_gradients(self) -> "Rule":
         for (product, operand), spec in self.layer().slots.items():
-            if operand == "grad_output" and spec is not None and spec.gradient == "clipped":
+            if spec is None:
+                continue
+            if operand == "grad_output" and spec.gradient.kind != "identity":
                 raise ValueError(
-                    f"gradient: clipped has no meaning for {product}.grad_output, behind which no gradient flows."
+                    f"gradient: {spec.gradient.kind} has no meaning for {product}.grad_output, behind which no "
+                    "gradient flows."
+                )
+            if operand != "weight" and spec.rounding == "toward_average":
+                raise ValueError(
+                    f"rounding: toward_average goes by the average of a weight, and {product}.{operand} is none; use "
+                    "nearest_even there."
                 )
         return self
 
@@ -207,11 +216,35 @@ def _check_source(layer: LayerPrecision, product: Product, operand: Operand, spe
             raise ValueError(
                 f"{slot} has source: forward_rotated, and there is no forward.transform; use source: forward."
             )
-    if spec.gradient == "clipped" and product != "forward" and (turned or source != "original"):
-        what = f"{product}.transform" if turned else f"source: {source}"
+    _check_average(layer, product, spec, slot)
+    kind, what = spec.gradient.kind, f"{product}.transform" if turned else f"source: {source}"
+    if kind != "identity" and product != "forward" and (turned or source != "original"):
         raise ValueError(
-            f"gradient: clipped of {slot} does not go with {what}: forward's casts decide where a gradient passes; "
+            f"gradient: {kind} of {slot} does not go with {what}: forward's casts decide where a gradient passes; "
             f"use gradient: identity in {slot}."
+        )
+    forward = layer.slots.get(("forward", operand))
+    if kind == "dge" and (forward is None or forward.gradient != spec.gradient):
+        raise ValueError(
+            f"{slot} has gradient: dge, which is the slope of forward's cast, and forward.{operand} has another "
+            f"gradient; say it there, or use gradient: identity in {slot}."
+        )
+
+
+def _check_average(layer: LayerPrecision, product: Product, spec: QuantizerSpec, slot: str) -> None:
+    """ValueError for a weight that is another one in each pass, so that its average says nothing."""
+    if spec.rounding != "toward_average":
+        return
+    transform = layer.transforms.get(product)
+    if spec.source != "original":
+        raise ValueError(
+            f"{slot} has rounding: toward_average, the average of the weight, and source: {spec.source}, which is no "
+            "weight; use another rounding, or source: original."
+        )
+    if transform is not None and transform.draws:
+        raise ValueError(
+            f"{slot} has rounding: toward_average, and {product}.transform draws its signs, so that each step turns "
+            "the weight into another; use signs: fixed or none."
         )
 
 
@@ -329,6 +362,7 @@ def slot_text(spec: QuantizerSpec | None, transform: TransformSpec | None = None
         return "-"
     parts = [spec.format.short_name]
     parts += [] if spec.rounding == "nearest_even" else [str(spec.rounding)]
+    parts += [f"(decay {spec.average_decay})"] if spec.rounding == "toward_average" else []
     scaling = spec.scaling.tree()
     detail = scaling.get("size") or scaling.get("value")
     detail = "channel" if scaling.get("granularity") == "channel" else detail
@@ -337,5 +371,6 @@ def slot_text(spec: QuantizerSpec | None, transform: TransformSpec | None = None
     parts += [f"({', '.join(chosen)})"] if chosen else []
     parts += [] if transform is None else [f"{transform.kind}/{transform.size}"]
     parts += [] if spec.correction == "none" else [spec.correction]
+    parts += [f"dge k {spec.gradient.k} clamp {spec.gradient.clamp:g}"] if isinstance(spec.gradient, Dge) else []
     parts += [] if spec.source == "original" else [f"of {spec.source}"]
     return " ".join(parts)

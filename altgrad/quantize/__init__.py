@@ -1,9 +1,10 @@
 """Tensors on grids: spacing and rounding, scales, counted random bits, and the Quantizer that joins them."""
 
 from altgrad.formats import Rounding
+from altgrad.quantize.cast import Cast
 from altgrad.quantize.delayed import DelayedSpec
 from altgrad.quantize.grid import Grid, at_rung, gap, round_to, rung, spacing
-from altgrad.quantize.quantizer import Cast, Quantizer, QuantizerSpec
+from altgrad.quantize.quantizer import Quantizer, QuantizerSpec
 from altgrad.quantize.scaling import CurrentSpec, ScalingSpec, UnscaledSpec
 
 __all__ = [

@@ -38,6 +38,19 @@ class CastState(nn.Module):
         _say_once(rest[2])
 
 
+class FloatState(CastState):
+    """State of which numbers stay the float32 that they are, whatever the model becomes: rounded they are others."""
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
+        """What `.to`, `.half` and `.cuda` do; only devices change."""
+
+        def moved(tensor: Tensor) -> Tensor:
+            found = fn(tensor)
+            return found if found.dtype == tensor.dtype else tensor.to(found.device)
+
+        return super()._apply(moved, recurse)
+
+
 def _say_once(load: Any) -> None:
     """Log, once for a load, that casts start over. load: what is one object during a load and not another's."""
     global _said

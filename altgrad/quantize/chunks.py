@@ -14,9 +14,10 @@ from torch import Tensor
 
 from altgrad.formats import Rounding
 from altgrad.quantize.block_scale import SmallScale
+from altgrad.quantize.cast import Cast
 from altgrad.quantize.grid import bound_units, in_float32, keep_infinite, round_units
 from altgrad.quantize.noise import counted_bits, fold
-from altgrad.quantize.quantizer import Cast, Quantizer
+from altgrad.quantize.quantizer import Quantizer
 
 ELEMENTS = 1 << 18
 """Elements of a slab: 1 MiB of float32, so the temporaries stay in a core's cache."""
@@ -60,7 +61,10 @@ def cast_in_slabs(x: Tensor, quantizer: Quantizer, whole: SmallScale | None) -> 
         noise = None
         if spec.rounding is Rounding.stochastic:
             noise = counted_bits(exact.shape, key, offset=start * x.shape[1], device=x.device)
-        unbounded = round_units(exact, spec.format, spec.rounding, noise, spec.random_bits)
+        goal = None if quantizer.average is None else quantizer.average.goal(slab, False, slice(start, stop))
+        if goal is not None and scales is not None:
+            goal = scales.units(goal, zeros=spec.scaling.zero_scales)
+        unbounded = round_units(exact, spec.format, spec.rounding, noise, spec.random_bits, goal)
         if scale is not None and spec.scaling.zero_scales:
             zeros = torch.zeros_like(unbounded).copysign(exact)
             unbounded = torch.where((scale == 0) & unbounded.isfinite(), zeros, unbounded)

@@ -134,18 +134,41 @@ def _formula_gap(u: Tensor, fmt: FloatFormat, direction: Tensor | float) -> Tens
     return torch.where(halved, gaps * 0.5, gaps)
 
 
+def position_units(u: Tensor, fmt: NumberFormat) -> Tensor:
+    """How far u has come in its gap, from 0 to 1; 0 or 1 on a grid value. u float32 in grid units, same shape."""
+    return rules_of(fmt, _FORMULA).position(u, fmt)
+
+
+def _formula_position(u: Tensor, fmt: FloatFormat) -> Tensor:
+    steps = (u / spacing_units(u, fmt)).abs()
+    return steps - steps.floor()
+
+
 def round_units(
-    u: Tensor, fmt: NumberFormat, rounding: Rounding, noise: Tensor | None = None, random_bits: int | None = None
+    u: Tensor,
+    fmt: NumberFormat,
+    rounding: Rounding,
+    noise: Tensor | None = None,
+    random_bits: int | None = None,
+    average: Tensor | None = None,
 ) -> Tensor:
     """u rounded to the grid as if it went on beyond the largest value, in grid units; NaN and inf stay.
 
     noise: counted bits in [0, 2^24), needed for stochastic rounding only; `random_bits` uses only their highest k.
+    average: float32 in grid units, of u's shape, needed for toward_average only.
     """
-    return rules_of(fmt, _FORMULA).round(u, fmt, rounding, noise, random_bits)
+    if rounding is Rounding.toward_average and average is None:
+        raise ValueError("toward_average needs the average that decides; pass average=.")
+    return rules_of(fmt, _FORMULA).round(u, fmt, rounding, noise, random_bits, average)
 
 
 def _formula_round(
-    u: Tensor, fmt: FloatFormat, rounding: Rounding, noise: Tensor | None = None, random_bits: int | None = None
+    u: Tensor,
+    fmt: FloatFormat,
+    rounding: Rounding,
+    noise: Tensor | None = None,
+    random_bits: int | None = None,
+    average: Tensor | None = None,
 ) -> Tensor:
     if rounding is Rounding.nearest_even and _adds_exactly(fmt):
         # Adding 1.5 * 2^23 gaps leaves float32 no room for fractions of a gap: its own rounding is ours.
@@ -174,8 +197,14 @@ def _formula_round(
             fraction = (fraction * 2.0**random_bits).floor() * 2.0**-random_bits
             noise = noise & -(1 << (24 - random_bits))
         up = noise.to(torch.float32) * 2.0**-24 < fraction
+    elif average is not None and rounding is Rounding.toward_average:
+        up = average / gaps * t.sign() - low >= 0.5
     elif rounding is Rounding.nearest_away:
         up = fraction >= 0.5
+    elif rounding is Rounding.nearest_ties_to_zero:
+        up = fraction > 0.5
+    elif rounding is Rounding.nearest_ties_up:
+        up = (fraction > 0.5) | ((fraction == 0.5) & (u > 0))
     else:
         up = (fraction > 0.5) | ((fraction == 0.5) & _odd_code(u, fmt))
     return (low + up).copysign(u).mul_(gaps)
@@ -238,6 +267,7 @@ def round_to(
     key: Tensor | int | None = None,
     offset: int = 0,
     random_bits: int | None = None,
+    average: Tensor | None = None,
 ) -> Tensor:
     """Nearest values of the grid `scale * fmt`, under any rounding mode.
 
@@ -248,6 +278,7 @@ def round_to(
     Stochastic rounding works in value space, P(up) = (x - lo) / (hi - lo), with 24 bits counted from `key` (an int or
     int64 scalar tensor) and the flat index plus `offset`; the same key and index give the same bits on every device.
     A grid value never moves. `random_bits` in 1..24 keeps only the highest bits: no move below 2^-k of a gap.
+    average: of the shape of x, in its units, what toward_average goes to.
     Returns the dtype of x where that holds the whole grid and there is no scale, else float32; detached from autograd.
     """
     fmt = _domain(fmt)
@@ -264,7 +295,8 @@ def round_to(
     noise = None
     if mode is Rounding.stochastic and key is not None:
         noise = counted_bits(u.shape, key, offset=offset, device=u.device)
-    q = bound_units(round_units(u, fmt, mode, noise, random_bits), fmt, overflow)
+    goal = None if average is None else grid_units(average, scale)
+    q = bound_units(round_units(u, fmt, mode, noise, random_bits, goal), fmt, overflow)
     q = q if nonfinite == "saturate" else keep_infinite(in_float32(x), q)
     return q.to(x.dtype) if scale is None and _holds(x.dtype, fmt) else _scaled(q, scale)
 
@@ -326,7 +358,7 @@ def _formula_at_rung(position: Tensor, fmt: FloatFormat) -> Tensor:
     return value.copysign(position.to(torch.float32))
 
 
-_FORMULA = GridRules(_formula_spacing, _formula_gap, _formula_round, _formula_rung, _formula_at_rung)
+_FORMULA = GridRules(_formula_spacing, _formula_gap, _formula_position, _formula_round, _formula_rung, _formula_at_rung)
 """The rules of an ExMy."""
 
 

@@ -5,11 +5,6 @@ the gradient does). It gives back `rounded * scale`, values of the grid in the t
 downstream is ordinary arithmetic.
 Autograd never meets an 8-bit dtype: a native round trip through one casts the *gradient* to it, unscaled.
 
-Where float16 cannot hold such a value it becomes the largest of the grid that float16 holds: 65504 enters e4m3fn as 240
-times its scale of 256, since 256 times that is 65536. To stop at 65504 would leave the grid, and inf would make a
-diverged run of one large activation. float32 and bfloat16 have that edge at 2^128: there a value that rounds up to it
-becomes inf, and no pass over every tensor is spent on preventing that.
-
 An inf that enters leaves as inf, so that a loss scaler, a monitor or the loss sees it: a step whose overflow was hidden
 is a wrong step, and nobody knows. `nonfinite: saturate` makes it the largest value, as satfinite conversions of
 hardware do.
@@ -20,7 +15,6 @@ place; nothing is copied to the host, no Python object outlives the pass, and wi
 
 import typing
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from typing import Annotated, Any, ClassVar, Literal
 
 import torch
@@ -29,17 +23,19 @@ from torch import Tensor
 
 from altgrad.formats import NumberFormat, Rounding
 from altgrad.quantize.apart import numbered, watched_cast
+from altgrad.quantize.average import Average
 from altgrad.quantize.block_scale import Scales, SmallScale
+from altgrad.quantize.cast import Cast, Observer, in_dtype
 from altgrad.quantize.correction import eden, require_correctable, require_run, rounds_scales
 from altgrad.quantize.counted import Counted, Role
 from altgrad.quantize.engine import Engine, cast_values, serves
+from altgrad.quantize.gradient import Estimator, Identity, multiplied
 from altgrad.quantize.grid import (
     Grid,
     Nonfinite,
     Overflow,
     bound_units,
     in_float32,
-    inside,
     keep_infinite,
     require_castable,
     round_units,
@@ -60,8 +56,8 @@ class QuantizerSpec(Spec):
     rounding: RoundingMode = Rounding.nearest_even
     scaling: ScalingSpec = CurrentSpec()
     overflow: Overflow = "saturate"
-    gradient: Literal["identity", "clipped"] = "identity"
-    """Straight-through estimator: the gradient passes as it is, or is 0 where the value lay outside the range."""
+    gradient: Estimator = Identity()
+    """Straight-through estimator: what the gradient behind the cast is multiplied with (see `gradient.py`)."""
     random_bits: Annotated[int, Field(ge=1, le=24)] | None = None
     nonfinite: Annotated[Nonfinite, Since(2)] = "keep"
     """An inf that enters: it stays inf, or becomes the largest value. NaN stays NaN."""
@@ -69,6 +65,8 @@ class QuantizerSpec(Spec):
     """What a slot of the backward pass casts: the operand, or what forward's cast made of it (see `altgrad.nn`)."""
     correction: Annotated[Literal["none", "eden"], Since(2)] = "none"
     """eden: block scales times <u, u> / <u, q> over each run that the product's transform turns (`correction.py`)."""
+    average_decay: Annotated[float, Field(ge=0.5, lt=1), Since(2)] = 0.998
+    """How much of the average that rounding: toward_average goes to is kept in each step (`average.py`)."""
 
     @model_validator(mode="before")
     @classmethod
@@ -84,11 +82,19 @@ class QuantizerSpec(Spec):
             )
         if self.random_bits is not None and self.rounding is not Rounding.stochastic:
             raise ValueError(f"random_bits belongs to rounding: stochastic, not {self.rounding}.")
+        averages = self.rounding is Rounding.toward_average
+        if not averages and self.average_decay != type(self).model_fields["average_decay"].default:
+            raise ValueError(f"average_decay belongs to rounding: toward_average, not {self.rounding}.")
         if self.correction == "eden":
             require_correctable(self.scaling)
         return self
 
     noun: ClassVar[str] = "a cast"
+
+    def tree(self) -> dict[str, Any]:
+        """A gradient without choices of its own is the word that the first edition had for it."""
+        found = super().tree()
+        return found | {"gradient": found["gradient"]["kind"]} if len(found["gradient"]) == 1 else found
 
     @property
     def draws(self) -> bool:
@@ -104,43 +110,6 @@ class QuantizerSpec(Spec):
         return self.format.mantissa_bits <= bits and self.scaling.power_of_two
 
 
-@dataclass(frozen=True)
-class Cast:
-    """One entry of a tensor into a format, in grid units: x ~ rounded * scale.
-
-    exact: x / scale, float32. unbounded: rounded as if the grid had no end. rounded: after the overflow rule.
-    scale: None for 1, else broadcastable with x. clamped: how many scales (of the tensor, its channels or blocks) an
-    amax would have beyond their range, an int64 scalar; only casts that are watched count it. site: empty in a compiled
-    graph, which serves many. scales: how the scale was used, where that has an order of its own.
-    """
-
-    site: str
-    role: Role
-    format: NumberFormat
-    scale: Tensor | None
-    exact: Tensor
-    unbounded: Tensor
-    rounded: Tensor
-    clamped: Tensor | None = None
-    scales: Scales | None = None
-
-    def values(self, dtype: torch.dtype) -> Tensor:
-        """rounded * scale in the given dtype; for float16, see the head of this file."""
-        values = self.rounded if self.scale is None else (self.scales or Scales(self.scale)).values(self.rounded)
-        return _held(values, self.format, self.scale, dtype)
-
-
-@dataclass(frozen=True, eq=False)
-class Observer:
-    """Adds what it makes of a cast to its rows, or to what is given in their place, and leaves no other trace."""
-
-    add: Callable[[Sequence[Tensor], Cast], None]
-    rows: Sequence[Tensor]
-
-    def __call__(self, cast: Cast) -> None:
-        self.add(self.rows, cast)
-
-
 class Quantizer(Counted):
     """Casts tensors at one site. Calling it is differentiable as its spec's `gradient` says, any number of times.
 
@@ -148,7 +117,7 @@ class Quantizer(Counted):
     name, `<module>/<operand>`, which with `seed` keys the random bits; without one it gets a name of its own, and so
     does a copy of it. reduced: the axis that the coming product sums over, along which channels and blocks lie;
     `first` needs matrices. rows: how many slices lie along it, where that is fixed. run: elements of a run that was
-    turned before, which `correction: eden` needs.
+    turned before, which `correction: eden` needs. shape: that of a weight, which `rounding: toward_average` needs.
     A live pass feeds delayed scaling, advances the random bits, and is watched; what counts as one stands in
     `altgrad.quantize.passes`. Call `commit()` once after each optimizer step. A copy is not watched.
     """
@@ -166,6 +135,7 @@ class Quantizer(Counted):
         rows: int | None = None,
         reduced: Axis = "last",
         run: int | None = None,
+        shape: tuple[int, ...] | None = None,
     ) -> None:
         super().__init__(site, role, seed, "quantizer")
         self.reduced, self.rows, self.run = reduced, rows, run
@@ -176,6 +146,7 @@ class Quantizer(Counted):
         self._adopt(QuantizerSpec.made_from(spec, site or ""))
         if self.spec.draws:
             self.count_passes()
+        self.average = averaged(self.spec, role, shape)
 
     def __deepcopy__(self, memo: dict[int, Any]) -> "Quantizer":
         made = typing.cast(Quantizer, super().__deepcopy__(memo))
@@ -239,13 +210,13 @@ class Quantizer(Counted):
                 key=key, engine=self.engine, factor=None if scales is None else scales.factor,
             )  # fmt: skip
             values = values if scales is None or plain else scales.values(values)
-            return _held(values, spec.format, None if scales is None else scales.scale, dtype).view(x.shape)
+            return in_dtype(values, spec.format, None if scales is None else scales.scale, dtype).view(x.shape)
         scales = None if found is None else found.spread_all(tuple(x.shape))
-        exact = self._units(x, scales)
-        rounded = self._bound(x, self._round(exact, key), in_place=True)
+        exact, goal = self._units(x, scales), self._goal(x, live, scales)
+        rounded = self._bound(x, self._round(exact, key, goal), in_place=True)
         scales = self._corrected(exact, rounded, found, scales, key)
         values = rounded if scales is None else scales.values(rounded)
-        return _held(values, self.spec.format, None if scales is None else scales.scale, dtype)
+        return in_dtype(values, self.spec.format, None if scales is None else scales.scale, dtype)
 
     def cast(self, x: Tensor, live: bool) -> Cast:
         """The cast itself, outside autograd; a live one is shown to the observers while `watching`."""
@@ -266,7 +237,7 @@ class Quantizer(Counted):
 
     def _seen_apart(self, x: Tensor) -> list[Observer] | None:
         """The observers of a cast that is left to the operator."""
-        if not (self.apart and x.device.type == "cpu" and torch.compiler.is_compiling()):
+        if not (self.apart and self.average is None and x.device.type == "cpu" and torch.compiler.is_compiling()):
             return None
         seen = [observe for observe in self.observers if isinstance(observe, Observer)]
         return seen if len(seen) == len(self.observers) else None
@@ -274,8 +245,8 @@ class Quantizer(Counted):
     def _cast(self, x: Tensor, live: bool, role: Role, key: Tensor | None) -> Cast:
         found = self.find_scale(x, live, count=live and self.watching, key=key)
         scales = None if found is None else found.spread_all(tuple(x.shape))
-        exact = self._units(x, scales)
-        unbounded = self._round(exact, key)
+        exact, goal = self._units(x, scales), self._goal(x, live, scales)
+        unbounded = self._round(exact, key, goal)
         rounded = self._bound(x, unbounded)
         scales = self._corrected(exact, rounded, found, scales, key)
         clamped, scale = (None, None) if found is None or scales is None else (found.clamped, scales.scale)
@@ -299,6 +270,10 @@ class Quantizer(Counted):
         """x in grid units. A scale of 0 (a block that is given up) makes zeros: anything finite times 0."""
         return in_float32(x) if scales is None else scales.units(x, zeros=self.spec.scaling.zero_scales)
 
+    def _goal(self, x: Tensor, live: bool, scales: Scales | None) -> Tensor | None:
+        """The average that x is rounded towards, in grid units, if it has one."""
+        return None if self.average is None else self._units(self.average.goal(x, live), scales)
+
     def _key(self, live: bool) -> Tensor | None:
         """The key of this pass's random bits, if it draws any."""
         return self.key_of_pass(live) if self.draws else None
@@ -308,12 +283,12 @@ class Quantizer(Counted):
         bounded = bound_units(unbounded, self.spec.format, self.spec.overflow, in_place=in_place)
         return bounded if self.spec.nonfinite == "saturate" else keep_infinite(in_float32(x), bounded)
 
-    def _round(self, exact: Tensor, key: Tensor | None) -> Tensor:
+    def _round(self, exact: Tensor, key: Tensor | None, goal: Tensor | None) -> Tensor:
         """Rounded as if the grid had no end."""
         spec, noise = self.spec, None
         if spec.rounding is Rounding.stochastic and key is not None:
             noise = counted_bits(exact.shape, key, device=exact.device)
-        return round_units(exact, spec.format, spec.rounding, noise, spec.random_bits)
+        return round_units(exact, spec.format, spec.rounding, noise, spec.random_bits, goal)
 
     def _corrected(
         self, exact: Tensor, rounded: Tensor, found: SmallScale | None, scales: Scales | None, key: Tensor | None
@@ -331,26 +306,31 @@ class Quantizer(Counted):
         """The grid that x would enter now; records nothing."""
         return Grid(self.spec.format, self._scale(x, live=False))
 
-    def values_and_mask(self, x: Tensor, live: bool, dtype: torch.dtype) -> tuple[Tensor, Tensor | None]:
-        """The values, and where the gradient passes; None for everywhere."""
-        if self.spec.gradient == "identity":
+    def values_and_factor(self, x: Tensor, live: bool, dtype: torch.dtype) -> tuple[Tensor, Tensor | None]:
+        """The values, and what the gradient is multiplied with, see `Estimator.factor`."""
+        if isinstance(self.spec.gradient, Identity):
             return self.values(x, live, dtype), None
         made = self.cast(x, live)
-        return made.values(dtype), inside(made.exact, self.spec.format)
+        return made.values(dtype), self.spec.gradient.factor(made.exact, self.spec.format)
 
     @property
     def needs_commit(self) -> bool:
-        return self.draws or type(self.scaling).commit is not Scaling.commit
+        return self.draws or self.average is not None or type(self.scaling).commit is not Scaling.commit
 
     def passed(self) -> list[Tensor]:
-        return [*self.scaling.recorded(), *super().passed()]
+        own = [] if self.average is None else self.average.passed()
+        return [*self.scaling.recorded(), *own, *super().passed()]
 
     def reset_parameters(self) -> None:
         self.scaling.reset_parameters()
+        if self.average is not None:
+            self.average.reset_parameters()
         super().reset_parameters()
 
     def commit(self) -> None:
         self.scaling.commit()
+        if self.average is not None:
+            self.average.commit()
         super().commit()
 
     def extra_repr(self) -> str:
@@ -358,24 +338,23 @@ class Quantizer(Counted):
         return f"{self.spec.format}, {self.spec.rounding}, {self.spec.scaling.kind}"
 
 
-def _held(values: Tensor, fmt: NumberFormat, scale: Tensor | None, dtype: torch.dtype) -> Tensor:
-    """Values of the grid `scale * fmt` (float32) in dtype; what is finite stays finite in float16."""
-    if dtype != torch.float16:
-        return values.to(dtype)
-    top = torch.full((), torch.finfo(dtype).max, device=values.device)
-    units = top if scale is None else top / scale
-    low, high = (bound_units(round_units(sign * units, fmt, Rounding.toward_zero), fmt) for sign in (-1, 1))
-    if scale is not None:
-        low, high = low * scale, high * scale
-    return torch.where(values.isinf(), values, values.clamp(low, high)).to(dtype)
+def averaged(spec: QuantizerSpec, role: Role, shape: tuple[int, ...] | None) -> Average | None:
+    """What `rounding: toward_average` goes to. ValueError for what is no weight, and for one whose shape is unknown."""
+    if spec.rounding is not Rounding.toward_average:
+        return None
+    if role != "weight":
+        raise ValueError(f"rounding: toward_average goes by the average of a weight, and this cast has role: {role}.")
+    if shape is None:
+        raise ValueError("rounding: toward_average keeps the average of a weight; give the weight's shape=.")
+    return Average(shape, spec.average_decay)
 
 
 class _StraightThrough(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, quantizer: Quantizer, live: bool) -> Tensor:
-        values, ctx.mask = quantizer.values_and_mask(x, live, x.dtype)
+        values, ctx.factor = quantizer.values_and_factor(x, live, x.dtype)
         return values
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> Any:
-        return grads[0] if ctx.mask is None else torch.where(ctx.mask, grads[0], 0), None, None
+        return multiplied(grads[0], ctx.factor), None, None

@@ -18,7 +18,7 @@ needs little memory beside it, and there is one definition for both.
 
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Annotated, Any, ClassVar, Literal, Self
 
 import torch
@@ -28,7 +28,7 @@ from torch import Tensor
 from altgrad.formats import NumberFormat
 from altgrad.quantize.arithmetic import ENCODES, LEAST_FACTOR, Arithmetic, encoder, one_level, raised
 from altgrad.quantize.block_scale import SmallScale
-from altgrad.quantize.cast_state import CastState
+from altgrad.quantize.cast_state import FloatState
 from altgrad.quantize.traced import held
 from altgrad.spec import Format, Kind, Since
 
@@ -165,7 +165,7 @@ def _quotient(amax: Tensor, top: float, margin: int) -> Tensor:
     return amax / torch.full_like(amax, top) * 2.0**margin
 
 
-class Scaling(CastState, ABC):
+class Scaling(FloatState, ABC):
     """State of one scaling at one site. Buffers are written in place, and stay float32 whatever the model becomes.
 
     In a pass they are never rebound; only moving the module to another device does that.
@@ -206,15 +206,6 @@ class Scaling(CastState, ABC):
     def recorded(self) -> Sequence[Tensor]:
         """What live passes have recorded since the last commit; of several processes the largest counts, in place."""
         return ()
-
-    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
-        """What `.to`, `.half` and `.cuda` do. A scale rounded to bf16 is another scale, so only devices change."""
-
-        def moved(tensor: Tensor) -> Tensor:
-            found = fn(tensor)
-            return found if found.dtype == tensor.dtype else tensor.to(found.device)
-
-        return super()._apply(moved, recurse)
 
 
 class ScalingSpec(Kind, family="scaling", package="altgrad.quantize"):

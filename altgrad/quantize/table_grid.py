@@ -36,8 +36,10 @@ class GridRules(NamedTuple):
     """(u, fmt): the gap at u."""
     gap: Callable[..., Tensor]
     """(u, fmt, direction): the distance to the neighbour on that side."""
+    position: Callable[..., Tensor]
+    """(u, fmt): how far u has come in its gap, from 0 to 1."""
     round: Callable[..., Tensor]
-    """(u, fmt, rounding, noise, random_bits): rounded as if the grid had no end."""
+    """(u, fmt, rounding, noise, random_bits, average): rounded as if the grid had no end."""
     rung: Callable[..., Tensor]
     """(u, fmt): the signed place, int32, of what u rounds to; of NaN anything."""
     at_rung: Callable[..., Tensor]
@@ -54,11 +56,18 @@ class _Steps(NamedTuple):
 
 
 def _round(
-    u: Tensor, fmt: TableFormat, rounding: Rounding, noise: Tensor | None = None, random_bits: int | None = None
+    u: Tensor,
+    fmt: TableFormat,
+    rounding: Rounding,
+    noise: Tensor | None = None,
+    random_bits: int | None = None,
+    average: Tensor | None = None,
 ) -> Tensor:
     values = _values(fmt, u.device)
     if rounding.is_nearest:
         q = _take(values, _place(u, _steps(fmt, rounding.value, u.device)))
+    elif average is not None and rounding is Rounding.toward_average:
+        q = _toward(u, fmt, average)
     elif rounding is Rounding.stochastic:
         q = _drawn(u, fmt, noise, random_bits)
     else:
@@ -78,6 +87,16 @@ def _round(
         if -math.inf < low and high < math.inf:
             return q
     return torch.where(u.abs() < math.inf, q, u)
+
+
+def _toward(u: Tensor, fmt: TableFormat, average: Tensor) -> Tensor:
+    """The end of each gap that the average is nearer to; beyond `next` there is one alone."""
+    values, place = _values(fmt, u.device), _place(u, _steps(fmt, _GAPS, u.device))
+    middles = _steps(fmt, Rounding.nearest_away.value, u.device).thresholds
+    low, high = _take(values, place), _take(values, place + 1)
+    q = torch.where(average > _take(middles, place), high, low)
+    q = torch.where((u == 0) & (low == 0), low, q)
+    return torch.where(u <= values[0], values[0], torch.where(u >= values[-1], values[-1], q))
 
 
 def _drawn(u: Tensor, fmt: TableFormat, noise: Tensor | None, random_bits: int | None) -> Tensor:
@@ -101,6 +120,11 @@ def _spacing(u: Tensor, fmt: TableFormat) -> Tensor:
     return high - low
 
 
+def _position(u: Tensor, fmt: TableFormat) -> Tensor:
+    low, high = _ends(u, fmt)
+    return (u - low) / (high - low)
+
+
 def _gap(u: Tensor, fmt: TableFormat, direction: Tensor | float) -> Tensor:
     values, place = _values(fmt, u.device), _place(u, _steps(fmt, _GAPS, u.device))
     low, high = _take(values, place), _take(values, place + 1)
@@ -121,7 +145,7 @@ def _at_rung(position: Tensor, fmt: TableFormat) -> Tensor:
     return _take(values, (position + (1 + fmt.zero_rank)).clamp(1, len(values) - 2))
 
 
-TABLE = GridRules(_spacing, _gap, _round, _rung, _at_rung)
+TABLE = GridRules(_spacing, _gap, _position, _round, _rung, _at_rung)
 """The rules of a TableFormat."""
 
 

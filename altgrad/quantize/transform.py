@@ -50,6 +50,11 @@ class TransformSpec(Kind, family="transform", package="altgrad.quantize"):
 
     size: int
 
+    @property
+    def draws(self) -> bool:
+        """Whether it draws other signs as training goes on."""
+        return False
+
     def build(self, site: str | None, seed: int) -> "Transform":
         """The transform at one product of one layer, named `<module>/<product>`, which with the seed keys its signs."""
         made: Transform = self.product()(self, site, seed)
@@ -111,6 +116,10 @@ class HadamardSpec(TransformSpec):
         return self
 
     @property
+    def draws(self) -> bool:
+        return self.signs in ("step", "call")
+
+    @property
     def vector(self) -> tuple[int, ...] | None:
         """The signs, where they are fixed."""
         if isinstance(self.signs, tuple):
@@ -123,7 +132,7 @@ class Hadamard(Transform):
 
     def __init__(self, spec: HadamardSpec, site: str | None, seed: int) -> None:
         super().__init__(spec, site, seed)
-        if spec.signs in ("step", "call"):
+        if spec.draws:
             self.count_passes()
 
     def matrix(self, x: Tensor, live: bool) -> Tensor:

@@ -23,6 +23,7 @@ _PLACES = {
     "scaling": "altgrad.quantize.scaling:ScalingSpec",
     "transform": "altgrad.quantize.transform:TransformSpec",
     "rounding": "altgrad.formats.rounding:Rounding",
+    "gradient": "altgrad.quantize.gradient:Estimator",
     "monitor": "altgrad.monitors.monitor:MonitorSpec",
     "intervention": "altgrad.interventions.intervention:InterventionSpec",
     "sink": "altgrad.store.mirror:MirrorSpec",

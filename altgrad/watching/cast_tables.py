@@ -18,9 +18,9 @@ from torch import Tensor
 
 from altgrad.monitors.monitor import CastMonitor, Found, Values
 from altgrad.quantize import Cast, Grid, Rounding
+from altgrad.quantize.cast import Observer
 from altgrad.quantize.counted import Role
 from altgrad.quantize.grid import bound_units, grid_units, round_units
-from altgrad.quantize.quantizer import Observer
 
 
 class CastTables:

@@ -121,8 +121,8 @@ def test_a_mistake_is_one_line_on_stderr_and_exit_code_2(cli, arguments, message
 
 def test_inspect_takes_negative_numbers_and_tells_every_rounding(cli):
     text = cli("inspect", "e4m3fn", "-0.3").stdout
-    for piece in ("1 0101 010", "-0.34375, -0.28125", "toward_positive  -0.28125  0xa9  0.01875", "probability 0.6"):
-        assert piece in text
+    for piece in ("1 0101 010", "-0.34375, -0.28125", "toward_positive -0.28125 0xa9 0.01875", "probability 0.6"):
+        assert piece in " ".join(text.split())
 
 
 def test_inspect_scales(cli):

@@ -77,7 +77,7 @@ def casts(seed: int, count: int, folder: Path) -> Figures:
 
 
 def _through(spec: QuantizerSpec, tensors: Sequence[Tensor]) -> list[Tensor]:
-    quantizer = Quantizer(spec, "site/weight", "weight", seed=0)
+    quantizer = Quantizer(spec, "site/weight", "weight", seed=0, shape=tuple(tensors[0].shape))
     quantizer.train()
     found = []
     for x in tensors:

@@ -11,10 +11,13 @@ def test_members_are_the_six_modes_and_plain_strings():
     assert list(Rounding) == [
         "nearest_even",
         "nearest_away",
+        "nearest_ties_to_zero",
+        "nearest_ties_up",
         "toward_zero",
         "toward_positive",
         "toward_negative",
         "stochastic",
+        "toward_average",
     ]
     assert json.dumps(Rounding.nearest_even) == '"nearest_even"'
 
@@ -34,5 +37,6 @@ def test_parse_lists_the_modes_when_nothing_is_near():
         Rounding.parse("zzz")
 
 
-def test_only_the_two_nearest_modes_are_nearest():
-    assert [mode for mode in Rounding if mode.is_nearest] == [Rounding.nearest_even, Rounding.nearest_away]
+def test_only_the_modes_that_differ_in_ties_are_nearest_and_only_two_need_more_than_the_value():
+    assert [mode for mode in Rounding if mode.is_nearest] == list(Rounding)[:4]
+    assert [mode for mode in Rounding if not mode.by_value] == [Rounding.stochastic, Rounding.toward_average]

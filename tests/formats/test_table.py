@@ -155,6 +155,10 @@ def test_ties_go_by_the_rung_and_away_from_zero() -> None:
     assert [round_value(fmt, Fraction(k, 2)) for k in (-15, -3, -1, 1, 3, 13, 15)] == [-8, -2, 0, 0, 2, 6, 7]
     away = [round_value(fmt, Fraction(k, 2), "nearest_away") for k in (-15, -3, -1, 1, 3, 13)]
     assert away == [-8, -2, -1, 1, 2, 7]
+    to_zero = [round_value(fmt, Fraction(k, 2), "nearest_ties_to_zero") for k in (-15, -3, -1, 1, 3, 13)]
+    assert to_zero == [-7, -1, 0, 0, 1, 6]
+    up = [round_value(fmt, Fraction(k, 2), "nearest_ties_up") for k in (-15, -3, -1, 1, 3, 13)]
+    assert up == [-7, -1, 0, 1, 2, 7]
 
 
 @WITH_TABLE

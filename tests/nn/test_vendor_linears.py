@@ -285,7 +285,7 @@ def test_quest_masks_the_gradient_among_turned_values() -> None:
     matrix = hadamard(32, torch.device("cpu"))
     for name in ("normal", "edge", "t2"):
         turned = turn.turn(found[f"in.{name}"], matrix)
-        values, mask = Quantizer(cast).values_and_mask(turned, False, torch.float32)
+        values, mask = Quantizer(cast).values_and_factor(turned, False, torch.float32)
         assert mask is not None
         assert torch.equal(mask, found[f"quest.{name}.mask"].bool())
         assert torch.equal(values, found[f"quest.{name}.out"])

@@ -30,7 +30,8 @@ def sample(dtype: torch.dtype = torch.float32) -> Tensor:
 
 def quantizer(scaling: str, rounding: str, nonfinite: str | None = None, fmt: str = "e4m3fn") -> Quantizer:
     spec = {"format": fmt, "rounding": rounding, "scaling": scaling}
-    return Quantizer(spec if nonfinite is None else {**spec, "nonfinite": nonfinite}, "site", rows=6)
+    told = spec if nonfinite is None else {**spec, "nonfinite": nonfinite}
+    return Quantizer(told, "site", "weight", rows=6, shape=tuple(sample(torch.float32).shape))
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])

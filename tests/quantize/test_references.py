@@ -10,8 +10,18 @@ from pathlib import Path
 import pytest
 import torch
 
-from altgrad.quantize import Quantizer
-from bench.reference_casts import PAGE, REASONS, UNEQUAL, Compared, compare, compared, page, recorded, unexplained
+from bench.reference_casts import (
+    PAGE,
+    REASONS,
+    UNEQUAL,
+    Compared,
+    compare,
+    compared,
+    page,
+    quantizer_of,
+    recorded,
+    unexplained,
+)
 from bench.reference_words import FILES, Case
 
 Found = list[tuple[str, Compared]]
@@ -61,9 +71,9 @@ def test_the_short_form_is_the_general_one(found: Found) -> None:
         cases = [each.case for _, each in found if each.case.words["scaling"].get("arithmetic") == arithmetic]
         for case in cases[:: max(1, len(cases) // 8)]:
             for reduced in ("last", "first"):
-                quantizer = Quantizer(case.words, "s", reduced=reduced)
+                quantizer = quantizer_of(case, reduced=reduced)
                 x = case.x if reduced == "last" else case.x.T.contiguous()
                 general = quantizer.cast(x, False).values(torch.float32)
                 assert torch.equal(quantizer.values(x, False, torch.float32), general)
                 if reduced == "first":
-                    assert torch.equal(general.T, Quantizer(case.words, "s").cast(case.x, False).values(torch.float32))
+                    assert torch.equal(general.T, quantizer_of(case).cast(case.x, False).values(torch.float32))

@@ -106,6 +106,20 @@ def test_every_mode_equals_exact_fractions(name, critical_points, assert_same_bi
 
 
 @pytest.mark.parametrize("name", NAMES)
+def test_ties_of_vendors_and_the_side_of_an_average_equal_exact_fractions(name, critical_points, assert_same_bits):
+    fmt = FloatFormat.parse(name)
+    x = critical_points(fmt, 1 if fmt.bits <= 8 else 9973)
+    x = x[:: 1 + x.numel() // 600]
+    for mode in (Rounding.nearest_ties_to_zero, Rounding.nearest_ties_up):
+        assert_same_bits(round_to(x, fmt, mode), [float(round_value(fmt, v, mode)) for v in x.tolist()], x)
+    for average in (x.roll(1), x * 1.25, -x):
+        average = average.clamp(-(2.0**127), 2.0**127)
+        pairs = zip(x.tolist(), average.tolist(), strict=True)
+        expected = [float(round_value(fmt, v, "toward_average", average=a)) for v, a in pairs]
+        assert_same_bits(round_to(x, fmt, "toward_average", average=average), expected, x)
+
+
+@pytest.mark.parametrize("name", NAMES)
 def test_a_stochastic_outcome_is_that_of_the_exact_draw(name, critical_points, assert_same_bits):
     fmt = FloatFormat.parse(name)
     x = critical_points(fmt, 1 if fmt.bits <= 8 else 9973)
@@ -227,10 +241,13 @@ def test_a_power_of_two_scale_commutes_with_a_power_of_two_factor_for_any_format
     """Q(2^k x; 2^k) = 2^k Q(x), of numbers and results that float32 holds on both sides; float64 tells which."""
     x = torch.tensor(data.draw(near(fmt)), dtype=torch.float32)
     for mode in Rounding:
-        rounded = round_to(x, fmt, mode, key=k)
+        rounded = round_to(x, fmt, mode, key=k, average=x.flip(0))
         sides = torch.stack([x, rounded]).double() * 2.0**k
         held = (sides.float().double() == sides).all(0)
-        scaled = round_to(x * 2.0**k, fmt, mode, scale=2.0**k, key=k)  # all: random bits go by the index
+        if mode is Rounding.toward_average:  # x 2^k of each, or neither
+            held = held & held.flip(0)
+        goal = (x * 2.0**k).flip(0)
+        scaled = round_to(x * 2.0**k, fmt, mode, scale=2.0**k, key=k, average=goal)  # all: bits go by the index
         assert_same_bits(scaled[held], (rounded * 2.0**k)[held], x[held])
 
 

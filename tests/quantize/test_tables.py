@@ -46,13 +46,19 @@ def points(fmt: TableFormat) -> Tensor:
     return torch.cat((exact, *both)).unique()
 
 
+def near_by(x: Tensor) -> Tensor:
+    """For each of sorted points one a few places on, or on the other side of zero."""
+    return torch.where(torch.arange(len(x)) % 5 == 0, -x, x.roll(3))
+
+
 def check_against_formula(fmt: FloatFormat, x: Tensor, same: Callable[..., None]) -> None:
     own = as_table(fmt)
     x = torch.cat((x, torch.tensor([math.inf, -math.inf, math.nan, -0.0])))
+    average = torch.nan_to_num(x.flip(0))
     for rounding in Rounding:
         for overflow in ("saturate", "inf") if fmt.has_inf or fmt.has_nan else ("saturate",):
             for nonfinite in ("saturate", "keep"):
-                options = {"overflow": overflow, "nonfinite": nonfinite, "key": 3}
+                options = {"overflow": overflow, "nonfinite": nonfinite, "key": 3, "average": average}
                 same(round_to(x, own, rounding, **options), round_to(x, fmt, rounding, **options), x)
     drawn = {"key": 5, "random_bits": 3, "scale": 0.7}
     same(round_to(x, own, "stochastic", **drawn), round_to(x, fmt, "stochastic", **drawn), x)
@@ -102,14 +108,15 @@ def test_every_rounding_of_a_tensor_is_that_of_numbers(name: str, assert_same_bi
     fmt = table(name)
     x = points(fmt)
     x = x[:: max(1, len(x) // 300)]
+    average = near_by(x)
     for rounding in Rounding:
         bits = counted_bits(x.shape, 9)
-        draws = [Fraction(int(each), 1 << 24) for each in bits]
+        draws = [Fraction(int(each), 1 << 24) if rounding is Rounding.stochastic else None for each in bits]
         expected = [
-            float(round_value(fmt, float(value), rounding, u=draw if rounding is Rounding.stochastic else None))
-            for value, draw in zip(x, draws, strict=True)
+            float(round_value(fmt, float(value), rounding, u=draw, average=float(goal)))
+            for value, draw, goal in zip(x, draws, average, strict=True)
         ]
-        found = round_to(x, fmt, rounding, key=9)
+        found = round_to(x, fmt, rounding, key=9, average=average)
         assert found.equal(torch.tensor(expected)), rounding
 
 
@@ -133,7 +140,7 @@ def test_grid_points_stay_and_have_their_rung_code_and_storage_again(name: str) 
     fmt = table(name)
     x = torch.tensor(fmt.ranked)
     for rounding in Rounding:
-        assert round_to(x, fmt, rounding, key=1).equal(x)
+        assert round_to(x, fmt, rounding, key=1, average=x).equal(x)
     places = rung(x, fmt)
     assert places.diff().eq(1).all() and int(places[x == 0]) == 0 and at_rung(places, fmt).equal(x)
     assert at_rung(torch.tensor([-(1 << 30), 1 << 30]), fmt).tolist() == [fmt.lowest, fmt.highest]
@@ -270,8 +277,9 @@ def test_a_cast_of_a_table_is_one_graph_with_the_same_bits() -> None:
     x = points(HIF8)
 
     def cast(x: Tensor) -> list[Tensor]:
-        modes = (Rounding.nearest_away, Rounding.stochastic, Rounding.toward_zero)
-        return [*(round_to(x, HIF8, mode, key=1) for mode in modes), spacing(x, HIF8), rung(x, HIF8)]
+        modes = (Rounding.nearest_ties_up, Rounding.stochastic, Rounding.toward_zero, Rounding.toward_average)
+        rounded = [round_to(x, HIF8, mode, key=1, average=near_by(x)) for mode in modes]
+        return [*rounded, spacing(x, HIF8), rung(x, HIF8)]
 
     for eager, compiled in zip(cast(x), torch.compile(cast, fullgraph=True)(x), strict=True):
         assert eager.equal(compiled)

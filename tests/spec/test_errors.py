@@ -69,7 +69,8 @@ WRONG = {
     "cast: {format: [1]}": "1:16: cast.format is [1]; it takes a format such as e4m3fn.",
     "cast: {format: e5m2, rounding: stochastik}": "1:32: 'stochastik' is not a rounding. Did you mean 'stochastic'?",
     "cast: {format: e5m2, rounding: 5}": "1:32: cast.rounding is 5; it takes one of nearest_even, nearest_away, "
-        "toward_zero, toward_positive, toward_negative, stochastic.",
+        "nearest_ties_to_zero, nearest_ties_up, toward_zero, toward_positive, toward_negative, stochastic, "
+        "toward_average.",
     "cast: {format: e5m2, roundng: 5}": "1:22: 'roundng' is not a key of a cast. Did you mean 'rounding'?",
     "axes: {a: [1, b]}": "1:15: axes.a.1 is 'b'; it takes a whole number.",
     "axes: [1]": "1:7: axes is [1]; it takes a mapping, each value a list, each entry a whole number.",
