@@ -30,8 +30,9 @@ from torch import nn
 
 from altgrad.nn.layers import EMBEDDINGS
 from altgrad.nn.names import Nameable, matches, nameable
+from altgrad.nn.outlier_columns import check_columns
 from altgrad.quantize import QuantizerSpec
-from altgrad.quantize.quantizer import Axis
+from altgrad.quantize.parts import Axis
 from altgrad.quantize.transform import TransformSpec
 from altgrad.spec import LocatedError, Since, Spec, did_you_mean
 
@@ -172,6 +173,7 @@ class Rule(Spec):
         for (product, operand), spec in layer.slots.items():
             if spec is not None:
                 _check_source(layer, product, operand, spec)
+                check_columns(layer.slots, layer.transforms, (product, operand))
         return self
 
     def layer(self) -> LayerPrecision:
@@ -338,4 +340,5 @@ def slot_text(spec: QuantizerSpec | None, transform: TransformSpec | None = None
     parts += [] if transform is None else [f"{transform.kind}/{transform.size}"]
     parts += [] if spec.correction == "none" else [spec.correction]
     parts += [] if spec.source == "original" else [f"of {spec.source}"]
+    parts += [] if spec.outliers is None else [f"+ {spec.outliers.text}"]
     return " ".join(parts)

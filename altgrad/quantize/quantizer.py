@@ -44,11 +44,11 @@ from altgrad.quantize.grid import (
     round_units,
 )
 from altgrad.quantize.noise import counted_bits
+from altgrad.quantize.parts import Axis, Outliers, OutliersSpec, Parts, Place
 from altgrad.quantize.passes import refuse_transforms
 from altgrad.quantize.scaling import CurrentSpec, Scaling, ScalingSpec
 from altgrad.spec import Format, RoundingMode, Since, Spec
 
-Axis = Literal["last", "first"]
 Source = Literal["original", "forward", "forward_rotated"]
 
 
@@ -68,6 +68,8 @@ class QuantizerSpec(Spec):
     """What a slot of the backward pass casts: the operand, or what forward's cast made of it (see `altgrad.nn`)."""
     correction: Annotated[Literal["none", "eden"], Since(2)] = "none"
     """eden: block scales times <u, u> / <u, q> over each run that the product's transform turns (`correction.py`)."""
+    outliers: Annotated[OutliersSpec | None, Since(2)] = None
+    """What is carried apart, in another cast or none; this cast takes the rest (`outliers.py`)."""
 
     @model_validator(mode="before")
     @classmethod
@@ -85,6 +87,8 @@ class QuantizerSpec(Spec):
             raise ValueError(f"random_bits belongs to rounding: stochastic, not {self.rounding}.")
         if self.correction == "eden":
             require_correctable(self.scaling)
+        if self.outliers is not None:
+            self.outliers.check_beside(self)
         return self
 
     noun: ClassVar[str] = "a cast"
@@ -97,8 +101,8 @@ class QuantizerSpec(Spec):
 
     def fits(self, dtype: torch.dtype) -> bool:
         """Whether a float type holds every value that this cast gives."""
-        if dtype == torch.float32:
-            return True
+        if dtype == torch.float32 or self.outliers is not None:
+            return dtype == torch.float32
         bits = {torch.bfloat16: 7, torch.float16: 10}.get(dtype, 0)
         return self.format.mantissa_bits <= bits and self.scaling.power_of_two
 
@@ -110,7 +114,8 @@ class Cast:
     exact: x / scale, float32. unbounded: rounded as if the grid had no end. rounded: after the overflow rule.
     scale: None for 1, else broadcastable with x. clamped: how many scales (of the tensor, its channels or blocks) an
     amax would have beyond their range, an int64 scalar; only casts that are watched count it. site: empty in a compiled
-    graph, which serves many. scales: how the scale was used, where that has an order of its own.
+    graph, which serves many. scales: how the scale was used, where that has an order of its own. parts: where outliers
+    are carried apart, what they are; x is then the rest.
     """
 
     site: str
@@ -122,10 +127,13 @@ class Cast:
     rounded: Tensor
     clamped: Tensor | None = None
     scales: Scales | None = None
+    parts: Parts | None = None
 
     def values(self, dtype: torch.dtype) -> Tensor:
-        """rounded * scale in the given dtype; for float16, see the head of this file."""
+        """rounded * scale, plus the outliers, in the given dtype; for float16, see the head of this file."""
         values = self.rounded if self.scale is None else (self.scales or Scales(self.scale)).values(self.rounded)
+        if self.parts is not None:
+            return self.parts.whole(values, dtype)
         return _held(values, self.format, self.scale, dtype)
 
 
@@ -136,7 +144,9 @@ class Quantizer(Counted):
     name, `<module>/<operand>`, which with `seed` keys the random bits; without one it gets a name of its own, and so
     does a copy of it. reduced: the axis that the coming product sums over, along which channels and blocks lie;
     `first` needs matrices. rows: how many slices lie along it, where that is fixed. run: elements of a run that was
-    turned before, which `correction: eden` needs.
+    turned before, which `correction: eden` needs. features: how many columns its tensors have, and across which axis
+    they lie, where that is fixed; outliers that are chosen from step to step need it. leader: the cast whose outliers
+    are those of the layer's input, for `follow: input`.
     A live pass feeds delayed scaling, advances the random bits, and is watched; what counts as one stands in
     `altgrad.quantize.passes`. Call `commit()` once after each optimizer step. A copy is not watched.
     """
@@ -151,6 +161,8 @@ class Quantizer(Counted):
         rows: int | None = None,
         reduced: Axis = "last",
         run: int | None = None,
+        features: tuple[int, Axis] | None = None,
+        leader: "Quantizer | None" = None,
     ) -> None:
         super().__init__(site, role, seed, "quantizer")
         self.reduced, self.rows, self.run = reduced, rows, run
@@ -158,6 +170,10 @@ class Quantizer(Counted):
         self.watching = False
         self.engine: Engine = "eager"
         self._adopt(QuantizerSpec.made_from(spec, site or ""))
+        self.outliers: Outliers | None = None
+        if self.spec.outliers is not None:
+            led = None if leader is None else leader.outliers
+            self.outliers = self.spec.outliers.build(Place(self.site, role, seed, rows, reduced, features, led))
         if self.spec.draws:
             self.count_passes()
 
@@ -195,7 +211,7 @@ class Quantizer(Counted):
 
     def values(self, x: Tensor, live: bool, dtype: torch.dtype) -> Tensor:
         """`cast(x, live).values(dtype)`, without keeping what only observers look at."""
-        if live and self.watching:
+        if (live and self.watching) or self.outliers is not None:
             return self.cast(x, live).values(dtype)
         key = self._key(live)
         found = self.find_scale(x, live, key=key)
@@ -221,6 +237,8 @@ class Quantizer(Counted):
         """The cast itself, outside autograd; a live one is shown to the observers while `watching`."""
         watched = live and self.watching
         key = self._key(live)
+        parts = None if self.outliers is None else self.outliers.split(x, live)
+        x = x if parts is None else parts.rest
         found = self.find_scale(x, live, count=watched, key=key)
         scales = None if found is None else found.spread_all(tuple(x.shape))
         exact = self._units(x, scales)
@@ -229,7 +247,7 @@ class Quantizer(Counted):
         scales = self._corrected(exact, rounded, found, scales, key)
         clamped, scale = (None, None) if found is None or scales is None else (found.clamped, scales.scale)
         site = "" if torch.compiler.is_compiling() else self.site
-        made = Cast(site, self.role, self.spec.format, scale, exact, unbounded, rounded, clamped, scales)
+        made = Cast(site, self.role, self.spec.format, scale, exact, unbounded, rounded, clamped, scales, parts)
         if watched:
             for observe in self.observers:
                 observe(made)
@@ -281,7 +299,8 @@ class Quantizer(Counted):
         return made.spread_all(tuple(exact.shape))
 
     def grid(self, x: Tensor) -> Grid:
-        """The grid that x would enter now; records nothing."""
+        """The grid that x, or what its outliers leave of it, would enter now; records nothing."""
+        x = x if self.outliers is None else self.outliers.split(x, False).rest
         return Grid(self.spec.format, self._scale(x, live=False))
 
     def values_and_mask(self, x: Tensor, live: bool, dtype: torch.dtype) -> tuple[Tensor, Tensor | None]:
@@ -293,22 +312,36 @@ class Quantizer(Counted):
 
     @property
     def needs_commit(self) -> bool:
-        return self.draws or type(self.scaling).commit is not Scaling.commit
+        kept = self.outliers is not None and self.outliers.needs_commit
+        return self.draws or kept or type(self.scaling).commit is not Scaling.commit
 
     def passed(self) -> list[Tensor]:
-        return [*self.scaling.recorded(), *super().passed()]
+        return [*self.sums(), *self.maxima(), *super().passed()]
+
+    def sums(self) -> list[Tensor]:
+        """What live passes recorded since the last commit that adds up over processes, in place."""
+        return [] if self.outliers is None else [*self.outliers.sums()]
+
+    def maxima(self) -> list[Tensor]:
+        """The same of which the largest counts."""
+        return [*self.scaling.recorded(), *([] if self.outliers is None else self.outliers.maxima())]
 
     def reset_parameters(self) -> None:
         self.scaling.reset_parameters()
+        if self.outliers is not None:
+            self.outliers.reset_parameters()
         super().reset_parameters()
 
     def commit(self) -> None:
         self.scaling.commit()
+        if self.outliers is not None:
+            self.outliers.commit()
         super().commit()
 
     def extra_repr(self) -> str:
         """Shown by print(model)."""
-        return f"{self.spec.format}, {self.spec.rounding}, {self.spec.scaling.kind}"
+        carried = "" if self.spec.outliers is None else f", outliers: {self.spec.outliers.text}"
+        return f"{self.spec.format}, {self.spec.rounding}, {self.spec.scaling.kind}{carried}"
 
 
 def _held(values: Tensor, fmt: NumberFormat, scale: Tensor | None, dtype: torch.dtype) -> Tensor:

@@ -18,7 +18,7 @@ needs little memory beside it, and there is one definition for both.
 
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Annotated, Any, ClassVar, Literal, Self
 
 import torch
@@ -201,15 +201,6 @@ class Scaling(CastState, ABC):
     def recorded(self) -> Sequence[Tensor]:
         """What live passes have recorded since the last commit; of several processes the largest counts, in place."""
         return ()
-
-    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
-        """What `.to`, `.half` and `.cuda` do. A scale rounded to bf16 is another scale, so only devices change."""
-
-        def moved(tensor: Tensor) -> Tensor:
-            found = fn(tensor)
-            return found if found.dtype == tensor.dtype else tensor.to(found.device)
-
-        return super()._apply(moved, recurse)
 
 
 class ScalingSpec(Kind, family="scaling", package="altgrad.quantize"):
