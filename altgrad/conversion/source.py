@@ -24,7 +24,7 @@ from altgrad.nn.layers import EMBEDDINGS, HEADS, is_turned
 from altgrad.nn.names import literal, matches
 from altgrad.nn.policy import Decision
 from altgrad.quantize import Quantizer, QuantizerSpec
-from altgrad.quantize.quantizer import Axis
+from altgrad.quantize.parts import Axis
 from altgrad.spec import Document, LocatedError, SpecError
 from altgrad.training.weights import StoredTensor, Weights, find_weights, weights_in_memory
 
@@ -60,7 +60,17 @@ class TensorCast:
         )
 
 
-_TURNED = "weights at rest are cast as they lie, and forward.transform turns them first; leave that out."
+def _require_at_rest(layer: str, cast: QuantizerSpec, turned: bool) -> None:
+    """ValueError for a weight that is another tensor in the product, or a sum of two."""
+    if turned:
+        raise ValueError(
+            f"{layer}: weights at rest are cast as they lie, and forward.transform turns them first; leave that out."
+        )
+    if cast.outliers is not None:
+        raise ValueError(
+            f"{layer}: weights at rest have one code for an element, and outliers: {cast.outliers.kind} makes them a "
+            "sum of two casts; leave that out."
+        )
 
 
 @dataclass(frozen=True)
@@ -103,9 +113,8 @@ class Source:
         by_layer: dict[nn.Module, TensorCast] = {}
         for name, layer in [] if self.model is None else self.model.named_modules():
             quantizer = layer.slot_casts.get(("forward", "weight")) if isinstance(layer, QuantizedLayer) else None
-            if quantizer is not None and "forward" in layer.transforms:
-                raise ValueError(f"{name}: {_TURNED}")
             if quantizer is not None:
+                _require_at_rest(name, quantizer.spec, "forward" in layer.transforms)
                 by_layer[layer] = TensorCast(name, quantizer.spec, quantizer.reduced, quantizer)
         return self._under_all_names(by_layer)
 
@@ -230,8 +239,8 @@ def _weight_cast(decision: Decision) -> QuantizerSpec | None:
     if decision.precision is None:
         return None
     cast = decision.precision.slots["forward", "weight"]
-    if cast is not None and "forward" in decision.precision.transforms:
-        raise ValueError(f"{decision.name}: {_TURNED}")
+    if cast is not None:
+        _require_at_rest(decision.name, cast, "forward" in decision.precision.transforms)
     return cast
 
 

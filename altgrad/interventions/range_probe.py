@@ -74,7 +74,7 @@ def _lost_when_finer(quantizer: Quantizer, cast: Cast) -> Tensor:
     if finer is None or not finer.in_tensor_domain:
         return cast.exact.new_full((), torch.nan)
     x = cast.exact if cast.scale is None else cast.exact * cast.scale
-    spec = type(quantizer.spec).made_from(quantizer.spec.tree() | {"format": str(finer)})
+    spec = type(quantizer.spec).made_from(quantizer.spec.tree() | {"format": str(finer), "outliers": None})
     other = Quantizer(
         spec, cast.site, quantizer.role, rows=quantizer.rows, reduced=quantizer.reduced, run=quantizer.run,
         shape=tuple(x.shape),

@@ -18,7 +18,7 @@ To set the class to nn.Linear, as the first edition did, took the property away.
 class, but what runs would no longer *be* nn.Linear, and a compiled graph would have to guard on it.
 """
 
-from typing import Any
+from typing import Any, Literal, cast
 from weakref import WeakKeyDictionary
 
 from torch import Tensor, nn
@@ -47,6 +47,16 @@ def is_plain(module: nn.Module) -> bool:
 def is_turned(module: nn.Module) -> bool:
     """Whether a layer keeps its weight as [in, out]."""
     return not isinstance(module, nn.Linear)
+
+
+def features_of(module: nn.Module, operand: str) -> tuple[int, Literal["last", "first"]]:
+    """How many features an operand of the layer has, as columns, and the axis of it across which they lie.
+
+    Those of a weight are the input's.
+    """
+    outputs, inputs = cast(Tensor, module.weight).shape[:: -1 if is_turned(module) else 1]
+    across: Literal["last", "first"] = "first" if operand == "weight" and is_turned(module) else "last"
+    return (outputs if operand == "grad_output" else inputs), across
 
 
 def experts(module: nn.Module) -> dict[str, Tensor]:

@@ -36,14 +36,14 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
-from altgrad.nn.layers import is_turned
+from altgrad.nn.layers import features_of, is_turned
 from altgrad.nn.policy import LayerPrecision, Operand, Product, reduced_axis
 from altgrad.quantize import Quantizer
 from altgrad.quantize.counted import Counted, Role, unnamed_site
 from altgrad.quantize.gradient import joined, multiplied
 from altgrad.quantize.grid import require_castable
+from altgrad.quantize.parts import Axis
 from altgrad.quantize.passes import backward_counts, counts, refuse_transforms
-from altgrad.quantize.quantizer import Axis, Source
 from altgrad.quantize.traced import held
 from altgrad.quantize.transform import Transform
 
@@ -58,14 +58,15 @@ def make_casts(layer: nn.Module, precision: LayerPrecision, site: str, seed: int
 
     Raises ValueError naming the slot at fault.
     """
-    made = {}
+    made: dict[str, tuple[Quantizer, Slots]] = {}
     for name, (spec, slots) in precision.casts().items():
         operand, axis = slots[0][1], _axis(layer, slots)
         try:
             quantizer = Quantizer(
-                spec, f"{site}/{name}" if site else name, cast(Role, operand), seed=seed,
-                rows=_rows(layer, operand, axis), reduced=axis, run=_run(precision, slots),
-                shape=tuple(cast(Tensor, layer.weight).shape),
+                spec, f"{site}/{name}" if site else name, cast(Role, operand), seed=seed, reduced=axis,
+                rows=_rows(layer, operand, axis), run=_run(precision, slots),
+                shape=tuple(cast(Tensor, layer.weight).shape), features=features_of(layer, operand),
+                leader=next((q for q, served in made.values() if ("forward", "input") in served), None),
             )  # fmt: skip
         except ValueError as error:
             raise ValueError(f"{site}, {name}: {error}") from None
@@ -167,8 +168,9 @@ class QuantizedLayer(nn.Module):
 
     @property
     def casts_weight_in_place(self) -> bool:
-        """Whether forward casts the weight as it lies, so that its grid is one of the weight's own values."""
-        return ("forward", "weight") in self.slot_casts and "forward" not in self.transforms
+        """Whether forward casts the weight as it lies and whole, so that its grid is one of the weight's own values."""
+        quantizer = self.slot_casts.get(("forward", "weight"))
+        return quantizer is not None and quantizer.outliers is None and "forward" not in self.transforms
 
     def input_as_cast(self, x: Tensor) -> Tensor:
         """x [..., in_features] as forward's cast leaves it, in float32, turned back where it was turned. Not a pass."""
@@ -221,7 +223,7 @@ class QuantizedLayer(nn.Module):
             whole, turned_factor = (None if part is None else part.mT for part in (whole, turned_factor))
         return Operands(values, whole, turned_factor)
 
-    def _source_of(self, slot: Slot) -> Source:
+    def _source_of(self, slot: Slot) -> str:
         """What the slot casts; without its cast (in a replay) it passes on the same."""
         spec = self.slot_casts[slot].spec if slot in self.slot_casts else self.precision.slots.get(slot)
         return "original" if spec is None else spec.source

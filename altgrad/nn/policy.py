@@ -30,9 +30,10 @@ from torch import nn
 
 from altgrad.nn.layers import EMBEDDINGS
 from altgrad.nn.names import Nameable, matches, nameable
+from altgrad.nn.outlier_columns import check_columns
 from altgrad.quantize import QuantizerSpec
 from altgrad.quantize.gradient import Dge
-from altgrad.quantize.quantizer import Axis
+from altgrad.quantize.parts import Axis
 from altgrad.quantize.transform import TransformSpec
 from altgrad.spec import LocatedError, Since, Spec, did_you_mean
 
@@ -181,6 +182,7 @@ class Rule(Spec):
         for (product, operand), spec in layer.slots.items():
             if spec is not None:
                 _check_source(layer, product, operand, spec)
+                check_columns(layer.slots, layer.transforms, (product, operand))
         return self
 
     def layer(self) -> LayerPrecision:
@@ -373,4 +375,5 @@ def slot_text(spec: QuantizerSpec | None, transform: TransformSpec | None = None
     parts += [] if spec.correction == "none" else [spec.correction]
     parts += [f"dge k {spec.gradient.k} clamp {spec.gradient.clamp:g}"] if isinstance(spec.gradient, Dge) else []
     parts += [] if spec.source == "original" else [f"of {spec.source}"]
+    parts += [] if spec.outliers is None else [f"+ {spec.outliers.text}"]
     return " ".join(parts)

@@ -83,7 +83,7 @@ def observed(model: nn.Module, observe: Callable[[Cast], None]) -> Iterator[None
 
     Buffers come back, so the pass leaves no trace: no amax, no random bits used up.
     """
-    casts = [module for module in model.modules() if isinstance(module, Quantizer)]
+    casts = [module for module in model.modules() if isinstance(module, Quantizer) and not module.is_part]
     before = [(cast, cast.watching, cast.observers) for cast in casts]
     kept = [(buffer, buffer.clone()) for buffer in model.buffers()]
     for each in casts:

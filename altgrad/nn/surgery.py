@@ -108,8 +108,8 @@ def dequantize_model(model: nn.Module) -> nn.Module:
 
 
 def quantizers(model: nn.Module) -> list[Quantizer]:
-    """Every Quantizer of the model, in module order."""
-    return [module for module in model.modules() if isinstance(module, Quantizer)]
+    """Every Quantizer of the model, in module order, but for those that carry another's outliers."""
+    return [module for module in model.modules() if isinstance(module, Quantizer) and not module.is_part]
 
 
 def counted_sites(model: nn.Module) -> list[Counted]:
@@ -166,13 +166,15 @@ def commit(
     calls it, and what their passes recorded becomes one by a single collective, in which `sums` and `maxima` go along,
     in place. Where only casts of a part of the group belong together, give `ALONE`.
     """
-    made = quantizers(model)
+    sites = counted_sites(model)
     processes = Processes.present() if processes is None else processes
     if processes.size > 1:
-        processes.join(sums, [*maxima, *(amax for quantizer in made for amax in quantizer.scaling.recorded())])
-    sites = counted_sites(model)
+        made = [site for site in sites if isinstance(site, Quantizer)]
+        added = (tensor for quantizer in made for tensor in quantizer.sums())
+        processes.join([*sums, *added], [*maxima, *(tensor for quantizer in made for tensor in quantizer.maxima())])
     for site in sites:
-        site.commit()
+        if not site.is_part:
+            site.commit()
     committed(sites)
 
 

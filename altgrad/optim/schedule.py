@@ -23,7 +23,7 @@ from altgrad.spec import Spec
 
 __all__ = ["Schedule"]
 
-_Share = Annotated[float, Field(ge=0.0, le=1.0)]
+_Share = Annotated[float, Field(ge=0, le=1)]
 
 
 class Schedule(Spec):

@@ -15,10 +15,11 @@ when with d = 0.998 it has come one fiftieth of the way.
 import torch
 from torch import Tensor
 
-from altgrad.quantize.cast_state import FloatState
+from altgrad.formats import Rounding
+from altgrad.quantize.cast_state import CastState
 
 
-class Average(FloatState):
+class Average(CastState):
     """The average of one weight of this shape, float32 whatever the model becomes; see the head of this file."""
 
     committed: Tensor
@@ -63,3 +64,14 @@ class Average(FloatState):
     def passed(self) -> list[Tensor]:
         """What passes of the step leave here, to be changed in place."""
         return [self.now, self.passed_once]
+
+
+def averaged(rounding: Rounding, decay: float, role: str, shape: tuple[int, ...] | None) -> Average | None:
+    """What `rounding: toward_average` goes to. ValueError for what is no weight, and for one whose shape is unknown."""
+    if rounding is not Rounding.toward_average:
+        return None
+    if role != "weight":
+        raise ValueError(f"rounding: toward_average goes by the average of a weight, and this cast has role: {role}.")
+    if shape is None:
+        raise ValueError("rounding: toward_average keeps the average of a weight; give the weight's shape=.")
+    return Average(shape, decay)

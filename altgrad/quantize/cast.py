@@ -16,6 +16,7 @@ from altgrad.formats import NumberFormat, Rounding
 from altgrad.quantize.block_scale import Scales
 from altgrad.quantize.counted import Role
 from altgrad.quantize.grid import bound_units, round_units
+from altgrad.quantize.parts import Parts
 
 
 @dataclass(frozen=True)
@@ -25,7 +26,8 @@ class Cast:
     exact: x / scale, float32. unbounded: rounded as if the grid had no end. rounded: after the overflow rule.
     scale: None for 1, else broadcastable with x. clamped: how many scales (of the tensor, its channels or blocks) an
     amax would have beyond their range, an int64 scalar; only casts that are watched count it. site: empty in a compiled
-    graph, which serves many. scales: how the scale was used, where that has an order of its own.
+    graph, which serves many. scales: how the scale was used, where that has an order of its own. parts: where outliers
+    are carried apart, what they are; x is then the rest.
     """
 
     site: str
@@ -37,10 +39,13 @@ class Cast:
     rounded: Tensor
     clamped: Tensor | None = None
     scales: Scales | None = None
+    parts: Parts | None = None
 
     def values(self, dtype: torch.dtype) -> Tensor:
-        """rounded * scale in the given dtype."""
+        """rounded * scale, plus the outliers, in the given dtype."""
         values = self.rounded if self.scale is None else (self.scales or Scales(self.scale)).values(self.rounded)
+        if self.parts is not None:
+            return self.parts.whole(values, dtype)
         return in_dtype(values, self.format, self.scale, dtype)
 
 

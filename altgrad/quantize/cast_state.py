@@ -23,8 +23,14 @@ class CastState(nn.Module):
         return
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
+        """What `.to`, `.half` and `.cuda` do. A scale rounded to bf16 is another scale, so only devices change."""
         unmade = [name for name, buffer in self._buffers.items() if buffer is not None and buffer.is_meta]
-        super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
+
+        def moved(tensor: Tensor) -> Tensor:
+            found = fn(tensor)
+            return found if found.dtype == tensor.dtype else tensor.to(found.device)
+
+        super()._apply(moved, recurse)  # type: ignore[no-untyped-call]
         if any(not cast(Tensor, self._buffers[name]).is_meta for name in unmade):
             self.reset_parameters()
         return self
@@ -36,19 +42,6 @@ class CastState(nn.Module):
             return
         self.reset_parameters()
         _say_once(rest[2])
-
-
-class FloatState(CastState):
-    """State of which numbers stay the float32 that they are, whatever the model becomes: rounded they are others."""
-
-    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
-        """What `.to`, `.half` and `.cuda` do; only devices change."""
-
-        def moved(tensor: Tensor) -> Tensor:
-            found = fn(tensor)
-            return found if found.dtype == tensor.dtype else tensor.to(found.device)
-
-        return super()._apply(moved, recurse)
 
 
 def _say_once(load: Any) -> None:

@@ -38,6 +38,8 @@ class Counted(CastState):
     recording = True
     """Whether training passes count; see `altgrad.nn.replay.unrecorded`."""
     uncounted = False
+    is_part = False
+    """Whether it carries the outliers of a cast, which commits it and is watched for both."""
     dealt = False
     """Whether the processes that train together share out the passes of a step, whose numbers `seek` then sets."""
 

@@ -23,7 +23,7 @@ from torch import Tensor
 
 from altgrad.formats import NumberFormat, Rounding
 from altgrad.quantize.apart import numbered, watched_cast
-from altgrad.quantize.average import Average
+from altgrad.quantize.average import Average, averaged
 from altgrad.quantize.block_scale import Scales, SmallScale
 from altgrad.quantize.cast import Cast, Observer, in_dtype
 from altgrad.quantize.correction import eden, require_correctable, require_run, rounds_scales
@@ -41,11 +41,11 @@ from altgrad.quantize.grid import (
     round_units,
 )
 from altgrad.quantize.noise import counted_bits
+from altgrad.quantize.parts import Axis, Outliers, OutliersSpec, Place
 from altgrad.quantize.passes import refuse_transforms
 from altgrad.quantize.scaling import CurrentSpec, Scaling, ScalingSpec
 from altgrad.spec import Format, RoundingMode, Since, Spec
 
-Axis = Literal["last", "first"]
 Source = Literal["original", "forward", "forward_rotated"]
 
 
@@ -67,6 +67,8 @@ class QuantizerSpec(Spec):
     """eden: block scales times <u, u> / <u, q> over each run that the product's transform turns (`correction.py`)."""
     average_decay: Annotated[float, Field(ge=0.5, lt=1), Since(2)] = 0.998
     """How much of the average that rounding: toward_average goes to is kept in each step (`average.py`)."""
+    outliers: Annotated[OutliersSpec | None, Since(2)] = None
+    """What is carried apart, in another cast or none; this cast takes the rest (`outliers.py`)."""
 
     @model_validator(mode="before")
     @classmethod
@@ -87,6 +89,8 @@ class QuantizerSpec(Spec):
             raise ValueError(f"average_decay belongs to rounding: toward_average, not {self.rounding}.")
         if self.correction == "eden":
             require_correctable(self.scaling)
+        if self.outliers is not None:
+            self.outliers.check_beside(self)
         return self
 
     noun: ClassVar[str] = "a cast"
@@ -104,8 +108,8 @@ class QuantizerSpec(Spec):
 
     def fits(self, dtype: torch.dtype) -> bool:
         """Whether a float type holds every value that this cast gives."""
-        if dtype == torch.float32:
-            return True
+        if dtype == torch.float32 or self.outliers is not None:
+            return dtype == torch.float32
         bits = {torch.bfloat16: 7, torch.float16: 10}.get(dtype, 0)
         return self.format.mantissa_bits <= bits and self.scaling.power_of_two
 
@@ -118,6 +122,9 @@ class Quantizer(Counted):
     does a copy of it. reduced: the axis that the coming product sums over, along which channels and blocks lie;
     `first` needs matrices. rows: how many slices lie along it, where that is fixed. run: elements of a run that was
     turned before, which `correction: eden` needs. shape: that of a weight, which `rounding: toward_average` needs.
+    features: how many columns its tensors have, and across which axis they lie, where that is fixed; outliers that are
+    chosen from step to step need it. leader: the cast whose outliers are those of the layer's input, for
+    `follow: input`.
     A live pass feeds delayed scaling, advances the random bits, and is watched; what counts as one stands in
     `altgrad.quantize.passes`. Call `commit()` once after each optimizer step. A copy is not watched.
     """
@@ -136,6 +143,8 @@ class Quantizer(Counted):
         reduced: Axis = "last",
         run: int | None = None,
         shape: tuple[int, ...] | None = None,
+        features: tuple[int, Axis] | None = None,
+        leader: "Quantizer | None" = None,
     ) -> None:
         super().__init__(site, role, seed, "quantizer")
         self.reduced, self.rows, self.run = reduced, rows, run
@@ -144,9 +153,13 @@ class Quantizer(Counted):
         self.watching = False
         self.engine: Engine = "eager"
         self._adopt(QuantizerSpec.made_from(spec, site or ""))
+        self.outliers: Outliers | None = None
+        if self.spec.outliers is not None:
+            led = None if leader is None else leader.outliers
+            self.outliers = self.spec.outliers.build(Place(self.site, role, seed, rows, reduced, features, led))
         if self.spec.draws:
             self.count_passes()
-        self.average = averaged(self.spec, role, shape)
+        self.average = averaged(self.spec.rounding, self.spec.average_decay, role, shape)
 
     def __deepcopy__(self, memo: dict[int, Any]) -> "Quantizer":
         made = typing.cast(Quantizer, super().__deepcopy__(memo))
@@ -191,7 +204,7 @@ class Quantizer(Counted):
 
     def values(self, x: Tensor, live: bool, dtype: torch.dtype) -> Tensor:
         """`cast(x, live).values(dtype)`, without keeping what only observers look at."""
-        if live and self.watching:
+        if (live and self.watching) or self.outliers is not None:
             observers = self._seen_apart(x)
             if observers is not None:
                 rows = [row for observer in observers for row in observer.rows]
@@ -237,12 +250,15 @@ class Quantizer(Counted):
 
     def _seen_apart(self, x: Tensor) -> list[Observer] | None:
         """The observers of a cast that is left to the operator."""
-        if not (self.apart and self.average is None and x.device.type == "cpu" and torch.compiler.is_compiling()):
+        kept = self.average is not None or self.outliers is not None  # what a pass changes there is not said to graphs
+        if kept or not (self.apart and x.device.type == "cpu" and torch.compiler.is_compiling()):
             return None
         seen = [observe for observe in self.observers if isinstance(observe, Observer)]
         return seen if len(seen) == len(self.observers) else None
 
     def _cast(self, x: Tensor, live: bool, role: Role, key: Tensor | None) -> Cast:
+        parts = None if self.outliers is None else self.outliers.split(x, live)
+        x = x if parts is None else parts.rest
         found = self.find_scale(x, live, count=live and self.watching, key=key)
         scales = None if found is None else found.spread_all(tuple(x.shape))
         exact, goal = self._units(x, scales), self._goal(x, live, scales)
@@ -251,7 +267,7 @@ class Quantizer(Counted):
         scales = self._corrected(exact, rounded, found, scales, key)
         clamped, scale = (None, None) if found is None or scales is None else (found.clamped, scales.scale)
         site = "" if torch.compiler.is_compiling() else self.site
-        return Cast(site, role, self.spec.format, scale, exact, unbounded, rounded, clamped, scales)
+        return Cast(site, role, self.spec.format, scale, exact, unbounded, rounded, clamped, scales, parts)
 
     def find_scale(
         self, x: Tensor, live: bool = False, *, count: bool = False, key: Tensor | None = None
@@ -303,7 +319,8 @@ class Quantizer(Counted):
         return made.spread_all(tuple(exact.shape))
 
     def grid(self, x: Tensor) -> Grid:
-        """The grid that x would enter now; records nothing."""
+        """The grid that x, or what its outliers leave of it, would enter now; records nothing."""
+        x = x if self.outliers is None else self.outliers.split(x, False).rest
         return Grid(self.spec.format, self._scale(x, live=False))
 
     def values_and_factor(self, x: Tensor, live: bool, dtype: torch.dtype) -> tuple[Tensor, Tensor | None]:
@@ -315,38 +332,39 @@ class Quantizer(Counted):
 
     @property
     def needs_commit(self) -> bool:
-        return self.draws or self.average is not None or type(self.scaling).commit is not Scaling.commit
+        kept = self.average is not None or (self.outliers is not None and self.outliers.needs_commit)
+        return self.draws or kept or type(self.scaling).commit is not Scaling.commit
 
     def passed(self) -> list[Tensor]:
         own = [] if self.average is None else self.average.passed()
-        return [*self.scaling.recorded(), *own, *super().passed()]
+        return [*self.sums(), *self.maxima(), *own, *super().passed()]
+
+    def sums(self) -> list[Tensor]:
+        """What live passes recorded since the last commit that adds up over processes, in place."""
+        return [] if self.outliers is None else [*self.outliers.sums()]
+
+    def maxima(self) -> list[Tensor]:
+        """The same of which the largest counts."""
+        return [*self.scaling.recorded(), *([] if self.outliers is None else self.outliers.maxima())]
+
+    def _parts(self) -> list[Scaling | Average | Outliers]:
+        """What has state of its own."""
+        return [part for part in (self.scaling, self.average, self.outliers) if part is not None]
 
     def reset_parameters(self) -> None:
-        self.scaling.reset_parameters()
-        if self.average is not None:
-            self.average.reset_parameters()
+        for part in self._parts():
+            part.reset_parameters()
         super().reset_parameters()
 
     def commit(self) -> None:
-        self.scaling.commit()
-        if self.average is not None:
-            self.average.commit()
+        for part in self._parts():
+            part.commit()
         super().commit()
 
     def extra_repr(self) -> str:
         """Shown by print(model)."""
-        return f"{self.spec.format}, {self.spec.rounding}, {self.spec.scaling.kind}"
-
-
-def averaged(spec: QuantizerSpec, role: Role, shape: tuple[int, ...] | None) -> Average | None:
-    """What `rounding: toward_average` goes to. ValueError for what is no weight, and for one whose shape is unknown."""
-    if spec.rounding is not Rounding.toward_average:
-        return None
-    if role != "weight":
-        raise ValueError(f"rounding: toward_average goes by the average of a weight, and this cast has role: {role}.")
-    if shape is None:
-        raise ValueError("rounding: toward_average keeps the average of a weight; give the weight's shape=.")
-    return Average(shape, spec.average_decay)
+        carried = "" if self.spec.outliers is None else f", outliers: {self.spec.outliers.text}"
+        return f"{self.spec.format}, {self.spec.rounding}, {self.spec.scaling.kind}{carried}"
 
 
 class _StraightThrough(torch.autograd.Function):

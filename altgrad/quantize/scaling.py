@@ -28,7 +28,7 @@ from torch import Tensor
 from altgrad.formats import NumberFormat
 from altgrad.quantize.arithmetic import ENCODES, LEAST_FACTOR, Arithmetic, encoder, one_level, raised
 from altgrad.quantize.block_scale import SmallScale
-from altgrad.quantize.cast_state import FloatState
+from altgrad.quantize.cast_state import CastState
 from altgrad.quantize.traced import held
 from altgrad.spec import Format, Kind, Since
 
@@ -165,7 +165,7 @@ def _quotient(amax: Tensor, top: float, margin: int) -> Tensor:
     return amax / torch.full_like(amax, top) * 2.0**margin
 
 
-class Scaling(FloatState, ABC):
+class Scaling(CastState, ABC):
     """State of one scaling at one site. Buffers are written in place, and stay float32 whatever the model becomes.
 
     In a pass they are never rebound; only moving the module to another device does that.

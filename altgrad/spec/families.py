@@ -21,6 +21,7 @@ _PLACES = {
     "storage": "altgrad.optim.storage:Storage",
     "schedule": "altgrad.optim.schedule:SCHEDULES",
     "scaling": "altgrad.quantize.scaling:ScalingSpec",
+    "outliers": "altgrad.quantize.parts:OutliersSpec",
     "transform": "altgrad.quantize.transform:TransformSpec",
     "rounding": "altgrad.formats.rounding:Rounding",
     "gradient": "altgrad.quantize.gradient:Estimator",

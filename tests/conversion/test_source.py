@@ -5,8 +5,8 @@ from pathlib import Path
 import pytest
 from torch import nn
 
-from altgrad.conversion.source import casts_by_name
-from altgrad.nn import PrecisionPolicy
+from altgrad.conversion.source import Source, casts_by_name
+from altgrad.nn import PrecisionPolicy, quantize_model
 from altgrad.nn.layers import EMBEDDINGS, HEADS
 from altgrad.training.weights import StoredTensor
 
@@ -65,3 +65,13 @@ def test_the_fused_projection_tells_conv1d_from_linear(shape: tuple[int, int], r
     stored = [*tensors("h.0.attn.c_attn.weight", shape=shape), *tensors("h.0.attn.c_proj.weight", "other.weight")]
     found = {name: cast.reduced for name, cast in casts_by_name(stored, EVERYTHING).items()}
     assert found == {"h.0.attn.c_attn.weight": reduced, "h.0.attn.c_proj.weight": reduced, "other.weight": "last"}
+
+
+def test_a_weight_that_is_a_sum_of_two_casts_is_refused_in_a_line() -> None:
+    policy = PrecisionPolicy.uniform(weight={"format": "e2m1", "outliers": "columns"})  # type: ignore[arg-type]
+    model = nn.Sequential(nn.Linear(64, 8))
+    said = "^0: weights at rest have one code for an element, and outliers: columns makes them a sum of two .*out.$"
+    with pytest.raises(ValueError, match=said):
+        Source.of(model).casts(policy)
+    with pytest.raises(ValueError, match=said):
+        Source.of(quantize_model(model, policy)).own_casts()

@@ -325,3 +325,19 @@ def test_a_pinned_weight_that_is_asked_for_little_is_found_though_nothing_satura
     assert report.metrics["weight/stored/saturation_rate"] == 0
     assert report.metrics["weight/stored/pinned_rate"] == pytest.approx(0.05)
     assert len(report.alarms) == 1 and "5.0% of its weights at the largest value, above 1%" in str(report.alarms[0])
+
+
+def test_outliers_are_a_share_of_their_operand_and_counted_by_no_other_monitor() -> None:
+    """The range is that of the rest."""
+    net = nn.Sequential(nn.Linear(64, 8))
+    cast = {"format": "e2m1", "outliers": {"kind": "columns", "largest": 3}}
+    quantize_model(net, PrecisionPolicy.uniform(weight="e2m1", input=cast))
+    watch = MonitorSet([MonitorSpec.of(kind) for kind in ("outliers", "range")], net, AdamW(net.named_parameters()))
+    watch.begin(1)
+    x = torch.randn(16, 64)
+    x[:, [3, 10, 60]] *= 1000
+    net(x).square().mean().backward()
+    found = watch.finish()
+    assert found["outliers"].metrics == {"0/input/outlier_rate": 3 / 64}
+    x[:, [3, 10, 60]] = 0
+    assert found["range"].metrics["0/input/amax"] == float(x.abs().max())

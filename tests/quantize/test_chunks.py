@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from altgrad.quantize import Quantizer, QuantizerSpec, ScalingSpec, chunks
-from altgrad.quantize.quantizer import Axis
+from altgrad.quantize.parts import Axis
 
 SCALINGS: list[dict[str, Any]] = [
     *({"kind": kind} for kind in ScalingSpec.kinds()),
