@@ -25,7 +25,7 @@ from altgrad.cli.console import Screen
 from altgrad.cli.keys import Keys, ask_to_stop
 from altgrad.cli.picture import run_picture
 from altgrad.cli.run_view import Watched, in_short, in_words
-from altgrad.display import clean
+from altgrad.display import clean, event_text
 from altgrad.numerals import count_text, duration, number
 from altgrad.progress import listener
 from altgrad.store.runs import TEXT_SCORES
@@ -72,7 +72,7 @@ class PlainLines:
         """Print the event as a line at once."""
         self._release()
         self.watched.event(step, event, message, **details)
-        self._say(f"{self._place(step)}  {event}: {clean(message)}")
+        self._say(f"{self._place(step)}  {event_text(event, message)}")
 
     def status(self, status: str) -> None:
         """How the run ended; nothing is printed, that is for whoever knows why."""
