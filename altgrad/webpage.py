@@ -26,7 +26,7 @@ for (const button of document.querySelectorAll("button.copy")) button.addEventLi
 });
 """
 """The script of `copyable`; without it the text can still be selected."""
-_BREAK, _MAY_BREAK = re.compile(r"(?<=[\w*])([./_])(?=[a-z*])"), r"\1<wbr>"
+_BREAK, _MAY_BREAK = re.compile(r"(?<=[\w*])([./])(?=[a-z*])"), r"\1<wbr>"
 """Where the name of a module may go on in the next line."""
 SHADES = 10
 """Depths of colour that a table's cell may have, besides none."""
@@ -111,7 +111,7 @@ def table(
         for column, cell in enumerate(row):
             depth = shades[number][column] if number < len(shades) else 0
             words = ["n" if column in numeric else _width(cell), f"h{depth}" if depth else ""]
-            cells.append(f"<td{_class(' '.join(filter(None, words)))}>{_BREAK.sub(_MAY_BREAK, escape(cell))}</td>")
+            cells.append(f"<td{_class(' '.join(filter(None, words)))}>{_text(cell)}</td>")
         lines.append(f"<tr{_class('marked' if number in marked else '')}>{''.join(cells)}</tr>")
     box = "table long" if len(lines) > 30 else "table"
     return (
@@ -120,6 +120,11 @@ def table(
         + f"<thead><tr>{head}</tr></thead>\n<tbody>{chr(10).join(lines)}</tbody></table></div>\n"
         + (paragraph(note, "note") if note else "")
     )  # fmt: skip
+
+
+def _text(cell: str) -> str:
+    text = escape(cell)
+    return text if len(cell) < 27 else _BREAK.sub(_MAY_BREAK, text)
 
 
 def _width(cell: str) -> str:

@@ -95,7 +95,9 @@ def _draw(figure: Figure, width: float) -> Any:
             picture.set_figheight(tall + 0.16 * -(-len(names) // columns) + 0.1)
             shown.set_in_layout(True)
         # The layout is worked out once, and not again for each file; drawing all of it to that end would cost a third.
-        picture.get_layout_engine().execute(picture)
+        engine = picture.get_layout_engine()
+        assert engine is not None
+        engine.execute(picture)
         picture.set_layout_engine("none")
         return picture
 
