@@ -31,7 +31,7 @@ AT_THE_END, LINES = 18, 8
 """Letters of the longest name that fits beside a line's end; lines of a chart."""
 ROBUST = 2.0, 98.0
 """Percentiles of the values that the axis shows, so that the first steps and a spike do not flatten the rest."""
-TONES = ("text", *FORMAT_TONES)
+TONES: tuple[str, ...] = ("text", *FORMAT_TONES)
 """The reference's, then those of the arms in order."""
 Array = NDArray[np.float64]
 

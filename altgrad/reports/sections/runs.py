@@ -153,6 +153,5 @@ def _all(project: Project) -> Table:
     )  # fmt: skip
     note = f"{SHOWN} of {len(records)}; all are in data.csv." if len(records) > SHOWN else ""
     header = ("run", "status", "arm", "lr", "seed", "step", "validation loss", "reason")
-    if not any(row[-1] for row in rows):
-        header, rows = header[:-1], tuple(row[:-1] for row in rows)
-    return Table("runs", "Every run", header, rows, frozenset({3, 4, 5, 6}), note)
+    last = len(header) - (not any(row[-1] for row in rows))  # a reason, where some run has one
+    return Table("runs", "Every run", header[:last], tuple(row[:last] for row in rows), frozenset({3, 4, 5, 6}), note)
