@@ -24,7 +24,7 @@ from altgrad.store import Run, RunStore
 from altgrad.store.files import spell_nonfinite
 from altgrad.store.index import summary
 
-app = typer.Typer(help="Runs in the store: list, show, compare, export, find, remove, prune.", no_args_is_help=True)
+app = typer.Typer(help="List, show, compare, export, remove and prune runs.", no_args_is_help=True)
 
 RunName = Annotated[
     str,
