@@ -14,7 +14,7 @@ CONSTRAINTS := $(if $(TORCH),build/constraints-torch$(TORCH).txt,constraints.txt
 
 # One thread per test worker: two workers on two cores, and sums that do not depend on the core count.
 TEST_ENV := HF_HUB_OFFLINE=1 OMP_NUM_THREADS=$(THREADS) MKL_NUM_THREADS=$(THREADS)
-PYTEST := $(TEST_ENV) $(BIN)/python -m pytest -n 2
+PYTEST := $(TEST_ENV) $(BIN)/python -m pytest -n 2 --dist loadgroup
 
 .PHONY: help demo test daily test-long faults cluster cuda exhaustive study-smoke lint venv clean
 

@@ -55,6 +55,12 @@ def shorten(name: str, width: int) -> str:
     return name[:head] + "…" + name[-(width - 1 - head) :]
 
 
+def event_text(event: str, message: str) -> str:
+    """An event of a run in one line: what it is, unless the message begins with that, and the message."""
+    message = clean(message)
+    return message if message.startswith(event) else f"{event}: {message}"
+
+
 @dataclass(frozen=True)
 class Line:
     """One row: pieces of text with the name of a rich style each (empty: the terminal's own)."""
@@ -109,7 +115,7 @@ def table_lines(title: str, header: Sequence[str], rows: Sequence[Sequence[str]]
     """The rows of a table in aligned cells two blanks apart, columns of numbers to the right; the last cell wraps where
     `columns` are few.
     """
-    cleaned = [[clean(cell) for cell in row] for row in ([header, *rows] if header else rows)]
+    cleaned = [[_cell(cell) for cell in row] for row in ([header, *rows] if header else rows)]
     widths = [max(len(row[column]) for row in cleaned) for column in range(len(cleaned[0]))]
     right = [bool(header) and _is_numeric([row[column] for row in cleaned[1:]]) for column in range(len(widths))]
     before = sum(widths[:-1]) + 2 * len(widths[:-1])
@@ -126,6 +132,11 @@ def table_lines(title: str, header: Sequence[str], rows: Sequence[Sequence[str]]
         lines.append(Line.of((first, styles[0]), ("".join(middle) + (pieces or [""])[0], styles[1])))
         lines += [Line.of(" " * before + rest) for rest in pieces[1:]]
     return lines
+
+
+def _cell(text: str) -> str:
+    """A cell cleaned, but for its blanks: they set in, and draw an interval to scale."""
+    return "".join(part if part[:1] == " " else clean(part) for part in re.split("( +)", text)).rstrip(" ")
 
 
 def _is_numeric(cells: Sequence[str]) -> bool:

@@ -3,6 +3,7 @@
     number, count_text, percent, duration    narrow, for columns: `12.3k`, `3.00e-4`, `0.034%`, `2h 05m`
     size_text, alike                       bytes; the numbers of one column, written alike
     signed, significant, rate_text           for prose and tables of a report: `−0.0123`, `0.00123`, `3e-3`, `–` for NaN
+    tick_text, tick_texts                    one tick of an axis; all of them, written alike
 
 Three significant figures unless a caller needs more (losses do). The first group is ASCII, since pipes are read by
 programs; the second has a real minus sign and says in typography what is missing.
@@ -97,8 +98,8 @@ def signed(value: float, digits: int = 4) -> str:
 
 
 def significant(value: float, digits: int = 3) -> str:
-    """At most so many significant figures; `–` for NaN."""
-    return "–" if math.isnan(value) else f"{value:.{digits}g}".replace("-", "−")
+    """So many significant figures, zeros at the end kept; `–` for NaN."""
+    return "–" if math.isnan(value) else f"{value:#.{digits}g}".rstrip(".").replace("-", "−")
 
 
 def rate_text(value: float) -> str:
@@ -115,6 +116,12 @@ def tick_text(value: float) -> str:
         digits, exponent = f"{value:.1e}".split("e")
         return f"{float(digits):g}e{int(exponent)}"
     return f"{value:g}"
+
+
+def tick_texts(values: Sequence[float]) -> list[str]:
+    """The ticks of an axis, all as `3e-3` where one of them has to be."""
+    plain = [tick_text(value) for value in values]
+    return [rate_text(value) for value in values] if any("e" in text for text in plain) else plain
 
 
 def counted(n: int, thing: str) -> str:

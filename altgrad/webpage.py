@@ -8,6 +8,7 @@ The empty style is admitted too: plotly adds an empty element and fills it throu
 
 import base64
 import hashlib
+import re
 from collections.abc import Collection, Iterable, Sequence
 from html import escape
 from importlib.resources import files
@@ -25,6 +26,8 @@ for (const button of document.querySelectorAll("button.copy")) button.addEventLi
 });
 """
 """The script of `copyable`; without it the text can still be selected."""
+_BREAK, _MAY_BREAK = re.compile(r"(?<=[\w*])([./])(?=[a-z*])"), r"\1<wbr>"
+"""Where the name of a module may go on in the next line."""
 SHADES = 10
 """Depths of colour that a table's cell may have, besides none."""
 
@@ -107,8 +110,8 @@ def table(
         cells = []
         for column, cell in enumerate(row):
             depth = shades[number][column] if number < len(shades) else 0
-            words = ["n" if column in numeric else "s" if len(cell) < 27 else "", f"h{depth}" if depth else ""]
-            cells.append(f"<td{_class(' '.join(filter(None, words)))}>{escape(cell)}</td>")
+            words = ["n" if column in numeric else _width(cell), f"h{depth}" if depth else ""]
+            cells.append(f"<td{_class(' '.join(filter(None, words)))}>{_text(cell)}</td>")
         lines.append(f"<tr{_class('marked' if number in marked else '')}>{''.join(cells)}</tr>")
     box = "table long" if len(lines) > 30 else "table"
     return (
@@ -117,6 +120,16 @@ def table(
         + f"<thead><tr>{head}</tr></thead>\n<tbody>{chr(10).join(lines)}</tbody></table></div>\n"
         + (paragraph(note, "note") if note else "")
     )  # fmt: skip
+
+
+def _text(cell: str) -> str:
+    text = escape(cell)
+    return text if len(cell) < 27 else _BREAK.sub(_MAY_BREAK, text)
+
+
+def _width(cell: str) -> str:
+    """The class of a cell of words: in one line everywhere, in a wide window, or in lines of some words each."""
+    return "s" if len(cell) < 27 else "m" if len(cell) < 36 else "l"
 
 
 def copyable(text: str) -> str:

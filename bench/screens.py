@@ -87,7 +87,7 @@ def a_sweep() -> SweepProgress:
                 state = "completed" if number < 32 else "running" if number < 34 else "waiting"
                 state = {12: "diverged", 23: "failed"}.get(number, state)
                 row = RunProgress(
-                    f"{arm}-0a1b2c3d-s{seed}", state, arm, {"lr": lr}, seed, step=40 * number % 500, steps=500,
+                    f"{arm}-0a1b2c3d-s{seed}", state, arm, {"lr": lr}, seed, step=_done(state, number), steps=500,
                     loss=1.9 + noise.gauss(0, 0.01), validation=1.85 + noise.gauss(0, 0.01), alarms=number % 2,
                     remaining=90.0 + number, reason="out of memory" if state == "failed" else "", changed=float(number),
                 )  # fmt: skip
@@ -95,6 +95,10 @@ def a_sweep() -> SweepProgress:
                 number += 1
     found.remaining = lambda: 2730.0
     return found
+
+
+def _done(state: str, number: int) -> int:
+    return {"completed": 500, "waiting": 0}.get(state, 40 * number % 500)
 
 
 def casts() -> list[dict[str, object]]:

@@ -18,6 +18,7 @@ from altgrad.numerals import (
     significant,
     size_text,
     tick_text,
+    tick_texts,
 )
 
 
@@ -95,7 +96,8 @@ def test_a_count_below_a_thousand_is_exact() -> None:
     ("text", "expected"),
     [
         (signed(-0.01234), "−0.0123"), (signed(0.5, 2), "+0.50"), (signed(math.nan), "–"), (signed(-math.inf), "−∞"),
-        (significant(0.0012345), "0.00123"), (significant(-2.0), "−2"), (significant(math.nan), "–"),
+        (significant(0.0012345), "0.00123"), (significant(-2.0), "−2.00"), (significant(math.nan), "–"),
+        (significant(2.55, 4), "2.550"),
         (rate_text(3e-3), "3e-3"), (rate_text(1.78e-3), "1.78e-3"), (rate_text(0.0), "0"), (rate_text(math.nan), "–"),
         (tick_text(3e-3), "3e-3"), (tick_text(0.5), "0.5"), (tick_text(20.0), "20"), (tick_text(1e5), "1e5"),
         (counted(1, "run"), "1 run"), (counted(3, "run"), "3 runs"),
@@ -121,3 +123,8 @@ def test_columns_are_as_wide_everywhere_and_have_their_points_below_one_another(
 
 def test_bytes_have_a_prefix_and_three_figures() -> None:
     assert [size_text(n) for n in (0, 312, 8230, 28_200_000_000)] == ["0 B", "312 B", "8.23 kB", "28.2 GB"]
+
+
+def test_ticks_of_an_axis_are_written_alike() -> None:
+    assert tick_texts([1e-3, 3e-3, 1e-2, 3e-2]) == ["1e-3", "3e-3", "1e-2", "3e-2"]
+    assert tick_texts([0.0, 0.5, 20.0]) == ["0", "0.5", "20"]

@@ -42,9 +42,10 @@ def compare(
     runs: Annotated[Path, typer.Option("--runs", metavar="DIR", help="The folder that holds all runs.")] = Path("runs"),
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON instead of text.")] = False,
 ) -> None:
-    """Compare arms of runs, of anybody's, with a reference: better, worse, equivalent or undecided.
+    """Say which of several arms is better, and how sure that is.
 
-    Runs that differ in their seed alone are one arm, and arms are paired by seed. One seed an arm decides nothing.
+    Takes runs of AltGrad and of any other loop. Runs that differ in their seed alone are one arm, and arms are paired
+    by seed. One seed an arm decides nothing.
     """
     from altgrad.reports.compare import compare_runs
 
@@ -72,7 +73,8 @@ def _draw(found: Any) -> None:
     say(found.sentence)
     if found.differences:
         say("")
-        table(["what differs", *found.arms], [[path, *map(_short, words)] for path, words in found.differences.items()])
+        header, cells = found.settings
+        table(header, [[*map(_short, row[:-1]), row[-1]] for row in cells], title="what differs")
     say("")
     rows = [_row(found, arm) for arm in found.verdict.arms.values()]
     header = ["arm", "mean", "difference", "95 % interval", "n", "diverged", "curve", "verdict"]

@@ -86,7 +86,9 @@ def diagnose(
     html: Html = None,
     as_json: Json = False,
 ) -> None:
-    """Say what is wrong with a run or how formats suit a model: symptoms, weights, format advice.
+    """Say what is wrong with a run and which formats suit it.
+
+    Of a run: symptoms, weights and format advice; of a model: format advice.
 
     --replay and --against answer other questions about a run, by taking steps of it again; --oracle predicts
     the fraction of updates that change stored weights. See docs/DIAGNOSE.md.

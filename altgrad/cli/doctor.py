@@ -16,7 +16,10 @@ def doctor(
     runs: Annotated[Path, typer.Option("--runs", metavar="DIR", help="Where runs are kept.")] = Path("runs"),
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON instead of text.")] = False,
 ) -> None:
-    """Check torch, compiler, BF16 speed, extras and disk space, and say what to do about what is missing."""
+    """Check what this machine has and what it lacks.
+
+    Torch, compiler, BF16 speed, extras and disk space, and what to do about what is missing.
+    """
     if not as_json and sys.stderr.isatty():
         console.say("Loading torch and measuring, some seconds ...", sys.stderr)
     from altgrad.training.machine import examine

@@ -29,7 +29,10 @@ def evaluate(
     runs: Folder = Path("runs"),
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON instead of tables.")] = False,
 ) -> None:
-    """Evaluate a run's latest checkpoint on a split: all its numbers and, for a classifier, each label's."""
+    """Evaluate a run's latest checkpoint on a split.
+
+    All its numbers and, for a classifier, each label's.
+    """
     with console.one_line_errors():
         found = RunStore(runs).find(run)
         progress("loading torch")
@@ -60,7 +63,7 @@ def export(
     runs: Folder = Path("runs"),
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON instead of text.")] = False,
 ) -> None:
-    """Write a run of kind hf as a folder that Hugging Face's libraries load."""
+    """Write a run of kind hf as a Hugging Face folder."""
     with console.one_line_errors():
         found = RunStore(runs).find(run)
         progress("loading torch")

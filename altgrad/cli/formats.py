@@ -31,7 +31,7 @@ from altgrad.formats.card import Plain, describe_scale, exact, format_facts, tab
 from altgrad.formats.inspection import inspect_code, inspect_roundings, read_code, read_number
 from altgrad.numerals import percent
 
-app = typer.Typer(help="Number formats: any ExMy of 2 to 16 bits, and tables of values.", no_args_is_help=True)
+app = typer.Typer(help="Show and compare formats: any ExMy, and tables of values.", no_args_is_help=True)
 
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON instead of tables.")]
 

@@ -25,7 +25,9 @@ CAUSAL = ("ForCausalLM", "LMHeadModel")
 def init(
     path: Annotated[
         Path | None,
-        typer.Argument(help="The new file, or a folder for it.  [default: text.yaml, model.yaml or recipes.yaml]"),
+        typer.Argument(
+            metavar="[PATH]", help="The new file, or a folder for it.  [default: text.yaml, model.yaml or recipes.yaml]"
+        ),
     ] = None,
     purpose: Annotated[
         Literal["text", "hf", "recipes"] | None,

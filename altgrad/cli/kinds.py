@@ -26,7 +26,10 @@ def kinds(
         bool, typer.Option("--markdown", help="With monitor: every metric key, as in docs/METRICS.md.")
     ] = False,
 ) -> None:
-    """List the kinds of a family (models, data sets, optimizers, monitors, ...) with their fields."""
+    """List models, data sets, optimizers and other kinds.
+
+    Each with its fields.
+    """
     progress("loading torch")
     from altgrad.spec.families import FAMILIES
     from altgrad.spec.families import family as members

@@ -25,9 +25,9 @@ from altgrad.cli.console import Screen
 from altgrad.cli.keys import Keys, ask_to_stop
 from altgrad.cli.picture import run_picture
 from altgrad.cli.run_view import Watched, in_short, in_words
-from altgrad.display import clean
+from altgrad.display import clean, event_text
 from altgrad.numerals import count_text, duration, number
-from altgrad.progress import listener
+from altgrad.progress import Listener
 from altgrad.store.runs import TEXT_SCORES
 
 REFRESH_SECONDS = 0.25
@@ -72,7 +72,7 @@ class PlainLines:
         """Print the event as a line at once."""
         self._release()
         self.watched.event(step, event, message, **details)
-        self._say(f"{self._place(step)}  {event}: {clean(message)}")
+        self._say(f"{self._place(step)}  {event_text(event, message)}")
 
     def status(self, status: str) -> None:
         """How the run ended; nothing is printed, that is for whoever knows why."""
@@ -117,6 +117,18 @@ class PlainLines:
             self.heard = console.say(line, self._stream)
 
 
+def first_of(shown: Sequence[object], otherwise: Listener | None) -> Listener:
+    """A listener of `altgrad.progress` that tells the panel in `shown`, once there is one and while it is drawn."""
+
+    def hear(phase: str, done: int, total: int) -> None:
+        panels = [each for each in shown if isinstance(each, RunPanel) and each.is_drawn]
+        to = panels[0].progress if panels else otherwise
+        if to is not None:
+            to(phase, done, total)
+
+    return hear
+
+
 class RunPanel:
     """The live picture of a run in a terminal; `screen` and `watched` are for tests and onlookers.
 
@@ -139,7 +151,6 @@ class RunPanel:
     ) -> None:
         self.watched = Watched(title, steps, references, worse, scores=scores)
         self.heard = True
-        self._otherwise = listener()
         self._instead: PlainLines | None = None
         self._mail: SimpleQueue[Callable[[], None] | None] = SimpleQueue()
         self._closing = threading.Event()
@@ -161,11 +172,13 @@ class RunPanel:
         self._mail.put(lambda: self._sink().event(step, event, message, **details))
 
     def progress(self, phase: str, done: int, total: int) -> None:
-        """What the run is doing: a listener of `altgrad.progress`. Once the panel is closed, whoever listened hears."""
-        if self._instead is None:
-            self._mail.put(lambda: self.watched.progress(phase, done, total))
-        elif self._otherwise is not None:
-            self._otherwise(phase, done, total)
+        """What the run is doing: a listener of `altgrad.progress`."""
+        self._mail.put(lambda: self.watched.progress(phase, done, total))
+
+    @property
+    def is_drawn(self) -> bool:
+        """Whether it is a panel still, and not lines, as after `q`."""
+        return self._instead is None
 
     def press(self, key: str) -> None:
         """A key was typed; from any thread."""

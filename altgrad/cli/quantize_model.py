@@ -51,7 +51,10 @@ def quantize_model(
     ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON instead of tables.")] = False,
 ) -> None:
-    """Quantise a model's weights: how well each format holds them, and with --out the codes as safetensors."""
+    """Quantise the weights of a model.
+
+    Says how well each format holds them, and with --out writes the codes as safetensors.
+    """
     progress("loading torch")
     from altgrad.conversion.saving import save_quantized
 

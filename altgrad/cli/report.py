@@ -46,7 +46,7 @@ def report(
     ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print the verdicts as JSON instead of text.")] = False,
 ) -> None:
-    """Write a project's report: verdict with intervals, reasons and figures, as HTML, Markdown, LaTeX and data."""
+    """Write a project's report. Verdict, intervals and figures, as HTML, Markdown, LaTeX and data."""
     from altgrad.reports import report as reports
 
     with one_line_errors():

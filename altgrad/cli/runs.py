@@ -16,7 +16,7 @@ from altgrad.cli import completion
 from altgrad.cli.console import one_line_errors, print_json, say, table
 from altgrad.cli.run_list import list_runs, listed, step_text
 from altgrad.cli.run_removal import prune, remove
-from altgrad.display import clean
+from altgrad.display import clean, event_text
 from altgrad.metric_keys import split_key
 from altgrad.numerals import duration, number, size_text
 from altgrad.progress import progress
@@ -24,7 +24,7 @@ from altgrad.store import Run, RunStore
 from altgrad.store.files import spell_nonfinite
 from altgrad.store.index import summary
 
-app = typer.Typer(help="Runs in the store: list, show, compare, export, find, remove, prune.", no_args_is_help=True)
+app = typer.Typer(help="List, show, compare, export, remove and prune runs.", no_args_is_help=True)
 
 RunName = Annotated[
     str,
@@ -38,8 +38,21 @@ Json = Annotated[bool, typer.Option("--json", help="Print JSON instead of text."
 RUNS = Path("runs")
 EVENTS_SHOWN = 8
 UNSHOWN = {
-    "status", "created", "project", "id", "steps", "step", "reason", "logged", "worse", "fingerprint", "spec_sha256",
-}  # fmt: skip
+    "status",
+    "created",
+    "project",
+    "id",
+    "steps",
+    "step",
+    "reason",
+    "logged",
+    "worse",
+    "fingerprint",
+    "spec_sha256",
+    "scores",
+    "data",
+}
+WORDS = {"quantised_parameters": "quantised", "ranks": "processes"}  # fmt: skip
 """Of meta.json: what is said elsewhere, and what only programs ask for; --json has all of it."""
 
 
@@ -65,8 +78,8 @@ def show(run: RunName, runs: Folder = RUNS, as_json: Json = False) -> None:
         table([], [[key, number(value, 4)] for key, value in numbers.items()], title="last numbers")
     if facts["events"]:
         say("")
-        rows = [[str(event["step"]), event["event"], event["message"]] for event in facts["events"]]
-        table(["step", "event", ""], rows)
+        rows = [[str(event["step"]), event_text(event["event"], event["message"])] for event in facts["events"]]
+        table(["step", "event"], rows)
 
 
 def _about(facts: dict[str, Any]) -> list[list[str]]:
@@ -82,9 +95,16 @@ def _about(facts: dict[str, Any]) -> list[list[str]]:
         ["size", size_text(facts["size"])],
         ["checkpoints", ", ".join(map(str, facts["checkpoints"])) or "none"],
     ]
-    for key, value in meta.items():
-        if key not in UNSHOWN:
-            rows.append([key, _flat(value)])
+    data = dict(meta.get("data") or {})
+    if data:
+        rows.append(["data", ", ".join(_flat(data.pop(key)) for key in ("source", "file") if key in data) or "–"])
+    for split in ("train", "validation", "test"):
+        counts = {key: data.pop(key) for key in list(data) if key.startswith(f"{split}_")}
+        if counts:
+            told = [f"{_flat(count)} {key.removeprefix(f'{split}_')}" for key, count in counts.items()]
+            rows.append([f"  {split}", ", ".join(told)])
+    rows += [[f"  {key}", _flat(value)] for key, value in data.items() if key != "sha256"]
+    rows += [[WORDS.get(key, key), _flat(value)] for key, value in meta.items() if key not in UNSHOWN]
     sites = Counter(split_key(key)[0] for key in facts["metrics"] if split_key(key)[1])
     if sites:
         rows.append(["monitors", ", ".join(f"{group} {count}" for group, count in sites.items()) + " numbers (--json)"])

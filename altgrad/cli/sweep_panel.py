@@ -26,6 +26,8 @@ STYLES = {"failed": "bold red", "diverged": "red", "running": "green", "pending"
 SHORT = {"failed": "failed", "diverged": "div.", "pending": "queued", "waiting": "·", "running": ""}
 SMALLEST = (50, 8)
 NAME, SEED = 28, 7
+LEAST_REASON = 12
+"""Columns below which no reason is told: the lines below the table have it."""
 HINTS = "q detach  s stop  ? help"
 HELP = (
     "q  close this panel; the sweep goes on and prints lines",
@@ -112,7 +114,9 @@ def frame(
     work = _work(progress, width)
     below = min(len(work), max(rows // 3, rows - len(_cells(progress)) - 2))
     below = below if below > 1 else 0  # a header alone says nothing
-    body = [*grid(progress, width, rows - below), *work[:below]]
+    cells = grid(progress, width, rows - below)
+    gap = [Line.of("")] if below and len(cells) + below < rows else []
+    body = [*cells, *gap, *work[:below]]
     body += [Line.of("")] * (rows - len(body) if hints else 0)
     return [line.fit(width) for line in [*head, *body, *foot]][:height]
 
@@ -192,10 +196,10 @@ def _work(progress: SweepProgress, width: int) -> list[Line]:
     name = max(12, min(max(len(row.id) for row in listed), width - (62 if wide else 43)))
     head = f"{'run':{name}}  {'state':9}  {'step':>11}  {'loss':>7}"
     head += f"  {'valid.':>7}  {'alarms':>6}  {'ETA':>7}" if wide else f"  {'ETA':>7}"
-    return [Line.of((head, "dim")), *(_row(row, name, wide) for row in listed)]
+    return [Line.of((head, "dim")), *(_row(row, name, wide, width) for row in listed)]
 
 
-def _row(row: RunProgress, name: int, wide: bool) -> Line:
+def _row(row: RunProgress, name: int, wide: bool, width: int) -> Line:
     loss = "-" if row.loss is None else number(row.loss, 4)
     validation = "-" if row.validation is None else number(row.validation, 4)
     left = duration(row.remaining) if row.state == "running" else ""
@@ -204,7 +208,10 @@ def _row(row: RunProgress, name: int, wide: bool) -> Line:
     parts.append(f"  {row.step:>5}/{row.steps:<5}  {loss:>7}")
     if wide:
         parts += [f"  {validation:>7}", (f"  {row.alarms:>6}", "bold red" if row.alarms else "")]
-    return Line.of(*parts, f"  {left:>7}  ", (again + clean(row.reason), "dim"))
+    known = Line.of(*parts, f"  {left:>7}")
+    why = again + clean(row.reason)
+    room = width - known.width - 2
+    return known.then(Line.of("  ", (why, "dim"))) if why and room >= min(len(why), LEAST_REASON) else known
 
 
 def choose(name: str, *, quiet: bool = False) -> SweepView:

@@ -35,7 +35,10 @@ def sync(
     ] = None,
     runs: Annotated[Path, typer.Option("--runs", metavar="DIR", help="Where runs are kept.")] = Path("runs"),
 ) -> None:
-    """Replay finished runs from the store to W&B or TensorBoard; repeating it changes nothing."""
+    """Send runs of the store to W&B or TensorBoard.
+
+    Repeating it changes nothing.
+    """
     store = RunStore(runs)
     with console.one_line_errors():
         found = [store.find(name) for name in names or ()]

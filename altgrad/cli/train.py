@@ -130,13 +130,7 @@ def _train(prepared: Any, runs: Path, resume: str, as_json: bool, command: str) 
         shown.append(_sink(prepared, run, as_json))
         return shown
 
-    def hear(phase: str, done: int, total: int) -> None:
-        """To the panel once there is one, before and else to the line of every command."""
-        to = shown[0].progress if shown and isinstance(shown[0], panel.RunPanel) else outer
-        if to is not None:
-            to(phase, done, total)
-
-    outer = listener()
+    hear = panel.first_of(shown, listener())
     with stop_politely(signal.SIGTERM, signal.SIGINT) as request, heard_by(hear):
         outcome = prepared.train(runs, resume, sinks=sinks, interrupted=lambda: request.signal is not None)
     _finish(prepared, outcome, as_json)

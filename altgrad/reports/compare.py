@@ -79,6 +79,15 @@ class RunComparison:
             return 6
         return 7 if any(arm.is_open for arm in self.verdict.judged) else 0
 
+    @property
+    def settings(self) -> tuple[list[str], list[list[str]]]:
+        """Header and rows of what differs: a row an arm, the longest words last, or, of more, a row a setting."""
+        parts = sorted(self.differences.items(), key=lambda each: max(map(len, each[1])))
+        if len(parts) > len(self.arms):
+            return ["setting", *self.arms], [[path, *words] for path, words in self.differences.items()]
+        rows = [[arm, *(words[i] for _, words in parts)] for i, arm in enumerate(self.arms)]
+        return ["arm", *(path for path, _ in parts)], rows
+
     def curve(self, arm: str) -> Series:
         """The mean over seeds by step."""
         steps, mean, _, _ = mean_over_runs([run.series for run in self.arms[arm]])

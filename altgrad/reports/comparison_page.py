@@ -1,12 +1,13 @@
 """`altgrad compare --html`: the answer, the difference over the steps, the arms and what differs in them, as one page.
 
 Charts are written as SVG here and need no drawing library, so that a page can be made wherever runs can be compared;
-a report's figures, with their ten kinds of marks, are matplotlib's. Lines take the colours of Okabe and Ito, legible on
-white and on black, and their names stand at their ends.
+a report's figures, with their ten kinds of marks, are matplotlib's. A chart is drawn twice, for a window and for a
+phone, in letters of one size; lines take the colours of a report's figures, light and dark. Their names stand at their
+ends where there is room, else in a legend above.
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from html import escape
 from pathlib import Path
@@ -16,24 +17,31 @@ import numpy as np
 from numpy.typing import NDArray
 
 from altgrad import __version__, webpage
-from altgrad.numerals import number, signed, tick_text
+from altgrad.display import shorten
+from altgrad.numerals import counted, number, signed, tick_text
+from altgrad.reports.content import FORMAT_TONES
+from altgrad.reports.figures import DARK, LIGHT
 from altgrad.store import utc_now
 from altgrad.store.files import write_atomic
 
-WIDTH, HEIGHT, LEFT, RIGHT, TOP, BOTTOM = 520, 260, 56, 116, 10, 38
-COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#56b4e9", "#e69f00", "#8a6d3b", "#7f7f7f")
+WIDE, PHONE = 820, 358
+HEIGHT, LETTER, LINE = 280, 7.6, 18
+"""In pixels; the width of a letter, the height of a line."""
+AT_THE_END, LINES = 18, 8
+"""Letters of the longest name that fits beside a line's end; lines of a chart."""
 ROBUST = 2.0, 98.0
 """Percentiles of the values that the axis shows, so that the first steps and a spike do not flatten the rest."""
-STYLE = "figure svg{max-width:700px}"
+TONES: tuple[str, ...] = ("text", *FORMAT_TONES)
+"""The reference's, then those of the arms in order."""
 Array = NDArray[np.float64]
 
 
 @dataclass(frozen=True)
 class ChartLine:
-    """A curve by its name, with a band where it has one."""
+    """A curve by its name, with a band where it has one. tone: the name of its colour."""
 
     name: str
-    colour: str
+    tone: str
     x: Array
     y: Array
     low: Array
@@ -42,80 +50,158 @@ class ChartLine:
 
 def write_page(found: Any, path: Path) -> None:
     """The page of a RunComparison, in place of what was there."""
+    tones, base = _tones(found), found.verdict.reference
     parts = []
-    if differences := _differences(found):
-        note = "The mean over pairs of one seed, with its 95 % interval at each step (from 3 pairs on)."
-        label = f"{found.metric} less that of {found.verdict.reference}"
+    if differences := _differences(found, tones):
+        label = f"{found.metric} minus that of {base}"
         drawn = chart(differences, label, margin=found.verdict.margin, zero=True)
-        parts.append(webpage.section("difference", "Difference from the reference", note, drawn))
+        parts.append(webpage.section("difference", f"Difference from {base}", _of_difference(found, tones), drawn))
     parts.append(webpage.section("arms", "Arms", _rule(found), _arms(found)))
     if found.differences:
-        rows = [(place, *words) for place, words in found.differences.items()]
-        parts.append(webpage.section("settings", "What differs", "", webpage.table("", ("", *found.arms), rows)))
-    colours = _colours(found)
-    whole = {name: found.curve(name) for name in found.arms}
-    curves = [ChartLine(n, colours[n], x, y, np.array([]), np.array([])) for n, (x, y) in whole.items() if len(x) > 1]
+        table = webpage.table("", *found.settings)
+        parts.append(webpage.section("settings", "What differs", "", table))
+    whole = {name: found.curve(name) for name in tones}
+    curves = [ChartLine(n, tones[n], x, y, np.array([]), np.array([])) for n, (x, y) in whole.items() if len(x) > 1]
     if curves:
-        parts.append(webpage.section("curves", "Curves", "Means over seeds.", chart(curves, found.metric)))
+        note = "Means over seeds." if any(len(runs) > 1 for runs in found.arms.values()) else ""
+        parts.append(webpage.section("curves", "Curves", note, chart(curves, found.metric)))
     notes = "".join(webpage.paragraph(note) for note in found.notes)
     if notes:
         parts.append(webpage.section("notes", "What was read", "", notes))
     made = f"AltGrad {__version__}, {utc_now()[:16].replace('T', ' ')} UTC"
-    page = webpage.document("Comparison", found.sentence, "".join(parts), kicker=made, style=STYLE)
+    page = webpage.document("Comparison", found.sentence, "".join(parts), kicker=made, style=_style())
     write_atomic(path, page.encode(), durable=False)
 
 
 def chart(lines: Sequence[ChartLine], label: str, *, margin: float = 0.0, zero: bool = False) -> str:
     """Lines over steps as markup. margin: a band around 0, if any. zero: whether 0 is on the axis."""
-    values = np.concatenate([end for line in lines for end in (line.y, line.low, line.high)])
-    values = values[np.isfinite(values)]
-    low, high = np.percentile(values, ROBUST) if len(values) else (0.0, 1.0)
-    if zero:
-        low, high = min(low, -1.5 * margin), max(high, 1.5 * margin)
-    pad = 0.06 * (high - low) or 0.5
-    low, high = float(low - pad), float(high + pad)
-    first = min(float(line.x[0]) for line in lines)
-    last = max(max(float(line.x[-1]) for line in lines), first + 1)
+    drawn = "".join(
+        f'<div class="{kind}">{_Drawing(lines, label, width, margin, zero).markup()}</div>'
+        for kind, width in (("full", WIDE), ("narrow", PHONE))
+    )
+    return f"<figure>{drawn}</figure>\n"
 
-    def across(x: Any) -> Any:
-        return LEFT + (x - first) / (last - first) * (WIDTH - LEFT - RIGHT)
 
-    def down(y: Any) -> Any:
-        return TOP + (high - np.clip(y, low, high)) / (high - low) * (HEIGHT - TOP - BOTTOM)
+class _Drawing:
+    """A chart at one width."""
 
-    marks = [_axes(low, high, first, last, across, down, label)]
-    if margin:
-        marks.append(_rectangle(across(first), down(margin), across(last), down(-margin)))
-        marks.append(_straight(across(first), down(0.0), across(last), down(0.0), "1"))
-    ends = _spread([float(down(line.y[np.isfinite(line.y)][-1])) for line in lines])
-    for line, end in zip(lines, ends, strict=True):
-        colour, sound = line.colour, np.isfinite(line.y)
+    def __init__(self, lines: Sequence[ChartLine], label: str, width: int, margin: float, zero: bool) -> None:
+        self._lines, self._label, self._margin, self._width = lines, label, margin, width
+        longest = max(len(line.name) for line in lines)
+        self._named_at_end = longest <= AT_THE_END and len(lines) <= LINES and width == WIDE
+        values = np.concatenate([end for line in lines for end in (line.y, line.low, line.high)])
+        values = values[np.isfinite(values)]
+        low, high = np.percentile(values, ROBUST) if len(values) else (0.0, 1.0)
+        if zero:
+            low, high = min(low, -1.5 * margin), max(high, 1.5 * margin)
+        pad = 0.06 * (high - low) or 0.5
+        self._low, self._high = float(low - pad), float(high + pad)
+        self._first = min(float(line.x[0]) for line in lines)
+        self._last = max(max(float(line.x[-1]) for line in lines), self._first + 1)
+        self._ticks = _tick_labels(_ticks(self._low, self._high))
+        self._left = 12 + LETTER * max(map(len, self._ticks.values()), default=1)
+        self._right = 16 + LETTER * longest * self._named_at_end
+        self._legend = [] if self._named_at_end else self._placed_names()
+        self._top = 28.0 + (LINE * (1 + self._legend[-1][1]) + 6 if self._legend else 0)
+        self._height = self._top + HEIGHT - 28
+
+    def markup(self) -> str:
+        """The SVG."""
+        inner = "".join([*self._axes(), *map(self._curve, self._lines), *self._names()])
+        box = f"0 0 {self._width} {self._height:.0f}"
+        return f'<svg viewBox="{box}" role="img" aria-label="{escape(self._label)}">{inner}</svg>'
+
+    def _across(self, x: float) -> float:
+        share = (x - self._first) / (self._last - self._first)
+        return self._left + share * (self._width - self._left - self._right)
+
+    def _down(self, y: float) -> float:
+        share = (self._high - min(max(y, self._low), self._high)) / (self._high - self._low)
+        return self._top + share * (self._height - self._top - 40)
+
+    def _axes(self) -> list[str]:
+        left, right = self._across(self._first), self._across(self._last)
+        parts = []
+        if self._margin:
+            top, bottom = self._down(self._margin), self._down(-self._margin)
+            parts.append(
+                f'<rect x="{left:.1f}" y="{top:.1f}" width="{right - left:.1f}" height="{bottom - top:.1f}" class="b"/>'
+            )
+        for tick, text in self._ticks.items():
+            height = self._down(tick)
+            kind = "z" if self._margin and tick == 0 else "g"
+            parts.append(f'<path d="M{left:.1f} {height:.1f}H{right:.1f}" class="{kind}"/>')
+            parts.append(_text(left - 8, height + 4, text, "end"))
+        most = max(2, int((right - left) / 70))
+        for tick in _ticks(self._first, self._last, most):
+            parts.append(_text(self._across(tick), self._height - 22, tick_text(tick), "middle"))
+        parts.append(_text((left + right) / 2, self._height - 4, "step", "middle"))
+        return [*parts, _text(0, 14, shorten(self._label, int(self._width / LETTER)), "start")]
+
+    def _curve(self, line: ChartLine) -> str:
+        parts, sound = "", np.isfinite(line.y)
         if len(line.low) and (line.high > line.low).any():
             outline = [*zip(line.x, line.high, strict=True), *zip(line.x[::-1], line.low[::-1], strict=True)]
-            marks.append(f'<polygon points="{_points(outline, across, down)}" fill="{colour}" fill-opacity="0.16"/>')
-        points = _points(zip(line.x[sound], line.y[sound], strict=True), across, down)
-        marks.append(f'<polyline points="{points}" fill="none" stroke="{colour}" stroke-width="1.8"/>')
-        name = line.name if len(line.name) < 17 else line.name[:15] + "…"
-        marks.append(_text(WIDTH - RIGHT + 8, end + 4, name, f'fill="{colour}"'))
-    inner = "".join(marks)
-    return (
-        f'<figure><svg viewBox="0 0 {WIDTH} {HEIGHT}" role="img" aria-label="{escape(label)}">{inner}</svg></figure>\n'
-    )
+            parts = f'<path d="M{self._points(outline)}Z" class="f {line.tone}"/>'
+        points = self._points(zip(line.x[sound], line.y[sound], strict=True))
+        return f'{parts}<path d="M{points}" class="l {line.tone}"/>'
+
+    def _points(self, pairs: Any) -> str:
+        return " ".join(
+            f"{self._across(float(x)):.1f},{self._down(float(y)):.1f}" for x, y in pairs if math.isfinite(y)
+        )
+
+    def _names(self) -> list[str]:
+        if not self._named_at_end:
+            return [
+                f'<path d="M{x:.1f} {42 + LINE * row}h18" class="l {line.tone}"/>'
+                + _text(x + 24, 46 + LINE * row, shorten(line.name, int((self._width - 24) / LETTER)), "start")
+                for line, (x, row) in zip(self._lines, self._legend, strict=True)
+            ]
+        ends = _spread([self._down(float(line.y[np.isfinite(line.y)][-1])) for line in self._lines], self._height - 44)
+        right = self._across(self._last) + 8
+        return [
+            f'<text x="{right:.1f}" y="{end + 4:.1f}" class="t {line.tone}">{escape(line.name)}</text>'
+            for line, end in zip(self._lines, ends, strict=True)
+        ]
+
+    def _placed_names(self) -> list[tuple[float, int]]:
+        """Where each name of the legend begins: across, and its row."""
+        places, x, row = [], 0.0, 0
+        for line in self._lines:
+            room = 42 + LETTER * len(line.name)
+            if x and x + room > self._width:
+                x, row = 0.0, row + 1
+            places.append((x, row))
+            x += room
+        return places
 
 
-def _colours(found: Any) -> dict[str, str]:
-    """One for each arm, in all charts."""
-    return {name: COLOURS[index % len(COLOURS)] for index, name in enumerate(found.arms)}
+def _tones(found: Any) -> dict[str, str]:
+    """The arms that are drawn, in their order, and their tones: the reference, and of many those closest to it."""
+    judged = {arm.arm: abs(arm.interval.mean) for arm in found.verdict.judged}
+    close = sorted(judged, key=lambda name: judged[name] if math.isfinite(judged[name]) else math.inf)
+    kept = [name for name in found.arms if name in close[: LINES - 1]]
+    return {found.verdict.reference: TONES[0]} | dict(zip(kept, TONES[1:], strict=False))
 
 
-def _differences(found: Any) -> list[ChartLine]:
-    base, colours = found.verdict.reference, _colours(found)
+def _differences(found: Any, tones: Mapping[str, str]) -> list[ChartLine]:
     lines = []
-    for name in found.arms:
-        steps, mean, low, high = found.difference(name) if name != base else (np.array([]),) * 4
+    for name, tone in tones.items():
+        steps, mean, low, high = found.difference(name) if name != found.verdict.reference else (np.array([]),) * 4
         if np.isfinite(mean).sum() > 1:
-            lines.append(ChartLine(name, colours[name], steps, mean, low, high))
+            lines.append(ChartLine(name, tone, steps, mean, low, high))
     return lines
+
+
+def _of_difference(found: Any, tones: Mapping[str, str]) -> str:
+    """What the chart of differences shows."""
+    most = max((arm.interval.n for arm in found.verdict.judged), default=0)
+    band = {0: "", 1: "One pair of runs an arm.", 2: "The mean over both seeds."}.get(
+        most, "The mean over pairs of one seed, shaded its 95 % interval at each step (from 3 pairs on)."
+    )
+    some = f" {len(tones) - 1} of {counted(len(found.arms) - 1, 'arm')}, the closest." * (len(tones) < len(found.arms))
+    return f"{band}{some} Grey is the margin, ±{found.verdict.margin:g}.".strip()
 
 
 def _arms(found: Any) -> str:
@@ -123,7 +209,7 @@ def _arms(found: Any) -> str:
     for arm in found.verdict.arms.values():
         known = arm.verdict != "reference"
         interval = f"[{signed(arm.interval.low)}, {signed(arm.interval.high)}]" if known and arm.interval.n > 1 else ""
-        more = f", about {arm.more_seeds} more" if arm.is_open and arm.more_seeds else ""
+        more = f", about {counted(arm.more_seeds, 'more seed')}" if arm.is_open and arm.more_seeds else ""
         rows.append(
             (
                 arm.arm, number(arm.mean, 5), signed(arm.interval.mean) if known else "", interval,
@@ -142,18 +228,6 @@ def _rule(found: Any) -> str:
     )
 
 
-def _axes(low: float, high: float, first: float, last: float, across: Any, down: Any, label: str) -> str:
-    parts = []
-    for tick in _ticks(low, high):
-        parts.append(_straight(across(first), down(tick), across(last), down(tick), "0.15"))
-        parts.append(_text(LEFT - 8, float(down(tick)) + 4, f"{tick:.10g}".replace("-", "−"), 'text-anchor="end"'))
-    for tick in _ticks(first, last):
-        parts.append(_text(float(across(tick)), HEIGHT - BOTTOM + 18, tick_text(tick), 'text-anchor="middle"'))
-    middle = (LEFT + WIDTH - RIGHT) / 2
-    parts.append(_text(middle, HEIGHT - 4, f"step; up: {label}", 'text-anchor="middle"'))
-    return "".join(parts)
-
-
 def _ticks(low: float, high: float, most: int = 5) -> list[float]:
     """Round numbers inside [low, high]."""
     rough = (high - low) / most
@@ -162,30 +236,35 @@ def _ticks(low: float, high: float, most: int = 5) -> list[float]:
     return [round(step * k, 12) for k in range(math.ceil(low / step), math.floor(high / step) + 1)]
 
 
-def _spread(heights: list[float], room: float = 14.0) -> list[float]:
-    """The heights of labels, moved apart so that none covers another."""
+def _tick_labels(ticks: Sequence[float]) -> dict[float, str]:
+    """Each with as many decimals as the one that needs most."""
+    decimals = max((len(f"{tick:.10g}".partition(".")[2]) for tick in ticks), default=0)
+    plain = all("e" not in f"{tick:.10g}" for tick in ticks)
+    return {t: (f"{t:.{decimals}f}" if plain else tick_text(t)).replace("-", "−") for t in ticks}
+
+
+def _spread(heights: list[float], most: float, room: float = 16.0) -> list[float]:
+    """The heights of labels, moved apart so that none covers another, none below `most`."""
     order = sorted(range(len(heights)), key=lambda index: heights[index])
     placed, least = list(heights), -math.inf
     for index in order:
         placed[index] = least = max(heights[index], least + room)
-    over = max(0.0, max(placed) - (HEIGHT - BOTTOM))
-    return [height - over for height in placed]
+    least = most + room
+    for index in reversed(order):
+        placed[index] = least = min(placed[index], least - room)
+    return placed
 
 
-def _points(pairs: Any, across: Any, down: Any) -> str:
-    return " ".join(f"{float(across(x)):.1f},{float(down(y)):.1f}" for x, y in pairs if math.isfinite(y))
+def _text(x: float, y: float, text: str, anchor: str) -> str:
+    return f'<text x="{x:.1f}" y="{y:.1f}" text-anchor="{anchor}" class="t">{escape(text)}</text>'
 
 
-def _straight(x1: float, y1: float, x2: float, y2: float, opacity: str) -> str:
-    place = f'x1="{x1:.1f}" y1="{float(y1):.1f}" x2="{x2:.1f}" y2="{float(y2):.1f}"'
-    return f'<line {place} stroke="currentColor" stroke-opacity="{opacity}"/>'
-
-
-def _rectangle(x1: float, y1: float, x2: float, y2: float) -> str:
-    place = f'x="{x1:.1f}" y="{float(y1):.1f}" width="{x2 - x1:.1f}" height="{float(y2 - y1):.1f}"'
-    return f'<rect {place} fill="currentColor" fill-opacity="0.08"/>'
-
-
-def _text(x: float, y: float, text: str, more: str) -> str:
-    given = more if "fill" in more else f'{more} fill="currentColor"'
-    return f'<text x="{x:.1f}" y="{y:.1f}" font-size="12" {given}>{escape(text)}</text>'
+def _style() -> str:
+    """The colours of lines and names, light and dark."""
+    light, dark = (";".join(f"--{tone}:{theme[tone]}" for tone in FORMAT_TONES) for theme in (LIGHT, DARK))
+    named = "".join(f".{tone}{{--tone:var(--{tone})}}" for tone in TONES)
+    return (
+        f":root{{{light}}}@media (prefers-color-scheme:dark){{:root{{{dark}}}}}{named}.l{{fill:none;stroke:var(--tone);"
+        "stroke-width:1.8}.f{fill:var(--tone);fill-opacity:.16}.t{font-size:13px;fill:var(--tone,var(--text))}"
+        ".g{stroke:var(--line)}.z{stroke:var(--soft)}.b{fill:var(--line);fill-opacity:.55}"
+    )

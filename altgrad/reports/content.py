@@ -190,6 +190,11 @@ def heat_limits(mark: Heat) -> tuple[float, float]:
     return low, high if high > low else low + 1
 
 
-def cell_text(value: float) -> str:
-    """A cell's number: three significant figures; nothing for NaN."""
-    return "" if not math.isfinite(value) else f"{value:.3g}"
+def cell_texts(mark: Heat) -> list[list[str]]:
+    """The numbers of its cells with as many decimals each, so that the largest has three figures; signed where the
+    middle colour is 0, and nothing for NaN.
+    """
+    largest = float(np.abs(mark.z[np.isfinite(mark.z)]).max(initial=0.0))
+    digits = max(0, 2 - math.floor(math.log10(largest))) if largest else 0
+    sign = "+" if mark.diverging else ""
+    return [[f"{v:{sign}.{digits}f}".replace("-", "−") if math.isfinite(v) else "" for v in row] for row in mark.z]

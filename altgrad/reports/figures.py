@@ -15,8 +15,8 @@ from typing import Any
 import numpy as np
 
 from altgrad.display import shorten
-from altgrad.numerals import tick_text
-from altgrad.reports.content import Axes, Axis, Band, Dots, Figure, Heat, Mark, Trace, cell_text, heat_limits
+from altgrad.numerals import rate_text, tick_texts
+from altgrad.reports.content import Axes, Axis, Band, Dots, Figure, Heat, Mark, Trace, cell_texts, heat_limits
 
 LIGHT = {
     "text": "#1b1f24", "faint": "#8b949e", "blue": "#0072B2", "orange": "#E69F00", "green": "#009E73",
@@ -94,8 +94,10 @@ def _draw(figure: Figure, width: float) -> Any:
             shown = picture.legend(legend.values(), names, loc="outside upper left", ncols=columns)
             picture.set_figheight(tall + 0.16 * -(-len(names) // columns) + 0.1)
             shown.set_in_layout(True)
-        # The layout is worked out once, and not again for each file.
-        picture.draw_without_rendering()
+        # The layout is worked out once, and not again for each file; drawing all of it to that end would cost a third.
+        engine = picture.get_layout_engine()
+        assert engine is not None
+        engine.execute(picture)
         picture.set_layout_engine("none")
         return picture
 
@@ -138,10 +140,21 @@ def _axis(axes: Any, axis: Axis, which: str, letters: int) -> None:
     elif axis.limits:
         getattr(axes, f"set_{which}lim")(*axis.limits)
     if axis.ticks:
-        getattr(axes, f"set_{which}ticks")(axis.ticks, [tick_text(tick) for tick in axis.ticks])
+        getattr(axes, f"set_{which}ticks")(axis.ticks, tick_texts(axis.ticks))
         getattr(axes, f"set_{which}ticks")([], minor=True)
+    elif axis.log:
+        _powers(getattr(axes, f"{which}axis"))
     if axis.reverse:
         getattr(axes, f"invert_{which}axis")()
+
+
+def _powers(axis: Any) -> None:
+    """At most five ticks at powers of ten, as `1e-3`; matplotlib writes its own as mathematics, which is off here."""
+    from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
+
+    axis.set_major_locator(LogLocator(numticks=5))
+    axis.set_major_formatter(FuncFormatter(lambda value, _: rate_text(value)))
+    axis.set_minor_formatter(NullFormatter())
 
 
 def _mark(axes: Any, mark: Mark, colours: dict[str, str], picture: Any, shared: bool) -> Any:
@@ -196,11 +209,11 @@ def _heat(axes: Any, mark: Heat, picture: Any, shared: bool) -> None:
         bar.outline.set_visible(False)
         bar.set_label(mark.unit)
     if mark.write:
-        for row, values in zip(y, mark.z, strict=True):
-            for column, value in zip(x, values, strict=True):
+        for row, values, texts in zip(y, mark.z, cell_texts(mark), strict=True):
+            for column, value, text in zip(x, values, texts, strict=True):
                 bright = shown.cmap(shown.norm(value))[:3] if np.isfinite(value) else (1, 1, 1)
                 ink = "#111111" if np.dot(bright, (0.3, 0.6, 0.1)) > 0.5 else "#ffffff"
-                axes.text(column, row, cell_text(value), ha="center", va="center", fontsize=7.5, color=ink)
+                axes.text(column, row, text, ha="center", va="center", fontsize=7.5, color=ink)
 
 
 def colour_steps(name: str, count: int) -> list[str]:

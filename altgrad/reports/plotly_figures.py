@@ -11,8 +11,8 @@ from typing import Any
 
 import numpy as np
 
-from altgrad.numerals import tick_text
-from altgrad.reports.content import Axes, Axis, Band, Dots, Figure, Heat, Mark, Trace, cell_text, heat_limits
+from altgrad.numerals import tick_texts
+from altgrad.reports.content import Axes, Axis, Band, Dots, Figure, Heat, Mark, Trace, cell_texts, heat_limits
 
 _DASH = {"solid": "solid", "dash": "dash", "dot": "dot", "dashdot": "dashdot"}
 _ROW_GAP, _TOP, _TITLES, _BOTTOM = 106, 34, 24, 62
@@ -90,7 +90,7 @@ def _axis(axis: Axis) -> dict[str, Any]:
     elif axis.limits:
         found["range"] = list(axis.limits)
     if axis.ticks:
-        found |= {"tickvals": list(axis.ticks), "ticktext": [tick_text(tick) for tick in axis.ticks]}
+        found |= {"tickvals": list(axis.ticks), "ticktext": tick_texts(axis.ticks)}
     if axis.reverse:
         found["range"] = found["range"][::-1] if "range" in found else None
         if found["range"] is None:
@@ -178,7 +178,7 @@ def _dots(mark: Dots, panel: Axes, axes: dict[str, str], data: list[Any], legend
 
 
 def _heat(mark: Heat, axes: dict[str, str], data: list[Any]) -> None:
-    low, high = heat_limits(mark)
+    (low, high), texts = heat_limits(mark), cell_texts(mark)
     found: dict[str, Any] = {
         "type": "heatmap", "x": _positions(mark.x), "y": _positions(mark.y), "z": mark.z, "zmin": low, "zmax": high,
         "colorscale": "@diverging" if mark.diverging else "@sequential", "xgap": 1, "ygap": 1, "hoverongaps": False,
@@ -188,12 +188,12 @@ def _heat(mark: Heat, axes: dict[str, str], data: list[Any]) -> None:
             "thickness": 12, "outlinewidth": 0,
         },
         "hovertext": [
-            [_text(f"{y}, {x}: {cell_text(v)} {mark.unit}") for x, v in zip(mark.x, row, strict=True)]
-            for y, row in zip(mark.y, mark.z, strict=True)
+            [_text(f"{y}, {x}: {text} {mark.unit}") for x, text in zip(mark.x, row, strict=True)]
+            for y, row in zip(mark.y, texts, strict=True)
         ],
     }  # fmt: skip
     if mark.write:
-        found |= {"text": [[cell_text(v) for v in row] for row in mark.z], "texttemplate": "%{text}"}
+        found |= {"text": texts, "texttemplate": "%{text}"}
     data.append(found)
 
 

@@ -99,6 +99,8 @@ class Finding:
         """The numbers in one line."""
         side = "times the past at most" if self.symptom.against == "past" else self.symptom.worse
         when = f"from step {self.first}" + ("" if self.lasts else f" to {self.last}")
+        if math.isinf(self.symptom.threshold):
+            return f"{self.value:.3g} {when}, {self.steps} of {self.observed} observations"
         limit = f"{side} {self.symptom.threshold:g}" if side in ("above", "below") else f"{self.symptom.threshold:g}x"
         return f"{self.value:.3g} at worst, {limit} {when}, {self.steps} of {self.observed} observations"
 

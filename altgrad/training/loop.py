@@ -294,7 +294,7 @@ class _Training:
         self.state.seconds, self.state.logged = time.perf_counter() - self.began, self.files.logged()
         checkpoint.save(self.state, self.snapshots)
         self.saved = self.state.step
-        self.tracker.event(self.state.step, "checkpoint", f"checkpoint at step {self.state.step}")
+        self.tracker.event(self.state.step, "checkpoint", f"checkpoint saved (step {self.state.step})")
 
     def throughput(self) -> dict[str, float]:
         """Median tokens per second over the run, its first tenth left out: caches warm up there."""

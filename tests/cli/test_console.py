@@ -12,7 +12,7 @@ from typer.testing import CliRunner
 
 from altgrad.cli import console
 from altgrad.cli.main import app
-from altgrad.display import table_lines
+from altgrad.display import event_text, table_lines
 
 
 def test_failing_is_one_line_on_stderr_and_the_code(capsys: pytest.CaptureFixture[str]) -> None:
@@ -84,3 +84,13 @@ def test_columns_of_numbers_are_set_to_the_right_and_texts_to_the_left() -> None
         "id   loss   size  note", "a     1.5  12 kB  x1", "bb  10.25      -  y", "c     nan    3 B  "
     ]  # fmt: skip
     assert [line.text for line in table_lines("", [], [["steps", "500"], ["a", "1"]], 40)] == ["steps  500", "a      1"]
+
+
+def test_a_cell_keeps_the_blanks_that_draw_an_interval_and_nothing_else_of_its_white_space() -> None:
+    (line,) = table_lines("", [], [["a\tb", "  . |   -o- ", "x\x1b"]], None)
+    assert line.text == "a b    . |   -o-  x?"
+
+
+def test_an_event_is_said_once() -> None:
+    assert event_text("checkpoint", "checkpoint saved (step 60)") == "checkpoint saved (step 60)"
+    assert event_text("stopped", "completed 60 steps") == "stopped: completed 60 steps"

@@ -13,6 +13,7 @@ from altgrad.cli.panel import PlainLines, RunPanel, choose
 from altgrad.cli.picture import run_picture
 from altgrad.cli.run_view import Watched
 from altgrad.display import Line
+from altgrad.progress import heard_by, progress
 
 STEPS = 400
 REFERENCES = {"unigram": 4.47, "order-6 n-gram": 1.17}
@@ -169,6 +170,21 @@ def test_q_closes_the_panel_and_lines_go_on(tell: Tell, capsys: pytest.CaptureFi
     assert file.getvalue().count("\x1b[?25h") == 1
     said = capsys.readouterr().out
     assert "the panel is closed; training goes on" in said and "step 300/400  loss " in said
+
+
+def test_what_a_run_does_is_told_the_panel_and_once_it_is_closed_whoever_listened_before() -> None:
+    console = Console(file=io.StringIO(), width=80, height=24, force_terminal=True)
+    shown: list[RunPanel] = []
+    said: list[str] = []
+    hear = panel.first_of(shown, lambda phase, done, total: said.append(phase))
+    with heard_by(hear):  # the panel is made while the listener that leads to it is in place already, as in `train`
+        progress("loading torch")
+        shown.append(RunPanel("quickstart", STEPS, None, Screen(console), keys=panel.KEYS))
+        progress("validating")
+        shown[0].press("q")
+        shown[0].close()
+        progress("saving a checkpoint")
+    assert said == ["loading torch", "saving a checkpoint"] and not shown[0].is_drawn
 
 
 def test_an_onlooker_who_leaves_is_no_longer_heard(tell: Tell) -> None:

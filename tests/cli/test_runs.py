@@ -116,7 +116,7 @@ def test_a_run_is_shown_with_its_numbers_checkpoints_and_events(store: RunStore,
     assert numbers["train/loss"] == "0.5000" and numbers["validation/loss"] == "1.500"
     assert not any(key.startswith("range/") for key in numbers)
     assert lines[-2].split() == ["step", "event"]
-    assert lines[-1].split(maxsplit=2) == ["3", "notice", "a [bold]?[31mmessage"]  # no escape reaches a terminal
+    assert lines[-1].split(maxsplit=2) == ["3", "notice:", "a [bold]?[31mmessage"]  # no escape reaches a terminal
 
 
 def test_a_run_is_shown_as_json(store: RunStore, runs: Callable[..., Any]) -> None:

@@ -14,13 +14,14 @@ STATE = """JSON.stringify({
     figures: document.querySelectorAll("figure").length,
     drawn: [...document.querySelectorAll("figure")].filter(e => e.querySelector(".main-svg .xaxislayer-above")
         || [...e.querySelectorAll("svg")].some(s => s.getBoundingClientRect().width > 250
-            && s.querySelectorAll("path, use, image").length > 10 && s.querySelector("text"))).length,
+            && s.querySelectorAll("path, use, image").length > 4 && s.querySelector("text"))).length,
     wide: document.documentElement.scrollWidth - document.documentElement.clientWidth,
     cut: [...document.querySelectorAll("h1, h2, h3, p, figcaption, summary")]
         .filter(e => e.scrollWidth > e.clientWidth + 1).map(e => e.textContent),
     outside: [...document.querySelectorAll("figure svg")].filter(s => s.getBoundingClientRect().width).flatMap(
         s => [...s.querySelectorAll("text")].filter(t => t.getBoundingClientRect().right > innerWidth
             || t.getBoundingClientRect().left < 0).map(t => t.textContent)),
+    marked_up: [...document.querySelectorAll("figure svg text")].map(t => t.textContent).filter(t => t.includes("$")),
     background: getComputedStyle(document.body).backgroundColor,
     ink: [...document.querySelectorAll("figure svg text")].slice(0, 1).map(t => getComputedStyle(t).fill).join(),
     alerted: window.alerted === true})"""
@@ -73,19 +74,32 @@ class Chromium:
 
     def open(self, page: Path, *, width: int = 1200, dark: bool = False, script: bool = False) -> dict[str, Any]:
         """The page's state once all is drawn. script: by the page's own script, which says when."""
+        self.complaints.clear()
+        self._look(width, dark)
+        self.call("Page.navigate", url=page.resolve().as_uri())
+        for _ in range(1200):
+            time.sleep(0.05)
+            state = self.state()
+            if state.get("done") if script else state.get("loaded"):
+                return state
+        raise AssertionError(f"the page was not drawn within a minute: {state}")
+
+    def again(self, *, width: int = 1200, dark: bool = False) -> dict[str, Any]:
+        """The state of the page that is open, in a window of another width or theme; for pages without a script."""
+        self._look(width, dark)
+        return self.state()
+
+    def state(self) -> dict[str, Any]:
+        """What is on the page now; empty while there is none."""
+        found = self.call("Runtime.evaluate", expression=STATE, returnByValue=True)["result"].get("value")
+        return dict(json.loads(found)) if found else {}
+
+    def _look(self, width: int, dark: bool) -> None:
         self.call(
             "Emulation.setDeviceMetricsOverride", width=width, height=900, deviceScaleFactor=1, mobile=width < 600
         )
         scheme = {"name": "prefers-color-scheme", "value": "dark" if dark else "light"}
         self.call("Emulation.setEmulatedMedia", features=[scheme])
-        self.call("Page.navigate", url=page.resolve().as_uri())
-        for _ in range(300):
-            time.sleep(0.2)
-            found = self.call("Runtime.evaluate", expression=STATE, returnByValue=True)["result"].get("value")
-            state = dict(json.loads(found)) if found else {}
-            if state.get("done") if script else state.get("loaded"):
-                return state
-        raise AssertionError(f"the page was not drawn within a minute: {state}")
 
     def close(self) -> None:
         """End the browser."""

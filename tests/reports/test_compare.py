@@ -185,3 +185,18 @@ def test_the_first_sentence_answers_what_a_project_asks(
     make_run(tmp_path, make_spec("e5m2"), sited=False, points=10, project="alone")
     with pytest.raises(ValueError, match="1 run, alike in all but their seed; a comparison takes two arms"):
         sentence("alone")
+
+
+def test_what_differs_has_a_row_an_arm_or_a_row_a_setting_where_those_are_more(
+    tmp_path: Path, make_run: Make, make_spec: Spec
+) -> None:
+    changes: dict[str, dict[str, Any]] = {"near": {"lr": 1e-3}, "far": {"lr": 1e-2, "weight_decay": 0.1, "steps": 50}}
+    for name, changed in changes.items():
+        make_run(tmp_path, make_spec("fp32", **changed) | {"name": name}, name=name, sited=False, points=10)
+    header, rows = compare_runs(["study"], runs=tmp_path).settings
+    assert header == ["setting", *(["far", "near"] if rows[0][1] == "0.01" else ["near", "far"])] and len(rows) == 3
+    make_run(
+        tmp_path, make_spec("fp32", lr=3e-3, weight_decay=0.1) | {"name": "mid"}, name="mid", sited=False, points=10
+    )
+    header, rows = compare_runs(["study"], runs=tmp_path).settings
+    assert header[0] == "arm" and {row[0] for row in rows} == {"near", "mid", "far"}

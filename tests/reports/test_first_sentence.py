@@ -9,8 +9,9 @@ import pytest
 
 from altgrad.reports.arm_comparison import compare_arms
 from altgrad.reports.bits import operand_bits, stored_bits
+from altgrad.reports.compare import compare_runs
 from altgrad.reports.content import Limit, Table
-from altgrad.reports.page import html, open_questions
+from altgrad.reports.page import Chapter, html, open_questions
 from altgrad.reports.project import Project
 from altgrad.reports.report import ProjectReport, chapters, first_sentence
 from altgrad.reports.sources import load_project, open_project
@@ -18,6 +19,11 @@ from altgrad.store import RunStore
 from tests.reports.chromium import Chromium
 from tests.reports.made_projects import EFFECTS, PROJECTS, recipe, trained
 
+pytestmark = pytest.mark.xdist_group("reports")
+"""One worker makes the projects and their reports, which take half a minute, and makes them once."""
+PAGES = ("one run", "two arms, one seed", "recipes", "only diverged", "500 runs")
+DAILY = ("one run", "recipes")
+"""Pages that a browser draws every day; the geometry study's is drawn in test_report.py."""
 APOLOGIES = re.compile(r"cannot|not known|was off|no .* to compare|limit", re.I)
 
 
@@ -37,6 +43,19 @@ def made(tmp_path_factory: pytest.TempPathFactory, study: Path) -> Callable[[str
     return project
 
 
+@pytest.fixture(scope="session")
+def told(made: Callable[[str], Project]) -> Callable[[str], list[Chapter]]:
+    """What a project's report says, worked out once."""
+    known: dict[str, list[Chapter]] = {}
+
+    def said(what: str) -> list[Chapter]:
+        if what not in known:
+            known[what] = chapters(made(what))
+        return known[what]
+
+    return said
+
+
 @pytest.mark.parametrize("what", PROJECTS)
 def test_the_first_sentence_is_the_answer(made: Callable[[str], Project], what: str) -> None:
     sentence = first_sentence(made(what))
@@ -46,26 +65,27 @@ def test_the_first_sentence_is_the_answer(made: Callable[[str], Project], what: 
 
 
 @pytest.mark.parametrize("what", PROJECTS)
-def test_no_apology_stands_before_the_fold(made: Callable[[str], Project], what: str) -> None:
-    told = [chapter for chapter in chapters(made(what)) if chapter.shown]
-    assert {"verdict", "comparison"} & {chapter.section.kind for chapter in told[:1]}
-    above = [block.text for chapter in told[:4] for block in chapter.shown if hasattr(block, "text")]
+def test_no_apology_stands_before_the_fold(told: Callable[[str], list[Chapter]], what: str) -> None:
+    shown = [chapter for chapter in told(what) if chapter.shown]
+    assert {"verdict", "comparison"} & {chapter.section.kind for chapter in shown[:1]}
+    above = [block.text for chapter in shown[:4] for block in chapter.shown if hasattr(block, "text")]
     assert not [text for text in above if APOLOGIES.search(text)]
     if what != "geometry study":
-        words = str([chapter.blocks for chapter in chapters(made(what))])
+        words = str([chapter.blocks for chapter in told(what)])
         assert "Manifold" not in words and "eometry" not in words, "never asked of a project that has no such arms"
 
 
-def test_what_cannot_be_answered_is_one_folded_line_at_the_end(made: Callable[[str], Project]) -> None:
-    project = made("one run")
-    told = [chapter for chapter in chapters(project) if chapter.section.kind in ("cost", "failures")]
-    questions, page = open_questions(told), html(project, told, "x", "now", interactive=False)
+def test_what_cannot_be_answered_is_one_folded_line_at_the_end(
+    made: Callable[[str], Project], told: Callable[[str], list[Chapter]]
+) -> None:
+    kept = [chapter for chapter in told("one run") if chapter.section.kind in ("cost", "failures")]
+    questions, page = open_questions(kept), html(made("one run"), kept, "x", "now", interactive=False)
     assert questions and page.count("<details") == 1 and page.index("<details") > page.rindex("<section")
-    assert all(isinstance(b, Limit) for chapter in told for b in chapter.blocks if b not in chapter.shown)
+    assert all(isinstance(b, Limit) for chapter in kept for b in chapter.blocks if b not in chapter.shown)
 
 
-def test_arms_casts_and_storage_have_a_column_each(made: Callable[[str], Project]) -> None:
-    tables = {b.key: b for chapter in chapters(made("recipes")) for b in chapter.blocks if isinstance(b, Table)}
+def test_arms_casts_and_storage_have_a_column_each(told: Callable[[str], list[Chapter]]) -> None:
+    tables = {b.key: b for chapter in told("recipes") for b in chapter.blocks if isinstance(b, Table)}
     header, rows = tables["comparison"].header, {row[0]: row for row in tables["comparison"].rows}
     assert list(rows) == ["bf16", *(name for name in EFFECTS if name != "bf16")], "the reference first"
     cells = dict(zip(header, rows["mxfp4"], strict=True))
@@ -124,14 +144,20 @@ def test_the_terminal_has_the_sentence_and_a_row_an_arm(made: Callable[[str], Pr
 
 
 @pytest.mark.needs("chromium", "bash")
-@pytest.mark.parametrize("what", ["one run", "only diverged", "recipes"])
-def test_a_browser_draws_these_pages_wide_and_on_a_phone(
-    browser: Chromium, made: Callable[[str], Project], tmp_path: Path, what: str
+@pytest.mark.parametrize(
+    "what", [pytest.param(what, marks=() if what in DAILY else pytest.mark.long) for what in PAGES]
+)
+def test_a_browser_draws_report_and_comparison_wide_and_on_a_phone(
+    browser: Chromium, made: Callable[[str], Project], told: Callable[[str], list[Chapter]], tmp_path: Path, what: str
 ) -> None:
-    project = made(what)
-    page = html(project, chapters(project), first_sentence(project), "now", interactive=False)
-    (tmp_path / "page.html").write_text(page)
-    for width in (1200, 390):
-        state = browser.open(tmp_path / "page.html", width=width, dark=width < 600)
-        assert state["figures"] == state["drawn"] >= 1 and state["wide"] <= 0
-        assert state["cut"] == [] and state["outside"] == [] and browser.complaints == []
+    project, pages = made(what), [tmp_path / "report.html"]
+    pages[0].write_text(html(project, told(what), first_sentence(project), "now", interactive=False))
+    if what != "one run":
+        pages.append(tmp_path / "compare.html")
+        compare_runs(["study"], runs=project.source).write_page(pages[1])
+    for page in pages:
+        browser.open(page)
+        for width, dark in ((1200, False), (1200, True), (390, True)):
+            state = browser.again(width=width, dark=dark)
+            assert state["figures"] == state["drawn"] >= 1 and state["wide"] <= 0
+            assert state["cut"] == state["outside"] == state["marked_up"] == [] and browser.complaints == []

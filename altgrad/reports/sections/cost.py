@@ -5,6 +5,7 @@ from typing import ClassVar
 
 import numpy as np
 
+from altgrad.numerals import counted
 from altgrad.reports.arm_comparison import ComparedArm, compare_arms, mean_ratio
 from altgrad.reports.arms import OPERANDS
 from altgrad.reports.bits import bits_text, operand_bits, stored_bits
@@ -39,8 +40,8 @@ class Cost(Section):
                     _machine(arm.first),
                 )
             )  # fmt: skip
-        base = f"/ {found.reference.name}'s"
-        header = ("arm", "weight", "input", "gradient", "stored weight", "tokens/s", base, "on")
+        base = f"relative to {found.reference.name}"
+        header = ("arm", "weight", "input", "gradient", "stored weight", "tokens/s", base, "machine")
         note = (
             "Bits of a number that enters a product, and of a weight between steps, shares of block scales included; "
             "32 and 16 are uncast. Tokens a second: the median of each run's median, then of runs; casts are emulated "
@@ -61,7 +62,7 @@ def _speed(arm: ComparedArm) -> str:
 def _machine(record: RunRecord) -> str:
     spec = record.spec
     compiled = {True: ", compiled", "model": ", compiled", "blocks": ", blocks compiled"}.get(spec.get("compile"), "")
-    threads = f", {spec['threads']} threads" if isinstance(spec.get("threads"), int) else ""
+    threads = f", {counted(spec['threads'], 'thread')}" if isinstance(spec.get("threads"), int) else ""
     return f"{record.meta.get('device', '?')}, {spec.get('engine', '?')}{compiled}{threads}"
 
 

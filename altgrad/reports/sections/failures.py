@@ -89,5 +89,5 @@ class Failures(Section):
         table = Table("failures", "First alarms and symptoms", header, tuple(rows[:SHOWN]), frozenset({4}), note)
         counts = {phase: sum(len(v) for (_, p), v in first.items() if p == phase) for phase in PHASES}
         names = {"forward": "the forward pass", "backward": "the backward pass", "optimizer": "the optimizer"}
-        told = [f"{counted(n, 'run')} in {names.get(phase, phase)}" for phase, n in counts.items() if n]
-        return [Headline(f"Alarms and symptoms by the side of the step they are about: {listed(told, 'and')}."), table]
+        told = [f"{names.get(phase, phase)} of {counted(n, 'run')}" for phase, n in counts.items() if n]
+        return [Headline(f"Alarms or symptoms in {listed(told, 'and')}."), table]

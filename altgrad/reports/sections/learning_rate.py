@@ -29,6 +29,8 @@ from altgrad.reports.section import Section, bounds
 from altgrad.statistics.intervals import t_interval
 
 PANELS = 12
+EDGES = {"": "inside", "low": "lowest", "high": "highest", "only": "single value"}
+"""Where lr* lies among the rates that were run."""
 DASHES: tuple[Dash, ...] = ("solid", "dash", "dashdot", "dot")
 
 
@@ -117,7 +119,7 @@ def _table(project: Project, condition: str, arms: dict[Arm, Losses], sides: dic
         rows.append(
             (
                 project.names[condition, arm], cast_text(runs[0].spec), arm.stored, arm.method,
-                rate_text(side.choice.rate), side.choice.edge or "inside",
+                rate_text(side.choice.rate), EDGES[side.choice.edge],
                 ", ".join(rate_text(r) for r in sorted(losses)), significant(found.mean, 5), bounds(found, sign=False),
                 str(found.n), f"{sum(r.diverged for r in runs)} of {len(runs)}",
             )

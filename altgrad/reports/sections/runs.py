@@ -111,16 +111,28 @@ def _arms(project: Project) -> Table:
                 str(sum(r.status == "completed" and not r.diverged for r in inside)),
                 str(sum(r.diverged for r in inside)),
                 str(sum(not r.ended for r in inside)),
-                ", ".join(map(str, seeds[:12])) + (", …" if len(seeds) > 12 else ""),
+                _seeds(seeds),
             )
         )  # fmt: skip
     header = ("arm", "casts", "storage", "optimizer", "runs", "completed", "diverged", "unfinished", "seeds")
     return Table("arms", "Runs by arm", header, tuple(rows), frozenset({4, 5, 6, 7}))
 
 
+def _seeds(seeds: list[int]) -> str:
+    """`0, 1, 100 to 104`."""
+    spans: list[list[int]] = []
+    for seed in seeds:
+        if spans and seed == spans[-1][-1] + 1:
+            spans[-1].append(seed)
+        else:
+            spans.append([seed])
+    told = [f"{span[0]} to {span[-1]}" if len(span) > 2 else ", ".join(map(str, span)) for span in spans]
+    return ", ".join(told[:6]) + (", …" if len(told) > 6 else "")
+
+
 def _versions(records: list[RunRecord]) -> Table:
     keys = ("altgrad", "commit", "torch", "python", "device")
-    counts = Counter(tuple(str(r.meta.get(key, "?")) for key in keys) for r in records)
+    counts = Counter(tuple(str(r.meta.get(key, "–")) for key in keys) for r in records)
     rows = tuple((*versions, str(n)) for versions, n in counts.most_common(20))
     note = (
         "Runs of more than one version are compared all the same; a difference may be the version's."
@@ -141,4 +153,5 @@ def _all(project: Project) -> Table:
     )  # fmt: skip
     note = f"{SHOWN} of {len(records)}; all are in data.csv." if len(records) > SHOWN else ""
     header = ("run", "status", "arm", "lr", "seed", "step", "validation loss", "reason")
-    return Table("runs", "Every run", header, rows, frozenset({3, 4, 5, 6}), note)
+    last = len(header) - (not any(row[-1] for row in rows))  # a reason, where some run has one
+    return Table("runs", "Every run", header[:last], tuple(row[:last] for row in rows), frozenset({3, 4, 5, 6}), note)

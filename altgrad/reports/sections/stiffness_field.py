@@ -52,7 +52,7 @@ class StiffnessField(Section):
         if moved:
             drift, arm = max(moved, key=lambda each: each[0])
             name = project.name_of(arms[arm][0])
-            told = f"The field moved most in {name}: {drift:.0%} of weights changed binade on balance."
+            told = f"The field moved most in {name}: {100 * drift:.0f} % of its weights changed binade, net."
         still = [a.format for d, a in moved if d < 0.01]
         caption = (
             "Share of weights by the spacing at them, 2^k in grid units; the lowest row is the even part of the grid "

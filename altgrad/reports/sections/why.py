@@ -104,7 +104,7 @@ def _finite(
 
 
 def _sentence(family: FamilyOfFormats, values: dict[str, list[float]]) -> str:
-    strongest, told = 0.0, "Nothing measured goes along with B closely enough to name it."
+    strongest, told = 0.0, "No measured quantity correlates clearly with B."
     for index, (name, _, _) in enumerate(REASONS):
         x = np.array([row[index] for row in values.values()])
         y = np.array([family.intervals[f].mean for f in values])
@@ -113,7 +113,7 @@ def _sentence(family: FamilyOfFormats, values: dict[str, list[float]]) -> str:
         if math.isfinite(rho) and p < 0.05 and abs(rho) > strongest:
             strongest = abs(rho)
             told = (
-                f"B goes along with {name} (Spearman {signed(rho, 2)}, p {significant(p, 2)}, {int(kept.sum())} "
+                f"B correlates with {name} (Spearman {signed(rho, 2)}, p {significant(p, 2)}, {int(kept.sum())} "
                 "formats); an association, not a cause."
             )
     return told
