@@ -26,7 +26,6 @@ autocast, as for nn.Linear. Second derivatives are refused: those of a rounded p
 straight-through rule would make of them is nothing that hardware computes.
 """
 
-import math
 import typing
 from collections.abc import Mapping
 from typing import Any, ClassVar, NamedTuple, cast
@@ -34,10 +33,10 @@ from typing import Any, ClassVar, NamedTuple, cast
 import torch
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
-from torch.nn import functional as F
 
 from altgrad.nn.layers import features_of, is_turned
 from altgrad.nn.policy import LayerPrecision, Operand, Product, reduced_axis
+from altgrad.nn.products import linear, matmul, rows_of, shaped
 from altgrad.quantize import Quantizer
 from altgrad.quantize.counted import Counted, Role, unnamed_site
 from altgrad.quantize.gradient import joined, multiplied
@@ -174,7 +173,7 @@ class QuantizedLayer(nn.Module):
 
     def input_as_cast(self, x: Tensor) -> Tensor:
         """x [..., in_features] as forward's cast leaves it, in float32, turned back where it was turned. Not a pass."""
-        rows = _rows_of(x)
+        rows = rows_of(x)
         slot: Slot = ("forward", "input")
         matrices: dict[Product, Tensor] = {}
         if "forward" in self.transforms:
@@ -324,62 +323,37 @@ class _Products(torch.autograd.Function):
         auto = torch.is_autocast_enabled(device)
         dtype = torch.get_autocast_dtype(device) if auto else x.dtype
         matrices = layer.matrices(x, live[0])
-        inputs = layer.operands(_rows_of(x), "input", live[0], dtype, matrices)
+        inputs = layer.operands(rows_of(x), "input", live[0], dtype, matrices)
         weights = layer.operands(weight, "weight", live[0], dtype, matrices)
         ctx.layer, ctx.live, ctx.dtype, ctx.turned = layer, live[1], dtype, tuple(matrices)
         ctx.types = x.dtype, weight.dtype, None if bias is None else bias.dtype
         ctx.input_factors, ctx.weight_factors = inputs[1:], weights[1:]
         ctx.save_for_backward(inputs.values["grad_weight"], weights.values["grad_input"], *matrices.values())
-        y = _linear(inputs.values["forward"], weights.values["forward"], bias, dtype)
-        return _shaped(y, (*x.shape[:-1], y.shape[-1]))
+        y = linear(inputs.values["forward"], weights.values["forward"], bias, dtype)
+        return shaped(y, (*x.shape[:-1], y.shape[-1]))
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, *grads: Tensor) -> Any:
         x, weight, *turns = ctx.saved_tensors
         layer, matrices = ctx.layer, dict(zip(ctx.turned, turns, strict=True))
-        grad = _rows_of(grads[0])
+        grad = rows_of(grads[0])
         wants_input, wants_weight, wants_bias = ctx.needs_input_grad[:3]
         found = layer.operands(grad, "grad_output", ctx.live, ctx.dtype, matrices).values
         dx = dw = db = None
         if wants_input:
-            dx = _product(found["grad_input"], weight, ctx.dtype)
+            dx = matmul(found["grad_input"], weight, ctx.dtype)
             dx = layer.gradient(dx, ("grad_input", "weight"), Operands({}, *ctx.input_factors), matrices)
             dx = dx.to(ctx.types[0])
-            dx = _shaped(dx, (*grads[0].shape[:-1], dx.shape[-1]))
+            dx = shaped(dx, (*grads[0].shape[:-1], dx.shape[-1]))
         if wants_weight:
-            dw = _product(found["grad_weight"].T, x, ctx.dtype)
+            dw = matmul(found["grad_weight"].T, x, ctx.dtype)
             dw = layer.gradient(dw, ("grad_weight", "input"), Operands({}, *ctx.weight_factors), matrices)
             dw = dw.to(ctx.types[1])
             dw = dw.mT if is_turned(layer) else dw
         if wants_bias and ctx.types[2] is not None:
             db = grad.sum(0).to(ctx.types[2])
         return dx, dw, db, None, None
-
-
-def _linear(x: Tensor, weight: Tensor, bias: Tensor | None, dtype: torch.dtype) -> Tensor:
-    """F.linear in `dtype`; where that does not hold an operand, in float32 and then rounded once."""
-    inner = dtype if x.dtype == weight.dtype == dtype else torch.float32
-    added = None if bias is None else bias.to(dtype).to(inner)
-    with torch.autocast(x.device.type, enabled=False):
-        return F.linear(x.to(inner), weight.to(inner), added).to(dtype)
-
-
-def _product(a: Tensor, b: Tensor, dtype: torch.dtype) -> Tensor:
-    """a b, likewise."""
-    inner = dtype if a.dtype == b.dtype == dtype else torch.float32
-    with torch.autocast(a.device.type, enabled=False):
-        return (a.to(inner) @ b.to(inner)).to(dtype)
-
-
-def _rows_of(x: Tensor) -> Tensor:
-    """x [..., n] as a matrix [rows, n]; the number of rows is said, since that of none cannot be found out."""
-    return x.reshape(math.prod(x.shape[:-1]), x.shape[-1])
-
-
-def _shaped(x: Tensor, shape: tuple[int, ...]) -> Tensor:
-    """A matrix of our own making in another shape, and no view of it, so that the caller may change it in place."""
-    return x if x.shape == shape else torch.ops.aten._unsafe_view(x, shape)
 
 
 def _check_operands(x: Tensor, weight: Tensor, bias: Tensor | None) -> None:
