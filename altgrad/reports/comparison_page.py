@@ -16,7 +16,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from altgrad import __version__, webpage
-from altgrad.numerals import number, signed, tick_text
+from altgrad.numerals import tick_text
+from altgrad.reports.arm_comparison import ArmComparison
+from altgrad.reports.rows import columns_of, rows_of
+from altgrad.statistics.verdict import Comparison
 from altgrad.store import utc_now
 from altgrad.store.files import write_atomic
 
@@ -40,15 +43,15 @@ class ChartLine:
     high: Array
 
 
-def write_page(found: Any, path: Path) -> None:
-    """The page of a RunComparison, in place of what was there."""
-    parts = []
+def write_page(found: ArmComparison, path: Path) -> None:
+    """The page of a comparison, in place of what was there."""
+    verdict, parts = found.verdict, []
     if differences := _differences(found):
         note = "The mean over pairs of one seed, with its 95 % interval at each step (from 3 pairs on)."
-        label = f"{found.metric} less that of {found.verdict.reference}"
-        drawn = chart(differences, label, margin=found.verdict.margin, zero=True)
+        label = f"{found.metric} less that of {verdict.reference}"
+        drawn = chart(differences, label, margin=verdict.margin, zero=True)
         parts.append(webpage.section("difference", "Difference from the reference", note, drawn))
-    parts.append(webpage.section("arms", "Arms", _rule(found), _arms(found)))
+    parts.append(webpage.section("arms", "Arms", _rule(verdict), _arms(found)))
     if found.differences:
         rows = [(place, *words) for place, words in found.differences.items()]
         parts.append(webpage.section("settings", "What differs", "", webpage.table("", ("", *found.arms), rows)))
@@ -61,7 +64,7 @@ def write_page(found: Any, path: Path) -> None:
     if notes:
         parts.append(webpage.section("notes", "What was read", "", notes))
     made = f"AltGrad {__version__}, {utc_now()[:16].replace('T', ' ')} UTC"
-    page = webpage.document("Comparison", found.sentence, "".join(parts), kicker=made, style=STYLE)
+    page = webpage.document("Comparison", verdict.sentence, "".join(parts), kicker=made, style=STYLE)
     write_atomic(path, page.encode(), durable=False)
 
 
@@ -103,13 +106,13 @@ def chart(lines: Sequence[ChartLine], label: str, *, margin: float = 0.0, zero: 
     )
 
 
-def _colours(found: Any) -> dict[str, str]:
+def _colours(found: ArmComparison) -> dict[str, str]:
     """One for each arm, in all charts."""
     return {name: COLOURS[index % len(COLOURS)] for index, name in enumerate(found.arms)}
 
 
-def _differences(found: Any) -> list[ChartLine]:
-    base, colours = found.verdict.reference, _colours(found)
+def _differences(found: ArmComparison) -> list[ChartLine]:
+    base, colours = found.reference.name, _colours(found)
     lines = []
     for name in found.arms:
         steps, mean, low, high = found.difference(name) if name != base else (np.array([]),) * 4
@@ -118,26 +121,18 @@ def _differences(found: Any) -> list[ChartLine]:
     return lines
 
 
-def _arms(found: Any) -> str:
-    rows = []
-    for arm in found.verdict.arms.values():
-        known = arm.verdict != "reference"
-        interval = f"[{signed(arm.interval.low)}, {signed(arm.interval.high)}]" if known and arm.interval.n > 1 else ""
-        more = f", about {arm.more_seeds} more" if arm.is_open and arm.more_seeds else ""
-        rows.append(
-            (
-                arm.arm, number(arm.mean, 5), signed(arm.interval.mean) if known else "", interval,
-                str(arm.interval.n), f"{arm.diverged} of {arm.runs}", arm.verdict + more,
-            )
-        )  # fmt: skip
-    header = ("arm", "mean", "difference", "95 % interval", "seeds", "diverged", "verdict")
-    return webpage.table("", header, rows, numeric={1, 2, 3, 4})
+def _arms(found: ArmComparison) -> str:
+    wanted = ("arm", "mean", "difference", "95 % interval", "n", "diverged", "verdict")
+    header, rows = columns_of(rows_of(found), *wanted)
+    numeric = {header.index(name) for name in wanted[1:5] if name in header}
+    bands = "".join(map(webpage.paragraph, found.said_of_curves))
+    return webpage.table("", header, rows, numeric=numeric) + bands
 
 
-def _rule(found: Any) -> str:
-    better = found.verdict.better
+def _rule(verdict: Comparison) -> str:
+    better = verdict.better
     return (
-        f"Intervals are simultaneous over the arms. One within ±{found.verdict.margin:g} is equivalent, one beyond it "
+        f"Intervals are simultaneous over the arms. One within ±{verdict.margin:g} is equivalent, one beyond it "
         f"better or worse; {better} values are better."
     )
 
