@@ -76,6 +76,8 @@ def read_loss_file(path: Path, key: str | None = None) -> Reading:
     ValueError for a file that has no such columns, or none of these forms.
     """
     rows = list(_rows(path))
+    if not rows:
+        raise ValueError(f"{path} has no rows.")
     columns = list(dict.fromkeys(name for row in rows for name in row))
     step = step_column(columns)
     if step is None:
@@ -175,7 +177,7 @@ def _rows(path: Path) -> Iterator[Row]:
         try:
             found = list(reader)
         except csv.Error as error:
-            raise ValueError(f"{path}:{reader.line_num}: {error}.") from None
+            raise ValueError(f"{path}:{reader.line_num + 1}: {error}.") from None
         yield from found[:-1] if found and None in found[-1].values() else found  # the last row of a file being written
         return
     if path.suffix == ".json":

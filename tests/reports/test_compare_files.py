@@ -155,11 +155,11 @@ def test_a_name_says_its_seed(name: str, expected: tuple[str, int | None]) -> No
         ("a.csv", "step,val_loss\n1,2\n", "vall_oss", "has no 'vall_oss'. Did you mean 'val_loss'?"),
         ("a.csv", "step,loss\n1,x\n", None, "has no numbers in 'loss'"),
         ("a.jsonl", '{"step": 1}\n{', None, "a.jsonl:2: "),
-        ("a.csv", "", None, "it has no columns"),
-        ("a.csv", "step,val_loss\n", None, "has no numbers in 'val_loss'"),
+        ("a.csv", "", None, "has no rows."),
+        ("a.csv", "step,val_loss\n", None, "has no rows."),
         ("a.csv", f"step,loss\n1,{'9' * 200_000}\n", None, "a.csv:2: field larger than field limit"),
-        ("a.jsonl", "\n", None, "it has no columns"),
-        ("a.json", "[]", None, "it has no columns"),
+        ("a.jsonl", "\n", None, "has no rows."),
+        ("a.json", "[]", None, "has no rows."),
         ("a.json", "{", None, "a.json:1: "),
     ],
 )
@@ -179,7 +179,9 @@ def test_seeds_that_only_one_arm_has_and_a_torn_last_row_change_nothing(tmp_path
     assert (arm.runs, arm.interval.n, arm.verdict) == (4, 3, "worse")
     table = tmp_path / "live.csv"
     rows = [
-        f"{s},{v!r},{arm},{seed}" for (arm, seed), values in found.items() for s, v in zip(STEPS, values, strict=True)
+        f"{s},{float(v)!r},{arm},{seed}"
+        for (arm, seed), values in found.items()
+        for s, v in zip(STEPS, values, strict=True)
     ]
     table.write_text("\n".join(["step,loss,arm,seed", *rows, "400,2.1"]))
     assert list(compare_runs([table]).arms) == ["bf16", "fp8"]
