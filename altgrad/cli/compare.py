@@ -4,6 +4,7 @@ The answer stands first. Below it, where there are any: what differs in the arms
 taken for granted.
 """
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -14,7 +15,8 @@ from altgrad.cli.console import drawable, fail, one_line_errors, print_json, say
 from altgrad.cli.curves import KeptCurve, extremes
 from altgrad.numerals import signed
 
-CURVE = 20
+CURVE, FEW = 20, 4
+"""Blocks of a curve; so many arms are side by side where their settings differ, more are below each other."""
 BLOCKS = "▁▂▃▄▅▆▇█"
 
 
@@ -75,7 +77,10 @@ def _draw(found: Any) -> None:
     say(found.sentence)
     if found.differences:
         say("")
-        table(["what differs", *found.arms], [[path, *map(_short, words)] for path, words in found.differences.items()])
+        columns = [["what differs", *found.arms]]
+        columns += [[path, *map(_short, words)] for path, words in found.differences.items()]
+        lines: Sequence[Sequence[str]] = columns if len(found.arms) <= FEW else list(zip(*columns, strict=True))
+        table(lines[0], lines[1:])
     say("")
     rows = [{**row, "curve": _sparkline(*found.curve(row["arm"]))} for row in rows_of(found)]
     lost = ("diverged",) * any(arm.diverged for arm in found.arms.values())

@@ -223,12 +223,14 @@ def arms_of(
     """
     notes: list[str] = []
     groups: dict[tuple[str, str, str, bool], list[ComparedRun]] = {}
-    known: dict[str, str] = {}  # of two names for the same settings the first counts
+    known: dict[tuple[str, str, float], str] = {}  # of two names for the same settings the first counts
     for run in sorted(runs, key=lambda each: each.created):
         place = str(run.spec.get("project", "")) if by_project else ""
-        name = known.setdefault(place + settings_of(run.spec), run.given_name) if run.spec else run.given_name
         settings = "" if run.arm else settings_of(run.spec, rate=False)
-        groups.setdefault((place, run.arm or name, settings, _is_frozen(run)), []).append(run)
+        name = run.arm or run.given_name
+        if run.spec and not run.arm:
+            name = known.setdefault((place, settings, run.rate), name)
+        groups.setdefault((place, name, settings, _is_frozen(run)), []).append(run)
     kept = [_by_rate(inside, notes) for inside in groups.values()]
     if each_rate or len(kept) == 1:
         kept = [{rate: by_rate[rate]} for by_rate in kept for rate in sorted(by_rate)]
