@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 
 Array = NDArray[np.float64]
 DRAWS = 30_000
-MOST = 16
+MOST = 32
 """Beyond so many statistics their correlation is taken for 0, which has a formula (Sidak 1967): a draw costs k^2, and
 the value is larger by 1 % at most. Positive correlation only adds coverage."""
 _STEP = 0.1
