@@ -233,6 +233,30 @@ def test_a_byte_order_mark_is_no_part_of_the_text(tmp_path: Path) -> None:
         assert Document.load(path).data == {"a": 1}
 
 
+@given(
+    st.recursive(
+        st.text("ab:#-'\"\n\té☃ ~%&*", max_size=9)
+        | st.integers(-9, 9)
+        | st.none()
+        | st.booleans()
+        | st.floats(width=32),
+        lambda x: st.lists(x) | st.dictionaries(st.text("ab.é", min_size=1, max_size=9), x),
+        max_leaves=20,
+    )
+)
+def test_what_a_program_wrote_is_the_same_to_the_quicker_parser(value: Any) -> None:
+    text = yaml.safe_dump(value, sort_keys=False)
+    quick, usual = Document.recorded(text, "spec"), Document.parse(text, "spec")
+    assert (repr(quick.data), quick.values, quick.keys) == (repr(usual.data), usual.values, usual.keys)
+
+
+@pytest.mark.parametrize("text", ["a: [1", "a: !x 1", "a: 1\na: 2", "\ud800", "[" * 2000])
+def test_what_the_quicker_parser_refuses_is_refused_in_the_usual_words(text: str) -> None:
+    with pytest.raises(SpecError) as caught:
+        Document.recorded(text, "spec")
+    assert str(caught.value) == refusal(text)
+
+
 def test_an_alias_is_a_copy_with_a_place_of_its_own() -> None:
     document = Document.parse("a: &x {b: [1]}\nc: *x\n", "spec")
     document.data["c"]["b"].append(2)

@@ -12,9 +12,10 @@ import typer
 from altgrad.cli import completion
 from altgrad.cli.console import drawable, fail, one_line_errors, print_json, say, table
 from altgrad.cli.curves import KeptCurve, extremes
-from altgrad.numerals import counted, number, signed
+from altgrad.numerals import signed
 
 CURVE = 20
+"""Blocks of a curve; so many arms are side by side where their settings differ, more are below each other."""
 BLOCKS = "▁▂▃▄▅▆▇█"
 
 
@@ -47,7 +48,8 @@ def compare(
     Takes runs of AltGrad and of any other loop. Runs that differ in their seed alone are one arm, and arms are paired
     by seed. One seed an arm decides nothing.
     """
-    from altgrad.reports.compare import compare_runs
+    from altgrad.reports.compare import compare_runs, data_of
+    from altgrad.reports.comparison_page import write_page
 
     with one_line_errors():
         try:
@@ -58,9 +60,9 @@ def compare(
         except ImportError as error:
             fail(str(error), 3)
         if html is not None:
-            found.write_page(html)
+            write_page(found, html)
     if as_json:
-        print_json(found.data())
+        print_json(data_of(found))
     else:
         _draw(found)
         if html is not None:
@@ -70,31 +72,20 @@ def compare(
 
 
 def _draw(found: Any) -> None:
+    from altgrad.reports.rows import columns_of, rows_of
+
     say(found.sentence)
     if found.differences:
         say("")
         header, cells = found.settings
         table(header, [[*map(_short, row[:-1]), row[-1]] for row in cells], title="what differs")
     say("")
-    rows = [_row(found, arm) for arm in found.verdict.arms.values()]
-    header = ["arm", "mean", "difference", "95 % interval", "n", "diverged", "curve", "verdict"]
-    kept = [i for i, name in enumerate(header) if name not in ("diverged", "curve") or any(row[i] for row in rows)]
-    table([header[i] for i in kept], [[row[i] for i in kept] for row in rows])
-    for line in [*_windows(found), *_fragile(found), *found.notes]:
+    rows = [{**row, "curve": _sparkline(*found.curve(row["arm"]))} for row in rows_of(found)]
+    lost = ("diverged",) * any(arm.diverged for arm in found.arms.values())
+    header, cells = columns_of(rows, "arm", "mean", "difference", "95 % interval", "n", *lost, "curve", "verdict")
+    table(header, cells)
+    for line in [*found.said_of_curves, *_fragile(found), *found.notes]:
         say(line)
-
-
-def _row(found: Any, arm: Any) -> list[str]:
-    lost = f"{arm.diverged} of {arm.runs}" if arm.diverged else ""
-    is_reference = arm.verdict == "reference"
-    interval = arm.interval
-    known = not is_reference and interval.n > 1
-    more = f" (about {counted(arm.more_seeds, 'more seed')} needed)" if arm.is_open and arm.more_seeds else ""
-    return [
-        arm.arm, number(arm.mean, 5), "" if is_reference else signed(interval.mean),
-        f"[{signed(interval.low)}, {signed(interval.high)}]" if known else "",
-        str(arm.runs if is_reference else interval.n), lost, _sparkline(*found.curve(arm.arm)), arm.verdict + more,
-    ]  # fmt: skip
 
 
 def _sparkline(steps: Any, values: Any) -> str:
@@ -108,18 +99,6 @@ def _sparkline(steps: Any, values: Any) -> str:
     low, high = extremes(columns) or (0.0, 1.0)
     span = high - low or 1.0
     return "".join("×" if each.broken else BLOCKS[round((each.high - low) / span * 7)] for each in columns)
-
-
-def _windows(found: Any) -> list[str]:
-    """What may be said of one seed an arm: of the two curves, and never of the arms."""
-    said = []
-    for name, band in found.windows.items():
-        word = "apart" if band.differs else "not shown to be apart"
-        said.append(
-            f"{band.metric}, steps {band.first:g} to {band.last:g}: these two curves are {word}, {name} by "
-            f"{signed(band.mean)} [{signed(band.low)}, {signed(band.high)}]; other seeds may differ otherwise."
-        )
-    return said
 
 
 def _fragile(found: Any) -> list[str]:

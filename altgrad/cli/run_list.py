@@ -124,7 +124,7 @@ def _value(name: str, facts: Facts, found: Summary) -> Any:
             return found.run.last(name).get(name)
         from altgrad.document import Document
 
-        value: Any = Document.parse(found.run.spec_text(), str(found.run.path / "spec.yaml")).data
+        value: Any = Document.recorded(found.run.spec_text(), "spec.yaml").data
         for part in name.split("."):
             value = value[int(part)] if isinstance(value, list) else value[part]
     except (ValueError, OSError, LookupError, TypeError):

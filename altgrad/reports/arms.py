@@ -161,6 +161,30 @@ def told_apart(specs: Sequence[Mapping[str, Any]], most: int = 3) -> list[str]:
     return [", ".join(f"{short[path]} {tree[path]}" for path in varying if path in tree) for tree in trees]
 
 
+def unique_names(arms: Sequence[tuple[Mapping[str, Any], str, str]]) -> list[str]:
+    """A name for each of some arms, given a spec (empty where nobody knows it), the name that its user gave, and the id
+    of a run of it: the shortest way of naming that tells them all apart.
+    """
+    specs, given, ids = [spec for spec, _, _ in arms], [name for _, name, _ in arms], [id for _, _, id in arms]
+    kinds = [arm_of(spec) if isinstance(spec.get("optimizer"), Mapping) else None for spec in specs]
+    places, labels = ([getattr(kind, word, name) for kind, name in zip(kinds, given, strict=True)]
+                      for word in ("place", "label"))  # fmt: skip
+    rates = [f"lr {rate_of(spec):g}" for spec in specs]
+    by_rate_alone = rates if len({settings_of(spec, rate=False) for spec in specs}) == 1 else given
+    placed, rated, labelled = ([f"{name}, {more}" for name, more in zip(names, words, strict=True)]
+                               for names, words in ((given, places), (given, rates), (labels, rates)))  # fmt: skip
+    projects = [f"{spec.get('project')}/{name}" for spec, name in zip(specs, given, strict=True)]
+    for names in (given, by_rate_alone, places, placed, labels, rated, labelled, projects):
+        if len(set(names)) == len(names):
+            return names
+    found = list(labels if len(set(given)) == 1 else given)
+    for name in {name for name in found if found.count(name) > 1}:
+        alike = [index for index, other in enumerate(found) if other == name]
+        for index, words in zip(alike, told_apart([specs[i] for i in alike]), strict=True):
+            found[index] = f"{name} ({words or ids[index]})"
+    return found if len(set(found)) == len(found) else [f"{name} ({i})" for i, name in enumerate(given, 1)]
+
+
 def rate_of(spec: Mapping[str, Any]) -> float:
     """The peak learning rate; NaN where there is none."""
     rate = _mapping(spec.get("optimizer")).get("lr")

@@ -18,9 +18,12 @@ from numpy.typing import NDArray
 
 from altgrad import __version__, webpage
 from altgrad.display import shorten
-from altgrad.numerals import counted, number, signed, tick_text
+from altgrad.numerals import counted, tick_text
+from altgrad.reports.arm_comparison import ArmComparison
 from altgrad.reports.content import FORMAT_TONES
 from altgrad.reports.figures import DARK, LIGHT
+from altgrad.reports.rows import columns_of, rows_of
+from altgrad.statistics.verdict import Comparison
 from altgrad.store import utc_now
 from altgrad.store.files import write_atomic
 
@@ -48,28 +51,30 @@ class ChartLine:
     high: Array
 
 
-def write_page(found: Any, path: Path) -> None:
-    """The page of a RunComparison, in place of what was there."""
-    tones, base = _tones(found), found.verdict.reference
+def write_page(found: ArmComparison, path: Path) -> None:
+    """The page of a comparison, in place of what was there."""
+    verdict, tones = found.verdict, _tones(found)
     parts = []
     if differences := _differences(found, tones):
-        label = f"{found.metric} minus that of {base}"
-        drawn = chart(differences, label, margin=found.verdict.margin, zero=True)
-        parts.append(webpage.section("difference", f"Difference from {base}", _of_difference(found, tones), drawn))
-    parts.append(webpage.section("arms", "Arms", _rule(found), _arms(found)))
+        label = f"{found.metric} minus that of {verdict.reference}"
+        drawn = chart(differences, label, margin=verdict.margin, zero=True)
+        parts.append(
+            webpage.section("difference", f"Difference from {verdict.reference}", _of_difference(found, tones), drawn)
+        )
+    parts.append(webpage.section("arms", "Arms", _rule(verdict), _arms(found)))
     if found.differences:
         table = webpage.table("", *found.settings)
         parts.append(webpage.section("settings", "What differs", "", table))
     whole = {name: found.curve(name) for name in tones}
     curves = [ChartLine(n, tones[n], x, y, np.array([]), np.array([])) for n, (x, y) in whole.items() if len(x) > 1]
     if curves:
-        note = "Means over seeds." if any(len(runs) > 1 for runs in found.arms.values()) else ""
+        note = "Means over seeds." if any(len(arm.runs) > 1 for arm in found.arms.values()) else ""
         parts.append(webpage.section("curves", "Curves", note, chart(curves, found.metric)))
     notes = "".join(webpage.paragraph(note) for note in found.notes)
     if notes:
         parts.append(webpage.section("notes", "What was read", "", notes))
     made = f"AltGrad {__version__}, {utc_now()[:16].replace('T', ' ')} UTC"
-    page = webpage.document("Comparison", found.sentence, "".join(parts), kicker=made, style=_style())
+    page = webpage.document("Comparison", verdict.sentence, "".join(parts), kicker=made, style=_style())
     write_atomic(path, page.encode(), durable=False)
 
 
@@ -177,7 +182,7 @@ class _Drawing:
         return places
 
 
-def _tones(found: Any) -> dict[str, str]:
+def _tones(found: ArmComparison) -> dict[str, str]:
     """The arms that are drawn, in their order, and their tones: the reference, and of many those closest to it."""
     judged = {arm.arm: abs(arm.interval.mean) for arm in found.verdict.judged}
     close = sorted(judged, key=lambda name: judged[name] if math.isfinite(judged[name]) else math.inf)
@@ -185,7 +190,7 @@ def _tones(found: Any) -> dict[str, str]:
     return {found.verdict.reference: TONES[0]} | dict(zip(kept, TONES[1:], strict=False))
 
 
-def _differences(found: Any, tones: Mapping[str, str]) -> list[ChartLine]:
+def _differences(found: ArmComparison, tones: Mapping[str, str]) -> list[ChartLine]:
     lines = []
     for name, tone in tones.items():
         steps, mean, low, high = found.difference(name) if name != found.verdict.reference else (np.array([]),) * 4
@@ -194,7 +199,7 @@ def _differences(found: Any, tones: Mapping[str, str]) -> list[ChartLine]:
     return lines
 
 
-def _of_difference(found: Any, tones: Mapping[str, str]) -> str:
+def _of_difference(found: ArmComparison, tones: Mapping[str, str]) -> str:
     """What the chart of differences shows."""
     most = max((arm.interval.n for arm in found.verdict.judged), default=0)
     band = {0: "", 1: "One pair of runs an arm.", 2: "The mean over both seeds."}.get(
@@ -204,26 +209,18 @@ def _of_difference(found: Any, tones: Mapping[str, str]) -> str:
     return f"{band}{some} Grey is the margin, ±{found.verdict.margin:g}.".strip()
 
 
-def _arms(found: Any) -> str:
-    rows = []
-    for arm in found.verdict.arms.values():
-        known = arm.verdict != "reference"
-        interval = f"[{signed(arm.interval.low)}, {signed(arm.interval.high)}]" if known and arm.interval.n > 1 else ""
-        more = f", about {counted(arm.more_seeds, 'more seed')}" if arm.is_open and arm.more_seeds else ""
-        rows.append(
-            (
-                arm.arm, number(arm.mean, 5), signed(arm.interval.mean) if known else "", interval,
-                str(arm.interval.n), f"{arm.diverged} of {arm.runs}", arm.verdict + more,
-            )
-        )  # fmt: skip
-    header = ("arm", "mean", "difference", "95 % interval", "seeds", "diverged", "verdict")
-    return webpage.table("", header, rows, numeric={1, 2, 3, 4})
+def _arms(found: ArmComparison) -> str:
+    wanted = ("arm", "mean", "difference", "95 % interval", "n", "diverged", "verdict")
+    header, rows = columns_of(rows_of(found), *wanted)
+    numeric = {header.index(name) for name in wanted[1:5] if name in header}
+    bands = "".join(map(webpage.paragraph, found.said_of_curves))
+    return webpage.table("", header, rows, numeric=numeric) + bands
 
 
-def _rule(found: Any) -> str:
-    better = found.verdict.better
+def _rule(verdict: Comparison) -> str:
+    better = verdict.better
     return (
-        f"Intervals are simultaneous over the arms. One within ±{found.verdict.margin:g} is equivalent, one beyond it "
+        f"Intervals are simultaneous over the arms. One within ±{verdict.margin:g} is equivalent, one beyond it "
         f"better or worse; {better} values are better."
     )
 

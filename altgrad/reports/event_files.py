@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 
+from altgrad.progress import progress
 from altgrad.reports.compared_runs import foreign_run, name_and_seed
 from altgrad.reports.loss_files import Reading, loss_key
 from altgrad.reports.reading import Series
@@ -59,7 +60,9 @@ def _curves(folder: Path) -> Iterator[tuple[Path, dict[str, Series]]]:
         raise ImportError(
             f'{folder} holds event files, which need tensorboard; pip install "altgrad[tensorboard]".'
         ) from None
-    for place in sorted({file.parent for file in folder.rglob(EVENTS)}):
+    places = sorted({file.parent for file in folder.rglob(EVENTS)})
+    for number, place in enumerate(places):
+        progress("reading event files", number, len(places))
         events: Any = EventAccumulator(str(place), size_guidance={"scalars": 0, "tensors": 0})
         events.Reload()
         tags = events.Tags()

@@ -76,6 +76,8 @@ def read_loss_file(path: Path, key: str | None = None) -> Reading:
     ValueError for a file that has no such columns, or none of these forms.
     """
     rows = list(_rows(path))
+    if not rows:
+        raise ValueError(f"{path} has no rows.")
     columns = list(dict.fromkeys(name for row in rows for name in row))
     step = step_column(columns)
     if step is None:
@@ -120,9 +122,8 @@ def _long_runs(path: Path, rows: Sequence[Row], step: str, key: str) -> list[Com
     arm, run, seed = (_first(columns, names) for names in (ARMS, RUNS, SEEDS))
     groups: dict[tuple[str, ...], list[Row]] = {}
     for row in rows:
-        groups.setdefault(tuple(str(row.get(column, "")) if column else "" for column in (arm, run, seed)), []).append(
-            row
-        )
+        told = (row.get(column) if column else None for column in (arm, run, seed))
+        groups.setdefault(tuple("" if each is None else str(each) for each in told), []).append(row)
     found = []
     for (arm_name, run_name, seed_text), inside in groups.items():
         stem = name_of_file(path)
@@ -172,7 +173,12 @@ def _rows(path: Path) -> Iterator[Row]:
         raise ValueError(f"{path} is no text; a comparison reads {', '.join(SUFFIXES)}.") from None
     if path.suffix in (".csv", ".tsv"):
         dialect = "\t" if path.suffix == ".tsv" else max(",;\t", key=text.partition("\n")[0].count)
-        yield from csv.DictReader(io.StringIO(text), delimiter=dialect, restkey="")
+        reader = csv.DictReader(io.StringIO(text), delimiter=dialect, restkey="")
+        try:
+            found = list(reader)
+        except csv.Error as error:
+            raise ValueError(f"{path}:{reader.line_num + 1}: {error}.") from None
+        yield from found[:-1] if found and None in found[-1].values() else found  # the last row of a file being written
         return
     if path.suffix == ".json":
         whole = _json(text, path, 1)

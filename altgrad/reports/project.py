@@ -6,7 +6,6 @@ condition; within one, an arm's losses are keyed by learning rate and seed. Of s
 """
 
 import math
-from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -14,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from altgrad.formats import FloatFormat
-from altgrad.reports.arms import PAIR, STANDARD, Arm, differing, told_apart
+from altgrad.reports.arms import PAIR, STANDARD, Arm, differing, unique_names
 from altgrad.reports.rates import Losses, split_seeds
 from altgrad.reports.reading import RunRecord
 
@@ -70,7 +69,8 @@ class Project:
         for record in sorted(self.records, key=lambda r: (str(r.meta.get("created", "")), r.id)):
             if record.spec:
                 firsts.setdefault((record.condition, record.arm), record)
-        return dict(zip(firsts, unique_names(list(firsts.values())), strict=True))
+        told = [(record.spec, str(record.spec.get("name") or record.id), record.id) for record in firsts.values()]
+        return dict(zip(firsts, unique_names(told), strict=True))
 
     def name_of(self, record: RunRecord) -> str:
         """Of the record's arm."""
@@ -95,22 +95,6 @@ class Project:
     def of(self, arm: Arm, condition: str, rate: float | None = None) -> list[RunRecord]:
         """Results of one arm, at one rate if given."""
         return [r for r in self.results(condition) if r.arm == arm and rate in (None, r.rate)]
-
-
-def unique_names(records: Sequence[RunRecord]) -> list[str]:
-    """A name for each of some arms, given a run of each: the shortest way of naming that tells them all apart."""
-    given = [str(record.spec.get("name") or record.id) for record in records]
-    places, labels = [r.arm.place for r in records], [r.arm.label for r in records]
-    placed = [f"{name}, {place}" for name, place in zip(given, places, strict=True)]
-    for names in (given, places, placed, labels):
-        if len(set(names)) == len(names):
-            return names
-    found = list(labels if len(set(given)) == 1 else given)
-    for name in {name for name in found if found.count(name) > 1}:
-        alike = [index for index, other in enumerate(found) if other == name]
-        for index, words in zip(alike, told_apart([records[i].spec for i in alike]), strict=True):
-            found[index] = f"{name} ({words})"
-    return found if len(set(found)) == len(found) else [record.id for record in records]
 
 
 def arm_order(arm: Arm) -> tuple[object, ...]:

@@ -39,7 +39,7 @@ class RunRecord:
     """A run as the report sees it. `loss`: the last validation loss, None if there is none.
 
     series: by metric key. events: the run's, then one for each symptom of it. problems: what could not be read. `spec`
-    and `meta` are plain data, empty where damaged.
+    and `meta` are plain data, empty where damaged. run: where it stands in a store, if it was read from one.
     """
 
     id: str
@@ -57,6 +57,7 @@ class RunRecord:
     series: dict[str, Series] = field(default_factory=dict)
     events: list[Mapping[str, Any]] = field(default_factory=list)
     problems: list[str] = field(default_factory=list)
+    run: Run | None = field(default=None, repr=False, compare=False)
 
     @property
     def loss(self) -> float | None:
@@ -108,7 +109,7 @@ class RunRecord:
 
 def read(run: Run, metrics: Collection[str] = ("*",)) -> RunRecord:
     """The record of a run, whatever state its folder is in. metrics: the quantities by site to keep."""
-    record = RunRecord(run.id)
+    record = RunRecord(run.id, run=run)
     try:
         record.meta = run.meta()
         record.status = run.status
@@ -116,7 +117,7 @@ def read(run: Run, metrics: Collection[str] = ("*",)) -> RunRecord:
         record.problems.append(_line(error))
     try:
         text = run.spec_text()
-        found = Document.parse(text, "spec.yaml").data
+        found = Document.recorded(text, "spec.yaml").data
         take_spec(record, found if isinstance(found, Mapping) else {})
     except (SpecError, ValueError, OSError) as error:
         record.problems.append(_line(error))

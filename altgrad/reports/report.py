@@ -10,6 +10,7 @@ import math
 import os
 import shutil
 from collections.abc import Callable, Collection, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from functools import cached_property
 from html import escape
@@ -19,9 +20,11 @@ from typing import Any
 import numpy as np
 
 from altgrad import __version__
-from altgrad.numerals import signed
+from altgrad.progress import heard_by
+from altgrad.progress import progress as say_progress
+from altgrad.reports.answer import answer, compare_project
 from altgrad.reports.archive import write_data
-from altgrad.reports.arm_comparison import ComparedArm, answer, compare_arms
+from altgrad.reports.arm_comparison import ComparedArm
 from altgrad.reports.arms import PAIR
 from altgrad.reports.content import Figure
 from altgrad.reports.effects import FamilyOfFormats, families
@@ -29,7 +32,8 @@ from altgrad.reports.figures import save_figure
 from altgrad.reports.markdown import write_markdown
 from altgrad.reports.page import Chapter, html, open_questions, page_counts
 from altgrad.reports.project import Project
-from altgrad.reports.section import bounds, sections
+from altgrad.reports.rows import difference_cells, verdict_text
+from altgrad.reports.section import sections
 from altgrad.reports.sections.verdict import sentence
 from altgrad.reports.sources import open_project
 from altgrad.spec.messages import listed
@@ -85,31 +89,32 @@ class ProjectReport:
             intervals, words = family.intervals, {name: str(word) for name, word in family.verdicts.items()}
             header = ["format", "B, nats"]
         else:
-            compared = compare_arms(self.project)
-            judged = compared.verdict.judged if compared and compared.verdict else []
+            compared = compare_project(self.project)
+            judged = compared.judged if compared else []
             if compared is None or not judged:
                 return None
-            intervals = {arm.arm: arm.interval for arm in judged}
-            words = {arm.arm: str(arm.verdict) for arm in judged}
+            intervals = {arm.name: verdict.interval for arm, verdict in judged}
+            words = {arm.name: verdict_text(verdict) for arm, verdict in judged}
             header = ["arm", f"less {compared.reference.name}, nats"]
         reach = _reach(intervals.values())
         scale = f"-{reach:.3f}".ljust(WIDTH - 7) + f"+{reach:.3f}"
         cells = [
-            [name, signed(i.mean), bounds(i), str(i.n), draw_interval(i.low, i.mean, i.high, reach), words[name]]
+            [name, told["difference"], told["95 % interval"], told["n"], drawn, words[name]]
             for name, i in list(intervals.items())[:ROWS]
+            for told, drawn in [(difference_cells(i), draw_interval(i.low, i.mean, i.high, reach))]
         ]
         return [*header, "95 % interval", "n", scale, "verdict"], cells
 
     def data(self) -> dict[str, Any]:
         """The verdicts for programs."""
-        compared = compare_arms(self.project)
+        compared = compare_project(self.project)
         return {
             "project": self.project.name,
             "headline": self.headline,
             "runs": len(self.project.records),
             "comparisons": [_family(family) for family in families(self.project)],
             "reference": compared.reference.name if compared else None,
-            "arms": [_arm(*pair) for pair in compared.others_judged] if compared else [],
+            "arms": [_arm(*pair) for pair in compared.judged] if compared else [],
             "open": open_questions(chapters(self.project)),
         }
 
@@ -133,7 +138,7 @@ def report(
     tuning_seeds: Collection[int] = (),
     pair: tuple[str, str] = PAIR,
     reference: str | None = None,
-    progress: Callable[[str], None] = lambda _: None,
+    progress: Callable[[str], None] | None = None,
 ) -> ProjectReport:
     """Write a project's report in `out` (reports/<project> if left out) and give its verdict.
 
@@ -141,8 +146,7 @@ def report(
     `wandb:ENTITY/PROJECT`, instead. interactive: figures by plotly.js, which the page then holds once (5 MB), to read
     points off; else SVG without any script. tuning_seeds: seeds that chose learning rates; found from the runs if left
     out. pair: the optimizers whose losses are compared format by format, first less second. reference: the arm, or a
-    run of it, that all are compared with; else the twin, or the least quantised one. progress: called with each part
-    written.
+    run of it, that all are compared with; else the twin, or the least quantised one. progress: called with each phase.
 
     ValueError for a project, an arm or optimizers that are not there, ImportError without the extra `report`.
     """
@@ -150,16 +154,21 @@ def report(
         raise ImportError(
             f"altgrad report needs {', '.join(missing)}; install them with: pip install 'altgrad[report]'."
         )
-    found = open_project(project, runs, sources, tuning=tuning_seeds, pair=pair, reference=reference)
-    folder = Path(out) if out is not None else Path("reports") / found.name
-    write_report(found, folder, interactive=interactive, progress=progress)
+    with heard_by(lambda phase, done, total: progress(phase)) if progress is not None else nullcontext():
+        found = open_project(project, runs, sources, tuning=tuning_seeds, pair=pair, reference=reference)
+        folder = Path(out) if out is not None else Path("reports") / found.name
+        write_report(found, folder, interactive=interactive)
     return ProjectReport(found, folder)
 
 
 @untold
 def chapters(project: Project) -> list[Chapter]:
     """What every section says, in order."""
-    return [Chapter(section, tuple(section.blocks(project))) for section in sections()]
+    told, found = [], sections()
+    for number, section in enumerate(found):
+        say_progress("comparing runs", number, len(found))
+        told.append(Chapter(section, tuple(section.blocks(project))))
+    return told
 
 
 @untold
@@ -167,13 +176,11 @@ def first_sentence(project: Project) -> str:
     """The answer in its first sentence: to the question of a study of optimizers, else how arms differ."""
     if found := families(project):
         return sentence(found[0])
-    return answer(project, compare_arms(project))
+    return answer(project, compare_project(project))
 
 
 @untold
-def write_report(
-    project: Project, folder: Path, *, interactive: bool = False, progress: Callable[[str], None] = lambda _: None
-) -> None:
+def write_report(project: Project, folder: Path, *, interactive: bool = False) -> None:
     """Make the report in `folder`. ValueError if the folder holds anything but an earlier report."""
     if folder.exists() and any(folder.iterdir()) and not (folder / PAGE).exists():
         raise ValueError(f"{folder} is not empty and holds no report; name another folder with --out.")
@@ -184,14 +191,14 @@ def write_report(
     shutil.rmtree(aside, ignore_errors=True)
     (aside / "figures").mkdir(parents=True)
     try:
+        say_progress("writing the page")
         (aside / PAGE).write_text(html(project, told, lead, made, interactive=interactive), encoding="utf-8")
-        progress("page")
         write_markdown(aside, project.name, told, lead, made)
-        for chapter in told:
-            for block in chapter.blocks:
-                if isinstance(block, Figure):
-                    save_figure(block, aside / "figures")
-                    progress(f"figure {block.key}")
+        figures = [block for chapter in told for block in chapter.blocks if isinstance(block, Figure)]
+        for number, figure in enumerate(figures):
+            say_progress("drawing figures", number, len(figures))
+            save_figure(figure, aside / "figures")
+        say_progress("writing data")
         write_data(project, aside)
         if folder.exists():
             shutil.rmtree(folder)

@@ -1,9 +1,10 @@
 """Where a project's runs are read from: the store, archives of earlier reports, or Weights & Biases."""
 
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import replace
 from pathlib import Path
 
+from altgrad.progress import progress
 from altgrad.reports.archive import load_archives
 from altgrad.reports.arms import PAIR
 from altgrad.reports.project import Project
@@ -44,23 +45,17 @@ def open_project(
     return replace(found, pair=pair if pair == PAIR else _checked(pair, found), reference=reference)
 
 
-def load_project(
-    store: RunStore, project: str, *, tuning: Collection[int] = (), progress: Callable[[int, int], None] | None = None
-) -> Project:
-    """Read every run of a project. ValueError if it has none.
-
-    tuning: seeds whose runs chose learning rates. progress: called with runs read and runs in all.
-    """
+def load_project(store: RunStore, project: str, *, tuning: Collection[int] = ()) -> Project:
+    """Read every run of a project. tuning: seeds whose runs chose learning rates. ValueError if it has none."""
     runs = list(store.runs(project))
     if not runs:
         known = sorted({run.project for run in store.runs()})
         hint = f"there are {', '.join(known[:8])}" if known else "`altgrad train` makes some"
         raise ValueError(f"project {project!r} has no runs in {store.root}; {hint}.")
     records, metrics = [], drawn_metrics()
-    for number, run in enumerate(runs, 1):
+    for number, run in enumerate(runs):
+        progress("reading runs", number, len(runs))
         records.append(read(run, metrics))
-        if progress is not None:
-            progress(number, len(runs))
     return Project(project, str(store.root), records, frozenset(tuning) or None)
 
 

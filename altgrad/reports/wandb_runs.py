@@ -16,6 +16,7 @@ from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
+from altgrad.progress import progress
 from altgrad.reports.compared_runs import ComparedRun, compared_record, foreign_run, name_and_seed
 from altgrad.reports.loss_files import Reading, loss_key, series_of_rows, step_column
 from altgrad.reports.project import Project
@@ -40,7 +41,7 @@ def load_from_wandb(source: str, metrics: Collection[str], *, tuning: Collection
     refused = _refusals()
     found = _api_runs(source, "--from", refused)
     with _answered(source, refused):
-        records = sorted((record_of(run, metrics, refused) for run in found), key=lambda record: record.id)
+        records = sorted(_records(found, metrics, refused), key=lambda record: record.id)
     return Project(source.rpartition("/")[2], source, records, frozenset(tuning) or None)
 
 
@@ -52,7 +53,7 @@ def read_wandb(source: str, key: str | None = None) -> Reading:
     found = _api_runs(source, "the target", refused)
     ours = [run for run in found if isinstance(run.config.get("optimizer"), Mapping) and "run" in run.config]
     with _answered(source, refused):
-        records = [record_of(run, ((key or LOSS).rpartition("/")[2],), refused) for run in ours]
+        records = list(_records(ours, ((key or LOSS).rpartition("/")[2],), refused))
         others = [run for run in found if run not in ours]
         columns = [list(dict(run.summary)) for run in others]
     runs = [compared_record(record, key or LOSS) for record in records if record.ended and record.whole]
@@ -71,7 +72,8 @@ def _foreign(runs: list[Any], key: str) -> list[ComparedRun]:
     names = [name_and_seed(str(run.name)) for run in runs]
     named = len(set(map(str, settings))) == 1 or len({name for name, _ in names}) < len(names)
     found = []
-    for run, (config, seed), (name, from_name) in zip(runs, settings, names, strict=True):
+    for number, (run, (config, seed), (name, from_name)) in enumerate(zip(runs, settings, names, strict=True)):
+        progress("reading runs from W&B", number, len(runs))
         rows = [_plain(row) for row in run.scan_history(page_size=_PAGE, **_uncached(run))]
         step = step_column(list(dict.fromkeys(column for row in rows for column in row))) or "_step"
         one = foreign_run(
@@ -101,6 +103,7 @@ def _api_runs(source: str, what: str, refused: tuple[type[Exception], ...]) -> l
     match = _PATH.fullmatch(source)
     if match is None:
         raise ValueError(f"{what} is {source!r}; write wandb:ENTITY/PROJECT.")
+    progress("asking W&B for runs")
     with _answered(source, refused):
         found = list(_api().runs(match[1]))
     if not found:
@@ -114,6 +117,12 @@ def _answered(source: str, refused: tuple[type[Exception], ...]) -> Iterator[Non
         yield
     except refused as error:
         raise ConnectionError(f"W&B did not give the runs of {source[6:]}: {_line(error)}") from None
+
+
+def _records(runs: list[Any], metrics: Collection[str], refused: tuple[type[Exception], ...]) -> Iterator[RunRecord]:
+    for number, run in enumerate(runs):
+        progress("reading runs from W&B", number, len(runs))
+        yield record_of(run, metrics, refused)
 
 
 def record_of(run: Any, metrics: Collection[str], refused: tuple[type[Exception], ...] = ()) -> RunRecord:

@@ -55,8 +55,15 @@ WORDS: dict[Decision, Verdict] = {
 }  # fmt: skip
 OPEN: tuple[Verdict, ...] = ("direction only", "undecided", "one seed", "no seed in common")
 """Verdicts that leave open whether an arm is as good as the reference."""
+COUNTED: Mapping[str, str] = {
+    "better": "better", "worse": "worse", "equivalent": "equivalent", "direction only": "apart by an undecided size",
+    "undecided": "undecided",
+}  # fmt: skip
+"""In a sentence of several arms."""
 FIRST_STAGE = 8
 """Pairs whose spread sets the number of all."""
+SHOWN = 6
+"""So many arms have their intervals in the sentence; of more, the one that is ahead."""
 FEW = 12
 """Up to so many pairs Bonferroni's interval is given beside max-t's."""
 
@@ -171,25 +178,22 @@ class Comparison:
         if len(judged) == 1:
             return self.sentence_of(judged[0])
         if all(map(self._fell, self.arms.values())):
-            return f"Every run diverged, {sum(arm.runs for arm in self.arms.values())} of {len(self.arms)} arms."
-        groups: dict[str, list[ArmVerdict]] = {}
-        for arm in judged:
-            groups.setdefault("undecided" if arm.verdict in OPEN[1:] else arm.verdict, []).append(arm)
-        told = []
-        for verdict in ("better", "worse", "equivalent", "direction only", "undecided"):
-            if arms := groups.get(verdict):
-                if verdict in ("better", "worse"):
-                    arms.sort(key=lambda arm: -abs(arm.interval.mean))
-                is_are = "is" if len(arms) == 1 else "are"
-                told.append(f"{_few([self._sized(arm) for arm in arms])} {is_are} {self._group(verdict, arms)}")
-        return f"Compared with {self.reference}, {'; '.join(told)}."
+            return f"All {sum(arm.runs for arm in self.arms.values())} runs of {len(self.arms)} arms diverged."
+        if all(arm.interval.n < 2 for arm in judged):
+            return self._single_seeds(judged)
+        if len(judged) > SHOWN:
+            return self._counts(judged)
+        undecided = [arm for arm in judged if arm.verdict == "undecided"]
+        told = "; ".join([f"{arm.arm} {_told(arm)}" for arm in judged] + [_more(undecided)] * bool(undecided))
+        unit = f", in {self.unit}" if self.unit else ""
+        return f"Compared with {self.reference}{unit}: {told}."
 
     def sentence_of(self, arm: ArmVerdict) -> str:
         """The answer for one arm."""
         found, reference = arm.interval, self.reference
         size = f"{signed(found.mean)}{self._unit}"
         if found.n > 1:
-            size += f" [{signed(found.low)}, {signed(found.high)}]"
+            size += f" {_bounds(found)}"
         based = f"{size}, {counted(found.n, 'seed')}"
         match arm.verdict:
             case "better" | "worse":
@@ -219,6 +223,34 @@ class Comparison:
             )
         return f"Undecided between {arm.arm} and {reference}: {based}; {_more([arm])}."
 
+    def _single_seeds(self, judged: list[ArmVerdict]) -> str:
+        """The answer where no arm has two seeds in common with the reference."""
+        sized = [f"{arm.arm} ({signed(arm.interval.mean)})" for arm in judged if arm.interval.n]
+        if not sized:
+            return f"Undecided: none of {len(judged)} arms has a seed in common with {self.reference}."
+        unit = f", in {self.unit}" if self.unit else ""
+        more = max(arm.more_seeds or 0 for arm in judged)
+        return (
+            f"Undecided: one seed an arm cannot decide between {self.reference} and {_few(sized)}{unit}; about "
+            f"{counted(more, 'more seed')} would show how far runs differ by chance."
+        )
+
+    def _counts(self, judged: list[ArmVerdict]) -> str:
+        """The answer for more arms than a sentence can have: how many are what, and the one that is ahead."""
+        sign = 1 if self.better == "lower" else -1
+        groups = {word: [arm for arm in judged if _in_short(arm) == word] for word in COUNTED}
+        counts = [f"{len(arms)} {COUNTED[word]}" for word, arms in groups.items() if arms]
+        number, _, rest = counts[0].partition(" ")
+        counts[0] = f"{number} {'is' if number == '1' else 'are'} {rest}"
+        if groups["undecided"]:
+            counts[-1] += f" ({_more(groups['undecided'])})"
+        told = listed(counts if groups["better"] else ["none is better", *counts], "and")
+        sized = [arm for arm in groups["better"] or judged if arm.interval.n > 1]
+        ahead = min(sized, key=lambda arm: sign * arm.interval.mean)
+        place = "furthest ahead" if groups["better"] else "the lowest" if sign > 0 else "the highest"
+        size = f"{signed(ahead.interval.mean)}{self._unit} {_bounds(ahead.interval)}"
+        return f"Of {len(judged)} arms compared with {self.reference}, {told}; {place} is {ahead.arm}, {size}."
+
     def _fell(self, arm: ArmVerdict) -> bool:
         """Whether all its runs diverged."""
         return arm.runs > 0 and arm.diverged == arm.runs
@@ -226,21 +258,6 @@ class Comparison:
     @property
     def _unit(self) -> str:
         return f" {self.unit}" if self.unit else ""
-
-    def _group(self, verdict: str, arms: list[ArmVerdict]) -> str:
-        match verdict:
-            case "equivalent":
-                return f"equivalent within {self.margin:g}{self._unit}"
-            case "direction only":
-                way = "apart" if len(arms) > 1 else "higher" if arms[0].interval.mean > 0 else "lower"
-                return f"{way}, but whether by {self.margin:g}{self._unit} is undecided"
-            case "undecided":
-                return f"undecided ({_more(arms)})"
-        return verdict
-
-    def _sized(self, arm: ArmVerdict) -> str:
-        mean = arm.interval.mean
-        return arm.arm if math.isnan(mean) else f"{arm.arm} ({signed(mean)}{self._unit})"
 
 
 def judge(
@@ -329,6 +346,24 @@ def _more_seeds(family: Family, name: str, verdict: Verdict) -> int | None:
         return FIRST_STAGE - n
     needed = family.pairs_needed(name) if verdict == "undecided" else None
     return None if needed is None else max(needed - n, 1)
+
+
+def _bounds(found: Interval) -> str:
+    return f"[{signed(found.low)}, {signed(found.high)}]"
+
+
+def _told(arm: ArmVerdict) -> str:
+    """Verdict and size of one of a few arms."""
+    if arm.unnumbered:
+        return f"is undecided, {arm.diverged} of {counted(arm.runs, 'run')} diverged"
+    if arm.interval.n < 2:
+        return f"has {arm.verdict}" + (f", {signed(arm.interval.mean)}" if arm.interval.n else "")
+    return f"is {COUNTED[arm.verdict]}, {signed(arm.interval.mean)} {_bounds(arm.interval)}"
+
+
+def _in_short(arm: ArmVerdict) -> str:
+    """What it is counted as."""
+    return "undecided" if arm.verdict in OPEN[1:] else arm.verdict
 
 
 def _few(names: list[str], most: int = 4) -> str:

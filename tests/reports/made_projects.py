@@ -79,7 +79,7 @@ PROJECTS: dict[str, tuple[Callable[[Path], None], tuple[str, ...]]] = {
             rf"fp8 is equivalent, {NUMBER} \[", "fp8-delayed is equivalent",
         ),
     ),
-    "only diverged": (only_diverged, (r"^Every run diverged, 4 of 2 arms; the first, \S+, at step 50\.",)),
+    "only diverged": (only_diverged, (r"^All 4 runs of 2 arms diverged; the first, \S+, at step 50\.",)),
     "geometry study": (
         geometry_study,
         (rf"^Geometry-aware steps lower the loss by at least 0\.01 nats in e3m4 \(B \+0\.0\d+ \[{NUMBER}",),

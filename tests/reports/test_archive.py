@@ -22,8 +22,8 @@ def project(study: Path) -> Project:
 
 
 def same(a: RunRecord, b: RunRecord) -> bool:
-    """Every field, to the bits of every series."""
-    for field in dataclasses.fields(RunRecord):
+    """Every field but where it was read from, to the bits of every series."""
+    for field in (each for each in dataclasses.fields(RunRecord) if each.compare):
         one, other = getattr(a, field.name), getattr(b, field.name)
         if field.name == "series":
             if list(one) != list(other):

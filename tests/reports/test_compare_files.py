@@ -13,7 +13,7 @@ from typer.testing import CliRunner
 
 import altgrad
 from altgrad.cli.main import app
-from altgrad.reports.compare import compare_runs
+from altgrad.reports.compare import compare_runs, data_of
 from altgrad.reports.compared_runs import name_and_seed
 from altgrad.reports.loss_files import read_loss_file
 
@@ -99,7 +99,7 @@ def test_one_seed_an_arm_has_a_band_and_no_verdict(tmp_path: Path) -> None:
         0.29 < band.low < band.high < 0.33
         and band.differs
         and band.first == 200
-        and "window" in found.data()["arms"][0]
+        and "window" in data_of(found)["arms"][1]
     )
 
 
@@ -155,7 +155,12 @@ def test_a_name_says_its_seed(name: str, expected: tuple[str, int | None]) -> No
         ("a.csv", "step,val_loss\n1,2\n", "vall_oss", "has no 'vall_oss'. Did you mean 'val_loss'?"),
         ("a.csv", "step,loss\n1,x\n", None, "has no numbers in 'loss'"),
         ("a.jsonl", '{"step": 1}\n{', None, "a.jsonl:2: "),
-        ("a.csv", "", None, "it has no columns"),
+        ("a.csv", "", None, "has no rows."),
+        ("a.csv", "step,val_loss\n", None, "has no rows."),
+        ("a.csv", f"step,loss\n1,{'9' * 200_000}\n", None, "a.csv:2: field larger than field limit"),
+        ("a.jsonl", "\n", None, "has no rows."),
+        ("a.json", "[]", None, "has no rows."),
+        ("a.json", "{", None, "a.json:1: "),
     ],
 )
 def test_what_cannot_be_read_is_said_in_one_line(
@@ -165,6 +170,21 @@ def test_what_cannot_be_read_is_said_in_one_line(
     with pytest.raises(ValueError) as caught:
         read_loss_file(tmp_path / name, key)
     assert message in str(caught.value) and "\n" not in str(caught.value)
+
+
+def test_seeds_that_only_one_arm_has_and_a_torn_last_row_change_nothing(tmp_path: Path) -> None:
+    found = curves(5)
+    paths = csvs(tmp_path, {key: found[key] for key in found if key not in {("fp8", 0), ("bf16", 4)}})
+    arm = compare_runs(paths).verdict.arms["fp8"]
+    assert (arm.runs, arm.interval.n, arm.verdict) == (4, 3, "worse")
+    table = tmp_path / "live.csv"
+    rows = [
+        f"{s},{float(v)!r},{arm},{seed}"
+        for (arm, seed), values in found.items()
+        for s, v in zip(STEPS, values, strict=True)
+    ]
+    table.write_text("\n".join(["step,loss,arm,seed", *rows, "400,2.1"]))
+    assert list(compare_runs([table]).arms) == ["bf16", "fp8"]
 
 
 def test_a_validation_loss_is_not_compared_with_a_training_loss(tmp_path: Path) -> None:
@@ -215,7 +235,7 @@ def test_the_command_says_the_verdict_first_and_exits_as_it_was_asked(tmp_path: 
     lines = plain.stdout.splitlines()
     assert lines[0].startswith("Undecided between fp8 and bf16: +") and lines[0].endswith("would decide.")
     assert lines[2].split() == ["arm", "mean", "difference", "95", "%", "interval", "n", "diverged", "curve", "verdict"]
-    assert "1 of 5" in lines[4] and lines[4].rstrip().endswith("needed)")
+    assert "1 of 5" in lines[4] and lines[4].rstrip().endswith("more seeds")
     assert call(app, ["compare", *paths, "--exit-code"]).exit_code == 7
     sound = csvs(tmp_path, curves())
     assert call(app, ["compare", *sound, "--exit-code"]).exit_code == 6
@@ -230,8 +250,19 @@ def test_the_command_says_the_verdict_first_and_exits_as_it_was_asked(tmp_path: 
 def test_the_command_refuses_in_one_line(tmp_path: Path) -> None:
     (path,) = csvs(tmp_path, curves(1, {"fp8": 0.0}))
     alone = CliRunner().invoke(app, ["compare", path])
-    assert alone.exit_code == 2 and alone.stderr == "1 run, alike in all but their seed; a comparison takes two arms.\n"
+    assert (
+        alone.exit_code == 2
+        and alone.stderr == "One run cannot be compared; name a run of another arm, or a project with two.\n"
+    )
     absent = CliRunner().invoke(app, ["compare", path, "gone.csv"])
     assert absent.exit_code == 2 and absent.stderr == "there is no file gone.csv.\n"
+    (tmp_path / "logs").mkdir()
+    (tmp_path / "run.log").write_text("loss 3")
+    for target, said in (
+        ("logs", "logs is no run, and holds no event files"),
+        ("run.log", "run.log cannot be read; a"),
+    ):
+        refused = CliRunner().invoke(app, ["compare", path, str(tmp_path / target), "--runs", str(tmp_path)])
+        assert refused.exit_code == 2 and said in refused.stderr and refused.stderr.count("\n") == 1
     nothing = CliRunner().invoke(app, ["compare", "nobody", "--runs", str(tmp_path)])
     assert nothing.exit_code == 2 and nothing.stderr.count("\n") == 1

@@ -52,7 +52,7 @@ def test_said_tuning_seeds_are_used(study: Path) -> None:
 def test_one_run_is_reported_and_nothing_is_concluded(tmp_path: Path, make_run: Make, make_spec: Spec) -> None:
     make_run(tmp_path, make_spec("e5m2"))
     text = told(load_project(RunStore(tmp_path), "study"))
-    assert "Arms beside" not in text and "Losses" in text and "Manifold" not in text
+    assert "Arms compared" not in text and "Losses" in text and "Manifold" not in text
 
 
 def test_only_diverged_runs_enter_as_the_loss_of_knowing_nothing(

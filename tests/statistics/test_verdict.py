@@ -53,11 +53,9 @@ def test_arms_of_a_family_are_judged_together_and_each_has_its_word() -> None:
     together = found.arms["fp8"]
     assert together.interval.high > alone.interval.high and together.bonferroni.high > together.interval.high
     assert alone.bonferroni == alone.interval
-    assert found.sentence == (
-        f"Compared with bf16, mx (−{-found.arms['mx'].interval.mean:.4f} nats) is better; fp8 "
-        f"(+{together.interval.mean:.4f} nats) is worse; same (+{found.arms['same'].interval.mean:.4f} nats) is "
-        "equivalent within 0.01 nats."
-    )
+    size = r"[+−]0\.\d{4} \[[+−]0\.\d{4}, [+−]0\.\d{4}\]"
+    said = f"Compared with bf16, in nats: fp8 is worse, {size}; mx is better, {size}; same is equivalent, {size}\\."
+    assert re.fullmatch(said, found.sentence)
     assert judge(arms, "bf16", better="higher").arms["fp8"].verdict == "better"
 
 
@@ -126,12 +124,31 @@ def test_arms_whose_runs_all_diverged_are_not_called_equivalent() -> None:
     assert one.arms["b"].verdict == "worse" and one.arms["b"].diverged == 5
 
 
-def test_of_many_arms_the_sentence_names_a_few() -> None:
-    arms = {"a": REFERENCE} | {f"b{i}": shifted(0.5 + i, 0.001) for i in range(9)}
-    size = r" \(\+\d\.\d{4} nats\)"
-    assert re.fullmatch(
-        f"Compared with a, b8{size}, b7{size}, b6{size} and 6 more are worse.", judge(arms, "a").sentence
+def test_of_many_arms_the_sentence_counts_verdicts_and_gives_the_interval_of_the_one_ahead() -> None:
+    interval = r"[+−]0\.\d{4} nats \[[+−]0\.\d{4}, [+−]0\.\d{4}\]"
+    worse = {"a": REFERENCE} | {f"b{i}": shifted(0.5 + i, 0.001) for i in range(9)}
+    said = rf"Of 9 arms compared with a, none is better and 9 are worse; the lowest is b0, {interval}\."
+    assert re.fullmatch(said, judge(worse, "a").sentence)
+    mixed = worse | {"c": shifted(-0.05, 0.001), "d": shifted(-0.04, 0.001), "e": shifted(0.004, 0.02)}
+    said = (
+        r"Of 12 arms compared with a, 2 are better, 9 worse and 1 undecided \(about \d+ more seeds would decide\); "
+        rf"furthest ahead is c, {interval}\."
     )
+    assert re.fullmatch(said, judge(mixed, "a").sentence)
+    assert "1 is worse" not in judge(worse, "b8").sentence and "9 are better" in judge(worse, "b8").sentence
+    assert "furthest ahead is b8" in judge(worse, "a", better="higher").sentence
+
+
+def test_of_several_arms_with_one_seed_each_the_sentence_decides_nothing() -> None:
+    single = judge({"a": {0: 1.0}} | {f"b{i}": {0: 1.0 + i} for i in range(9)}, "a").sentence
+    assert single == (
+        "Undecided: one seed an arm cannot decide between a and b0 (+0.0000), b1 (+1.0000), b2 (+2.0000) and 6 more, "
+        "in nats; about 7 more seeds would show how far runs differ by chance."
+    )
+    apart = judge({"a": {0: 1.0}, "b": {1: 1.0}, "c": {1: 1.0}}, "a").sentence
+    assert apart == "Undecided: none of 2 arms has a seed in common with a."
+    some = judge({"a": REFERENCE, "b": {0: 3.0}, "c": shifted(0.5)}, "a").sentence
+    assert re.search(r"b has one seed, [+−]\d\.\d{4}; c is worse, ", some)
 
 
 def test_few_seeds_of_many_arms_say_where_bonferronis_interval_would_not_decide() -> None:

@@ -6,9 +6,9 @@ from typing import ClassVar
 
 import numpy as np
 
-from altgrad.numerals import counted, rate_text, signed, significant
-from altgrad.reports.arm_comparison import ArmComparison, ComparedArm, answer, compare_arms
-from altgrad.reports.arms import cast_text
+from altgrad.numerals import counted
+from altgrad.reports.answer import answer, compare_project
+from altgrad.reports.arm_comparison import ArmComparison
 from altgrad.reports.content import (
     FORMAT_TONES,
     Axes,
@@ -16,12 +16,10 @@ from altgrad.reports.content import (
     Band,
     Block,
     Dash,
-    Dots,
     Figure,
     Guide,
     Limit,
     Paragraph,
-    Symbol,
     Table,
     Tone,
     Trace,
@@ -29,13 +27,13 @@ from altgrad.reports.content import (
 from altgrad.reports.curves import mean_over_runs, paired_difference, smooth
 from altgrad.reports.project import Project
 from altgrad.reports.reading import LOSS, TRAIN_LOSS, Series
-from altgrad.reports.section import Section, bounds
-from altgrad.statistics.intervals import MARGIN, t_interval
-from altgrad.statistics.verdict import FEW, ArmVerdict
+from altgrad.reports.rows import Difference, columns_of, forest, rows_of
+from altgrad.reports.section import Section
+from altgrad.statistics.intervals import MARGIN
+from altgrad.statistics.verdict import FEW
 
 LINES, ROWS = 8, 60
 DASHES: tuple[Dash, ...] = ("solid", "dash", "dashdot", "dot")
-SYMBOLS: dict[str, Symbol] = {"better": "circle", "worse": "square", "equivalent": "diamond"}
 TONES: dict[str, Tone] = {"better": "green", "worse": "red", "equivalent": "blue"}
 Look = Mapping[str, tuple[Tone, Dash]]
 
@@ -49,12 +47,12 @@ class Differences(Section):
     place: ClassVar[int] = 10
 
     def blocks(self, project: Project) -> list[Block]:
-        found = compare_arms(project)
+        found = compare_project(project)
         if found is None:
             return [Limit(answer(project, None))]
         blocks: list[Block] = []
-        if found.verdict is not None:
-            blocks.append(Paragraph(_based_on(found)))
+        if found.judged:
+            blocks += [Paragraph(text) for text in (_based_on(found), *found.said_of_curves[:LINES])]
             look = _look(found)
             blocks += [figure for figure in (_over_steps(found, look), _at_the_end(found)) if figure is not None]
             blocks.append(_table(found))
@@ -68,21 +66,21 @@ class Differences(Section):
 
 def _based_on(found: ArmComparison) -> str:
     """What is compared, in a sentence or two."""
-    judged = found.others_judged
+    judged = found.judged
     what = judged[0][0].name if len(judged) == 1 else counted(len(judged), "arm")
     several = sum(verdict.interval.n > 1 for _, verdict in judged) > 1
     together = " The 95 % intervals hold together for all arms." * several
-    tuned = any(len(arm.rates) > 1 for arm in found.arms.values())
+    tuned = any(arm.is_tuned for arm in found.arms.values())
     rates = " Arms that were run at several learning rates are judged at their best." * tuned
     return (
-        f"{what} beside {found.reference.name}, by final validation loss, paired by seed; below zero is better, and a "
+        f"{what} compared with {found.reference.name}, by final validation loss, paired by seed; below zero is better, and a "
         f"difference of less than {MARGIN:g} nats counts as none.{together}{rates}"
     )
 
 
 def _look(found: ArmComparison) -> Look:
     """A tone and a dash for each arm that is drawn: the reference, and of many arms those that differ least."""
-    judged = [verdict for _, verdict in found.others_judged]
+    judged = [verdict for _, verdict in found.judged]
     sizes = {each.arm: abs(each.interval.mean) if each.interval.n else math.inf for each in judged}
     chosen = sorted(sizes, key=lambda name: sizes[name])[:LINES]
     names = [name for name in found.arms if name in chosen]
@@ -95,15 +93,15 @@ def _look(found: ArmComparison) -> Look:
 
 def _over_steps(found: ArmComparison, look: Look) -> Figure | None:
     reference = found.reference
-    base, outside = reference.judged, ""
-    fewest = min(len(arm.judged) for arm in found.arms.values())
+    base, outside = reference.records, ""
+    fewest = min(len(arm.runs) for arm in found.arms.values())
     panels: list[Axes] = []
     for key, words in ((LOSS, "validation"), (TRAIN_LOSS, "training, smoothed")):
         marks: list[Trace | Guide | Band] = [Band(-MARGIN, MARGIN, "y", "margin"), Guide(0.0, "y", "text", "solid")]
         for name, (tone, dash) in look.items():
             if name == reference.name:
                 continue
-            series = [s for s in paired_difference(found.arms[name].judged, base, key) if len(s[0])]
+            series = [s for s in paired_difference(found.arms[name].records, base, key) if len(s[0])]
             steps, mean, low, high = _with_band([smooth(s) if key == TRAIN_LOSS else s for s in series])
             if len(steps) > 1:
                 marks.append(Trace(steps, mean, name, tone, dash, low, high, len(steps) < 30))
@@ -162,9 +160,9 @@ def _with_band(series: list[Series]) -> tuple[np.ndarray, np.ndarray, np.ndarray
 def _losses(found: ArmComparison, look: Look) -> Axes | None:
     marks = []
     for name, (tone, dash) in look.items():
-        series = [r.series[LOSS] for r in found.arms[name].judged.values() if LOSS in r.series]
+        series = [r.series[LOSS] for r in found.arms[name].records.values() if LOSS in r.series]
         if not any(len(steps) > 1 for steps, _ in series):
-            series = [smooth(r.series[TRAIN_LOSS]) for r in found.arms[name].judged.values() if TRAIN_LOSS in r.series]
+            series = [smooth(r.series[TRAIN_LOSS]) for r in found.arms[name].records.values() if TRAIN_LOSS in r.series]
         steps, mean, low, high = _with_band(series)
         if len(steps) > 1:
             marks.append(Trace(steps, mean, name, tone, dash, low, high))
@@ -173,7 +171,7 @@ def _losses(found: ArmComparison, look: Look) -> Axes | None:
 
 def _losses_alone(found: ArmComparison) -> list[Block]:
     """Curves where nothing is compared: of every run of a single arm, or of runs that diverged."""
-    records = [record for arm in found.arms.values() for record in arm.judged.values()][:LINES]
+    records = [record for arm in found.arms.values() for record in arm.records.values()][:LINES]
     panels = []
     for key, words in ((LOSS, "validation"), (TRAIN_LOSS, "training")):
         marks = []
@@ -193,61 +191,37 @@ def _losses_alone(found: ArmComparison) -> list[Block]:
 
 def _at_the_end(found: ArmComparison) -> Figure | None:
     """Intervals by arm; None for a single arm, whose interval the first sentence has."""
-    judged = [(arm, verdict) for arm, verdict in found.others_judged if verdict.interval.n][:ROWS]
+    judged = [(arm, verdict) for arm, verdict in found.judged if verdict.interval.n][:ROWS]
     if len(judged) < 2:
         return None
-    marks: list[Band | Guide | Dots] = [Band(-MARGIN, MARGIN, "x", "margin"), Guide(0.0, "x", "text", "solid")]
-    for place, (_, verdict) in enumerate(judged):
-        low, high = (np.array([end]) for end in verdict.interval.finite_ends)
-        symbol = SYMBOLS.get(verdict.verdict, "triangle-up")
-        tone = TONES.get(verdict.verdict, "grey")
-        at = np.array([verdict.interval.mean])
-        marks.append(Dots(at, np.array([float(place)]), verdict.verdict, tone, symbol, low, high, "x"))
-    labels = tuple(f"{arm.name} (n\u00a0=\u00a0{verdict.interval.n})" for arm, verdict in judged)
-    ends = {arm.name: verdict.interval.finite_ends for arm, verdict in judged}
-    limits, outside = frame(ends)
-    axis = Axis(f"final loss − {found.reference.name}'s (nats)", limits=limits)
-    panel = Axes(axis, Axis("", categories=labels, reverse=True), tuple(marks))
+    lines = [
+        Difference(arm.name, verdict.interval, verdict.verdict, TONES.get(verdict.verdict, "grey"))
+        for arm, verdict in judged
+    ]
+    limits, outside = frame({line.name: line.interval.finite_ends for line in lines})
     caption = (
         "Simultaneous 95 % intervals; left of the grey band is better, right of it worse, inside it equivalent."
         f"{outside}"
     )
-    return Figure("comparison-end", "Difference at the end", caption, (panel,), height=70 + 30 * len(judged))
+    axis = f"final loss − {found.reference.name}'s (nats)"
+    return forest("comparison-end", "Difference at the end", caption, axis, limits, lines)
 
 
 def _table(found: ArmComparison) -> Table:
-    several = found.verdict is not None
-    verdicts = {verdict.arm: verdict for _, verdict in found.others_judged}
-    beside = any(1 < verdict.interval.n <= FEW for verdict in verdicts.values()) and len(verdicts) > 1
-    rows = [_row(arm, verdicts.get(arm.name), several, beside) for arm in found.arms.values()]
-    told = ("difference (nats)", "95 % interval", "verdict", "n", "more seeds")
-    spread = () if several else ("95 % interval",)
-    known = ("validation loss", *spread, "casts", "storage", "optimizer", "lr", "diverged")
-    header = ("arm", *(told if several else ()), *known, *(("Bonferroni's interval",) if beside else ()))
-    numeric = {header.index(name) for name in ("difference (nats)", "n", "validation loss", "lr") if name in header}
+    several = bool(found.judged)
+    told = ("difference", "95 % interval", "verdict", "n") if several else ()
+    beside = ("Bonferroni's interval",) if len(found.judged) > 1 else ()
+    spread = () if several else ("mean's 95 % interval",)
+    known = ("mean", *spread, "casts", "storage", "optimizer", "lr", "diverged")
+    names, rows = columns_of(rows_of(found), "arm", *told, *known, *beside)
+    renamed = {"difference": "difference (nats)", "mean": "validation loss", "mean's 95 % interval": "95 % interval"}
+    numeric = {names.index(name) for name in ("difference", "n", "mean", "lr") if name in names}
     note = "A diverged run enters as ln(vocabulary)."
-    if several:
-        note += " More seeds: about how many would decide."
-    if beside:
+    if "Bonferroni's interval" in names:
         note += f" Bonferroni's interval leans less on normality, which matters up to {FEW} seeds."
-    title = f"Arms beside {found.reference.name}" if several else "Arms"
+    title = f"Arms compared with {found.reference.name}" if several else "Arms"
+    header = tuple(renamed.get(name, name) for name in names)
     return Table("comparison", title, header, tuple(rows), frozenset(numeric), note)
-
-
-def _row(arm: ComparedArm, verdict: ArmVerdict | None, several: bool, beside: bool) -> tuple[str, ...]:
-    values = np.array([value for value in arm.values.values() if math.isfinite(value)])
-    mean = significant(float(values.mean()), 5) if len(values) else "–"
-    spread = () if several else (bounds(t_interval(values), sign=False),)
-    kind = (cast_text(arm.first.spec), arm.arm.stored, arm.arm.method, rate_text(arm.rate))
-    known = (mean, *spread, *kind, f"{len(arm.diverged)} of {len(arm.judged)}")
-    if not several:
-        return arm.name, *known
-    if verdict is None:
-        return arm.name, "–", "–", "reference", str(len(values)), "–", *known, *(("–",) if beside else ())
-    more = "–" if verdict.more_seeds is None else f"≈ {verdict.more_seeds}"
-    word = verdict.verdict + ", not by Bonferroni's interval" * verdict.is_fragile
-    told = (signed(verdict.interval.mean), bounds(verdict.interval), word, str(verdict.interval.n), more)
-    return arm.name, *told, *known, *((bounds(verdict.bonferroni),) if beside else ())
 
 
 def _reservations(found: ArmComparison) -> list[Block]:
@@ -259,8 +233,8 @@ def _reservations(found: ArmComparison) -> list[Block]:
                 "narrow; confirmation seeds at the best rate would fix this (--tuning-seeds says which were which)."
             )
         )
-    several = [arm for arm in found.arms.values() if len(arm.rates) > 1]
-    single = [arm.name for arm in found.arms.values() if len(arm.rates) == 1]
+    several = [arm for arm in found.arms.values() if arm.is_tuned]
+    single = [arm.name for arm in found.arms.values() if not arm.is_tuned]
     if several and single and len(single) < len(found.arms):
         blocks.append(Limit(f"Run at a single learning rate, not known to be its best: {', '.join(single)}."))
     return blocks

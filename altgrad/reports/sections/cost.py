@@ -6,7 +6,8 @@ from typing import ClassVar
 import numpy as np
 
 from altgrad.numerals import counted
-from altgrad.reports.arm_comparison import ComparedArm, compare_arms, mean_ratio
+from altgrad.reports.answer import compare_project, mean_ratio
+from altgrad.reports.arm_comparison import ComparedArm
 from altgrad.reports.arms import OPERANDS
 from altgrad.reports.bits import bits_text, operand_bits, stored_bits
 from altgrad.reports.content import Block, Limit, Table
@@ -26,7 +27,7 @@ class Cost(Section):
     place: ClassVar[int] = 20
 
     def blocks(self, project: Project) -> list[Block]:
-        found = compare_arms(project)
+        found = compare_project(project)
         if found is None:
             return []
         rows = []
@@ -37,7 +38,7 @@ class Cost(Section):
                 (
                     arm.name, *(bits_text(operand_bits(spec, operand)) for operand in OPERANDS),
                     bits_text(stored_bits(spec)), _speed(arm), "–" if math.isnan(beside) else f"{beside:.2f}",
-                    _machine(arm.first),
+                    _machine(arm.first.record),
                 )
             )  # fmt: skip
         base = f"relative to {found.reference.name}"
@@ -54,12 +55,14 @@ class Cost(Section):
 
 
 def _speed(arm: ComparedArm) -> str:
-    values = [v for record in arm.judged.values() if math.isfinite(v := tokens_per_second(record))]
+    values = [v for record in arm.records.values() if math.isfinite(v := tokens_per_second(record))]
     middle = float(np.median(values)) if values else math.nan
     return "–" if math.isnan(middle) else f"{middle:,.0f}" if middle >= 100 else f"{middle:.3g}"
 
 
-def _machine(record: RunRecord) -> str:
+def _machine(record: RunRecord | None) -> str:
+    if record is None:
+        return "?"
     spec = record.spec
     compiled = {True: ", compiled", "model": ", compiled", "blocks": ", blocks compiled"}.get(spec.get("compile"), "")
     threads = f", {counted(spec['threads'], 'thread')}" if isinstance(spec.get("threads"), int) else ""

@@ -3,30 +3,15 @@
 import math
 from typing import ClassVar
 
-import numpy as np
-
-from altgrad.numerals import counted, rate_text, signed, significant
+from altgrad.numerals import counted, rate_text, signed
 from altgrad.reports.arms import PAIR, optimizer_name
-from altgrad.reports.content import (
-    Axes,
-    Axis,
-    Band,
-    Block,
-    Dots,
-    Figure,
-    Guide,
-    Limit,
-    Paragraph,
-    Symbol,
-    Table,
-)
-from altgrad.reports.effects import FamilyOfFormats, Verdict, families, short_name
+from altgrad.reports.content import Block, Figure, Limit, Paragraph, Table
+from altgrad.reports.effects import FamilyOfFormats, families, short_name
 from altgrad.reports.project import Project
+from altgrad.reports.rows import Difference, difference_cells, forest
 from altgrad.reports.section import Section, bounds
 from altgrad.spec.messages import listed
 from altgrad.statistics.intervals import MARGIN
-
-SYMBOLS: dict[Verdict, Symbol] = {"benefit": "circle", "harm": "square", "no practical benefit": "diamond"}
 
 
 class Verdicts(Section):
@@ -105,23 +90,14 @@ def _family(project: Project, family: FamilyOfFormats, index: int) -> list[Block
 
 
 def _forest(family: FamilyOfFormats, index: int, where: str) -> Figure:
-    names = [effect.format for effect in family.effects]
-    marks: list[Band | Guide | Dots] = [Band(-MARGIN, MARGIN, "x", "margin"), Guide(0.0, "x", "text", "solid")]
-    reach = MARGIN * 1.5
-    for place, name in enumerate(names):
-        found = family.intervals[name]
-        ends = [v for v in (found.low, found.high, found.mean) if math.isfinite(v)]
-        reach = max([reach, *(abs(v) * 1.1 for v in ends)])
-        low, high = (np.array([end]) for end in found.finite_ends)
-        best = name in family.best and len(names) > 1
-        symbol = SYMBOLS.get(family.verdicts[name], "triangle-up")
-        marks.append(
-            Dots(
-                np.array([found.mean]), np.array([float(place)]), f"{family.verdicts[name]}{', may be best' * best}",
-                "orange" if best else "blue", symbol, low, high, "x",
-            )
-        )  # fmt: skip
-    labels = tuple(f"{name} (n\u00a0=\u00a0{family.intervals[name].n})" for name in names)
+    best = family.best if len(family.effects) > 1 else []
+    lines = [
+        Difference(name, interval, f"{family.verdicts[name]}{', may be best' * (name in best)}",
+                   "orange" if name in best else "blue")
+        for name, interval in family.intervals.items()
+    ]  # fmt: skip
+    ends = [v for _, i in family.intervals.items() for v in (i.low, i.high, i.mean) if math.isfinite(v)]
+    reach = max([MARGIN * 1.5, *(abs(v) * 1.1 for v in ends)])
     first, second = family.names
     helper = "geometry" if family.pair == PAIR else second
     caption = (
@@ -129,13 +105,13 @@ def _forest(family: FamilyOfFormats, index: int, where: str) -> Figure:
         f"Right of the grey band {helper} helps by at least {MARGIN:g} nats, inside it the difference is of no "
         "practical use. Orange formats may be the ones that benefit most."
     )
-    axis = Axis(f"B: loss saved by {helper} (nats)", limits=(-reach, reach))
-    panel = Axes(axis, Axis("", categories=labels, reverse=True), tuple(marks))
-    return Figure(f"verdict-{index}", "Benefit by format", caption, (panel,), height=90 + 46 * len(names))
+    axis = f"B: loss saved by {helper} (nats)"
+    return forest(f"verdict-{index}", "Benefit by format", caption, axis, (-reach, reach), lines)
 
 
 def _table(family: FamilyOfFormats, index: int, where: str) -> Table:
-    rows = []
+    rows: list[tuple[str, ...]] = []
+    columns = ("format", "difference", "95 % interval", "n", "sd", "lr", "diverged", "verdict", "pairs it takes")
     for effect in family.effects:
         found, verdict = family.intervals[effect.format], family.verdicts[effect.format]
         asked = "–"
@@ -144,18 +120,15 @@ def _table(family: FamilyOfFormats, index: int, where: str) -> Table:
                 family.pairs_needed(effect.format) if verdict == "undecided" else family.pairs_planned(effect.format)
             )
             asked = "> 10,000" if needed is None else f"≥ {max(needed, found.n + 1)}"
-        rows.append(
-            (
-                effect.format, signed(found.mean), bounds(found), str(found.n), significant(found.sd),
-                f"{rate_text(effect.first.choice.rate)} / {rate_text(effect.second.choice.rate)}",
-                f"{effect.first.diverged}/{effect.first.runs}, {effect.second.diverged}/{effect.second.runs}",
-                verdict, asked,
-            )
-        )  # fmt: skip
-    header = (
-        "format", "B (nats)", "95 % interval", "n", "sd", "lr* " + " / ".join(map(short_name, family.names)),
-        "diverged at lr*", "verdict", "pairs it takes",
-    )  # fmt: skip
+        row = difference_cells(found) | {
+            "format": effect.format, "diverged": f"{effect.first.diverged}/{effect.first.runs}, "
+            f"{effect.second.diverged}/{effect.second.runs}", "verdict": verdict, "pairs it takes": asked,
+            "lr": f"{rate_text(effect.first.choice.rate)} / {rate_text(effect.second.choice.rate)}",
+        }  # fmt: skip
+        rows.append(tuple(row[name] for name in columns))
+    rates = "lr* " + " / ".join(map(short_name, family.names))
+    renamed = {"difference": "B (nats)", "lr": rates, "diverged": "diverged at lr*"}
+    header = tuple(renamed.get(name, name) for name in columns)
     note = "A diverged run enters as ln(vocabulary). sd is that of the paired differences."
     return Table(f"verdict-{index}", f"B by format: {where}", header, tuple(rows), frozenset({1, 3, 4}), note)
 
