@@ -73,8 +73,8 @@ def _based_on(found: ArmComparison) -> str:
     tuned = any(arm.is_tuned for arm in found.arms.values())
     rates = " Arms that were run at several learning rates are judged at their best." * tuned
     return (
-        f"{what} compared with {found.reference.name}, by final validation loss, paired by seed; below zero is better, and a "
-        f"difference of less than {MARGIN:g} nats counts as none.{together}{rates}"
+        f"{what} compared with {found.reference.name}, by final validation loss, paired by seed; below zero is better, "
+        f"and a difference of less than {MARGIN:g} nats counts as none.{together}{rates}"
     )
 
 
