@@ -29,14 +29,18 @@ class OutlierRateSpec(MonitorSpec):
 class OutlierRate(CastMonitor):
     """Counts outliers at the sites that have some."""
 
-    sums: ClassVar[tuple[str, ...]] = ("outliers", "elements")
+    sums: ClassVar[tuple[str, ...]] = ("outliers", "elements", "casts")
 
     def measure(self, cast: Cast) -> Found:
-        whole = 0 if cast.parts is None else cast.exact.numel()
-        elements = torch.full((), whole, dtype=torch.float64, device=cast.exact.device)
-        return {"outliers": elements if cast.parts is None else cast.parts.number, "elements": elements}
+        casts, elements = (
+            torch.full((), number, dtype=torch.float64, device=cast.exact.device)
+            for number in ((0, 0) if cast.parts is None else (1, cast.exact.numel()))
+        )
+        return {
+            "outliers": elements if cast.parts is None else cast.parts.number, "elements": elements, "casts": casts,
+        }  # fmt: skip
 
     def report(self, site: str, values: Values) -> Report:
-        if not values["elements"]:
+        if not values["casts"]:
             return Report()
         return Report({f"{site}/outlier_rate": share(values["outliers"], values["elements"])})

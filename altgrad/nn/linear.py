@@ -36,7 +36,7 @@ from torch.autograd.function import once_differentiable
 
 from altgrad.nn.layers import features_of, is_turned
 from altgrad.nn.policy import LayerPrecision, Operand, Product, reduced_axis
-from altgrad.nn.products import linear, matmul, rows_of, shaped
+from altgrad.nn.products import as_matrix, linear, matmul, shaped
 from altgrad.quantize import Quantizer
 from altgrad.quantize.counted import Counted, Role, unnamed_site
 from altgrad.quantize.gradient import joined, multiplied
@@ -173,7 +173,7 @@ class QuantizedLayer(nn.Module):
 
     def input_as_cast(self, x: Tensor) -> Tensor:
         """x [..., in_features] as forward's cast leaves it, in float32, turned back where it was turned. Not a pass."""
-        rows = rows_of(x)
+        rows = as_matrix(x)
         slot: Slot = ("forward", "input")
         matrices: dict[Product, Tensor] = {}
         if "forward" in self.transforms:
@@ -323,7 +323,7 @@ class _Products(torch.autograd.Function):
         auto = torch.is_autocast_enabled(device)
         dtype = torch.get_autocast_dtype(device) if auto else x.dtype
         matrices = layer.matrices(x, live[0])
-        inputs = layer.operands(rows_of(x), "input", live[0], dtype, matrices)
+        inputs = layer.operands(as_matrix(x), "input", live[0], dtype, matrices)
         weights = layer.operands(weight, "weight", live[0], dtype, matrices)
         ctx.layer, ctx.live, ctx.dtype, ctx.turned = layer, live[1], dtype, tuple(matrices)
         ctx.types = x.dtype, weight.dtype, None if bias is None else bias.dtype
@@ -337,7 +337,7 @@ class _Products(torch.autograd.Function):
     def backward(ctx: Any, *grads: Tensor) -> Any:
         x, weight, *turns = ctx.saved_tensors
         layer, matrices = ctx.layer, dict(zip(ctx.turned, turns, strict=True))
-        grad = rows_of(grads[0])
+        grad = as_matrix(grads[0])
         wants_input, wants_weight, wants_bias = ctx.needs_input_grad[:3]
         found = layer.operands(grad, "grad_output", ctx.live, ctx.dtype, matrices).values
         dx = dw = db = None

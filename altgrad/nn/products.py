@@ -34,7 +34,7 @@ def _rounded(x: Tensor, dtype: torch.dtype) -> Tensor:
     return (to_bfloat16(x) if by_bits else x).to(dtype)
 
 
-def rows_of(x: Tensor) -> Tensor:
+def as_matrix(x: Tensor) -> Tensor:
     """x [..., n] as a matrix [rows, n]; the number of rows is said, since that of none cannot be found out."""
     return x.reshape(math.prod(x.shape[:-1]), x.shape[-1])
 

@@ -244,7 +244,7 @@ def test_the_command_says_the_verdict_first_and_exits_as_it_was_asked(tmp_path: 
     facts = json.loads(call(app, ["compare", *sound, "--json", "--html", str(page)]).stdout)
     assert facts["arms"][1]["verdict"] == "worse" and facts["exit_code"] == 6 and facts["reference"] == "bf16"
     text = page.read_text()
-    assert facts["sentence"] in text and text.count("<svg") == 2 and "<script" not in text and len(text) < 100_000
+    assert facts["sentence"] in text and text.count("<svg") == 4 and "<script" not in text and len(text) < 100_000
 
 
 def test_the_command_refuses_in_one_line(tmp_path: Path) -> None:

@@ -13,6 +13,7 @@ import pytest
 from altgrad.reports.answer import compare_project
 from altgrad.reports.bits import operand_bits, stored_bits
 from altgrad.reports.compare import compare_runs
+from altgrad.reports.comparison_page import write_page
 from altgrad.reports.content import Limit, Paragraph, Table
 from altgrad.reports.page import Chapter, html, open_questions
 from altgrad.reports.project import Project
@@ -190,7 +191,7 @@ def test_a_browser_draws_report_and_comparison_wide_and_on_a_phone(
     pages[0].write_text(html(project, told(what), first_sentence(project), "now", interactive=False))
     if what != "one run":
         pages.append(tmp_path / "compare.html")
-        compare_runs(["study"], runs=project.source).write_page(pages[1])
+        write_page(compare_runs(["study"], runs=project.source), pages[1])
     for page in pages:
         browser.open(page)
         for width, dark in ((1200, False), (1200, True), (390, True)):

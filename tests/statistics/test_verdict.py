@@ -119,7 +119,7 @@ def test_arms_whose_runs_all_diverged_are_not_called_equivalent() -> None:
     both = judge({"a": fell, "b": fell}, "a", diverged={"a": fell, "b": fell})
     assert both.arms["b"].verdict == "undecided" and both.sentence == "Every run diverged, 5 of b and 5 of a."
     three = judge({"a": fell, "b": fell, "c": fell}, "a", diverged={name: list(fell) for name in "abc"})
-    assert three.sentence == "Every run diverged, 15 of 3 arms."
+    assert three.sentence == "All 15 runs of 3 arms diverged."
     one = judge({"a": REFERENCE, "b": fell}, "a", diverged={"b": fell})
     assert one.arms["b"].verdict == "worse" and one.arms["b"].diverged == 5
 

@@ -29,7 +29,7 @@ precision:
   rules:
   - weight: {format: e4m3fn, scaling: delayed}
     input: {format: e4m3fn, rounding: stochastic}
-    grad_output: e5m2
+    grad_output: {format: e5m2, outliers: {kind: elements, quantile: 0.9}}
 """
 ALL = [{"kind": kind, "every": 1 if kind == "finite" else 3} for kind in MonitorSpec.kinds()]
 

@@ -20,7 +20,13 @@ pytestmark = pytest.mark.filterwarnings("ignore")  # of transformers and acceler
 
 ALL = [{"kind": kind, "every": 2} for kind in MonitorSpec.kinds()]
 DELAYED = {"format": "e4m3fn", "scaling": "delayed"}
-POLICY = {"match": "*.h.*", "weight": DELAYED, "input": {**DELAYED, "rounding": "stochastic"}, "grad_output": "e5m2"}
+APART = {"kind": "elements", "quantile": 0.9}
+POLICY = {
+    "match": "*.h.*",
+    "weight": DELAYED,
+    "input": {**DELAYED, "rounding": "stochastic"},
+    "grad_output": {"format": "e5m2", "outliers": APART},
+}
 
 
 class Tokens(torch.utils.data.Dataset):  # type: ignore[type-arg]
@@ -86,7 +92,7 @@ def test_a_watched_trainer_trains_to_the_same_bits_and_logs_the_same_and_more(tm
     rows = watched(one)
     assert [row["step"] for row in rows] == [1, 2, 4]
     gridded = {"alignment", "amax", "codes", "correlation", "flips", "optimizer_state", "range", "stall"}
-    gridded |= {"stiffness", "ulp"}
+    gridded |= {"outliers", "stiffness", "ulp"}
     kinds = {key.partition("/")[0] for key in rows[0]} - {"step", "epoch"}
     # gsnr needs six micro-batches, and says NaN of these.
     assert kinds == set(MonitorSpec.kinds()) - {"finite", "gsnr"} - (set() if quantise else gridded)
