@@ -12,9 +12,10 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/installed
 CONSTRAINTS := $(if $(TORCH),build/constraints-torch$(TORCH).txt,constraints.txt)
 
-# One thread per test worker: two workers on two cores, and sums that do not depend on the core count.
+# One thread per test worker: two workers on two cores, and sums that do not depend on the core count. A file of tests
+# stays with one of them, so that what its tests share is made once.
 TEST_ENV := HF_HUB_OFFLINE=1 OMP_NUM_THREADS=$(THREADS) MKL_NUM_THREADS=$(THREADS)
-PYTEST := $(TEST_ENV) $(BIN)/python -m pytest -n 2 --dist loadgroup
+PYTEST := $(TEST_ENV) $(BIN)/python -m pytest -n 2 --dist loadfile
 
 .PHONY: help demo test daily test-long faults cluster cuda exhaustive study-smoke lint venv clean
 

@@ -177,7 +177,8 @@ EVERY_SCALING: list[Any] = [
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="the peak is read from /proc")
-@pytest.mark.parametrize("turned", [pytest.param(False, marks=pytest.mark.long), True])
+@pytest.mark.long
+@pytest.mark.parametrize("turned", [False, True])
 def test_memory_is_three_of_the_largest_tensor_besides_the_process_under_every_scaling(
     tmp_path: Path, turned: bool
 ) -> None:

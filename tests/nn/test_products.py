@@ -249,11 +249,17 @@ def test_a_region_that_runs_again_takes_the_signs_of_its_pass() -> None:
 
 
 @pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::UserWarning:torch")
-@pytest.mark.needs("c++")
 @pytest.mark.parametrize(
-    "case", ["corrected", *(pytest.param(each, marks=pytest.mark.long) for each in ("even", "bfloat16", "stochastic"))]
+    ("case", "backend"),
+    [
+        ("corrected", "aot_eager"),
+        *(
+            pytest.param(case, "inductor", marks=[pytest.mark.long, pytest.mark.needs("c++")])
+            for case in ("corrected", "even", "bfloat16", "stochastic")
+        ),
+    ],
 )
-def test_compiled_the_layer_is_one_graph_with_the_same_bits(case: str) -> None:
+def test_compiled_the_layer_is_one_graph_with_the_same_bits(case: str, backend: str) -> None:
     dtype = torch.bfloat16 if case == "bfloat16" else torch.float32
     rule: dict[str, Any] = {
         "grad_weight": {
@@ -274,7 +280,7 @@ def test_compiled_the_layer_is_one_graph_with_the_same_bits(case: str) -> None:
         rule["grad_weight"]["input"] = rotated
     x, g = (tensor.to(dtype) for tensor in tensors())
     eager, compiled = layer(**rule).to(dtype), layer(**rule).to(dtype)
-    run = torch.compile(compiled, fullgraph=True, options=quickly())
+    run = torch.compile(compiled, fullgraph=True, backend=backend, options=quickly() if backend == "inductor" else None)
     for _ in range(2):
         expected = step(eager, x.clone(), g)
         x_ = x.clone().requires_grad_()

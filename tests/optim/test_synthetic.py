@@ -35,6 +35,7 @@ def test_geometry_wins_where_target_scales_are_log_spread() -> None:
     assert against(SPREAD, OWN, ADAMW, FORMAT, WIDE).high < -1.66 + 3 * 0.28
 
 
+@pytest.mark.long
 def test_shuffled_stiffness_has_none_of_that_benefit() -> None:
     """It does not only shrink: steps of the right sizes at the wrong weights are worse than steps of one size."""
     assert against(SPREAD, SHUFFLED, ADAMW, FORMAT, WIDE).mean > 0.81 - 3 * 0.31
@@ -45,6 +46,7 @@ def test_steps_in_spacings_without_a_floor_lose_where_signs_must_change() -> Non
     assert against(CROSSING, NO_FLOOR, ADAMW, FORMAT, NEAR).low > 1.00 - 3 * 0.10
 
 
+@pytest.mark.long
 def test_the_floor_repairs_a_part_of_that() -> None:
     """A part: at its default of 2^-6 the floor still loses to AdamW; a wide floor nears it (see the bench)."""
     assert against(CROSSING, OWN, NO_FLOOR, FORMAT, NEAR).high < -0.39 + 3 * 0.07

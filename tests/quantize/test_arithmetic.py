@@ -109,6 +109,7 @@ def all_in_one_graph(specs: list[dict[str, Any]]) -> None:
         assert torch.equal(found, expected), spec
 
 
+@pytest.mark.long
 @pytest.mark.needs("c++")
 @pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::UserWarning:torch")
 def test_compiled_a_choice_of_drawn_scales_under_two_levels_has_the_same_bits() -> None:

@@ -23,8 +23,6 @@ from altgrad.store import RunStore
 from tests.reports.chromium import Chromium
 from tests.reports.made_projects import EFFECTS, PROJECTS, recipe, trained
 
-pytestmark = pytest.mark.xdist_group("reports")
-"""One worker makes the projects and their reports, which take half a minute, and makes them once."""
 PAGES = ("one run", "two arms, one seed", "recipes", "only diverged", "500 runs")
 DAILY = ("one run", "recipes")
 """Pages that a browser draws every day; the geometry study's is drawn in test_report.py."""

@@ -23,8 +23,6 @@ from altgrad.reports.sources import load_project
 from altgrad.store import Run, RunStore
 from tests.reports.chromium import Chromium
 
-pytestmark = pytest.mark.xdist_group("reports")
-"""One worker makes the projects and their reports, which take half a minute, and makes them once."""
 HOSTILE = "<script>window.alerted=true</script>"
 NAMES = ["verdict", "comparison", "cost", "failures", "geometry", "why", "learning_rate", "sweet_spot", "dynamics",
          "stability", "stiffness_field", "ranks", "runs"]  # fmt: skip

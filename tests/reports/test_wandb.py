@@ -28,8 +28,6 @@ from tests.store.wandb_server import Kept, WandbServer
 LONG = 2300
 """Rows of the long run: three pages of the report's 1000, and more than the 500 that a sampled history has."""
 
-pytestmark = pytest.mark.xdist_group("wandb")  # one process sends the study to the server, for all
-
 
 @pytest.fixture(scope="module")
 def server() -> Iterator[WandbServer]:

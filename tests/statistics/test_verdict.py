@@ -192,7 +192,9 @@ def test_the_same_for_every_number_of_seeds_from_2_to_16(noise: str, arms: int) 
     check_errors(noise, arms, range(2, 17))
 
 
-@pytest.mark.parametrize(("n", "arms"), [(2, 1), (3, 3), (9, 3)])
+@pytest.mark.parametrize(
+    ("n", "arms"), [(3, 3), *(pytest.param(*each, marks=pytest.mark.long) for each in ((2, 1), (9, 3)))]
+)
 def test_the_simulated_studies_are_judged_as_judge_does(n: int, arms: int) -> None:
     differences = verdicts.studies(n, arms, "t5", 40)
     low, high = verdicts.bounds(differences)

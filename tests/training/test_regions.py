@@ -232,6 +232,7 @@ def pair_of(format: str, scaling: str, rounding: str = "nearest_even") -> nn.Mod
     return quantize_model(Pair(), PrecisionPolicy(rules=rules))
 
 
+@pytest.mark.long
 def test_formats_one_after_another_are_constants_of_their_graphs() -> None:
     """In torch 2.13 `float(format.max)` became an input of the second graph, and Dynamo failed on it."""
     torch._dynamo.reset()
