@@ -65,11 +65,11 @@ def test_every_format_of_the_mission_is_served_stochastically_and_all_with_manti
 @pytest.mark.needs("c++")
 @pytest.mark.parametrize("rounding", [Rounding.nearest_even, pytest.param(Rounding.stochastic, marks=pytest.mark.long)])
 def test_compiled_casts_have_the_same_bits_for_formats_shapes_dtypes_and_scales(rounding: Rounding) -> None:
-    """Many formats and shapes in one process: a graph for each kind of scale and dtype, none fallen back."""
+    """Many formats in one process: a graph for each kind of scale and dtype, none fallen back; daily of one shape."""
     key = torch.tensor(3)
     rows = torch.exp2(torch.arange(-8.0, 8.0)).view(16, 1)
     for fmt in (f for f in IN_DOMAIN if serves(f, rounding)):
-        for shape in ((SMALL,), (16, 321)):
+        for shape in ((16, 321),) if rounding is Rounding.nearest_even else ((SMALL,), (16, 321)):
             x = points(fmt, 1.0)
             x = x.repeat(math.ceil(math.prod(shape) / len(x)))[: math.prod(shape)]
             ends = [math.inf, -math.inf]

@@ -139,7 +139,7 @@ def test_without_the_monitors_files_a_resumed_watch_says_so(tmp_path: Path, capl
     assert callback.watch is not None and callback.watch.step == 4
 
 
-@pytest.mark.parametrize("scaled", [False, True])
+@pytest.mark.parametrize("scaled", [pytest.param(False, marks=pytest.mark.long), True])
 def test_the_shadow_of_a_trainer_without_casts_is_its_gradient_before_clipping(tmp_path: Path, scaled: bool) -> None:
     """Micro-batches, dropout, clipping and a loss of the user's own included, what is run again is the step."""
     from transformers import Trainer
@@ -222,7 +222,7 @@ FORMS = {
 }
 
 
-@pytest.mark.parametrize("form", ["non-reentrant", "reentrant"])
+@pytest.mark.parametrize("form", ["non-reentrant", pytest.param("reentrant", marks=pytest.mark.long)])
 def test_checkpointed_activations_change_neither_weights_nor_numbers(form: str, tmp_path: Path) -> None:
     """Accumulation, dropout, delayed scales and stochastic casts included; every monitor watches every step."""
     found = []
