@@ -1,6 +1,6 @@
 """A matrix of runs: one base spec, axes that vary some of its values, named arms, and seeds.
 
-    base: bases/study.yaml                                  # beside the matrix; or the run spec itself, as a mapping
+    base: study.yaml                                        # beside the matrix; or the run spec itself, as a mapping
     set: {project: ablation}                                # for every run
     arms:                                                   # named ways to run it, each with a reason
       adamw: {purpose: the baseline}
