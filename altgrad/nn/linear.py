@@ -16,8 +16,9 @@ cast multiplies it with (a mask, a slope) is one of the turned values (as QuEST 
 
     dx = ((g Q(W R)) . mask) R^T      with `source: forward_rotated`; from the original W it is turned in and out again
 
-A product runs in the layer's dtype where that holds every cast value of both operands. Where it does not (real scales,
-NVFP4 or a 10-bit mantissa in bfloat16) the rounded operands are multiplied in float32, and the product is rounded once.
+A product with an `accumulator` multiplies what its casts rounded to, in grid units, and adds up as matrix units do
+(`altgrad.nn.accumulated`). Any other runs in the layer's dtype where that holds every cast value of both operands,
+and where it does not (real scales, NVFP4 or a 10-bit mantissa in bfloat16) in float32, and is rounded once.
 
 The three products are one autograd Function because the slots of a product are its own: composing straight-through
 casts around F.linear can only express one cast per operand. It keeps torch's contracts: what it returns is no view, so
@@ -34,10 +35,11 @@ import torch
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
+from altgrad.nn.accumulated import Value, factor_of, multiply, needs_outer, parts, whole
 from altgrad.nn.layers import features_of, is_turned
 from altgrad.nn.policy import LayerPrecision, Operand, Product, reduced_axis
-from altgrad.nn.products import as_matrix, linear, matmul, shaped
-from altgrad.quantize import Quantizer
+from altgrad.nn.products import as_matrix, shaped
+from altgrad.quantize import Cast, Quantizer
 from altgrad.quantize.counted import Counted, Role, unnamed_site
 from altgrad.quantize.gradient import joined, multiplied
 from altgrad.quantize.grid import require_castable
@@ -112,7 +114,7 @@ class Operands(NamedTuple):
     comes as [out, in], however it is kept.
     """
 
-    values: dict[Product, Tensor]
+    values: dict[Product, Value]
     factor: Tensor | None
     turned_factor: Tensor | None
 
@@ -141,6 +143,9 @@ class QuantizedLayer(nn.Module):
         self.precision, self.slot_casts = precision, {}
         made: dict[str, nn.Module] = {}
         for name, (quantizer, slots) in make_casts(self, precision, site, seed).items():
+            asked = [how for its, how in precision.accumulators.items() if any(its == slot[0] for slot in slots)]
+            if any(needs_outer(quantizer.spec.scaling, how) for how in asked):
+                quantizer.scaling.keeps_outer = True
             made[name.replace(".", "_")] = quantizer.to(self.weight.device).train(self.training)
             self.slot_casts.update(dict.fromkeys(slots, quantizer))
         self.transforms = make_transforms(self, precision, site, seed)
@@ -194,9 +199,12 @@ class QuantizedLayer(nn.Module):
         # Casts look at x several times; a compiled graph would compute it each time anew, from as far back as a GELU.
         x = held(x)
         made: dict[Any, Tensor] = {}
+        entered: dict[Any, Cast] = {}
         factors: list[Tensor] = []
         turned_factor: Tensor | None = None
         values: dict[Product, Tensor] = {}
+        adding = self.precision.accumulators
+        sums: dict[Product, Value] = {}
         for slot in self.precision.slots:
             product, operand = slot
             if operand != name:
@@ -210,17 +218,30 @@ class QuantizedLayer(nn.Module):
                     made[key] = turned.to(dtype)
                 else:
                     held_in = dtype if quantizer.spec.fits(dtype) else torch.float32
-                    made[key], factor = quantizer.values_and_factor(turned, live, held_in)
+                    if self._is_added_up(quantizer):
+                        entered[key] = quantizer.cast(turned, live)
+                        made[key] = entered[key].values(held_in)
+                        factor = quantizer.spec.gradient.factor(entered[key].exact, quantizer.spec.format)
+                    else:
+                        made[key], factor = quantizer.values_and_factor(turned, live, held_in)
                 if factor is not None and product == "forward" and product in matrices:
                     turned_factor = factor
                 elif factor is not None and (product == "forward" or factor.dtype == torch.bool):
                     factors.append(factor)  # a slope is forward's alone, the function that is trained
             values[product] = made[key]
-        whole = joined(factors)
+            if product in adding and key in entered:
+                axis = _axis(self, [slot])
+                sums[product] = factor_of(entered[key], quantizer.spec.scaling, adding[product], axis == "first")
+        every = joined(factors)
         if name == "weight" and is_turned(self):
             values = {product: value.mT for product, value in values.items()}
-            whole, turned_factor = (None if part is None else part.mT for part in (whole, turned_factor))
-        return Operands(values, whole, turned_factor)
+            every, turned_factor = (None if part is None else part.mT for part in (every, turned_factor))
+        return Operands({**values, **sums}, every, turned_factor)
+
+    def _is_added_up(self, cast: Any) -> bool:
+        """Whether it is a cast for a product that has an accumulator."""
+        adding = self.precision.accumulators
+        return isinstance(cast, Quantizer) and any(s[0] in adding for s, q in self.slot_casts.items() if q is cast)
 
     def _source_of(self, slot: Slot) -> str:
         """What the slot casts; without its cast (in a replay) it passes on the same."""
@@ -328,26 +349,30 @@ class _Products(torch.autograd.Function):
         ctx.layer, ctx.live, ctx.dtype, ctx.turned = layer, live[1], dtype, tuple(matrices)
         ctx.types = x.dtype, weight.dtype, None if bias is None else bias.dtype
         ctx.input_factors, ctx.weight_factors = inputs[1:], weights[1:]
-        ctx.save_for_backward(inputs.values["grad_weight"], weights.values["grad_input"], *matrices.values())
-        y = linear(inputs.values["forward"], weights.values["forward"], bias, dtype)
+        kept, ctx.forms = parts((inputs.values["grad_weight"], weights.values["grad_input"]))
+        ctx.save_for_backward(*kept, *matrices.values())
+        how = layer.precision.accumulators.get("forward")
+        y = multiply("forward", inputs.values["forward"], weights.values["forward"], dtype, how, bias)
         return shaped(y, (*x.shape[:-1], y.shape[-1]))
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, *grads: Tensor) -> Any:
-        x, weight, *turns = ctx.saved_tensors
-        layer, matrices = ctx.layer, dict(zip(ctx.turned, turns, strict=True))
+        saved = iter(ctx.saved_tensors)
+        x, weight = whole(saved, ctx.forms)
+        layer, matrices = ctx.layer, dict(zip(ctx.turned, saved, strict=True))
+        adding = layer.precision.accumulators
         grad = as_matrix(grads[0])
         wants_input, wants_weight, wants_bias = ctx.needs_input_grad[:3]
         found = layer.operands(grad, "grad_output", ctx.live, ctx.dtype, matrices).values
         dx = dw = db = None
         if wants_input:
-            dx = matmul(found["grad_input"], weight, ctx.dtype)
+            dx = multiply("grad_input", found["grad_input"], weight, ctx.dtype, adding.get("grad_input"))
             dx = layer.gradient(dx, ("grad_input", "weight"), Operands({}, *ctx.input_factors), matrices)
             dx = dx.to(ctx.types[0])
             dx = shaped(dx, (*grads[0].shape[:-1], dx.shape[-1]))
         if wants_weight:
-            dw = matmul(found["grad_weight"].T, x, ctx.dtype)
+            dw = multiply("grad_weight", found["grad_weight"], x, ctx.dtype, adding.get("grad_weight"))
             dw = layer.gradient(dw, ("grad_weight", "input"), Operands({}, *ctx.weight_factors), matrices)
             dw = dw.to(ctx.types[1])
             dw = dw.mT if is_turned(layer) else dw

@@ -14,7 +14,8 @@ dots included, and the children of a list answer to `first` and `last` as well a
 A product can have a `transform`, which turns both its operands along the axis that it sums over before they are cast
 (`altgrad.quantize.transform`). A slot of the backward pass casts the operand as it came (`source: original`), what
 forward's cast made of it (`forward`), or, where forward turns it, that in the turned domain (`forward_rotated`): the
-product's result is then turned back. Two slots of an operand share a cast where spec, transform, source and axis agree.
+product's result is then turned back. Its `accumulator` says what its terms are added up in. Two slots of an operand
+share a cast where spec, transform, source and axis agree.
 
 A module registered under several names answers to each of them and is decided once; its first name is its site. Where
 one rule finds it by one name alone and another, which says otherwise, by another alone, that is an error; a rule
@@ -28,10 +29,12 @@ from typing import Annotated, Any, ClassVar, Literal
 from pydantic import Field, PlainValidator, model_validator
 from torch import nn
 
+from altgrad.nn.accumulated import check_product
 from altgrad.nn.layers import EMBEDDINGS
 from altgrad.nn.names import Nameable, matches, nameable
 from altgrad.nn.outlier_columns import check_columns
 from altgrad.quantize import QuantizerSpec
+from altgrad.quantize.accumulator import AccumulatorSpec
 from altgrad.quantize.gradient import Dge
 from altgrad.quantize.parts import Axis
 from altgrad.quantize.transform import TransformSpec
@@ -57,6 +60,8 @@ class LayerPrecision:
     """Whether each slot is cast for itself, even where both slots of an operand say the same."""
     transforms: Mapping[Product, TransformSpec] = field(default_factory=dict)
     """What turns the operands of a product before they are cast, where something does."""
+    accumulators: Mapping[Product, AccumulatorSpec] = field(default_factory=dict)
+    """What adds up the terms of a product, where it is not float32."""
 
     def casts(self) -> dict[str, tuple[QuantizerSpec, list[tuple[Product, Operand]]]]:
         """The casts a layer needs: name -> (spec, slots served). Equal slots of an operand share one cast.
@@ -113,12 +118,16 @@ def _to_transform(value: Any) -> TransformSpec | None:
 Turning = Annotated[TransformSpec | None, PlainValidator(_to_transform), Since(2)]
 
 
+Accumulating = Annotated[AccumulatorSpec | None, PlainValidator(AccumulatorSpec.unless_float32), Since(2)]
+
+
 class ForwardSlots(Spec):
     """Overrides for y = input @ weight.T, and what turns both operands along in_features."""
 
     input: SlotSpec = "same"
     weight: SlotSpec = "same"
     transform: Turning = None
+    accumulator: Accumulating = None
 
 
 class GradInputSlots(Spec):
@@ -127,6 +136,7 @@ class GradInputSlots(Spec):
     grad_output: SlotSpec = "same"
     weight: SlotSpec = "same"
     transform: Turning = None
+    accumulator: Accumulating = None
 
 
 class GradWeightSlots(Spec):
@@ -135,6 +145,7 @@ class GradWeightSlots(Spec):
     grad_output: SlotSpec = "same"
     input: SlotSpec = "same"
     transform: Turning = None
+    accumulator: Accumulating = None
 
 
 class Rule(Spec):
@@ -179,6 +190,8 @@ class Rule(Spec):
                     f"{product}.transform turns both operands, and {product}.{uncast[0]} is not cast; cast it, or "
                     f"leave out {product}.transform."
                 )
+        for product, how in layer.accumulators.items():
+            check_product(product, how, layer.slots, layer.casts().values(), reduced_axis)
         for (product, operand), spec in layer.slots.items():
             if spec is not None:
                 _check_source(layer, product, operand, spec)
@@ -193,7 +206,9 @@ class Rule(Spec):
             slots[product, operand] = getattr(self, operand) if chosen == "same" else chosen
         turning = {product: getattr(self, product).transform for product in PRODUCTS}
         transforms = {product: spec for product, spec in turning.items() if spec is not None}
-        return LayerPrecision(slots, self.operands == "per_product", transforms)
+        adding = {product: getattr(self, product).accumulator for product in PRODUCTS}
+        accumulators = {product: how for product, how in adding.items() if how is not None}
+        return LayerPrecision(slots, self.operands == "per_product", transforms, accumulators)
 
 
 def _check_source(layer: LayerPrecision, product: Product, operand: Operand, spec: QuantizerSpec) -> None:
@@ -358,7 +373,9 @@ def _unused(pattern: str, things: Sequence[Nameable]) -> str:
     return f"'{pattern}' matches no Linear layer.{hint}" + ("" if hint.endswith("?") else ".")
 
 
-def slot_text(spec: QuantizerSpec | None, transform: TransformSpec | None = None) -> str:
+def slot_text(
+    spec: QuantizerSpec | None, transform: TransformSpec | None = None, accumulator: AccumulatorSpec | None = None
+) -> str:
     """A slot in a few characters, for tables: `e4m3fn delayed`; `-` if not cast."""
     if spec is None:
         return "-"
@@ -376,4 +393,5 @@ def slot_text(spec: QuantizerSpec | None, transform: TransformSpec | None = None
     parts += [f"dge k {spec.gradient.k} clamp {spec.gradient.clamp:g}"] if isinstance(spec.gradient, Dge) else []
     parts += [] if spec.source == "original" else [f"of {spec.source}"]
     parts += [] if spec.outliers is None else [f"+ {spec.outliers.text}"]
+    parts += [] if accumulator is None else [f"added in {accumulator.text}"]
     return " ".join(parts)

@@ -123,6 +123,11 @@ class AccumulatorSpec(Spec):
             )
         return self
 
+    @classmethod
+    def unless_float32(cls, value: Any) -> "AccumulatorSpec | None":
+        """What `value` names; None for float32, which torch's own products add up in."""
+        return None if value in (None, "none", "float32") else cls.model_validate(value)
+
     @property
     def term_bits(self) -> int:
         """log2 of what a term's significand stays below: 4, or 36 for each of a group times 4 of its scales."""
@@ -195,8 +200,11 @@ class Terms(NamedTuple):
         """Steps are chunks, or groups; promotions are the whole sum where no scale changes."""
         rows, k = factor.units.shape
         step = spec.chunk if spec.group == 1 else spec.group
-        within = _spread(factor.within, factor.within_block, step, rows, k)
-        after = _spread(factor.after, factor.after_block, spec.promote or max(k, 1), rows, k)
+        within = after = None
+        if factor.within is not None:
+            within = spread(factor.within, factor.within_block, step, rows, k)
+        if factor.after is not None:
+            after = spread(factor.after, factor.after_block, spec.promote or max(k, 1), rows, k)
         return cls(factor.units, factor.digits.lowest, within, after)
 
     def whole(self, steps: int, promotions: int) -> "Terms":
@@ -207,10 +215,8 @@ class Terms(NamedTuple):
         return self._replace(within=within, after=None if after is None else after.expand(-1, promotions).contiguous())
 
 
-def _spread(scale: Tensor | None, block: int, step: int, rows: int, k: int) -> Tensor | None:
+def spread(scale: Tensor, block: int, step: int, rows: int, k: int) -> Tensor:
     """Scales of blocks as [rows, ceil(k / step)], or [rows, 1] of one for all."""
-    if scale is None:
-        return None
     if block == 0:
         return scale.reshape(-1, 1).expand(rows, 1).contiguous()
     if block % step:
@@ -274,7 +280,8 @@ class _Sum:
             )
             return value, scale, torch.where(value == 0, NONE, at + scale)
         pad = -x.shape[-1] % step
-        x, w = (torch.nn.functional.pad(each, (0, pad)).unflatten(-1, (-1, step)) for each in (x, w))
+        x, w = (torch.nn.functional.pad(each, (0, pad)) for each in (x, w))
+        x, w = (each.reshape(*each.shape[:-1], -1, step) for each in (x, w))
         value = torch.einsum("iagk,bjgk->ijg", x, w) * significand
         return value, scale, scale.expand(value.shape)
 
@@ -360,7 +367,6 @@ def _marked(factor: Factor) -> Tensor:
     x = factor.units.double()
     for scale, block in ((factor.within, factor.within_block), (factor.after, factor.after_block)):
         if scale is not None:
-            spread = _spread(scale, block, 1, *x.shape)
-            assert spread is not None
-            x = torch.where(spread.isfinite(), x, x * spread)
+            each = spread(scale, block, 1, *x.shape)
+            x = torch.where(each.isfinite(), x, x * each)
     return x

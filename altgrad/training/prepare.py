@@ -217,7 +217,10 @@ class Prepared:
         names, stored, found = weight_names(self.fitted.model), self.fitted.stored, []
         for decision in self.decisions:
             layer = decision.precision or LayerPrecision({})
-            slots = {".".join(s): slot_text(layer.slots.get(s), layer.transforms.get(s[0])) for s in SLOTS}
+            slots = {
+                ".".join(s): slot_text(layer.slots.get(s), layer.transforms.get(s[0]), layer.accumulators.get(s[0]))
+                for s in SLOTS
+            }
             rule = "no rule matches"
             if decision.rule is not None:
                 rule = f"rule {decision.rule} at {self.document.where(('precision', 'rules', decision.rule))}"
