@@ -13,7 +13,7 @@ cast of its own, as in replays that leave casts out or hold their errors, is an 
 """
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
@@ -27,6 +27,15 @@ from altgrad.quantize.block import BlockSpec, to_nearest
 
 Value = Tensor | Factor
 """One operand of a product: its values as they lie, or what an accumulator takes."""
+Shown = Callable[[str, Factor, Factor, Tensor], None]
+"""Is shown a product by its name, its operands, and their sums in float32."""
+
+
+class Adding(Protocol):
+    """A layer, as its products see it."""
+
+    precision: Any
+    shown: Shown | None
 
 
 def check_product(
@@ -125,21 +134,22 @@ def factor_of(made: Cast, scaling: ScalingSpec, how: AccumulatorSpec, turned: bo
     return Factor(units, digits, inner, size, ends, every)
 
 
-def multiply(
-    name: str, a: Value, b: Value, dtype: torch.dtype, how: AccumulatorSpec | None, bias: Tensor | None = None
-) -> Tensor:
-    """The product of this name of a layer's operands, input or grad_output first, in `dtype`, of our own making."""
+def multiply(layer: Adding, name: str, a: Value, b: Value, dtype: torch.dtype, bias: Tensor | None = None) -> Tensor:
+    """A layer's product of this name of its operands, input or grad_output first, in `dtype`, of our own making."""
+    how = layer.precision.accumulators.get(name)
     if how is not None and isinstance(a, Factor) and isinstance(b, Factor):
         y = accumulate(a, b, how)
+        if layer.shown is not None:
+            layer.shown(name, a, b, y)
         return rounded(y if bias is None else y + bias.to(dtype).to(torch.float32), dtype)
-    x, w = (_values(each, turned) for each, turned in ((a, name == "grad_weight"), (b, name != "forward")))
+    x, w = (values_of(each, turned) for each, turned in ((a, name == "grad_weight"), (b, name != "forward")))
     if name == "forward":
         return linear(x, w, bias, dtype)
     return matmul(x.T if name == "grad_weight" else x, w, dtype)
 
 
-def _values(operand: Value, turned: bool) -> Tensor:
-    """The values as they lie."""
+def values_of(operand: Value, turned: bool = False) -> Tensor:
+    """The values as they lie; turned: a Factor's lie the other way."""
     if isinstance(operand, Tensor):
         return operand
     x = operand.units

@@ -35,7 +35,7 @@ import torch
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
-from altgrad.nn.accumulated import Value, factor_of, multiply, needs_outer, parts, whole
+from altgrad.nn.accumulated import Shown, Value, factor_of, multiply, needs_outer, parts, whole
 from altgrad.nn.layers import features_of, is_turned
 from altgrad.nn.policy import LayerPrecision, Operand, Product, reduced_axis
 from altgrad.nn.products import as_matrix, shaped
@@ -132,6 +132,8 @@ class QuantizedLayer(nn.Module):
     recording = True
     """Whether training passes count; see `altgrad.nn.replay.unrecorded`."""
     uncounted = False
+    shown: Shown | None = None
+    """Who is shown the products that have an accumulator."""
     weight: Tensor
     casts: nn.ModuleDict
     precision: LayerPrecision
@@ -351,8 +353,7 @@ class _Products(torch.autograd.Function):
         ctx.input_factors, ctx.weight_factors = inputs[1:], weights[1:]
         kept, ctx.forms = parts((inputs.values["grad_weight"], weights.values["grad_input"]))
         ctx.save_for_backward(*kept, *matrices.values())
-        how = layer.precision.accumulators.get("forward")
-        y = multiply("forward", inputs.values["forward"], weights.values["forward"], dtype, how, bias)
+        y = multiply(layer, "forward", inputs.values["forward"], weights.values["forward"], dtype, bias)
         return shaped(y, (*x.shape[:-1], y.shape[-1]))
 
     @staticmethod
@@ -361,18 +362,17 @@ class _Products(torch.autograd.Function):
         saved = iter(ctx.saved_tensors)
         x, weight = whole(saved, ctx.forms)
         layer, matrices = ctx.layer, dict(zip(ctx.turned, saved, strict=True))
-        adding = layer.precision.accumulators
         grad = as_matrix(grads[0])
         wants_input, wants_weight, wants_bias = ctx.needs_input_grad[:3]
         found = layer.operands(grad, "grad_output", ctx.live, ctx.dtype, matrices).values
         dx = dw = db = None
         if wants_input:
-            dx = multiply("grad_input", found["grad_input"], weight, ctx.dtype, adding.get("grad_input"))
+            dx = multiply(layer, "grad_input", found["grad_input"], weight, ctx.dtype)
             dx = layer.gradient(dx, ("grad_input", "weight"), Operands({}, *ctx.input_factors), matrices)
             dx = dx.to(ctx.types[0])
             dx = shaped(dx, (*grads[0].shape[:-1], dx.shape[-1]))
         if wants_weight:
-            dw = multiply("grad_weight", found["grad_weight"], x, ctx.dtype, adding.get("grad_weight"))
+            dw = multiply(layer, "grad_weight", found["grad_weight"], x, ctx.dtype)
             dw = layer.gradient(dw, ("grad_weight", "input"), Operands({}, *ctx.weight_factors), matrices)
             dw = dw.to(ctx.types[1])
             dw = dw.mT if is_turned(layer) else dw

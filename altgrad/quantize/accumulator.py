@@ -207,12 +207,18 @@ class Terms(NamedTuple):
             after = spread(factor.after, factor.after_block, spec.promote or max(k, 1), rows, k)
         return cls(factor.units, factor.digits.lowest, within, after)
 
-    def whole(self, steps: int, promotions: int) -> "Terms":
-        """Contiguous, with a `within` where there are steps, and all promotions where `after` has one for all."""
-        within, after = self.within, self.after
-        if steps and within is None:
-            within = self.units.new_ones(len(self.units), steps)
-        return self._replace(within=within, after=None if after is None else after.expand(-1, promotions).contiguous())
+    @classmethod
+    def pair(cls, a: Factor, b: Factor, spec: AccumulatorSpec) -> "tuple[Terms, Terms]":
+        """Both operands', contiguous, alike in what they have: steps or none, and as many promotions where scaled."""
+        both = cls.of(a, spec), cls.of(b, spec)
+        steps = max((each.within.shape[-1] for each in both if each.within is not None), default=0)
+        promotions = max((each.after.shape[-1] for each in both if each.after is not None), default=1)
+        made = []
+        for each in both:
+            within = each.units.new_ones(len(each.units), steps) if steps and each.within is None else each.within
+            after = None if each.after is None else each.after.expand(-1, promotions).contiguous()
+            made.append(cls(each.units.contiguous(), each.lowest, within, after))
+        return made[0], made[1]
 
 
 def spread(scale: Tensor, block: int, step: int, rows: int, k: int) -> Tensor:

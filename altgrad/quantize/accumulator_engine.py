@@ -22,6 +22,7 @@ import torch
 from torch import Tensor
 
 from altgrad.quantize.accumulator import AccumulatorSpec, Digits, Factor, Terms, by_definition, with_nonfinite
+from altgrad.quantize.accumulator_triton import on_gpu
 
 FLAGS = ("-O3", "-march=native", "-ffp-contract=off", "-std=c++17", "-shared", "-fPIC", "-pthread")
 SOURCE = Path(__file__).with_name("accumulator.cpp")
@@ -51,7 +52,7 @@ def accumulate(
     made: Tensor = accumulated(
         a.units, b.units, a.within, b.within, a.after, b.after, start,
         [*a.digits, a.within_block, a.after_block, *b.digits, b.within_block, b.after_block, int(term_by_term)],
-        numbers(spec),
+        spec_numbers(spec),
     )  # fmt: skip
     return made
 
@@ -62,7 +63,7 @@ def is_narrow(a: Digits, b: Digits) -> bool:
     return exponents and a.fraction + b.fraction + 2 <= 24
 
 
-def numbers(spec: AccumulatorSpec) -> list[int]:
+def spec_numbers(spec: AccumulatorSpec) -> list[int]:
     """What an operator can take of it."""
     return [
         spec.bits, spec.chunk, spec.group, int(spec.alignment == "product"), int(spec.rounding == "nearest_even"),
@@ -98,10 +99,8 @@ def accumulated(
     narrow = is_narrow(x.digits, w.digits) and not factors[10]
     asked = _spec_of(tuple(spec))
     if asked.alignment == "exponents" and asked.rounding == "toward_zero" and x.units.numel() and w.units.numel():
-        if x.units.device.type == "cuda" and narrow:
-            from altgrad.quantize.accumulator_triton import on_gpu
-
-            return with_nonfinite(on_gpu(x, w, asked, start), x, w, start)
+        if x.units.device.type == "cuda" and narrow and start is None:
+            return with_nonfinite(on_gpu(x, w, asked), x, w, start)
         kernel = _kernel() if x.units.device.type == "cpu" else None
         if kernel is not None:
             return with_nonfinite(_on_cpu(kernel, x, w, asked, start, narrow), x, w, start)
@@ -114,10 +113,9 @@ def _(a: Tensor, b: Tensor, *rest: Any) -> Tensor:
 
 
 def _on_cpu(kernel: Any, a: Factor, b: Factor, spec: AccumulatorSpec, start: Tensor | None, narrow: bool) -> Tensor:
-    x, w = Terms.of(a, spec), Terms.of(b, spec)
-    steps = max((t.within.shape[-1] for t in (x, w) if t.within is not None), default=0)
-    promotions = max((t.after.shape[-1] for t in (x, w) if t.after is not None), default=1)
-    x, w = (t.whole(steps, promotions) for t in (x, w))
+    x, w = Terms.pair(a, b, spec)
+    steps = 0 if x.within is None else x.within.shape[-1]
+    promotions = max((part.shape[-1] for part in (x.after, w.after) if part is not None), default=1)
     out = a.units.new_empty(len(a.units), len(b.units))
     begun = None if start is None else start.contiguous()
     given = [x.units, w.units, x.within, w.within, x.after, w.after, begun, out]
