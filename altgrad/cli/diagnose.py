@@ -37,6 +37,14 @@ Replay = Annotated[
     bool,
     typer.Option("--replay", help="Instead: the run's next step under other formats, and error attribution by cast."),
 ]
+Accumulator = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--accumulator",
+        metavar="NAME",
+        help="With --replay: add up all products in this, such as hopper_fast; may be given again.",
+    ),
+]
 Against = Annotated[
     str | None,
     typer.Option(
@@ -77,6 +85,7 @@ def diagnose(
     formats: Formats = None,
     no_data: NoData = False,
     replay: Replay = False,
+    accumulator: Accumulator = None,
     against: Against = None,
     oracle: Oracle = False,
     move_rate: MoveRate = 0.01,
@@ -101,8 +110,8 @@ def diagnose(
         if policy_out is not None and (replay or against is not None or oracle or is_spec(target)):
             raise ValueError("--policy-out goes with the format advice; leave out --replay, --against and --oracle.")
         diagnosis = examine(
-            target, formats=formats, data=not no_data, replay=replay, against=against, oracle=oracle,
-            move_rate=move_rate, calibrate=calibrate, runs=runs,
+            target, formats=formats, data=not no_data, replay=replay, accumulators=accumulator or (), against=against,
+            oracle=oracle, move_rate=move_rate, calibrate=calibrate, runs=runs,
         )  # fmt: skip
         if policy_out is not None:
             write_atomic(policy_out, diagnosis.facts["advised_spec"].encode(), durable=False)

@@ -37,6 +37,7 @@ from altgrad.nn import ALONE, PrecisionPolicy
 from altgrad.nn.layers import is_layer
 from altgrad.nn.names import matches
 from altgrad.progress import progress
+from altgrad.quantize.accumulator import AccumulatorSpec
 from altgrad.spec import LocatedError
 from altgrad.store import Run, RunStore
 from altgrad.symptoms import fitting_remedies
@@ -115,6 +116,7 @@ def diagnose(
     formats: Formats | None = None,
     data: bool = True,
     replay: bool = False,
+    accumulators: Sequence[str] = (),
     against: str | Located | None = None,
     oracle: bool = False,
     move_rate: float = 0.01,
@@ -126,12 +128,16 @@ def diagnose(
     target: a run (an id, its beginning, a path, or the run itself), a checkpoint's folder, a Hugging Face folder, a
     .safetensors file, a model, or a run's spec (or its file). formats: those to weigh. data: take a step of the run, to
     weigh formats for activations and gradients as well. replay, against (another run), oracle: one question instead.
+    accumulators: of replay, what its products are added up in besides, such as hopper_fast.
     move_rate, calibrate: of the oracle, whose learning rate for that rate is sought, after 20 real steps of each
     variant. runs: the folder of all runs. ValueError, in one line, for a target that is none, for what cannot be asked
     of it, and for formats that no tensor can enter.
     """
     if sum((replay, against is not None, oracle)) > 1:
         raise ValueError("replay, against and oracle are questions of their own; ask one at a time.")
+    if accumulators and not replay:
+        raise ValueError("accumulators are tried in a replayed step; ask for replay, too.")
+    adding = [AccumulatorSpec.made_from(each) for each in accumulators]
     name = _name(target)
     taken_again = replay or against is not None
     refusal = f"{name} is no run, and only a run's steps can be taken again."
@@ -156,7 +162,7 @@ def diagnose(
         return Diagnosis(_against(run, RunStore(Path(runs)).find(_name(against))))
     restored = restore(run, step)
     with threads(restored.spec.threads):
-        return Diagnosis(_replayed(restored, weighed) if replay else _run(restored, weighed, data))
+        return Diagnosis(_replayed(restored, weighed, adding) if replay else _run(restored, weighed, data))
 
 
 def is_spec(target: str) -> bool:
@@ -230,12 +236,12 @@ def _model(source: Source, formats: Sequence[NumberFormat]) -> Json:
     }  # fmt: skip
 
 
-def _replayed(restored: Restored, formats: Sequence[NumberFormat]) -> Json:
+def _replayed(restored: Restored, formats: Sequence[NumberFormat], accumulators: Sequence[AccumulatorSpec]) -> Json:
     """The run's next step under other casts, and the share of the error that each of its own makes."""
     run = restored.run
     return {
         "name": f"{run.project}/{run.id}", "kind": "replay", "path": str(run.path), "step": restored.step,
-        "variants": [asdict(each) for each in variants(restored, formats)],
+        "variants": [asdict(each) for each in variants(restored, formats, accumulators=accumulators)],
         "attribution": [asdict(each) for each in mean_attribution(restored)],
         "attribution_batches": BATCHES,
     }  # fmt: skip

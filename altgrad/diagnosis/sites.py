@@ -23,9 +23,11 @@ import torch
 from torch import Tensor, nn
 
 from altgrad.nn import QuantizedLayer
+from altgrad.nn.accumulated import check_product
 from altgrad.nn.linear import make_casts
-from altgrad.nn.policy import Operand, Product
+from altgrad.nn.policy import Operand, Product, reduced_axis
 from altgrad.quantize import Quantizer, QuantizerSpec
+from altgrad.quantize.accumulator import AccumulatorSpec
 from altgrad.quantize.transform import Transform
 
 Slot = tuple[Product, Operand]
@@ -102,6 +104,34 @@ def specs_as(model: nn.Module, change: Callable[[QuantizerSpec], QuantizerSpec],
 
     with slots_as(model, of):
         yield
+
+
+@contextmanager
+def accumulator_as(model: nn.Module, how: AccumulatorSpec) -> Iterator[None]:
+    """For the length of a block each product whose operands are both cast is added up in this.
+
+    ValueError, naming the slot, for casts whose products it cannot add up, and where there is no such product.
+    """
+    layers, made = quantised_layers(model), {}
+    for name, layer in layers.items():
+        slots = layer.precision.slots
+        products = {its for its, _ in slots} - {its for (its, _), spec in slots.items() if spec is None}
+        for each in products:
+            try:
+                check_product(each, how, slots, layer.precision.casts().values(), reduced_axis)
+            except ValueError as error:
+                raise ValueError(f"{name}: {error}") from None
+        made[name] = replace(layer.precision, accumulators=dict.fromkeys(products, how))
+    if not any(precision.accumulators for precision in made.values()):
+        raise ValueError(f"accumulator: {how.text} adds up products of cast operands, and no product has two of these.")
+    kept = {name: layer.precision for name, layer in layers.items()}
+    for name, layer in layers.items():
+        layer.adopt(made[name])
+    try:
+        yield
+    finally:
+        for name, layer in layers.items():
+            layer.adopt(kept[name])
 
 
 class Recorded:

@@ -1,9 +1,10 @@
 """Counterfactual replay: the same step, from the same checkpoint and batch, under other formats and roundings.
 
-The step that comes next is run with casts off (the reference), with the run's own casts, and with every cast of the run
-in another format or rounding. Of each: the loss, and the fidelity of the gradient to the reference as a whole
-(`altgrad.measures.fidelity`, the sums of all parameters together) and in its worst matrix. Changed casts have no amax
-history: a delayed scaling begins with this tensor's amax, as at a run's first step. Nothing of the run is changed.
+The step that comes next is run with casts off (the reference), with the run's own casts, with every product of casts
+added up in another accumulator, and with every cast of the run in another format or rounding. Of each: the loss, and
+the fidelity of the gradient to the reference as a whole (`altgrad.measures.fidelity`, the sums of all parameters
+together) and in its worst matrix. Changed casts have no amax history: a delayed scaling begins with this tensor's amax,
+as at a run's first step. Nothing of the run is changed.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
@@ -12,12 +13,13 @@ from dataclasses import dataclass
 
 from torch import Tensor, nn
 
-from altgrad.diagnosis.sites import reformatted, rerounded, specs_as
+from altgrad.diagnosis.sites import accumulator_as, reformatted, rerounded, specs_as
 from altgrad.formats import NumberFormat
 from altgrad.measures import fidelity, fidelity_sums
 from altgrad.nn import casts_off, fresh_gradients, unrecorded
 from altgrad.optim import whole_tensor
 from altgrad.progress import progress
+from altgrad.quantize.accumulator import AccumulatorSpec
 from altgrad.spec.ranking import badness
 from altgrad.training.restore import Restored
 
@@ -65,9 +67,12 @@ def take_step(restored: Restored, model: nn.Module | None = None) -> TakenStep:
 
 
 def variants(
-    restored: Restored, formats: Sequence[NumberFormat], roundings: Sequence[str] = ("stochastic",)
+    restored: Restored,
+    formats: Sequence[NumberFormat],
+    roundings: Sequence[str] = ("stochastic",),
+    accumulators: Sequence[AccumulatorSpec] = (),
 ) -> list[Variant]:
-    """The step uncast, as the run has it, under each rounding, and in each format.
+    """The step uncast, as the run has it, added up in each accumulator, under each rounding, and in each format.
 
     ValueError for a run that casts nothing.
     """
@@ -78,13 +83,15 @@ def variants(
     with casts_off(model):
         reference = take_step(restored)
     found = [_variant("casts off", reference, reference), _variant("as the run", take_step(restored), reference)]
-    changes = {f"rounding: {name}": rerounded(name) for name in roundings}
-    changes |= {f"all {fmt}": reformatted(fmt) for fmt in formats}
+    seed = restored.spec.seed
+    changes = {f"accumulator: {how.text}": accumulator_as(model, how) for how in accumulators}
+    changes |= {f"rounding: {name}": specs_as(model, rerounded(name), seed=seed) for name in roundings}
+    changes |= {f"all {fmt}": specs_as(model, reformatted(fmt), seed=seed) for fmt in formats}
     for number, (name, change) in enumerate(changes.items()):
         progress("replaying the step", number, len(changes))
         with ExitStack() as stack:
             try:
-                stack.enter_context(specs_as(model, change, seed=restored.spec.seed))
+                stack.enter_context(change)
             except ValueError as error:
                 nan = float("nan")
                 found.append(Variant(name, nan, nan, nan, nan, nan, nan, "", str(error)))

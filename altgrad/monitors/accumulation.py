@@ -5,11 +5,10 @@
 
 By `<layer>/<product>`, of every product that has an `accumulator`; there is nothing to say of others. The step is run
 again, and of each product up to 32 rows and 32 columns are looked at, spread evenly. With Hopper's 13 bits the error of
-random terms grows as the square root of k, the number of terms: 2^-11 at 1,024 and 2^-9 at 16,384 (docs/ACCUMULATORS.md);
-promotion every 128 keeps it at 2^-13. An error beyond `largest` alarms.
+random terms grows as the square root of k, the number of terms, and promotion every 128 keeps it at 2^-12 to 2^-13
+(docs/ACCUMULATORS.md). An error beyond `largest` alarms.
 """
 
-from collections.abc import Callable
 from functools import partial
 from typing import Annotated, ClassVar
 
@@ -121,6 +120,8 @@ def _spread(size: int, device: torch.device) -> Tensor:
 
 def _taken(factor: Factor, rows: Tensor) -> Factor:
     """Some rows of an operand."""
-    part: Callable[[Tensor | None], Tensor | None] = lambda x: x if x is None or x.ndim == 0 or len(x) == 1 else x[rows]
-    within, after = part(factor.within), part(factor.after)
+    within, after = (
+        part if part is None or part.ndim == 0 or len(part) == 1 else part[rows]
+        for part in (factor.within, factor.after)
+    )
     return factor._replace(units=factor.units[rows], within=within, after=after)

@@ -20,7 +20,7 @@ from torch import Tensor
 
 from altgrad.formats import FloatFormat
 from altgrad.nn.products import linear, matmul, rounded
-from altgrad.quantize import Cast, QuantizerSpec, ScalingSpec
+from altgrad.quantize import Cast, Quantizer, QuantizerSpec, ScalingSpec
 from altgrad.quantize.accumulator import AccumulatorSpec, Digits, Factor, spread
 from altgrad.quantize.accumulator_engine import accumulate
 from altgrad.quantize.block import BlockSpec, to_nearest
@@ -101,9 +101,12 @@ def _within(scaling: ScalingSpec, how: AccumulatorSpec) -> bool:
     return (in_format or scaling.power_of_two) and scaling.size % how.group == 0
 
 
-def needs_outer(scaling: ScalingSpec, how: AccumulatorSpec) -> bool:
-    """Whether the two levels of its scales part."""
-    return _within(scaling, how) and isinstance(scaling, BlockSpec) and scaling.outer != "none"
+def part_levels(accumulators: Mapping[Any, AccumulatorSpec], casts: Mapping[Any, Quantizer]) -> None:
+    """Have casts, by slot, tell the outer level of their scales where an instruction takes the inner one alone."""
+    for (product, _), quantizer in casts.items():
+        how, scaling = accumulators.get(product), quantizer.spec.scaling
+        if how is not None and _within(scaling, how) and getattr(scaling, "outer", "none") != "none":
+            quantizer.scaling.keeps_outer = True
 
 
 def factor_of(made: Cast, scaling: ScalingSpec, how: AccumulatorSpec, turned: bool) -> Factor:

@@ -35,7 +35,7 @@ import torch
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
-from altgrad.nn.accumulated import Shown, Value, factor_of, multiply, needs_outer, parts, whole
+from altgrad.nn.accumulated import Shown, Value, factor_of, multiply, part_levels, parts, whole
 from altgrad.nn.layers import features_of, is_turned
 from altgrad.nn.policy import LayerPrecision, Operand, Product, reduced_axis
 from altgrad.nn.products import as_matrix, shaped
@@ -142,18 +142,21 @@ class QuantizedLayer(nn.Module):
 
     def attach(self, precision: LayerPrecision, site: str, seed: int) -> None:
         """Give a layer that has become this its casts. Raises ValueError naming the slot at fault."""
-        self.precision, self.slot_casts = precision, {}
+        self.slot_casts = {}
         made: dict[str, nn.Module] = {}
         for name, (quantizer, slots) in make_casts(self, precision, site, seed).items():
-            asked = [how for its, how in precision.accumulators.items() if any(its == slot[0] for slot in slots)]
-            if any(needs_outer(quantizer.spec.scaling, how) for how in asked):
-                quantizer.scaling.keeps_outer = True
             made[name.replace(".", "_")] = quantizer.to(self.weight.device).train(self.training)
             self.slot_casts.update(dict.fromkeys(slots, quantizer))
         self.transforms = make_transforms(self, precision, site, seed)
         for product, transform in self.transforms.items():
             made[f"{product}_transform"] = transform.to(self.weight.device).train(self.training)
         self.casts = nn.ModuleDict(made)
+        self.adopt(precision)
+
+    def adopt(self, precision: LayerPrecision) -> None:
+        """Add up products as this says from now on; the casts stay."""
+        self.precision = precision
+        part_levels(precision.accumulators, self.slot_casts)
 
     def forward(self, input: Tensor) -> Tensor:
         """y [..., out_features]."""

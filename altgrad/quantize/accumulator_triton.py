@@ -36,7 +36,7 @@ def on_gpu(a: Factor, b: Factor, spec: AccumulatorSpec) -> Tensor:
     tensors = [x.units, w.units, *(none if part is None else part for part in (*within, *after)), out]
     _kernel[(-(-m // TILE), -(-n // TILE))](
         *tensors, m, n, k, 0 if x.within is None else x.within.shape[-1], promotions, x.lowest, w.lowest,
-        BITS=spec.bits, CHUNK=spec.chunk, GROUP=spec.group, RESULT=spec.result_bits, PROMOTE=spec.promote or 0,
+        BITS=spec.bits, CHUNK=spec.chunk, GROUP=spec.group, RESULT=spec.result_bits, PROMOTE=spec.promote or 1 << 30,
         WITHIN=x.within is not None, AFTER_A=x.after is not None, AFTER_B=w.after is not None,
         CHANGES=promotions > 1, TILE=TILE,
     )  # fmt: skip
@@ -110,17 +110,14 @@ def _kernel(
         d = _truncated(d * _power(RESULT - last)) * _power(last - RESULT)
         d = tl.where(tl.abs(d) >= _power(tl.full((TILE, TILE), 128, dtype=tl.int64)), d * float("inf"), d)
         c = tl.where(own == 1024, c, d)
-        if PROMOTE > 0:
-            if (start + CHUNK) % PROMOTE == 0 or start + CHUNK >= k:
-                scale_of = tl.full((TILE, TILE), 1.0, dtype=tl.float32)
-                if CHANGES and AFTER_A:
-                    scale_of *= tl.load(after_a + i * promotions + start // PROMOTE, mask=here_i, other=0.0)[:, None]
-                if CHANGES and AFTER_B:
-                    scale_of *= tl.load(after_b + j * promotions + start // PROMOTE, mask=here_j, other=0.0)[None, :]
-                total = tl.fma(scale_of, c.to(tl.float32), total)
-                c = tl.zeros((TILE, TILE), dtype=tl.float64)
-    if PROMOTE == 0:
-        total = c.to(tl.float32)
+        if (start + CHUNK) % PROMOTE == 0 or start + CHUNK >= k:  # what is not promoted is once, at the end: c itself
+            scale_of = tl.full((TILE, TILE), 1.0, dtype=tl.float32)
+            if CHANGES and AFTER_A:
+                scale_of *= tl.load(after_a + i * promotions + start // PROMOTE, mask=here_i, other=0.0)[:, None]
+            if CHANGES and AFTER_B:
+                scale_of *= tl.load(after_b + j * promotions + start // PROMOTE, mask=here_j, other=0.0)[None, :]
+            total = tl.fma(scale_of, c.to(tl.float32), total)
+            c = tl.zeros((TILE, TILE), dtype=tl.float64)
     if not CHANGES and (AFTER_A or AFTER_B):
         scale_of = tl.full((TILE, TILE), 1.0, dtype=tl.float32)
         if AFTER_A:
