@@ -17,7 +17,7 @@ from torch.nn import functional
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from altgrad.nn import PrecisionPolicy, QuantizedLayer, quantize_model
-from altgrad.nn.accumulated import values_of
+from altgrad.nn.accumulated import operand_values
 from altgrad.quantize import Quantizer
 from altgrad.quantize.accumulator import AccumulatorSpec, Digits, Factor
 from altgrad.quantize.accumulator_engine import accumulate
@@ -37,7 +37,7 @@ def factor(x: Tensor, fmt: str = "e4m3fn") -> Factor:
 
 def lost(a: Factor, b: Factor, how: AccumulatorSpec) -> tuple[float, float]:
     """The relative error of a product's sums, and 1 - the cosine with the exact one."""
-    exact = values_of(a).double() @ values_of(b).double().T
+    exact = operand_values(a).double() @ operand_values(b).double().T
     found = accumulate(a, b, how).double()
     cosine = (found * exact).sum() / (found.norm() * exact.norm())
     return float((found - exact).norm() / exact.norm()), float(1 - cosine)

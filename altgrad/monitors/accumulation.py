@@ -31,7 +31,7 @@ from altgrad.monitors.monitor import (
     at,
 )  # fmt: skip
 from altgrad.nn import QuantizedLayer, fresh_gradients
-from altgrad.nn.accumulated import values_of
+from altgrad.nn.accumulated import operand_values
 from altgrad.quantize.accumulator import AccumulatorSpec, Factor, by_definition
 
 SAMPLE = 32
@@ -60,9 +60,9 @@ class AccumulationSpec(MonitorSpec):
 
 
 class Accumulation(ReplayMonitor):
-    """Both measures by product. Each process looks at its own rows; of sums of all, the sites are the same."""
+    """Both measures by product. On several processes the sums of all their samples decide, so all see the same."""
 
-    alike: ClassVar[tuple[str, ...]] = ()
+    alike: ClassVar[tuple[str, ...]] = ("relative_error", "truncated_share")
 
     def __init__(self, largest: float) -> None:
         self.largest, self.latch = largest, AlarmLatch(2)
@@ -77,7 +77,7 @@ class Accumulation(ReplayMonitor):
         if not layers:
             return {}
         for name, layer in layers.items():
-            layer.shown = partial(_look, sums, name, dict(layer.precision.accumulators))
+            layer.shown = partial(_look, sums, name, {**layer.precision.accumulators})
         try:
             fresh_gradients(replay.model, replay.losses)
         finally:
@@ -104,7 +104,7 @@ def _look(
     """Add a sample of a product to the sums of its site: squared errors, squares, terms, terms cut off."""
     rows, columns = (_spread(len(each.units), each.units.device) for each in (a, b))
     x, w = _taken(a, rows), _taken(b, columns)
-    exact = values_of(x).double() @ values_of(w).double().T
+    exact = operand_values(x).double() @ operand_values(w).double().T
     lost: list[int] = []
     by_definition(x, w, accumulators[name], lost=lost)
     error = y[rows][:, columns].double() - exact

@@ -145,13 +145,13 @@ def multiply(layer: Adding, name: str, a: Value, b: Value, dtype: torch.dtype, b
         if layer.shown is not None:
             layer.shown(name, a, b, y)
         return rounded(y if bias is None else y + bias.to(dtype).to(torch.float32), dtype)
-    x, w = (values_of(each, turned) for each, turned in ((a, name == "grad_weight"), (b, name != "forward")))
+    x, w = (operand_values(each, turned) for each, turned in ((a, name == "grad_weight"), (b, name != "forward")))
     if name == "forward":
         return linear(x, w, bias, dtype)
     return matmul(x.T if name == "grad_weight" else x, w, dtype)
 
 
-def values_of(operand: Value, turned: bool = False) -> Tensor:
+def operand_values(operand: Value, turned: bool = False) -> Tensor:
     """The values as they lie; turned: a Factor's lie the other way."""
     if isinstance(operand, Tensor):
         return operand

@@ -234,7 +234,7 @@ class QuantizedLayer(nn.Module):
                 elif factor is not None and (product == "forward" or factor.dtype == torch.bool):
                     factors.append(factor)  # a slope is forward's alone, the function that is trained
             values[product] = made[key]
-            if product in adding and key in entered:
+            if product in adding and quantizer is not None and key in entered:
                 axis = _axis(self, [slot])
                 sums[product] = factor_of(entered[key], quantizer.spec.scaling, adding[product], axis == "first")
         every = joined(factors)

@@ -48,7 +48,7 @@ from pydantic import Field, model_validator
 from torch import Tensor
 
 from altgrad.formats import FloatFormat, NumberFormat
-from altgrad.spec import Spec, did_you_mean
+from altgrad.spec import Spec
 
 FP8, NARROW = ("e4m3fn", "e5m2"), ("e4m3fn", "e5m2", "e3m2", "e2m3", "e2m1")
 FLOAT32_E_MIN, NONE = -126, -100_000
@@ -65,10 +65,15 @@ INSTRUCTIONS: dict[str, dict[str, Any]] = {
 }
 
 
+Instruction = Literal["float32", "hopper_fast", "hopper_promote_128", "ada", "blackwell", "blackwell_fp4"]
+
+
 class AccumulatorSpec(Spec):
     """How the terms of a product's sums are added up: an instruction's name, or its numbers."""
 
-    bits: Annotated[int, Field(ge=1, le=48)]
+    instruction: Instruction | None = None
+    """Where the numbers come from that are not given; float32 is no accumulator of its own."""
+    bits: Annotated[int, Field(ge=1, le=48)] = 23
     """Fraction bits that terms keep below the largest exponent."""
     chunk: Annotated[int, Field(ge=1, le=65_536)] = 32
     """Terms that one instruction adds; Ada's 32 are two halves of 16, one after the other: 16."""
@@ -92,18 +97,15 @@ class AccumulatorSpec(Spec):
     @model_validator(mode="before")
     @classmethod
     def _from_name(cls, value: Any) -> Any:
-        fields = {"kind": value} if isinstance(value, str) else value
-        if not isinstance(fields, dict) or "kind" not in fields:
+        fields = {"instruction": value} if isinstance(value, str) else value
+        if not isinstance(fields, dict) or not isinstance(name := fields.get("instruction"), str):
             return fields
-        name = fields["kind"]
-        if not isinstance(name, str) or name not in INSTRUCTIONS:
-            known = ("float32", *INSTRUCTIONS)
-            hint = did_you_mean(str(name), known) or f" There are {', '.join(known)}."
-            raise ValueError(f"'{str(name)[:40]}' is not an accumulator.{hint}")
-        return INSTRUCTIONS[name] | {key: item for key, item in fields.items() if key != "kind"}
+        return INSTRUCTIONS.get(name, {}) | fields
 
     @model_validator(mode="after")
     def _fits(self) -> "AccumulatorSpec":
+        if self.instruction == "float32":
+            raise ValueError("float32 is what torch's own products add up in; leave out the accumulator.")
         if self.chunk % self.group:
             raise ValueError(f"group: {self.group} does not divide chunk: {self.chunk}; use a divisor.")
         if self.promote is not None and self.promote % self.chunk:
@@ -126,25 +128,31 @@ class AccumulatorSpec(Spec):
     @classmethod
     def unless_float32(cls, value: Any) -> "AccumulatorSpec | None":
         """What `value` names; None for float32, which torch's own products add up in."""
-        return None if value in (None, "none", "float32") else cls.model_validate(value)
+        named = value.get("instruction") if isinstance(value, dict) and len(value) == 1 else value
+        return None if named in (None, "none", "float32") else cls.model_validate(value)
 
     @property
     def term_bits(self) -> int:
         """log2 of what a term's significand stays below: 4, or 36 for each of a group times 4 of its scales."""
         return 2 if self.group == 1 else 2 + math.ceil(math.log2(36 * self.group))
 
+    @property
+    def own(self) -> dict[str, Any]:
+        """The fields that are not those of its instruction, or not defaults, as plain data."""
+        fields = {name: info.default for name, info in type(self).model_fields.items()}
+        usual = fields | (INSTRUCTIONS[self.instruction] if self.instruction else {})
+        return {name: item for name, item in super().tree().items() if getattr(self, name) != usual[name]}
+
     @cached_property
     def text(self) -> str:
-        """In a few characters, for tables: the instruction's name, or the numbers that are not defaults."""
-        for name, fields in INSTRUCTIONS.items():
-            if self == AccumulatorSpec(**fields):
-                return name
-        fields, own = type(self).model_fields, super().tree()
-        return ", ".join(f"{name} {own[name]}" for name in fields if own[name] != fields[name].default and own[name])
+        """In a few characters, for tables: `hopper_fast`, `hopper_fast (promote 64)`, `bits 9, chunk 24`."""
+        own = {name: item for name, item in self.own.items() if name != "instruction"}
+        told = ", ".join(f"{name} {item}" for name, item in own.items())
+        return told or "bits 23" if self.instruction is None else self.instruction + (f" ({told})" if told else "")
 
     def tree(self) -> dict[str, Any]:
-        """Its name where it has one."""
-        return {"kind": self.text} if self.text in INSTRUCTIONS else super().tree()
+        """Its instruction, and what it has otherwise."""
+        return self.own if self.instruction is None else {"instruction": self.instruction} | self.own
 
     def require(self, what: str, fmt: NumberFormat) -> None:
         """ValueError for an operand, named `what`, that the instruction does not take."""

@@ -62,6 +62,16 @@ def _truncated(x):  # float64 below 2^63
 
 
 @_jit
+def _scale(at_a, here_a, at_b, here_b, HAS_A: tl.constexpr, HAS_B: tl.constexpr):  # fl(s_a s_b)
+    by = tl.where(here_a[:, None] & here_b[None, :], 1.0, 0.0)
+    if HAS_A:
+        by = by * tl.load(at_a, mask=here_a, other=0.0)[:, None]
+    if HAS_B:
+        by = by * tl.load(at_b, mask=here_b, other=0.0)[None, :]
+    return by
+
+
+@_jit
 def _kernel(
     a, b, within_a, within_b, after_a, after_b, out, m, n, k, steps, promotions, lowest_a, lowest_b,
     BITS: tl.constexpr, CHUNK: tl.constexpr, GROUP: tl.constexpr, RESULT: tl.constexpr, PROMOTE: tl.constexpr,
@@ -111,18 +121,10 @@ def _kernel(
         d = tl.where(tl.abs(d) >= _power(tl.full((TILE, TILE), 128, dtype=tl.int64)), d * float("inf"), d)
         c = tl.where(own == 1024, c, d)
         if (start + CHUNK) % PROMOTE == 0 or start + CHUNK >= k:  # what is not promoted is once, at the end: c itself
-            scale_of = tl.full((TILE, TILE), 1.0, dtype=tl.float32)
-            if CHANGES and AFTER_A:
-                scale_of *= tl.load(after_a + i * promotions + start // PROMOTE, mask=here_i, other=0.0)[:, None]
-            if CHANGES and AFTER_B:
-                scale_of *= tl.load(after_b + j * promotions + start // PROMOTE, mask=here_j, other=0.0)[None, :]
-            total = tl.fma(scale_of, c.to(tl.float32), total)
+            at = (start // PROMOTE) if CHANGES else 0
+            by = _scale(after_a + i * promotions + at, here_i, after_b + j * promotions + at, here_j, AFTER_A, AFTER_B)
+            total = tl.fma(by, c.to(tl.float32), total) if CHANGES else total + c.to(tl.float32)
             c = tl.zeros((TILE, TILE), dtype=tl.float64)
-    if not CHANGES and (AFTER_A or AFTER_B):
-        scale_of = tl.full((TILE, TILE), 1.0, dtype=tl.float32)
-        if AFTER_A:
-            scale_of *= tl.load(after_a + i, mask=here_i, other=0.0)[:, None]
-        if AFTER_B:
-            scale_of *= tl.load(after_b + j, mask=here_j, other=0.0)[None, :]
-        total = total * scale_of
+    if not CHANGES:
+        total = total * _scale(after_a + i, here_i, after_b + j, here_j, AFTER_A, AFTER_B)
     tl.store(out + i[:, None] * n + j[None, :], total, mask=here_i[:, None] & here_j[None, :])

@@ -156,6 +156,17 @@ def test_a_replay_lists_the_variants_and_every_site(invoke: Invoke, tiny: Run) -
     assert "Error attribution by cast" in text and "all e2m1" in text
 
 
+def test_a_replay_adds_up_in_other_accumulators(invoke: Invoke, tiny: Run) -> None:
+    options = ("--replay", "--formats", "e2m1", "--accumulator", "hopper_fast", "--accumulator", "blackwell_fp4")
+    _, run, hopper, refused, *_ = facts(invoke(tiny.path, *options, "--json"))["variants"]
+    assert hopper["name"] == "accumulator: hopper_fast" and hopper["loss"] != run["loss"]
+    assert abs(hopper["loss"] - run["loss"]) < 1e-3 and abs(hopper["cosine"] - run["cosine"]) < 1e-3
+    assert "accumulator: blackwell_fp4 takes e2m1, and forward.input is e4m3fn" in refused["error"]
+    told = "accumulators are tried in a replayed step; ask for replay, too."
+    assert told in invoke(tiny.path, "--accumulator", "hopper_fast", code=2).output
+    assert "Did you mean" in invoke(tiny.path, "--replay", "--accumulator", "hoper", code=2).output
+
+
 def test_two_runs_are_told_apart_by_the_cast_that_was_broken(
     invoke: Invoke, tiny: Run, make: Callable[..., Run]
 ) -> None:

@@ -116,7 +116,7 @@ def test_without_one_nothing_is_said_and_nothing_changes() -> None:
     assert rule == Rule.made_from(with_accumulator({"match": "*", **FP8}, "float32"))
     assert "accumulator" not in str(rule.tree()) and rule.layer().accumulators == {}
     own = Rule.made_from(with_accumulator({"match": "*", **FP8}, "hopper_fast"))
-    assert own.tree()["forward"]["accumulator"] == {"kind": "hopper_fast"} and Rule.made_from(own.tree()) == own
+    assert own.tree()["forward"]["accumulator"] == {"instruction": "hopper_fast"} and Rule.made_from(own.tree()) == own
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
