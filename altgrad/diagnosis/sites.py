@@ -115,7 +115,8 @@ def accumulator_as(model: nn.Module, how: AccumulatorSpec) -> Iterator[None]:
     layers, made = quantised_layers(model), {}
     for name, layer in layers.items():
         slots = layer.precision.slots
-        products = {its for its, _ in slots} - {its for (its, _), spec in slots.items() if spec is None}
+        uncast = {its for (its, _), spec in slots.items() if spec is None}
+        products = [its for its in dict.fromkeys(its for its, _ in slots) if its not in uncast]
         for each in products:
             try:
                 check_product(each, how, slots, layer.precision.casts().values(), reduced_axis)
