@@ -23,7 +23,7 @@ def compare(
     targets: Annotated[
         list[str],
         typer.Argument(
-            metavar="TARGET...",
+            metavar="TARGET",
             help="Runs, projects, CSV, JSON or JSON-lines files, folders of TensorBoard, or wandb:ENTITY/PROJECT.",
             show_default=False,
             autocompletion=completion.run_ids,

@@ -12,7 +12,8 @@ import numpy as np
 from altgrad.numerals import significant
 from altgrad.reports.arms import STANDARD, Arm
 from altgrad.reports.content import Axes, Axis, Block, Dash, Figure, Guide, Headline, Limit, Table, Trace, tones
-from altgrad.reports.curves import by_seed, main_arms, mean_over_runs
+from altgrad.reports.curves import by_seed, mean_over_runs
+from altgrad.reports.effects import main_arms
 from altgrad.reports.project import Project
 from altgrad.reports.reading import RunRecord, Series
 from altgrad.reports.section import Section, bounds
@@ -38,11 +39,12 @@ class Ranks(Section):
         marks: list[Trace | Guide] = [Guide(1.0, "y", "text", "solid"), Guide(DROP, "y", "red", "dash")]
         at_end: dict[str, dict[int, float]] = {}
         worst: dict[str, str] = {}
+        twins = plain_twins(arms)
         for arm, records in low.items():
             series: list[Series] = []
             name = project.name_of(records[0])
             for record in records:
-                twin = twin_of(record, arms)
+                twin = twins.get(record.seed)
                 if twin is not None and (found := ratios(record, twin)):
                     series.append(mean_ratio(list(found.values())))
                     at_end.setdefault(name, {})[record.seed] = math.log(series[-1][1][-1])
@@ -86,13 +88,13 @@ def _silence(low: dict[Arm, list[RunRecord]]) -> list[Block]:
     return [Limit("Ranks are compared with those of a BF16 or FP32 run of the same seed, and there is none.")]
 
 
-def twin_of(record: RunRecord, arms: dict[Arm, list[RunRecord]]) -> RunRecord | None:
-    """The BF16 (else FP32) run of the same seed."""
+def plain_twins(arms: dict[Arm, list[RunRecord]]) -> dict[int, RunRecord]:
+    """The BF16 (else FP32) runs by seed."""
     for name in ("BF16", "FP32"):
         plain = [arm for arm in arms if arm.is_baseline and arm.format == name and arm.optimizer == STANDARD]
         if found := [twin for arm in plain for twin in arms[arm]]:
-            return by_seed(found).get(record.seed)
-    return None
+            return by_seed(found)
+    return {}
 
 
 def _reach(found: Interval) -> str:
