@@ -45,7 +45,13 @@ class ConversionReport:
         first = self.results[0]
         if len(self.results) == 1:
             rows = [
-                [row["tensor"], row["cast"], *_measures(row), size_text(row["bytes_before"]), size_text(row["bytes_after"])]
+                [
+                    row["tensor"],
+                    row["cast"],
+                    *_measures(row),
+                    size_text(row["bytes_before"]),
+                    size_text(row["bytes_after"]),
+                ]
                 for row in first["tensors"]
             ]
             lines = [*table_lines("", ["tensor", "cast", *_MEASURES, "bytes", "after"], rows, width), Line.of("")]

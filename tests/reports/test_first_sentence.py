@@ -13,7 +13,7 @@ import pytest
 from altgrad.reports.bits import operand_bits, stored_bits
 from altgrad.reports.compare import compare_runs
 from altgrad.reports.comparison_page import write_page
-from altgrad.reports.content import Limit, Paragraph, Table
+from altgrad.reports.content import Figure, Limit, Paragraph, Table, Trace
 from altgrad.reports.page import Chapter, html, open_questions
 from altgrad.reports.project import Project
 from altgrad.reports.report import ProjectReport, chapters, first_sentence
@@ -167,6 +167,17 @@ def test_settings_that_a_name_leaves_out_make_arms_of_their_own(tmp_path: Path, 
     found = load_project(RunStore(tmp_path), "study").comparison
     assert found is not None
     assert list(found.arms) == ["e5m2 stochastic, adamw (betas.1 0.95)", "e5m2 stochastic, adamw (betas.1 0.999)"]
+
+
+def test_arms_of_one_format_have_colours_of_their_own_where_their_scalings_differ(
+    told: Callable[[str], list[Chapter]],
+) -> None:
+    (figure,) = (
+        block for chapter in told("recipes") if chapter.section.kind == "ranks"
+        for block in chapter.blocks if isinstance(block, Figure)
+    )  # fmt: skip
+    tones = {mark.name: mark.tone for mark in figure.panels[0].marks if isinstance(mark, Trace)}
+    assert len(set(tones.values())) == len(tones) == 4
 
 
 def test_the_terminal_has_the_sentence_and_a_row_an_arm(made: Callable[[str], Project], tmp_path: Path) -> None:

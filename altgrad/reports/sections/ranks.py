@@ -4,6 +4,7 @@ Stable ranks fall a lot in healthy training, so what is drawn is their ratio to 
 seed at the same step; below 1 the matrix has fewer directions than its twin's.
 """
 
+import json
 import math
 from typing import ClassVar
 
@@ -35,7 +36,7 @@ class Ranks(Section):
     def blocks(self, project: Project) -> list[Block]:
         arms = main_arms(project)
         low = {a: r for a, r in arms.items() if not a.is_baseline and not a.frozen and not a.variant}
-        colours = tones([a.place for a in low])
+        colours = tones([_numerics(records) for records in low.values()])
         marks: list[Trace | Guide] = [Guide(1.0, "y", "text", "solid"), Guide(DROP, "y", "red", "dash")]
         at_end: dict[str, dict[int, float]] = {}
         worst: dict[str, str] = {}
@@ -53,7 +54,7 @@ class Ranks(Section):
             steps, mean, bottom, top = mean_over_runs(series)
             if len(steps) > 1:
                 dash: Dash = "dash" if arm.optimizer == project.pair[0] else "solid"
-                marks.append(Trace(steps, mean, name, colours[arm.place], dash, bottom, top))
+                marks.append(Trace(steps, mean, name, colours[_numerics(records)], dash, bottom, top))
         if not at_end:
             return _silence(low)
         intervals = simultaneous(at_end)
@@ -79,6 +80,11 @@ class Ranks(Section):
             Figure("ranks", "Stable rank against the twin's", caption, (panel,), height=300),
             Table("ranks", "Stable ranks at the end", header, rows, frozenset({1, 3}), note),
         ]
+
+
+def _numerics(records: list[RunRecord]) -> str:
+    """The casts and storage of an arm, scalings and all: what arms of two optimizers have in common."""
+    return json.dumps([records[0].spec.get(key) for key in ("compute", "precision", "storage")], default=str)
 
 
 def _silence(low: dict[Arm, list[RunRecord]]) -> list[Block]:

@@ -45,7 +45,7 @@
     const narrow = place.clientWidth < 560;
     if (narrow) {
       copy.layout.margin.l = 54;
-      copy.layout.margin.r = 8;
+      copy.layout.margin.r = 16;  // half of the last tick's number
       copy.layout = stacked(copy.layout, figure.panels, figure.columns, figure.height);
     }
     for (const title of copy.layout.annotations) delete title.panel;
