@@ -221,7 +221,7 @@ def export(
     if as_json:
         print_json(facts)
     else:
-        say(f"{facts['values']:,} values of {counted(facts['runs'], 'run')} written to {facts['file']}.")
+        say(f"{len(frame):,} values of {counted(len(chosen), 'run')} written to {facts['file']}.")
 
 
 def _details(run: Run) -> dict[str, Any]:

@@ -53,7 +53,8 @@ class _Command(TyperCommand):
 def _usage(argument: Any) -> str:
     """`RUN`, `[RUN]`, `RUN...`, `[RUN]...`."""
     name = str(argument.metavar or argument.name).upper()
-    return (name if argument.required else f"[{name}]") + "..." * (argument.nargs != 1)
+    several = "..." if argument.nargs != 1 else ""
+    return f"{name if argument.required else f'[{name}]'}{several}"
 
 
 class Commands(TyperGroup):
