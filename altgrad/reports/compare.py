@@ -128,7 +128,7 @@ def compare_runs(
         by_project=projects > 1,
     ) if found else None  # fmt: skip
     if compared is None or len(compared.arms) < 2:
-        told = {0: "No run", 1: "One run"}.get(len(found), f"{len(found)} runs that differ in their seed alone")
+        told = "One run" if len(found) == 1 else f"{len(found)} runs{' that differ in their seed alone' * bool(found)}"
         more = f" Without a result yet: {counted(left_out, 'run')}." if left_out else ""
         raise ValueError(f"{told} cannot be compared; name a run of another arm, or a project with two.{more}")
     if not any(arm.runs for arm in compared.verdict.arms.values()):
