@@ -84,13 +84,13 @@ def _draw(found: Any) -> None:
     header, cells = columns_of(rows_of(found), "arm", "mean", "difference", "95 % interval", "n", *lost)
     taken = sum(2 + max(map(len, column)) for column in zip(header, *cells, strict=True))
     blocks = min(CURVE, console.width() - taken - VERDICT - 2) if console.interactive() else CURVE
-    rows = [{**row, "curve": _sparkline(*found.curve(row["arm"]), blocks)} for row in rows_of(found)]
+    rows = [{**row, "curve": _sparkline(*found.curve(row["arm"]), blocks=blocks)} for row in rows_of(found)]
     table(*columns_of(rows, *header, "curve", "verdict"))
     for line in [*found.said_of_curves, *_fragile(found), *found.notes]:
         console.paragraph(line)
 
 
-def _sparkline(steps: Any, values: Any, blocks: int) -> str:
+def _sparkline(steps: Any, values: Any, *, blocks: int) -> str:
     """The curve as one row of blocks; empty where there are few points or no room, or the terminal has no blocks."""
     if len(steps) < 3 or blocks < SHORTEST or not drawable():
         return ""
