@@ -10,6 +10,7 @@ from pathlib import Path
 import typer
 
 from altgrad.formats import CATALOG
+from altgrad.numerals import counted
 from altgrad.store import RunStore
 
 Suggestion = tuple[str, str]
@@ -28,7 +29,7 @@ def projects(context: typer.Context, incomplete: str) -> Iterator[Suggestion]:
     names = [run.project for run in _store(context).runs()]
     for name in dict.fromkeys(names):
         if name.startswith(incomplete):
-            yield name, f"{names.count(name)} runs"
+            yield name, counted(names.count(name), "run")
 
 
 def formats(incomplete: str) -> Iterator[Suggestion]:

@@ -107,7 +107,7 @@ def _heat_map(facts: Json) -> str:
     numeric = range(2, 2 + len(formats))
     return webpage.table(
         "SQNR in dB by layer and format", ("layer", "operand", *formats), rows, numeric=numeric,
-        note=" ".join(page.ADVICE), shades=shades,
+        note=" ".join(page.ADVICE_BY_LAYER), shades=shades,
     )  # fmt: skip
 
 
