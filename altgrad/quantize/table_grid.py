@@ -195,10 +195,14 @@ def _steps(fmt: TableFormat, what: str, device: torch.device) -> _Steps:
     return _Steps(thresholds, cells[0], cells[1], 33 - len(cells[0]).bit_length())
 
 
-@torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
 def _constants(name: str, what: str, device: torch.device) -> list[Tensor]:
     """Tensors of a table, by its name: a graph that is being compiled takes them as they are."""
     return _made(name, what, device)
+
+
+# What torch.compiler.assume_constant_result does (torch 2.10 to 2.13), which would first import the whole compiler: 2 s
+# of every command.
+_constants.__dict__["_dynamo_marked_constant"] = True
 
 
 @functools.cache

@@ -68,6 +68,7 @@ def _style(colours: dict[str, str]) -> Any:
             "xtick.labelcolor": colours["text"], "ytick.labelcolor": colours["text"], "axes.facecolor": "none",
             "legend.frameon": False, "legend.fontsize": 8, "axes.titlesize": 8.5, "axes.spines.top": False,
             "axes.spines.right": False, "text.parse_math": False, "axes.unicode_minus": True,
+            "figure.autolayout": False, "figure.constrained_layout.use": False,
         }
     )  # fmt: skip
 
@@ -98,7 +99,7 @@ def _draw(figure: Figure, width: float) -> Any:
         engine = picture.get_layout_engine()
         assert engine is not None
         engine.execute(picture)
-        picture.set_layout_engine("none")
+        picture.set_layout_engine(None)  # with "none" every file would be drawn twice, the first time for its layout
         return picture
 
 

@@ -149,7 +149,16 @@ def test_nothing_is_counted_unless_somebody_watches(scaling: str) -> None:
 
 
 @pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::UserWarning:torch")
-@pytest.mark.parametrize("scaling", [*ScalingSpec.kinds(), CHANNEL, SQUARE], ids=str)
+@pytest.mark.parametrize(
+    "scaling",
+    [
+        pytest.param(
+            each, marks=[pytest.mark.long] if each in ("block", "mse") else []
+        )  # seconds; SQUARE is blocks, too
+        for each in (*ScalingSpec.kinds(), CHANNEL, SQUARE)
+    ],
+    ids=str,
+)
 def test_a_watched_cast_is_one_graph_with_the_same_count(scaling: Any) -> None:
     torch._dynamo.reset()
     quantizer = Quantizer({"format": "e4m3fn", "scaling": scaling})  # type: ignore[arg-type]
