@@ -166,7 +166,7 @@ def table_codes(position: Tensor, negative: Tensor, fmt: TableFormat) -> Tensor:
 
 def table_values(codes: Tensor, fmt: TableFormat) -> Tensor:
     """Values of codes: float32. IndexError for one that the table does not have, where that is looked at."""
-    table = _constants(fmt.name, "values by code", codes.device)[0]
+    table: Tensor = _constants(fmt.name, "values by code", codes.device)[0]
     return table.index_select(0, codes.reshape(-1)).view(codes.shape)
 
 
