@@ -125,6 +125,10 @@ def test_zero_runs_ragged_ends_and_infinities_keep_their_scales() -> None:
     same = corrected.scale == plain.scale
     assert same[:, 64:].all() and same[1].all() and same[2, :32].all() and not same[0, :64].all()
     assert not made()(x[1:2]).any() and made()(x)[2, 3] == math.inf
+    # An overflow that becomes inf: its run is not taken to 0.
+    wide = made(format="e5m2", overflow="inf", scaling={"kind": "block", "scale": "real", "size": 16, "margin": -1})
+    found = wide(x[:1])
+    assert bool(found.isinf().any()) and bool((found[x[:1] != 0] != 0).all())
 
 
 def test_scales_are_drawn_for_each_pass_and_site() -> None:
