@@ -10,7 +10,6 @@ from pathlib import Path
 import typer
 
 from altgrad.formats import CATALOG
-from altgrad.recipes import catalogue
 from altgrad.store import RunStore
 
 Suggestion = tuple[str, str]
@@ -43,6 +42,8 @@ def formats(incomplete: str) -> Iterator[Suggestion]:
 
 def recipes(incomplete: str) -> Iterator[Suggestion]:
     """Recipes of the book, with their titles as help; of a list with commas, the last."""
+    from altgrad.recipes import catalogue  # with YAML
+
     before, comma, last = incomplete.rpartition(",")
     for name in catalogue.names():
         if name.startswith(last):

@@ -10,7 +10,6 @@ import typer
 
 from altgrad.cli import completion, console
 from altgrad.display import Line, table_lines
-from altgrad.recipes import catalogue
 
 app = typer.Typer(help="Show and compare published recipes of low-precision training.", no_args_is_help=True)
 
@@ -27,6 +26,8 @@ SLOT_COLUMNS = ("format", "scale", "rounding", "turned", "besides")
 @app.command("list")
 def list_recipes(as_json: AsJson = False) -> None:
     """List the recipes of the book. `train --recipe NAME` takes one, as does `recipe: NAME` in a spec."""
+    from altgrad.recipes import catalogue
+
     rows = []
     for name in catalogue.names():
         facts, source = catalogue.facts(name), catalogue.facts(name)["source"]
