@@ -20,8 +20,9 @@ from altgrad.formats import NumberFormat
 from altgrad.nn.first_pass import end_proof, fast_paths_back, fast_paths_off, prove_first_pass, refuse_parents
 from altgrad.nn.layers import core_of, exchanged, is_layer, is_plain, refuse_own_forward
 from altgrad.nn.linear import QuantizedLayer, make_casts, make_transforms, quantized_class
-from altgrad.nn.policy import Decision, LayerPrecision, PrecisionPolicy
+from altgrad.nn.policy import Decision, PrecisionPolicy
 from altgrad.nn.processes import Processes
+from altgrad.nn.slots import LayerPrecision
 from altgrad.nn.steps import committed, follow_steps
 from altgrad.quantize import Quantizer
 from altgrad.quantize.counted import Counted

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from altgrad.nn.policy import Rule
+from altgrad.nn.rule import Rule
 from altgrad.recipes.book import find
 from altgrad.recipes.catalogue import called, names
 from tests.recipes.vendor import FOLDER

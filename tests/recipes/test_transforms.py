@@ -6,7 +6,8 @@ import pytest
 import torch
 
 from altgrad.nn import PrecisionPolicy
-from altgrad.nn.policy import Rule, slot_text
+from altgrad.nn.rule import Rule
+from altgrad.nn.slots import slot_text
 from altgrad.quantize import Quantizer
 from altgrad.quantize.transform import HadamardSpec, Transform, hadamard
 from tests.recipes.vendor import data, rule, slots

@@ -12,7 +12,8 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from altgrad.nn import PrecisionPolicy, QuantizedLinear, quantize_model
-from altgrad.nn.policy import SLOTS, Rule
+from altgrad.nn.rule import Rule
+from altgrad.nn.slots import SLOTS
 from altgrad.quantize import QuantizerSpec
 from altgrad.recipes.book import find
 
