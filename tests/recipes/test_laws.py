@@ -118,7 +118,7 @@ def test_means_of_jetfire() -> None:
 def test_means_of_bfloat16() -> None:
     """torchao's draws of bfloat16 have the law of the storage, and the storage's own draws have the same means."""
     found = kernels("torchao_bf16")
-    (storage,) = (Storage.of(each) for each in find("bf16_sr").expand().run["storage"])
+    (storage,) = (Storage.of(each) for each in find("bf16_sr").expansion().run["storage"])
     assert isinstance(storage, Stochastic)
     spec = {"format": str(storage.format), "scaling": storage.scaling.tree(), "rounding": "stochastic"}
     law = Law(QuantizerSpec.made_from(spec), found["x"])

@@ -51,7 +51,7 @@ def scaled(fmt: str, kind: str, **scaling: Any) -> dict[str, Any]:
 
 def rule(name: str, **parameters: Any) -> dict[str, Any]:
     """The casts of a recipe, as its one rule that has any says them; of several the last, which is that of the body."""
-    rules: list[dict[str, Any]] = find(name).expand(**parameters).run["precision"]["rules"]
+    rules: list[dict[str, Any]] = find(name).expansion(**parameters).run["precision"]["rules"]
     casting = [each for each in rules if each.keys() - {"place"}]
     return {key: value for key, value in casting[-1].items() if key != "place"}
 
