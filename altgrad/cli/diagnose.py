@@ -37,6 +37,15 @@ Replay = Annotated[
     bool,
     typer.Option("--replay", help="Instead: the run's next step under other formats, and error attribution by cast."),
 ]
+Recipes = Annotated[
+    str | None,
+    typer.Option(
+        "--recipe",
+        metavar="NAME,NAME",
+        help="Instead: the run's next step with the casts of these recipes.",
+        autocompletion=completion.recipes,
+    ),
+]
 Against = Annotated[
     str | None,
     typer.Option(
@@ -77,6 +86,7 @@ def diagnose(
     formats: Formats = None,
     no_data: NoData = False,
     replay: Replay = False,
+    recipe: Recipes = None,
     against: Against = None,
     oracle: Oracle = False,
     move_rate: MoveRate = 0.01,
@@ -90,7 +100,7 @@ def diagnose(
 
     Of a run: symptoms, weights and format advice; of a model: format advice.
 
-    --replay and --against answer other questions about a run, by taking steps of it again; --oracle predicts
+    --replay, --recipe and --against answer other questions about a run, by taking steps of it again; --oracle predicts
     the fraction of updates that change stored weights. See docs/DIAGNOSE.md.
     """
     progress("loading torch")
@@ -98,10 +108,11 @@ def diagnose(
     from altgrad.diagnosis.examination import is_spec
 
     with console.one_line_errors():
-        if policy_out is not None and (replay or against is not None or oracle or is_spec(target)):
+        recipes = [] if recipe is None else [name.strip() for name in recipe.split(",") if name.strip()]
+        if policy_out is not None and (replay or recipes or against is not None or oracle or is_spec(target)):
             raise ValueError("--policy-out goes with the format advice; leave out --replay, --against and --oracle.")
         diagnosis = examine(
-            target, formats=formats, data=not no_data, replay=replay, against=against, oracle=oracle,
+            target, formats=formats, data=not no_data, replay=replay, recipes=recipes, against=against, oracle=oracle,
             move_rate=move_rate, calibrate=calibrate, runs=runs,
         )  # fmt: skip
         if policy_out is not None:

@@ -11,7 +11,7 @@ from typing import Annotated, NoReturn
 import typer
 
 from altgrad import __version__
-from altgrad.cli import console, formats, runs, schema
+from altgrad.cli import console, formats, recipes, runs, schema
 from altgrad.cli.compare import compare
 from altgrad.cli.diagnose import diagnose
 from altgrad.cli.doctor import doctor
@@ -50,6 +50,7 @@ app.command()(kinds)
 app.command()(doctor)
 app.add_typer(runs.app, name="runs")
 app.add_typer(formats.app, name="formats")
+app.add_typer(recipes.app, name="recipes")
 app.add_typer(schema.app, name="schema")
 
 

@@ -115,6 +115,7 @@ def diagnose(
     formats: Formats | None = None,
     data: bool = True,
     replay: bool = False,
+    recipes: Sequence[str] = (),
     against: str | Located | None = None,
     oracle: bool = False,
     move_rate: float = 0.01,
@@ -126,10 +127,12 @@ def diagnose(
     target: a run (an id, its beginning, a path, or the run itself), a checkpoint's folder, a Hugging Face folder, a
     .safetensors file, a model, or a run's spec (or its file). formats: those to weigh. data: take a step of the run, to
     weigh formats for activations and gradients as well. replay, against (another run), oracle: one question instead.
+    recipes: whose casts the run's next step is replayed with, in place of formats.
     move_rate, calibrate: of the oracle, whose learning rate for that rate is sought, after 20 real steps of each
     variant. runs: the folder of all runs. ValueError, in one line, for a target that is none, for what cannot be asked
     of it, and for formats that no tensor can enter.
     """
+    replay = replay or bool(recipes)
     if sum((replay, against is not None, oracle)) > 1:
         raise ValueError("replay, against and oracle are questions of their own; ask one at a time.")
     name = _name(target)
@@ -156,7 +159,9 @@ def diagnose(
         return Diagnosis(_against(run, RunStore(Path(runs)).find(_name(against))))
     restored = restore(run, step)
     with threads(restored.spec.threads):
-        return Diagnosis(_replayed(restored, weighed) if replay else _run(restored, weighed, data))
+        if replay:
+            return Diagnosis(_replayed(restored, [] if recipes and formats is None else weighed, recipes))
+        return Diagnosis(_run(restored, weighed, data))
 
 
 def is_spec(target: str) -> bool:
@@ -230,12 +235,12 @@ def _model(source: Source, formats: Sequence[NumberFormat]) -> Json:
     }  # fmt: skip
 
 
-def _replayed(restored: Restored, formats: Sequence[NumberFormat]) -> Json:
+def _replayed(restored: Restored, formats: Sequence[NumberFormat], recipes: Sequence[str]) -> Json:
     """The run's next step under other casts, and the share of the error that each of its own makes."""
-    run = restored.run
+    run, roundings = restored.run, ("stochastic",) if formats else ()
     return {
         "name": f"{run.project}/{run.id}", "kind": "replay", "path": str(run.path), "step": restored.step,
-        "variants": [asdict(each) for each in variants(restored, formats)],
+        "variants": [asdict(each) for each in variants(restored, formats, roundings, recipes)],
         "attribution": [asdict(each) for each in mean_attribution(restored)],
         "attribution_batches": BATCHES,
     }  # fmt: skip

@@ -24,7 +24,7 @@ from torch import Tensor, nn
 
 from altgrad.nn import QuantizedLayer
 from altgrad.nn.linear import make_casts
-from altgrad.nn.policy import Operand, Product
+from altgrad.nn.slots import Operand, Product
 from altgrad.quantize import Quantizer, QuantizerSpec
 from altgrad.quantize.transform import Transform
 

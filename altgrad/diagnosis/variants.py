@@ -1,11 +1,12 @@
 """Counterfactual replay: the same step, from the same checkpoint and batch, under other formats and roundings.
 
 The step that comes next is run with casts off (the reference), with the run's own casts, and with every cast of the run
-in another format or rounding. Of each: the loss, and the fidelity of the gradient to the reference as a whole
+in another format or rounding; or a copy of the model with a recipe's casts. Of each: the loss, and the fidelity of the gradient to the reference as a whole
 (`altgrad.measures.fidelity`, the sums of all parameters together) and in its worst matrix. Changed casts have no amax
 history: a delayed scaling begins with this tensor's amax, as at a run's first step. Nothing of the run is changed.
 """
 
+import copy
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -15,7 +16,14 @@ from torch import Tensor, nn
 from altgrad.diagnosis.sites import reformatted, rerounded, specs_as
 from altgrad.formats import NumberFormat
 from altgrad.measures import fidelity, fidelity_sums
-from altgrad.nn import casts_off, fresh_gradients, unrecorded
+from altgrad.nn import (
+    PrecisionPolicy,
+    casts_off,
+    dequantize_model,
+    fresh_gradients,
+    quantize_model,
+    unrecorded,
+)
 from altgrad.optim import whole_tensor
 from altgrad.progress import progress
 from altgrad.spec.ranking import badness
@@ -65,14 +73,18 @@ def take_step(restored: Restored, model: nn.Module | None = None) -> TakenStep:
 
 
 def variants(
-    restored: Restored, formats: Sequence[NumberFormat], roundings: Sequence[str] = ("stochastic",)
+    restored: Restored,
+    formats: Sequence[NumberFormat],
+    roundings: Sequence[str] = ("stochastic",),
+    recipes: Sequence[str] = (),
 ) -> list[Variant]:
-    """The step uncast, as the run has it, under each rounding, and in each format.
+    """The step uncast, as the run has it, under each rounding, in each format, and by the casts of each recipe.
 
-    ValueError for a run that casts nothing.
+    ValueError for a run that casts nothing, unless recipes are asked for, and for names that are no recipes' with casts.
     """
     model = restored.model
-    if not any(True for module in model.modules() if hasattr(module, "slot_casts")):
+    policies = {name: PrecisionPolicy.made_from(name) for name in recipes}
+    if not policies and not any(True for module in model.modules() if hasattr(module, "slot_casts")):
         raise ValueError(f"{restored.run.id} casts nothing, so no step of it can be taken otherwise; name another run.")
     progress("replaying the step")
     with casts_off(model):
@@ -86,11 +98,23 @@ def variants(
             try:
                 stack.enter_context(specs_as(model, change, seed=restored.spec.seed))
             except ValueError as error:
-                nan = float("nan")
-                found.append(Variant(name, nan, nan, nan, nan, nan, nan, "", str(error)))
+                found.append(_impossible(name, error))
                 continue
             found.append(_variant(name, take_step(restored), reference))
+    for number, (name, policy) in enumerate(policies.items()):
+        progress("replaying the step", len(changes) + number, len(changes) + len(policies))
+        try:
+            other = quantize_model(dequantize_model(copy.deepcopy(model)), policy, seed=restored.spec.seed)
+        except ValueError as error:
+            found.append(_impossible(name, error))
+            continue
+        found.append(_variant(name, take_step(restored, other), reference))
     return found
+
+
+def _impossible(name: str, error: ValueError) -> Variant:
+    nan = float("nan")
+    return Variant(name, nan, nan, nan, nan, nan, nan, "", str(error))
 
 
 def _variant(name: str, taken: TakenStep, reference: TakenStep) -> Variant:

@@ -35,8 +35,8 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
 from altgrad.nn.layers import features_of, is_turned
-from altgrad.nn.policy import LayerPrecision, Operand, Product, reduced_axis
 from altgrad.nn.products import as_matrix, linear, matmul, shaped
+from altgrad.nn.slots import LayerPrecision, Operand, Product, reduced_axis
 from altgrad.quantize import Quantizer
 from altgrad.quantize.counted import Counted, Role, unnamed_site
 from altgrad.quantize.gradient import joined, multiplied

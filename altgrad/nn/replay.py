@@ -27,8 +27,8 @@ from torch import Tensor, nn
 
 from altgrad.nn.layers import exchanged, is_turned, refuse_own_forward
 from altgrad.nn.linear import QuantizedLayer
-from altgrad.nn.policy import Product
 from altgrad.nn.products import as_matrix, linear, matmul
+from altgrad.nn.slots import Product
 from altgrad.quantize import Cast, Quantizer
 from altgrad.quantize.counted import Counted
 

@@ -10,7 +10,7 @@
     precision: [{place: body, weight: ...}]       rules, as a run has them; storage, compute, loss_scale likewise
     proof: [tests/...::test_...]                  or `unproved: why`
 
-A recipe is a document and nothing else: `expand` gives what a run's spec would say instead, and who reads that checks
+A recipe is a document and nothing else: `expansion` is what a run's spec would say instead, and who reads that checks
 it. A run stores the expansion, so a recipe may be changed without changing any run that was made from it.
 """
 
@@ -143,7 +143,7 @@ class Recipe(Spec):
         changed._name, changed._document = self._name, self._document
         return changed
 
-    def expand(self, **parameters: Any) -> "Expansion":
+    def expansion(self, **parameters: Any) -> "Expansion":
         """What a run's spec would say instead of the name. ValueError for a parameter that it does not have."""
         chosen = self.with_parameters(**parameters).parameters
         said = {key: _replaced(plain(getattr(self, key)), chosen) for key in self.run_keys}

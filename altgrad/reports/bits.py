@@ -18,12 +18,12 @@ WIDE = {"float32": 32.0, "bfloat16": 16.0}
 def operand_bits(spec: Mapping[str, Any], operand: str) -> list[float]:
     """The bits of one operand of the products, by rule; those of the compute dtype where nothing is cast."""
     wide = WIDE.get(str(spec.get("compute", "float32")), 32.0)
-    return _unique(bits_of_cast(rule.get(operand), wide) for rule in rules_of(spec, "precision")) or [wide]
+    return _unique(bits_of_cast(rule.get(operand), wide) for rule in rules_said(spec, "precision")) or [wide]
 
 
 def stored_bits(spec: Mapping[str, Any]) -> list[float]:
     """The bits of a weight between steps, by rule; float32 masters have 32."""
-    rules = [rule for rule in rules_of(spec, "storage") if rule.get("kind") not in (None, "master")]
+    rules = [rule for rule in rules_said(spec, "storage") if rule.get("kind") not in (None, "master")]
     return _unique(bits_of_cast(rule, 32.0) for rule in rules) or [32.0]
 
 
@@ -80,7 +80,7 @@ def _with_outliers(bits: float, outliers: Any, wide: float) -> float:
     return bits + (1 - quantile) * apart if isinstance(quantile, float) else bits
 
 
-def rules_of(spec: Mapping[str, Any], part: str) -> list[Mapping[str, Any]]:
+def rules_said(spec: Mapping[str, Any], part: str) -> list[Mapping[str, Any]]:
     """The rules of a part of a spec that are rules."""
     found = spec.get(part)
     rules = found.get("rules") if isinstance(found, Mapping) else found

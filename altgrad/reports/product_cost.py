@@ -23,14 +23,11 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from altgrad.reports.bits import WIDE, bits_of_cast, rules_of
+from altgrad.recipes.card import slots_of
+from altgrad.reports.bits import WIDE, bits_of_cast, rules_said
 
-Slot = tuple[str, str]
-SLOTS: tuple[Slot, ...] = (
-    ("forward", "input"), ("forward", "weight"),
-    ("grad_input", "grad_output"), ("grad_input", "weight"),
-    ("grad_weight", "grad_output"), ("grad_weight", "input"),
-)  # fmt: skip
+Slots = dict[tuple[str, str], Any]
+"""The cast in each slot, by product and operand; None: not cast."""
 
 
 @dataclass(frozen=True)
@@ -59,7 +56,7 @@ class ProductCost:
 def product_cost(spec: Mapping[str, Any], width: float = float("nan"), tokens: float = float("nan")) -> ProductCost:
     """Of a run spec, or of whatever has its `precision` and `compute`: means over the rules that cast something."""
     wide = WIDE.get(str(spec.get("compute", "float32")), 32.0)
-    rules = [rule for rule in rules_of(spec, "precision") if any(slots_of(rule).values())]
+    rules = [rule for rule in rules_said(spec, "precision") if any(slots_of(rule).values())]
     each = [_cost(rule, wide, width, tokens) for rule in rules]
     if not each:
         return ProductCost(wide, wide, wide, {}, 0, 0.0, 0.0)
@@ -70,19 +67,11 @@ def product_cost(spec: Mapping[str, Any], width: float = float("nan"), tokens: f
     )  # fmt: skip
 
 
-def slots_of(rule: Mapping[str, Any]) -> dict[Slot, Any]:
-    """The six slots of a rule, resolved: the cast of each as the rule has it, None where there is none."""
-    found = {}
-    for product, operand in SLOTS:
-        said = rule.get(product)
-        own = said.get(operand, "same") if isinstance(said, Mapping) else "same"
-        cast = rule.get(operand) if own == "same" else own
-        found[product, operand] = None if cast in (None, "none") else cast
-    return found
-
-
 def _cost(rule: Mapping[str, Any], wide: float, width: float, tokens: float) -> ProductCost:
-    slots = slots_of(rule)
+    slots: Slots = {}
+    for name, cast in slots_of(rule).items():
+        product, _, operand = name.partition(".")
+        slots[product, operand] = cast
     bits = {slot: bits_of_cast(cast, wide) for slot, cast in slots.items()}
     sizes = {
         product: int(turn.get("size", 16)) for product in ("forward", "grad_input", "grad_weight")
@@ -94,8 +83,8 @@ def _cost(rule: Mapping[str, Any], wide: float, width: float, tokens: float) -> 
     second = _second_casts(rule, slots, sizes)
     recast = sum(count * elements[operand] for operand, count in second.items())
     return ProductCost(
-        _mean([bits[slot] for slot in SLOTS if slot[1] == "weight"]),
-        _mean([bits[slot] for slot in SLOTS if slot[1] != "weight"]), _mean(list(bits.values())),
+        _mean([one for (_, operand), one in bits.items() if operand == "weight"]),
+        _mean([one for (_, operand), one in bits.items() if operand != "weight"]), _mean(list(bits.values())),
         sizes, sum(second.values()), turned / products if sizes else 0.0, recast / products if second else 0.0,
     )  # fmt: skip
 
@@ -108,7 +97,7 @@ def _transform(rule: Mapping[str, Any], product: str) -> Mapping[str, Any] | Non
     return turn if isinstance(turn, Mapping) else {"kind": turn}
 
 
-def _turned(slots: Mapping[Slot, Any], sizes: Mapping[str, int]) -> list[tuple[Slot, int]]:
+def _turned(slots: Slots, sizes: Mapping[str, int]) -> list[tuple[tuple[str, str], int]]:
     """Every time that an operand, or a result in its place, is turned, with the size of the matrix."""
     found = []
     for slot, cast in slots.items():
@@ -123,7 +112,7 @@ def _turned(slots: Mapping[Slot, Any], sizes: Mapping[str, int]) -> list[tuple[S
     return found
 
 
-def _second_casts(rule: Mapping[str, Any], slots: Mapping[Slot, Any], sizes: Mapping[str, int]) -> dict[str, int]:
+def _second_casts(rule: Mapping[str, Any], slots: Slots, sizes: Mapping[str, int]) -> dict[str, int]:
     """How often more than once each operand is cast; see `altgrad.nn`'s LayerPrecision.casts."""
     found: dict[str, int] = {}
     for operand in ("weight", "input", "grad_output"):

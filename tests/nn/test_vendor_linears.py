@@ -13,7 +13,7 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from altgrad.nn import PrecisionPolicy, QuantizedLinear, quantize_model
-from altgrad.nn.policy import SLOTS, slot_text
+from altgrad.nn.slots import SLOTS, slot_text
 from altgrad.quantize import Quantizer, round_to
 from altgrad.quantize.transform import HadamardSpec, hadamard
 

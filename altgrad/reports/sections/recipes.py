@@ -61,8 +61,9 @@ def recipe_of(spec: Mapping[str, Any]) -> str:
     for owner in (spec, precision if isinstance(precision, Mapping) else {}):
         note = owner.get("recipe")
         if isinstance(note, Mapping) and note.get("expanded"):
-            facts = {"expanded", "name", "without", "own_rules"}
-            chosen = [f"{key} {value}" for key, value in note.items() if key not in facts]
+            told = {**note, **(note.get("changed") or {})}
+            facts = {"expanded", "name", "without", "own_rules", "changed"}
+            chosen = [f"{key} {value}" for key, value in told.items() if key not in facts]
             return f"{note['expanded']} ({', '.join(chosen)})" if chosen else str(note["expanded"])
     return ""
 
