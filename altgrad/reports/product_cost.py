@@ -113,22 +113,35 @@ def _turned(slots: Slots, sizes: Mapping[str, int]) -> list[tuple[tuple[str, str
 
 
 def _second_casts(rule: Mapping[str, Any], slots: Slots, sizes: Mapping[str, int]) -> dict[str, int]:
-    """How often more than once each operand is cast; see `altgrad.nn`'s LayerPrecision.casts."""
+    """How often more than once each operand is cast.
+
+    One cast serves both products of an operand where they say the same of it, neither turns it, and either its scales
+    do not depend on the axis that is summed over or the rule has it shared.
+    """
     found: dict[str, int] = {}
     for operand in ("weight", "input", "grad_output"):
         casts = {product: cast for (product, its), cast in slots.items() if its == operand and cast is not None}
-        shared = rule.get("operands") != "per_product" and not sizes.keys() & casts.keys()
-        alike = all(cast == next(iter(casts.values())) for cast in casts.values())
-        made: Sequence[Any] = list(casts.values())[:1] if shared and alike else list(casts.values())
+        made = list(casts.values())
+        alike = not sizes.keys() & casts.keys() and all(cast == made[0] for cast in made)
+        if alike and (rule.get("operands") != "per_product" or all(map(_lies_either_way, made))):
+            made = made[:1]
         count = sum(max(1, len(_scaling(cast).get("choose") or ())) for cast in made) - 1
         if count > 0:
             found[operand] = count
     return found
 
 
+def _lies_either_way(cast: Any) -> bool:
+    """Whether the cast of a matrix is that of its transpose."""
+    scaling = _scaling(cast)
+    if scaling.get("kind", "current") in ("mx", "nvfp4", "block"):
+        return scaling.get("shape") == "square"
+    return scaling.get("granularity", "tensor") != "channel"
+
+
 def _scaling(cast: Any) -> Mapping[str, Any]:
     scaling = cast.get("scaling") if isinstance(cast, Mapping) else None
-    return scaling if isinstance(scaling, Mapping) else {}
+    return scaling if isinstance(scaling, Mapping) else {"kind": scaling or "current"}
 
 
 def _mean(values: Sequence[float]) -> float:

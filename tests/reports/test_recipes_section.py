@@ -76,6 +76,8 @@ def test_extra_operations_are_those_beyond_one_cast_an_operand() -> None:
     assert twice.casts == 3 and twice.extra == pytest.approx((2 * token + weight) / products)
     turned = of(rule(nvfp4(), operands="per_product", grad_weight={"transform": HADAMARD}))
     assert turned.transforms == {"grad_weight": 16} and turned.turned == pytest.approx(16 * 2 * token / products)
+    squares = rule(nvfp4(), operands="per_product") | {"weight": nvfp4(shape="square")}
+    assert of(squares).casts == 2 and of(rule("e4m3fn", operands="per_product")).casts == 0
     # A transform of one product separates its casts from the other's, shared or not.
     assert of(rule(nvfp4(), grad_weight={"transform": HADAMARD})).casts == 2
     chosen = of(rule(nvfp4(choose=[6.0, 4.0])))

@@ -94,7 +94,7 @@ def _table(found: ArmComparison, costs: Mapping[str, ProductCost]) -> Table:
         told = {
             "recipe": row["arm"] if recipe in ("", row["arm"]) else f"{row['arm']}: {recipe}",
             "cast": _share_cast(arm), "stored": bits_text(stored_bits(arm.first.spec)),
-            "weight": _bits(cost.weight), "token": _bits(cost.token), "extra operations": _extra(cost),
+            "weight": _bits(cost.weight), "token": _bits(cost.token), "extra operations": operations_text(cost),
             "y": _decibels(sqnr[0]), "dx": _decibels(sqnr[1]), "dW": _decibels(sqnr[2]),
             "cosine": significant(_measured(arm, "shadow", "cosine"), 4),
         }  # fmt: skip
@@ -140,7 +140,7 @@ def _decibels(value: float) -> str:
     return "–" if math.isnan(value) else f"{value:.1f}"
 
 
-def _extra(cost: ProductCost) -> str:
+def operations_text(cost: ProductCost) -> str:
     """`+12 % (Hadamard 16 in dW, 3 casts)`."""
     short = {"forward": "y", "grad_input": "dx", "grad_weight": "dW"}
     by_size: dict[int, list[str]] = {}
