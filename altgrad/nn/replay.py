@@ -172,10 +172,10 @@ def _comparing(name: str, layer: QuantizedLayer, show: Shown) -> Callable[[Tenso
             show(name, "grad_weight", made, matmul(gradient[-1].T, seen, torch.float32))
 
         if y.requires_grad:
-            y.register_hook(lambda g: gradient.append(as_matrix(g.detach()).float()))
+            cast(Any, y).register_hook(lambda g: gradient.append(as_matrix(g.detach()).float()))
         for operand, hook in ((arrived, grad_input), (own, grad_weight)):
             if operand.requires_grad:
-                operand.register_hook(hook)
+                cast(Any, operand).register_hook(hook)
         return y
 
     return forward

@@ -135,8 +135,8 @@ def _lies_either_way(cast: Any) -> bool:
     """Whether the cast of a matrix is that of its transpose."""
     scaling = _scaling(cast)
     if scaling.get("kind", "current") in ("mx", "nvfp4", "block"):
-        return scaling.get("shape") == "square"
-    return scaling.get("granularity", "tensor") != "channel"
+        return bool(scaling.get("shape") == "square")
+    return bool(scaling.get("granularity", "tensor") != "channel")
 
 
 def _scaling(cast: Any) -> Mapping[str, Any]:

@@ -28,8 +28,8 @@ PRODUCTS = ("forward", "grad_input", "grad_weight")
 NAMED = 10
 """As many points can be named in the plot; of more, those that no other beats."""
 WIDTHS: tuple[tuple[float, str, Tone, Symbol], ...] = (
-    (5.0, "4 bits and fewer", "orange", "circle"), (12.0, "8 bits", "blue", "square"),
-    (math.inf, "some products uncast", "green", "diamond"),
+    (5.0, "4 bits or fewer", "orange", "circle"), (10.0, "6 to 8 bits", "blue", "square"),
+    (math.inf, "some operands uncast", "green", "diamond"),
 )  # fmt: skip
 """Up to how many bits of an operand, what that is called, and how it is drawn."""
 TICKS = (2.0, 3.0, 4.0, 6.0, 8.0, 12.0, 16.0, 24.0, 32.0)
@@ -72,9 +72,12 @@ def cost_of(arm: ComparedArm) -> ProductCost:
     """Of the arm's rules, in a square layer of its model's width, on the tokens of a micro-batch."""
     spec = arm.first.spec
     model, data = (part if isinstance(part, Mapping) else {} for part in (spec.get("model"), spec.get("data")))
-    width, context, batch = model.get("width"), model.get("context"), data.get("batch_size")
-    known = all(isinstance(each, int) for each in (width, context, batch))
-    return product_cost(spec, float(width), float(context * batch)) if known else product_cost(spec)
+    said = (model.get("width"), model.get("context"), data.get("batch_size"))
+    sizes = [each for each in said if isinstance(each, int)]
+    if len(sizes) < len(said):
+        return product_cost(spec)
+    width, context, batch = sizes
+    return product_cost(spec, float(width), float(context * batch))
 
 
 def _measured(arm: ComparedArm, monitor: str, quantity: str) -> float:
@@ -179,14 +182,15 @@ def _plot(found: ArmComparison, costs: Mapping[str, ProductCost]) -> Figure | No
             )  # fmt: skip
     spread = [bits for _, bits, _ in judged]
     ticks = tuple(tick for tick in TICKS if min(spread) / 1.2 <= tick <= max(spread) * 1.2)
-    ends = (min(spread) / 1.2, max(spread) * 1.2)  # room for names
-    x = Axis("bits of an element that enters a product, block scales included", log=True, limits=ends, ticks=ticks)
+    around = (min(spread) / 1.2, max(spread) * 1.2)  # room for names
+    x = Axis("bits of an element that enters a product, block scales included", log=True, limits=around, ticks=ticks)
     low, high = limits
     y = Axis(f"final loss − {found.reference.name}'s (nats)", limits=(low, high + (high - low) / 4))
     which = "" if len(named) == len(judged) else " Named are those that no other recipe beats in both."
+    intervals = "Intervals are simultaneous, 95 %. " if any(i.n > 1 for _, _, i in judged) else ""
     caption = (
         f"Lower and further left is better; grey is the margin of ± {MARGIN:g} nats around {found.reference.name}. "
-        f"Simultaneous 95 % intervals; recipes of equal bits are set side by side.{which}{outside}"
+        f"{intervals}Recipes of equal bits are set side by side.{which}{outside}"
     )
     return Figure("recipes", "Loss against bits, by recipe", caption, (Axes(x, y, tuple(marks)),), height=420)
 
@@ -200,15 +204,16 @@ def _unbeaten(judged: Sequence[tuple[str, float, Interval]]) -> set[str]:
 
 
 def _side_by_side(judged: Sequence[tuple[str, float, Interval]]) -> dict[str, float]:
-    """Where on the axis each stands: those of (nearly) equal bits 2.5 % apart, in the order of their loss."""
+    """Where on the axis each stands: those of (nearly) equal bits some way apart, in the order of their loss."""
     groups: dict[int, list[tuple[float, str, float]]] = {}
     for name, bits, interval in judged:
         groups.setdefault(round(math.log(bits) / 0.04), []).append((interval.mean, name, bits))
     found = {}
     for group in groups.values():
         middle = math.exp(sum(math.log(bits) for _, _, bits in group) / len(group))
+        step = 1.2 ** (1 / max(len(group) - 1, 8))
         for number, (_, name, _) in enumerate(sorted(group)):
-            found[name] = middle * 1.025 ** (number - (len(group) - 1) / 2)
+            found[name] = middle * step ** (number - (len(group) - 1) / 2)
     return found
 
 
