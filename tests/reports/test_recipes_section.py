@@ -137,10 +137,11 @@ def test_recipes_are_a_table_and_a_plot_of_loss_against_bits(tmp_path: Path) -> 
         assert dots[arm.name] == (pytest.approx(product_cost(arm.first.spec).operand, rel=0.02), verdict.interval.mean)
 
 
-def test_a_project_without_recipes_has_no_such_section(study: Path) -> None:
-    assert Recipes().blocks(load_project(RunStore(study), "study")) == []
-    assert (
-        recipe_of({"precision": {"recipe": {"expanded": "mx", "element": "e3m2", "own_rules": 1}}})
-        == "mx (element e3m2)"
-    )
+def test_a_project_without_recipes_has_no_such_section(tmp_path: Path) -> None:
+    for name in ("fp32", "te_nvfp4"):
+        casts = {"precision": {"rules": [] if name == "fp32" else [RULES["nvfp4"][0]]}}
+        write_run(tmp_path, spec("fp32") | {"name": name} | casts, name=name, final=2.5, sited=False, points=10)
+    assert Recipes().blocks(load_project(RunStore(tmp_path), "study")) == []
+    note = {"expanded": "mx", "element": "e3m2", "own_rules": 1, "changed": {"weight.rounding": "stochastic"}}
+    assert recipe_of({"precision": {"recipe": note}}) == "mx (element e3m2, weight.rounding stochastic)"
     assert recipe_of({"recipe": {"name": "mx"}}) == "" == recipe_of({"precision": "none"})
