@@ -109,6 +109,8 @@ def diagnose(
 
     with console.one_line_errors():
         recipes = [] if recipe is None else [name.strip() for name in recipe.split(",") if name.strip()]
+        if recipe is not None and not recipes:
+            raise ValueError("--recipe names no recipe; write some, such as te_nvfp4,mx.")
         if policy_out is not None and (replay or recipes or against is not None or oracle or is_spec(target)):
             raise ValueError("--policy-out goes with the format advice; leave out --replay, --against and --oracle.")
         diagnosis = examine(

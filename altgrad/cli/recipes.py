@@ -69,7 +69,9 @@ def diff(one: Name, two: Name, as_json: AsJson = False) -> None:
     elif not rows:
         console.say(f"{names[0]} and {names[1]} say the same.")
     else:
-        console.table(["place", "what", *names], [[row["place"], row["what"], *map(row.get, names)] for row in rows])
+        console.table(
+            ["place", "what", *names], [[row["place"], row["what"], *(row[name] for name in names)] for row in rows]
+        )
 
 
 def _card(name: str) -> dict[str, Any]:

@@ -61,7 +61,8 @@ def train(
     if heartbeat is not None and not heartbeat.name:
         console.fail(f"--heartbeat is {str(heartbeat)!r}, which is no file; name one that may be written.", 2)
     with beating(heartbeat):
-        sets = [*([] if recipe is None else [f"recipe={recipe}"]), *(sets or [])]
+        named = recipe if recipe is None or recipe.startswith("{") else json.dumps(recipe)
+        sets = [*([] if named is None else [f"recipe={named}"]), *(sets or [])]
         _check_and_train(spec, sets, resume, dry_run, device, runs, as_json, exact)
 
 

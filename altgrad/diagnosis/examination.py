@@ -241,7 +241,7 @@ def _replayed(restored: Restored, formats: Sequence[NumberFormat], recipes: Sequ
     return {
         "name": f"{run.project}/{run.id}", "kind": "replay", "path": str(run.path), "step": restored.step,
         "variants": [asdict(each) for each in variants(restored, formats, roundings, recipes)],
-        "attribution": [asdict(each) for each in mean_attribution(restored)],
+        "attribution": [asdict(each) for each in (mean_attribution(restored) if formats else ())],
         "attribution_batches": BATCHES,
     }  # fmt: skip
 

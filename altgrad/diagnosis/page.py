@@ -41,7 +41,7 @@ def page(facts: Json, width: int) -> list[Line]:
     """The whole page, no line wider than `width` columns (at least 60)."""
     parts = [_head(facts)]
     if facts["kind"] == "replay":
-        parts += [_variants(facts, width), _attribution(facts, width)]
+        parts += [_variants(facts, width), *([_attribution(facts, width)] if facts["attribution"] else [])]
     elif facts["kind"] == "oracle":
         parts += [_own_rates(facts, width), _rates_otherwise(facts, width)]
     elif facts["kind"] == "against":

@@ -1,9 +1,10 @@
 """Counterfactual replay: the same step, from the same checkpoint and batch, under other formats and roundings.
 
-The step that comes next is run with casts off (the reference), with the run's own casts, and with every cast of the run
-in another format or rounding; or a copy of the model with a recipe's casts. Of each: the loss, and the fidelity of the gradient to the reference as a whole
-(`altgrad.measures.fidelity`, the sums of all parameters together) and in its worst matrix. Changed casts have no amax
-history: a delayed scaling begins with this tensor's amax, as at a run's first step. Nothing of the run is changed.
+The step that comes next is run with casts off (the reference), with the run's own casts, with every cast of the run in
+another format or rounding, or by a copy of the model that has a recipe's casts. Of each: the loss, and the fidelity of
+the gradient to the reference as a whole (`altgrad.measures.fidelity`, the sums of all parameters together) and in its
+worst matrix. Changed casts have no amax history: a delayed scaling begins with this tensor's amax, as at a run's first
+step. Products run in the run's own `compute`. Nothing of the run is changed.
 """
 
 import copy
@@ -80,7 +81,7 @@ def variants(
 ) -> list[Variant]:
     """The step uncast, as the run has it, under each rounding, in each format, and by the casts of each recipe.
 
-    ValueError for a run that casts nothing, unless recipes are asked for, and for names that are no recipes' with casts.
+    ValueError for a run that casts nothing, unless recipes are asked for, and for a recipe that casts nothing.
     """
     model = restored.model
     policies = {name: PrecisionPolicy.made_from(name) for name in recipes}

@@ -32,12 +32,12 @@ from altgrad.quantize.transform import Transform
 def quantize_model(model: nn.Module, policy: PrecisionPolicy | Any, *, seed: int = 0) -> nn.Module:
     """Give every Linear (and Conv1D) that the policy decides its casts, in place; returns the model.
 
-    policy: a PrecisionPolicy, a recipe or its name, or plain data that one can be made from. seed keys the random bits of stochastic
-    rounding. A layer with all six slots empty is left alone. Everything is checked before anything is changed. Raises
-    SpecError for data that is no policy, LocatedError for a rule that decides nothing and for two that contradict each
-    other, ValueError for a matched layer that is a subclass, is quantised already, cannot take its casts or whose
-    forward would not run, and for weights of experts in one 3-D tensor. Warns of matched matrices outside of layers.
-    The first pass of the model is watched, see `altgrad.nn.first_pass`.
+    policy: a PrecisionPolicy, a recipe or its name (`te_nvfp4`), or plain data that one can be made from. seed keys the
+    random bits of stochastic rounding. A layer with all six slots empty is left alone. Everything is checked before
+    anything is changed. Raises SpecError for data that is no policy, LocatedError for a rule that decides nothing and
+    for two that contradict each other, ValueError for a matched layer that is a subclass, is quantised already, cannot
+    take its casts or whose forward would not run, and for weights of experts in one 3-D tensor. Warns of matched
+    matrices outside of layers. The first pass of the model is watched, see `altgrad.nn.first_pass`.
     """
     policy = PrecisionPolicy.made_from(policy)
     chosen = [d for d in policy.decide(model) if d.precision is not None and d.precision.casts()]

@@ -56,7 +56,10 @@ def called(name: str) -> str:
     if found:
         raise ValueError(f"'{name}' may be {' or '.join(found)}; name one of them.")
     near = meant(name, dict.fromkeys([*names(), *(alias for alias, _ in words)]))
-    hint = f"Did you mean '{near}'?" if near else f"The book has {len(names())}; altgrad recipes list names them."
+    begun = [each for each in names() if len(name) > 2 and _folded(each).startswith(_folded(name))]
+    hint = f"The book has {len(names())}; altgrad recipes list names them."
+    if near or begun:
+        hint = f"Did you mean {' or '.join(repr(each) for each in ([near] if near else begun[:4]))}?"
     raise ValueError(f"'{name[:LONGEST]}' is not a recipe. {hint}")
 
 

@@ -12,7 +12,7 @@ what errors and `--dry-run` name. What a recipe was is left as a note (`altgrad.
 
 import copy
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 from pydantic import ValidationError
@@ -21,7 +21,7 @@ from altgrad.document import Document, Location
 from altgrad.recipes.book import find
 from altgrad.recipes.card import OPERANDS, PRODUCTS, slots_of
 from altgrad.recipes.note import RecipeNote
-from altgrad.recipes.recipe import Expansion
+from altgrad.recipes.recipe import RUN_KEYS, Expansion
 from altgrad.spec import LocatedError
 from altgrad.spec.annotations import Shape
 from altgrad.spec.assignment import put
@@ -29,9 +29,21 @@ from altgrad.spec.messages import listed
 
 
 def chooses_recipe(assignment: str) -> bool:
-    """Whether a `path=value` names a recipe, or what is to be changed of it, rather than a part of its expansion."""
+    """Whether a `path=value` names a recipe, or says a whole key in its place, rather than a part of its expansion."""
     path = assignment.partition("=")[0].strip()
-    return path == "precision" or path.startswith(("recipe", "precision.recipe", "precision.set"))
+    return path in RUN_KEYS or path.startswith(("recipe", "precision.recipe", "precision.set"))
+
+
+def note_changes(document: Document, assignments: Iterable[str]) -> None:
+    """Have the notes of a run spec remember which parts of an expansion these `path=value` change."""
+    data = document.data
+    for path, _, value in (each.partition("=") for each in assignments):
+        first, _, rest = path.strip().partition(".")
+        of_run, of_precision = (_get(data, at) for at in (("recipe",), ("precision", "recipe")))
+        if first == "precision" and isinstance(of_precision, dict):
+            of_precision.setdefault("changed", {})[rest] = value
+        elif first in RUN_KEYS and isinstance(of_run, dict):
+            of_run.setdefault("changed", {})[path.strip()] = value
 
 
 def expand_run(document: Document, cls: type[Shape]) -> bool:

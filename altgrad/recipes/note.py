@@ -29,7 +29,7 @@ class RecipeNote(Spec):
     without: Annotated[tuple[str, ...], Since(2)] = ()
     """Of a note: what the recipe says of a run, too, and was not taken."""
     changed: Annotated[dict[str, Any], Since(2)] = Field(default_factory=dict)
-    """Of a note: what was set otherwise in its rules."""
+    """Of a note: what was set otherwise, by path."""
     own_rules: Annotated[int, Since(2)] = 0
     """Of a note: how many rules stand before the recipe's."""
 

@@ -22,7 +22,7 @@ from altgrad.models.model import ModelSpec
 from altgrad.monitors import MonitorSpec
 from altgrad.nn import PrecisionPolicy, Processes
 from altgrad.optim import OptimizerSpec, Schedule, Storage
-from altgrad.recipes.expansion import chooses_recipe, expand_run
+from altgrad.recipes.expansion import chooses_recipe, expand_run, note_changes
 from altgrad.recipes.note import RecipeNote
 from altgrad.spec import LocatedError, Since, Spec
 from altgrad.spec.assignment import assign_all
@@ -130,7 +130,9 @@ class RunSpec(Spec):
         except LocatedError as error:
             raise expanded.error(error.location, str(error)) from None
         document.data, document.values, document.keys = expanded.data, expanded.values, expanded.keys
-        return super().check(document, [each for each in sets if each not in choosing])
+        parts = [each for each in sets if each not in choosing]
+        note_changes(document, parts)
+        return super().check(document, parts)
 
     @model_validator(mode="before")
     @classmethod

@@ -115,6 +115,16 @@ def test_variants_are_held_against_the_step_with_casts_off(restored: Restored) -
     assert found["all e2m1"].worst.endswith(".weight")
 
 
+def test_recipes_are_held_against_it_on_a_copy_of_the_model(restored: Restored) -> None:
+    before = slots_by_site(restored.model)
+    found = {each.name: each for each in variants(restored, [], (), ["te_current", "bitnet_b158"])}
+    assert list(found) == ["casts off", "as the run", "te_current", "bitnet_b158"]
+    assert 1 > found["te_current"].cosine > found["bitnet_b158"].cosine > 0
+    assert slots_by_site(restored.model) == before
+    with pytest.raises(ValueError, match="'te_curent' is not a recipe. Did you mean 'te_current'?"):
+        variants(restored, [], (), ["te_curent"])
+
+
 def test_a_format_that_the_casts_cannot_take_is_a_row_with_its_reason(restored: Restored, monkeypatch: Any) -> None:
     (row,) = [each for each in variants(restored, [FloatFormat.parse("e10m5")]) if each.name == "all e10m5"]
     assert math.isnan(row.loss) and "casts run in float32" in row.error and "\n" not in row.error

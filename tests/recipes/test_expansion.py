@@ -101,6 +101,10 @@ def test_what_is_said_on_the_command_line_replaces_the_files(mine: str) -> None:
     assert found.fingerprint() == spec(BY_HAND).fingerprint() and found.recipe_notices == []
     changed = spec(file, f"recipe={mine}", "precision.rules.1.weight.format=e5m2", "compute=float32")
     assert str(changed.precision.rules[1].weight.format) == "e5m2" and changed.compute == "float32"  # type: ignore[union-attr]
+    assert changed.recipe is not None
+    assert changed.recipe.tree() == {
+        "expanded": mine, "without": ["compute"], "changed": {"precision.rules.1.weight.format": "e5m2"}
+    }  # fmt: skip
     assert spec(file, "precision.rules.0.weight.format=e5m2", "precision=none").precision.rules == ()
     matrix = Matrix.made_from({
         "base": {**Document.parse(SPEC + file, "").data, "recipe": "mx"}, "axes": {"recipe": ["te_current", mine]},
