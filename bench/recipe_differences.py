@@ -1,4 +1,8 @@
-"""How far the forward casts of two recipes are apart on the same numbers: values, codes and scales."""
+"""python -m bench.recipe_differences: how far the forward casts of two recipes are apart on the same numbers.
+
+Writes its table into docs/recipes/DIFFERENCES.md between its markers. What is random of it (exp and the draws) may have
+other last bits on another processor, so no test makes it anew.
+"""
 
 from collections.abc import Iterator, Mapping
 from typing import Any
@@ -9,8 +13,22 @@ from torch import Tensor
 from altgrad.nn.rule import Rule
 from altgrad.quantize import Quantizer, QuantizerSpec
 from altgrad.recipes.book import find
+from bench.page import refresh
+from bench.recipe_pages import DIFFERENCES, FOLDER, MEASURED
 
 INPUTS = ("normal", "log-normal", "t(2)", "normal in bf16")
+PAIRS: list[tuple[str, str, str, dict[str, Any]]] = [
+    ("te_nvfp4", "torchao_nvfp4", "input", {}), ("te_nvfp4", "torchao_nvfp4", "weight", {}),
+    ("te_nvfp4_4over6", "four_over_six", "input", {"by": "mse"}), ("four_over_six", "quartet2", "input", {}),
+    ("te_nvfp4", "tetrajet_v2", "input", {}), ("te_nvfp4", "fp4_all_the_way", "input", {}),
+    ("deepseek_v3", "torchao_blockwise", "input", {}), ("deepseek_v3", "torchao_blockwise", "weight", {}),
+    ("te_block", "deepseek_v3", "input", {"scale": "real"}),
+    ("te_block", "torchao_blockwise", "input", {"scale": "real"}),
+    ("te_current", "torchao_tensorwise", "input", {}), ("torchao_tensorwise", "nanochat", "input", {}),
+    ("te_mxfp8", "torchao_mxfp8", "input", {}), ("te_mxfp8", "mx", "input", {}),
+    ("torchao_int8", "switchback", "input", {}), ("torchao_int8", "bitnet_b158", "input", {}),
+]  # fmt: skip
+"""Recipes that cast an operand to one format with scales of one kind; parameters of those that have them."""
 
 
 def _inputs() -> Iterator[Tensor]:
@@ -49,3 +67,22 @@ def apart(one: str, two: str, operand: str, parameters: Mapping[str, Any]) -> It
         found = [int((values != others).sum()), int(((codes != their_codes) & same).sum())]
         told = f"{int((~same).sum()) * blocks // x.numel():,} of {blocks:,} scales"
         yield f"{found[0]:,} values, {found[1]:,} codes, {told if blocks == their_blocks else 'other blocks'}"
+
+
+def main() -> None:
+    """Measure every pair and write the table."""
+    lines = [f"| recipes | operand | {' | '.join(INPUTS)} |", "|---" * (len(INPUTS) + 2) + "|"]
+    for one, two, operand, parameters in PAIRS:
+        chosen = ", ".join(f"{key} {value}" for key, value in parameters.items())
+        names = f"{one}, {two}" + (f" ({chosen})" if chosen else "")
+        lines.append(f"| {names} | {operand} | {' | '.join(apart(one, two, operand, parameters))} |")
+    told = (
+        "Forward casts of two recipes on the same 131,072 values (512 x 256), by `python -m bench.recipe_differences`. "
+        "*values* differ in any bit; *codes* are other numbers of the grid under the same scale; *scales* are those of "
+        "blocks, rows or the tensor."
+    )
+    refresh(FOLDER / DIFFERENCES, MEASURED, "\n\n".join([told, "\n".join(lines)]))
+
+
+if __name__ == "__main__":
+    main()

@@ -150,8 +150,10 @@ class QuantizedLayer(nn.Module):
 
     def forward(self, input: Tensor) -> Tensor:
         """y [..., out_features]."""
-        weight = self.weight
-        bias = typing.cast(Tensor | None, self.bias)
+        return self.products(input, self.weight, typing.cast(Tensor | None, self.bias))
+
+    def products(self, input: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+        """The same of any weight and bias of its own ones' shape."""
         _check_operands(input, weight, bias)
         live = counts(self), backward_counts(self)
         return typing.cast(Tensor, _Products.apply(input, weight, bias, self, live))

@@ -189,8 +189,12 @@ def _dots(axes: Any, mark: Dots, colours: dict[str, str]) -> Any:
         mark.x, mark.y, fmt=_SYMBOL[mark.symbol], color=colours[mark.tone], markersize=5.5, capsize=3, linewidth=1.5,
         **errors,
     )  # fmt: skip
-    for x, y, text in zip(mark.x, mark.y, mark.texts, strict=False):
-        axes.annotate(text, (x, y), xytext=(0, 5), textcoords="offset points", ha="center", fontsize=7.5)
+    tops = mark.y if mark.high is None or mark.along == "x" else np.where(np.isfinite(mark.high), mark.high, mark.y)
+    for x, y, text in zip(mark.x, tops, mark.texts, strict=False):  # slanted, so that names of neighbours can be read
+        axes.annotate(
+            text, (x, y), xytext=(1, 3), textcoords="offset points", fontsize=7.5, rotation=50, ha="left", va="bottom",
+            rotation_mode="anchor",
+        )  # fmt: skip
     return handle
 
 

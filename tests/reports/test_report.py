@@ -24,8 +24,8 @@ from altgrad.store import Run, RunStore
 from tests.reports.chromium import Chromium
 
 HOSTILE = "<script>window.alerted=true</script>"
-NAMES = ["verdict", "comparison", "cost", "failures", "geometry", "why", "learning_rate", "sweet_spot", "dynamics",
-         "stability", "stiffness_field", "ranks", "runs"]  # fmt: skip
+NAMES = ["verdict", "comparison", "recipes", "cost", "failures", "geometry", "why", "learning_rate", "sweet_spot",
+         "dynamics", "stability", "stiffness_field", "ranks", "runs"]  # fmt: skip
 
 
 @pytest.fixture(scope="session")
