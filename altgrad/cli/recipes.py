@@ -9,9 +9,10 @@ from typing import Annotated, Any
 import typer
 
 from altgrad.cli import completion, console
+from altgrad.cli.usage import Program
 from altgrad.display import Line, table_lines
 
-app = typer.Typer(help="Show and compare published recipes of low-precision training.", no_args_is_help=True)
+app = Program(help="Show and compare published recipes of low-precision training.", no_args_is_help=True)
 
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON instead of tables.")]
 Name = Annotated[

@@ -44,8 +44,10 @@ class Decision:
 
 
 class PrecisionPolicy(Spec):
-    """Ordered rules; the first match decides. `none`, or no rules at all, casts nothing. The name of a recipe stands
-    for its rules (`altgrad.recipes.expansion`)."""
+    """Ordered rules; the first match decides. `none`, or no rules at all, casts nothing.
+
+    The name of a recipe stands for its rules (`altgrad.recipes.expansion`).
+    """
 
     rules: tuple[Rule, ...] = ()
     recipe: Annotated[RecipeNote | None, Since(2)] = None

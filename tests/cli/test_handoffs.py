@@ -105,7 +105,10 @@ def test_a_folder_and_a_run_of_it_go_round(here: Path, kind: str, head: str, cou
 def test_what_is_no_policy_and_no_file_is_said_at_the_flag(here: Path) -> None:
     for text, message in (
         ("precision=@nowhere.yaml", "--set precision=@nowhere.yaml: cannot be read: No such file or directory."),
-        ("precision=@spec.yaml", "--set precision=@spec.yaml: 'name' is not a key of precision. It takes rules. ("),
+        (
+            "precision=@spec.yaml",
+            "--set precision=@spec.yaml: 'name' is not a key of precision. It takes rules, recipe, set. (",
+        ),
     ):
         found = CliRunner().invoke(app, ["train", "spec.yaml", "--dry-run", "--set", text])
         assert found.exit_code == 2 and found.stderr.startswith(message), found.stderr
