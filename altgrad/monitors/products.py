@@ -11,7 +11,7 @@ a step without casts.) Signal and noise are summed over the micro-batches and pr
 
 What the layer does with a gradient besides multiplying counts as its noise: the mask of a clipped estimator, a slope,
 and the rounding of a product to the compute dtype (some 54 dB in bfloat16). A product that was not made, such as dx of
-a first layer, whose input needs no gradient, has no SQNR (NaN).
+a first layer, whose input needs no gradient, is left out; one of no rows has no SQNR (NaN).
 
 It costs a step and each product once more, in float32, so it comes at a slow cadence. The road not taken: SQNRs of
 operands, which every cast can measure for nothing. They do not add up to a product's where errors are correlated with
@@ -71,18 +71,24 @@ class Products(ReplayMonitor):
         if not layers:
             return {}
         device = next(replay.model.parameters()).device
-        sums = torch.zeros(len(layers), len(PRODUCTS), 2, dtype=torch.float64, device=device)
+        sums = torch.zeros(len(layers), len(PRODUCTS), 3, dtype=torch.float64, device=device)
         rows = {name: row for row, name in enumerate(layers)}
 
         def show(layer: str, product: str, made: Tensor, exact: Tensor) -> None:
-            both = torch.stack(energies(exact, made))
-            sums[rows[layer], PRODUCTS.index(product)] += both.to(device)
+            signal, noise = energies(exact, made)
+            sums[rows[layer], PRODUCTS.index(product)] += torch.stack([signal, noise, torch.ones_like(noise)]).to(
+                device
+            )
 
         with compared(replay.model, show):
             fresh_gradients(replay.model, replay.losses)
         replay.processes.add([sums])
-        found = decibels(sums[..., 0], sums[..., 1])
-        return {name: dict(zip(NAMES, found[row], strict=True)) for name, row in rows.items()}
+        found, made = decibels(sums[..., 0], sums[..., 1]), sums[..., 2].tolist()
+        return {
+            name: shown
+            for name, row in rows.items()
+            if (shown := {NAMES[n]: found[row, n] for n in range(len(PRODUCTS)) if made[row][n]})
+        }
 
     def report(self, site: str, values: Values) -> Report:
         return Report(at(site, values))
