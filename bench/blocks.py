@@ -25,6 +25,7 @@ import torch
 from torch import Tensor
 
 from altgrad.quantize import Quantizer
+from altgrad.quantize.engine import ready_compiler
 from bench.page import Results
 from bench.timing import in_turn, machine, summary
 
@@ -88,6 +89,7 @@ def peers() -> Iterator[tuple[str, str, Cast, torch.dtype]]:
 def ready(cast: Cast, x: Tensor, engine: str) -> Cast | str:
     """The cast under an engine, warmed up; in a few words why it does not run."""
     try:
+        ready_compiler()
         run = torch.compile(cast, dynamic=False, fullgraph=True) if engine == "compiled" else cast
         run(x)
     except Exception as error:  # another package's, whatever it raises
