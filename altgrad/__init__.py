@@ -25,6 +25,7 @@ if TYPE_CHECKING:  # what a type checker and an editor see; the program resolves
         quantize_model as quantize_model,
     )
     from altgrad.quantize.packed import load_quantized as load_quantized
+    from altgrad.recipes.book import recipe as recipe
     from altgrad.reports.compare import compare as compare
     from altgrad.reports.report import report as report
     from altgrad.store.frames import runs as runs
@@ -48,6 +49,7 @@ _HOMES = {
     "load_quantized": "altgrad.quantize.packed",
     "load_run": "altgrad.training.trained_run",
     "quantize_model": "altgrad.nn",
+    "recipe": "altgrad.recipes.book",
     "report": "altgrad.reports.report",
     "runs": "altgrad.store.frames",
     "save_quantized": "altgrad.conversion.saving",

@@ -15,6 +15,7 @@ writes each table into bench/RESULTS.md, where it replaces that of the same size
 """
 
 import argparse
+import statistics
 from collections.abc import Callable, Iterator
 from importlib.metadata import version
 from importlib.util import find_spec
@@ -24,6 +25,7 @@ import torch
 from torch import Tensor
 
 from altgrad.quantize import Quantizer
+from altgrad.quantize.engine import ready_compiler
 from bench.page import Results
 from bench.timing import in_turn, machine, summary
 
@@ -87,6 +89,7 @@ def peers() -> Iterator[tuple[str, str, Cast, torch.dtype]]:
 def ready(cast: Cast, x: Tensor, engine: str) -> Cast | str:
     """The cast under an engine, warmed up; in a few words why it does not run."""
     try:
+        ready_compiler()
         run = torch.compile(cast, dynamic=False, fullgraph=True) if engine == "compiled" else cast
         run(x)
     except Exception as error:  # another package's, whatever it raises
@@ -106,12 +109,16 @@ def measure(exponent: int, engine: str, rounds: int, device: str) -> str:
             failed[f"{name}: {row}"] = found
         else:
             tasks[f"{name}: {row}"] = lambda run=found, given=inputs[dtype]: run(given)  # type: ignore[misc]
-    taken = summary(in_turn(tasks, rounds=rounds), "clone")
+    seconds_of = in_turn(tasks, rounds=rounds)
+    taken = summary(seconds_of, "clone")
     lines = [f"2^{exponent} elements, {engine}, {device}", "", "| cast | ns an element | times clone | beside ours |"]
     lines.append("|---|---|---|---|")
     for label, (seconds, low, middle, high) in sorted(taken.items()):
-        own = taken.get(f"{label.partition(':')[0]}: altgrad bf16")
-        beside = f"{seconds / own[0]:.2f}" if own and "altgrad" not in label else ""
+        own, beside = f"{label.partition(':')[0]}: altgrad bf16", ""
+        if own in taken and "altgrad" not in label:
+            beside = "{1:.2f} ({0:.2f} to {2:.2f})".format(*statistics.quantiles(
+                [theirs / ours for theirs, ours in zip(seconds_of[label], seconds_of[own], strict=True)], n=4
+            ))  # fmt: skip
         ratio = f"{middle:.1f} ({low:.1f} to {high:.1f})"
         lines.append(f"| {label} | {seconds / (1 << exponent) * 1e9:.2f} | {ratio} | {beside} |")
     lines += [f"| {label} | does not run: {why} | | |" for label, why in sorted(failed.items())]

@@ -48,7 +48,7 @@ def _rows(matrix: Matrix, folder: Path) -> Iterator[tuple[str, ...]]:
         arm, tree = arms[place.arm], spec.tree()
         rules = [rule for rule in tree["precision"]["rules"] if _casts(rule) != "- / - / -"]
         stored = [storage for storage in tree["storage"] if storage["kind"] != "master"]
-        layers = dict.fromkeys(entry["match"] for entry in (*rules, *stored))
+        layers = dict.fromkeys(entry.get("match") or entry["place"] for entry in (*rules, *stored))
         casts = list(dict.fromkeys(map(_casts, rules)))
         yield (
             place.arm,
@@ -67,7 +67,7 @@ def _casts(rule: Mapping[str, Any]) -> str:
     text = " / ".join("-" if operand is None else operand["format"] for operand in operands)
     scalings = {_scaling(operand["scaling"]) for operand in operands if operand is not None}
     own = [
-        f"{product}.{name} {'none' if value is None else value['format']}"
+        f"{product}.{name} {'none' if value is None else value.get('format', value.get('kind'))}"
         for product in ("forward", "grad_input", "grad_weight")
         for name, value in rule[product].items()
         if value != "same"

@@ -6,6 +6,7 @@ ExMy's cast of the same engine and rounding. The bound that is kept: at most 3.
     e4m3fn          the formula: the general definition, which compiled is fused, and the engine's short form
     e4m3fn values   the same values as a table, look-up instead of arithmetic: the same bits
     int8, posit8    other tables of 256 values
+    lns8            one whose midpoints have all of a float32's bits: two look-ups instead of one
     bisected        the same table by torch.bucketize alone, the road not taken
 """
 
@@ -30,6 +31,7 @@ FORMATS: dict[str, NumberFormat] = {
     "e4m3fn values": as_table(E4M3FN),
     "int8": parse_format("int8"),
     "posit8": parse_format("posit8"),
+    "lns8": parse_format("lns8"),
 }
 
 

@@ -5,6 +5,7 @@ The environment is set when this file is imported, before any test can import to
 torch itself is never imported here, so the tests of the torch-free rooms stay as quick as those rooms.
 """
 
+import gc
 import json
 import os
 import shutil
@@ -54,6 +55,12 @@ settings.load_profile("altgrad")
 def found(name: str) -> str | None:
     """The path of a program of PROGRAMS."""
     return next(filter(None, map(shutil.which, PROGRAMS[name][0])), None)
+
+
+def pytest_collection_finish() -> None:
+    """Ten thousand tests and what they import are there to stay: the collector need not look through them again."""
+    gc.collect()
+    gc.freeze()
 
 
 def pytest_configure(config: pytest.Config) -> None:

@@ -6,11 +6,11 @@ Imports only go down, from a floor to a lower one, and the rooms of one floor do
         -> models | data | optim -> nn -> quantize -> spec | progress
         -> document | formats | numerals | metric_keys | display | webpage
 
-Four rooms stand beside the tower: matrix, symptoms, store and statistics see formats, document, numerals and spec, and
-are seen from monitors upwards. They and the bottom of the tower never load torch, so that `altgrad --help`, a table of
-formats and a look at finished runs answer at once. Each rule is a function of parsed sources that yields
-`file:line: rule`; the second half of the file plants one violation of each rule and one small tree without any, so the
-rules can fail.
+Five rooms stand beside the tower and see formats, document, numerals and spec: matrix, symptoms, store and statistics,
+which are seen from monitors upwards, and recipes, from nn upwards. They and the bottom of the tower never load torch,
+so that `altgrad --help`, a table of formats and a look at finished runs answer at once. Each rule is a function of
+parsed sources that yields `file:line: rule`; the second half of the file plants one violation of each rule and one
+small tree without any, so the rules can fail.
 """
 
 import ast
@@ -41,7 +41,8 @@ FLOORS = (
     ("sweeps", "diagnosis", "reports"),
     ("cli",),
 )
-BESIDE = ("matrix", "symptoms", "store", "statistics")
+BESIDE = {"recipes": "nn", "matrix": "monitors", "symptoms": "monitors", "store": "monitors", "statistics": "monitors"}
+"""Each with the lowest room that sees it."""
 TORCH_FREE = {*FLOORS[0], *FLOORS[1], *BESIDE}
 TORCH_LOADERS = {"torch", "torchvision", "torchmetrics", "transformers", "accelerate"}
 LAZY = {"wandb", "datasets", "pandas", "pyarrow", "rich", "matplotlib", "plotly", "scipy", "sklearn", "transformers"}
@@ -61,7 +62,7 @@ def rooms_below(room: str) -> set[str]:
     if level is None:
         return set()
     seen = {room, *(r for floor in FLOORS[:level] for r in floor)}
-    return seen | set(BESIDE) if level >= FLOORS.index(("monitors",)) else seen
+    return seen | {each for each, lowest in BESIDE.items() if level >= FLOORS.index((lowest,))}
 
 
 @dataclass(frozen=True)

@@ -12,9 +12,11 @@ import pytest
 import altgrad
 
 PROGRAM = """
-import importlib, inspect, json, pkgutil, types
+import importlib, inspect, json, pkgutil, sys, types
 import altgrad
+import altgrad.diagnosis, altgrad.training
 
+compiler = "torch._dynamo" in sys.modules
 modules = [each.name for each in pkgutil.walk_packages(altgrad.__path__, "altgrad.")]
 for name in modules:
     importlib.import_module(name)
@@ -33,7 +35,7 @@ def about(name):
     }
 
 
-print(json.dumps([modules, {name: about(name) for name in altgrad.__all__ if name != "__version__"}]))
+print(json.dumps([compiler, modules, {name: about(name) for name in altgrad.__all__ if name != "__version__"}]))
 """
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -46,8 +48,13 @@ def found() -> Any:
     return json.loads(done.stdout)
 
 
+def test_torchs_compiler_is_not_loaded_before_something_is_compiled(found: Any) -> None:
+    compiler, _, _ = found
+    assert not compiler, "two seconds of every command that loads torch"
+
+
 def test_no_room_hides_a_verb(found: Any) -> None:
-    modules, names = found
+    _, modules, names = found
     assert {"altgrad.training.loop", "altgrad.cli.main", "altgrad.store.frames"} <= set(modules)
     hidden = [name for name, about in names.items() if about["module"] or not about["callable"]]
     rooms = {module.split(".")[1] for module in modules} & {name for name, about in names.items() if about["function"]}
@@ -56,7 +63,7 @@ def test_no_room_hides_a_verb(found: Any) -> None:
 
 
 def test_every_public_name_is_typed_and_says_what_it_is(found: Any) -> None:
-    _, names = found
+    _, _, names = found
     assert {"train", "runs", "quantize_model", "load_quantized", "watch"} <= set(names)
     assert {name: about["untyped"] for name, about in names.items() if about["untyped"]} == {}
     silent = [name for name, about in names.items() if not about["says"].split("\n")[0].endswith((".", ":"))]

@@ -9,13 +9,13 @@ from typing import Annotated, Any
 
 import typer
 
-from altgrad.cli import completion
+from altgrad.cli import completion, console
 from altgrad.cli.console import drawable, fail, one_line_errors, print_json, say, table
 from altgrad.cli.curves import KeptCurve, extremes
 from altgrad.numerals import signed
 
-CURVE = 20
-"""Blocks of a curve; so many arms are side by side where their settings differ, more are below each other."""
+CURVE, SHORTEST, VERDICT = 20, 6, 16
+"""Blocks of a curve; below so many it is left out, and so many columns of a terminal are the verdict's."""
 BLOCKS = "▁▂▃▄▅▆▇█"
 
 
@@ -23,7 +23,7 @@ def compare(
     targets: Annotated[
         list[str],
         typer.Argument(
-            metavar="TARGET...",
+            metavar="TARGET",
             help="Runs, projects, CSV, JSON or JSON-lines files, folders of TensorBoard, or wandb:ENTITY/PROJECT.",
             show_default=False,
             autocompletion=completion.run_ids,
@@ -74,28 +74,30 @@ def compare(
 def _draw(found: Any) -> None:
     from altgrad.reports.rows import columns_of, rows_of
 
-    say(found.sentence)
+    console.paragraph(found.sentence)
     if found.differences:
         say("")
         header, cells = found.settings
         table(header, [[*map(_short, row[:-1]), row[-1]] for row in cells], title="what differs")
     say("")
-    rows = [{**row, "curve": _sparkline(*found.curve(row["arm"]))} for row in rows_of(found)]
     lost = ("diverged",) * any(arm.diverged for arm in found.arms.values())
-    header, cells = columns_of(rows, "arm", "mean", "difference", "95 % interval", "n", *lost, "curve", "verdict")
-    table(header, cells)
+    header, cells = columns_of(rows_of(found), "arm", "mean", "difference", "95 % interval", "n", *lost)
+    taken = sum(2 + max(map(len, column)) for column in zip(header, *cells, strict=True))
+    blocks = min(CURVE, console.width() - taken - VERDICT - 2) if console.interactive() else CURVE
+    rows = [{**row, "curve": _sparkline(*found.curve(row["arm"]), blocks=blocks)} for row in rows_of(found)]
+    table(*columns_of(rows, *header, "curve", "verdict"))
     for line in [*found.said_of_curves, *_fragile(found), *found.notes]:
-        say(line)
+        console.paragraph(line)
 
 
-def _sparkline(steps: Any, values: Any) -> str:
-    """The curve as one row of blocks; empty where there are few points, or the terminal has no blocks."""
-    if len(steps) < 3 or not drawable():
+def _sparkline(steps: Any, values: Any, *, blocks: int) -> str:
+    """The curve as one row of blocks; empty where there are few points or no room, or the terminal has no blocks."""
+    if len(steps) < 3 or blocks < SHORTEST or not drawable():
         return ""
     kept = KeptCurve()
     for step, value in zip(steps, values, strict=True):
         kept.add(int(step), float(value))
-    columns = [column for column in kept.columns(CURVE) if column is not None]
+    columns = [column for column in kept.columns(blocks) if column is not None]
     low, high = extremes(columns) or (0.0, 1.0)
     span = high - low or 1.0
     return "".join("×" if each.broken else BLOCKS[round((each.high - low) / span * 7)] for each in columns)

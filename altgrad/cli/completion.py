@@ -1,4 +1,4 @@
-"""What a shell completes: run ids, projects, formats and families, besides commands, options and files.
+"""What a shell completes: run ids, projects, formats, recipes and families, besides commands, options and files.
 
 `altgrad --install-completion` adds it to the shell; Typer does the rest. A function here answers at every press of the
 tab key, in a new process: so it reads names alone, of folders and of the catalogue, and loads no torch.
@@ -10,6 +10,7 @@ from pathlib import Path
 import typer
 
 from altgrad.formats import CATALOG
+from altgrad.numerals import counted
 from altgrad.store import RunStore
 
 Suggestion = tuple[str, str]
@@ -28,7 +29,7 @@ def projects(context: typer.Context, incomplete: str) -> Iterator[Suggestion]:
     names = [run.project for run in _store(context).runs()]
     for name in dict.fromkeys(names):
         if name.startswith(incomplete):
-            yield name, f"{names.count(name)} runs"
+            yield name, counted(names.count(name), "run")
 
 
 def formats(incomplete: str) -> Iterator[Suggestion]:
@@ -38,6 +39,16 @@ def formats(incomplete: str) -> Iterator[Suggestion]:
         for name in (entry.name, *entry.aliases):
             if name.startswith(last):
                 yield f"{before}{comma}{name}", entry.source
+
+
+def recipes(incomplete: str) -> Iterator[Suggestion]:
+    """Recipes of the book, with their titles as help; of a list with commas, the last."""
+    from altgrad.recipes import catalogue  # with YAML
+
+    before, comma, last = incomplete.rpartition(",")
+    for name in catalogue.names():
+        if name.startswith(last):
+            yield f"{before}{comma}{name}", catalogue.facts(name)["title"]
 
 
 def families(incomplete: str) -> list[str]:

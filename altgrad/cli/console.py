@@ -16,6 +16,7 @@ import json
 import os
 import shutil
 import sys
+import textwrap
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, NoReturn, TextIO
 
@@ -136,6 +137,12 @@ def reason(error: ValueError | OSError) -> str:
 def print_json(value: Any) -> None:
     """One JSON document; non-finite numbers as the strings "nan", "inf" and "-inf"."""
     say(json.dumps(spell_nonfinite(value), allow_nan=False, indent=1))
+
+
+def paragraph(text: str) -> None:
+    """Print a text: in a terminal wrapped between words, in a pipe as one line."""
+    for line in textwrap.wrap(text, width(), break_on_hyphens=False) if interactive() else [text]:
+        say(line)
 
 
 def say_next(steps: Mapping[str, str]) -> None:

@@ -45,6 +45,15 @@ Accumulator = Annotated[
         help="With --replay: add up all products in this, such as hopper_fast; may be given again.",
     ),
 ]
+Recipes = Annotated[
+    str | None,
+    typer.Option(
+        "--recipe",
+        metavar="NAME,NAME",
+        help="Instead: the run's next step with the casts of these recipes.",
+        autocompletion=completion.recipes,
+    ),
+]
 Against = Annotated[
     str | None,
     typer.Option(
@@ -86,6 +95,7 @@ def diagnose(
     no_data: NoData = False,
     replay: Replay = False,
     accumulator: Accumulator = None,
+    recipe: Recipes = None,
     against: Against = None,
     oracle: Oracle = False,
     move_rate: MoveRate = 0.01,
@@ -99,7 +109,7 @@ def diagnose(
 
     Of a run: symptoms, weights and format advice; of a model: format advice.
 
-    --replay and --against answer other questions about a run, by taking steps of it again; --oracle predicts
+    --replay, --recipe and --against answer other questions about a run, by taking steps of it again; --oracle predicts
     the fraction of updates that change stored weights. See docs/DIAGNOSE.md.
     """
     progress("loading torch")
@@ -107,11 +117,14 @@ def diagnose(
     from altgrad.diagnosis.examination import is_spec
 
     with console.one_line_errors():
-        if policy_out is not None and (replay or against is not None or oracle or is_spec(target)):
+        recipes = [] if recipe is None else [name.strip() for name in recipe.split(",") if name.strip()]
+        if recipe is not None and not recipes:
+            raise ValueError("--recipe names no recipe; write some, such as te_nvfp4,mx.")
+        if policy_out is not None and (replay or recipes or against is not None or oracle or is_spec(target)):
             raise ValueError("--policy-out goes with the format advice; leave out --replay, --against and --oracle.")
         diagnosis = examine(
-            target, formats=formats, data=not no_data, replay=replay, accumulators=accumulator or (), against=against,
-            oracle=oracle, move_rate=move_rate, calibrate=calibrate, runs=runs,
+            target, formats=formats, data=not no_data, replay=replay, accumulators=accumulator or (), recipes=recipes,
+            against=against, oracle=oracle, move_rate=move_rate, calibrate=calibrate, runs=runs,
         )  # fmt: skip
         if policy_out is not None:
             write_atomic(policy_out, diagnosis.facts["advised_spec"].encode(), durable=False)

@@ -14,6 +14,7 @@ import typer
 from altgrad.cli import completion
 from altgrad.cli.console import one_line_errors, print_json, say, table
 from altgrad.cli.format_card import print_card, print_scale_card, print_table_card, short
+from altgrad.cli.usage import Program
 from altgrad.formats import (
     CATALOG,
     SCALES,
@@ -31,7 +32,7 @@ from altgrad.formats.card import Plain, describe_scale, exact, format_facts, tab
 from altgrad.formats.inspection import inspect_code, inspect_roundings, read_code, read_number
 from altgrad.numerals import percent
 
-app = typer.Typer(help="Show and compare formats: any ExMy, and tables of values.", no_args_is_help=True)
+app = Program(help="Show and compare formats: any ExMy, and tables of values.", no_args_is_help=True)
 
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON instead of tables.")]
 

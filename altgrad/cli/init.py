@@ -26,7 +26,7 @@ def init(
     path: Annotated[
         Path | None,
         typer.Argument(
-            metavar="[PATH]", help="The new file, or a folder for it.  [default: text.yaml, model.yaml or recipes.yaml]"
+            metavar="PATH", help="The new file, or a folder for it.  [default: text.yaml, model.yaml or recipes.yaml]"
         ),
     ] = None,
     purpose: Annotated[

@@ -3,6 +3,7 @@
 Only what a command needs is loaded when it runs, so that help, completion and `formats` answer at once.
 """
 
+import os
 import signal
 import threading
 from types import FrameType
@@ -11,7 +12,7 @@ from typing import Annotated, NoReturn
 import typer
 
 from altgrad import __version__
-from altgrad.cli import console, formats, runs, schema
+from altgrad.cli import console, formats, recipes, runs, schema
 from altgrad.cli.compare import compare
 from altgrad.cli.diagnose import diagnose
 from altgrad.cli.doctor import doctor
@@ -24,10 +25,10 @@ from altgrad.cli.report import report
 from altgrad.cli.sweep import sweep
 from altgrad.cli.sync import sync
 from altgrad.cli.train import train
-from altgrad.cli.usage import Commands
+from altgrad.cli.usage import Commands, Program
 from altgrad.cli.watch import watch
 
-app = typer.Typer(
+app = Program(
     cls=Commands,
     help="A wind tunnel for low-precision training: any ExMy format, any place a tensor enters it, watched bit by bit.",
     no_args_is_help=True,
@@ -50,6 +51,7 @@ app.command()(kinds)
 app.command()(doctor)
 app.add_typer(runs.app, name="runs")
 app.add_typer(formats.app, name="formats")
+app.add_typer(recipes.app, name="recipes")
 app.add_typer(schema.app, name="schema")
 
 
@@ -80,6 +82,8 @@ def options(
 
 def main() -> None:
     """Entry point of the console script."""
+    if "_ALTGRAD_COMPLETE" in os.environ:  # the tab key: whoever gives up waiting wants no traceback
+        signal.signal(signal.SIGINT, signal.SIG_DFL)
     app()
 
 

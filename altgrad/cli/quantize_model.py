@@ -38,6 +38,12 @@ def quantize_model(
         Path | None,
         typer.Option("--policy", metavar="P.yaml", help="Rules by module name, as in a run's precision."),
     ] = None,
+    recipe: Annotated[
+        str | None,
+        typer.Option(
+            metavar="NAME", help="The weights' casts of a published recipe.", autocompletion=completion.recipes
+        ),
+    ] = None,
     match: Annotated[
         list[str] | None,
         typer.Option(
@@ -59,7 +65,10 @@ def quantize_model(
     from altgrad.conversion.saving import save_quantized
 
     with console.one_line_errors():
-        report = save_quantized(model, out, policy=policy, format=formats, match=match or ())
+        if recipe is not None and policy is not None:
+            raise ValueError("--recipe and --policy both say the casts; leave out one of them.")
+        said = policy if recipe is None else {"recipe": recipe}
+        report = save_quantized(model, out, policy=said, format=formats, match=match or ())
     if as_json:
         console.print_json(report.facts)
     else:

@@ -60,7 +60,7 @@ def report(
     if as_json:
         print_json(found.data() | {"report": str(found.path)})
         return
-    say(found.headline)
+    console.paragraph(found.headline)
     say(found.counts)
     if found.rows:
         say("")

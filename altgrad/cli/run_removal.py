@@ -27,7 +27,7 @@ def remove(
     names: Annotated[
         list[str],
         typer.Argument(
-            metavar="RUN...",
+            metavar="RUN",
             help="Ids, their beginnings, project/id, paths, or patterns ('e5*').",
             autocompletion=completion.run_ids,
         ),

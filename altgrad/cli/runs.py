@@ -16,15 +16,16 @@ from altgrad.cli import completion
 from altgrad.cli.console import one_line_errors, print_json, say, table
 from altgrad.cli.run_list import list_runs, listed, step_text
 from altgrad.cli.run_removal import prune, remove
+from altgrad.cli.usage import Program
 from altgrad.display import clean, event_text
 from altgrad.metric_keys import split_key
-from altgrad.numerals import duration, number, size_text
+from altgrad.numerals import counted, duration, number, size_text
 from altgrad.progress import progress
 from altgrad.store import Run, RunStore
 from altgrad.store.files import spell_nonfinite
 from altgrad.store.index import summary
 
-app = typer.Typer(help="List, show, compare, export, remove and prune runs.", no_args_is_help=True)
+app = Program(help="List, show, compare, export, remove and prune runs.", no_args_is_help=True)
 
 RunName = Annotated[
     str,
@@ -52,6 +53,7 @@ UNSHOWN = {
     "scores",
     "data",
 }
+COUNTS = ("parameters", "quantised_parameters")
 WORDS = {"quantised_parameters": "quantised", "ranks": "processes"}  # fmt: skip
 """Of meta.json: what is said elsewhere, and what only programs ask for; --json has all of it."""
 
@@ -101,14 +103,22 @@ def _about(facts: dict[str, Any]) -> list[list[str]]:
     for split in ("train", "validation", "test"):
         counts = {key: data.pop(key) for key in list(data) if key.startswith(f"{split}_")}
         if counts:
-            told = [f"{_flat(count)} {key.removeprefix(f'{split}_')}" for key, count in counts.items()]
+            told = [_counted(count, key.removeprefix(f"{split}_")) for key, count in counts.items()]
             rows.append([f"  {split}", ", ".join(told)])
     rows += [[f"  {key}", _flat(value)] for key, value in data.items() if key != "sha256"]
-    rows += [[WORDS.get(key, key), _flat(value)] for key, value in meta.items() if key not in UNSHOWN]
+    rows += [
+        [WORDS.get(key, key), f"{value:,}" if key in COUNTS and isinstance(value, int) else _flat(value)]
+        for key, value in meta.items() if key not in UNSHOWN and value not in ({}, [])
+    ]  # fmt: skip
     sites = Counter(split_key(key)[0] for key in facts["metrics"] if split_key(key)[1])
     if sites:
         rows.append(["monitors", ", ".join(f"{group} {count}" for group, count in sites.items()) + " numbers (--json)"])
     return rows
+
+
+def _counted(count: Any, things: str) -> str:
+    """`1 document`, `26,213 bytes`."""
+    return f"{count:,} {things.removesuffix('s') if count == 1 else things}" if isinstance(count, int) else _flat(count)
 
 
 def _flat(value: Any) -> str:
@@ -179,7 +189,7 @@ def export(
     names: Annotated[
         list[str] | None,
         typer.Argument(
-            metavar="[RUN]...", help="Runs, named as elsewhere.  [default: all]", autocompletion=completion.run_ids
+            metavar="RUN", help="Runs, named as elsewhere.  [default: all]", autocompletion=completion.run_ids
         ),
     ] = None,
     project: Annotated[
@@ -211,7 +221,7 @@ def export(
     if as_json:
         print_json(facts)
     else:
-        say(f"{facts['values']:,} values of {facts['runs']:,} runs written to {facts['file']}.")
+        say(f"{len(frame):,} values of {counted(len(chosen), 'run')} written to {facts['file']}.")
 
 
 def _details(run: Run) -> dict[str, Any]:

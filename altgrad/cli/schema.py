@@ -9,11 +9,10 @@ and `# yaml-language-server: $schema=run.schema.json` as a spec's first line. Wh
 
 import json
 
-import typer
-
 from altgrad.cli import console
+from altgrad.cli.usage import Program
 
-app = typer.Typer(help="JSON Schemas of spec files, for editors.", no_args_is_help=True)
+app = Program(help="JSON Schemas of spec files, for editors.", no_args_is_help=True)
 
 
 @app.callback()

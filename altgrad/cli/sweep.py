@@ -18,7 +18,7 @@ from typing import Annotated, Any, Literal
 import typer
 
 from altgrad.cli import console
-from altgrad.numerals import alike, count_text, duration
+from altgrad.numerals import alike, count_text, counted, duration
 from altgrad.progress import progress
 
 
@@ -146,7 +146,7 @@ def _show_forecast(plan: Any, found: Any, as_json: bool) -> None:
         console.say(notice)
     part = f" (of {plan.total})" if plan.total != len(plan.runs) else ""
     console.say(
-        f"{plan.name}: {len(plan.runs)} runs{part}, {duration(found.seconds_alone)} one by one; "
+        f"{plan.name}: {counted(len(plan.runs), 'run')}{part}, {duration(found.seconds_alone)} one by one; "
         f"{duration(found.seconds)} with {found.jobs} at once on this machine. Nothing was started."
     )
 

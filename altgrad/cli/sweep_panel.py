@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 import statistics
+import textwrap
 import time
 from collections.abc import Sequence
 
@@ -108,7 +109,10 @@ def frame(
     room = max(0, width - len(times))
     bar = Line.of(("━" * int(room * share), "bold green"), ("─" * (room - int(room * share)), "dim"), (times, "bold"))
     head = [apart(Line.of((progress.name, "bold")), Line.of(*states), width), bar.fit(width)]
-    foot = [Line.of((clean(line), "" if helping else "dim")) for line in (told if helping else told[-3:])]
+    if helping:
+        foot = [Line.of(part) for line in told for part in textwrap.wrap(clean(line), width, subsequent_indent="   ")]
+    else:
+        foot = [Line.of((clean(line), "dim")) for line in told[-3:]]
     foot += [Line.of((hints, "dim"))] if hints and height >= 12 else []
     rows = max(0, height - len(head) - len(foot))
     work = _work(progress, width)

@@ -19,7 +19,7 @@ def sync(
     names: Annotated[
         list[str] | None,
         typer.Argument(
-            metavar="[RUN]...",
+            metavar="RUN",
             help="Ids, their beginnings, project/id, or paths.",
             show_default=False,
             autocompletion=completion.run_ids,

@@ -13,7 +13,7 @@ from typing import Annotated, Any, Literal
 
 import typer
 
-from altgrad.cli import console, panel
+from altgrad.cli import completion, console, panel
 from altgrad.cli.dry_run import show_casts
 from altgrad.cli.progress import preparing
 from altgrad.cli.run_view import in_words
@@ -29,6 +29,14 @@ def train(
         list[str] | None,
         typer.Option(
             "--set", metavar="PATH=VALUE", help="Change one value of the spec, as optimizer.lr=1e-3; repeatable."
+        ),
+    ] = None,
+    recipe: Annotated[
+        str | None,
+        typer.Option(
+            metavar="NAME",
+            help="Train by a published recipe, whatever the spec casts; see `altgrad recipes list`.",
+            autocompletion=completion.recipes,
         ),
     ] = None,
     resume: Annotated[
@@ -53,7 +61,9 @@ def train(
     if heartbeat is not None and not heartbeat.name:
         console.fail(f"--heartbeat is {str(heartbeat)!r}, which is no file; name one that may be written.", 2)
     with beating(heartbeat):
-        _check_and_train(spec, sets or [], resume, dry_run, device, runs, as_json, exact)
+        named = recipe if recipe is None or recipe.startswith("{") else json.dumps(recipe)
+        sets = [*([] if named is None else [f"recipe={named}"]), *(sets or [])]
+        _check_and_train(spec, sets, resume, dry_run, device, runs, as_json, exact)
 
 
 def _check_and_train(

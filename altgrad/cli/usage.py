@@ -1,4 +1,7 @@
-"""Mistakes on the command line, said in one line of ours: `--jobs is 'x'; it takes a whole number, 1 or more.`
+"""Help and mistakes on the command line.
+
+Usage is `altgrad runs rm [OPTIONS] RUN...`, as man pages have it; Typer's own is `{RUN...}...`, with types of Python.
+Mistakes are one line of ours: `--jobs is 'x'; it takes a whole number, 1 or more.`
 
 Typer converts what is typed and tells of a failure in several lines, with the sentence of whatever library converts in
 its version (click, pydantic). Only the place and the value are taken from it here; what the parameter takes is read
@@ -6,15 +9,52 @@ from the command's own annotation.
 """
 
 import typing
-from typing import Any, NoReturn
+from collections.abc import Callable
+from typing import Any, NoReturn, TypeVar
 
 import typer
-from typer.core import TyperGroup
+from typer.core import TyperCommand, TyperGroup
 
 from altgrad.cli import console
 
 LONGEST = 60
+Function = TypeVar("Function", bound=Callable[..., Any])
 _UsageError: type[Exception] = typer.BadParameter.__mro__[1]  # click's, or Typer's own copy of it
+
+
+class Program(typer.Typer):
+    """A Typer program whose commands write their arguments as man pages do."""
+
+    def command(self, name: str | None = None, **more: Any) -> Callable[[Function], Function]:
+        """As Typer's."""
+        return super().command(name, cls=_Command, **more)
+
+
+class _Command(TyperCommand):
+    """A command: `RUN` is needed, `[RUN]` may be left out, dots follow what may be several."""
+
+    def collect_usage_pieces(self, ctx: Any) -> list[str]:
+        """As Typer's."""
+        return [self.options_metavar or "", *(_usage(each) for each in self._of("argument", ctx))]
+
+    def format_options(self, ctx: Any, formatter: Any) -> None:
+        """As Typer's."""
+        for title, kind in (("Arguments", "argument"), ("Options", "option")):
+            records = [(each, each.get_help_record(ctx)) for each in self._of(kind, ctx)]
+            rows = [(_usage(each) if kind == "argument" else found[0], found[1]) for each, found in records if found]
+            if rows:
+                with formatter.section(title):
+                    formatter.write_dl(rows)
+
+    def _of(self, kind: str, ctx: Any) -> list[Any]:
+        return [each for each in self.get_params(ctx) if each.param_type_name == kind]
+
+
+def _usage(argument: Any) -> str:
+    """`RUN`, `[RUN]`, `RUN...`, `[RUN]...`."""
+    name = str(argument.metavar or argument.name).upper()
+    several = "..." if argument.nargs != 1 else ""
+    return f"{name if argument.required else f'[{name}]'}{several}"
 
 
 class Commands(TyperGroup):

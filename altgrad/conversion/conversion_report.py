@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from altgrad.display import Line, html_lines, table_lines
-from altgrad.numerals import count_text, percent
+from altgrad.numerals import percent, size_text
 
 if TYPE_CHECKING:
     import pandas
@@ -45,13 +45,19 @@ class ConversionReport:
         first = self.results[0]
         if len(self.results) == 1:
             rows = [
-                [row["tensor"], row["cast"], *_measures(row), _bytes(row["bytes_before"]), _bytes(row["bytes_after"])]
+                [
+                    row["tensor"],
+                    row["cast"],
+                    *_measures(row),
+                    size_text(row["bytes_before"]),
+                    size_text(row["bytes_after"]),
+                ]
                 for row in first["tensors"]
             ]
             lines = [*table_lines("", ["tensor", "cast", *_MEASURES, "bytes", "after"], rows, width), Line.of("")]
         rows = [
             [
-                each["name"], *_measures(each), _bytes(each["bytes_after"]),
+                each["name"], *_measures(each), size_text(each["bytes_after"]),
                 f"{each['worst_sqnr_db']:.2f} in {each['worst']}",
             ]
             for each in self.results
@@ -59,7 +65,7 @@ class ConversionReport:
         lines += table_lines("", ["", *_MEASURES, "bytes after", "lowest SQNR"], rows, width)
         said = [
             f"{first['cast_tensors']} of {first['tensors_in_model']} tensors quantised; the rest unchanged; "
-            f"{_bytes(first['bytes_before'])} before"
+            f"{size_text(first['bytes_before'])} before"
         ]
         for broken in first["nonfinite_tensors"]:
             words = nonfinite_words(broken, broken["elements"])
@@ -88,7 +94,3 @@ def _measures(row: Mapping[str, Any]) -> list[str]:
     broken = row.get("nan_count", 0) + row.get("inf_count", 0)
     sqnr = f"{row['sqnr_db']:.2f}" + (f" ({broken:,} not finite)" if broken else "")
     return [sqnr, *(percent(row[key]) for key in ("underflow_rate", "saturation_rate", "utilisation", "unused_share"))]
-
-
-def _bytes(size: int) -> str:
-    return f"{count_text(size)}B" if size >= 1000 else f"{size} B"

@@ -39,7 +39,7 @@ from altgrad.conversion.source import (
 from altgrad.measures.code_utilisation import code_histogram, code_utilisation
 from altgrad.measures.range import range_counts
 from altgrad.measures.sqnr import decibels, energies
-from altgrad.nn.policy import slot_text
+from altgrad.nn.slots import slot_text
 from altgrad.progress import progress
 from altgrad.quantize.cast import Cast
 from altgrad.quantize.chunks import ELEMENTS, cast_in_slabs, whole_scale

@@ -25,6 +25,7 @@ from altgrad.nn.names import literal, matches
 from altgrad.nn.policy import Decision
 from altgrad.quantize import Quantizer, QuantizerSpec
 from altgrad.quantize.parts import Axis
+from altgrad.recipes.recipe import Recipe
 from altgrad.spec import Document, LocatedError, SpecError
 from altgrad.training.weights import StoredTensor, Weights, find_weights, weights_in_memory
 
@@ -35,7 +36,7 @@ _CONV1D = {"c_attn", "c_proj", "c_fc", "q_attn"}
 
 Tree = dict[str, "Tree"]
 Formats = str | NumberFormat | Sequence[str | NumberFormat]
-PolicyLike = PrecisionPolicy | Mapping[str, Any] | str | os.PathLike[str]
+PolicyLike = PrecisionPolicy | Recipe | Mapping[str, Any] | str | os.PathLike[str]
 
 
 @dataclass(frozen=True)
@@ -182,18 +183,22 @@ def conversions_by_format(source: Source, formats: Iterable[NumberFormat], match
 
 
 def conversion_by_policy(source: Source, policy: PolicyLike) -> Conversion:
-    """The one that a policy describes, or the file of one: rules, or whatever has some under `precision`, as specs do.
+    """The one that a policy describes, a recipe's name, or the file of one: rules, or whatever has some under
+    `precision`, as specs do.
 
     SpecError, of a file with line and column, for what is wrong in it or does not fit.
     """
     name, document = "policy", None
+    if isinstance(policy, str) and not Path(policy).suffix and not Path(policy).exists():
+        policy = {"recipe": policy}
     if isinstance(policy, str | os.PathLike):
         name, document = Path(policy).stem, Document.load(Path(policy))
         if isinstance(document.data, dict) and "precision" in document.data:
             document = document.part("precision")
         policy = PrecisionPolicy.check(document)
     checked = PrecisionPolicy.made_from(policy)
-
+    if document is None and checked.recipe is not None and checked.recipe.expanded is not None:
+        name = checked.recipe.expanded
     try:
         casts = source.casts(checked)
         if not casts:

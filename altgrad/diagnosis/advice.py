@@ -24,7 +24,7 @@ from altgrad.formats import NumberFormat, parse_format
 from altgrad.measures.format_fit import FormatFit
 from altgrad.measures.value_histogram import fit_histogram
 from altgrad.nn.names import literal, matches
-from altgrad.nn.policy import Operand
+from altgrad.nn.slots import Operand
 from altgrad.progress import progress
 from altgrad.spec.ranking import badness
 

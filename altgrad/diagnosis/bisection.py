@@ -25,7 +25,7 @@ from altgrad.diagnosis.variants import TakenStep, take_step
 from altgrad.nn import QuantizedLayer
 from altgrad.nn.layers import is_plain
 from altgrad.nn.linear import make_casts, make_transforms
-from altgrad.nn.policy import LayerPrecision, Product
+from altgrad.nn.slots import LayerPrecision, Product
 from altgrad.nn.surgery import install
 from altgrad.progress import progress
 from altgrad.quantize import Quantizer
@@ -37,7 +37,7 @@ from altgrad.training.restore import Restored, restore
 MOST = 0.6
 _FEW = 4
 _FREE = ("precision", "name", "project", "engine", "threads", "monitors", "log_every", "checkpoint_every", "keep",
-         "evaluate_every", "compile", "compute")  # fmt: skip
+         "evaluate_every", "compile", "compute", "recipe")  # fmt: skip
 
 
 @dataclass(frozen=True)

@@ -116,6 +116,7 @@ def diagnose(
     formats: Formats | None = None,
     data: bool = True,
     replay: bool = False,
+    recipes: Sequence[str] = (),
     accumulators: Sequence[str] = (),
     against: str | Located | None = None,
     oracle: bool = False,
@@ -128,11 +129,13 @@ def diagnose(
     target: a run (an id, its beginning, a path, or the run itself), a checkpoint's folder, a Hugging Face folder, a
     .safetensors file, a model, or a run's spec (or its file). formats: those to weigh. data: take a step of the run, to
     weigh formats for activations and gradients as well. replay, against (another run), oracle: one question instead.
+    recipes: whose casts the run's next step is replayed with, in place of formats.
     accumulators: of replay, what its products are added up in besides, such as hopper_fast.
     move_rate, calibrate: of the oracle, whose learning rate for that rate is sought, after 20 real steps of each
     variant. runs: the folder of all runs. ValueError, in one line, for a target that is none, for what cannot be asked
     of it, and for formats that no tensor can enter.
     """
+    replay = replay or bool(recipes)
     if sum((replay, against is not None, oracle)) > 1:
         raise ValueError("replay, against and oracle are questions of their own; ask one at a time.")
     if accumulators and not replay:
@@ -162,7 +165,10 @@ def diagnose(
         return Diagnosis(_against(run, RunStore(Path(runs)).find(_name(against))))
     restored = restore(run, step)
     with threads(restored.spec.threads):
-        return Diagnosis(_replayed(restored, weighed, adding) if replay else _run(restored, weighed, data))
+        if replay:
+            weighed = [] if recipes and formats is None else weighed
+            return Diagnosis(_replayed(restored, weighed, recipes, adding))
+        return Diagnosis(_run(restored, weighed, data))
 
 
 def is_spec(target: str) -> bool:
@@ -236,13 +242,18 @@ def _model(source: Source, formats: Sequence[NumberFormat]) -> Json:
     }  # fmt: skip
 
 
-def _replayed(restored: Restored, formats: Sequence[NumberFormat], accumulators: Sequence[AccumulatorSpec]) -> Json:
+def _replayed(
+    restored: Restored,
+    formats: Sequence[NumberFormat],
+    recipes: Sequence[str],
+    accumulators: Sequence[AccumulatorSpec],
+) -> Json:
     """The run's next step under other casts, and the share of the error that each of its own makes."""
-    run = restored.run
+    run, roundings = restored.run, ("stochastic",) if formats else ()
     return {
         "name": f"{run.project}/{run.id}", "kind": "replay", "path": str(run.path), "step": restored.step,
-        "variants": [asdict(each) for each in variants(restored, formats, accumulators=accumulators)],
-        "attribution": [asdict(each) for each in mean_attribution(restored)],
+        "variants": [asdict(each) for each in variants(restored, formats, roundings, recipes, accumulators)],
+        "attribution": [asdict(each) for each in (mean_attribution(restored) if formats else ())],
         "attribution_batches": BATCHES,
     }  # fmt: skip
 

@@ -10,6 +10,7 @@ from typing import Any
 from altgrad import webpage
 from altgrad.diagnosis import page
 from altgrad.numerals import counted
+from altgrad.spec.ranking import badness
 
 Json = dict[str, Any]
 
@@ -40,6 +41,9 @@ def lead(facts: Json) -> str:
         answer = page.bisection_answer(facts)
         return f"{apart}; {answer}." if answer else f"{apart}."
     if kind == "replay":
+        if not facts["attribution"]:
+            nearest = min(facts["variants"][1:], key=lambda each: badness(each["cosine"], "lower"))
+            return f"Nearest to the step without casts: {nearest['name']}."
         worst = next(iter(page.attribution_cells(facts, 1)[1]), None)
         return f"Most of the gradient's error is from {worst[0]} ({worst[2]})." if worst else "No cast makes an error."
     chosen = [row["format"] for row in facts["advice"] if row["format"]]
@@ -107,7 +111,7 @@ def _heat_map(facts: Json) -> str:
     numeric = range(2, 2 + len(formats))
     return webpage.table(
         "SQNR in dB by layer and format", ("layer", "operand", *formats), rows, numeric=numeric,
-        note=" ".join(page.ADVICE), shades=shades,
+        note=" ".join(page.ADVICE_BY_LAYER), shades=shades,
     )  # fmt: skip
 
 
@@ -118,6 +122,8 @@ def _depth(share: float) -> int:
 def _replay(facts: Json) -> list[Part]:
     title, note = page.VARIANTS
     casts = webpage.table("", *page.variant_cells(facts), numeric=range(1, 6))
+    if not facts["attribution"]:
+        return [("casts", title, note, casts)]
     shares = webpage.table("", *page.attribution_cells(facts, 200), numeric={2, 4})
     return [
         ("casts", title, note, casts),

@@ -31,6 +31,7 @@ ADVICE = (
     "SQNR in dB at the power-of-two amax scale, median over the layers; * the choice (*n: of n layers). Exact for the",
     "tensors seen, ~ where it is an estimate. One cast of one tensor: where to start, not what training will say.",
 )
+ADVICE_BY_LAYER = ("SQNR in dB at the power-of-two amax scale; * the choice. Exact for the", ADVICE[1])
 WEIGHTS = (
     "field: weights by spacing 2^k (small left, one column a binade); used: entropy of the codes over its maximum;",
     "offset: distance from the grid in spacings (masters 0.25, stored weights 0).",
@@ -41,7 +42,7 @@ def page(facts: Json, width: int) -> list[Line]:
     """The whole page, no line wider than `width` columns (at least 60)."""
     parts = [_head(facts)]
     if facts["kind"] == "replay":
-        parts += [_variants(facts, width), _attribution(facts, width)]
+        parts += [_variants(facts, width), *([_attribution(facts, width)] if facts["attribution"] else [])]
     elif facts["kind"] == "oracle":
         parts += [_own_rates(facts, width), _rates_otherwise(facts, width)]
     elif facts["kind"] == "against":

@@ -16,7 +16,7 @@ from altgrad.measures.value_histogram import ValueHistogram
 from altgrad.nn import casts_off, fresh_gradients, unrecorded
 from altgrad.nn.layers import HEADS, is_layer
 from altgrad.nn.names import matches
-from altgrad.nn.policy import Operand
+from altgrad.nn.slots import Operand
 from altgrad.progress import progress
 from altgrad.training.restore import Restored
 from altgrad.training.weights import StoredTensor

@@ -25,7 +25,7 @@ from torch import Tensor, nn
 from altgrad.nn import QuantizedLayer
 from altgrad.nn.accumulated import check_product
 from altgrad.nn.linear import make_casts
-from altgrad.nn.policy import Operand, Product, reduced_axis
+from altgrad.nn.slots import Operand, Product, reduced_axis
 from altgrad.quantize import Quantizer, QuantizerSpec
 from altgrad.quantize.accumulator import AccumulatorSpec
 from altgrad.quantize.transform import Transform

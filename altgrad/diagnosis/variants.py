@@ -1,12 +1,14 @@
 """Counterfactual replay: the same step, from the same checkpoint and batch, under other formats and roundings.
 
 The step that comes next is run with casts off (the reference), with the run's own casts, with every product of casts
-added up in another accumulator, and with every cast of the run in another format or rounding. Of each: the loss, and
-the fidelity of the gradient to the reference as a whole (`altgrad.measures.fidelity`, the sums of all parameters
-together) and in its worst matrix. Changed casts have no amax history: a delayed scaling begins with this tensor's amax,
-as at a run's first step. Nothing of the run is changed.
+added up in another accumulator, with every cast of the run in another format or rounding, or by a copy of the model
+that has a recipe's casts. Of each: the loss, and the fidelity of the gradient to the reference as a whole
+(`altgrad.measures.fidelity`, the sums of all parameters together) and in its worst matrix. Changed casts have no amax
+history: a delayed scaling begins with this tensor's amax, as at a run's first step. Products run in the run's own
+`compute`. Nothing of the run is changed.
 """
 
+import copy
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -16,7 +18,14 @@ from torch import Tensor, nn
 from altgrad.diagnosis.sites import accumulator_as, reformatted, rerounded, specs_as
 from altgrad.formats import NumberFormat
 from altgrad.measures import fidelity, fidelity_sums
-from altgrad.nn import casts_off, fresh_gradients, unrecorded
+from altgrad.nn import (
+    PrecisionPolicy,
+    casts_off,
+    dequantize_model,
+    fresh_gradients,
+    quantize_model,
+    unrecorded,
+)
 from altgrad.optim import whole_tensor
 from altgrad.progress import progress
 from altgrad.quantize.accumulator import AccumulatorSpec
@@ -70,14 +79,17 @@ def variants(
     restored: Restored,
     formats: Sequence[NumberFormat],
     roundings: Sequence[str] = ("stochastic",),
+    recipes: Sequence[str] = (),
     accumulators: Sequence[AccumulatorSpec] = (),
 ) -> list[Variant]:
-    """The step uncast, as the run has it, added up in each accumulator, under each rounding, and in each format.
+    """The step uncast, as the run has it, added up in each accumulator, under each rounding, in each format, and by the
+    casts of each recipe.
 
-    ValueError for a run that casts nothing.
+    ValueError for a run that casts nothing, unless recipes are asked for, and for a recipe that casts nothing.
     """
     model = restored.model
-    if not any(True for module in model.modules() if hasattr(module, "slot_casts")):
+    policies = {name: PrecisionPolicy.made_from(name) for name in recipes}
+    if not policies and not any(True for module in model.modules() if hasattr(module, "slot_casts")):
         raise ValueError(f"{restored.run.id} casts nothing, so no step of it can be taken otherwise; name another run.")
     progress("replaying the step")
     with casts_off(model):
@@ -93,11 +105,23 @@ def variants(
             try:
                 stack.enter_context(change)
             except ValueError as error:
-                nan = float("nan")
-                found.append(Variant(name, nan, nan, nan, nan, nan, nan, "", str(error)))
+                found.append(_impossible(name, error))
                 continue
             found.append(_variant(name, take_step(restored), reference))
+    for number, (name, policy) in enumerate(policies.items()):
+        progress("replaying the step", len(changes) + number, len(changes) + len(policies))
+        try:
+            other = quantize_model(dequantize_model(copy.deepcopy(model)), policy, seed=restored.spec.seed)
+        except ValueError as error:
+            found.append(_impossible(name, error))
+            continue
+        found.append(_variant(name, take_step(restored, other), reference))
     return found
+
+
+def _impossible(name: str, error: ValueError) -> Variant:
+    nan = float("nan")
+    return Variant(name, nan, nan, nan, nan, nan, nan, "", str(error))
 
 
 def _variant(name: str, taken: TakenStep, reference: TakenStep) -> Variant:

@@ -40,8 +40,8 @@ Seeds = Annotated[tuple[Annotated[int, Field(ge=0)], ...], Field(min_length=1)]
 
 ARM = "arm"
 TWINS: Mapping[str, Cell] = {
-    "bf16": {"precision": "none", "storage": (), "compute": "bfloat16"},
-    "fp32": {"precision": "none", "storage": (), "compute": "float32"},
+    "bf16": {"recipe": None, "precision": "none", "storage": (), "compute": "bfloat16"},
+    "fp32": {"recipe": None, "precision": "none", "storage": (), "compute": "float32"},
 }
 
 

@@ -9,8 +9,9 @@ random terms grows as the square root of k, the number of terms, and promotion e
 (docs/ACCUMULATORS.md). An error beyond `largest` alarms.
 """
 
+from collections.abc import Mapping
 from functools import partial
-from typing import Annotated, ClassVar
+from typing import Annotated, Any, ClassVar
 
 import torch
 from pydantic import Field
@@ -77,7 +78,7 @@ class Accumulation(ReplayMonitor):
         if not layers:
             return {}
         for name, layer in layers.items():
-            layer.shown = partial(_look, sums, name, {**layer.precision.accumulators})
+            layer.shown = partial(_look, sums, name, layer.precision.accumulators)
         try:
             fresh_gradients(replay.model, replay.losses)
         finally:
@@ -98,7 +99,7 @@ class Accumulation(ReplayMonitor):
 
 
 def _look(
-    sums: dict[str, Tensor], layer: str, accumulators: dict[str, AccumulatorSpec], name: str,
+    sums: dict[str, Tensor], layer: str, accumulators: Mapping[Any, AccumulatorSpec], name: str,
     a: Factor, b: Factor, y: Tensor,
 ) -> None:  # fmt: skip
     """Add a sample of a product to the sums of its site: squared errors, squares, terms, terms cut off."""

@@ -1,9 +1,10 @@
 """Modules on grids: the quantised Linear, the policy that places it, the surgery that installs it."""
 
 from altgrad.nn.linear import QuantizedLayer, QuantizedLinear
-from altgrad.nn.policy import LayerPrecision, PrecisionPolicy
+from altgrad.nn.policy import PrecisionPolicy
 from altgrad.nn.processes import ALONE, Processes
-from altgrad.nn.replay import casts_off, fresh_gradients, observed, unrecorded
+from altgrad.nn.replay import casts_off, compared, fresh_gradients, observed, unrecorded
+from altgrad.nn.slots import LayerPrecision
 from altgrad.nn.steps import add_listener, closure_of, follow_steps, never_committed, remove_listener, with_closure
 from altgrad.nn.surgery import (
     change_formats,
@@ -31,6 +32,7 @@ __all__ = [
     "check_passes",
     "closure_of",
     "commit",
+    "compared",
     "counted_sites",
     "dequantize_model",
     "follow_steps",

@@ -27,7 +27,7 @@ from altgrad.quantize.block import BlockSpec, to_nearest
 
 Value = Tensor | Factor
 """One operand of a product: its values as they lie, or what an accumulator takes."""
-Shown = Callable[[str, Factor, Factor, Tensor], None]
+ShowSums = Callable[[str, Factor, Factor, Tensor], None]
 """Is shown a product by its name, its operands, and their sums in float32."""
 
 
@@ -35,7 +35,8 @@ class Adding(Protocol):
     """A layer, as its products see it."""
 
     precision: Any
-    shown: Shown | None
+    shown: ShowSums | None
+    """Who is shown the products that have an accumulator."""
 
 
 def check_product(

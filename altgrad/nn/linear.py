@@ -35,10 +35,10 @@ import torch
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
-from altgrad.nn.accumulated import Shown, Value, factor_of, multiply, part_levels, parts, whole
+from altgrad.nn.accumulated import ShowSums, Value, factor_of, multiply, part_levels, parts, whole
 from altgrad.nn.layers import features_of, is_turned
-from altgrad.nn.policy import LayerPrecision, Operand, Product, reduced_axis
 from altgrad.nn.products import as_matrix, shaped
+from altgrad.nn.slots import LayerPrecision, Operand, Product, reduced_axis
 from altgrad.quantize import Cast, Quantizer
 from altgrad.quantize.counted import Counted, Role, unnamed_site
 from altgrad.quantize.gradient import joined, multiplied
@@ -132,8 +132,7 @@ class QuantizedLayer(nn.Module):
     recording = True
     """Whether training passes count; see `altgrad.nn.replay.unrecorded`."""
     uncounted = False
-    shown: Shown | None = None
-    """Who is shown the products that have an accumulator."""
+    shown: ShowSums | None = None
     weight: Tensor
     casts: nn.ModuleDict
     precision: LayerPrecision
@@ -160,8 +159,10 @@ class QuantizedLayer(nn.Module):
 
     def forward(self, input: Tensor) -> Tensor:
         """y [..., out_features]."""
-        weight = self.weight
-        bias = typing.cast(Tensor | None, self.bias)
+        return self.products(input, self.weight, typing.cast(Tensor | None, self.bias))
+
+    def products(self, input: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+        """The same of any weight and bias of its own ones' shape."""
         _check_operands(input, weight, bias)
         live = counts(self), backward_counts(self)
         return typing.cast(Tensor, _Products.apply(input, weight, bias, self, live))

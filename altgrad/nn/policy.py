@@ -1,268 +1,33 @@
-"""Which Linear is cast how: ordered rules over module names.
+"""Which Linear is cast how: ordered rules over module names and places.
 
-A Linear layer has three products, and each has two operands, so there are six *slots*:
-
-    forward      y  = input @ weight.T          slots input, weight
-    grad_input   dx = grad_output @ weight      slots grad_output, weight
-    grad_weight  dW = grad_output.T @ input     slots grad_output, input
-
-A rule's short names `weight`, `input`, `grad_output` fill both slots of an operand; a slot named under its product
-overrides that. `none` leaves an operand uncast. The first rule whose pattern matches a module decides it (as in qwix);
-a rule that decides nothing is an error, since it is nearly always a misspelt name. In patterns `*` stands for any text,
-dots included, and the children of a list answer to `first` and `last` as well as to their numbers.
-
-A product can have a `transform`, which turns both its operands along the axis that it sums over before they are cast
-(`altgrad.quantize.transform`). A slot of the backward pass casts the operand as it came (`source: original`), what
-forward's cast made of it (`forward`), or, where forward turns it, that in the turned domain (`forward_rotated`): the
-product's result is then turned back. Its `accumulator` says what its terms are added up in. Two slots of an operand
-share a cast where spec, transform, source and axis agree.
+The first rule that finds a module decides it (as in qwix). A rule goes by names (`match`) or by a place that every
+model has (`place`, see `altgrad.nn.places`). In patterns `*` stands for any text, dots included, and the children of a
+list answer to `first` and `last` as well as to their numbers. A rule that decides nothing is an error, since it is
+nearly always a misspelt name; but for one that names a place only to leave it as it is.
 
 A module registered under several names answers to each of them and is decided once; its first name is its site. Where
 one rule finds it by one name alone and another, which says otherwise, by another alone, that is an error; a rule
 that comes first and one that matches both names are no conflict, the order decides.
 """
 
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
-from typing import Annotated, Any, ClassVar, Literal
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Annotated, Any, ClassVar, Self
 
-from pydantic import Field, PlainValidator, model_validator
+from pydantic import Field, ModelWrapValidatorHandler, model_validator
 from torch import nn
 
-from altgrad.nn.accumulated import check_product
+from altgrad.document import Document
 from altgrad.nn.layers import EMBEDDINGS
 from altgrad.nn.names import Nameable, matches, nameable
-from altgrad.nn.outlier_columns import check_columns
+from altgrad.nn.places import Places, RulePlace
+from altgrad.nn.rule import Rule
+from altgrad.nn.slots import LayerPrecision
 from altgrad.quantize import QuantizerSpec
-from altgrad.quantize.accumulator import AccumulatorSpec
-from altgrad.quantize.gradient import Dge
-from altgrad.quantize.parts import Axis
-from altgrad.quantize.transform import TransformSpec
+from altgrad.recipes.expansion import expand_policy
+from altgrad.recipes.note import RecipeNote
+from altgrad.recipes.recipe import Recipe
 from altgrad.spec import LocatedError, Since, Spec, did_you_mean
-
-Product = Literal["forward", "grad_input", "grad_weight"]
-Operand = Literal["input", "weight", "grad_output"]
-
-PRODUCTS: tuple[Product, ...] = ("forward", "grad_input", "grad_weight")
-SLOTS: tuple[tuple[Product, Operand], ...] = (
-    ("forward", "input"), ("forward", "weight"),
-    ("grad_input", "grad_output"), ("grad_input", "weight"),
-    ("grad_weight", "grad_output"), ("grad_weight", "input"),
-)  # fmt: skip
-
-
-@dataclass(frozen=True)
-class LayerPrecision:
-    """What happens in each of a layer's six slots (None: not cast)."""
-
-    slots: Mapping[tuple[Product, Operand], QuantizerSpec | None]
-    per_product: bool = False
-    """Whether each slot is cast for itself, even where both slots of an operand say the same."""
-    transforms: Mapping[Product, TransformSpec] = field(default_factory=dict)
-    """What turns the operands of a product before they are cast, where something does."""
-    accumulators: Mapping[Product, AccumulatorSpec] = field(default_factory=dict)
-    """What adds up the terms of a product, where it is not float32."""
-
-    def casts(self) -> dict[str, tuple[QuantizerSpec, list[tuple[Product, Operand]]]]:
-        """The casts a layer needs: name -> (spec, slots served). Equal slots of an operand share one cast.
-
-        A shared cast is named after its operand (`weight`), one that serves a single differing slot after both
-        (`weight.grad_input`). Two products sum over different axes of an operand, so what a transform turns is shared
-        by none; without one, shared operands are cast along one axis for both.
-        """
-        found: dict[str, tuple[QuantizerSpec, list[tuple[Product, Operand]]]] = {}
-        for slot, spec in self.slots.items():
-            if spec is None:
-                continue
-            product, operand = slot
-            shared = not self.per_product and all(
-                other is None or (other == spec and not {product, its} & self.transforms.keys())
-                for (its, name), other in self.slots.items()
-                if name == operand
-            )
-            name = operand if shared else f"{operand}.{product}"
-            found.setdefault(name, (spec, []))[1].append(slot)
-        return found
-
-
-def reduced_axis(slots: Iterable[tuple[Product, Operand]]) -> Axis:
-    """The axis of an operand that its products sum over: channels and blocks lie along it. `last` if they differ.
-
-    forward sums over in_features, the last axis of input and weight; grad_input over out_features, the last of
-    grad_output and the first of weight; grad_weight over tokens, the first of both.
-    """
-    axes: set[Axis] = {
-        "first" if product == "grad_weight" or (product == "grad_input" and operand == "weight") else "last"
-        for product, operand in slots
-    }
-    return axes.pop() if len(axes) == 1 else "last"
-
-
-def _to_cast(value: Any) -> QuantizerSpec | None:
-    return None if value in (None, "none") else QuantizerSpec.model_validate(value)
-
-
-def _to_slot(value: Any) -> "QuantizerSpec | str | None":
-    return value if isinstance(value, str) and value == "same" else _to_cast(value)
-
-
-CastSpec = Annotated[QuantizerSpec | None, PlainValidator(_to_cast)]
-SlotSpec = Annotated[QuantizerSpec | str | None, PlainValidator(_to_slot)]
-"""A cast, `none`, or `same`: what the rule says for this operand in general."""
-
-
-def _to_transform(value: Any) -> TransformSpec | None:
-    return None if value in (None, "none") else TransformSpec.of(value)
-
-
-Turning = Annotated[TransformSpec | None, PlainValidator(_to_transform), Since(2)]
-
-
-Accumulating = Annotated[AccumulatorSpec | None, PlainValidator(AccumulatorSpec.unless_float32), Since(2)]
-
-
-class ForwardSlots(Spec):
-    """Overrides for y = input @ weight.T, and what turns both operands along in_features."""
-
-    input: SlotSpec = "same"
-    weight: SlotSpec = "same"
-    transform: Turning = None
-    accumulator: Accumulating = None
-
-
-class GradInputSlots(Spec):
-    """Overrides for dx = grad_output @ weight, and what turns both operands along out_features."""
-
-    grad_output: SlotSpec = "same"
-    weight: SlotSpec = "same"
-    transform: Turning = None
-    accumulator: Accumulating = None
-
-
-class GradWeightSlots(Spec):
-    """Overrides for dW = grad_output.T @ input, and what turns both operands along the tokens."""
-
-    grad_output: SlotSpec = "same"
-    input: SlotSpec = "same"
-    transform: Turning = None
-    accumulator: Accumulating = None
-
-
-class Rule(Spec):
-    """One line of a policy: the Linears whose name matches, and what happens in them."""
-
-    match: Annotated[str, Field(min_length=1)] = "blocks.*"
-    weight: CastSpec = None
-    input: CastSpec = None
-    grad_output: CastSpec = None
-    forward: ForwardSlots = ForwardSlots()
-    grad_input: GradInputSlots = GradInputSlots()
-    grad_weight: GradWeightSlots = GradWeightSlots()
-    operands: Literal["shared", "per_product"] = "shared"
-    """shared: one cast of an operand serves both its products. per_product: each casts it along its reduced axis."""
-
-    noun: ClassVar[str] = "a precision rule"
-
-    @model_validator(mode="after")
-    def _nothing_behind_gradients(self) -> "Rule":
-        for (product, operand), spec in self.layer().slots.items():
-            if spec is None:
-                continue
-            if operand == "grad_output" and spec.gradient.kind != "identity":
-                raise ValueError(
-                    f"gradient: {spec.gradient.kind} has no meaning for {product}.grad_output, behind which no "
-                    "gradient flows."
-                )
-            if operand != "weight" and spec.rounding == "toward_average":
-                raise ValueError(
-                    f"rounding: toward_average goes by the average of a weight, and {product}.{operand} is none; use "
-                    "nearest_even there."
-                )
-        return self
-
-    @model_validator(mode="after")
-    def _products_agree(self) -> "Rule":
-        layer = self.layer()
-        for product in layer.transforms:
-            uncast = [name for (its, name), spec in layer.slots.items() if its == product and spec is None]
-            if uncast:
-                raise ValueError(
-                    f"{product}.transform turns both operands, and {product}.{uncast[0]} is not cast; cast it, or "
-                    f"leave out {product}.transform."
-                )
-        for product, how in layer.accumulators.items():
-            check_product(product, how, layer.slots, layer.casts().values(), reduced_axis)
-        for (product, operand), spec in layer.slots.items():
-            if spec is not None:
-                _check_source(layer, product, operand, spec)
-                check_columns(layer.slots, layer.transforms, (product, operand))
-        return self
-
-    def layer(self) -> LayerPrecision:
-        """The six slots, resolved."""
-        slots: dict[tuple[Product, Operand], QuantizerSpec | None] = {}
-        for product, operand in SLOTS:
-            chosen = getattr(getattr(self, product), operand)
-            slots[product, operand] = getattr(self, operand) if chosen == "same" else chosen
-        turning = {product: getattr(self, product).transform for product in PRODUCTS}
-        transforms = {product: spec for product, spec in turning.items() if spec is not None}
-        adding = {product: getattr(self, product).accumulator for product in PRODUCTS}
-        accumulators = {product: how for product, how in adding.items() if how is not None}
-        return LayerPrecision(slots, self.operands == "per_product", transforms, accumulators)
-
-
-def _check_source(layer: LayerPrecision, product: Product, operand: Operand, spec: QuantizerSpec) -> None:
-    """ValueError for a slot whose cast does not go with its source or with the transform that its product has."""
-    slot, source, turned = f"{product}.{operand}", spec.source, product in layer.transforms
-    if spec.correction == "eden" and not turned:
-        raise ValueError(
-            f"{slot} has correction: eden, and there is no {product}.transform, whose runs it corrects; give one, or "
-            "use correction: none."
-        )
-    if source != "original":
-        if product == "forward" or operand == "grad_output":
-            raise ValueError(
-                f"source: {source} is for grad_input.weight and grad_weight.input, whose operands forward casts first; "
-                f"{slot} is none of them."
-            )
-        if layer.slots["forward", operand] is None:
-            raise ValueError(
-                f"{slot} has source: {source}, and forward.{operand} is not cast; cast that, or use source: original."
-            )
-        if source == "forward_rotated" and "forward" not in layer.transforms:
-            raise ValueError(
-                f"{slot} has source: forward_rotated, and there is no forward.transform; use source: forward."
-            )
-    _check_average(layer, product, spec, slot)
-    kind, what = spec.gradient.kind, f"{product}.transform" if turned else f"source: {source}"
-    if kind != "identity" and product != "forward" and (turned or source != "original"):
-        raise ValueError(
-            f"gradient: {kind} of {slot} does not go with {what}: forward's casts decide where a gradient passes; "
-            f"use gradient: identity in {slot}."
-        )
-    forward = layer.slots.get(("forward", operand))
-    if kind == "dge" and (forward is None or forward.gradient != spec.gradient):
-        raise ValueError(
-            f"{slot} has gradient: dge, which is the slope of forward's cast, and forward.{operand} has another "
-            f"gradient; say it there, or use gradient: identity in {slot}."
-        )
-
-
-def _check_average(layer: LayerPrecision, product: Product, spec: QuantizerSpec, slot: str) -> None:
-    """ValueError for a weight that is another one in each pass, so that its average says nothing."""
-    if spec.rounding != "toward_average":
-        return
-    transform = layer.transforms.get(product)
-    if spec.source != "original":
-        raise ValueError(
-            f"{slot} has rounding: toward_average, the average of the weight, and source: {spec.source}, which is no "
-            "weight; use another rounding, or source: original."
-        )
-    if transform is not None and transform.draws:
-        raise ValueError(
-            f"{slot} has rounding: toward_average, and {product}.transform draws its signs, so that each step turns "
-            "the weight into another; use signs: fixed or none."
-        )
 
 
 @dataclass(frozen=True)
@@ -279,16 +44,45 @@ class Decision:
 
 
 class PrecisionPolicy(Spec):
-    """Ordered rules; the first match decides. `none`, or no rules at all, casts nothing."""
+    """Ordered rules; the first match decides. `none`, or no rules at all, casts nothing.
+
+    The name of a recipe stands for its rules (`altgrad.recipes.expansion`).
+    """
 
     rules: tuple[Rule, ...] = ()
+    recipe: Annotated[RecipeNote | None, Since(2)] = None
+    """The recipe whose rules come after these; expanded, a note of where rules came from."""
+    set: Annotated[dict[str, Any], Since(2)] = Field(default_factory=dict)
+    """What to change in a recipe's rules: `{weight.rounding: stochastic}`."""
+
+    noun: ClassVar[str] = "precision"
 
     @model_validator(mode="before")
     @classmethod
-    def _from_none(cls, value: Any) -> Any:
+    def _from_name(cls, value: Any) -> Any:
+        if isinstance(value, str) and value != "none":
+            return {"recipe": value}
         return {} if value in (None, "none") else value
 
-    noun: ClassVar[str] = "precision"
+    @model_validator(mode="wrap")
+    @classmethod
+    def _expanded(cls, value: Any, read: ModelWrapValidatorHandler[Self]) -> Self:
+        if isinstance(value, Recipe):
+            value = {"recipe": {"name": value.name, **value.parameters}}
+        if not isinstance(value, str | dict):
+            return read(value)
+        document = Document.of(value, cls.noun)
+        expand_policy(document, cls, ())
+        return read(document.data)
+
+    @model_validator(mode="after")
+    def _changes_a_recipe(self) -> Self:
+        if self.set:
+            raise LocatedError(("set",), "set changes the casts of a recipe; name one: {recipe: mx, set: {...}}.")
+        return self
+
+    def deciding(self) -> dict[str, Any]:
+        return {"rules": self.tree()["rules"]}
 
     @classmethod
     def uniform(cls, *, match: str = "*", **casts: str | QuantizerSpec) -> "PrecisionPolicy":
@@ -305,42 +99,50 @@ class PrecisionPolicy(Spec):
         Raises LocatedError for a rule that decides nothing (one without casts decides matrices outside of layers, too)
         and for two that contradict each other.
         """
-        things = nameable(model)
+        finder = _Finder(self.rules, model)
         used: set[int] = set()
         decisions = []
-        for thing in things:
-            rule, agreed = self._rule_of(thing)
+        for thing in finder.things:
+            rule, agreed = finder.rule_of(thing)
             used |= {number for number in agreed if thing.cast or not self.rules[number].layer().casts()}
             if thing.cast and (thing.shape is None or rule is not None):
                 precision = None if rule is None else self.rules[rule].layer()
                 decisions.append(Decision(thing.name, rule, precision, thing.shape))
         for number, unused in enumerate(self.rules):
-            if number not in used:
-                raise LocatedError(("rules", number, "match"), _unused(unused.match, things))
+            if number not in used and (unused.place is None or unused.layer().casts()):
+                raise LocatedError(("rules", number, "place" if unused.place else "match"), finder.unused(number))
         return decisions
 
     def left_out(self, model: nn.Module) -> dict[str, tuple[int, ...]]:
         """Matrices, by name, that a rule with casts matches though no layer holds them, so that they are left as they
         are: attention's in_proj_weight, an LSTM's weights. Tables named like embeddings do not count."""
-        found = {}
-        for thing in nameable(model):
+        finder, found = _Finder(self.rules, model), {}
+        for thing in finder.things:
             if not thing.cast and not any(matches(pattern, [thing.name]) for pattern in EMBEDDINGS):
-                rule, _ = self._rule_of(thing)
+                rule, _ = finder.rule_of(thing)
                 if rule is not None and self.rules[rule].layer().casts():
                     found[thing.name] = thing.shape or ()
         return found
 
-    def _rule_of(self, thing: Nameable) -> tuple[int | None, set[int]]:
+
+class _Finder:
+    """Which rule finds what of one model."""
+
+    def __init__(self, rules: Sequence[Rule], model: nn.Module) -> None:
+        self.rules, self.things = rules, nameable(model)
+        self.named = [None if rule.place is None else RulePlace.parse(rule.place) for rule in rules]
+        self.places = Places(model) if any(self.named) else None
+
+    def rule_of(self, thing: Nameable) -> tuple[int | None, set[int]]:
         """The rule that decides this, and all rules that are thereby of use: those that say the same of other names."""
-        every = [self._first(names) for names in thing.spellings.values()]
-        deciding = sorted({rule for rule in every if rule is not None})
+        firsts = {path: self._first(thing, also) for path, also in thing.spellings.items()}
+        deciding = sorted({rule for rule in firsts.values() if rule is not None})
         if not deciding:
             return None, set()
         chosen, agreed = deciding[0], {deciding[0]}
-        one, reached = next((path, also) for path, also in thing.spellings.items() if self._first(also) == chosen)
-        for path, also in thing.spellings.items():
-            other = self._first(also)
-            if other is None or other == chosen or matches(self.rules[other].match, reached):
+        one = next(path for path, rule in firsts.items() if rule == chosen)
+        for path, other in firsts.items():
+            if other is None or other == chosen or self._finds(other, thing, thing.spellings[one]):
                 continue
             if self.rules[other].layer() != self.rules[chosen].layer():
                 raise LocatedError(
@@ -351,16 +153,32 @@ class PrecisionPolicy(Spec):
             agreed.add(other)
         return chosen, agreed
 
-    def _first(self, names: set[str]) -> int | None:
-        return next((i for i, rule in enumerate(self.rules) if matches(rule.match, names)), None)
+    def unused(self, number: int) -> str:
+        """Why a rule decides nothing."""
+        text, place = self.rules[number].place, self.named[number]
+        layers = [thing for thing in self.things if thing.cast]
+        if any(self._finds(number, thing, also) for thing in layers for also in thing.spellings.values()):
+            what = f"'{self.rules[number].match}'" if text is None else f"place {text}"
+            return (
+                f"{what} decides nothing: earlier rules match all its layers. The first match wins; reorder the rules."
+            )
+        if place is None or self.places is None:
+            return _unmatched(self.rules[number].match, self.things)
+        return f"place {text} holds no Linear of this model, whose places are {self.places.summary(self.things)}."
+
+    def _first(self, thing: Nameable, names: set[str]) -> int | None:
+        return next((number for number in range(len(self.rules)) if self._finds(number, thing, names)), None)
+
+    def _finds(self, number: int, thing: Nameable, names: set[str]) -> bool:
+        """Whether a rule finds a thing: by these of its names, or wherever the thing is."""
+        place = self.named[number]
+        if place is None or self.places is None:
+            return matches(self.rules[number].match, names)
+        return self.places.holds(place, thing)
 
 
-def _unused(pattern: str, things: Sequence[Nameable]) -> str:
+def _unmatched(pattern: str, things: Sequence[Nameable]) -> str:
     layers = [thing for thing in things if thing.cast]
-    if any(matches(pattern, also) for thing in layers for also in thing.spellings.values()):
-        return (
-            f"'{pattern}' decides nothing: earlier rules match all its layers. The first match wins; reorder the rules."
-        )
     for thing in things:
         if any(matches(pattern, also) for also in thing.spellings.values()):
             shape = list(thing.shape or ())
@@ -371,27 +189,3 @@ def _unused(pattern: str, things: Sequence[Nameable]) -> str:
     names = [thing.name for thing in layers]
     hint = did_you_mean(pattern, sorted(known)) or f" There are {', '.join(names[:4])}{', ...' * (len(names) > 4)}"
     return f"'{pattern}' matches no Linear layer.{hint}" + ("" if hint.endswith("?") else ".")
-
-
-def slot_text(
-    spec: QuantizerSpec | None, transform: TransformSpec | None = None, accumulator: AccumulatorSpec | None = None
-) -> str:
-    """A slot in a few characters, for tables: `e4m3fn delayed`; `-` if not cast."""
-    if spec is None:
-        return "-"
-    parts = [spec.format.short_name]
-    parts += [] if spec.rounding == "nearest_even" else [str(spec.rounding)]
-    parts += [f"(decay {spec.average_decay})"] if spec.rounding == "toward_average" else []
-    scaling = spec.scaling.tree()
-    detail = scaling.get("size") or scaling.get("value")
-    detail = "channel" if scaling.get("granularity") == "channel" else detail
-    parts.append(f"{spec.scaling.kind}/{detail}" if detail else spec.scaling.kind)
-    chosen = [f"{name} {value}" for name, value in spec.scaling.chosen.items()]
-    parts += [f"({', '.join(chosen)})"] if chosen else []
-    parts += [] if transform is None else [f"{transform.kind}/{transform.size}"]
-    parts += [] if spec.correction == "none" else [spec.correction]
-    parts += [f"dge k {spec.gradient.k} clamp {spec.gradient.clamp:g}"] if isinstance(spec.gradient, Dge) else []
-    parts += [] if spec.source == "original" else [f"of {spec.source}"]
-    parts += [] if spec.outliers is None else [f"+ {spec.outliers.text}"]
-    parts += [] if accumulator is None else [f"added in {accumulator.text}"]
-    return " ".join(parts)

@@ -3,6 +3,7 @@
     unrecorded    casts are made with the random bits of the step's passes, from the first on, but no pass counts: no
                   amax is noted, no random bits are used up, nobody watches
     observed      passes count, so that each cast can be looked at, and every buffer comes back
+    compared      every product of a quantised layer is shown beside the one that its uncast operands make
     casts_off     every quantised layer is for the time the plain layer of its class, on the same Parameters
 
 A replay happens in the middle of a step, between backward and the update, so it must leave every buffer of the model as
@@ -24,10 +25,15 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 
-from altgrad.nn.layers import exchanged, refuse_own_forward
+from altgrad.nn.layers import exchanged, is_turned, refuse_own_forward
 from altgrad.nn.linear import QuantizedLayer
+from altgrad.nn.products import as_matrix, linear, matmul
+from altgrad.nn.slots import Product
 from altgrad.quantize import Cast, Quantizer
 from altgrad.quantize.counted import Counted
+
+Shown = Callable[[str, Product, Tensor, Tensor], None]
+"""A layer's name, the product, what its cast operands made of it, and what the uncast ones make, in float32."""
 
 
 def fresh_gradients(model: nn.Module, losses: Callable[[], Iterator[Tensor]]) -> dict[str, Tensor]:
@@ -116,3 +122,66 @@ def casts_off(model: nn.Module) -> Iterator[None]:
     finally:
         for layer, quantised in switched:
             layer.__class__ = quantised
+
+
+@contextmanager
+def compared(model: nn.Module, show: Shown) -> Iterator[None]:
+    """For the length of a block every product that a quantised layer makes, forward and backward, is shown.
+
+    Both are made of the same input, weight and gradient, those that arrive there: an error made further up is in both.
+    Draws the random bits of the step's passes, from the first one on. For use inside `unrecorded`.
+    """
+    layers = {name: module for name, module in model.named_modules() if isinstance(module, QuantizedLayer)}
+    for name, layer in layers.items():
+        refuse_own_forward(name, layer)
+    _rewind(model)
+    for name, layer in layers.items():
+        vars(layer)["forward"] = _comparing(name, layer, show)
+    try:
+        yield
+    finally:
+        for layer in layers.values():
+            del vars(layer)["forward"]
+        _rewind(model)
+
+
+def _comparing(name: str, layer: QuantizedLayer, show: Shown) -> Callable[[Tensor], Tensor]:
+    """The layer's forward, which shows its products.
+
+    Input and weight pass through views, so that the gradients of these are the layer's own, and not also those of
+    whoever else uses them. What backward needs is copied, since nothing keeps a caller from changing its input in
+    place: a quantised layer keeps casts of it alone.
+    """
+
+    def forward(input: Tensor) -> Tensor:
+        seen = as_matrix(input.detach()).float().clone()
+        weight, bias = layer.weight, cast(Tensor | None, layer.bias)
+        own, arrived = weight.view_as(weight), input.view_as(input)
+        y = layer.products(arrived, own, bias)
+        plain = weight.detach().float()
+        plain = plain.mT if is_turned(layer) else plain
+        exact = linear(seen, plain, None if bias is None else bias.detach().float(), torch.float32)
+        show(name, "forward", as_matrix(y.detach()), exact)
+        gradient: list[Tensor] = []
+
+        def grad_input(dx: Tensor) -> None:
+            show(name, "grad_input", as_matrix(dx), matmul(gradient[-1], plain, torch.float32))
+
+        def grad_weight(dw: Tensor) -> None:
+            made = dw.mT if is_turned(layer) else dw
+            show(name, "grad_weight", made, matmul(gradient[-1].T, seen, torch.float32))
+
+        if y.requires_grad:
+            cast(Any, y).register_hook(lambda g: gradient.append(as_matrix(g.detach()).float()))
+        for operand, hook in ((arrived, grad_input), (own, grad_weight)):
+            if operand.requires_grad:
+                cast(Any, operand).register_hook(hook)
+        return y
+
+    return forward
+
+
+def _rewind(model: nn.Module) -> None:
+    for module in model.modules():
+        if isinstance(module, Counted):
+            module.rewind()

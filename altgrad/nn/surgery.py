@@ -20,8 +20,9 @@ from altgrad.formats import NumberFormat
 from altgrad.nn.first_pass import end_proof, fast_paths_back, fast_paths_off, prove_first_pass, refuse_parents
 from altgrad.nn.layers import core_of, exchanged, is_layer, is_plain, refuse_own_forward
 from altgrad.nn.linear import QuantizedLayer, make_casts, make_transforms, quantized_class
-from altgrad.nn.policy import Decision, LayerPrecision, PrecisionPolicy
+from altgrad.nn.policy import Decision, PrecisionPolicy
 from altgrad.nn.processes import Processes
+from altgrad.nn.slots import LayerPrecision
 from altgrad.nn.steps import committed, follow_steps
 from altgrad.quantize import Quantizer
 from altgrad.quantize.counted import Counted
@@ -31,12 +32,12 @@ from altgrad.quantize.transform import Transform
 def quantize_model(model: nn.Module, policy: PrecisionPolicy | Any, *, seed: int = 0) -> nn.Module:
     """Give every Linear (and Conv1D) that the policy decides its casts, in place; returns the model.
 
-    policy: a PrecisionPolicy, or plain data that one can be made from. seed keys the random bits of stochastic
-    rounding. A layer with all six slots empty is left alone. Everything is checked before anything is changed. Raises
-    SpecError for data that is no policy, LocatedError for a rule that decides nothing and for two that contradict each
-    other, ValueError for a matched layer that is a subclass, is quantised already, cannot take its casts or whose
-    forward would not run, and for weights of experts in one 3-D tensor. Warns of matched matrices outside of layers.
-    The first pass of the model is watched, see `altgrad.nn.first_pass`.
+    policy: a PrecisionPolicy, a recipe or its name (`te_nvfp4`), or plain data that one can be made from. seed keys the
+    random bits of stochastic rounding. A layer with all six slots empty is left alone. Everything is checked before
+    anything is changed. Raises SpecError for data that is no policy, LocatedError for a rule that decides nothing and
+    for two that contradict each other, ValueError for a matched layer that is a subclass, is quantised already, cannot
+    take its casts or whose forward would not run, and for weights of experts in one 3-D tensor. Warns of matched
+    matrices outside of layers. The first pass of the model is watched, see `altgrad.nn.first_pass`.
     """
     policy = PrecisionPolicy.made_from(policy)
     chosen = [d for d in policy.decide(model) if d.precision is not None and d.precision.casts()]

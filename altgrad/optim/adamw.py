@@ -14,7 +14,7 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from altgrad.optim.fused import Recipe, recipe
+from altgrad.optim.fused import FusedStep, fused_step
 from altgrad.optim.numbers import Positive
 from altgrad.optim.optimizer import Optimizer, OptimizerSpec, settings
 from altgrad.optim.request import Request
@@ -61,8 +61,8 @@ class AdamW(Optimizer):
     def check(self, group: dict[str, Any]) -> None:
         check_adam(group)
 
-    def fuse(self, group: dict[str, Any], storage: Storage, p: Tensor, grid: Grid | None) -> Recipe | None:
-        return recipe(storage, grid, p, 0.0, 0.0)
+    def fuse(self, group: dict[str, Any], storage: Storage, p: Tensor, grid: Grid | None) -> FusedStep | None:
+        return fused_step(storage, grid, p, 0.0, 0.0)
 
     def request(
         self, group: dict[str, Any], params: list[Tensor], grads: list[Tensor], grids: list[Grid | None]

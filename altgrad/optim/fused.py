@@ -4,9 +4,9 @@ The rule is that of `altgrad.optim.adamw` and `manifold_adamw`, and storage that
 gained is memory traffic. Step by step they read and write each tensor a dozen times; fused, weight, gradient and
 moments are read once and written once, after three reductions over the weight where there is a stiffness. Operations
 are in another order, so results agree with the eager engine to float32 rounding, not to the bit; the engine is part of
-a run's spec. What `recipe` does not cover takes the eager path.
+a run's spec. What `fused_step` does not cover takes the eager path.
 
-Numbers enter as one tensor; what decides the shape of the computation (`Recipe`) makes a graph of its own.
+Numbers enter as one tensor; what decides the shape of the computation (`FusedStep`) makes a graph of its own.
 """
 
 import functools
@@ -26,7 +26,7 @@ from altgrad.quantize.noise import fold
 from altgrad.quantize.traced import binade, binades
 
 
-class Recipe(NamedTuple):
+class FusedStep(NamedTuple):
     """What is constant in a graph: the grid's format, p and kappa (power 0: no stiffness), and how the weight lands."""
 
     format: FloatFormat | None
@@ -39,22 +39,22 @@ class Recipe(NamedTuple):
 _LANDINGS = {"nearest": Rounding.nearest_even, "stochastic": Rounding.stochastic}
 
 
-def recipe(storage: Storage, grid: Grid | None, p: Tensor, power: float, kappa: float) -> Recipe | None:
-    """The recipe for a weight; None if its step cannot be fused."""
+def fused_step(storage: Storage, grid: Grid | None, p: Tensor, power: float, kappa: float) -> FusedStep | None:
+    """What the fused step of a weight is; None if its step cannot be fused."""
     if p.dtype != torch.float32 or is_sharded(p):
         return None
     fmt = None if grid is None else grid.format
     power = power if grid is not None else 0.0
     if not storage.on_grid:
         if not power:
-            return Recipe(None, power, kappa, None)
-        return Recipe(fmt, power, kappa, None) if isinstance(fmt, FloatFormat) else None
+            return FusedStep(None, power, kappa, None)
+        return FusedStep(fmt, power, kappa, None) if isinstance(fmt, FloatFormat) else None
     landing = _LANDINGS.get(storage.kind)
     assert isinstance(storage, GridStorage)
     kept = storage.format
     if landing is None or storage.scale != "fixed" or not isinstance(kept, FloatFormat) or not serves(kept, landing):
         return None
-    return Recipe(kept, power, kappa, landing)
+    return FusedStep(kept, power, kappa, landing)
 
 
 def adam_step(
@@ -62,7 +62,7 @@ def adam_step(
     gradient: Tensor,
     state: dict[str, Any],
     group: dict[str, Any],
-    chosen: Recipe,
+    chosen: FusedStep,
     grid: Grid | None,
     key: int,
     *,
@@ -99,7 +99,7 @@ def adam_step(
 
 
 @functools.cache
-def _compiled(chosen: Recipe, show: bool) -> Callable[..., Any]:
+def _compiled(chosen: FusedStep, show: bool) -> Callable[..., Any]:
     # Plain booleans, decided here: numbers of a closure become inputs of a graph, and its branches would test them.
     stiff, whole = chosen.power > 0 and chosen.format is not None, chosen.power == 1
 
@@ -127,7 +127,9 @@ def _compiled(chosen: Recipe, show: bool) -> Callable[..., Any]:
     return torch.compile(run, dynamic=True, fullgraph=True)
 
 
-def _landed(wanted: Tensor, chosen: Recipe, form: Numbers | None, scale: Tensor | None, key: Tensor | None) -> Tensor:
+def _landed(
+    wanted: Tensor, chosen: FusedStep, form: Numbers | None, scale: Tensor | None, key: Tensor | None
+) -> Tensor:
     """The stored weight for a wanted one."""
     if chosen.landing is None or chosen.format is None or form is None:
         return wanted

@@ -29,7 +29,7 @@ from torch import Tensor
 
 from altgrad.formats import NumberFormat
 from altgrad.optim.adamw import Beta, adam_request, check_adam
-from altgrad.optim.fused import Recipe, recipe
+from altgrad.optim.fused import FusedStep, fused_step
 from altgrad.optim.numbers import NonNegative, Positive
 from altgrad.optim.optimizer import Optimizer, OptimizerSpec, settings
 from altgrad.optim.request import Request
@@ -151,11 +151,11 @@ class ManifoldAdamW(Optimizer):
         whole = [torch.ones_like(g) if f is None else f for g, f in zip(grads, factors, strict=True)]
         return replace(request, factors=whole)
 
-    def fuse(self, group: dict[str, Any], storage: Storage, p: Tensor, grid: Grid | None) -> Recipe | None:
+    def fuse(self, group: dict[str, Any], storage: Storage, p: Tensor, grid: Grid | None) -> FusedStep | None:
         if group["precondition"] == "off" or group["power"] == 0:
-            return recipe(storage, grid, p, 0.0, 0.0)
+            return fused_step(storage, grid, p, 0.0, 0.0)
         plain = group["precondition"] == "update" and group["stiffness"] == "own" and group["normalise"] == "rms"
-        return recipe(storage, grid, p, group["power"], group["kappa"]) if plain else None
+        return fused_step(storage, grid, p, group["power"], group["kappa"]) if plain else None
 
     def _field(self, group: dict[str, Any], p: Tensor, grid: Grid) -> Tensor:
         """T for one parameter."""

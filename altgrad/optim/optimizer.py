@@ -27,7 +27,7 @@ from pydantic import Field
 from torch import Tensor
 
 from altgrad.formats import NumberFormat
-from altgrad.optim.fused import Recipe, adam_step
+from altgrad.optim.fused import FusedStep, adam_step
 from altgrad.optim.numbers import LearningRate, WeightDecay, check_rates, plain_numbers
 from altgrad.optim.request import BeforeStep, Request, Update, track
 from altgrad.optim.storage import GridStorage, Storage
@@ -237,7 +237,7 @@ class Optimizer(torch.optim.Optimizer, ABC):
         grads = [p.grad if is_sharded(p.grad) else whole_tensor(p.grad) for p in params]
         return _Ready(numbers, storage, params, [g.to(torch.float32) for g in grads] if storage.on_grid else grads)
 
-    def fuse(self, group: dict[str, Any], storage: Storage, p: Tensor, grid: Grid | None) -> Recipe | None:
+    def fuse(self, group: dict[str, Any], storage: Storage, p: Tensor, grid: Grid | None) -> FusedStep | None:
         """How the step of p is done by one compiled graph, if the rule is Adam's; None if it cannot be."""
         return None
 

@@ -73,16 +73,20 @@ class Levels:
     candidate: float | None = None
 
     def quotient(self, number: Tensor, *divisors: float) -> Tensor:
-        """number divided by one after the other: by tensors, since CUDA multiplies with a number's reciprocal."""
+        """number divided by one after the other, at most the largest float32: by tensors, since CUDA multiplies with a
+        number's reciprocal."""
         for divisor in divisors:
             number = number / torch.full_like(number, divisor)
-        return number
+        return number.clamp(max=LARGEST)
 
-    def clamped(self, largest: float) -> Tensor:
-        """How many scales do not fit: outer ones too small for float32 or, without any, inner ones beyond `largest`."""
+    def clamped(self, largest: float, scale: Tensor) -> Tensor:
+        """How many scales do not fit: inner ones beyond `largest` where they are all there is; else outer ones too
+        small for float32, and scales of both levels that are held at its largest number."""
         if self.outer is None:
             return torch.count_nonzero(self.quotient(self.amax, self.maximum) > largest)
-        return torch.count_nonzero((self.outer > 0) & (_outer_quotient(self) == 0))
+        return torch.count_nonzero((self.outer > 0) & (_outer_quotient(self) == 0)) + torch.count_nonzero(
+            scale == LARGEST
+        )
 
     @property
     def maximum(self) -> float:
@@ -181,7 +185,7 @@ def _encode(levels: Levels) -> Scales:
     found = _fouroversix(levels)
     if levels.outer is None or found.inner is None:
         return found
-    return Scales(_product(found.inner, 1 / _encoder(levels)), found.factor)
+    return Scales(_product(found.inner, _decoder(levels)), found.factor)
 
 
 def _fouroversix(levels: Levels) -> Scales:
@@ -213,6 +217,10 @@ def _encoder(levels: Levels) -> Tensor:
     return torch.where(factor == 0, 1.0, factor)
 
 
+def _decoder(levels: Levels) -> Tensor:
+    return (1 / _encoder(levels)).clamp(max=LARGEST)
+
+
 def _toward(wanted: Tensor, levels: Levels) -> Tensor:
     return wanted if levels.candidate is None else wanted * (levels.top / levels.candidate)
 
@@ -221,7 +229,7 @@ def _encoded(inner: Tensor, levels: Levels) -> Scales:
     """x fl(1/fl(b d)) and (q b) fl(A/BM)."""
     if levels.outer is None:
         return Scales(inner, (1 / inner).clamp(max=LARGEST))
-    decoder = 1 / _encoder(levels)
+    decoder = _decoder(levels)
     outer = levels.quotient(levels.outer, levels.bound * levels.top)
     return Scales(_product(inner, outer), (1 / _product(inner, decoder)).clamp(max=LARGEST), inner, outer)
 
@@ -233,7 +241,7 @@ def outer_number(levels: Levels, arithmetic: Arithmetic) -> Tensor:
     if arithmetic in ("quartet", "tetrajet"):
         return _or_one(levels.quotient(levels.outer, levels.bound, levels.top))
     if arithmetic == "encode":
-        return 1 / _encoder(levels)
+        return _decoder(levels)
     if arithmetic in ("te", "fouroversix"):
         return levels.quotient(levels.outer, levels.bound * levels.top)
     return outer_scale(levels)

@@ -276,7 +276,7 @@ class Block(Scaling):
             scales = two_levels(levels, spec.arithmetic)
             if self.keeps_outer and scales.outer is None:
                 scales = scales._replace(outer=outer_number(levels, spec.arithmetic))
-            clamped = levels.clamped(float(spec.scale.max)) if count else None
+            clamped = levels.clamped(float(spec.scale.max), scales.scale) if count else None
             return SmallScale.of(scales.each(held), block, clamped)
         if spec.scale == "e8m0" or spec.mode != "rceil":
             return self._powers(statistic, block, count, candidate)

@@ -23,7 +23,8 @@ from altgrad.quantize.parts import Parts
 class Cast:
     """One entry of a tensor into a format, in grid units: x ~ rounded * scale.
 
-    exact: x / scale, float32. unbounded: rounded as if the grid had no end. rounded: after the overflow rule.
+    exact: x / scale, float32; inf where that is beyond float32, as 2^127 over 1/4 is, which rounds as any number beyond
+    the largest value does. unbounded: rounded as if the grid had no end. rounded: after the overflow rule.
     scale: None for 1, else broadcastable with x. clamped: how many scales (of the tensor, its channels or blocks) an
     amax would have beyond their range, an int64 scalar; only casts that are watched count it. site: empty in a compiled
     graph, which serves many. scales: how the scale was used, where that has an order of its own. parts: where outliers

@@ -10,7 +10,8 @@ Hadamard signs in every call come near for dense runs: the bias is O(1/d), and p
 
 The inner product is one of grid units, as in the authors' code: where a run has blocks of different scales, what is
 exact is not <x, c q s> but the same with each block counted by 1/s^2. Sums take halves onto one another, so that
-engines agree. c is 1 where it is no number: for a run of zeros, and where nothing but zeros is left of one.
+engines agree. c is 1 where it is no number, or 0: for a run of zeros, where nothing but zeros is left of one, and where
+an overflow became inf, which would take the rest of the run to 0.
 
 Random bits come from the pass's key folded with `EDEN_BITS`, counted by the block's flat index.
 """
@@ -64,7 +65,7 @@ def correction(u: Tensor, q: Tensor, run: int) -> Tensor:
     whole = u.shape[-1] // run * run
     u, q = (x[..., :whole].reshape(*x.shape[:-1], -1, run) for x in (u, q))
     found = halved(u * u) / halved(u * q)
-    return torch.where(found.isfinite(), found, 1.0)
+    return torch.where(found.isfinite() & (found != 0), found, 1.0)
 
 
 def eden(u: Tensor, q: Tensor, found: SmallScale, scaling: Any, run: int, key: Tensor | None) -> SmallScale:

@@ -10,6 +10,10 @@ vector that was published with NVFP4 training, one's own, or drawn for each step
 product have the same signs. On the side of the outputs signs mix nothing anew: they change those of turned values and
 no magnitude, so a cast to nearest comes out the same for every draw.
 
+Signs of each call are not compiled. What backward alone uses of forward, such as the matrix of its products, a compiler
+makes there, from the counter as the graph found it; but forward has advanced that buffer in place, and autograd refuses
+it. To draw from the advanced counter, by an operation that is never repeated, was tried: the graph is the same.
+
 Computed as a float32 product with the d x d matrix. A butterfly takes log2(d) additions for its d and is slower all the
 same, since it reads and writes the tensor as often (2^20 elements on one core: 1.2 ms by matrix, 28 ms by butterfly and
 15 ms by a compiled one for d = 16; 12, 29 and 43 ms for d = 128); and only the matrix product has the bits of the

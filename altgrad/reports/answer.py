@@ -1,50 +1,17 @@
-"""What a report opens with: the arms of a project beside its reference arm, and the sentence that says how they differ.
+"""What a report opens with: the sentence that says how the arms of a project differ."""
 
-Arms must have read the same data; the largest such group of results is compared. Arms have the names that the project
-gives them everywhere (`Project.names`).
-"""
-
-import json
 import math
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import replace
+from collections.abc import Callable
 
 import numpy as np
 
 from altgrad.numerals import counted, significant
-from altgrad.reports.arm_comparison import ArmComparison, ComparedArm, compare_arms
-from altgrad.reports.compared_runs import ComparedRun, compared_record
+from altgrad.reports.arm_comparison import ArmComparison, ComparedArm
 from altgrad.reports.project import Project
-from altgrad.reports.reading import LOSS, RunRecord
+from altgrad.reports.reading import RunRecord
 from altgrad.reports.section import bounds
 from altgrad.spec.messages import listed
 from altgrad.statistics.intervals import t_interval
-
-
-def compare_project(project: Project) -> ArmComparison | None:
-    """The comparison that a project is about; None where it has no result."""
-    results, others = _same_data(project.records)
-    if not results:
-        return None
-
-    def named(run: ComparedRun) -> str:
-        return project.name_of(run.record) if run.record else run.given_name
-
-    runs = [compared_record(record, LOSS) for record in results]
-    found = compare_arms(runs, reference=project.reference, tuning=project.tuning_seeds or (), named=named)
-    return replace(found, others=others)
-
-
-def _same_data(records: Sequence[RunRecord]) -> tuple[list[RunRecord], int]:
-    """Results of the data set that most of them read, and how many read another."""
-    by_data: dict[str, list[RunRecord]] = {}
-    for record in records:
-        if record.ended and record.spec and record.whole and (record.diverged or record.loss is not None):
-            data = record.spec.get("data")
-            read = {k: v for k, v in data.items() if k != "batch_size"} if isinstance(data, Mapping) else data
-            by_data.setdefault(json.dumps(read, sort_keys=True, default=str), []).append(record)
-    most = max(by_data.values(), key=len, default=[])
-    return most, sum(map(len, by_data.values())) - len(most)
 
 
 def answer(project: Project, found: ArmComparison | None) -> str:

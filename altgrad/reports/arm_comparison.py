@@ -20,7 +20,7 @@ from typing import Literal
 import numpy as np
 
 from altgrad.numerals import counted, signed
-from altgrad.reports.arms import FREE, STANDARD, Arm, arm_of, settings_of, unique_names
+from altgrad.reports.arms import FREE, STANDARD, Arm, arm_of, unique_names
 from altgrad.reports.bits import least_first
 from altgrad.reports.compared_runs import ComparedRun, common_end, full_curve, values_of
 from altgrad.reports.curves import Array, common_steps, mean_over_runs
@@ -236,7 +236,7 @@ def arms_of(
     known: dict[tuple[str, str, float], str] = {}  # of two names for the same settings the first counts
     for run in sorted(runs, key=lambda each: each.created):
         place = str(run.spec.get("project", "")) if by_project else ""
-        settings = "" if run.arm else settings_of(run.spec, rate=False)
+        settings = "" if run.arm else run.settings
         name = run.arm or run.given_name
         if run.spec and not run.arm:
             name = known.setdefault((place, settings, run.rate), name)

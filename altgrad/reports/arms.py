@@ -17,7 +17,7 @@ from altgrad.store.compare import leaves
 
 FREE = {
     "project", "name", "seed", "monitors", "log_every", "evaluate_every", "checkpoint_every", "keep", "engine",
-    "compile", "threads", "track", "twin",
+    "compile", "threads", "track", "twin", "recipe",
 }  # fmt: skip
 PARTS = {"precision", "storage", "compute", "optimizer", "interventions", "init_from"}
 SHARED = {"weight_decay", "groups"}

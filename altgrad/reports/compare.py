@@ -121,26 +121,31 @@ def compare_runs(
     better: Better = "lower",
 ) -> ArmComparison:
     """`altgrad.compare`, with all that the verdict rests on."""
-    found, notes, projects = _read_all(targets, RunStore(Path(runs)), metric)
+    found, notes, projects, left_out = _read_all(targets, RunStore(Path(runs)), metric)
     progress("judging arms")
     compared = compare_arms(
         found, metric, reference=reference, margin=margin, better=better, each_rate=projects == 0,
         by_project=projects > 1,
     ) if found else None  # fmt: skip
     if compared is None or len(compared.arms) < 2:
-        told = "One run" if len(found) == 1 else f"{counted(len(found), 'run')} that differ in their seed alone"
-        raise ValueError(f"{told} cannot be compared; name a run of another arm, or a project with two.")
+        told = "One run" if len(found) == 1 else f"{len(found)} runs{' that differ in their seed alone' * bool(found)}"
+        more = f" Without a result yet: {counted(left_out, 'run')}." if left_out else ""
+        raise ValueError(f"{told} cannot be compared; name a run of another arm, or a project with two.{more}")
     if not any(arm.runs for arm in compared.verdict.arms.values()):
         keys = {key for run in found if run.record for key in run.record.series}
         hint = did_you_mean(metric, keys) or " Completed and diverged runs have."
         raise ValueError(f"none of these runs has a result in {metric!r}.{hint}")
+    if left_out:
+        notes.append(f"{counted(left_out, 'run')} without a result left out.")
     return replace(compared, notes=[*notes, *compared.notes])
 
 
 def _read_all(
     targets: Collection[str | Path | Stored], store: RunStore, metric: str
-) -> tuple[list[ComparedRun], list[str], int]:
-    """Every run that is meant, once; what was read; how many targets are whole projects."""
+) -> tuple[list[ComparedRun], list[str], int, int]:
+    """Every run with a result that is meant, once; what was read; how many targets are projects; how many runs have no
+    result.
+    """
     stored: dict[Path, Run] = {}
     readings: list[Reading] = []
     everyone = list(store.runs(set_aside=True))  # once: there may be thousands, and as many targets
@@ -176,10 +181,8 @@ def _read_all(
         progress("reading runs", number, len(stored))
         ours.append(_of_store(run, metric))
     results = [run for run in ours if run is not None]
-    notes = what_was_read(readings)
-    if len(results) < len(ours):
-        notes.append(f"{counted(len(ours) - len(results), 'run')} without a result left out.")
-    return results + [run for each in readings for run in each.runs], notes, whole
+    everything = results + [run for each in readings for run in each.runs]
+    return everything, what_was_read(readings), whole, len(ours) - len(results)
 
 
 def _find(store: RunStore, text: str, path: Path) -> Run:
@@ -196,7 +199,7 @@ def _find(store: RunStore, text: str, path: Path) -> Run:
 
 def _of_store(run: Run, metric: str) -> ComparedRun | None:
     """None for a run without spec or result, or whose metrics are damaged."""
-    record = read(run, (metric.rpartition("/")[2],))
+    record = read(run, (metric.rpartition("/")[2],), events=False)
     if not (record.ended and record.spec and record.whole):
         return None
     return compared_record(record, metric)

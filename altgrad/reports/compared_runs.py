@@ -16,7 +16,7 @@ from typing import Any
 
 import numpy as np
 
-from altgrad.reports.arms import rate_of
+from altgrad.reports.arms import rate_of, settings_of
 from altgrad.reports.reading import LOSS, PLAIN_POINTS, TRAIN_LOSS, RunRecord, Series
 from altgrad.store import Run
 
@@ -53,6 +53,11 @@ class ComparedRun:
         """The peak learning rate, 0 where it is not known."""
         found = rate_of(self.spec)
         return 0.0 if math.isnan(found) else found
+
+    @property
+    def settings(self) -> str:
+        """All that decides its result but seed and peak learning rate, as canonical JSON."""
+        return self.record.settings if self.record else settings_of(self.spec, rate=False)
 
     @property
     def last_step(self) -> float:

@@ -203,7 +203,7 @@ def _of_difference(found: ArmComparison, tones: Mapping[str, str]) -> str:
     """What the chart of differences shows."""
     most = max((arm.interval.n for arm in found.verdict.judged), default=0)
     band = {0: "", 1: "One pair of runs an arm.", 2: "The mean over both seeds."}.get(
-        most, "The mean over pairs of one seed, shaded its 95 % interval at each step (from 3 pairs on)."
+        most, "The mean over seed pairs; shaded, its 95 % interval at each step (from 3 pairs on)."
     )
     some = f" {len(tones) - 1} of {counted(len(found.arms) - 1, 'arm')}, the closest." * (len(tones) < len(found.arms))
     return f"{band}{some} Grey is the margin, ±{found.verdict.margin:g}.".strip()

@@ -6,10 +6,6 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from altgrad.reports.arms import Arm
-from altgrad.reports.effects import FamilyOfFormats, families
-from altgrad.reports.project import Project
-from altgrad.reports.rates import best_rate
 from altgrad.reports.reading import RunRecord, Series
 from altgrad.statistics.distributions import critical_value
 
@@ -93,26 +89,6 @@ def by_bucket(steps: Array, values: Array, edges: Array) -> Array:
     return found
 
 
-def at_best_rate(project: Project, condition: str) -> dict[Arm, list[RunRecord]]:
-    """Runs of every arm at its lr*, seeds in order."""
-    tuning, found = project.tuning(condition), {}
-    for arm, losses in project.arms(condition).items():
-        if choice := best_rate(losses, tuning):
-            found[arm] = sorted(project.of(arm, condition, choice.rate), key=lambda r: r.seed)
-    return found
-
-
-def main_arms(project: Project) -> dict[Arm, list[RunRecord]]:
-    """The same in the condition that the verdict is about, or that most runs share."""
-    family = main_family(project)
-    return at_best_rate(project, family.condition if family else project.main())
-
-
 def by_seed(records: Sequence[RunRecord]) -> dict[int, RunRecord]:
     """Records by their seeds."""
     return {record.seed: record for record in records}
-
-
-def main_family(project: Project) -> FamilyOfFormats | None:
-    """The family that the verdict is about."""
-    return next(iter(families(project)), None)

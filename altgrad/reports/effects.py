@@ -16,6 +16,7 @@ from typing import Literal, TypeAlias
 from altgrad.reports.arms import PAIR, STANDARD, Arm, optimizer_name
 from altgrad.reports.project import Project, format_order
 from altgrad.reports.rates import ChosenRate, Losses, best_rate
+from altgrad.reports.reading import RunRecord
 from altgrad.statistics.best import Contender, compare_with_best
 from altgrad.statistics.intervals import Decision, Interval
 from altgrad.statistics.power import needed_pairs
@@ -111,7 +112,7 @@ class FamilyOfFormats:
 
     @property
     def is_primary(self) -> bool:
-        """Stochastic storage alone: the estimand declared before the study."""
+        """Stochastic storage alone: what the study declared as its question before it ran."""
         return self.storage == "stochastic" and not self.casts
 
     @property
@@ -130,7 +131,7 @@ class FamilyOfFormats:
 
 
 def families(project: Project) -> list[FamilyOfFormats]:
-    """Every family in which at least one format has both sides, the declared estimand and larger ones first."""
+    """Every family in which at least one format has both sides, the primary comparison and larger ones first."""
     found = []
     for condition in project.conditions:
         arms = project.arms(condition)
@@ -195,3 +196,23 @@ def short_name(optimizer: str) -> str:
 def mean_or_nan(values: list[float]) -> float:
     """The mean; NaN of nothing."""
     return math.fsum(values) / len(values) if values else math.nan
+
+
+def at_best_rate(project: Project, condition: str) -> dict[Arm, list[RunRecord]]:
+    """Runs of every arm at its lr*, seeds in order."""
+    tuning, found = project.tuning(condition), {}
+    for arm, losses in project.arms(condition).items():
+        if choice := best_rate(losses, tuning):
+            found[arm] = sorted(project.of(arm, condition, choice.rate), key=lambda r: r.seed)
+    return found
+
+
+def main_arms(project: Project) -> dict[Arm, list[RunRecord]]:
+    """The same in the condition that the verdict is about, or that most runs share."""
+    family = main_family(project)
+    return at_best_rate(project, family.condition if family else project.main())
+
+
+def main_family(project: Project) -> FamilyOfFormats | None:
+    """The family that the verdict is about."""
+    return next(iter(families(project)), None)

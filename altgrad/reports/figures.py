@@ -68,6 +68,7 @@ def _style(colours: dict[str, str]) -> Any:
             "xtick.labelcolor": colours["text"], "ytick.labelcolor": colours["text"], "axes.facecolor": "none",
             "legend.frameon": False, "legend.fontsize": 8, "axes.titlesize": 8.5, "axes.spines.top": False,
             "axes.spines.right": False, "text.parse_math": False, "axes.unicode_minus": True,
+            "figure.autolayout": False, "figure.constrained_layout.use": False,
         }
     )  # fmt: skip
 
@@ -98,7 +99,7 @@ def _draw(figure: Figure, width: float) -> Any:
         engine = picture.get_layout_engine()
         assert engine is not None
         engine.execute(picture)
-        picture.set_layout_engine("none")
+        picture.set_layout_engine(None)  # with "none" every file would be drawn twice, the first time for its layout
         return picture
 
 
@@ -188,8 +189,12 @@ def _dots(axes: Any, mark: Dots, colours: dict[str, str]) -> Any:
         mark.x, mark.y, fmt=_SYMBOL[mark.symbol], color=colours[mark.tone], markersize=5.5, capsize=3, linewidth=1.5,
         **errors,
     )  # fmt: skip
-    for x, y, text in zip(mark.x, mark.y, mark.texts, strict=False):
-        axes.annotate(text, (x, y), xytext=(0, 5), textcoords="offset points", ha="center", fontsize=7.5)
+    tops = mark.y if mark.high is None or mark.along == "x" else np.where(np.isfinite(mark.high), mark.high, mark.y)
+    for x, y, text in zip(mark.x, tops, mark.texts, strict=False):  # slanted, so that names of neighbours can be read
+        axes.annotate(
+            text, (x, y), xytext=(1, 3), textcoords="offset points", fontsize=7.5, rotation=50, ha="left", va="bottom",
+            rotation_mode="anchor",
+        )  # fmt: skip
     return handle
 
 

@@ -3,19 +3,26 @@
 A *result* is a run that completed or diverged and has a loss that can enter statistics. Results are grouped by
 condition; within one, an arm's losses are keyed by learning rate and seed. Of several runs of one arm, rate and seed
 (another version, another name) the newest counts, and the section on runs says so.
+
+Arms are compared that read the same data: those of the largest such group of results.
 """
 
+import json
 import math
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
 from functools import cached_property
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from altgrad.formats import FloatFormat
+from altgrad.reports.arm_comparison import ArmComparison, compare_arms
 from altgrad.reports.arms import PAIR, STANDARD, Arm, differing, unique_names
+from altgrad.reports.compared_runs import ComparedRun, compared_record
 from altgrad.reports.rates import Losses, split_seeds
-from altgrad.reports.reading import RunRecord
+from altgrad.reports.reading import LOSS, RunRecord
 
 
 @dataclass
@@ -76,16 +83,42 @@ class Project:
         """Of the record's arm."""
         return self.names.get((record.condition, record.arm), "?")
 
+    @cached_property
+    def comparison(self) -> ArmComparison | None:
+        """The comparison that the project is about, of arms by their `names`; None where it has no result."""
+        by_data: dict[str, list[RunRecord]] = {}
+        for record in self.records:
+            if record.ended and record.spec and record.whole and (record.diverged or record.loss is not None):
+                by_data.setdefault(_data_read(record.spec), []).append(record)
+        results = max(by_data.values(), key=len, default=[])
+        if not results:
+            return None
+
+        def named(run: ComparedRun) -> str:
+            return self.name_of(run.record) if run.record else run.given_name
+
+        runs = [compared_record(record, LOSS) for record in results]
+        found = compare_arms(runs, reference=self.reference, tuning=self.tuning_seeds or (), named=named)
+        return replace(found, others=sum(map(len, by_data.values())) - len(results))
+
     def main(self) -> str:
         """The condition with most results; `` where there is none."""
         return next(iter(self.conditions), "")
 
     def arms(self, condition: str) -> dict[Arm, Losses]:
         """Losses by rate and seed of each arm, baselines first, then by format and method."""
-        found: dict[Arm, Losses] = {}
-        for record in self.results(condition):
-            found.setdefault(record.arm, {}).setdefault(record.rate, {})[record.seed] = record.outcome
-        return dict(sorted(found.items(), key=lambda item: arm_order(item[0])))
+        return self._arms.get(condition, {})
+
+    @cached_property
+    def _arms(self) -> dict[str, dict[Arm, Losses]]:
+        """The same by condition."""
+        found: dict[str, dict[Arm, Losses]] = {}
+        for condition, inside in self._grouped.items():
+            arms = found.setdefault(condition, {})
+            for record in inside:
+                arms.setdefault(record.arm, {}).setdefault(record.rate, {})[record.seed] = record.outcome
+        return {condition: dict(sorted(arms.items(), key=lambda item: arm_order(item[0])))
+                for condition, arms in found.items()}  # fmt: skip
 
     def tuning(self, condition: str) -> set[int]:
         """The seeds that chose learning rates: those said, else those that ran at every rate."""
@@ -95,6 +128,13 @@ class Project:
     def of(self, arm: Arm, condition: str, rate: float | None = None) -> list[RunRecord]:
         """Results of one arm, at one rate if given."""
         return [r for r in self.results(condition) if r.arm == arm and rate in (None, r.rate)]
+
+
+def _data_read(spec: Mapping[str, Any]) -> str:
+    """The data set of a spec, as canonical JSON."""
+    data = spec.get("data")
+    read = {key: value for key, value in data.items() if key != "batch_size"} if isinstance(data, Mapping) else data
+    return json.dumps(read, sort_keys=True, default=str)
 
 
 def arm_order(arm: Arm) -> tuple[object, ...]:

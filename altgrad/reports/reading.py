@@ -3,21 +3,23 @@
 A run's metrics can be many megabytes, and a project has hundreds of runs: each file is read once, from first to last,
 only the quantities asked for are kept, those that some section draws, and every series is thinned with its spikes.
 Nothing a run's folder may hold stops a report: what is damaged is a line in `problems`, and what could be read before
-it is used.
+it is used. Specs that differ in their seed alone are parsed once.
 """
 
 import itertools
 import math
+import re
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
+from functools import lru_cache
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from altgrad.document import Document, SpecError
-from altgrad.reports.arms import Arm, arm_of, condition_of, rate_of
+from altgrad.reports.arms import Arm, arm_of, condition_of, rate_of, settings_of
 from altgrad.store import Run
 from altgrad.store.files import NON_FINITE, read_jsonl, spell_nonfinite
 from altgrad.store.runs import EVENTS, LOGGED, METRICS
@@ -30,6 +32,7 @@ EVENTS_KEPT = 400
 MOST = 1e60
 
 UNKNOWN = Arm("?", "", "", "?")
+_SEED_LINE = re.compile(r"(?m)^seed: (0|[1-9][0-9]{0,15})$")
 Series = tuple[NDArray[np.float64], NDArray[np.float64]]
 """Steps and values."""
 
@@ -52,6 +55,8 @@ class RunRecord:
     rate: float = math.nan
     arm: Arm = UNKNOWN
     condition: str = ""
+    settings: str = field(default="", repr=False)
+    """Its spec but for seed and rate; see `settings_of`."""
     spec: Mapping[str, Any] = field(default_factory=dict)
     meta: Mapping[str, Any] = field(default_factory=dict)
     series: dict[str, Series] = field(default_factory=dict)
@@ -107,22 +112,24 @@ class RunRecord:
         }
 
 
-def read(run: Run, metrics: Collection[str] = ("*",)) -> RunRecord:
-    """The record of a run, whatever state its folder is in. metrics: the quantities by site to keep."""
+def read(run: Run, metrics: Collection[str] = ("*",), *, events: bool = True) -> RunRecord:
+    """The record of a run, whatever state its folder is in. metrics: the quantities by site to keep.
+
+    events: whether those of the run and of its symptoms are read, which a comparison does not need.
+    """
     record = RunRecord(run.id, run=run)
+    meta: Mapping[str, Any] | None = None
     try:
-        record.meta = run.meta()
-        record.status = run.status
+        record.meta = meta = run.meta()
+        record.status = run.status_by(meta)
     except (ValueError, OSError) as error:
         record.problems.append(_line(error))
     try:
-        text = run.spec_text()
-        found = Document.recorded(text, "spec.yaml").data
-        take_spec(record, found if isinstance(found, Mapping) else {})
+        take_spec(record, *recorded_spec(run.spec_text(meta)))
     except (SpecError, ValueError, OSError) as error:
         record.problems.append(_line(error))
     record.reason = str(record.meta.get("reason", ""))
-    collector = Collector(metrics)
+    collector = Collector(metrics, examine=events)
     try:
         for row in read_jsonl(run.path / METRICS, record.problems.append, whole=_logged(record, METRICS)):
             collector.add(row)
@@ -130,13 +137,14 @@ def read(run: Run, metrics: Collection[str] = ("*",)) -> RunRecord:
         record.problems.append(_line(error))
         record.whole = False
     record.series = collector.series()
-    try:
-        for row in read_jsonl(run.path / EVENTS, record.problems.append, whole=_logged(record, EVENTS)):
-            if len(record.events) < EVENTS_KEPT:
-                record.events.append(row)
-    except (ValueError, OSError) as error:
-        record.problems.append(_line(error))
-    record.events += collector.symptoms()
+    if events:
+        try:
+            for row in read_jsonl(run.path / EVENTS, record.problems.append, whole=_logged(record, EVENTS)):
+                if len(record.events) < EVENTS_KEPT:
+                    record.events.append(row)
+        except (ValueError, OSError) as error:
+            record.problems.append(_line(error))
+        record.events += collector.symptoms()
     record.problems = [problem.replace(f"{run.path}/", "") for problem in record.problems]
     settle(record)
     return record
@@ -149,20 +157,51 @@ def _logged(record: RunRecord, name: str) -> int:
     return size if isinstance(size, int) else 0
 
 
-def take_spec(record: RunRecord, spec: Mapping[str, Any]) -> None:
-    """Fill in what a spec decides."""
-    record.spec, record.arm, record.condition = spec, arm_of(spec), condition_of(spec)
-    record.rate = rate_of(spec)
+@dataclass(frozen=True)
+class _SpecFacts:
+    """What a spec decides, whatever its seed."""
+
+    arm: Arm
+    condition: str
+    settings: str
+    rate: float
+
+    @classmethod
+    def of(cls, spec: Mapping[str, Any]) -> "_SpecFacts":
+        return cls(arm_of(spec), condition_of(spec), settings_of(spec, rate=False), rate_of(spec))
+
+
+def take_spec(record: RunRecord, spec: Mapping[str, Any], facts: _SpecFacts | None = None) -> None:
+    """Fill in what a spec decides. facts: what is known of it already."""
+    facts = facts or _SpecFacts.of(spec)
+    record.spec, record.arm, record.condition = spec, facts.arm, facts.condition
+    record.settings, record.rate = facts.settings, facts.rate
     seed = spec.get("seed")
     record.seed = seed if isinstance(seed, int) else 0
+
+
+def recorded_spec(text: str) -> tuple[Mapping[str, Any], _SpecFacts]:
+    """A stored spec and what it decides. SpecError. Runs share the parts of a spec that they have in common."""
+    if line := _SEED_LINE.search(text):
+        spec, facts = _parsed(f"{text[: line.start()]}seed: 0{text[line.end() :]}")
+        if spec.get("seed") == 0:  # else the line is a part of some text
+            return spec | {"seed": int(line[1])}, facts
+    return _parsed(text)
+
+
+@lru_cache(maxsize=1024)
+def _parsed(text: str) -> tuple[dict[str, Any], _SpecFacts]:
+    found = Document.recorded(text, "spec.yaml").data
+    spec = found if isinstance(found, dict) else {}
+    return spec, _SpecFacts.of(spec)
 
 
 class Collector:
     """Rows in, thinned series and symptoms out: of losses, times, and the metrics whose last part is asked for."""
 
-    def __init__(self, metrics: Collection[str]) -> None:
+    def __init__(self, metrics: Collection[str], *, examine: bool = True) -> None:
         self._metrics = metrics
-        self._examination = Examination()
+        self._examination = Examination() if examine else None
         self._wanted: dict[str, bool] = {"step": False}
         self._columns: dict[str, tuple[list[float], list[float]]] = {}
 
@@ -173,7 +212,7 @@ class Collector:
             return
         told = ((key, NON_FINITE.get(value) if isinstance(value, str) else value) for key, value in row.items())
         numbers = {key: _drawable(value) for key, value in told if isinstance(value, int | float)}
-        if math.isfinite(numbers["step"]):
+        if self._examination is not None and math.isfinite(numbers["step"]):
             self._examination.see(numbers)
         for key, value in numbers.items():
             wanted = self._wanted.get(key)
@@ -188,6 +227,8 @@ class Collector:
 
     def symptoms(self) -> list[Mapping[str, Any]]:
         """What all rows show, thinned or not, as events."""
+        if self._examination is None:
+            return []
         return [spell_nonfinite(finding.event()) for finding in self._examination.findings()]
 
     def series(self) -> dict[str, Series]:

@@ -22,7 +22,7 @@ import numpy as np
 from altgrad import __version__
 from altgrad.progress import heard_by
 from altgrad.progress import progress as say_progress
-from altgrad.reports.answer import answer, compare_project
+from altgrad.reports.answer import answer
 from altgrad.reports.archive import write_data
 from altgrad.reports.arm_comparison import ComparedArm
 from altgrad.reports.arms import PAIR
@@ -51,7 +51,7 @@ untold = np.errstate(over="ignore", invalid="ignore", divide="ignore")
 
 @dataclass(frozen=True)
 class ProjectReport:
-    """A written report: its folder, and the verdict in a sentence, a table and data."""
+    """A report: its folder, and the verdict in a sentence, a table and data."""
 
     project: Project
     folder: Path
@@ -60,6 +60,11 @@ class ProjectReport:
     def path(self) -> Path:
         """The page."""
         return self.folder / PAGE
+
+    @cached_property
+    def chapters(self) -> list[Chapter]:
+        """What every section says."""
+        return chapters(self.project)
 
     @cached_property
     def headline(self) -> str:
@@ -77,7 +82,7 @@ class ProjectReport:
         lines = []
         if (found := families(self.project)) and len(found[0].effects) > 1:
             lines.append(f"benefits most (95 %): {listed(found[0].best, 'and')}")
-        if questions := open_questions(chapters(self.project)):
+        if questions := open_questions(self.chapters):
             lines.append(f"what these runs cannot answer ({len(questions)}): at the end of the report")
         return lines
 
@@ -89,7 +94,7 @@ class ProjectReport:
             intervals, words = family.intervals, {name: str(word) for name, word in family.verdicts.items()}
             header = ["format", "B, nats"]
         else:
-            compared = compare_project(self.project)
+            compared = self.project.comparison
             judged = compared.judged if compared else []
             if compared is None or not judged:
                 return None
@@ -107,7 +112,7 @@ class ProjectReport:
 
     def data(self) -> dict[str, Any]:
         """The verdicts for programs."""
-        compared = compare_project(self.project)
+        compared = self.project.comparison
         return {
             "project": self.project.name,
             "headline": self.headline,
@@ -115,7 +120,7 @@ class ProjectReport:
             "comparisons": [_family(family) for family in families(self.project)],
             "reference": compared.reference.name if compared else None,
             "arms": [_arm(*pair) for pair in compared.judged] if compared else [],
-            "open": open_questions(chapters(self.project)),
+            "open": open_questions(self.chapters),
         }
 
     def _repr_html_(self) -> str:
@@ -157,8 +162,7 @@ def report(
     with heard_by(lambda phase, done, total: progress(phase)) if progress is not None else nullcontext():
         found = open_project(project, runs, sources, tuning=tuning_seeds, pair=pair, reference=reference)
         folder = Path(out) if out is not None else Path("reports") / found.name
-        write_report(found, folder, interactive=interactive)
-    return ProjectReport(found, folder)
+        return write_report(found, folder, interactive=interactive)
 
 
 @untold
@@ -176,17 +180,17 @@ def first_sentence(project: Project) -> str:
     """The answer in its first sentence: to the question of a study of optimizers, else how arms differ."""
     if found := families(project):
         return sentence(found[0])
-    return answer(project, compare_project(project))
+    return answer(project, project.comparison)
 
 
 @untold
-def write_report(project: Project, folder: Path, *, interactive: bool = False) -> None:
+def write_report(project: Project, folder: Path, *, interactive: bool = False) -> ProjectReport:
     """Make the report in `folder`. ValueError if the folder holds anything but an earlier report."""
     if folder.exists() and any(folder.iterdir()) and not (folder / PAGE).exists():
         raise ValueError(f"{folder} is not empty and holds no report; name another folder with --out.")
-    told = chapters(project)
+    found = ProjectReport(project, folder)
+    told, lead = found.chapters, found.headline
     made = f"{utc_now()[:16].replace('T', ' ')} UTC, AltGrad {__version__}"
-    lead = first_sentence(project)
     aside = folder.with_name(f".{folder.name}.{os.getpid()}.new")
     shutil.rmtree(aside, ignore_errors=True)
     (aside / "figures").mkdir(parents=True)
@@ -205,6 +209,7 @@ def write_report(project: Project, folder: Path, *, interactive: bool = False) -
         aside.rename(folder)
     finally:
         shutil.rmtree(aside, ignore_errors=True)
+    return found
 
 
 def draw_interval(low: float, mean: float, high: float, reach: float) -> str:

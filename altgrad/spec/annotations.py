@@ -253,11 +253,21 @@ def _say(option: Alternative) -> str:
     return plain.get(kind, "any value")
 
 
+def short_forms(shape: type[Shape]) -> list[Alternative]:
+    """What the class reads in place of a mapping: the values of the field that a bare text or number stands for."""
+    short = shape.shorthand()
+    options = alternatives(of_field(shape.model_fields[short])) if short else iter(())
+    found: list[Alternative] = []
+    for option in options:
+        inner = option.shape
+        found += [option] if inner is None or inner.is_root() else short_forms(inner)
+    return [option for option in found if option.type is not types.NoneType]
+
+
 def _say_shape(shape: type[Shape]) -> str:
     if shape.is_root():
         return f"a kind of {shape.family}: {listed(shape.members())}"
-    short = shape.shorthand()
-    bare = f"{words(of_field(shape.model_fields[short]))}, or " if short else ""
+    bare = "".join(f"{said}, or " for said in dict.fromkeys(map(_say, short_forms(shape))))
     return f"{bare}a mapping of {', '.join(shape.model_fields) or 'nothing'}"
 
 

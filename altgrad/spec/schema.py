@@ -14,7 +14,7 @@ from pydantic.fields import FieldInfo
 
 from altgrad.formats import CATALOG, TABLES, NumberFormat
 from altgrad.formats.catalog import ALIASES, OUTSIDE, TABLE_NAMES
-from altgrad.spec.annotations import Alternative, Shape, alternatives, of_field, plain
+from altgrad.spec.annotations import Alternative, Shape, alternatives, of_field, plain, short_forms
 
 _LIMITS = {
     "ge": "minimum", "gt": "exclusiveMinimum", "le": "maximum", "lt": "exclusiveMaximum",
@@ -40,8 +40,9 @@ def _mapping(cls: type[Shape], definitions: dict[str, Schema]) -> Schema:
     kind = getattr(cls, "kind", "")
     if kind:
         fields, required = {"kind": {"const": kind}, **fields}, ["kind", *required]
+    more = cls.model_config.get("extra") == "allow"
     schema: Schema = {"type": "object", "description": description(cls), "properties": fields}
-    return {**schema, **({"required": required} if required else {}), "additionalProperties": False}
+    return {**schema, **({"required": required} if required else {}), "additionalProperties": more}
 
 
 def _field(info: FieldInfo, definitions: dict[str, Schema]) -> Schema:
@@ -98,8 +99,7 @@ def _family(cls: type[Shape], definitions: dict[str, Schema]) -> Schema:
 
 def _with_short_forms(cls: type[Shape], definitions: dict[str, Schema]) -> Schema:
     long = _mapping(cls, definitions)
-    short = cls.shorthand()
-    forms = [_any(of_field(cls.model_fields[short]), definitions)] if short else []
+    forms = [_one(option, definitions) for option in short_forms(cls)]
     forms += [{"enum": [word]} for word in ("none", None) if cls.expand(word) == {}]
     return {"description": long.pop("description"), "anyOf": [*forms, long]} if forms else long
 

@@ -126,10 +126,11 @@ class Run:
             if self.checkpoints.folder.exists():
                 shutil.copytree(self.checkpoints.folder, folder / CHECKPOINTS)
 
-    def spec_text(self) -> str:
-        """The resolved spec as it was stored; DamagedError if it is not."""
+    def spec_text(self, meta: Mapping[str, Any] | None = None) -> str:
+        """The resolved spec as it was stored; DamagedError if it is not. meta: what `meta` gave, where it was asked."""
         data = self._bytes(SPEC)
-        if self.meta().get(SPEC_HASH, _sha256(data)) != _sha256(data):
+        found = _sha256(data)
+        if (self.meta() if meta is None else meta).get(SPEC_HASH, found) != found:
             raise DamagedError(
                 f"{self.path / SPEC} is not the spec that was stored; it was changed after the run began."
             )
@@ -151,7 +152,11 @@ class Run:
     @property
     def status(self) -> str:
         """One of STATUSES, or `dead`: running by its own word, but held by no process."""
-        status = str(self.meta().get("status"))
+        return self.status_by(self.meta())
+
+    def status_by(self, meta: Mapping[str, Any]) -> str:
+        """`status`, given what `meta` gave."""
+        status = str(meta.get("status"))
         return "dead" if status == "running" and not is_held(self.path) else status
 
     @property
@@ -318,7 +323,7 @@ class RunStore:
             return begun[0]
         if begun:
             names = ", ".join(f"{run.project}/{run.id}" for run in begun[:5])
-            raise ValueError(f"{text!r} is the beginning of {len(begun)} runs ({names}); write more of it.")
+            raise ValueError(f"{text!r} is ambiguous: it matches {len(begun)} runs, {names}.")
         close = difflib.get_close_matches(text, [run.id for run in runs], n=1)
         hint = f" Did you mean {close[0]!r}?" if close else ""
         raise ValueError(f"{text!r} is no run in {self.root}.{hint or ' `altgrad runs list` shows them.'}")

@@ -5,7 +5,7 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
-from altgrad.numerals import duration, number
+from altgrad.numerals import counted, duration, number
 from altgrad.progress import progress
 from altgrad.store.files import Tail
 from altgrad.store.runs import EVENTS
@@ -126,7 +126,7 @@ class SweepLines(SweepView):
         if not self._begun:
             self._begun = True
             counts = ", ".join(f"{count} {state}" for state, count in self.progress.counts().items())
-            self.say(f"{self.progress.name}: {whole} runs: {counts}")
+            self.say(f"{self.progress.name}: {counted(whole, 'run')}: {counts}")
             changed = []
         news, driver.news[:] = list(driver.news), []
         for line in news:

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from altgrad.document import Document
-from altgrad.numerals import alike
+from altgrad.numerals import alike, counted
 from altgrad.sweeps.driver import RETRIES, Sweep, Track
 from altgrad.sweeps.folder import SweepFolder
 from altgrad.sweeps.launchers.launcher import LauncherSpec
@@ -41,7 +41,7 @@ class SweepResult:
 
     def __str__(self) -> str:
         told = ", ".join(f"{count} {state}" for state, count in self.totals.items() if count)
-        return f"{self.name}: {len(self.runs)} runs: {told}"
+        return f"{self.name}: {counted(len(self.runs), 'run')}: {told}"
 
     def _repr_html_(self) -> str:
         rows = "".join(f"<tr>{''.join(f'<td>{escape(cell)}</td>' for cell in row)}</tr>" for row in self.cells)

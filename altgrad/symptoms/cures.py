@@ -67,8 +67,22 @@ def _casts(spec: Tree, place: str) -> list[Tree]:
     operand = operand or ("weight" if layer.endswith(".weight") else "grad_output")
     rules = spec.get("precision", {}).get("rules", [])
     layer = layer.removesuffix(".weight")
-    own = next((rule for rule in rules if fnmatchcase(layer, rule["match"])), None)
+    own = next((rule for rule in rules if _finds(rule, layer)), None)
     return [cast for rule in (rules if own is None else [own]) for cast in _of_operand(rule, operand)]
+
+
+def _finds(rule: Tree, layer: str) -> bool:
+    """Whether a rule may decide a layer that casts. Of a place only the name is known here, and the layer's."""
+    if "place" not in rule:
+        return fnmatchcase(layer, rule["match"])
+    place = rule["place"].partition(".")[0]
+    words = layer.casefold().split(".")
+    is_attention = any("attn" in word or "attention" in word for word in words)
+    is_inside, is_expert = any(map(str.isdecimal, words)), "experts" in words
+    held = {"body": is_inside, "attention": is_inside and is_attention, "experts": is_expert,
+            "mlp": is_inside and not is_attention and not is_expert, "head": not is_inside}  # fmt: skip
+    casts = any(True for operand in _OPERANDS for _ in _of_operand(rule, operand))
+    return casts and held.get(place, False)
 
 
 def _of_operand(rule: Tree, operand: str) -> Iterator[Tree]:

@@ -279,6 +279,7 @@ class _Training:
         self.state.evaluated = self.state.step
         values = {f"validation/{key}": value for key, value in found.items()}
         self.tracker.metrics(self.state.step, values | self.beside(values))
+        self.saved = -1  # a checkpoint of this step, from a stop during the evaluation, would have it made again
         return True
 
     def beside(self, values: dict[str, float]) -> dict[str, float]:

@@ -38,8 +38,9 @@ from altgrad.document import Document
 from altgrad.measures.metric import headline
 from altgrad.monitors import Context
 from altgrad.nn import Processes, QuantizedLayer, weight_names
-from altgrad.nn.policy import SLOTS, Decision, LayerPrecision, slot_text
+from altgrad.nn.policy import Decision
 from altgrad.nn.processes import own_device, process_group
+from altgrad.nn.slots import SLOTS, LayerPrecision
 from altgrad.optim import Optimizer
 from altgrad.optim.storage import GridStorage
 from altgrad.progress import progress
@@ -217,13 +218,12 @@ class Prepared:
         names, stored, found = weight_names(self.fitted.model), self.fitted.stored, []
         for decision in self.decisions:
             layer = decision.precision or LayerPrecision({})
-            slots = {
-                ".".join(s): slot_text(layer.slots.get(s), layer.transforms.get(s[0]), layer.accumulators.get(s[0]))
-                for s in SLOTS
-            }
+            slots = {".".join(slot): layer.text(slot) for slot in SLOTS}
             rule = "no rule matches"
             if decision.rule is not None:
                 rule = f"rule {decision.rule} at {self.document.where(('precision', 'rules', decision.rule))}"
+                place = self.spec.precision.rules[decision.rule].place
+                rule += "" if place is None else f" ({place})"
             weight = names.get(decision.name, f"{decision.name}.weight")  # a tied head's is the embedding's
             storage = stored.get(weight, "master")
             found.append({"layer": decision.name, "slots": slots, "storage": storage, "rule": rule, "weight": weight})
@@ -320,7 +320,7 @@ def prepare(
             why = f"it leaves compile to the machine (here {str(spec.compile).lower()})"
         raise MachineError(f"{document.name}: --exact: this would be another run than the spec says: {why}.")
     warning = leak_warning(spec)
-    for line in filter(None, (_left_out(dataset), notice, spec.warmup_notice, warning)):
+    for line in filter(None, (_left_out(dataset), notice, spec.warmup_notice, *spec.recipe_notices, warning)):
         notify(line)
     return Prepared(spec, document, dataset, where, spec.precision.decide(fitted.model), fitted, warning, notify)
 

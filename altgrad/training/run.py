@@ -4,22 +4,28 @@ Two runs with equal resolved specs, on one machine and one version, give the sam
 part of it: the engine and the number of threads are resolved when a run is first made, stored in its spec.yaml and used
 again on resume. Where a run happens (the device, the folder) is not; it is noted in meta.json. Where it is also shown
 (`track`) stands in the spec, so that a matrix can say it, but is left out of the fingerprint: a run is the same run
-whoever looks on.
+whoever looks on. So is the name of a recipe: what it said stands in the other keys, and decides.
 """
 
+import copy
 import math
 import re
-from typing import Annotated, Any, ClassVar, Literal
+from collections.abc import Iterable
+from typing import Annotated, Any, ClassVar, Literal, Self
 
 from pydantic import Field, field_validator, model_validator
 
 from altgrad.data.dataset import DatasetSpec
+from altgrad.document import Document
 from altgrad.interventions import InterventionSpec
 from altgrad.models.model import ModelSpec
 from altgrad.monitors import MonitorSpec
 from altgrad.nn import PrecisionPolicy, Processes
 from altgrad.optim import OptimizerSpec, Schedule, Storage
+from altgrad.recipes.expansion import chooses_recipe, expand_run, note_changes
+from altgrad.recipes.note import RecipeNote
 from altgrad.spec import LocatedError, Since, Spec
+from altgrad.spec.assignment import assign_all
 from altgrad.store.mirror import MirrorSpec
 
 Count = Annotated[int, Field(ge=1)]
@@ -59,6 +65,8 @@ class RunSpec(Spec):
     """How the run's id begins."""
     seed: Annotated[int, Field(ge=0, lt=2**31)] = 0
     """Of weights, data order and random bits."""
+    recipe: Annotated[RecipeNote | None, Since(2)] = None
+    """A published recipe, which says every key that it has and this spec has not; expanded, a note."""
     model: ModelSpec
     """What is trained."""
     data: DatasetSpec
@@ -109,6 +117,31 @@ class RunSpec(Spec):
     """CPU threads; null means as many as torch takes on the machine where the run is first made."""
     track: tuple[MirrorSpec, ...] = ()
     """Where its numbers go besides the store, such as [wandb]; decides nothing of the run."""
+
+    @classmethod
+    def check(cls, document: Document, sets: Iterable[str] = ()) -> Self:
+        sets = list(sets)
+        choosing = [each for each in sets if chooses_recipe(each)]
+        expanded = Document(copy.deepcopy(document.data), document.name, dict(document.values), dict(document.keys))
+        try:
+            assign_all(expanded, cls, choosing)
+            if not expand_run(expanded, cls):
+                return super().check(document, sets)
+        except LocatedError as error:
+            raise expanded.error(error.location, str(error)) from None
+        document.data, document.values, document.keys = expanded.data, expanded.values, expanded.keys
+        parts = [each for each in sets if each not in choosing]
+        note_changes(document, parts)
+        return super().check(document, parts)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _expanded(cls, value: Any) -> Any:
+        if not isinstance(value, dict):
+            return value
+        document = Document.of(dict(value), cls.noun)
+        expand_run(document, cls)
+        return document.data
 
     @field_validator("project", "name")
     @classmethod
@@ -164,7 +197,8 @@ class RunSpec(Spec):
                 )
 
     def deciding(self) -> dict[str, Any]:
-        return {key: value for key, value in self.tree().items() if key != "track"}
+        said = {key: value for key, value in self.tree().items() if key not in ("track", "recipe")}
+        return {**said, "precision": self.precision.deciding()}
 
     noun: ClassVar[str] = "a run spec"
 
@@ -178,6 +212,12 @@ class RunSpec(Spec):
             f"schedule.warmup: {taken} instead of {self.schedule.warmup}, a tenth of the {self.steps} steps, which end "
             "before it does"
         )
+
+    @property
+    def recipe_notices(self) -> list[str]:
+        """What people should hear of recipes: what of them the spec does not take."""
+        notes = {"recipe": self.recipe, "precision": self.precision.recipe}
+        return [told for key, note in notes.items() if note is not None and (told := note.told(key)) is not None]
 
     @property
     def is_resolved(self) -> bool:

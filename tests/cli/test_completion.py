@@ -73,9 +73,10 @@ def test_formats_kinds_commands_and_choices_are_offered(store: Path) -> None:
     assert offered("altgrad train ") == []  # the shell then offers files
 
 
-def test_completion_loads_no_torch(store: Path) -> None:
+def test_completion_loads_no_torch_and_gives_up_at_ctrl_c_without_a_word(store: Path) -> None:
     code = (
-        "import atexit, sys; sys.argv[0] = 'altgrad'\n"
+        "import atexit, signal, sys; sys.argv[0] = 'altgrad'\n"
+        "atexit.register(lambda: print(signal.getsignal(signal.SIGINT) == signal.SIG_DFL, file=sys.stderr))\n"
         "atexit.register(lambda: print('torch' in sys.modules, 'yaml' in sys.modules, file=sys.stderr))\n"
         "from altgrad.cli.main import main; main()"
     )
@@ -84,4 +85,4 @@ def test_completion_loads_no_torch(store: Path) -> None:
         [sys.executable, "-c", code], cwd=store, env=environment, capture_output=True, text=True, check=True
     )
     assert done.stdout.split() == ["fp4/mx-11111111-s0", "fp4/mx-11111111-s1"]
-    assert done.stderr.split() == ["False", "False"]
+    assert done.stderr.split() == ["False", "False", "True"]

@@ -17,7 +17,7 @@ data: {kind: text, batch_size: 2}
 optimizer: adamw
 steps: 1
 threads: 1
-evaluate_every: 100
+evaluate_limit: 2
 monitors: []
 """
 
@@ -89,7 +89,7 @@ def test_a_folder_and_a_run_of_it_go_round(here: Path, kind: str, head: str, cou
     data = "{kind: text, batch_size: 2}" if head == "causal" else "{kind: labels, batch_size: 2, tokenizer: bytes}"
     (here / "spec.yaml").write_text(
         f"model: {{kind: hf, folder: hf, head: {head}, context: 16}}\ndata: {data}\n"
-        "optimizer: adamw\nsteps: 1\nthreads: 1\nmonitors: []\n"
+        "optimizer: adamw\nsteps: 1\nthreads: 1\nmonitors: []\nevaluate_limit: 2\n"
     )
     run("diagnose", "hf", "--formats", "e4m3fn", "--policy-out", "folder.yaml")
     files = cast_by_quantize("hf", Path("folder.yaml"))
@@ -105,7 +105,10 @@ def test_a_folder_and_a_run_of_it_go_round(here: Path, kind: str, head: str, cou
 def test_what_is_no_policy_and_no_file_is_said_at_the_flag(here: Path) -> None:
     for text, message in (
         ("precision=@nowhere.yaml", "--set precision=@nowhere.yaml: cannot be read: No such file or directory."),
-        ("precision=@spec.yaml", "--set precision=@spec.yaml: 'name' is not a key of precision. It takes rules. ("),
+        (
+            "precision=@spec.yaml",
+            "--set precision=@spec.yaml: 'name' is not a key of precision. It takes rules, recipe, set. (",
+        ),
     ):
         found = CliRunner().invoke(app, ["train", "spec.yaml", "--dry-run", "--set", text])
         assert found.exit_code == 2 and found.stderr.startswith(message), found.stderr

@@ -102,7 +102,8 @@ def test_a_run_that_has_logged_nothing_can_be_listed_and_shown(store: RunStore, 
 
 
 def test_a_run_is_shown_with_its_numbers_checkpoints_and_events(store: RunStore, runs: Callable[..., Any]) -> None:
-    run = make(store, "gpt-1", device="cpu")
+    data = {"source": "my.txt", "train_documents": 1, "train_bytes": 26213}
+    run = make(store, "gpt-1", device="cpu", parameters=45216, seed=12345, references={}, data=data)
     with run.lock() as holder:
         lines = runs("show", "gpt").stdout.splitlines()
         facts = dict(line.split(maxsplit=1) for line in lines[: lines.index("")])
@@ -110,7 +111,8 @@ def test_a_run_is_shown_with_its_numbers_checkpoints_and_events(store: RunStore,
     assert facts["run"] == "demo/gpt-1"
     assert facts["step"] == "3/4"
     assert facts["checkpoints"] == "3"
-    assert facts["device"] == "cpu"
+    assert facts["device"] == "cpu" and "references" not in facts
+    assert (facts["parameters"], facts["seed"]) == ("45,216", "12345") and facts["train"] == "1 document, 26,213 bytes"
     assert facts["monitors"] == "range 1 numbers (--json)"
     numbers = dict(line.split(maxsplit=1) for line in lines[lines.index("last numbers") + 1 : -3])
     assert numbers["train/loss"] == "0.5000" and numbers["validation/loss"] == "1.500"
@@ -269,7 +271,7 @@ def test_a_run_that_is_held_is_not_deleted(store: RunStore, runs: Callable[..., 
         (["path", "../.."], "is no run in"),
         (["diff", "one", "x"], "is no run in"),
         (["rm", "x", "--yes"], "is no run in"),
-        (["show", "o"], "is the beginning of 2 runs (demo/one, demo/other)"),
+        (["show", "o"], "'o' is ambiguous: it matches 2 runs, demo/one, demo/other."),
         (["show", "oen"], "Did you mean 'one'?"),
         (["list", "--status", "done"], "'done' is not a status; use one of running, completed"),
         (["list", "--project", "../x"], "cannot name a project"),

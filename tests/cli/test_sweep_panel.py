@@ -92,12 +92,17 @@ def test_keys_close_stop_and_explain(monkeypatch: pytest.MonkeyPatch, capsys: py
     view.look(driver)
     assert asked == ["stop"] and "stopping: runs save themselves first" in view.happened
     assert "runs save themselves, the same command continues" in file.getvalue()
+    for width in (50, 60, 80, 120):
+        page = frame(view.progress, sweep_panel.HELP, width, 24, sweep_panel.HINTS, helping=True)
+        lines = [line.text.strip() for line in page]
+        told = " ".join(lines[[line[:2] for line in lines].index("q ") :])
+        assert "which is a result" in told and "says what is significant" in told and "…" not in told
     view.press("q")
     view.look(driver)
     driver.news = ["r0 died"]
     view.look(driver)
     view.close()
-    assert capsys.readouterr().out.splitlines() == ["m: 1 runs: 1 waiting", "r0 died"]
+    assert capsys.readouterr().out.splitlines() == ["m: 1 run: 1 waiting", "r0 died"]
 
 
 def test_in_a_pipe_there_is_a_line_for_every_run_that_ends(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -32,6 +32,7 @@ optimizer: {kind: adamw, lr: 3e-3}
 steps: 6
 threads: 1
 evaluate_every: 6
+evaluate_limit: 2
 checkpoint_every: 2
 """
 
@@ -190,7 +191,7 @@ def test_a_divergence_is_exit_4_and_recorded(short: Path, tmp_path: Path) -> Non
     ("number", "code"), [(signal.SIGTERM, 75), pytest.param(signal.SIGINT, 130, marks=pytest.mark.long)]
 )
 def test_a_signal_saves_and_the_same_command_continues(short: Path, tmp_path: Path, number: int, code: int) -> None:
-    long = ["--set", "steps=400", "--set", "evaluate_every=400", "--set", "checkpoint_every=100"]
+    long = ["--set", "steps=200", "--set", "evaluate_every=200", "--set", "checkpoint_every=100"]
     long += ["--set", "precision=none", "--set", "model.layers=1"]
     process = subprocess.Popen(
         [sys.executable, "-m", "altgrad.cli.main", "train", short.name, *long],
@@ -205,11 +206,11 @@ def test_a_signal_saves_and_the_same_command_continues(short: Path, tmp_path: Pa
     _, errors = process.communicate(timeout=60)
     assert process.returncode == code and errors == b""
     meta = json.loads((found[0].parent / "meta.json").read_text())
-    assert meta["status"] == "interrupted" and 0 < meta["step"] < 400
+    assert meta["status"] == "interrupted" and 0 < meta["step"] < 200
     resumed = invoke("train", short.name, *long, "--json")
     assert resumed.exit_code == 0, resumed.stderr
     rows = [json.loads(line) for line in found[0].read_text().splitlines()]
-    assert [row["step"] for row in rows if "train/loss" in row] == list(range(1, 401))
+    assert [row["step"] for row in rows if "train/loss" in row] == list(range(1, 201))
 
 
 def test_the_command_that_resumes_is_the_one_that_was_typed() -> None:

@@ -51,15 +51,30 @@ def test_every_command_and_typed_option_is_among_the_cases() -> None:
     assert len(CASES) > 300 and sum(name.startswith(("sweep jobs", "sweep margin")) for name in CASES) == 18
 
 
+def test_usage_is_written_as_man_pages_have_it() -> None:
+    usage = {}
+    for path, _ in commands():
+        page = CliRunner().invoke(app, [*path, "--help"], prog_name="altgrad").stdout
+        usage[" ".join(path)] = page.splitlines()[0].partition(" [OPTIONS]")[2].strip()
+        assert not re.search(r"[{}<]", page.partition("Options:")[0].partition("Arguments:")[2] + usage[" ".join(path)])
+    assert usage["train"] == "SPEC" and usage["init"] == "[PATH]" and usage["kinds"] == "[FAMILY]"
+    assert usage["runs rm"] == "RUN..." and usage["runs export"] == "[RUN]..." and usage["compare"] == "TARGET..."
+    assert usage["runs diff"] == "A B" and usage["report"] == ""
+
+
 def said(args: list[str]) -> tuple[int, str]:
     found = CliRunner().invoke(app, args)
     assert found.exception is None or isinstance(found.exception, SystemExit), (args, found.exc_info)
     return found.exit_code, found.stderr
 
 
-def test_whatever_is_typed_wrong_is_one_line_of_ours(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("every", [3, pytest.param(1, marks=pytest.mark.long)])
+def test_whatever_is_typed_wrong_is_one_line_of_ours(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, every: int
+) -> None:
+    """Daily every third case: two or three values of each parameter, of some the one and of some the other."""
     wrong = []
-    for number, (name, args) in enumerate(CASES.items()):
+    for number, (name, args) in enumerate(list(CASES.items())[::every]):
         (tmp_path / str(number)).mkdir()  # some values name a file that is then written
         monkeypatch.chdir(tmp_path / str(number))
         found = CliRunner().invoke(app, args)

@@ -64,18 +64,21 @@ def test_attribution_ranks_sites_as_leaving_each_out_does(restored: Restored, po
     assert sum(each.share for each in found) == pytest.approx(1, abs=0.2)
 
 
+@pytest.mark.parametrize(
+    ("count", "batches", "least"), [(4, 4, 0.6), pytest.param(16, 8, 0.945 - 3 * 0.034, marks=pytest.mark.long)]
+)
 def test_the_mean_over_batches_ranks_sites_as_leaving_each_out_does_when_everything_rounds_anew(
-    restored: Restored,
+    restored: Restored, count: int, batches: int, least: float
 ) -> None:
-    sites, count = list(slots_by_site(restored.model)), 16
+    """Of 16 left out and 8 averaged over eight seeds 0.945, sd 0.034; of any order of the 24 sites 0, sd 0.2."""
+    sites = list(slots_by_site(restored.model))
     true = dict.fromkeys(sites, 0.0)
     for number in range(count):
         here = replace(restored, ahead=number)
         for each in leave_one_out(here, recorded_step(here), hold=False):
             true[each.site] += each.share / count
-    found = {each.site: each.share for each in mean_attribution(restored, 8)}
-    # Over eight seeds 0.945, sd 0.034.
-    assert spearmanr([found[site] for site in sites], [true[site] for site in sites])[0] >= 0.945 - 3 * 0.034
+    found = {each.site: each.share for each in mean_attribution(restored, batches)}
+    assert spearmanr([found[site] for site in sites], [true[site] for site in sites])[0] >= least
     (one, two) = (attribution(replace(restored, ahead=number)) for number in (0, 1))
     both = mean_attribution(restored, 2)
     assert [each.loss for each in both] == pytest.approx([(a.loss + b.loss) / 2 for a, b in zip(one, two, strict=True)])
@@ -113,6 +116,16 @@ def test_variants_are_held_against_the_step_with_casts_off(restored: Restored) -
     assert 1 > found["all e4m3fn"].cosine > found["all e2m1"].cosine
     assert found["all e4m3fn"].sqnr_db > found["all e2m1"].sqnr_db
     assert found["all e2m1"].worst.endswith(".weight")
+
+
+def test_recipes_are_held_against_it_on_a_copy_of_the_model(restored: Restored) -> None:
+    before = slots_by_site(restored.model)
+    found = {each.name: each for each in variants(restored, [], (), ["te_current", "bitnet_b158"])}
+    assert list(found) == ["casts off", "as the run", "te_current", "bitnet_b158"]
+    assert 1 > found["te_current"].cosine > found["bitnet_b158"].cosine > 0
+    assert slots_by_site(restored.model) == before
+    with pytest.raises(ValueError, match="'te_curent' is not a recipe. Did you mean 'te_current'?"):
+        variants(restored, [], (), ["te_curent"])
 
 
 def test_a_format_that_the_casts_cannot_take_is_a_row_with_its_reason(restored: Restored, monkeypatch: Any) -> None:

@@ -112,6 +112,7 @@ def test_the_heat_map_has_every_layer_and_the_policy_a_button(diagnosis: Diagnos
     text = diagnosis.html()
     heat = text[text.index('id="advice"') : text.index('id="policy"')]
     assert all(row["layer"] in heat for row in diagnosis.advice) and re.search(r'class="n h10">[\d.]+\*?<', heat)
+    assert "* the choice. Exact for" in heat and "median over the layers" not in heat, "a row is one layer"
     assert 'button class="copy"' in text and diagnosis.symptoms[0]["title"] in text
 
 

@@ -59,7 +59,7 @@ CAMPAIGNS = (
     ),
     Campaign(
         "planted files", "pickles, code, bombs and names that lead elsewhere are refused by every command",
-        security.PLANTED, 40, security.planted,
+        security.PLANTED, 20, security.planted,
     ),
     Campaign(
         "pickles in the token cache", "no object is ever loaded from a cache", 5, 1, security.token_cache_pickles,
@@ -75,7 +75,7 @@ CAMPAIGNS = (
     Campaign("a read-only disk", "what only reads works, what writes says so", 7, 0, disk.closed, skip=disk.no_mount),
     Campaign(
         "permission bits", "what may not be read or written is named in one line, and nothing changes",
-        disk.FORBIDDEN, disk.FORBIDDEN, disk.forbidden, skip=disk.no_permissions,
+        disk.FORBIDDEN, disk.FORBIDDEN // 2, disk.forbidden, skip=disk.no_permissions,
     ),
     Campaign("a run that vanishes", "a run whose folder is moved away says so, and continues when it is back", 5, 0,
              disk.vanished),

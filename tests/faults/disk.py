@@ -189,7 +189,7 @@ def forbidden(seed: int, count: int, folder: Path) -> Figures:
         (run / "checkpoints", 0o000, ["evaluate", run.name], 3, "Permission denied"),
         (run / "checkpoints", 0o000, cast, 3, "Permission"),
     ]  # fmt: skip
-    for path, mode, line, code, word in cases[:count]:
+    for path, mode, line, code, word in cases[:: FORBIDDEN // count]:  # of a few every so many, none drawn
         case, usual = f"{path.name} {mode:03o}: {' '.join(line)}", path.stat().st_mode
         before = _bytes(folder)
         path.chmod(mode)

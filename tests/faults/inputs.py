@@ -9,6 +9,7 @@ import itertools
 import json
 import os
 import random
+import re
 import signal
 import time
 from collections.abc import Iterator
@@ -227,7 +228,9 @@ def _invoked(runner: CliRunner, arguments: list[str]) -> str:
     if found.exit_code == 0:
         return "completed (exit 0)"
     usage = "Usage:" in found.stderr or "Usage:" in found.stdout
-    if not usage and found.stderr.strip().count("\n") > 0 and found.exit_code in (2, 5):
+    lines = found.stderr.strip().splitlines()
+    each_its_own = all(re.match(r"[\w./-]+:\d+:\d+: ", line) for line in lines)  # several mistakes of a file
+    if not usage and len(lines) > 1 and not each_its_own and found.exit_code in (2, 5):
         return f"WRONG many lines: {found.stderr[:120]}"
     return f"refused (exit {found.exit_code})"
 

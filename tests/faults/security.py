@@ -209,7 +209,8 @@ def planted(seed: int, count: int, folder: Path) -> Figures:
     try:
         for number, (name, function) in enumerate(PLANTS.items()):
             scene(folder)
-            lines = function(folder)[number % every :: every]
+            lines = function(folder)
+            lines = lines[number % every % len(lines) :: every]
             before = names(folder)
             for line in lines:
                 with little_memory():

@@ -31,10 +31,11 @@ def matrices(*rules: dict[str, Any]) -> list[dict[str, Any]]:
     return [*rules, {"match": "blocks.*.norm*.weight", "kind": "master"}, STORED]
 
 
-def test_a_healthy_run_raises_nothing(trial: Callable[..., Any]) -> None:
-    assert alarms(trial("gpt", storage=matrices()), steps=20) == set()
-    assert alarms(trial("mlp"), steps=20) == set()
-    assert alarms(trial("plain"), steps=20) == set()
+@pytest.mark.parametrize("steps", [8, pytest.param(20, marks=pytest.mark.long)])
+def test_a_healthy_run_raises_nothing(trial: Callable[..., Any], steps: int) -> None:
+    assert alarms(trial("gpt", storage=matrices()), steps=steps) == set()
+    assert alarms(trial("mlp"), steps=steps) == set()
+    assert alarms(trial("plain"), steps=steps) == set()
 
 
 @pytest.mark.parametrize(("factor", "kind"), [(2.0**-5, "range"), (2.0**8, "amax")])

@@ -159,6 +159,34 @@ def test_the_shadow_of_a_plain_model_is_its_gradient_and_of_a_coarse_one_is_not(
     assert all(0.5 < value < 1 for key, value in cast.items() if key.endswith("weight/cosine"))
 
 
+def test_products_are_compared_with_those_of_the_same_operands_uncast() -> None:
+    """By hand, of a layer whose input is rounded to integers and whose weight gradient is left alone."""
+    torch.manual_seed(0)
+    net = nn.Sequential(nn.Linear(16, 8), nn.Linear(8, 4, bias=False))
+    whole = {"format": "e0m3", "scaling": {"kind": "fixed", "value": 8.0}}
+    rule = {
+        "match": "1",
+        "input": whole,
+        "grad_output": "e5m2",
+        "grad_weight": {"input": "none", "grad_output": "none"},
+    }
+    quantize_model(net, PrecisionPolicy.made_from({"rules": (rule,)}))
+    batches = [torch.randn(32, 16) * 4 for _ in range(2)]
+    watch = MonitorSet([MonitorSpec.of("products")], net, torch.optim.SGD(net.parameters(), lr=0.1))
+    watch.begin(1)
+    replay = Replay(net, {}, lambda: (net(x).square().sum() for x in batches))
+    watch.gradients(torch.zeros(()), torch.zeros(()), {}, replay)
+    metrics = watch.finish()["products"].metrics
+    signal = noise = 0.0
+    for x in batches:
+        inner, w = net[0](x).detach().double(), net[1].weight.detach().double()
+        error = (inner.round().clamp(-7, 7) - inner) @ w.T
+        signal, noise = signal + float((inner @ w.T).square().sum()), noise + float(error.square().sum())
+    assert metrics["1/forward_sqnr_db"] == pytest.approx(10 * math.log10(signal / noise), abs=1e-4)
+    assert 15 < metrics["1/grad_input_sqnr_db"] < 30 and metrics["1/grad_weight_sqnr_db"] == math.inf
+    assert len(metrics) == 3
+
+
 def test_gsnr_is_that_of_the_micro_batches_own_gradients(trial: Callable[..., Any]) -> None:
     few = trial("plain").run(["gsnr"], 3, every=1)
     assert [len(each["gsnr"].notices) for each in few] == [1, 0, 0]

@@ -17,6 +17,7 @@ from altgrad.nn import PrecisionPolicy, commit, quantize_model, quantizers
 
 CAST = {"format": "e4m3fn", "rounding": "stochastic", "scaling": "delayed"}
 NEAREST = {"format": "e4m3fn", "scaling": "delayed"}
+OUTLIERS = {"kind": "columns", "largest": 2, "record": 2, "cast": {"format": "e4m3fn"}}
 
 
 def network(cast: dict[str, Any]) -> nn.Sequential:
@@ -56,7 +57,16 @@ def ddp(rank: int) -> dict[str, Any]:
     net = network(CAST)
     train(DistributedDataParallel(net), net, rank, dist.get_world_size())
     scales = {q.site: q.scaling.amax_history.clone() for q in quantizers(net)}
-    return {"bits": bits, "scales": scales, "weights": [p.detach().clone() for p in net.parameters()]}
+    weights = [p.detach().clone() for p in net.parameters()]
+    chosen = {by: outlier_columns(rank, by) for by in ("norm", "amax")}
+    return {"bits": bits, "scales": scales, "weights": weights, "chosen": chosen}
+
+
+def outlier_columns(rank: int, by: str) -> list[Tensor]:
+    """Which columns the two inputs of a network keep apart after three steps."""
+    net = network({"format": "e2m1", "scaling": "mx", "outliers": OUTLIERS | {"by": by}})
+    train(DistributedDataParallel(net), net, rank, dist.get_world_size())
+    return [layer.casts["input"].outliers.chosen.clone() for layer in (net[0], net[2])]
 
 
 def fsdp(rank: int, *, again: bool) -> dict[str, Any]:

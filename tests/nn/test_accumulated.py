@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from altgrad.nn import PrecisionPolicy, QuantizedLinear, commit, quantize_model
 from altgrad.nn.accumulated import factor_of
-from altgrad.nn.policy import Rule, slot_text
+from altgrad.nn.rule import Rule
 from altgrad.quantize import Quantizer
 from altgrad.quantize.accumulator import AccumulatorSpec, Digits, Factor, by_definition
 from altgrad.quantize.engine import quickly
@@ -225,6 +225,5 @@ def test_what_does_not_fit_is_refused_in_one_line(name: str) -> None:
 
 def test_a_table_names_the_accumulator() -> None:
     precision = Rule.made_from(with_accumulator({"match": "*", **FP8}, "hopper_fast", ("forward",))).layer()
-    told = slot_text(precision.slots["forward", "input"], None, precision.accumulators["forward"])
-    assert told == "e4m3fn current added in hopper_fast"
+    assert precision.text(("forward", "input")) == "e4m3fn current added in hopper_fast"
     assert Digits.of(Quantizer("e5m2").spec.format) == (2, -14, 15)

@@ -12,7 +12,7 @@ from torch.utils.checkpoint import checkpoint
 from altgrad.diagnosis.sites import reformatted, rerounded, specs_as
 from altgrad.interventions.range_probe import look_at_casts
 from altgrad.nn import PrecisionPolicy, QuantizedLinear, commit, quantize_model, unrecorded
-from altgrad.nn.policy import slot_text
+from altgrad.nn.slots import slot_text
 from altgrad.quantize import Quantizer, QuantizerSpec, round_to
 from altgrad.quantize.average import Average
 from altgrad.quantize.chunks import cast_in_slabs, whole_scale

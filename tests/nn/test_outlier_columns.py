@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from altgrad import PrecisionPolicy, commit, quantize_model
 from altgrad.nn import quantizers
 from altgrad.nn.linear import QuantizedLayer
-from altgrad.nn.policy import slot_text
+from altgrad.nn.slots import slot_text
 from altgrad.spec import SpecError
 
 NVFP4: dict[str, Any] = {"format": "e2m1", "scaling": {"kind": "nvfp4", "outer": 128}}

@@ -1,5 +1,6 @@
 """Claims about adapters of PEFT: LoRA and DoRA train over cast layers, put on before the casts or after them."""
 
+from importlib.util import find_spec
 from typing import Any
 
 import pytest
@@ -9,7 +10,7 @@ from torch import nn
 from altgrad.nn import PrecisionPolicy, QuantizedLinear, commit, dequantize_model, quantize_model, quantizers
 from altgrad.quantize import Cast
 
-peft = pytest.importorskip("peft", reason="peft is not installed; nothing else needs it")
+pytestmark = pytest.mark.skipif(find_spec("peft") is None, reason="peft is not installed; nothing else needs it")
 transformers = pytest.importorskip("transformers")
 
 
@@ -24,6 +25,8 @@ def model() -> nn.Module:
 
 
 def adapted(net: nn.Module, dora: bool) -> nn.Module:
+    import peft  # which takes a second
+
     torch.manual_seed(1)
     found: nn.Module = peft.get_peft_model(
         net, peft.LoraConfig(r=4, target_modules=["q_proj", "down_proj"], use_dora=dora, init_lora_weights=False)

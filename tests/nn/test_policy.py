@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from altgrad.nn import PrecisionPolicy, QuantizedLinear, quantize_model
-from altgrad.nn.policy import SLOTS
+from altgrad.nn.slots import SLOTS
 from altgrad.spec import LocatedError, SpecError
 
 
@@ -123,9 +123,11 @@ def test_from_python_a_bad_policy_is_a_value_error_of_one_line(bad: dict[str, An
             attempt()
         assert message in str(caught.value) and "\n" not in str(caught.value)
     assert not any(isinstance(module, QuantizedLinear) for module in model.modules())
-    for nothing in ("e4m3fn", 3, [{"weight": "e4m3fn"}]):
-        with pytest.raises(ValueError, match="^the spec is .*; it takes a mapping of rules.$"):
+    for nothing in (3, [{"weight": "e4m3fn"}]):
+        with pytest.raises(ValueError, match="^the spec is .*; it takes text, or a mapping of rules, recipe, set.$"):
             quantize_model(model, nothing)
+    with pytest.raises(ValueError, match="^'e4m3fn' is not a recipe"):
+        quantize_model(model, "e4m3fn")
 
 
 def test_a_policy_may_come_as_data() -> None:

@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 import torch
 
-from tests.nn.process_job import NEAREST, network, train
+from tests.nn.process_job import NEAREST, batch, network, train
 
 ROOT = Path(__file__).resolve().parents[2]
 JOB = Path(__file__).with_name("process_job.py")
@@ -51,6 +51,16 @@ def test_what_each_process_recorded_is_one_after_commit(found: list[dict[str, An
     assert all(torch.equal(first["scales"][site], second["scales"][site]) for site in first["scales"])
     assert all(bool(history.any()) for history in first["scales"].values())
     assert all(torch.equal(a, b) for a, b in zip(first["weights"], second["weights"], strict=True))
+
+
+@pytest.mark.parametrize("by", ["norm", "amax"])
+def test_columns_kept_apart_are_those_of_all_processes_rows(found: list[dict[str, Any]], by: str) -> None:
+    first, second = (one["ddp"]["chosen"][by] for one in found)
+    assert [int(chosen.sum()) for chosen in first] == [2, 2]
+    assert all(torch.equal(a, b) for a, b in zip(first, second, strict=True))
+    rows = torch.cat([batch(step, 0, 1) for step in range(2)])  # what both saw of the first layer's input
+    seen = rows.square().sum(0) if by == "norm" else rows.abs().amax(0)
+    assert by == "norm" or set(first[0].nonzero().view(-1).tolist()) == set(seen.topk(2).indices.tolist())
 
 
 @pytest.mark.parametrize("case", ["fsdp", "checkpointed"])

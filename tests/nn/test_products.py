@@ -21,7 +21,7 @@ from altgrad.nn import (
     unrecorded,
     weight_quantizers,
 )
-from altgrad.nn.policy import Rule
+from altgrad.nn.rule import Rule
 from altgrad.quantize import Quantizer
 from altgrad.quantize.engine import quickly
 from altgrad.quantize.transform import Hadamard, HadamardSpec, TransformSpec, hadamard, to_bfloat16

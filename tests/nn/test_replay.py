@@ -9,12 +9,15 @@ from altgrad.nn import (
     PrecisionPolicy,
     QuantizedLinear,
     casts_off,
+    compared,
     dequantize_model,
     observed,
     quantize_model,
     quantizers,
     unrecorded,
 )  # fmt: skip
+
+CASTS = {"weight": "e4m3fn", "input": "e4m3fn", "grad_output": "e5m2"}
 
 
 def network() -> nn.Module:
@@ -72,3 +75,28 @@ def test_an_observed_pass_shows_every_cast_to_the_observer_alone_and_changes_no_
     assert sorted(seen) == sorted(quantizer.site for quantizer in quantizers(net))
     assert all(torch.equal(tensor, before[name]) for name, tensor in net.state_dict().items())
     assert not any(quantizer.watching for quantizer in quantizers(net))
+
+
+def test_compared_shows_each_product_of_a_layer_used_twice_beside_the_uncast_one() -> None:
+    torch.manual_seed(0)
+    layer = QuantizedLinear(8, 8, precision=PrecisionPolicy.uniform(**CASTS).rules[0].layer(), site="twice").train()
+    x, before = torch.randn(5, 8, requires_grad=True), {k: v.clone() for k, v in layer.state_dict().items()}
+    shown: list[tuple[str, torch.Tensor, torch.Tensor]] = []
+    with unrecorded(layer), compared(layer, lambda _, product, made, exact: shown.append((product, made, exact))):
+        first = layer(x)
+        second = layer(first)
+        loss = second.square().sum() + layer.weight.sum()  # another use of the weight, which is no product
+        first.retain_grad(), second.retain_grad()
+        loss.backward()
+    assert [product for product, _, _ in shown] == ["forward"] * 2 + ["grad_input", "grad_weight"] * 2
+    w, b, g1, g2 = layer.weight.detach(), layer.bias.detach(), first.grad, second.grad
+    given = {"forward": [x @ w.T + b, first @ w.T + b], "grad_input": [g2 @ w, g1 @ w]}
+    given["grad_weight"] = [g2.T @ first, g1.T @ x]
+    for product, made, exact in shown:
+        assert torch.allclose(exact, given[product].pop(0), atol=1e-5), product
+        assert 0 < (made - exact).norm() / exact.norm() < 0.2
+    made = {product: [m for p, m, _ in shown if p == product] for product in given}
+    assert torch.equal(made["forward"][1], second)
+    assert torch.allclose(sum(made["grad_weight"]) + 1, layer.weight.grad)
+    assert all(torch.equal(value, before[key]) for key, value in layer.state_dict().items())
+    assert "forward" not in vars(layer)

@@ -114,6 +114,20 @@ def test_a_scale_at_the_end_of_the_range_that_no_amax_wants_further_is_not_clamp
     assert top.scale == 2.0**127 and top.clamped == 1 and top.unbounded == 1.0
 
 
+@pytest.mark.parametrize("arithmetic", ["divide", "encode", "te", "quartet"])
+def test_a_scale_of_two_levels_that_is_held_at_the_largest_float32_is_counted(arithmetic: str) -> None:
+    """2^126 / 6 * 2^16 is not within float32, of either level; what is finite stays so."""
+    scaling = {"kind": "nvfp4", "margin": 16, "arithmetic": arithmetic}
+    x = torch.full((2, 32), 2.0**126)
+    x[1] = 1.0
+    made = watched(x, {"format": "e2m1", "scaling": scaling})
+    assert made.scale is not None and made.scale[1].max() < 2.0**100
+    held = (made.scale == torch.finfo(torch.float32).max)[:, ::16].sum()
+    assert made.clamped == held and int(held) == (0 if arithmetic == "encode" else 2)  # whose factor is sub-normal here
+    assert made.values(torch.float32).isfinite().all()
+    assert count(x * 2.0**-30, "e2m1", scaling) == 0
+
+
 def test_an_mse_candidate_below_the_range_counts_if_it_is_chosen() -> None:
     """Of many equal values e2m1 holds 5/6 of its largest worst, so a smaller scale wins; here it lies below 2^-126."""
     scaling = {"kind": "mse", "scale": "real", "candidates": 64}
@@ -149,7 +163,16 @@ def test_nothing_is_counted_unless_somebody_watches(scaling: str) -> None:
 
 
 @pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::UserWarning:torch")
-@pytest.mark.parametrize("scaling", [*ScalingSpec.kinds(), CHANNEL, SQUARE], ids=str)
+@pytest.mark.parametrize(
+    "scaling",
+    [
+        pytest.param(
+            each, marks=[pytest.mark.long] if each in ("block", "mse") else []
+        )  # seconds; SQUARE is blocks, too
+        for each in (*ScalingSpec.kinds(), CHANNEL, SQUARE)
+    ],
+    ids=str,
+)
 def test_a_watched_cast_is_one_graph_with_the_same_count(scaling: Any) -> None:
     torch._dynamo.reset()
     quantizer = Quantizer({"format": "e4m3fn", "scaling": scaling})  # type: ignore[arg-type]

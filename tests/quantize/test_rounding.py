@@ -188,6 +188,15 @@ def test_an_unknown_overflow_or_rounding_or_a_missing_key_is_refused():
             round_to(x, "e4m3fn", "stochastic", key=0, random_bits=bits)
 
 
+def examples(daily, long):
+    """How many examples of a law are tried, daily and in the long half."""
+    return pytest.mark.parametrize("examples", [daily, pytest.param(long, marks=pytest.mark.long)])
+
+
+def holds(examples, law, **drawn):
+    settings(max_examples=examples)(given(**drawn)(law))()
+
+
 @st.composite
 def formats(draw):
     """Any format that tensors can be cast to, of any bias."""
@@ -208,55 +217,64 @@ def near(fmt):
     return st.lists(on.filter(lambda v: abs(v) < 2.0**127) | anywhere, min_size=2, max_size=24)
 
 
-@settings(max_examples=60)
-@given(fmt=formats(), mode=st.sampled_from(list(GFLOAT_MODES)), data=st.data())
-def test_any_format_rounds_as_exact_fractions_do(fmt, mode, data, assert_same_bits):
-    x = torch.tensor(data.draw(near(fmt)), dtype=torch.float32)
-    assert_same_bits(round_to(x, fmt, mode), [float(round_value(fmt, v, mode)) for v in x.tolist()], x)
+@examples(60, 150)
+def test_any_format_rounds_as_exact_fractions_do(examples, assert_same_bits):
+    def law(fmt, mode, data):
+        x = torch.tensor(data.draw(near(fmt)), dtype=torch.float32)
+        assert_same_bits(round_to(x, fmt, mode), [float(round_value(fmt, v, mode)) for v in x.tolist()], x)
+
+    holds(examples, law, fmt=formats(), mode=st.sampled_from(list(GFLOAT_MODES)), data=st.data())
 
 
-@settings(max_examples=60)
-@given(fmt=formats(), data=st.data())
-def test_rounding_any_format_is_idempotent_monotone_odd_and_nearest(fmt, data):
-    x = torch.tensor(sorted(data.draw(near(fmt))), dtype=torch.float32)
-    for mode in GFLOAT_MODES:
-        rounded = round_to(x, fmt, mode)
-        assert torch.equal(round_to(rounded, fmt, mode), rounded)
-        assert bool((rounded.diff() >= 0).all())
-    for mode in ("nearest_even", "nearest_away", "toward_zero"):
-        assert torch.equal(round_to(-x, fmt, mode), -round_to(x, fmt, mode))
-    down, up = (round_to(x, fmt, mode) for mode in ("toward_negative", "toward_positive"))
-    assert torch.equal(round_to(-x, fmt, "toward_positive"), -down)
-    inside = x.abs() <= float(fmt.max)
-    assert bool(((down <= x) & (x <= up))[inside].all())
-    exact = x.double()
-    for mode in ("nearest_even", "nearest_away"):
-        distance = (round_to(x, fmt, mode).double() - exact).abs()
-        assert torch.equal(distance[inside], torch.minimum(exact - down, up - exact)[inside])
+@examples(60, 150)
+def test_rounding_any_format_is_idempotent_monotone_odd_and_nearest(examples):
+    def law(fmt, data):
+        x = torch.tensor(sorted(data.draw(near(fmt))), dtype=torch.float32)
+        for mode in GFLOAT_MODES:
+            rounded = round_to(x, fmt, mode)
+            assert torch.equal(round_to(rounded, fmt, mode), rounded)
+            assert bool((rounded.diff() >= 0).all())
+        for mode in ("nearest_even", "nearest_away", "toward_zero"):
+            assert torch.equal(round_to(-x, fmt, mode), -round_to(x, fmt, mode))
+        down, up = (round_to(x, fmt, mode) for mode in ("toward_negative", "toward_positive"))
+        assert torch.equal(round_to(-x, fmt, "toward_positive"), -down)
+        inside = x.abs() <= float(fmt.max)
+        assert bool(((down <= x) & (x <= up))[inside].all())
+        exact = x.double()
+        for mode in ("nearest_even", "nearest_away"):
+            distance = (round_to(x, fmt, mode).double() - exact).abs()
+            assert torch.equal(distance[inside], torch.minimum(exact - down, up - exact)[inside])
+
+    holds(examples, law, fmt=formats(), data=st.data())
 
 
-@settings(max_examples=60)
-@given(fmt=formats(), k=st.integers(-60, 60), data=st.data())
-def test_a_power_of_two_scale_commutes_with_a_power_of_two_factor_for_any_format(fmt, k, data, assert_same_bits):
+@examples(60, 150)
+def test_a_power_of_two_scale_commutes_with_a_power_of_two_factor_for_any_format(examples, assert_same_bits):
     """Q(2^k x; 2^k) = 2^k Q(x), of numbers and results that float32 holds on both sides; float64 tells which."""
-    x = torch.tensor(data.draw(near(fmt)), dtype=torch.float32)
-    for mode in Rounding:
-        rounded = round_to(x, fmt, mode, key=k, average=x.flip(0))
-        sides = torch.stack([x, rounded]).double() * 2.0**k
-        held = (sides.float().double() == sides).all(0)
-        if mode is Rounding.toward_average:  # x 2^k of each, or neither
-            held = held & held.flip(0)
-        goal = (x * 2.0**k).flip(0)
-        scaled = round_to(x * 2.0**k, fmt, mode, scale=2.0**k, key=k, average=goal)  # all: bits go by the index
-        assert_same_bits(scaled[held], (rounded * 2.0**k)[held], x[held])
+
+    def law(fmt, k, data):
+        x = torch.tensor(data.draw(near(fmt)), dtype=torch.float32)
+        for mode in Rounding:
+            rounded = round_to(x, fmt, mode, key=k, average=x.flip(0))
+            sides = torch.stack([x, rounded]).double() * 2.0**k
+            held = (sides.float().double() == sides).all(0)
+            if mode is Rounding.toward_average:  # x 2^k of each, or neither
+                held = held & held.flip(0)
+            goal = (x * 2.0**k).flip(0)
+            scaled = round_to(x * 2.0**k, fmt, mode, scale=2.0**k, key=k, average=goal)  # all: bits go by the index
+            assert_same_bits(scaled[held], (rounded * 2.0**k)[held], x[held])
+
+    holds(examples, law, fmt=formats(), k=st.integers(-60, 60), data=st.data())
 
 
-@settings(max_examples=40)
-@given(fmt=formats(), key=st.integers(0, (1 << 63) - 1), data=st.data())
-def test_stochastic_rounding_to_any_format_gives_a_neighbour_and_leaves_its_values(fmt, key, data):
-    x = torch.tensor(data.draw(near(fmt)), dtype=torch.float32)
-    found = round_to(x, fmt, "stochastic", key=key)
-    down, up = (round_to(x, fmt, mode) for mode in ("toward_negative", "toward_positive"))
-    assert bool(((found == down) | (found == up)).all())
-    assert torch.equal(round_to(found, fmt, "stochastic", key=key), found)
-    assert torch.equal(round_to(-x, fmt, "stochastic", key=key), -found)
+@examples(40, 100)
+def test_stochastic_rounding_to_any_format_gives_a_neighbour_and_leaves_its_values(examples):
+    def law(fmt, key, data):
+        x = torch.tensor(data.draw(near(fmt)), dtype=torch.float32)
+        found = round_to(x, fmt, "stochastic", key=key)
+        down, up = (round_to(x, fmt, mode) for mode in ("toward_negative", "toward_positive"))
+        assert bool(((found == down) | (found == up)).all())
+        assert torch.equal(round_to(found, fmt, "stochastic", key=key), found)
+        assert torch.equal(round_to(-x, fmt, "stochastic", key=key), -found)
+
+    holds(examples, law, fmt=formats(), key=st.integers(0, (1 << 63) - 1), data=st.data())

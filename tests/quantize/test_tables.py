@@ -269,15 +269,16 @@ def test_layers_cast_to_tables_with_the_same_bits_compiled_and_eager() -> None:
         torch.testing.assert_close(eager, other, rtol=1e-5, atol=1e-6)
 
 
+FOUR = (Rounding.nearest_ties_up, Rounding.stochastic, Rounding.toward_zero, Rounding.toward_average)
 TORCHS_OWN = pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::UserWarning:torch")
 
 
 @TORCHS_OWN
-def test_a_cast_of_a_table_is_one_graph_with_the_same_bits() -> None:
+@pytest.mark.parametrize("modes", [FOUR[1:2], pytest.param(FOUR, marks=pytest.mark.long)], ids=["one", "four"])
+def test_a_cast_of_a_table_is_one_graph_with_the_same_bits(modes: tuple[Rounding, ...]) -> None:
     x = points(HIF8)
 
     def cast(x: Tensor) -> list[Tensor]:
-        modes = (Rounding.nearest_ties_up, Rounding.stochastic, Rounding.toward_zero, Rounding.toward_average)
         rounded = [round_to(x, HIF8, mode, key=1, average=near_by(x)) for mode in modes]
         return [*rounded, spacing(x, HIF8), rung(x, HIF8)]
 

@@ -187,6 +187,9 @@ def test_the_first_sentence_answers_what_a_project_asks(
     make_run(tmp_path, make_spec("e5m2"), sited=False, points=10, project="alone")
     with pytest.raises(ValueError, match="One run cannot be compared; name a run of another arm"):
         sentence("alone")
+    make_run(tmp_path, make_spec("fp32"), status="interrupted", sited=False, points=10, project="alone")
+    with pytest.raises(ValueError, match=r"a project with two\. Without a result yet: 1 run\."):
+        sentence("alone")
 
 
 def test_what_differs_has_a_row_an_arm_or_a_row_a_setting_where_those_are_more(

@@ -247,6 +247,19 @@ def test_the_command_says_the_verdict_first_and_exits_as_it_was_asked(tmp_path: 
     assert facts["sentence"] in text and text.count("<svg") == 4 and "<script" not in text and len(text) < 100_000
 
 
+def test_in_a_narrow_terminal_the_curve_gives_way_and_no_line_is_broken_within_a_word(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    paths = csvs(tmp_path, curves(1, {"fp8": 0.0, "bf16": 0.0}))
+    monkeypatch.setattr("altgrad.cli.console.interactive", lambda: True)
+    for columns in (72, 80, 120):
+        monkeypatch.setenv("COLUMNS", str(columns))
+        lines = CliRunner().invoke(app, ["compare", *paths]).stdout.splitlines()
+        assert max(map(len, lines)) <= columns
+        assert "undecided, one" in " ".join(lines[4:]) and any(line.rstrip().endswith(" reference") for line in lines)
+        assert any("█" in line for line in lines) == (columns > 72)
+
+
 def test_the_command_refuses_in_one_line(tmp_path: Path) -> None:
     (path,) = csvs(tmp_path, curves(1, {"fp8": 0.0}))
     alone = CliRunner().invoke(app, ["compare", path])

@@ -10,11 +10,10 @@ from typing import Any
 import numpy as np
 import pytest
 
-from altgrad.reports.answer import compare_project
 from altgrad.reports.bits import operand_bits, stored_bits
 from altgrad.reports.compare import compare_runs
 from altgrad.reports.comparison_page import write_page
-from altgrad.reports.content import Limit, Paragraph, Table
+from altgrad.reports.content import Figure, Limit, Paragraph, Table, Trace
 from altgrad.reports.page import Chapter, html, open_questions
 from altgrad.reports.project import Project
 from altgrad.reports.report import ProjectReport, chapters, first_sentence
@@ -107,25 +106,25 @@ def test_the_reference_is_the_one_named_else_the_twin_else_the_least_quantised(t
         for seed in range(2):
             trained(tmp_path, name, seed, points=10, sited=False)
     project = open_project("study", tmp_path)
-    found = compare_project(project)
+    found = project.comparison
     assert found is not None and found.reference.name == "fp8", "eight bits are more than four"
     named = open_project("study", tmp_path, reference="mxfp4")
-    found = compare_project(named)
+    found = named.comparison
     assert found is not None and found.reference.name == "mxfp4" and "nvfp4 is better" in first_sentence(named)
     twin = next(record.id for record in project.records if record.id.startswith("nvfp4") and record.seed == 0)
     make_run(tmp_path, recipe("fp8-delayed", 0) | {"twin": twin}, name="fp8-delayed", points=10, sited=False)
-    found = compare_project(open_project("study", tmp_path))
+    found = open_project("study", tmp_path).comparison
     assert found is not None and found.reference.name == "nvfp4"
     with pytest.raises(ValueError, match="no arm is named 'bf17'. "):
         first_sentence(open_project("study", tmp_path, reference="bf17"))
 
 
 def test_a_report_and_compare_say_the_same_of_the_same_runs(study: Path) -> None:
-    ours, theirs = compare_project(load_project(RunStore(study), "study")), compare_runs(["study"], runs=study)
+    ours, theirs = load_project(RunStore(study), "study").comparison, compare_runs(["study"], runs=study)
     assert ours is not None and list(ours.arms) == list(theirs.arms) and ours.sentence == theirs.sentence
     assert [arm.interval for arm in ours.verdict.judged] == [arm.interval for arm in theirs.verdict.judged]
     assert not ours.reused and ours.reference.seeds == {100, 101, 102, 103, 104}, "those that did not choose the rate"
-    tuned = compare_project(load_project(RunStore(study), "study", tuning=[100]))
+    tuned = load_project(RunStore(study), "study", tuning=[100]).comparison
     assert tuned is not None and tuned.reference.seeds == {0, 1, 101, 102, 103, 104}
 
 
@@ -136,7 +135,7 @@ def test_one_seed_an_arm_has_a_band_and_no_verdict(tmp_path: Path, make_run: Any
         rows = [row | {"train/loss": row["train/loss"] + noise[i]} for i, row in enumerate(run.metrics())]
         (run.path / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     project = load_project(RunStore(tmp_path), "study")
-    found = compare_project(project)
+    found = project.comparison
     assert found is not None and first_sentence(project).startswith("Undecided: one seed an arm cannot decide")
     band = found.windows["fp8"]
     assert (band.metric, band.first, band.differs) == ("train/loss", 350, True), "all 701 points, not those drawn"
@@ -149,7 +148,7 @@ def test_one_seed_an_arm_has_a_band_and_no_verdict(tmp_path: Path, make_run: Any
     (table,) = (block for block in blocks if isinstance(block, Table))
     assert dict(zip(table.header, table.rows[1], strict=True))["verdict"] == "undecided, one seed, about 7 more seeds"
     archived = replace(project, records=[replace(record, run=None) for record in project.records])
-    without = compare_project(archived)
+    without = archived.comparison
     assert without is not None and without.windows == {}, "an archive has the extremes of a long curve alone"
 
 
@@ -157,7 +156,7 @@ def test_rates_are_arms_where_nothing_else_differs(tmp_path: Path, make_run: Any
     for lr in (1e-3, 1e-2):
         for seed in range(3):
             make_run(tmp_path, make_spec("e5m2", "adamw", lr, seed), points=10, sited=False)
-    found = compare_project(load_project(RunStore(tmp_path), "study"))
+    found = load_project(RunStore(tmp_path), "study").comparison
     assert found is not None and list(found.arms) == ["lr 0.001", "lr 0.01"] and found.verdict is not None
 
 
@@ -165,9 +164,20 @@ def test_settings_that_a_name_leaves_out_make_arms_of_their_own(tmp_path: Path, 
     for betas in ([0.9, 0.95], [0.9, 0.999]):
         for seed in range(2):
             make_run(tmp_path, make_spec("e5m2", betas=betas, seed=seed), points=10, sited=False)
-    found = compare_project(load_project(RunStore(tmp_path), "study"))
+    found = load_project(RunStore(tmp_path), "study").comparison
     assert found is not None
     assert list(found.arms) == ["e5m2 stochastic, adamw (betas.1 0.95)", "e5m2 stochastic, adamw (betas.1 0.999)"]
+
+
+def test_arms_of_one_format_have_colours_of_their_own_where_their_scalings_differ(
+    told: Callable[[str], list[Chapter]],
+) -> None:
+    (figure,) = (
+        block for chapter in told("recipes") if chapter.section.kind == "ranks"
+        for block in chapter.blocks if isinstance(block, Figure)
+    )  # fmt: skip
+    tones = {mark.name: mark.tone for mark in figure.panels[0].marks if isinstance(mark, Trace)}
+    assert len(set(tones.values())) == len(tones) == 4
 
 
 def test_the_terminal_has_the_sentence_and_a_row_an_arm(made: Callable[[str], Project], tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 import json
 import math
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -9,13 +10,14 @@ from typing import Any
 import numpy as np
 import pytest
 
+from altgrad.document import Document, SpecError
 from altgrad.monitors import MonitorSpec
 from altgrad.reports.arms import arm_of, condition_of
 from altgrad.reports.content import Table
 from altgrad.reports.curves import by_bucket
 from altgrad.reports.effects import families
 from altgrad.reports.project import Project, final, layer_type
-from altgrad.reports.reading import SITED_POINTS, read, thin
+from altgrad.reports.reading import SITED_POINTS, read, recorded_spec, thin
 from altgrad.reports.report import chapters
 from altgrad.reports.sections.failures import Failures, troubles
 from altgrad.reports.sections.stability import short
@@ -115,6 +117,42 @@ def test_missing_and_damaged_files_are_problems_and_no_errors(tmp_path: Path, ma
     assert "no validation loss" in told(project) or "without any validation loss" in told(project)
 
 
+@pytest.mark.parametrize(
+    "text",
+    [
+        "seed: 3\nname: x\nmodel: {kind: gpt}\n", "name: x\nmodel: {kind: gpt}\nseed: 12\n", "name: x\n", "seed: 007\n",
+        "name: |\n  seed: 3\nseed: 12\n", 'name: "a\nseed: 3\n"\n', "seed: 3\nseed: 4\n", "seed: []\n", "[]\n",
+    ],
+)  # fmt: skip
+def test_a_spec_is_read_as_it_stands_though_what_seeds_share_is_parsed_once(text: str) -> None:
+    try:
+        expected = Document.parse(text, "spec.yaml").data
+    except SpecError as error:
+        with pytest.raises(SpecError, match=re.escape(str(error))):
+            recorded_spec(text)
+        return
+    spec, facts = recorded_spec(text)
+    assert spec == (expected or {}) and list(spec) == list(expected)
+    other, same = recorded_spec(text.replace("seed: 3", "seed: 4"))
+    assert (
+        other == (Document.parse(text.replace("seed: 3", "seed: 4"), "x").data or {})
+        and same.settings == facts.settings
+    )
+    assert spec.get("model") is other.get("model")
+
+
+def test_a_comparison_reads_of_a_run_what_a_report_reads_but_for_what_happened(
+    tmp_path: Path, make_run: Make, make_spec: Spec
+) -> None:
+    run = make_run(tmp_path, make_spec("e5m2"), status="diverged")
+    whole, bare = read(run), read(run, events=False)
+    assert whole.events and not bare.events
+    assert (bare.arm, bare.settings, bare.outcome, bare.problems) == (
+        whole.arm, whole.settings, whole.outcome, whole.problems
+    )  # fmt: skip
+    assert bare.series.keys() == whole.series.keys()
+
+
 def test_nan_metrics_count_as_divergence_and_are_told(tmp_path: Path, make_run: Make, make_spec: Spec) -> None:
     run = make_run(tmp_path, make_spec("e5m2"))
     with (run.path / "metrics.jsonl").open("a") as file:
@@ -197,7 +235,7 @@ def test_beta_over_rms_is_within_15_percent_on_gaussian_weights(study: Path) -> 
 
 def test_alarms_name_their_phase_and_those_of_the_first_edition_have_their_monitor_s() -> None:
     old = {"event": "alarm", "step": 20, "message": "blocks.1.mlp.up/grad_output: underflow_rate is 0.9."}
-    kinds = {name: kind for name, kind in MonitorSpec.kinds().items() if name != "outliers"}  # of the second edition
+    kinds = {name: kind for name, kind in MonitorSpec.kinds().items() if name not in ("outliers", "products")}
     events = [{"event": "notice", "step": 1, "message": "x"}, *({**old, "monitor": kind} for kind in kinds)]
     assert [phase for phase, _, _ in troubles(events)] == [kind().build().phase for kind in kinds.values()]
     ((phase, step, _),) = troubles([{**old, "monitor": "range", "site": "a/grad_output", "phase": "backward"}])

@@ -24,8 +24,8 @@ from altgrad.store import Run, RunStore
 from tests.reports.chromium import Chromium
 
 HOSTILE = "<script>window.alerted=true</script>"
-NAMES = ["verdict", "comparison", "cost", "failures", "geometry", "why", "learning_rate", "sweet_spot", "dynamics",
-         "stability", "stiffness_field", "ranks", "runs"]  # fmt: skip
+NAMES = ["verdict", "comparison", "recipes", "cost", "failures", "geometry", "why", "learning_rate", "sweet_spot",
+         "dynamics", "stability", "stiffness_field", "ranks", "runs"]  # fmt: skip
 
 
 @pytest.fixture(scope="session")
@@ -133,13 +133,13 @@ def test_the_terminal_shows_intervals_to_scale(study: Path) -> None:
     assert found is not None and [row[0] for row in found[1]] == ["e3m4", "e4m3fn", "e5m2", "e7m0"]
 
 
-def test_the_command_prints_the_verdict(run_cli: Any, tmp_path: Path, make_run: Any, make_spec: Any) -> None:
+def test_the_command_prints_the_verdict(tmp_path: Path, make_run: Any, make_spec: Any) -> None:
     for optimizer in ("adamw", "manifold_adamw"):
         for seed in range(3):
             make_run(tmp_path / "runs", make_spec("e3m4", optimizer, seed=seed), sited=False)
-    done = run_cli("report", "--out", tmp_path / "r", "--json")
+    done = CliRunner().invoke(app, ["report", "--runs", str(tmp_path / "runs"), "--out", str(tmp_path / "r"), "--json"])
     facts = json.loads(done.stdout)
-    assert done.returncode == 0 and facts["comparisons"][0]["formats"][0]["n"] == 3
+    assert done.exit_code == 0 and facts["comparisons"][0]["formats"][0]["n"] == 3
     assert facts["reference"] == "e3m4 stochastic, adamw" and facts["arms"][0]["n"] == 3
     assert Path(facts["report"]).is_file()
 

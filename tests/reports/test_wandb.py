@@ -13,8 +13,10 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import pytest
+from typer.testing import CliRunner, Result
 
 import altgrad
+from altgrad.cli.main import app
 from altgrad.reports.archive import write_data
 from altgrad.reports.compare import compare_runs
 from altgrad.reports.project import Project
@@ -69,6 +71,11 @@ def runs(
         for run in made:
             replay(run, MirrorSpec.of("wandb"))
     return RunStore(root)
+
+
+def invoke(*arguments: str | Path) -> Result:
+    """The command, in this process."""
+    return CliRunner().invoke(app, list(map(str, arguments)))
 
 
 def frames(project: Project, folder: Path) -> tuple[pd.DataFrame, pd.DataFrame]:
@@ -133,13 +140,9 @@ def test_a_history_that_breaks_off_is_a_problem_of_its_run(server: WandbServer) 
     assert record.problems[0].startswith("its history broke off: ") and "\n" not in record.problems[0]
 
 
-def test_a_report_is_written_from_wandb(
-    server: WandbServer, runs: RunStore, tmp_path: Path, run_cli: Callable[..., Any]
-) -> None:
-    done = run_cli(
-        "report", "--from", "wandb:tester/study", "--out", tmp_path / "r", "--static", "--json", env=server.environment
-    )
-    assert done.returncode == 0 and "Traceback" not in done.stderr and (tmp_path / "r" / "report.html").is_file()
+def test_a_report_is_written_from_wandb(runs: RunStore, tmp_path: Path) -> None:
+    done = invoke("report", "--from", "wandb:tester/study", "--out", tmp_path / "r", "--static", "--json")
+    assert done.exit_code == 0 and "Traceback" not in done.stderr and (tmp_path / "r" / "report.html").is_file()
 
 
 @pytest.mark.parametrize(
@@ -155,11 +158,11 @@ def test_a_report_is_written_from_wandb(
     ],
 )
 def test_a_server_that_refuses_is_one_line_and_exit_code_3(
-    server: WandbServer, runs: RunStore, tmp_path: Path, run_cli: Callable[..., Any], place: str, answer: str, said: str
+    server: WandbServer, runs: RunStore, tmp_path: Path, place: str, answer: str, said: str
 ) -> None:
     server.answer = answer
-    done = run_cli("report", "--from", place, "--out", tmp_path / "r", env=server.environment)
-    assert done.returncode == 3 and said in done.stderr and done.stderr.count("\n") == 1, done.stderr
+    done = invoke("report", "--from", place, "--out", tmp_path / "r")
+    assert done.exit_code == 3 and said in done.stderr and done.stderr.count("\n") == 1, done.stderr
     assert not (tmp_path / "r").exists()
 
 
@@ -211,8 +214,6 @@ def test_altgrads_own_runs_are_compared_as_those_of_the_store(server: WandbServe
     pd.testing.assert_frame_equal(found, altgrad.compare("study", runs=runs.root).drop(columns="arm"))
 
 
-def test_a_comparison_of_a_project_that_is_not_there_is_exit_code_3(
-    server: WandbServer, run_cli: Callable[..., Any]
-) -> None:
-    done = run_cli("compare", "wandb:tester/nothing", env=server.environment)
-    assert done.returncode == 3 and "did not give the runs of tester/nothing" in done.stderr, done.stderr
+def test_a_comparison_of_a_project_that_is_not_there_is_exit_code_3(server: WandbServer) -> None:
+    done = invoke("compare", "wandb:tester/nothing")
+    assert done.exit_code == 3 and "did not give the runs of tester/nothing" in done.stderr, done.stderr

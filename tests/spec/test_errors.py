@@ -151,7 +151,8 @@ def test_every_field_of_every_registered_kind_refuses_wrong_types_in_our_words()
     from altgrad.data.dataset import DatasetSpec
     from altgrad.models.model import ModelSpec
     from altgrad.monitors import MonitorSpec
-    from altgrad.nn.policy import PrecisionPolicy, Rule
+    from altgrad.nn.policy import PrecisionPolicy
+    from altgrad.nn.rule import Rule
     from altgrad.optim import OptimizerSpec, Schedule
     from altgrad.quantize import QuantizerSpec
     from altgrad.quantize.scaling import ScalingSpec

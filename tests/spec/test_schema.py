@@ -62,7 +62,7 @@ BAD = [
     "model: gtp", "model: {layers: 4}", "model: {kind: gpt, layer: 4}", "model: {kind: gpt, layers: 0}", "model: 5",
     "optimizer: {kind: adam}", "optimizer: {kind: adamw, betas: [0.9]}", "optimizer: {kind: adamw, betas: [0.9, 1]}",
     "optimizer: {kind: adamw, lr: fast}", "schedule: cosin", "schedule: {kind: cosin}", "schedule: {floor: 2}",
-    "monitors: [rnage]", "monitors: range", "monitors: [{kind: range, every: 0}]", "compute: float23", "precision: all",
+    "monitors: [rnage]", "monitors: range", "monitors: [{kind: range, every: 0}]", "compute: float23", "precision: 5",
     "precision: {rules: [{weight: e9m9}]}", "precision: {rules: [{weight: e4m3}]}", "precision: {rules: [{match: ''}]}",
     "precision: {rules: [{weight: {format: e4m3fn, roundng: stochastic}}]}", "precision: {rules: [{weight: 5}]}",
     "precision: {rules: [{weight: {format: e4m3fn, rounding: stochastik}}]}", "threads: 0", "engine: jit",

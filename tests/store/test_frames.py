@@ -162,7 +162,7 @@ def export(
 
 
 def test_export_writes_one_tidy_file(tmp_path: Path, export: Callable[..., tuple[int, str, str]]) -> None:
-    assert export("a", "--csv", "a.csv") == (0, "8 values of 1 runs written to a.csv.\n", "")
+    assert export("a", "--csv", "a.csv") == (0, "8 values of 1 run written to a.csv.\n", "")
     with (tmp_path / "a.csv").open() as file:
         rows = list(csv.reader(file))
     store = RunStore(tmp_path / "runs")

@@ -1,11 +1,13 @@
 """FINDINGS.md says what the results say, and nothing that they do not."""
 
 import re
+from functools import cache
 
 import jinja2
 import pytest
 
 from altgrad.formats import FloatFormat
+from altgrad.statistics import distributions
 from study.findings import PAGE, TEMPLATE, render
 from study.gpu import Gpu
 from study.grid import Grid
@@ -18,8 +20,20 @@ def primary() -> Results:
     return Results("study-primary")
 
 
+@pytest.mark.long
 def test_the_page_is_what_the_results_give() -> None:
     assert render() == PAGE.read_text(encoding="utf-8"), "run python -m study.findings"
+
+
+def test_the_page_is_nearly_what_the_results_give(monkeypatch: pytest.MonkeyPatch) -> None:
+    """With a tenth of the draws behind the critical values: the same words, and numbers that differ by their noise."""
+    monkeypatch.setattr(distributions, "DRAWS", distributions.DRAWS // 10)
+    monkeypatch.setattr(distributions, "_simulated", cache(distributions._simulated.__wrapped__))
+    number = re.compile(r"[-−+]?\d[\d,]*(?:\.\d+)?(?:e-?\d+)?")
+    found, page = render(), PAGE.read_text(encoding="utf-8")
+    assert number.sub("#", found) == number.sub("#", page), "run python -m study.findings"
+    values = [[float(n.replace(",", "").replace("−", "-")) for n in number.findall(text)] for text in (found, page)]
+    assert values[0] == pytest.approx(values[1], rel=0.06, abs=0.002), "run python -m study.findings"
 
 
 def test_a_number_that_the_results_do_not_have_is_an_error() -> None:

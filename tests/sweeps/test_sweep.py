@@ -235,7 +235,7 @@ def test_the_command_says_what_it_would_do_and_does_it(bench: Path) -> None:
     assert facts["runs"] == 2 and facts["seconds"] > 0 and not (bench / "runs").exists()
     done = runner.invoke(app, ["sweep", "m.yaml", "--smoke", "--jobs", "1", "--launcher", "{kind: local, warm: false}"])
     assert done.exit_code == 0, done.output
-    assert "m-smoke: 1 runs: 1 completed" in done.stdout and "1/1 completed run-" in done.stdout
+    assert "m-smoke: 1 run: 1 completed" in done.stdout and "1/1 completed run-" in done.stdout
     again = json.loads(runner.invoke(app, ["sweep", "m.yaml", "--smoke", "--json"]).stdout)
     assert again["completed"] == 1 and again["runs"][0]["step"] == 3
     wrong = runner.invoke(app, ["sweep", "m.yaml", "--launcher", "slrum"])
@@ -245,7 +245,7 @@ def test_the_command_says_what_it_would_do_and_does_it(bench: Path) -> None:
 def test_the_library_trains_a_matrix_and_gives_what_came_of_it(bench: Path, capfd: pytest.CaptureFixture[str]) -> None:
     (bench / "m.yaml").write_text("base: base.yaml\nseeds: [0, 1]\nsmoke: {set: {steps: 3}, seeds: [4]}\n")
     found = altgrad.sweep("m.yaml", smoke=True, jobs=1)
-    assert found.finished and found.totals["completed"] == 1 and str(found) == "m-smoke: 1 runs: 1 completed"
+    assert found.finished and found.totals["completed"] == 1 and str(found) == "m-smoke: 1 run: 1 completed"
     (row,) = pandas.DataFrame(found.runs).to_dict("records")
     assert (row["state"], row["step"], row["seed"]) == ("completed", 3, "4") and row["validation/loss"] > 0
     assert "1/1  completed" in capfd.readouterr().err and "1 completed" in found._repr_html_()

@@ -34,7 +34,7 @@ evaluate_every: 1000
 checkpoint_every: 2
 precision:
   rules:
-  - weight: {{format: e4m3fn, scaling: {scaling}, rounding: stochastic}}
+  - weight: {{format: e4m3fn, scaling: {scaling}, rounding: {rounding}}}
     input: {{format: e4m3fn, scaling: {scaling}}}
     grad_output: {{format: e5m2, scaling: {scaling}, rounding: stochastic}}
 """
@@ -77,9 +77,9 @@ def came_to(run: Run) -> tuple[list[str], dict[str, bytes]]:
     return rows, {name: newest.file(name).read_bytes() for name in ("model.safetensors", "optimizer.safetensors")}
 
 
-def kill_often(tmp_path: Path, scaling: str, kills: int) -> None:
+def kill_often(tmp_path: Path, scaling: str, kills: int, rounding: str = "stochastic") -> None:
     spec = tmp_path / "spec.yaml"
-    spec.write_text(SPEC.format(scaling=scaling))
+    spec.write_text(SPEC.format(scaling=scaling, rounding=rounding))
     whole, often = (Run(tmp_path / name / "kills" / "run") for name in ("whole", "often"))
     finish(start(spec, tmp_path / "whole"))
     draw = random.Random(kills)
@@ -112,9 +112,14 @@ def test_a_run_killed_20_times_ends_in_the_same_bits(tmp_path: Path, scaling: st
     kill_often(tmp_path, scaling, 20)
 
 
+@pytest.mark.long
+def test_a_run_whose_weights_go_towards_their_average_is_killed_and_ends_in_the_same_bits(tmp_path: Path) -> None:
+    kill_often(tmp_path, "current", 3, "toward_average")
+
+
 @pytest.fixture(scope="module")
 def snapshots(tmp_path_factory: pytest.TempPathFactory) -> Checkpoints:
-    spec = RunSpec.parse(SPEC.format(scaling="delayed"), sets=["steps=4", "checkpoint_every=2"])
+    spec = RunSpec.parse(SPEC.format(scaling="delayed", rounding="stochastic"), sets=["steps=4", "checkpoint_every=2"])
     data: Any = spec.data.build(spec.seed, spec.model.context)
     whole = data.evaluation
     data.evaluation = lambda split: islice(whole(split), 2)
@@ -150,7 +155,7 @@ def test_every_flipped_bit_and_every_truncation_is_noticed_and_the_checkpoint_be
 
 def test_every_file_of_a_checkpoint_is_for_whom_the_umask_says(tmp_path: Path) -> None:
     """safetensors makes files that nobody but their owner can read."""
-    spec = RunSpec.parse(SPEC.format(scaling="delayed"))
+    spec = RunSpec.parse(SPEC.format(scaling="delayed", rounding="stochastic"))
     state = TrainState.build(spec, spec.data.build(spec.seed, spec.model.context), torch.device("cpu"))
     before = os.umask(0o027)
     try:
@@ -176,7 +181,7 @@ def test_a_full_disk_is_the_systems_error_and_not_the_librarys(tmp_path: Path) -
 
 
 def test_a_run_whose_folder_was_taken_away_is_not_begun_again_in_its_place(tmp_path: Path) -> None:
-    spec = RunSpec.parse(SPEC.format(scaling="delayed"), sets=["steps=6", "checkpoint_every=2"])
+    spec = RunSpec.parse(SPEC.format(scaling="delayed", rounding="stochastic"), sets=["steps=6", "checkpoint_every=2"])
     data: Any = spec.data.build(spec.seed, spec.model.context)
     batch, whole = data.batch, data.evaluation
     data.evaluation = lambda split: islice(whole(split), 2)

@@ -1,10 +1,12 @@
 """Claims about altgrad.watch in Lightning's Trainer, whose optimizers always step with a closure.
 
-Skipped where pytorch-lightning is not installed; nothing in the package imports it.
+Skipped where pytorch-lightning is not installed; nothing in the package imports it. It takes seconds to import, and so
+is not while tests are collected.
 """
 
 import logging
 from collections.abc import Iterator
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -14,8 +16,10 @@ from torch import Tensor, nn
 
 import altgrad
 
-lightning = pytest.importorskip("pytorch_lightning", reason="pytorch-lightning is not installed; nothing else needs it")
-pytestmark = pytest.mark.filterwarnings("ignore")  # of Lightning itself
+pytestmark = [
+    pytest.mark.skipif(find_spec("pytorch_lightning") is None, reason="pytorch-lightning is not installed"),
+    pytest.mark.filterwarnings("ignore"),  # of Lightning itself
+]
 
 CAST = {"format": "e4m3fn", "rounding": "stochastic", "scaling": "delayed"}
 KINDS = ("range", "amax", "finite", "gradient", "updates", "flips", "gsnr", "shadow")
@@ -52,6 +56,8 @@ def metrics_by_hand(accumulate: int, clip: float | None, steps: int) -> tuple[li
 
 
 def module(accumulate: int, *, commits: bool = True, lbfgs: bool = False) -> Any:
+    import pytorch_lightning as lightning
+
     class Watched(lightning.LightningModule):  # type: ignore[misc, name-defined]
         def __init__(self) -> None:
             super().__init__()
@@ -95,6 +101,8 @@ def module(accumulate: int, *, commits: bool = True, lbfgs: bool = False) -> Any
 def fit(one: Any, folder: Path, **settings: Any) -> None:
     loader = torch.utils.data.DataLoader(ROWS, batch_size=4)  # type: ignore[arg-type, var-annotated]
     quiet = {"logger": False, "enable_checkpointing": False, "enable_progress_bar": False, "accelerator": "cpu"}
+    import pytorch_lightning as lightning
+
     trainer = lightning.Trainer(
         **quiet, enable_model_summary=False, default_root_dir=folder, max_epochs=1, **settings,
     )  # fmt: skip

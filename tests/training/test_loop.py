@@ -88,14 +88,16 @@ def test_stopped_at_every_step_in_turn_is_the_same_run(tmp_path: Path, dataset: 
     spec, run = make(tmp_path / "whole")
     train_run(spec, run, dataset)
     spec, stopped = make(tmp_path / "stopped")
-    sittings = 0
-    while train_run(spec, stopped, dataset, interrupted=after(2)).status == "interrupted" and sittings < 100:
-        sittings += 1
-    assert sittings > spec.steps and train_run(spec, stopped, dataset).status == "completed"
+    # Stopped in the first evaluation, after it, after each step, and in the last evaluation.
+    asked = (3, 4, *[2] * spec.steps, 4)
+    sittings = [train_run(spec, stopped, dataset, interrupted=after(calls)) for calls in asked]
+    assert [each.step for each in sittings] == [0, 0, *range(1, spec.steps + 1), spec.steps]
+    assert [each.status for each in sittings] == ["interrupted"] * (spec.steps + 2) + ["completed"]
     assert lines(stopped) == lines(run)
 
 
-def test_a_run_that_died_goes_back_to_its_checkpoint(tmp_path: Path, dataset: Any) -> None:
+@pytest.mark.parametrize("steps", [(1, 5), pytest.param((0, 1, 3, 4, 5, 11), marks=pytest.mark.long)])
+def test_a_run_that_died_goes_back_to_its_checkpoint(tmp_path: Path, dataset: Any, steps: tuple[int, ...]) -> None:
     class Death(Exception):
         pass
 
@@ -111,7 +113,7 @@ def test_a_run_that_died_goes_back_to_its_checkpoint(tmp_path: Path, dataset: An
 
     spec, run = make(tmp_path / "whole")
     train_run(spec, run, dataset)
-    for step in (0, 1, 3, 4, 5, 11):
+    for step in steps:
         spec, dead = make(tmp_path / f"dead-{step}")
         with pytest.raises(Death):
             train_run(spec, dead, dataset, interrupted=die_at(step + 1))

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -130,6 +131,21 @@ def test_stopped_on_its_way_and_resumed_is_the_same_run_to_the_bit() -> None:
         assert (run.status, run.step) == ("interrupted", 6)
         run = run.resume(progress=False)
         assert run.status == "completed" and weights(run) == weights(whole) and lines(run.run) == lines(whole.run)
+
+
+def test_averages_of_weights_go_on_from_the_last_checkpoint_to_the_bit() -> None:
+    """Stopped at step 6, and again with that checkpoint lost, as a kill leaves it: steps 5 and 6 come again."""
+    cast = {"format": "e2m1", "rounding": "toward_average", "average_decay": 0.9, "scaling": "mx"}
+    source = {**SPEC, "precision": {"rules": [{"match": "blocks.*", "weight": cast}]}}
+    whole = train(source)
+    assert weights(whole) != weights(train({**source, "precision": {"rules": [
+        {"match": "blocks.*", "weight": {"format": "e2m1", "scaling": "mx"}}]}}, runs="nearest"))  # fmt: skip
+    for lost in (False, True):
+        run = train(source, runs=f"lost-{lost}", until=6)
+        if lost:
+            shutil.rmtree(run.run.newest_checkpoint().path)
+        run = run.resume(progress=False)
+        assert run.status == "completed" and weights(run) == weights(whole)
 
 
 def test_a_completed_run_goes_on_as_the_run_of_more_steps_to_the_bit() -> None:

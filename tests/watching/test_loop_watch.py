@@ -68,7 +68,7 @@ def test_every_monitor_looks_on_at_any_optimizer_and_changes_nothing(optimizer: 
     gridded = {"alignment", "amax", "codes", "correlation", "flips", "optimizer_state", "range", "stall"}
     gridded |= {"stiffness", "ulp"}
     without = {"finite"} | (set() if quantised or optimizer == "manifold_adamw" else gridded)
-    without |= set() if quantised else {"outliers"}
+    without |= set() if quantised else {"outliers", "products"}
     assert {key.split("/")[0] for key in seen[0]} == set(KINDS) - without
     assert seen[2] == {} and watch.step == 6 and watch.alarms == []
     assert seen[3]["updates/0.weight/attempted_share"] > 0.5

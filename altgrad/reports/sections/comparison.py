@@ -7,7 +7,7 @@ from typing import ClassVar
 import numpy as np
 
 from altgrad.numerals import counted
-from altgrad.reports.answer import answer, compare_project
+from altgrad.reports.answer import answer
 from altgrad.reports.arm_comparison import ArmComparison
 from altgrad.reports.content import (
     FORMAT_TONES,
@@ -47,7 +47,7 @@ class Differences(Section):
     place: ClassVar[int] = 10
 
     def blocks(self, project: Project) -> list[Block]:
-        found = compare_project(project)
+        found = project.comparison
         if found is None:
             return [Limit(answer(project, None))]
         blocks: list[Block] = []

@@ -6,7 +6,7 @@ from typing import ClassVar
 import numpy as np
 
 from altgrad.numerals import counted
-from altgrad.reports.answer import compare_project, mean_ratio
+from altgrad.reports.answer import mean_ratio
 from altgrad.reports.arm_comparison import ComparedArm
 from altgrad.reports.arms import OPERANDS
 from altgrad.reports.bits import bits_text, operand_bits, stored_bits
@@ -27,7 +27,7 @@ class Cost(Section):
     place: ClassVar[int] = 20
 
     def blocks(self, project: Project) -> list[Block]:
-        found = compare_project(project)
+        found = project.comparison
         if found is None:
             return []
         rows = []

@@ -7,8 +7,8 @@ import numpy as np
 
 from altgrad.numerals import counted, signed
 from altgrad.reports.content import Axes, Axis, Block, Dash, Figure, Guide, Headline, Limit, Trace, tones
-from altgrad.reports.curves import by_seed, main_family, mean_over_runs, paired_difference, smooth
-from altgrad.reports.effects import Effect, FamilyOfFormats, short_name
+from altgrad.reports.curves import by_seed, mean_over_runs, paired_difference, smooth
+from altgrad.reports.effects import Effect, FamilyOfFormats, main_family, short_name
 from altgrad.reports.project import Project
 from altgrad.reports.reading import LOSS, TRAIN_LOSS, RunRecord, Series
 from altgrad.reports.section import Section

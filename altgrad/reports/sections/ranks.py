@@ -4,6 +4,7 @@ Stable ranks fall a lot in healthy training, so what is drawn is their ratio to 
 seed at the same step; below 1 the matrix has fewer directions than its twin's.
 """
 
+import json
 import math
 from typing import ClassVar
 
@@ -12,7 +13,8 @@ import numpy as np
 from altgrad.numerals import significant
 from altgrad.reports.arms import STANDARD, Arm
 from altgrad.reports.content import Axes, Axis, Block, Dash, Figure, Guide, Headline, Limit, Table, Trace, tones
-from altgrad.reports.curves import by_seed, main_arms, mean_over_runs
+from altgrad.reports.curves import by_seed, mean_over_runs
+from altgrad.reports.effects import main_arms
 from altgrad.reports.project import Project
 from altgrad.reports.reading import RunRecord, Series
 from altgrad.reports.section import Section, bounds
@@ -34,15 +36,16 @@ class Ranks(Section):
     def blocks(self, project: Project) -> list[Block]:
         arms = main_arms(project)
         low = {a: r for a, r in arms.items() if not a.is_baseline and not a.frozen and not a.variant}
-        colours = tones([a.place for a in low])
+        colours = tones([_numerics(records) for records in low.values()])
         marks: list[Trace | Guide] = [Guide(1.0, "y", "text", "solid"), Guide(DROP, "y", "red", "dash")]
         at_end: dict[str, dict[int, float]] = {}
         worst: dict[str, str] = {}
+        twins = plain_twins(arms)
         for arm, records in low.items():
             series: list[Series] = []
             name = project.name_of(records[0])
             for record in records:
-                twin = twin_of(record, arms)
+                twin = twins.get(record.seed)
                 if twin is not None and (found := ratios(record, twin)):
                     series.append(mean_ratio(list(found.values())))
                     at_end.setdefault(name, {})[record.seed] = math.log(series[-1][1][-1])
@@ -51,7 +54,7 @@ class Ranks(Section):
             steps, mean, bottom, top = mean_over_runs(series)
             if len(steps) > 1:
                 dash: Dash = "dash" if arm.optimizer == project.pair[0] else "solid"
-                marks.append(Trace(steps, mean, name, colours[arm.place], dash, bottom, top))
+                marks.append(Trace(steps, mean, name, colours[_numerics(records)], dash, bottom, top))
         if not at_end:
             return _silence(low)
         intervals = simultaneous(at_end)
@@ -79,6 +82,11 @@ class Ranks(Section):
         ]
 
 
+def _numerics(records: list[RunRecord]) -> str:
+    """The casts and storage of an arm, scalings and all: what arms of two optimizers have in common."""
+    return json.dumps([records[0].spec.get(key) for key in ("compute", "precision", "storage")], default=str)
+
+
 def _silence(low: dict[Arm, list[RunRecord]]) -> list[Block]:
     """What is lacking, where ranks were watched at all."""
     if not any(record.sited("rank", "stable_rank") for records in low.values() for record in records):
@@ -86,13 +94,13 @@ def _silence(low: dict[Arm, list[RunRecord]]) -> list[Block]:
     return [Limit("Ranks are compared with those of a BF16 or FP32 run of the same seed, and there is none.")]
 
 
-def twin_of(record: RunRecord, arms: dict[Arm, list[RunRecord]]) -> RunRecord | None:
-    """The BF16 (else FP32) run of the same seed."""
+def plain_twins(arms: dict[Arm, list[RunRecord]]) -> dict[int, RunRecord]:
+    """The BF16 (else FP32) runs by seed."""
     for name in ("BF16", "FP32"):
         plain = [arm for arm in arms if arm.is_baseline and arm.format == name and arm.optimizer == STANDARD]
         if found := [twin for arm in plain for twin in arms[arm]]:
-            return by_seed(found).get(record.seed)
-    return None
+            return by_seed(found)
+    return {}
 
 
 def _reach(found: Interval) -> str:

@@ -7,7 +7,8 @@ import numpy as np
 from altgrad.numerals import counted
 from altgrad.reports.arms import Arm
 from altgrad.reports.content import Axes, Axis, Block, Figure, Headline, Heat
-from altgrad.reports.curves import heat, main_arms
+from altgrad.reports.curves import heat
+from altgrad.reports.effects import main_arms
 from altgrad.reports.project import Project
 from altgrad.reports.reading import RunRecord
 from altgrad.reports.section import Section

@@ -12,7 +12,7 @@ import numpy as np
 from altgrad.metric_keys import split_bin
 from altgrad.reports.arms import Arm
 from altgrad.reports.content import Axes, Axis, Block, Figure, Headline, Heat, Limit
-from altgrad.reports.curves import main_arms
+from altgrad.reports.effects import main_arms
 from altgrad.reports.project import Project, parsed
 from altgrad.reports.reading import RunRecord
 from altgrad.reports.section import Section

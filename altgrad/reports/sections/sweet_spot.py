@@ -13,8 +13,7 @@ from typing import ClassVar
 from altgrad.numerals import significant
 from altgrad.reports.arms import Arm
 from altgrad.reports.content import Block, Headline, Limit, Table
-from altgrad.reports.curves import main_arms, main_family
-from altgrad.reports.effects import mean_or_nan
+from altgrad.reports.effects import main_arms, main_family, mean_or_nan
 from altgrad.reports.project import Project, by_site, format_order, layer_type
 from altgrad.reports.reading import RunRecord
 from altgrad.reports.section import Section

@@ -76,7 +76,7 @@ def _lacking(project: Project) -> str:
 def _family(project: Project, family: FamilyOfFormats, index: int) -> list[Block]:
     words = project.conditions[family.condition]
     where = family.title + (f"; {words}" if words else "")
-    kind = "the declared estimand" if family.is_primary else "secondary"
+    kind = "the primary comparison" if family.is_primary else "secondary"
     blocks: list[Block] = [Paragraph(f"{where}: {sentence(family)}")] if index else []  # the first is the report's lead
     blocks += [_forest(family, index, where), _table(family, index, f"{where} ({kind})")]
     if len(family.effects) > 1:
@@ -111,7 +111,7 @@ def _forest(family: FamilyOfFormats, index: int, where: str) -> Figure:
 
 def _table(family: FamilyOfFormats, index: int, where: str) -> Table:
     rows: list[tuple[str, ...]] = []
-    columns = ("format", "difference", "95 % interval", "n", "sd", "lr", "diverged", "verdict", "pairs it takes")
+    columns = ("format", "difference", "95 % interval", "n", "sd", "lr", "diverged", "verdict", "seed pairs needed")
     for effect in family.effects:
         found, verdict = family.intervals[effect.format], family.verdicts[effect.format]
         asked = "–"
@@ -122,7 +122,7 @@ def _table(family: FamilyOfFormats, index: int, where: str) -> Table:
             asked = "> 10,000" if needed is None else f"≥ {max(needed, found.n + 1)}"
         row = difference_cells(found) | {
             "format": effect.format, "diverged": f"{effect.first.diverged}/{effect.first.runs}, "
-            f"{effect.second.diverged}/{effect.second.runs}", "verdict": verdict, "pairs it takes": asked,
+            f"{effect.second.diverged}/{effect.second.runs}", "verdict": verdict, "seed pairs needed": asked,
             "lr": f"{rate_text(effect.first.choice.rate)} / {rate_text(effect.second.choice.rate)}",
         }  # fmt: skip
         rows.append(tuple(row[name] for name in columns))
@@ -140,7 +140,7 @@ def limits_of(family: FamilyOfFormats) -> list[Limit]:
         limits.append(
             Limit(
                 "The seeds that B is computed from also chose the learning rates, so intervals are somewhat too "
-                "narrow. Confirmation seeds at lr* alone would cure it (--tuning-seeds says which were which)."
+                "narrow. Confirmation seeds at lr* alone would fix this (--tuning-seeds says which were which)."
             )
         )
     sides = [(effect.format, side) for effect in family.effects for side in (effect.first, effect.second)]
@@ -158,7 +158,5 @@ def limits_of(family: FamilyOfFormats) -> list[Limit]:
                 Limit(f"{effect.format}: all paired differences are equal, so the two arms may be one and the same.")
             )
     if not family.is_primary:
-        limits.append(
-            Limit(f"This is not the estimand declared beforehand (stochastic weight storage alone): {family.title}.")
-        )
+        limits.append(Limit(f"This is not the primary comparison (stochastic weight storage alone): {family.title}."))
     return limits

@@ -38,6 +38,17 @@
     return layout;
   }
 
+  // On a phone a long name takes several lines, or it would take the room of what it names.
+  function wrapped(text, most) {
+    const lines = [""];
+    for (const word of text.split(" ")) {
+      const line = lines[lines.length - 1];
+      if (line && line.length + word.length >= most) lines.push(word);
+      else lines[lines.length - 1] = line ? line + " " + word : word;
+    }
+    return lines.join("<br>");
+  }
+
   function draw(place) {
     const figure = figures.drawn[place.dataset.figure];
     const tones = dark() ? figures.dark : figures.light;
@@ -45,7 +56,15 @@
     const narrow = place.clientWidth < 560;
     if (narrow) {
       copy.layout.margin.l = 54;
-      copy.layout.margin.r = 8;
+      copy.layout.margin.r = 16;  // half of the last tick's number
+      for (const key of Object.keys(copy.layout).filter(function (name) { return name.startsWith("yaxis"); })) {
+        const axis = copy.layout[key];
+        if (axis.ticktext && axis.ticktext.some(function (text) { return text.length > 20; })) {
+          axis.ticktext = axis.ticktext.map(function (text) { return wrapped(text, 20); });
+          axis.tickfont = Object.assign({}, axis.tickfont, { size: 10 });
+        }
+      }
+      for (const title of copy.layout.annotations) title.text = wrapped(title.text, 28);
       copy.layout = stacked(copy.layout, figure.panels, figure.columns, figure.height);
     }
     for (const title of copy.layout.annotations) delete title.panel;

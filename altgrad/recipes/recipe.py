@@ -1,0 +1,191 @@
+"""A recipe: what its authors cast and what they leave alone, whose it is, and what shows that we say the same.
+
+    title: NVFP4 training as Transformer Engine has it
+    aliases: [NVFP4BlockScaling]                  names that people use
+    source: {arxiv: "2509.25149", authors: NVIDIA}
+    reference: {repository: NVIDIA/TransformerEngine, version: "2.9", files: [...]}       or {package: torchao, ...}
+    claim: what the authors report                stays_high: what they leave in BF16 or float32
+    leaves_out: [{what: ..., matters: ...}]       what AltGrad does not do of it, and how that may matter
+    parameters: {element: e4m3fn}                 "$element" below, where it is a whole value, is replaced by it
+    precision: [{place: body, weight: ...}]       rules, as a run has them; storage, compute, loss_scale likewise
+    proof: [tests/...::test_...]                  or `unproved: why`
+
+A recipe is a document and nothing else: `expansion` is what a run's spec would say instead, and who reads that checks
+it. A run stores the expansion, so a recipe may be changed without changing any run that was made from it.
+"""
+
+import copy
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+from pydantic import Field, PrivateAttr, model_validator
+
+from altgrad.document import Document, Location
+from altgrad.spec import LocatedError, Spec, did_you_mean
+from altgrad.spec.annotations import plain
+from altgrad.spec.messages import listed
+
+RUN_KEYS = ("precision", "compute", "storage", "loss_scale")
+"""The keys of a run that a recipe may say."""
+
+
+class RecipeSource(Spec):
+    """Who published it, and where."""
+
+    authors: str
+    arxiv: str | None = None
+    """The paper's identifier, such as 2509.25149."""
+    url: str | None = None
+    """Where it is described, if there is no paper."""
+
+    noun: ClassVar[str] = "a recipe's source"
+
+
+class RecipeReference(Spec):
+    """The code that decides wherever words are vague: a repository or a package, and which version of it."""
+
+    repository: str | None = None
+    """Such as NVIDIA/TransformerEngine."""
+    package: str | None = None
+    """Its name on PyPI."""
+    version: str | None = None
+    commit: str | None = None
+    files: tuple[str, ...] = ()
+    """Where in it the casts are."""
+
+    noun: ClassVar[str] = "a recipe's reference"
+
+    @model_validator(mode="after")
+    def _is_one(self) -> "RecipeReference":
+        if (self.repository is None) == (self.package is None):
+            raise ValueError("a reference has either a repository or a package.")
+        return self
+
+
+class LeftOut(Spec):
+    """What AltGrad does not do of a recipe."""
+
+    what: str
+    matters: str
+    """How that may matter."""
+
+    noun: ClassVar[str] = "what a recipe leaves out"
+
+
+class Recipe(Spec):
+    """One recipe of the book, or of a file of one's own."""
+
+    title: str
+    aliases: tuple[str, ...] = ()
+    """Other names, as people use them."""
+    source: RecipeSource
+    reference: RecipeReference | None = None
+    """None where no code was published."""
+    claim: str = ""
+    """The headline, as the authors state it."""
+    stays_high: str = ""
+    """What is left in BF16 or float32, in a sentence."""
+    leaves_out: tuple[LeftOut, ...] = ()
+    parameters: dict[str, Any] = Field(default_factory=dict)
+    """What can be chosen, with its default."""
+    precision: tuple[dict[str, Any], ...] = ()
+    """Rules, in order."""
+    compute: str | None = None
+    storage: tuple[dict[str, Any], ...] = ()
+    loss_scale: Any = None
+    proof: tuple[str, ...] = ()
+    """The tests that compare it with its reference."""
+    unproved: str | None = None
+    """Why there are none."""
+
+    noun: ClassVar[str] = "a recipe"
+
+    _name: str = PrivateAttr(default="")
+    _document: Document | None = PrivateAttr(default=None)
+
+    @model_validator(mode="after")
+    def _agree(self) -> "Recipe":
+        if bool(self.proof) == bool(self.unproved):
+            raise ValueError("a recipe has either a proof or a reason why it is unproved.")
+        if not self.run_keys:
+            raise ValueError(f"a recipe says at least one of {listed(RUN_KEYS)}.")
+        for location, word in _words(plain({key: getattr(self, key) for key in self.run_keys}), ()):
+            if word.startswith("$") and word[1:] not in self.parameters:
+                raise LocatedError(location, f"{word} is not among the recipe's parameters; declare it there.")
+        return self
+
+    @classmethod
+    def read(cls, document: Document, name: str) -> "Recipe":
+        """From its file. SpecError for what is no recipe."""
+        found = cls.check(document)
+        found._name, found._document = name, document
+        return found
+
+    @property
+    def name(self) -> str:
+        """What a spec calls it: its file's name, or the path of a file of one's own."""
+        return self._name
+
+    @property
+    def run_keys(self) -> list[str]:
+        """The keys of a run that it says."""
+        return [key for key in RUN_KEYS if getattr(self, key)]
+
+    def with_parameters(self, **parameters: Any) -> "Recipe":
+        """The same recipe with other defaults. ValueError for a parameter that it does not have."""
+        for name in parameters:
+            if name not in self.parameters:
+                has = f"It has {', '.join(self.parameters)}." if self.parameters else "It has none."
+                hint = did_you_mean(name, self.parameters) or f" {has}"
+                raise ValueError(f"'{name}' is not a parameter of the recipe {self.name}.{hint}")
+        changed = self.model_copy(update={"parameters": {**self.parameters, **parameters}})
+        changed._name, changed._document = self._name, self._document
+        return changed
+
+    def expansion(self, **parameters: Any) -> "Expansion":
+        """What a run's spec would say instead of the name. ValueError for a parameter that it does not have."""
+        chosen = self.with_parameters(**parameters).parameters
+        said = {key: _replaced(plain(getattr(self, key)), chosen) for key in self.run_keys}
+        written = {} if self._document is None else self._document.values
+        places = {_in_run(at): place for at, place in written.items() if at and at[0] in said}
+        if "precision" in said:
+            said["precision"] = {"rules": said["precision"]}
+        return Expansion(self.name, plain(chosen), said, places)
+
+
+@dataclass(frozen=True)
+class Expansion:
+    """What a recipe says of a run, as plain data.
+
+    parameters: those of the recipe, as chosen. run: keys of a run spec. places: where the recipe's file has each part.
+    """
+
+    recipe: str
+    parameters: Mapping[str, Any]
+    run: Mapping[str, Any]
+    places: Mapping[Location, str]
+
+
+def _in_run(location: Location) -> Location:
+    """Where a run has what a recipe has there."""
+    return ("precision", "rules", *location[1:]) if location[0] == "precision" else location
+
+
+def _replaced(value: Any, parameters: Mapping[str, Any]) -> Any:
+    """The value, in which parameters stand for themselves."""
+    if isinstance(value, dict):
+        return {key: _replaced(item, parameters) for key, item in value.items()}
+    if isinstance(value, list):
+        return [_replaced(item, parameters) for item in value]
+    is_parameter = isinstance(value, str) and value.startswith("$")
+    return copy.deepcopy(plain(parameters[value[1:]])) if is_parameter else value
+
+
+def _words(value: Any, at: Location) -> Iterator[tuple[Location, str]]:
+    """Every text below a value, and where it stands."""
+    if isinstance(value, str):
+        yield at, value
+    items = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ()
+    for key, item in items:
+        yield from _words(item, (*at, key))

@@ -1,0 +1,43 @@
+"""Claims about INT8 recipes: codes are those of their Triton kernels, run in Triton's interpreter.
+
+`llrint`, which the interpreter lacks, was replaced by rounding to the nearest even integer there.
+"""
+
+import pytest
+import torch
+
+from altgrad.quantize import Quantizer
+from tests.recipes.vendor import Step, kernels, rule, slots, without_draws
+
+INPUTS = ("normal", "lognormal", "t2", "edge")
+
+
+@pytest.mark.parametrize("name", INPUTS)
+def test_jetfire(name: str) -> None:
+    """Blocks of 32 x 32: no code differs, and scales are the kernel's once rounded to FP16, as it keeps them."""
+    found, x = kernels("jetfire"), kernels("int8")[f"in.{name}"]
+    for slot, spec in slots("jetfire").items():
+        made = Quantizer(without_draws(spec.tree()))  # type: ignore[arg-type]
+        scale = made.find_scale(x)
+        assert torch.equal(made.cast(x, False).rounded * 128, found[f"{name}.codes"].float()), slot
+        assert scale is not None
+        assert torch.equal((scale.entries.view(2, 2) / 128).half(), found[f"{name}.scale"].half())
+    step = Step(without_draws(rule("jetfire")), x, x, x, torch.float32)
+    assert torch.equal(step.slots["forward.weight"], step.slots["grad_input.weight"])
+    assert torch.equal(step.slots["forward.input"], step.slots["grad_weight.input"])
+
+
+@pytest.mark.parametrize("name", INPUTS)
+def test_switchback(name: str) -> None:
+    """Rows of inputs and gradients, the whole weight; the weight gradient's product is uncast."""
+    found, x = kernels("switchback"), kernels("int8")[f"in.{name}"]
+    casts = slots("switchback")
+    assert casts.keys() == {"forward.input", "forward.weight", "grad_input.grad_output", "grad_input.weight"}
+    for slot, spec in casts.items():
+        codes = found[f"{'tensor' if slot.endswith('weight') else 'row'}.{name}.codes"]
+        assert torch.equal(Quantizer(spec).cast(x, False).rounded * 128, codes.float()), slot
+    step = Step(rule("switchback"), x, x, x, torch.float32)
+    rows, whole = (found[f"{part}.{name}.codes"].float() for part in ("row", "tensor"))
+    amax = x.abs().amax(1, keepdim=True).double()
+    y = (rows.double() @ whole.double().T) * amax * x.abs().max() / 127**2
+    step.compare(y.float(), None, x.T @ x, steps=8)
