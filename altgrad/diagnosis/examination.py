@@ -140,7 +140,7 @@ def diagnose(
         raise ValueError("replay, against and oracle are questions of their own; ask one at a time.")
     if accumulators and not replay:
         raise ValueError("accumulators are tried in a replayed step; ask for replay, too.")
-    adding = [AccumulatorSpec.made_from(each) for each in accumulators]
+    adding = [AccumulatorSpec.made_from(each, "accumulator") for each in accumulators]
     name = _name(target)
     taken_again = replay or against is not None
     refusal = f"{name} is no run, and only a run's steps can be taken again."

@@ -24,6 +24,7 @@ from altgrad.quantize import Cast, Quantizer, QuantizerSpec, ScalingSpec
 from altgrad.quantize.accumulator import AccumulatorSpec, Digits, Factor, spread
 from altgrad.quantize.accumulator_engine import accumulate
 from altgrad.quantize.block import BlockSpec, to_nearest
+from altgrad.quantize.traced import held
 
 Value = Tensor | Factor
 """One operand of a product: its values as they lie, or what an accumulator takes."""
@@ -116,7 +117,8 @@ def factor_of(made: Cast, scaling: ScalingSpec, how: AccumulatorSpec, turned: bo
     def lies(x: Tensor) -> Tensor:
         return x.mT if turned and x.ndim > 1 else x
 
-    units, digits = lies(made.rounded), Digits.of(made.format)
+    # Held: of two operands with blocks of 128, Inductor (torch 2.13) merges loops of unlike length, and fails.
+    units, digits = lies(held(made.rounded)), Digits.of(made.format)
     if made.scale is None:
         return Factor(units, digits)
     scale = lies(made.scale)

@@ -159,13 +159,15 @@ def test_a_replay_lists_the_variants_and_every_site(invoke: Invoke, tiny: Run) -
 
 def test_a_replay_adds_up_in_other_accumulators(invoke: Invoke, tiny: Run) -> None:
     options = ("--replay", "--formats", "e2m1", "--accumulator", "hopper_fast", "--accumulator", "blackwell_fp4")
+    # Sums of 16 terms keep 13 bits, which moves this loss of 5.5 by less than its last place: the gradient tells.
     _, run, hopper, refused, *_ = facts(invoke(tiny.path, *options, "--json"))["variants"]
     assert hopper["name"] == "accumulator: hopper_fast" and hopper["sqnr_db"] != run["sqnr_db"]
     assert abs(hopper["loss"] - run["loss"]) < 1e-3 and abs(hopper["cosine"] - run["cosine"]) < 1e-3
     assert "accumulator: blackwell_fp4 takes e2m1, and forward.input is e4m3fn" in refused["error"]
     told = "accumulators are tried in a replayed step; ask for replay, too."
     assert told in invoke(tiny.path, "--accumulator", "hopper_fast").output
-    assert "Did you mean" in invoke(tiny.path, "--replay", "--accumulator", "hoper").output
+    misspelt = invoke(tiny.path, "--replay", "--accumulator", "hoper").output
+    assert "instruction is 'hoper'; it takes one of float32, hopper_fast" in misspelt and misspelt.count("\n") == 1
 
 
 def test_two_runs_are_told_apart_by_the_cast_that_was_broken(
