@@ -155,6 +155,7 @@ class Hadamard(Transform):
     def _key_of_call(self, live: bool) -> Tensor:
         if not (torch.compiler.is_compiling() and live):
             return self.key_of_pass(live)
+        key: Tensor
         key, counter = used_up(self.key if self.dealt else process_key(self.key, self.role), self.counter)
         self.counter.copy_(counter)
         return key
