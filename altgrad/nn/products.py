@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from altgrad.quantize.traced import named_once
 from altgrad.quantize.transform import to_bfloat16
 
 
@@ -42,4 +43,4 @@ def as_matrix(x: Tensor) -> Tensor:
 
 def shaped(x: Tensor, shape: tuple[int, ...]) -> Tensor:
     """A matrix of our own making in another shape, and no view of it, so that the caller may change it in place."""
-    return x if x.shape == shape else torch.ops.aten._unsafe_view(x, shape)
+    return named_once(x) if x.shape == shape else torch.ops.aten._unsafe_view(x, shape)

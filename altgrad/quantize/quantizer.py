@@ -44,6 +44,7 @@ from altgrad.quantize.noise import counted_bits
 from altgrad.quantize.parts import Axis, Outliers, OutliersSpec, Place
 from altgrad.quantize.passes import refuse_transforms
 from altgrad.quantize.scaling import CurrentSpec, Scaling, ScalingSpec
+from altgrad.quantize.traced import named_once
 from altgrad.spec import Format, RoundingMode, Since, Spec
 
 Source = Literal["original", "forward", "forward_rotated"]
@@ -371,7 +372,7 @@ class _StraightThrough(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, quantizer: Quantizer, live: bool) -> Tensor:
         values, ctx.factor = quantizer.values_and_factor(x, live, x.dtype)
-        return values
+        return named_once(values)
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> Any:

@@ -42,6 +42,15 @@ def binades(fmt: FloatFormat) -> tuple[float, float]:
     return 2.0**fmt.e_min, 2.0 ** max(fmt.e_min, fmt.max_binade)
 
 
+def named_once(x: Tensor) -> Tensor:
+    """x, for an autograd Function to give back: in a graph under a name that nothing else has, without a copy.
+
+    A conversion of x to what it is already, say, is a second name of one tensor. Torch 2.11 gives back all that such a
+    Function computes, takes the gradient of one name for that of the other, and 0 comes out, with nothing said.
+    """
+    return torch.ops.aten._unsafe_view(x, x.shape) if torch.compiler.is_compiling() else x
+
+
 def held(x: Tensor) -> Tensor:
     """x itself, which a compiled graph keeps in memory instead of computing it where it is used.
 

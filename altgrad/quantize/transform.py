@@ -10,9 +10,10 @@ vector that was published with NVFP4 training, one's own, or drawn for each step
 product have the same signs. On the side of the outputs signs mix nothing anew: they change those of turned values and
 no magnitude, so a cast to nearest comes out the same for every draw.
 
-Signs of each call are not compiled. What backward alone uses of forward, such as the matrix of its products, a compiler
-makes there, from the counter as the graph found it; but forward has advanced that buffer in place, and autograd refuses
-it. To draw from the advanced counter, by an operation that is never repeated, was tried: the graph is the same.
+What backward alone uses of forward, such as the matrix of its products, a compiler makes there, from the counter as the
+graph found it; but forward has advanced that buffer in place, and autograd refuses it. So in a graph one operation,
+`altgrad::used_up`, gives signs of each call their key and the counter behind it: forward needs the one, and the other
+is kept for backward, since what is no operation of torch's is never made again.
 
 Computed as a float32 product with the d x d matrix. A butterfly takes log2(d) additions for its d and is slower all the
 same, since it reads and writes the tensor as often (2^20 elements on one core: 1.2 ms by matrix, 28 ms by butterfly and
@@ -42,10 +43,6 @@ PUBLISHED = (1, 1, 1, -1, 1, -1, -1, -1, -1, -1, -1, 1, -1, 1, -1, -1)
 FEWEST = 8
 """Runs in a product with the matrix."""
 Sign = Literal[1, -1]
-UNTRACED = (
-    "transform.signs: call cannot be compiled: a compiled backward pass draws the signs again, from a counter that has "
-    "gone on since; use signs: step, or compile: false."
-)
 Side = Literal["input", "output"]
 
 
@@ -142,7 +139,7 @@ class Hadamard(Transform):
     def matrix(self, x: Tensor, live: bool) -> Tensor:
         if not self.draws:
             return hadamard(self.spec.size, x.device, self.spec.vector, self.spec.side)
-        return self._drawn(x, self._key_of_step() if self.spec.signs == "step" else self.key_of_pass(live))
+        return self._drawn(x, self._key_of_step() if self.spec.signs == "step" else self._key_of_call(live))
 
     def matrix_of(self, x: Tensor, number: int) -> Tensor:
         if not self.draws:
@@ -155,10 +152,16 @@ class Hadamard(Transform):
     def _key_of_step(self) -> Tensor:
         return fold(self.key, self.counter >> 16)
 
+    def _key_of_call(self, live: bool) -> Tensor:
+        if not (torch.compiler.is_compiling() and live):
+            return self.key_of_pass(live)
+        key: Tensor
+        key, counter = used_up(self.key if self.dealt else process_key(self.key, self.role), self.counter)
+        self.counter.copy_(counter)
+        return key
+
     def _drawn(self, x: Tensor, key: Tensor) -> Tensor:
         spec = self.spec
-        if torch.compiler.is_compiling() and spec.signs == "call":
-            raise ValueError(UNTRACED)
         bits = counted_bits((spec.size,), key, device=x.device)
         diagonal = torch.diag(1.0 - 2.0 * (bits & 1).to(torch.float32))
         plain = hadamard(spec.size, x.device)
@@ -202,6 +205,17 @@ class Hadamard(Transform):
         """Shown by print(model)."""
         signs = self.spec.signs if isinstance(self.spec.signs, str) else "own"
         return f"{self.spec.size}, signs={signs}, side={self.spec.side}"
+
+
+@torch.library.custom_op("altgrad::used_up", mutates_args=())
+def used_up(key: Tensor, counter: Tensor) -> tuple[Tensor, Tensor]:
+    """The key of a pass, and the counter behind it; see the head of this file."""
+    return fold(key, counter), counter + 1
+
+
+@used_up.register_fake
+def _(key: Tensor, counter: Tensor) -> tuple[Tensor, Tensor]:
+    return torch.empty_like(counter), torch.empty_like(counter)
 
 
 _MATRICES: dict[tuple[Any, ...], Tensor] = {}

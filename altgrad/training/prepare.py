@@ -45,7 +45,6 @@ from altgrad.optim import Optimizer
 from altgrad.optim.storage import GridStorage
 from altgrad.progress import progress
 from altgrad.quantize.engine import missing_compiler
-from altgrad.quantize.transform import UNTRACED, Transform
 from altgrad.spec import LocatedError, MachineError
 from altgrad.spec.annotations import Shape, alternatives, of_field, plain
 from altgrad.store import Run, RunStore, Sink, run_id
@@ -91,18 +90,12 @@ def open_data(spec: RunSpec) -> Dataset:
         return read_data(spec)
 
 
-def _traces(model: nn.Module) -> bool:
-    return not any(isinstance(each, Transform) and each.draws_each_pass for each in model.modules())
-
-
 def fit(spec: RunSpec, dataset: Dataset, processes: Processes, model: nn.Module | None = None) -> Fitted:
     """The run's parts, which go with one another; LocatedError where they do not.
 
     model: as `shapes` gives it, where that is known already.
     """
     model = shapes(spec, dataset) if model is None else model
-    if spec.compile in ("model", "blocks") and not _traces(model):
-        raise LocatedError(("compile",), UNTRACED)
     if spec.compile == "blocks" and not blocks_of(model):
         raise LocatedError(("compile",), "this model repeats no block that has casts; use compile: model.")
     with shapes_only(), _blamed_on("model"):
@@ -150,7 +143,7 @@ def resolve(spec: RunSpec, model: nn.Module, tokens: int, device: torch.device) 
     compile_ = spec.compile
     if compile_ == "auto":
         how: Literal["blocks", "model"] = "blocks" if blocks_of(model) else "model"
-        can = why is None and spec.data.one_shape and _traces(model)
+        can = why is None and spec.data.one_shape
         compile_ = how if can and saved > GAINS * compile_seconds(model, how) else False
     return spec.model_copy(update={"threads": threads, "engine": engine, "compile": compile_}), notice
 

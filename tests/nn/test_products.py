@@ -295,12 +295,32 @@ def test_compiled_the_layer_is_one_graph_with_the_same_bits(case: str, backend: 
 
 
 @pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::UserWarning:torch")
-def test_signs_of_each_call_are_refused_in_a_graph() -> None:
-    """A compiled backward pass would draw them again, from a counter that has gone on: a wrong gradient, silently."""
-    x, _ = tensors()
-    linear = layer(weight=MX, input=MX, grad_output=MX, grad_weight={"transform": {**H16, "signs": "call"}})
-    with pytest.raises(Exception, match="signs: call cannot be compiled"):
-        torch.compile(linear, fullgraph=True, backend="eager")(x)
+@pytest.mark.parametrize(
+    "backend",
+    ["aot_eager_decomp_partition", pytest.param("inductor", marks=[pytest.mark.long, pytest.mark.needs("c++")])],
+)
+def test_signs_of_each_call_are_kept_for_backward_in_a_graph(backend: str) -> None:
+    """A compiled backward pass must not draw them again, from a counter that has gone on."""
+    x, g = tensors()
+    call = {"transform": {**H16, "signs": "call"}}
+    rule: dict[str, Any] = {"weight": MX, "input": MX, "grad_output": MX, "grad_input": call, "grad_weight": call}
+    eager, compiled = layer(**rule), layer(**rule)
+    run = torch.compile(compiled, fullgraph=True, backend=backend)
+    seen = []
+    for last in (False, True, True):
+        expected = step(eager, x.clone(), g)
+        x_ = x.clone().requires_grad_()
+        compiled.zero_grad()
+        y = run(x_)
+        y.backward(g)
+        assert x_.grad is not None and compiled.weight.grad is not None
+        assert torch.equal(y, expected[0]) and torch.equal(x_.grad, expected[1])
+        assert torch.equal(compiled.weight.grad, expected[2])
+        seen.append(x_.grad)
+        if last:
+            commit(eager)
+            commit(compiled)
+    assert not torch.equal(seen[0], seen[1]) and not torch.equal(seen[1], seen[2]), "other signs in each call"
 
 
 def test_turned_to_bfloat16_is_what_torch_rounds_to() -> None:

@@ -9,16 +9,14 @@ import pytest
 import torch
 from torch.nn import functional
 
-from altgrad.nn import ALONE, commit, quantizers
+from altgrad.nn import commit, quantizers
 from altgrad.nn.places import RulePlace
 from altgrad.recipes.book import find
 from altgrad.recipes.card import card, differences
 from altgrad.recipes.catalogue import names
 from altgrad.recipes.note import RecipeNote
-from altgrad.spec import LocatedError
 from altgrad.store import Run, RunStore
 from altgrad.training import RunSpec, train_run
-from altgrad.training.prepare import fit
 from altgrad.training.state import TrainState, build_model, build_optimizer
 from tests.training.running import after, lines
 
@@ -100,13 +98,8 @@ def ready(folder: Path, spec: RunSpec) -> Run:
 @pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::UserWarning:torch")
 @pytest.mark.parametrize("name", names())
 def test_compiled_it_casts_and_counts_as_eager_does(name: str, short_data: Callable[..., Any]) -> None:
-    """One graph; or, where signs are drawn in each pass, a refusal in one line."""
     spec = quickstart(name, *SMALL, "monitors=[{kind: range, every: 1}]", "data.batch_size=2")
     data = short_data(spec)
-    if any(rule.layer().transforms and "call" in str(rule.tree()) for rule in spec.precision.rules):
-        with pytest.raises(LocatedError, match="signs: call cannot be compiled"):
-            fit(spec.model_copy(update={"compile": "model"}), data, ALONE)
-        return
     torch._dynamo.reset()
     found = []
     for compiled in (False, True):
