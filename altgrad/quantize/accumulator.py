@@ -48,6 +48,7 @@ from pydantic import Field, model_validator
 from torch import Tensor
 
 from altgrad.formats import FloatFormat, NumberFormat
+from altgrad.quantize.traced import repeated
 from altgrad.spec import Spec
 
 FP8, NARROW = ("e4m3fn", "e5m2"), ("e4m3fn", "e5m2", "e3m2", "e2m3", "e2m1")
@@ -235,8 +236,7 @@ def spread(scale: Tensor, block: int, step: int, rows: int, k: int) -> Tensor:
         return scale.reshape(-1, 1).expand(rows, 1).contiguous()
     if block % step:
         raise ValueError(f"scales change every {block} terms of the sum, which is no multiple of {step}.")
-    entries = scale.expand(rows, scale.shape[-1]).repeat_interleave(block // step, -1)
-    return entries[:, : -(-k // step)].contiguous()
+    return repeated(scale.expand(rows, scale.shape[-1]), block // step, -1, -(-k // step)).contiguous()
 
 
 def exponent(x: Tensor, lowest: int) -> Tensor:

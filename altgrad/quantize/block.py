@@ -57,7 +57,7 @@ from altgrad.quantize.scaling import (
     std_scale,
     sums,
 )
-from altgrad.quantize.traced import held
+from altgrad.quantize.traced import held, repeated
 from altgrad.spec import Format, Since
 
 Size = Annotated[int, Field(ge=1, le=65_536)]
@@ -258,7 +258,7 @@ class Block(Scaling):
         if outer == "row":
             return amax.amax(-1, keepdim=True).expand(amax.shape)
         blocks = outer // self.spec.size
-        return block_amax(amax, blocks).repeat_interleave(blocks, -1).narrow(-1, 0, amax.shape[-1])
+        return repeated(block_amax(amax, blocks), blocks, -1, amax.shape[-1])
 
     def _small(
         self, statistic: Tensor, outer: Tensor | None, block: tuple[int, ...], count: bool, key: Tensor | None,
@@ -348,7 +348,7 @@ class Block(Scaling):
         elif number.ndim > 1:
             number = number[start : start + len(slab)]
             if self.spec.shape == "square":
-                number = number.repeat_interleave(size, -2).narrow(-2, 0, slab.shape[-2])
+                number = repeated(number, size, -2, slab.shape[-2])
         return number[..., None]
 
 

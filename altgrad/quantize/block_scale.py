@@ -20,6 +20,7 @@ import torch
 from torch import Tensor
 
 from altgrad.quantize.grid import in_float32, keep_infinite
+from altgrad.quantize.traced import repeated
 
 LARGEST = (2 - 2.0**-23) * 2.0**127
 """float32's largest number."""
@@ -158,7 +159,7 @@ class SmallScale:
         self._require(shape)
         for axis, (size, step) in enumerate(zip(shape, self.block, strict=True)):
             if entries.shape[axis] > 1 and step > 1:
-                entries = entries.repeat_interleave(step, axis).narrow(axis, 0, size)
+                entries = repeated(entries, step, axis, size)
         return entries
 
     def _require(self, shape: tuple[int, ...]) -> None:

@@ -28,6 +28,7 @@ from altgrad.quantize.arithmetic import halved
 from altgrad.quantize.block_scale import SmallScale
 from altgrad.quantize.grid import bound_units, round_units
 from altgrad.quantize.noise import counted_bits, fold
+from altgrad.quantize.traced import repeated
 
 EDEN_BITS = torch.tensor(0xEDE2)
 
@@ -75,8 +76,10 @@ def eden(u: Tensor, q: Tensor, found: SmallScale, scaling: Any, run: int, key: T
     corrected scales are rounded to nearest.
     """
     entries = found.entries
-    factor = correction(u, q, run).repeat_interleave(run // scaling.size, -1)
-    factor = functional.pad(factor, (0, entries.shape[-1] - factor.shape[-1]), value=1.0)
+    factor = correction(u, q, run)
+    if u.shape[-1] % run:
+        factor = functional.pad(factor, (0, 1), value=1.0)
+    factor = repeated(factor, run // scaling.size, -1, entries.shape[-1])
     if not rounds_scales(scaling):
         return replace(found, entries=entries * factor)
     assert found.outer is not None

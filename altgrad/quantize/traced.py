@@ -51,6 +51,17 @@ def named_once(x: Tensor) -> Tensor:
     return torch.ops.aten._unsafe_view(x, x.shape) if torch.compiler.is_compiling() else x
 
 
+def repeated(x: Tensor, times: int, axis: int, length: int) -> Tensor:
+    """x with each entry `times` times along an axis, the first `length` of them.
+
+    Where they are cut off within an entry, a graph keeps the whole in memory. Else an element of the cut tensor is
+    number i // times of x, and Inductor's C++ (torch 2.13), which walks such a tensor in `length // times` rounds of
+    `times`, leaves the rest of whatever it computes from it unwritten.
+    """
+    whole = x.repeat_interleave(times, axis)
+    return whole if whole.shape[axis] == length else held(whole).narrow(axis, 0, length)
+
+
 def held(x: Tensor) -> Tensor:
     """x itself, which a compiled graph keeps in memory instead of computing it where it is used.
 

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from altgrad.quantize import Quantizer, QuantizerSpec
 from altgrad.quantize.noise import counted_bits, fold
-from altgrad.quantize.traced import held
+from altgrad.quantize.traced import held, repeated
 
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::UserWarning:torch")
 
@@ -68,6 +68,53 @@ def test_a_key_folded_twice_is_the_same_key_in_a_graph() -> None:
     assert torch.equal(torch.compile(run, fullgraph=True)(*given), run(*given))
     with pytest.raises(Exception, match="AssertionError|assert"):
         torch.compile(lambda key: fold(key, 3), fullgraph=True)(given[0])
+
+
+@pytest.mark.needs("c++")
+def test_repeated_entries_that_are_cut_off_leave_nothing_unwritten() -> None:
+    """As 10 entries of 16 do with 152 columns: torch's own way leaves the last 8 of each row as memory was."""
+
+    def run(x: Tensor, scale: Tensor) -> Tensor:
+        return x / repeated(scale, 16, -1, x.shape[-1])
+
+    x, scale = torch.randn(3, 152), torch.rand(3, 10) + 1
+    assert torch.equal(run(x, scale), x / scale.repeat_interleave(16, -1)[:, :152])
+    assert torch.equal(torch.compile(run, fullgraph=True)(x, scale), run(x, scale))
+
+
+def block(**more: Any) -> dict[str, Any]:
+    return {"format": "e4m3fn", "scaling": {"kind": "block", "size": 128, "scale": "real", **more}}
+
+
+RAGGED: dict[str, dict[str, Any]] = {
+    "rows": block(),
+    "squares": block(shape="square"),
+    "std": block(statistic="std"),
+    "mx": {"format": "e4m3fn", "scaling": "mx"},
+    "mx stochastic": {"format": "e4m3fn", "scaling": "mx", "rounding": "stochastic"},
+    "nvfp4": {"format": "e2m1", "scaling": "nvfp4"},
+    "outer row": {"format": "e2m1", "scaling": {"kind": "nvfp4", "outer": "row"}},
+    "outer 256": {"format": "e2m1", "scaling": {"kind": "nvfp4", "outer": 256}},
+    "choose": {"format": "e2m1", "scaling": {"kind": "nvfp4", "choose": [6, 4]}},
+    "choose squares": {"format": "e2m1", "scaling": {"kind": "nvfp4", "choose": [6, 4], "shape": "square"}},
+    "table": {"format": "nf4", "scaling": {"kind": "block", "size": 64, "scale": "real"}},
+}
+
+
+@pytest.mark.long
+@pytest.mark.needs("c++")
+@pytest.mark.parametrize("axis", ["last", "first"])
+@pytest.mark.parametrize("name", RAGGED)
+def test_a_last_block_that_is_not_full_has_the_same_bits_in_a_graph(name: str, axis: Any) -> None:
+    torch._dynamo.reset()
+    x = torch.randn(48, 152) if axis == "last" or "squares" in name else torch.randn(152, 48)
+    rows = x.shape[0] if axis == "last" else x.shape[1]
+    quantizer = Quantizer(RAGGED[name], reduced=axis, rows=rows).eval()
+
+    def run(x: Tensor) -> Tensor:
+        return quantizer.values(x, False, torch.float32)
+
+    assert torch.equal(torch.compile(run, fullgraph=True)(x), run(x))
 
 
 @pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::UserWarning:torch")
