@@ -23,8 +23,8 @@ from typing import Any
 from altgrad.diagnosis.sites import Slot, quantised_layers, slots_as
 from altgrad.diagnosis.variants import TakenStep, take_step
 from altgrad.nn import QuantizedLayer
+from altgrad.nn.layer_casts import make_casts, make_transforms
 from altgrad.nn.layers import is_plain
-from altgrad.nn.linear import make_casts, make_transforms
 from altgrad.nn.slots import LayerPrecision, Product
 from altgrad.nn.surgery import install
 from altgrad.progress import progress

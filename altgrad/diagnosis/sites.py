@@ -24,7 +24,7 @@ from torch import Tensor, nn
 
 from altgrad.nn import QuantizedLayer
 from altgrad.nn.accumulated import check_product
-from altgrad.nn.linear import make_casts
+from altgrad.nn.layer_casts import make_casts
 from altgrad.nn.slots import Operand, Product, reduced_axis
 from altgrad.quantize import Quantizer, QuantizerSpec
 from altgrad.quantize.accumulator import AccumulatorSpec

@@ -29,82 +29,27 @@ straight-through rule would make of them is nothing that hardware computes.
 
 import typing
 from collections.abc import Mapping
-from typing import Any, ClassVar, NamedTuple, cast
+from typing import Any, ClassVar, NamedTuple
 
 import torch
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
 from altgrad.nn.accumulated import ShowSums, Value, factor_of, multiply, part_levels, parts, whole
-from altgrad.nn.layers import features_of, is_turned
+from altgrad.nn.layer_casts import Slot, axis_of, make_casts, make_transforms
+from altgrad.nn.layers import is_turned
 from altgrad.nn.products import as_matrix, shaped
-from altgrad.nn.slots import LayerPrecision, Operand, Product, reduced_axis
+from altgrad.nn.slots import LayerPrecision, Operand, Product
 from altgrad.quantize import Cast, Quantizer
-from altgrad.quantize.counted import Counted, Role, unnamed_site
+from altgrad.quantize.counted import Counted, unnamed_site
 from altgrad.quantize.gradient import joined, multiplied
 from altgrad.quantize.grid import require_castable
-from altgrad.quantize.parts import Axis
 from altgrad.quantize.passes import backward_counts, counts, refuse_transforms
 from altgrad.quantize.traced import held
 from altgrad.quantize.transform import Transform
 
-Slot = tuple[Product, Operand]
-Slots = list[Slot]
 Matrices = Mapping[Product, Tensor]
 """What this pass turns the operands of products by, for those that have a transform."""
-
-
-def make_casts(layer: nn.Module, precision: LayerPrecision, site: str, seed: int) -> dict[str, tuple[Quantizer, Slots]]:
-    """The casts that a layer of `altgrad.nn.layers` gets under this precision, by name, with the slots each serves.
-
-    Raises ValueError naming the slot at fault.
-    """
-    made: dict[str, tuple[Quantizer, Slots]] = {}
-    for name, (spec, slots) in precision.casts().items():
-        operand, axis = slots[0][1], _axis(layer, slots)
-        try:
-            quantizer = Quantizer(
-                spec, f"{site}/{name}" if site else name, cast(Role, operand), seed=seed, reduced=axis,
-                rows=_rows(layer, operand, axis), run=_run(precision, slots),
-                shape=tuple(cast(Tensor, layer.weight).shape), features=features_of(layer, operand),
-                leader=next((q for q, served in made.values() if ("forward", "input") in served), None),
-            )  # fmt: skip
-        except ValueError as error:
-            raise ValueError(f"{site}, {name}: {error}") from None
-        made[name] = quantizer, slots
-    return made
-
-
-def make_transforms(layer: nn.Module, precision: LayerPrecision, site: str, seed: int) -> dict[Product, Transform]:
-    """The transforms that a layer gets under this precision, by product. ValueError for one that its shape refuses."""
-    made = {}
-    for product, spec in precision.transforms.items():
-        made[product] = transform = spec.build(f"{site}/{product}" if site else product, seed)
-        outputs, inputs = cast(Tensor, layer.weight).shape[:: -1 if is_turned(layer) else 1]
-        if product != "grad_weight":  # which sums over tokens, whose number varies
-            transform.check(inputs if product == "forward" else outputs)
-    return made
-
-
-def _run(precision: LayerPrecision, slots: Slots) -> int | None:
-    """Elements of a run that the product's transform turns."""
-    transform = precision.transforms.get(slots[0][0])
-    return None if transform is None else transform.size
-
-
-def _axis(layer: nn.Module, slots: Slots) -> Axis:
-    """The axis of an operand, as it lies, that its products sum over."""
-    axis = reduced_axis(slots)
-    if slots[0][1] == "weight" and is_turned(layer):
-        return "first" if axis == "last" else "last"
-    return axis
-
-
-def _rows(layer: nn.Module, operand: Operand, axis: Axis) -> int | None:
-    """How many slices an operand has along its reduced axis; None for tokens, whose number varies."""
-    shape = cast(Tensor, layer.weight).shape
-    features = {"input": shape[not is_turned(layer)], "grad_output": shape[is_turned(layer)]}
-    return shape[axis == "first"] if operand == "weight" else features[operand] if axis == "first" else None
 
 
 class Operands(NamedTuple):
@@ -236,7 +181,7 @@ class QuantizedLayer(nn.Module):
                     factors.append(factor)  # a slope is forward's alone, the function that is trained
             values[product] = made[key]
             if product in adding and quantizer is not None and key in entered:
-                axis = _axis(self, [slot])
+                axis = axis_of(self, [slot])
                 sums[product] = factor_of(entered[key], quantizer.spec.scaling, adding[product], axis == "first")
         every = joined(factors)
         if name == "weight" and is_turned(self):
@@ -269,7 +214,7 @@ class QuantizedLayer(nn.Module):
         if slot[0] not in matrices:
             return x
         transform, matrix = self.transforms[slot[0]], matrices[slot[0]]
-        return transform.turn(x, matrix) if _axis(self, [slot]) == "last" else transform.turn(x.mT, matrix).mT
+        return transform.turn(x, matrix) if axis_of(self, [slot]) == "last" else transform.turn(x.mT, matrix).mT
 
     def _turned_back(self, x: Tensor, matrices: Matrices) -> Tensor:
         """What forward's transform turned, [..., in_features], as it was."""
@@ -281,7 +226,9 @@ class QuantizedLayer(nn.Module):
         if transform is None:
             return x
         matrix = transform.matrix_of(x, number)
-        return transform.turn_back(x, matrix) if _axis(self, [slot]) == "last" else transform.turn_back(x.mT, matrix).mT
+        return (
+            transform.turn_back(x, matrix) if axis_of(self, [slot]) == "last" else transform.turn_back(x.mT, matrix).mT
+        )
 
     def gradient(self, product: Tensor, slot: Slot, operand: Operands, matrices: Matrices) -> Tensor:
         """A gradient [..., in_features] as it leaves the layer. product: g times the operand of `slot`. operand: that

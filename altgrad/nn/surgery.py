@@ -18,8 +18,9 @@ from torch.nn.utils import parametrize
 
 from altgrad.formats import NumberFormat
 from altgrad.nn.first_pass import end_proof, fast_paths_back, fast_paths_off, prove_first_pass, refuse_parents
+from altgrad.nn.layer_casts import make_casts, make_transforms
 from altgrad.nn.layers import core_of, exchanged, is_layer, is_plain, refuse_own_forward
-from altgrad.nn.linear import QuantizedLayer, make_casts, make_transforms, quantized_class
+from altgrad.nn.linear import QuantizedLayer, quantized_class
 from altgrad.nn.policy import Decision, PrecisionPolicy
 from altgrad.nn.processes import Processes
 from altgrad.nn.slots import LayerPrecision

@@ -129,7 +129,7 @@ class AccumulatorSpec(Spec):
     @classmethod
     def unless_float32(cls, value: Any) -> "AccumulatorSpec | None":
         """What `value` names; None for float32, which torch's own products add up in."""
-        named = value.get("instruction") if isinstance(value, dict) and len(value) == 1 else value
+        named = value["instruction"] if isinstance(value, dict) and list(value) == ["instruction"] else value
         return None if named in (None, "none", "float32") else cls.model_validate(value)
 
     @property
@@ -369,11 +369,16 @@ def fused(scale: Tensor | None, c: Tensor, total: Tensor) -> Tensor:
 def with_nonfinite(found: Tensor, a: Factor, b: Factor, start: Tensor | None) -> Tensor:
     """The sums with NaN and infinities where IEEE has them, if there are any in the operands."""
     parts = [each for each in (a.units, b.units, a.within, b.within, a.after, b.after, start) if each is not None]
-    if all(bool(each.isfinite().all()) for each in parts):
+    if all(_is_finite(each) for each in parts):
         return found
     ieee = torch.zeros_like(found, dtype=torch.float64) if start is None else start.double()
     ieee = ieee + _marked(a) @ _marked(b).T
     return torch.where(ieee.isfinite(), found, ieee.float())
+
+
+def _is_finite(x: Tensor) -> bool:
+    """Whether x has neither NaN nor infinities, without memory of its size."""
+    return not x.numel() or all(math.isfinite(end) for end in torch.stack(torch.aminmax(x)).tolist())
 
 
 def _marked(factor: Factor) -> Tensor:

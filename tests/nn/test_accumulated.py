@@ -115,6 +115,8 @@ def test_without_one_nothing_is_said_and_nothing_changes() -> None:
     rule = Rule.made_from({"match": "*", **FP8})
     assert rule == Rule.made_from(with_accumulator({"match": "*", **FP8}, "float32"))
     assert "accumulator" not in str(rule.tree()) and rule.layer().accumulators == {}
+    bits = Rule.made_from(with_accumulator({"match": "*", **FP8}, {"bits": 9}))
+    assert bits.layer().accumulators["forward"].bits == 9
     own = Rule.made_from(with_accumulator({"match": "*", **FP8}, "hopper_fast"))
     assert own.tree()["forward"]["accumulator"] == {"instruction": "hopper_fast"} and Rule.made_from(own.tree()) == own
 

@@ -5,7 +5,9 @@ where, stands in tests/references/README.md.
 """
 
 import math
+import os
 import re
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -351,3 +353,33 @@ def test_names_are_short_for_their_numbers() -> None:
     own = spec({"instruction": "hopper_fast", "promote": 64})
     assert own.text == "hopper_fast (promote 64)" and spec(own.tree()) == own
     assert spec({"bits": 9, "chunk": 24}).text == "bits 9, chunk 24" and spec({"bits": 9}).tree() == {"bits": 9}
+
+
+def peak(run: Callable[[], Any]) -> int:
+    """Bytes that this process holds at most while it runs, beyond those it held before."""
+
+    def held(name: str) -> int:
+        lines = Path("/proc/self/status").read_text().splitlines()
+        return next(int(line.split()[1]) << 10 for line in lines if line.startswith(name))
+
+    Path("/proc/self/clear_refs").write_text("5")  # the high-water mark begins anew
+    before = held("VmRSS")
+    run()
+    return held("VmHWM") - before
+
+
+@pytest.mark.needs("c++")
+@pytest.mark.skipif(not os.access("/proc/self/clear_refs", os.W_OK), reason="the system does not tell a peak")
+@pytest.mark.parametrize("turned", [0, 1, 2])
+def test_a_product_takes_no_more_memory_than_its_operands_again(turned: int) -> None:
+    """And no more than those of them that lie turned, which are copied, beside some megabytes."""
+    k, rows = 1 << 18, 40  # 40 MiB each: such memory goes back to the system at once, so that a peak shows it
+    a, b = (
+        Factor(torch.empty(k, rows).fill_(1.5).T if each < turned else torch.empty(rows, k).fill_(1.5), E4M3)
+        for each in range(2)
+    )
+    small = Factor(torch.ones(rows, 64), E4M3)
+    accumulate(small, small, spec("hopper_promote_128"))
+    size = a.units.nbytes
+    made = peak(lambda: accumulate(a, b, spec("hopper_promote_128")))
+    assert made < turned * size + size // 4 <= 2.25 * size
