@@ -1,4 +1,4 @@
-"""Claims about runs whose products have an accumulator: taken up again, on two ranks, compiled, and as a dry run says."""
+"""Claims about runs whose products have an accumulator: taken up again, on two ranks, traced, in a dry run."""
 
 import json
 from pathlib import Path
