@@ -1,7 +1,8 @@
 """python -m bench.accumulators errors | llama | step | machine: what accumulators lose, and what emulating costs.
 
 errors    by k: rms(emulated - exact) / rms(exact) and the cosine of a product with the exact one, exact being
-          float64; terms are cast normal numbers, or the operands of the products of a small Llama in training
+          float64; terms are cast normal numbers
+llama     the same of the operands of a Llama's own products, from a .gguf (needs the package gguf)
 step      a training step of a 6 x 384 GPT, all products of its body emulated, as a ratio to the float32 step
 machine   equal bits with `torch._scaled_mm`, use_fast_accum both ways, by k; needs a GPU that knows FP8
 """
@@ -9,14 +10,17 @@ machine   equal bits with `torch._scaled_mm`, use_fast_accum both ways, by k; ne
 import argparse
 import math
 import statistics
+from pathlib import Path
 
+import pyarrow.parquet as pq
 import torch
 from scipy import stats
 from torch import Tensor, nn
 from torch.nn import functional
-from transformers import LlamaConfig, LlamaForCausalLM
+from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from altgrad.nn import PrecisionPolicy, QuantizedLayer, quantize_model
+from altgrad.data.documents import locate
+from altgrad.nn import PrecisionPolicy
 from altgrad.nn.accumulated import operand_values
 from altgrad.quantize import Quantizer
 from altgrad.quantize.accumulator import AccumulatorSpec, Digits, Factor
@@ -26,7 +30,7 @@ from bench.scaled_mm import machine_product, operands
 from bench.timing import in_turn, machine, summary
 
 CHIPS = ("hopper_fast", "hopper_promote_128", "ada", "blackwell")
-DRAWS, SIDE = 8, 48
+DRAWS, SIDE, WINDOW = 8, 48, 512
 
 
 def factor(x: Tensor, fmt: str = "e4m3fn") -> Factor:
@@ -66,43 +70,53 @@ def errors() -> None:
         print(f"| {k} | {' | '.join(cells)} | {statistics.mean(cosines):.1e} |", flush=True)
 
 
-def llama() -> None:
-    """Print the error of a model's own products."""
-    print("| product of a Llama | k | hopper_fast | hopper_promote_128 | ratio |\n|---|---|---|---|---|")
-    for (name, k), taken in llama_products().items():
-        fast, promoted = ([lost(a, b, AccumulatorSpec.model_validate(chip))[0] for a, b in taken] for chip in CHIPS[:2])
+def llama(file: Path, tokens: int, blocks: int) -> None:
+    """Print the error of the products of a model's own operands, by the number of terms."""
+    print("| product | k | hopper_fast | hopper_promote_128 | ratio | 1 - cosine, fast |\n|---|---|---|---|---|---|")
+    for (name, k), taken in sorted(real_products(file, tokens, blocks).items()):
+        by_chip = [[lost(a, b, AccumulatorSpec.model_validate(chip)) for a, b in taken] for chip in CHIPS[:2]]
+        fast, promoted = ([error for error, _ in found] for found in by_chip)
         ratio = statistics.mean(fast) / statistics.mean(promoted)
-        print(f"| {name} | {k} | {interval(fast)} | {interval(promoted)} | {ratio:.1f} |")
+        cosine = statistics.mean(cosine for _, cosine in by_chip[0])
+        print(f"| {name} | {k} | {interval(fast)} | {interval(promoted)} | {ratio:.1f} | {cosine:.1e} |", flush=True)
 
 
-def llama_products() -> dict[tuple[str, int], list[tuple[Factor, Factor]]]:
-    """The operands of products of the last of some training steps of a small Llama, by product and k; up to 48 rows."""
-    torch.manual_seed(0)
-    config = LlamaConfig(
-        vocab_size=512, hidden_size=512, intermediate_size=2048, num_hidden_layers=2, num_attention_heads=8
-    )
-    model: nn.Module = LlamaForCausalLM(config)
-    policy = {product: {"accumulator": "hopper_fast"} for product in ("forward", "grad_input", "grad_weight")}
-    casts = {"weight": "e4m3fn", "input": "e4m3fn", "grad_output": "e5m2"}
-    quantize_model(model, PrecisionPolicy.made_from({"rules": [{"match": "*layers*", **casts, **policy}]}))
-    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3)
+def real_products(file: Path, tokens: int, blocks: int) -> dict[tuple[str, int], list[tuple[Factor, Factor]]]:
+    """The operands of products of the first blocks of a Llama in a .gguf, by product and k; 48 rows of each.
+
+    x and g of a sample text's tokens, g under the head that the file has, behind these blocks. A weight's gradient sums
+    over tokens: as many as are asked, and the first half, quarter and so on of them.
+    """
+    where = {"pretrained_model_name_or_path": str(file.parent), "gguf_file": file.name}
+    model = AutoModelForCausalLM.from_pretrained(**where, dtype=torch.float32)
+    model.model.layers = model.model.layers[:blocks]
+    text = "\n\n".join(pq.read_table(locate("eulaw"), columns=["text"])["text"].to_pylist()[:200])
+    ids = torch.tensor(AutoTokenizer.from_pretrained(**where)(text)["input_ids"][: tokens + 1])
+    linears = {name: layer for name, layer in model.model.named_modules() if isinstance(layer, nn.Linear)}
+    x: dict[str, list[Tensor]] = {name: [] for name in linears}
+    g: dict[str, list[Tensor]] = {name: [] for name in linears}
+    for name, layer in linears.items():
+        layer.register_forward_hook(lambda _, given, __, name=name: x[name].append(given[0].detach()[0]))
+        layer.register_full_backward_hook(lambda _, __, given, name=name: g[name].append(given[0].detach()[0]))
+    for start in range(0, tokens, WINDOW):
+        part = ids[start : start + WINDOW + 1]
+        logits = model(part[None, :-1]).logits[0]
+        functional.cross_entropy(logits, part[1:]).backward()
     found: dict[tuple[str, int], list[tuple[Factor, Factor]]] = {}
 
-    def keep(name: str, a: Factor, b: Factor, y: Tensor) -> None:
-        cut = [each._replace(units=each.units[: 48 * max(1, len(each.units) // 48) : max(1, len(each.units) // 48)])
-               for each in (a, b)]  # fmt: skip
-        found.setdefault((name, a.units.shape[1]), []).append((cut[0], cut[1]))
+    def keep(product: str, a: Tensor, b: Tensor, fmt: str = "e4m3fn") -> None:
+        cut = (factor(each[:: len(each) // SIDE][:SIDE], of) for each, of in ((a, fmt), (b, "e4m3fn")))
+        found.setdefault((product, a.shape[1]), []).append((next(cut), next(cut)))
 
-    for number in range(12):
-        for layer in model.modules():
-            if isinstance(layer, QuantizedLayer) and number == 11:
-                layer.shown = keep
-        tokens = (torch.randint(64, (8, 257)).cumsum(1) * 7) % 512
-        logits = model(tokens[:, :-1]).logits
-        functional.cross_entropy(logits.flatten(0, 1), tokens[:, 1:].flatten()).backward()
-        optimizer.step()
-        optimizer.zero_grad()
-    return dict(sorted(found.items()))
+    for name, layer in linears.items():
+        each_x, each_g, w = torch.cat(x[name]), torch.cat(g[name]), layer.weight.detach()
+        keep("forward", each_x, w)
+        keep("grad_input", each_g, w.T, "e5m2")
+        k = tokens
+        while k >= 256:
+            keep("grad_weight", each_g[:k].T, each_x[:k].T, "e5m2")
+            k //= 2
+    return found
 
 
 def step(rounds: int, threads: int) -> None:
@@ -148,11 +162,16 @@ def main() -> None:
     parser.add_argument("what", choices=["errors", "llama", "step", "machine"])
     parser.add_argument("--rounds", type=int, default=9)
     parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--model", type=Path, help="a .gguf, for llama")
+    parser.add_argument("--tokens", type=int, default=4096)
+    parser.add_argument("--blocks", type=int, default=2)
     options = parser.parse_args()
     if options.what == "step":
         step(options.rounds, options.threads)
+    elif options.what == "llama":
+        llama(options.model, options.tokens, options.blocks)
     else:
-        {"errors": errors, "llama": llama, "machine": against_machine}[options.what]()
+        {"errors": errors, "machine": against_machine}[options.what]()
 
 
 if __name__ == "__main__":
