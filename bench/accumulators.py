@@ -3,14 +3,18 @@
 errors    by k: rms(emulated - exact) / rms(exact) and the cosine of a product with the exact one, exact being
           float64; terms are cast normal numbers
 llama     the same of the operands of a Llama's own products, from a .gguf (needs the package gguf)
-step      a training step of a 6 x 384 GPT, all products of its body emulated, as a ratio to the float32 step
+step      a training step of a 6 x 384 GPT, all products of its body emulated, as a ratio to the float32 step; on a
+          CPU in the processor's seconds, whatever else the machine does
 machine   equal bits with `torch._scaled_mm`, use_fast_accum both ways, by k; needs a GPU that knows FP8
 """
 
 import argparse
 import math
 import statistics
+import time
+from collections.abc import Sequence
 from pathlib import Path
+from typing import NamedTuple
 
 import pyarrow.parquet as pq
 import torch
@@ -39,46 +43,76 @@ def factor(x: Tensor, fmt: str = "e4m3fn") -> Factor:
     return Factor(made.rounded, Digits.of(made.format), after=made.scale)
 
 
-def lost(a: Factor, b: Factor, how: AccumulatorSpec) -> tuple[float, float]:
-    """The relative error of a product's sums, and 1 - the cosine with the exact one."""
+class Lost(NamedTuple):
+    """What a product's sums lost, relative to the exact product."""
+
+    error: float
+    """The root of its mean square."""
+    cosine: float
+    """1 less the cosine of the sums with the exact ones."""
+    shrinks: float
+    """By how much the sums are shorter along the exact ones."""
+
+
+def lost(a: Factor, b: Factor, how: AccumulatorSpec) -> Lost:
+    """What the accumulator loses, against float64."""
     exact = operand_values(a).double() @ operand_values(b).double().T
     found = accumulate(a, b, how).double()
-    cosine = (found * exact).sum() / (found.norm() * exact.norm())
-    return float((found - exact).norm() / exact.norm()), float(1 - cosine)
+    along = float((found * exact).sum() / exact.square().sum())
+    cosine = float((found * exact).sum() / (found.norm() * exact.norm()))
+    return Lost(float((found - exact).norm() / exact.norm()), 1 - cosine, 1 - along)
 
 
-def interval(values: list[float]) -> str:
-    """The mean and its 95 % interval (Student's t), as powers of two."""
+def half_width(values: Sequence[float]) -> float:
+    """Of the 95 % interval of the mean (Student's t)."""
+    return float(stats.t.ppf(0.975, len(values) - 1) * statistics.stdev(values) / len(values) ** 0.5)
+
+
+def interval(values: Sequence[float]) -> str:
+    """The mean and its interval, as powers of two."""
     logs = [math.log2(each) for each in values]
-    half = stats.t.ppf(0.975, len(logs) - 1) * statistics.stdev(logs) / len(logs) ** 0.5
-    return f"2^{statistics.mean(logs):.2f} +- {half:.2f}"
+    return f"2^{statistics.mean(logs):.2f} +- {half_width(logs):.2f}"
+
+
+def plain_interval(values: Sequence[float]) -> str:
+    """The mean and its interval, as they are."""
+    return f"{statistics.mean(values):.1e} +- {half_width(values):.0e}"
 
 
 def errors() -> None:
     """Print the error by k, of normal terms."""
-    print("| k | " + " | ".join(CHIPS) + " | 1 - cosine, fast |\n|---|" + "---|" * (len(CHIPS) + 1))
+    heads = ["k", *CHIPS, "the casts' own", "1 - cosine, fast", "shrinks by, fast"]
+    print(f"| {' | '.join(heads)} |\n|{'---|' * len(heads)}")
     for k in (256, 512, 1024, 2048, 4096, 8192, 16384):
-        cells, cosines = [], []
-        for chip in CHIPS:
-            how, found = AccumulatorSpec.model_validate(chip), []
-            for draw in range(DRAWS):
-                torch.manual_seed(draw)
-                error, cosine = lost(factor(torch.randn(SIDE, k)), factor(torch.randn(SIDE, k)), how)
-                found.append(error)
-                cosines += [cosine] if chip == "hopper_fast" else []
-            cells.append(interval(found))
-        print(f"| {k} | {' | '.join(cells)} | {statistics.mean(cosines):.1e} |", flush=True)
+        found: dict[str, list[Lost]] = {chip: [] for chip in CHIPS}
+        casts = []
+        for draw in range(DRAWS):
+            torch.manual_seed(draw)
+            x, w = torch.randn(SIDE, k), torch.randn(SIDE, k)
+            a, b = factor(x), factor(w)
+            exact = x.double() @ w.double().T
+            casts.append(
+                float((operand_values(a).double() @ operand_values(b).double().T - exact).norm() / exact.norm())
+            )
+            for chip in CHIPS:
+                found[chip].append(lost(a, b, AccumulatorSpec.model_validate(chip)))
+        cells = [interval([each.error for each in found[chip]]) for chip in CHIPS]
+        fast = found["hopper_fast"]
+        cells += [interval(casts), interval([each.cosine for each in fast])]
+        print(f"| {k} | {' | '.join(cells)} | {plain_interval([each.shrinks for each in fast])} |", flush=True)
 
 
 def llama(file: Path, tokens: int, blocks: int) -> None:
     """Print the error of the products of a model's own operands, by the number of terms."""
-    print("| product | k | hopper_fast | hopper_promote_128 | ratio | 1 - cosine, fast |\n|---|---|---|---|---|---|")
+    heads = ["product", "k", *CHIPS[:2], "ratio", "1 - cosine, fast", "shrinks by, fast"]
+    print(f"| {' | '.join(heads)} |\n|{'---|' * len(heads)}")
     for (name, k), taken in sorted(real_products(file, tokens, blocks).items()):
         by_chip = [[lost(a, b, AccumulatorSpec.model_validate(chip)) for a, b in taken] for chip in CHIPS[:2]]
-        fast, promoted = ([error for error, _ in found] for found in by_chip)
-        ratio = statistics.mean(fast) / statistics.mean(promoted)
-        cosine = statistics.mean(cosine for _, cosine in by_chip[0])
-        print(f"| {name} | {k} | {interval(fast)} | {interval(promoted)} | {ratio:.1f} | {cosine:.1e} |", flush=True)
+        fast, promoted = ([each.error for each in found] for found in by_chip)
+        ratio = 2 ** statistics.mean(math.log2(x / y) for x, y in zip(fast, promoted, strict=True))
+        cosine, shrinks = [each.cosine for each in by_chip[0]], [each.shrinks for each in by_chip[0]]
+        rest = f"{interval(cosine)} | {plain_interval(shrinks)}"
+        print(f"| {name} | {k} | {interval(fast)} | {interval(promoted)} | {ratio:.1f} | {rest} |", flush=True)
 
 
 def real_products(file: Path, tokens: int, blocks: int) -> dict[tuple[str, int], list[tuple[Factor, Factor]]]:
@@ -133,7 +167,9 @@ def step(rounds: int, threads: int) -> None:
         policy = PrecisionPolicy.made_from({"rules": [rule]})
         arms[name] = steps.arm(policy, compiled=False, engine="eager", device=device)
     print(f"{machine()}, {threads} thread(s), {device}\n\n| step | seconds | x float32 (quartiles) |\n|---|---|---|")
-    for name, (seconds, low, middle, high) in summary(in_turn(arms, rounds=rounds, warm_up=1), "float32").items():
+    clock = time.perf_counter if device == "cuda" else time.process_time
+    taken = in_turn(arms, rounds=rounds, warm_up=1, clock=clock)
+    for name, (seconds, low, middle, high) in summary(taken, "float32").items():
         print(f"| {name} | {seconds:.3f} | {middle:.2f} ({low:.2f}-{high:.2f}) |")
 
 

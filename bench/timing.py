@@ -13,12 +13,20 @@ from collections.abc import Callable, Mapping, Sequence
 import torch
 
 
-def in_turn(tasks: Mapping[str, Callable[[], object]], *, rounds: int, warm_up: int = 3) -> dict[str, list[float]]:
+def in_turn(
+    tasks: Mapping[str, Callable[[], object]],
+    *,
+    rounds: int,
+    warm_up: int = 3,
+    clock: Callable[[], float] = time.perf_counter,
+) -> dict[str, list[float]]:
     """Seconds of each task in each round. Tasks take turns within a round, so they share its disturbances.
 
     With a GPU a turn is ten calls without waiting between them: what the host does for one call, some 100 us for a
     compiled graph, is hidden behind the GPU's work on the one before, as it is in training, and counts only where it is
     the longer of the two.
+
+    clock: time.process_time, say, on a machine whose processors others use.
     """
     taken: dict[str, list[float]] = {name: [] for name in tasks}
     cuda = torch.cuda.is_available()
@@ -27,13 +35,13 @@ def in_turn(tasks: Mapping[str, Callable[[], object]], *, rounds: int, warm_up: 
         for name, task in tasks.items():
             if cuda:
                 torch.cuda.synchronize()
-            begun = time.perf_counter()
+            begun = clock()
             for _ in range(calls):
                 task()
             if cuda:
                 torch.cuda.synchronize()
             if number >= warm_up:
-                taken[name].append((time.perf_counter() - begun) / calls)
+                taken[name].append((clock() - begun) / calls)
     return taken
 
 
