@@ -23,7 +23,13 @@ KINDS = list(MonitorSpec.kinds())
 CAST_KINDS = [kind for kind in KINDS if isinstance(MonitorSpec.of(kind).build(), CastMonitor)]
 CAST = {"format": "e4m3fn", "rounding": "stochastic", "scaling": "delayed"}
 APART: dict[str, Any] = {"outliers": {"kind": "elements", "quantile": 0.9}}
-POLICY = {"weight": CAST, "input": {**CAST, **APART}, "grad_output": {**CAST, "format": "e5m2"}}
+SUMS: dict[str, Any] = {"accumulator": "hopper_fast"}
+POLICY = {
+    "weight": CAST,
+    "input": {**CAST, **APART},
+    "grad_output": {**CAST, "format": "e5m2"},
+    "grad_input": SUMS,
+}
 WAYS = ("closure", "non-reentrant", "reentrant")
 OPTIMIZERS: dict[str, Callable[..., torch.optim.Optimizer]] = {
     "torch": lambda p: torch.optim.AdamW(p, lr=1e-2),
@@ -117,9 +123,12 @@ def routed(rows: int | None) -> tuple[Any, nn.Module, Callable[[], None]]:
     torch.manual_seed(0)
     net = nn.ModuleList([nn.Linear(8, 4), nn.Linear(8, 4)])
     altgrad.quantize_model(
-        net, altgrad.PrecisionPolicy.uniform(weight="e4m3fn", input={"format": "e4m3fn", **APART}, grad_output="e5m2")
+        net,
+        altgrad.PrecisionPolicy.uniform(
+            weight="e4m3fn", input={"format": "e4m3fn", **APART}, grad_output="e5m2", grad_input=SUMS
+        ),
     )
-    x = torch.randn(16, 8)
+    x = torch.randn(16, 8, requires_grad=True)  # so that grad_input is computed
 
     def loss() -> Tensor:
         first, second = net
