@@ -26,6 +26,7 @@ POLICY = {
     "weight": DELAYED,
     "input": {**DELAYED, "rounding": "stochastic"},
     "grad_output": {"format": "e5m2", "outliers": APART},
+    "forward": {"accumulator": "hopper_promote_128"},
 }
 
 
@@ -92,7 +93,7 @@ def test_a_watched_trainer_trains_to_the_same_bits_and_logs_the_same_and_more(tm
     rows = watched(one)
     assert [row["step"] for row in rows] == [1, 2, 4]
     gridded = {"alignment", "amax", "codes", "correlation", "flips", "optimizer_state", "range", "stall"}
-    gridded |= {"outliers", "stiffness", "ulp"}
+    gridded |= {"accumulation", "outliers", "products", "stiffness", "ulp"}
     kinds = {key.partition("/")[0] for key in rows[0]} - {"step", "epoch"}
     # gsnr needs six micro-batches, and says NaN of these.
     assert kinds == set(MonitorSpec.kinds()) - {"finite", "gsnr"} - (set() if quantise else gridded)
