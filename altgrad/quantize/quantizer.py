@@ -28,6 +28,7 @@ from altgrad.quantize.block_scale import Scales, SmallScale
 from altgrad.quantize.cast import Cast, Observer, in_dtype
 from altgrad.quantize.correction import eden, require_correctable, require_run, rounds_scales
 from altgrad.quantize.counted import Counted, Role
+from altgrad.quantize.current import CurrentSpec
 from altgrad.quantize.engine import Engine, cast_values, serves
 from altgrad.quantize.gradient import Estimator, Identity, multiplied
 from altgrad.quantize.grid import (
@@ -43,7 +44,7 @@ from altgrad.quantize.grid import (
 from altgrad.quantize.noise import counted_bits
 from altgrad.quantize.parts import Axis, Outliers, OutliersSpec, Place
 from altgrad.quantize.passes import refuse_transforms
-from altgrad.quantize.scaling import CurrentSpec, Scaling, ScalingSpec
+from altgrad.quantize.scaling import Scaling, ScalingSpec
 from altgrad.quantize.traced import named_once
 from altgrad.spec import Format, RoundingMode, Since, Spec
 
@@ -218,6 +219,8 @@ class Quantizer(Counted):
             spec = self.spec
             seen, scales = (x, None) if found is None else found.meet(x)
             plain = scales is None or scales.is_plain
+            if scales is not None and scales.divisor is not None:
+                seen, plain = scales.units(seen, zeros=spec.scaling.zero_scales), False
             values = cast_values(
                 seen, scales.scale if scales is not None and plain else None, spec.format, spec.rounding,
                 exact_reciprocal=spec.scaling.power_of_two, zeros=spec.scaling.zero_scales, nonfinite=spec.nonfinite,

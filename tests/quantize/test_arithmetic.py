@@ -75,6 +75,9 @@ CHOICES: list[dict[str, Any]] = [
     {"kind": "mx", "statistic": "std"},
     {"kind": "current", "scale": "real", "arithmetic": "torchao", "floor": 1e-12},
     {"kind": "current", "scale": "real", "statistic": "absmean"},
+    {"kind": "current", "scale": "bf16", "granularity": "channel", "arithmetic": "reciprocal"},
+    {"kind": "current", "scale": "fp16", "scale_rounding": "stochastic", "arithmetic": "jetfire"},
+    {"kind": "block", "size": 16, "shape": "square", "scale": "fp16", "arithmetic": "jetfire"},
     {"kind": "mx", "prescale": 0.75, "arithmetic": "reciprocal"},
 ]
 

@@ -104,7 +104,8 @@ def follows(spec: QuantizerSpec) -> bool:
     outer one. std has the constant 1e-8."""
     scaling: Any = spec.scaling
     constants = [getattr(scaling, name, 0) for name in ("floor", "least", "zero_becomes")]
-    alone = getattr(scaling, "outer", "tensor") == "none" and isinstance(scaling.scale, FloatFormat)
+    of_format = isinstance(getattr(scaling, "scale", None), FloatFormat)
+    alone = of_format and getattr(scaling, "outer", "none") == "none"
     return scaling.measures and not any(constants) and not alone and getattr(scaling, "statistic", "amax") != "std"
 
 
