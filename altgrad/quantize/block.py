@@ -17,8 +17,11 @@ that is 1. What blocks of zeros and of NaN do follows the scale's format: under 
 throughout; elsewhere zeros are zeros and a NaN is its own.
 
 `choose` takes each block to several grid values in turn and keeps the one of least error, the first of equals; how they
-are summed is the arithmetic's. Scalings see tensors with the reduced axis last; the quantizer turns them if it is the
-first. A last block that is not full is a smaller block. Rows of blocks do not see one another, but for an outer scale.
+are summed is the arithmetic's. Judged are values rounded to nearest or, with `trial_rounding: stochastic`, those that
+the cast draws: all candidates meet the same random bits, and then the cast does, as in fouroversix's kernels.
+
+Scalings see tensors with the reduced axis last; the quantizer turns them if it is the first. A last block that is not
+full is a smaller block. Rows of blocks do not see one another, but for an outer scale.
 """
 
 import math
@@ -30,9 +33,11 @@ from pydantic import Field, model_validator
 from torch import Tensor
 from torch.nn import functional
 
-from altgrad.formats import FloatFormat, NumberFormat
+from altgrad.formats import FloatFormat, NumberFormat, Rounding
 from altgrad.quantize.arithmetic import TWO_STEPS, added, candidate_values, halved, powers, raised
 from altgrad.quantize.block_scale import SmallScale
+from altgrad.quantize.grid import bound_units, round_units
+from altgrad.quantize.noise import counted_bits
 from altgrad.quantize.scale_format import ScaleFormatSpec, to_nearest
 from altgrad.quantize.scaling import (
     Scaling,
@@ -90,6 +95,8 @@ class BlockSpec(ScaleFormatSpec):
     """Grid values to one of which a block's amax goes, tried in turn; the largest is that of the outer scale."""
     by: Annotated[Literal["mse", "mae", "amax"], Since(2)] = "mse"
     """The error that chooses: squared, absolute, or the largest."""
+    trial_rounding: Annotated[Literal["nearest", "stochastic"], Since(2)] = "nearest"
+    """How values are rounded whose errors choose: to nearest, or as a stochastic cast draws them."""
 
     of_formats: ClassVar[dict[str, Any]] = {"outer": "none", "scale_max": None, **ScaleFormatSpec.of_formats}
 
@@ -110,8 +117,9 @@ class BlockSpec(ScaleFormatSpec):
             raise ValueError(f"outer: {self.outer} cuts rows, and shape: square spans several; use outer: tensor.")
 
     def _fit_choices(self) -> None:
-        if len(self.choose) < 2 and self.by != "mse":
-            raise ValueError(f"by: {self.by} has nothing to choose from; give choose, such as [6, 4].")
+        for field, usual in (("by", "mse"), ("trial_rounding", "nearest")):
+            if len(self.choose) < 2 and (said := getattr(self, field)) != usual:
+                raise ValueError(f"{field}: {said} has nothing to choose from; give choose, such as [6, 4].")
         if not self.choose:
             return
         for name, default in (("target", 1), ("statistic", "amax"), ("margin", 0)):
@@ -194,10 +202,11 @@ class Block(Scaling):
             return self._small(statistic, outer, block, count, key)
         best = self._small(statistic, outer, block, count, key, spec.choose[0])
         if len(spec.choose) > 1:
-            least = self._error(slabs, best, outer)
+            bits = self._bits(slabs, key)
+            least = self._error(slabs, best, outer, bits)
         for candidate in spec.choose[1:]:
             other = self._small(statistic, outer, block, False, key, candidate)
-            error = self._error(slabs, other, outer)
+            error = self._error(slabs, other, outer, bits)
             best, least = best.where(error < least, other), torch.minimum(error, least)
         return best
 
@@ -260,8 +269,17 @@ class Block(Scaling):
         scales = powers(number, spec.mode, spec.arithmetic, spec.prescale)
         return SmallScale.of(scales.each(held), block, clamped)
 
-    def _error(self, slabs: Sequence[Tensor], small: SmallScale, outer: Tensor | None) -> Tensor:
-        """The error of each block under these scales, as `by` and the arithmetic have it; rounded to nearest."""
+    def _bits(self, slabs: Sequence[Tensor], key: Tensor | None) -> Tensor | None:
+        """The random bits that the cast will use, of the shape of the whole tensor; None to try to nearest."""
+        if self.spec.trial_rounding == "nearest" or key is None:
+            return None
+        shape = (sum(len(slab) for slab in slabs), *slabs[0].shape[1:])
+        if self.turned:
+            return held(counted_bits((*shape[:-2], shape[-1], shape[-2]), key, device=slabs[0].device).mT)
+        return held(counted_bits(shape, key, device=slabs[0].device))
+
+    def _error(self, slabs: Sequence[Tensor], small: SmallScale, outer: Tensor | None, bits: Tensor | None) -> Tensor:
+        """The error of each block under these scales, as `by` and the arithmetic have it."""
         spec, found, start = self.spec, [], 0
         for slab in slabs:
 
@@ -271,7 +289,12 @@ class Block(Scaling):
             scales = small.once.each(of_rows)
             x = slab.detach().to(torch.float32)
             x = _blocks(torch.where(x.isfinite(), x, 0), spec.size)
-            q = to_nearest(scales.units(x, zeros=True), self.format)
+            units = scales.units(x, zeros=True)
+            if bits is None:
+                q = to_nearest(units, self.format)
+            else:
+                own = _blocks(bits[start : start + len(slab)], spec.size)
+                q = bound_units(round_units(units, self.format, Rounding.stochastic, own), self.format)
             shared = None if outer is None else of_rows(outer)
             error = candidate_values(q, scales, shared, spec.top(self.format) * spec.bound, spec.arithmetic).sub(x)
             error = error * error if spec.by == "mse" else error.abs()

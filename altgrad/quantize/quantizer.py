@@ -89,11 +89,26 @@ class QuantizerSpec(Spec):
         averages = self.rounding is Rounding.toward_average
         if not averages and self.average_decay != type(self).model_fields["average_decay"].default:
             raise ValueError(f"average_decay belongs to rounding: toward_average, not {self.rounding}.")
+        self._agree_on_trials()
         if self.correction == "eden":
             require_correctable(self.scaling)
         if self.outliers is not None:
             self.outliers.check_beside(self)
         return self
+
+    def _agree_on_trials(self) -> None:
+        if getattr(self.scaling, "trial_rounding", "nearest") == "nearest":
+            return
+        if self.rounding is not Rounding.stochastic:
+            raise ValueError(
+                "scaling.trial_rounding: stochastic tries values that the cast draws, and rounding is "
+                f"{self.rounding}; use rounding: stochastic."
+            )
+        if self.random_bits is not None:
+            raise ValueError(
+                f"scaling.trial_rounding: stochastic draws 24 bits for each element; leave out random_bits: "
+                f"{self.random_bits}."
+            )
 
     noun: ClassVar[str] = "a cast"
 
@@ -178,6 +193,7 @@ class Quantizer(Counted):
     def _adopt(self, spec: QuantizerSpec) -> None:
         self.spec = spec
         self.scaling = spec.scaling.build(spec.format, self.rows)
+        self.scaling.turned = self.reduced == "first"
         if spec.correction == "eden":
             require_run(spec.scaling, self.run)
             self.scaling.keeps_outer = True

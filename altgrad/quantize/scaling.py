@@ -174,6 +174,9 @@ class Scaling(CastState, ABC):
     keeps_outer = False
     """Whether `SmallScale.outer` is wanted of scales on two levels, for a cast that corrects the inner ones."""
 
+    turned = False
+    """Whether `find` sees transposes of the tensors whose elements the cast counts random bits for."""
+
     def __init__(self, spec: Any, fmt: NumberFormat, rows: int | None = None) -> None:
         super().__init__()
         self.spec, self.format = spec, fmt

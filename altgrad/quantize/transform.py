@@ -7,8 +7,8 @@ its run, and what rounds away is noise instead of a direction (arXiv 2502.20586,
 
 H is the Hadamard matrix of a power of two d in Sylvester's order, entries +-1/sqrt(d); D a diagonal of signs: none, the
 vector that was published with NVFP4 training, one's own, or drawn: once for each layer, for each step, or for each
-micro-batch. Both operands of a product have the same signs. On the side of the outputs signs mix nothing anew: they change those of turned values and
-no magnitude, so a cast to nearest comes out the same for every draw.
+micro-batch. Both operands of a product have the same signs. On the side of the outputs signs mix nothing anew: they
+change those of turned values and no magnitude, so a cast to nearest comes out the same for every draw.
 
 What backward alone uses of forward, such as the matrix of its products, a compiler makes there, from the counter as the
 graph found it; but forward has advanced that buffer in place, and autograd refuses it. So in a graph one operation,

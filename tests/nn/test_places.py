@@ -55,20 +55,24 @@ QKVO = "self_attn.q_proj self_attn.k_proj self_attn.v_proj self_attn.o_proj"
 TABLE: dict[str, tuple[Callable[[], nn.Module], str, dict[str, str], dict[str, str]]] = {
     # model, where its blocks are, what each place holds of a block, and outside of blocks
     "gpt": (
-        lambda: ours("gpt"), "blocks", {"attention": "attention.qkv attention.proj", "attention_output": "attention.proj", "mlp": "mlp.up mlp.down"},
+        lambda: ours("gpt"), "blocks",
+        {"attention": "attention.qkv attention.proj", "attention_output": "attention.proj", "mlp": "mlp.up mlp.down"},
         {"head": "head"},
     ),
     "encoder": (
-        lambda: ours("encoder"), "blocks", {"attention": "attention.qkv attention.proj", "attention_output": "attention.proj", "mlp": "mlp.up mlp.down"},
+        lambda: ours("encoder"), "blocks",
+        {"attention": "attention.qkv attention.proj", "attention_output": "attention.proj", "mlp": "mlp.up mlp.down"},
         {"head": "classifier"},
     ),
     "Llama": (
         lambda: stock("Llama", "ForCausalLM", **SIZES), "model.layers",
-        {"attention": QKVO, "attention_output": "self_attn.o_proj", "mlp": "mlp.gate_proj mlp.up_proj mlp.down_proj"}, {"head": "lm_head"},
+        {"attention": QKVO, "attention_output": "self_attn.o_proj", "mlp": "mlp.gate_proj mlp.up_proj mlp.down_proj"},
+        {"head": "lm_head"},
     ),
     "Mixtral": (
         lambda: stock("Mixtral", "ForCausalLM", num_local_experts=4, num_key_value_heads=4, **SIZES), "model.layers",
-        {"attention": QKVO, "attention_output": "self_attn.o_proj", "router": "mlp.gate.weight", "experts": "mlp.experts.gate_up_proj mlp.experts.down_proj"},
+        {"attention": QKVO, "attention_output": "self_attn.o_proj", "router": "mlp.gate.weight",
+         "experts": "mlp.experts.gate_up_proj mlp.experts.down_proj"},
         {"head": "lm_head"},
     ),
     "Qwen2Moe": (
@@ -93,7 +97,8 @@ TABLE: dict[str, tuple[Callable[[], nn.Module], str, dict[str, str], dict[str, s
     ),
     "GPT2": (
         lambda: stock("GPT2", "LMHeadModel", vocab_size=64, n_embd=32, n_layer=2, n_head=4), "transformer.h",
-        {"attention": "attn.c_attn attn.c_proj", "attention_output": "attn.c_proj", "mlp": "mlp.c_fc mlp.c_proj"}, {"head": "lm_head"},
+        {"attention": "attn.c_attn attn.c_proj", "attention_output": "attn.c_proj", "mlp": "mlp.c_fc mlp.c_proj"},
+        {"head": "lm_head"},
     ),
     "OPT": (
         lambda: stock("OPT", "ForCausalLM", ffn_dim=48, word_embed_proj_dim=16, **{

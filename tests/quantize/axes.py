@@ -59,6 +59,7 @@ def words(scales: tuple[str, ...] = ("power_of_two", "real", "e8m0", *SCALES)) -
             "scale_max": one_of((256.0, 448.0)),
             "choose": one_of(((6.0, 4.0), (4.0,), (1.0, 0.5))),
             "by": one_of(("mse", "mae", "amax")),
+            "trial_rounding": one_of(("nearest", "stochastic")),
         }
     )
     fields = {
