@@ -55,6 +55,9 @@ from altgrad.spec import Format, Since
 Size = Annotated[int, Field(ge=1, le=65_536)]
 Mode = Literal["floor", "ceil", "rceil", "even"]
 LOWEST, HIGHEST = -127, 127  # exponents of e8m0
+BY_FACTOR = ("encode", "te", "torchao", "fouroversix")
+WIDEST = 2.0**64
+"""The largest inner scale that an outer amax can go to."""
 E4M3FN = FloatFormat.parse("e4m3fn")
 
 
@@ -111,6 +114,11 @@ class BlockSpec(ScaleFormatSpec):
         return self
 
     def _fit_outer(self) -> None:
+        if self.outer != "none" and isinstance(self.scale, FloatFormat) and self.bound > WIDEST:
+            raise ValueError(
+                f"outer: {self.outer} over scale: {self.scale} would take an amax to {self.bound:.3g}, beyond what "
+                "float32 divides by; give scale_max, such as 448, or use outer: none."
+            )
         if isinstance(self.outer, int) and self.outer % self.size:
             raise ValueError(f"outer: {self.outer} is no multiple of size: {self.size}.")
         if self.shape == "square" and self.outer not in ("none", "tensor"):
@@ -127,6 +135,16 @@ class BlockSpec(ScaleFormatSpec):
                 raise ValueError(f"choose says where a block's amax goes, and so does {name}: {value}; leave out one.")
         if self.scales_by_powers and self.mode != "rceil":
             raise ValueError(f"choose needs a scale that depends on the grid value; mode: {self.mode} has none.")
+
+    def build(self, fmt: NumberFormat, rows: int | None) -> Scaling:
+        """Raises ValueError for a format whose largest value float32 cannot multiply by an outer factor's bound."""
+        found = self.bound * self.top(fmt)
+        if self.outer != "none" and found >= 2.0**128 and self.arithmetic in BY_FACTOR:
+            raise ValueError(
+                f"arithmetic: {self.arithmetic} multiplies format {fmt}'s largest value by {self.bound:.3g}, which is "
+                "beyond float32; use arithmetic: divide."
+            )
+        return super().build(fmt, rows)
 
     @property
     def is_plain(self) -> bool:

@@ -225,6 +225,7 @@ REFUSED = [
         {"kind": "nvfp4", "outer": "none", "scale_max": 256},
         "scale_max: 256.0 is where an outer amax goes, and outer is",
     ),
+    ({"kind": "nvfp4", "scale": "bf16"}, "outer: tensor over scale: e8m7 would take an amax to 3.39e\\+38"),
     ({"kind": "nvfp4", "outer": 40}, "outer: 40 is no multiple of size: 16"),
     ({"kind": "nvfp4", "outer": "row", "shape": "square"}, "outer: row cuts rows, and shape: square spans several"),
     ({"kind": "nvfp4", "by": "mae"}, "by: mae has nothing to choose from"),
@@ -301,6 +302,11 @@ def test_of_several_maxima_each_block_keeps_the_one_of_least_error() -> None:
     errors = [(y - x).view(40, 4, 16).square().sum(-1) for y in (*alone, both)]
     assert torch.allclose(errors[2], torch.minimum(errors[0], errors[1]))
     assert 0 < int((errors[1] < errors[0]).sum()) < 160
+
+
+def test_a_format_too_wide_for_a_factor_of_the_tensor_is_refused() -> None:
+    with pytest.raises(ValueError, match="arithmetic: te multiplies format e8m7's largest value by 448.*divide"):
+        Quantizer({"format": "bf16", "scaling": {"kind": "nvfp4", "arithmetic": "te"}})  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize("reduced", ["last", "first"])
