@@ -57,6 +57,11 @@ class TransformSpec(Kind, family="transform", package="altgrad.quantize"):
         """Whether it draws other signs as training goes on."""
         return False
 
+    @property
+    def text(self) -> str:
+        """In a few characters, for tables."""
+        return f"{self.kind}/{self.size}"
+
     def build(self, site: str | None, seed: int) -> "Transform":
         """The transform at one product of one layer, named `<module>/<product>`, which with the seed keys its signs."""
         made: Transform = self.product()(self, site, seed)
@@ -120,6 +125,10 @@ class HadamardSpec(TransformSpec):
     @property
     def draws(self) -> bool:
         return self.signs in ("step", "call")
+
+    @property
+    def text(self) -> str:
+        return f"{super().text} signs layer" if self.signs == "layer" else super().text
 
     @property
     def vector(self) -> tuple[int, ...] | None:
