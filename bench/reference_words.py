@@ -178,11 +178,8 @@ def torchao_int8(t: Tensors) -> Iterator[Case]:
             words = _said("e0m1", {"kind": "current", "scale": "real", "statistic": "absmean", "floor": 1e-05})
             yield Case(way, name, words, x, torch.where(codes < 0, 3, codes), None, scale * 2)
             continue
-        words = _said(
-            "e0m7", {"kind": "current", "granularity": "channel", "scale": "real", "arithmetic": "reciprocal"}
-        )
-        if "bf16" in way:  # whose scale is a bfloat16 number: a block as long as the row
-            words = _said("e0m7", {"kind": "block", "size": x.shape[1], "scale": "bf16", "arithmetic": "reciprocal"})
+        scaling = {"kind": "current", "granularity": "channel", "scale": "bf16" if "bf16" in way else "real"}
+        words = _said("e0m7", scaling | {"arithmetic": "reciprocal"})
         yield Case(way, name, words, _typed(x, way), torch.where(codes < 0, 128 - codes, codes), None, scale * 128)
 
 

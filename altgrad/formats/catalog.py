@@ -100,6 +100,8 @@ AMBIGUOUS: dict[str, tuple[tuple[str, str], ...]] = {
     "e4m3": (("e4m3fn", "max 448: OCP, H100, TE, torch"), ("e4m3ieee", "max 240")),
     "fp8": (("e4m3fn", "max 448: more precise"), ("e5m2", "max 57344: wider")),
     "fp6": (("e2m3", "max 7.5: more precise"), ("e3m2", "max 28: wider")),
+    "mxfp8": (("e4m3fn", "with scaling: mx, as it is meant most often"), ("e5m2", "with scaling: mx: wider")),
+    "mxfp6": (("e2m3", "with scaling: mx: more precise"), ("e3m2", "with scaling: mx: wider")),
 }
 """Spellings the literature uses for different formats -> (canonical name, how to tell it) for each."""
 

@@ -23,7 +23,8 @@ from altgrad.nn.products import linear, matmul, rounded
 from altgrad.quantize import Cast, Quantizer, QuantizerSpec, ScalingSpec
 from altgrad.quantize.accumulator import AccumulatorSpec, Digits, Factor, spread
 from altgrad.quantize.accumulator_engine import accumulate
-from altgrad.quantize.block import BlockSpec, to_nearest
+from altgrad.quantize.block import BlockSpec
+from altgrad.quantize.scale_format import to_nearest
 from altgrad.quantize.traced import held
 
 Value = Tensor | Factor

@@ -2,6 +2,7 @@
 
     body          layers of the repeated blocks but their routers: all of the four below
     attention     those inside attention modules
+    attention_output    of these the last, behind a module's other layers or matrices: what gathers its heads
     experts       those of a mixture's experts; a shared expert, which every token passes, is none of them
     mlp           the rest of a block, a shared expert among it
     router        what chooses experts: it stands beside them, and has as many outputs as there are experts, or one
@@ -29,7 +30,8 @@ from altgrad.spec import did_you_mean
 from altgrad.spec.messages import LONGEST
 
 BODY = ("attention", "experts", "mlp")
-INSIDE = ("body", *BODY, "router")
+OUTPUT = "attention_output"
+INSIDE = ("body", "attention", OUTPUT, "experts", "mlp", "router")
 NAMES = (*INSIDE, "head", "norms", "embeddings")
 _GRAMMAR = re.compile(r"(?P<name>\w+)(\.(?P<end>first|last)\((?P<count>\d{1,6}|\d{1,3}(\.\d{1,6})?%)\))?")
 
@@ -59,7 +61,8 @@ class RulePlace:
 
     def holds(self, spot: "Spot", blocks: int) -> bool:
         """Whether what is there belongs to this place, of a model with so many blocks."""
-        if spot.part != self.name and not (self.name == "body" and spot.part in BODY):
+        is_part = spot.is_output if self.name == OUTPUT else spot.part == self.name
+        if not is_part and not (self.name == "body" and spot.part in BODY):
             return False
         if self.end is None:
             return True
@@ -70,10 +73,12 @@ class RulePlace:
 
 @dataclass(frozen=True)
 class Spot:
-    """Where a layer is: the part of the model, and the number of its block, None outside of blocks."""
+    """Where a layer is: the part of the model, the number of its block (None outside of blocks), and whether it is the
+    output of an attention."""
 
     part: str
     block: int | None = None
+    is_output: bool = False
 
 
 class Places:
@@ -86,6 +91,7 @@ class Places:
         self.blocks = len(roots)
         self._root = {name: number for number, name in enumerate(roots)}
         self._mixtures = dict(_mixtures(self._modules))
+        self._outputs_of_attention = set(self._last_of_attention())
         inside = [self._order[name] for name in self._modules if self._block_of(name) is not None]
         self._begin, self._end = (min(inside), max(inside)) if inside else (0, 0)
 
@@ -110,14 +116,14 @@ class Places:
     def _spot(self, name: str, shape: tuple[int, ...] | None) -> Spot:
         root = self._block_of(name)
         if root is not None:
-            return Spot(self._inner(name, root, shape), self._root[root])
+            return Spot(self._inner(name, root, shape), self._root[root], self._is_output(name))
         holder = name if name in self._modules else name.rpartition(".")[0]
         if any(matches(pattern, [name, holder]) for pattern in HEADS):
             return Spot("head")
         if any(matches(pattern, [name, holder]) for pattern in EMBEDDINGS):
             return Spot("embeddings")
         if not self._root:
-            return Spot(self._inner(name, "", shape))
+            return Spot(self._inner(name, "", shape), None, self._is_output(name))
         at = self._order[holder]
         return Spot("embeddings" if at < self._begin else "head" if at > self._end else "between")
 
@@ -135,7 +141,30 @@ class Places:
             return "router"
         if any(_is_experts(word) for word in words) or "experts" in above:
             return "experts"
-        return "attention" if any("attn" in word or "attention" in word for word in (*words, *above)) else "mlp"
+        return "mlp" if self._attention_of(name) is None else "attention"
+
+    def _attention_of(self, name: str) -> str | None:
+        """The outermost attention that a module of a block is in, or is."""
+        root = self._block_of(name) or ""
+        for prefix in _prefixes(name):
+            inside = prefix != name and prefix in self._modules
+            kind = type(self._modules[prefix]).__name__.casefold() if inside else ""
+            word = prefix.rpartition(".")[2].casefold()
+            if len(prefix) > len(root) and any(each in word or each in kind for each in ("attn", "attention")):
+                return prefix
+        return None
+
+    def _is_output(self, name: str) -> bool:
+        return not self._outputs_of_attention.isdisjoint((name, name.rpartition(".")[0]))
+
+    def _last_of_attention(self) -> Iterator[str]:
+        """The last layer of each attention that multiplies by others, or by matrices of its own, before."""
+        held: dict[str, list[str]] = {}
+        for name, module in self._modules.items():
+            attention = self._attention_of(name)
+            if attention is not None and (not self._root or self._block_of(name) is not None):
+                held.setdefault(attention, []).extend([name] if is_layer(module) else matrices(module))
+        return (names[-1] for names in held.values() if len(names) > 1 and names[-1] in self._modules)
 
     def _is_router(self, name: str, shape: tuple[int, ...] | None) -> bool:
         for parent in (name.rpartition(".")[0], *reversed(list(_prefixes(name))[:-1])):

@@ -206,5 +206,5 @@ def _check_average(layer: LayerPrecision, product: Product, spec: QuantizerSpec,
     if transform is not None and transform.draws:
         raise ValueError(
             f"{slot} has rounding: toward_average, and {product}.transform draws its signs, so that each step turns "
-            "the weight into another; use signs: fixed or none."
+            "the weight into another; use signs: layer, fixed or none."
         )

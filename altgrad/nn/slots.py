@@ -94,7 +94,7 @@ def slot_text(
     parts.append(f"{spec.scaling.kind}/{detail}" if detail else spec.scaling.kind)
     chosen = [f"{name} {value}" for name, value in spec.scaling.chosen.items()]
     parts += [f"({', '.join(chosen)})"] if chosen else []
-    parts += [] if transform is None else [f"{transform.kind}/{transform.size}"]
+    parts += [] if transform is None else [transform.text]
     parts += [] if spec.correction == "none" else [spec.correction]
     parts += [f"dge k {spec.gradient.k} clamp {spec.gradient.clamp:g}"] if isinstance(spec.gradient, Dge) else []
     parts += [] if spec.source == "original" else [f"of {spec.source}"]

@@ -2,10 +2,11 @@
 
 from altgrad.formats import Rounding
 from altgrad.quantize.cast import Cast
+from altgrad.quantize.current import CurrentSpec
 from altgrad.quantize.delayed import DelayedSpec
 from altgrad.quantize.grid import Grid, at_rung, gap, round_to, rung, spacing
 from altgrad.quantize.quantizer import Quantizer, QuantizerSpec
-from altgrad.quantize.scaling import CurrentSpec, ScalingSpec, UnscaledSpec
+from altgrad.quantize.scaling import ScalingSpec, UnscaledSpec
 
 __all__ = [
     "Cast", "CurrentSpec", "DelayedSpec", "Grid", "Quantizer", "QuantizerSpec", "Rounding", "ScalingSpec",

@@ -12,6 +12,8 @@ B the largest inner scale, fl one rounding to float32 and R the rounding to the 
     reciprocal    s = fl(a/M)       x fl(1/s)        q s          also deepgemm
     encode        f = fl(M/a)       x f              q fl(1/f)    also te
     torchao       f = fl(M/a)       x f              q / f
+    jetfire       s = fl(a/M)       x / s            q R(s)       where scales have a format; else, and under an outer
+                                                                  scale, divide
 
     two levels    outer             inner                     in grid units      values
     divide        t = fl(A/BM)      b = R(a / fl(t M))        x / fl(b t)        q fl(b t)
@@ -31,7 +33,8 @@ in b, the others multiply what R gets by M/c (and te takes fl(a/M) f there).
 
 Sources: TransformerEngine's reference_nvfp4.py, reference_current_scaling.py and blockwise_quantizer_reference.py;
 DeepGEMM's utils/math.py; torchao's float8_scaling_utils.py and nvfp4_tensor.py; fouroversix's reference.py; Quartet
-II's nvfp4_triton.py (arXiv 2601.22813); TetraJet-v2's nvfp4_quant_fused_kernel.py (arXiv 2510.27527).
+II's nvfp4_triton.py (arXiv 2601.22813); TetraJet-v2's nvfp4_quant_fused_kernel.py (arXiv 2510.27527); Jetfire's
+Nonlinear/quantize.py (arXiv 2403.12422).
 """
 
 import math
@@ -46,7 +49,7 @@ from altgrad.quantize.block_scale import LARGEST, Scales
 from altgrad.quantize.traced import held
 
 Arithmetic = Literal[
-    "divide", "reciprocal", "encode", "te", "torchao", "fouroversix", "deepgemm", "quartet", "tetrajet"
+    "divide", "reciprocal", "encode", "te", "torchao", "fouroversix", "deepgemm", "quartet", "tetrajet", "jetfire"
 ]  # fmt: skip
 LEAST_FACTOR = 2.0**-127
 """The inverse of the largest scale that is a power of two."""
@@ -137,6 +140,11 @@ def _divide(levels: Levels) -> Scales:
         return Scales(levels.rounded(levels.quotient(levels.amax, levels.maximum)))
     outer = outer_scale(levels)
     return Scales(_product(levels.rounded(levels.amax / (outer * levels.maximum)), outer))
+
+
+def _jetfire(levels: Levels) -> Scales:
+    found = _divide(levels)
+    return found if levels.outer is not None else found._replace(divisor=levels.quotient(levels.amax, levels.maximum))
 
 
 def outer_scale(levels: Levels) -> Tensor:
@@ -257,6 +265,7 @@ _TWO_LEVELS: dict[str, Callable[[Levels], Scales]] = {
     "fouroversix": _fouroversix,
     "quartet": _quartet,
     "tetrajet": _tetrajet,
+    "jetfire": _jetfire,
 }
 
 

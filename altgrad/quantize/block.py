@@ -17,13 +17,16 @@ that is 1. What blocks of zeros and of NaN do follows the scale's format: under 
 throughout; elsewhere zeros are zeros and a NaN is its own.
 
 `choose` takes each block to several grid values in turn and keeps the one of least error, the first of equals; how they
-are summed is the arithmetic's. Scalings see tensors with the reduced axis last; the quantizer turns them if it is the
-first. A last block that is not full is a smaller block. Rows of blocks do not see one another, but for an outer scale.
+are summed is the arithmetic's. Judged are values rounded to nearest or, with `trial_rounding: stochastic`, those that
+the cast draws: all candidates meet the same random bits, and then the cast does, as in fouroversix's kernels.
+
+Scalings see tensors with the reduced axis last; the quantizer turns them if it is the first. A last block that is not
+full is a smaller block. Rows of blocks do not see one another, but for an outer scale.
 """
 
 import math
 from collections.abc import Sequence
-from typing import Annotated, ClassVar, Literal, Self
+from typing import Annotated, Any, ClassVar, Literal, Self
 
 import torch
 from pydantic import Field, model_validator
@@ -31,24 +34,13 @@ from torch import Tensor
 from torch.nn import functional
 
 from altgrad.formats import FloatFormat, NumberFormat, Rounding
-from altgrad.quantize.arithmetic import (
-    TWO_STEPS,
-    Levels,
-    added,
-    candidate_values,
-    halved,
-    outer_number,
-    powers,
-    raised,
-    two_levels,
-)
-from altgrad.quantize.block_scale import Scales, SmallScale
-from altgrad.quantize.engine import nearest, numbers, serves
+from altgrad.quantize.arithmetic import TWO_STEPS, added, candidate_values, halved, powers, raised
+from altgrad.quantize.block_scale import SmallScale
 from altgrad.quantize.grid import bound_units, round_units
-from altgrad.quantize.noise import counted_bits, fold
+from altgrad.quantize.noise import counted_bits
+from altgrad.quantize.scale_format import ScaleFormatSpec, to_nearest
 from altgrad.quantize.scaling import (
     Scaling,
-    StatisticSpec,
     finite_magnitude,
     from_sums,
     power_of_two_scale,
@@ -63,7 +55,9 @@ from altgrad.spec import Format, Since
 Size = Annotated[int, Field(ge=1, le=65_536)]
 Mode = Literal["floor", "ceil", "rceil", "even"]
 LOWEST, HIGHEST = -127, 127  # exponents of e8m0
-SCALE_BITS = torch.tensor(0x5CA1E)  # folded with a pass's key for the random bits of scales, by the block's flat index
+BY_FACTOR = ("encode", "te", "torchao", "fouroversix")
+WIDEST = 2.0**64
+"""The largest inner scale that an outer amax can go to."""
 E4M3FN = FloatFormat.parse("e4m3fn")
 
 
@@ -86,7 +80,7 @@ def _joined(slabs: Sequence[Tensor]) -> Tensor:
     return slabs[0] if len(slabs) == 1 else torch.cat(list(slabs))
 
 
-class BlockSpec(StatisticSpec):
+class BlockSpec(ScaleFormatSpec):
     """A scale for each block, from its amax: runs of `size` along the last axis, or `size` x `size` squares."""
 
     kind: ClassVar[str] = "block"
@@ -100,27 +94,19 @@ class BlockSpec(StatisticSpec):
     """What shares a real scale over scales of a format: nothing, the tensor, a row, or so many elements of it."""
     scale_max: Annotated[Annotated[float, Field(gt=0, le=1e30)] | None, Since(2)] = None
     """The inner scale that the outer amax goes to; the format's largest unless given."""
-    scale_rounding: Annotated[Literal["nearest", "up", "stochastic"], Since(2)] = "nearest"
-    """How a scale is rounded to its format."""
-    least: Annotated[float, Field(ge=0, le=1e30), Since(2)] = 0.0
-    """The least scale of a format."""
-    zero_becomes: Annotated[float, Field(ge=0, le=1e30), Since(2)] = 0.0
-    """What a scale that is rounded to 0 becomes."""
     choose: Annotated[tuple[Annotated[float, Field(gt=0, le=1e30)], ...], Field(max_length=8), Since(2)] = ()
     """Grid values to one of which a block's amax goes, tried in turn; the largest is that of the outer scale."""
     by: Annotated[Literal["mse", "mae", "amax"], Since(2)] = "mse"
     """The error that chooses: squared, absolute, or the largest."""
+    trial_rounding: Annotated[Literal["nearest", "stochastic"], Since(2)] = "nearest"
+    """How values are rounded whose errors choose: to nearest, or as a stochastic cast draws them."""
+
+    of_formats: ClassVar[dict[str, Any]] = {"outer": "none", "scale_max": None, **ScaleFormatSpec.of_formats}
 
     @model_validator(mode="after")
     def _fit(self) -> Self:
-        formatted = isinstance(self.scale, FloatFormat)
-        for name in ("outer", "scale_max", "scale_rounding", "least", "zero_becomes"):
-            if not formatted and (value := getattr(self, name)) != BlockSpec.model_fields[name].default:
-                raise ValueError(f"{name}: {value} needs scales of a format, such as scale: e4m3fn, not {self.scale}.")
         if not self.scales_by_powers and self.mode != "rceil":
             raise ValueError(f"mode: {self.mode} makes powers of two; scale: {self.scale} has others.")
-        if formatted and self.statistic == "std":
-            raise ValueError(f"statistic: std takes scale: power_of_two, e8m0 or real, not {self.scale}.")
         if self.scale_max is not None and self.outer == "none":
             raise ValueError(f"scale_max: {self.scale_max} is where an outer amax goes, and outer is none.")
         self._fit_outer()
@@ -128,14 +114,20 @@ class BlockSpec(StatisticSpec):
         return self
 
     def _fit_outer(self) -> None:
+        if self.outer != "none" and isinstance(self.scale, FloatFormat) and self.bound > WIDEST:
+            raise ValueError(
+                f"outer: {self.outer} over scale: {self.scale} would take an amax to {self.bound:.3g}, beyond what "
+                "float32 divides by; give scale_max, such as 448, or use outer: none."
+            )
         if isinstance(self.outer, int) and self.outer % self.size:
             raise ValueError(f"outer: {self.outer} is no multiple of size: {self.size}.")
         if self.shape == "square" and self.outer not in ("none", "tensor"):
             raise ValueError(f"outer: {self.outer} cuts rows, and shape: square spans several; use outer: tensor.")
 
     def _fit_choices(self) -> None:
-        if len(self.choose) < 2 and self.by != "mse":
-            raise ValueError(f"by: {self.by} has nothing to choose from; give choose, such as [6, 4].")
+        for field, usual in (("by", "mse"), ("trial_rounding", "nearest")):
+            if len(self.choose) < 2 and (said := getattr(self, field)) != usual:
+                raise ValueError(f"{field}: {said} has nothing to choose from; give choose, such as [6, 4].")
         if not self.choose:
             return
         for name, default in (("target", 1), ("statistic", "amax"), ("margin", 0)):
@@ -144,13 +136,19 @@ class BlockSpec(StatisticSpec):
         if self.scales_by_powers and self.mode != "rceil":
             raise ValueError(f"choose needs a scale that depends on the grid value; mode: {self.mode} has none.")
 
-    @property
-    def zero_scales(self) -> bool:
-        return isinstance(self.scale, FloatFormat) and not (self.least or self.zero_becomes)
+    def build(self, fmt: NumberFormat, rows: int | None) -> Scaling:
+        """Raises ValueError for a format whose largest value float32 cannot multiply by an outer factor's bound."""
+        found = self.bound * self.top(fmt)
+        if self.outer != "none" and found >= 2.0**128 and self.arithmetic in BY_FACTOR:
+            raise ValueError(
+                f"arithmetic: {self.arithmetic} multiplies format {fmt}'s largest value by {self.bound:.3g}, which is "
+                "beyond float32; use arithmetic: divide."
+            )
+        return super().build(fmt, rows)
 
     @property
     def is_plain(self) -> bool:
-        if not isinstance(self.scale, FloatFormat):
+        if not self.in_format:
             return super().is_plain
         return self.outer == "none" or self.arithmetic not in TWO_STEPS
 
@@ -160,10 +158,6 @@ class BlockSpec(StatisticSpec):
         if self.scale_max is not None:
             return self.scale_max
         return float(self.scale.max) if isinstance(self.scale, FloatFormat) else 1.0
-
-    @property
-    def draws(self) -> bool:
-        return self.scale_rounding == "stochastic"
 
     def top(self, fmt: NumberFormat) -> float:
         return max(self.choose) if self.choose else super().top(fmt)
@@ -226,10 +220,11 @@ class Block(Scaling):
             return self._small(statistic, outer, block, count, key)
         best = self._small(statistic, outer, block, count, key, spec.choose[0])
         if len(spec.choose) > 1:
-            least = self._error(slabs, best, outer)
+            bits = self._bits(slabs, key)
+            least = self._error(slabs, best, outer, bits)
         for candidate in spec.choose[1:]:
             other = self._small(statistic, outer, block, False, key, candidate)
-            error = self._error(slabs, other, outer)
+            error = self._error(slabs, other, outer, bits)
             best, least = best.where(error < least, other), torch.minimum(error, least)
         return best
 
@@ -266,18 +261,11 @@ class Block(Scaling):
     ) -> SmallScale:  # fmt: skip
         """The scales of blocks with these statistics; candidate: the grid value they go to, while several are tried."""
         spec = self.spec
-        if isinstance(spec.scale, FloatFormat):
-
-            def rounded(wanted: Tensor) -> Tensor:
-                return self._rounded(wanted, key)
-
-            top = spec.top(self.format) * 2.0**-spec.margin
-            levels = Levels(raised(statistic, spec.floor), outer, top, spec.bound, rounded, candidate)
-            scales = two_levels(levels, spec.arithmetic)
-            if self.keeps_outer and scales.outer is None:
-                scales = scales._replace(outer=outer_number(levels, spec.arithmetic))
-            clamped = levels.clamped(float(spec.scale.max), scales.scale) if count else None
-            return SmallScale.of(scales.each(held), block, clamped)
+        if spec.in_format:
+            return spec.small_in_format(
+                statistic, self.format, block, count, key,
+                outer=outer, bound=spec.bound, candidate=candidate, keeps_outer=self.keeps_outer,
+            )  # fmt: skip
         if spec.scale == "e8m0" or spec.mode != "rceil":
             return self._powers(statistic, block, count, candidate)
         return spec.small(statistic, self.format, block, count, candidate)
@@ -299,34 +287,32 @@ class Block(Scaling):
         scales = powers(number, spec.mode, spec.arithmetic, spec.prescale)
         return SmallScale.of(scales.each(held), block, clamped)
 
-    def _rounded(self, wanted: Tensor, key: Tensor | None) -> Tensor:
-        """Scales on the grid of their format."""
-        spec = self.spec
-        fmt = spec.scale
-        assert isinstance(fmt, FloatFormat)
-        if spec.least:
-            wanted = wanted.clamp(min=spec.least)
-        if spec.scale_rounding == "up":
-            found = bound_units(round_units(wanted, fmt, Rounding.toward_positive), fmt)
-        elif spec.scale_rounding == "stochastic" and key is not None:
-            bits = counted_bits(wanted.shape, fold(key, SCALE_BITS), device=wanted.device)
-            found = bound_units(round_units(wanted, fmt, Rounding.stochastic, bits), fmt)
-        else:
-            found = to_nearest(wanted, fmt)
-        return torch.where(found == 0, spec.zero_becomes, found) if spec.zero_becomes else found
+    def _bits(self, slabs: Sequence[Tensor], key: Tensor | None) -> Tensor | None:
+        """The random bits that the cast will use, of the shape of the whole tensor; None to try to nearest."""
+        if self.spec.trial_rounding == "nearest" or key is None:
+            return None
+        shape = (sum(len(slab) for slab in slabs), *slabs[0].shape[1:])
+        if self.turned:
+            return held(counted_bits((*shape[:-2], shape[-1], shape[-2]), key, device=slabs[0].device).mT)
+        return held(counted_bits(shape, key, device=slabs[0].device))
 
-    def _error(self, slabs: Sequence[Tensor], small: SmallScale, outer: Tensor | None) -> Tensor:
-        """The error of each block under these scales, as `by` and the arithmetic have it; rounded to nearest."""
+    def _error(self, slabs: Sequence[Tensor], small: SmallScale, outer: Tensor | None, bits: Tensor | None) -> Tensor:
+        """The error of each block under these scales, as `by` and the arithmetic have it."""
         spec, found, start = self.spec, [], 0
         for slab in slabs:
 
             def of_rows(number: Tensor, start: int = start, slab: Tensor = slab) -> Tensor:
                 return self._of_rows(number, start, slab)
 
-            scales = Scales(small.entries, small.factor, small.inner, small.outer, small.divides).each(of_rows)
+            scales = small.once.each(of_rows)
             x = slab.detach().to(torch.float32)
             x = _blocks(torch.where(x.isfinite(), x, 0), spec.size)
-            q = to_nearest(scales.units(x, zeros=True), self.format)
+            units = scales.units(x, zeros=True)
+            if bits is None:
+                q = to_nearest(units, self.format)
+            else:
+                own = _blocks(bits[start : start + len(slab)], spec.size)
+                q = bound_units(round_units(units, self.format, Rounding.stochastic, own), self.format)
             shared = None if outer is None else of_rows(outer)
             error = candidate_values(q, scales, shared, spec.top(self.format) * spec.bound, spec.arithmetic).sub(x)
             error = error * error if spec.by == "mse" else error.abs()
@@ -358,13 +344,6 @@ class Mx(Block):
 
 class Nvfp4(Block):
     """Likewise."""
-
-
-def to_nearest(x: Tensor, fmt: NumberFormat) -> Tensor:
-    """x, float32 in grid units, at the nearest values of a format, saturated."""
-    if serves(fmt, Rounding.nearest_even):
-        return nearest(x, None, None, True, numbers(fmt))
-    return bound_units(round_units(x, fmt, Rounding.nearest_even), fmt)
 
 
 def _magnitude(x: Tensor) -> Tensor:

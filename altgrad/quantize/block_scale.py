@@ -7,7 +7,7 @@ along each axis. It serves a scale for the tensor, for each channel, for rows of
 Everywhere x ~ q * scale. But recipes compute x / scale and q * scale in orders of their own (`arithmetic.py`), which
 differ in the last bit, and `Scales` says which:
 
-    in grid units       x / scale        or  x * factor
+    in grid units       x / scale        or  x * factor        or  x / divisor
     values              q * scale        or  (q * inner) * outer        or  q / factor
 """
 
@@ -36,6 +36,8 @@ class Scales(NamedTuple):
     """inner and outer come together, and their product, rounded, is `scale`."""
     divides: bool = False
     """Whether values are q / factor."""
+    divisor: Tensor | None = None
+    """What x is divided by, where that is the scale before it was rounded to its format."""
 
     @property
     def is_plain(self) -> bool:
@@ -46,7 +48,8 @@ class Scales(NamedTuple):
         """x in grid units, float32. zeros: scales can be 0; where one is, x is divided by 1."""
         x = in_float32(x)
         if self.factor is None:
-            return x / (torch.where(self.scale == 0, 1.0, self.scale) if zeros else self.scale)
+            divisor = self.scale if self.divisor is None else self.divisor
+            return x / (torch.where(divisor == 0, 1.0, divisor) if zeros else divisor)
         units = x * self.factor
         # What is finite stays so, else a monitor would take a block that is given up for one with infinities.
         return torch.where(x.abs() < math.inf, units.clamp(-LARGEST, LARGEST), units)
@@ -62,7 +65,8 @@ class Scales(NamedTuple):
     def each(self, change: Callable[[Tensor], Tensor]) -> "Scales":
         """The same with every number changed."""
         factor, inner, outer = (None if part is None else change(part) for part in self[1:4])
-        return Scales(change(self.scale), factor, inner, outer, self.divides)
+        divisor = None if self.divisor is None else change(self.divisor)
+        return Scales(change(self.scale), factor, inner, outer, self.divides, divisor)
 
 
 @dataclass(frozen=True)
@@ -71,7 +75,7 @@ class SmallScale:
 
     An axis along which there is one entry broadcasts; a last block may be ragged. clamped: how many entries would lie
     beyond the range of scales and were clamped to its ends, an int64 scalar; None where nobody asked. factor, inner,
-    outer, divides: how they are used, as `Scales` has it; of the shape of entries, `outer` also without axes.
+    outer, divides, divisor: how they are used, as `Scales` has it; of the shape of entries, `outer` also without axes.
     """
 
     entries: Tensor
@@ -81,6 +85,7 @@ class SmallScale:
     inner: Tensor | None = None
     outer: Tensor | None = None
     divides: bool = False
+    divisor: Tensor | None = None
 
     @classmethod
     def of(cls, scales: Scales, block: tuple[int, ...], clamped: Tensor | None = None) -> "SmallScale":
@@ -112,20 +117,23 @@ class SmallScale:
 
     def where(self, chosen: Tensor, other: "SmallScale") -> "SmallScale":
         """The other's numbers for the blocks chosen, a mask of the shape of entries; `outer` and the rest are ours."""
-        parts = [
-            None if mine is None or its is None else torch.where(chosen, its, mine)
-            for mine, its in ((self.entries, other.entries), (self.factor, other.factor), (self.inner, other.inner))
-        ]
-        assert parts[0] is not None
-        return replace(self, entries=parts[0], factor=parts[1], inner=parts[2])
+
+        def of(mine: Tensor | None, its: Tensor | None) -> Tensor | None:
+            return None if mine is None or its is None else torch.where(chosen, its, mine)
+
+        return replace(
+            self, entries=torch.where(chosen, other.entries, self.entries), factor=of(self.factor, other.factor),
+            inner=of(self.inner, other.inner), divisor=of(self.divisor, other.divisor),
+        )  # fmt: skip
 
     def _each(self, change: Callable[[Tensor], Tensor]) -> "SmallScale":
         """The same for a part of the tensor, with every number changed."""
-        return SmallScale.of(self._once.each(change), self.block)
+        return SmallScale.of(self.once.each(change), self.block)
 
     @property
-    def _once(self) -> Scales:
-        return Scales(self.entries, self.factor, self.inner, self.outer, self.divides)
+    def once(self) -> Scales:
+        """The numbers, each given once for its block."""
+        return Scales(self.entries, self.factor, self.inner, self.outer, self.divides, self.divisor)
 
     def meet(self, x: Tensor) -> tuple[Tensor, Scales]:
         """x and the scales, which broadcast with it: x seen as whole blocks, or as it is where some are ragged.
@@ -134,7 +142,7 @@ class SmallScale:
         """
         entries, shape = self.entries, tuple(x.shape)
         if entries.ndim == 0:
-            return x, self._once
+            return x, self.once
         self._require(shape)
         seen: tuple[int, ...] = ()
         repeated: tuple[int, ...] = ()
@@ -143,7 +151,7 @@ class SmallScale:
                 return x, self.spread_all(shape)
             seen += (number, step) if number > 1 and step > 1 else (size,)
             repeated += (number, 1) if number > 1 and step > 1 else (number,)
-        return x.view(seen), self._once.each(lambda part: part.reshape(repeated) if part.ndim else part)
+        return x.view(seen), self.once.each(lambda part: part.reshape(repeated) if part.ndim else part)
 
     def spread(self, shape: tuple[int, ...]) -> Tensor:
         """The scale as a tensor that broadcasts with one of `shape`. ValueError if it does not fit."""
@@ -151,7 +159,7 @@ class SmallScale:
 
     def spread_all(self, shape: tuple[int, ...]) -> Scales:
         """The same of all numbers."""
-        return self._once.each(lambda part: self._spread(part, shape))
+        return self.once.each(lambda part: self._spread(part, shape))
 
     def _spread(self, entries: Tensor, shape: tuple[int, ...]) -> Tensor:
         if entries.ndim == 0:

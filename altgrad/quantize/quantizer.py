@@ -28,6 +28,7 @@ from altgrad.quantize.block_scale import Scales, SmallScale
 from altgrad.quantize.cast import Cast, Observer, in_dtype
 from altgrad.quantize.correction import eden, require_correctable, require_run, rounds_scales
 from altgrad.quantize.counted import Counted, Role
+from altgrad.quantize.current import CurrentSpec
 from altgrad.quantize.engine import Engine, cast_values, serves
 from altgrad.quantize.gradient import Estimator, Identity, multiplied
 from altgrad.quantize.grid import (
@@ -43,7 +44,7 @@ from altgrad.quantize.grid import (
 from altgrad.quantize.noise import counted_bits
 from altgrad.quantize.parts import Axis, Outliers, OutliersSpec, Place
 from altgrad.quantize.passes import refuse_transforms
-from altgrad.quantize.scaling import CurrentSpec, Scaling, ScalingSpec
+from altgrad.quantize.scaling import Scaling, ScalingSpec
 from altgrad.quantize.traced import named_once
 from altgrad.spec import Format, RoundingMode, Since, Spec
 
@@ -88,11 +89,26 @@ class QuantizerSpec(Spec):
         averages = self.rounding is Rounding.toward_average
         if not averages and self.average_decay != type(self).model_fields["average_decay"].default:
             raise ValueError(f"average_decay belongs to rounding: toward_average, not {self.rounding}.")
+        self._agree_on_trials()
         if self.correction == "eden":
             require_correctable(self.scaling)
         if self.outliers is not None:
             self.outliers.check_beside(self)
         return self
+
+    def _agree_on_trials(self) -> None:
+        if getattr(self.scaling, "trial_rounding", "nearest") == "nearest":
+            return
+        if self.rounding is not Rounding.stochastic:
+            raise ValueError(
+                "scaling.trial_rounding: stochastic tries values that the cast draws, and rounding is "
+                f"{self.rounding}; use rounding: stochastic."
+            )
+        if self.random_bits is not None:
+            raise ValueError(
+                f"scaling.trial_rounding: stochastic draws 24 bits for each element; leave out random_bits: "
+                f"{self.random_bits}."
+            )
 
     noun: ClassVar[str] = "a cast"
 
@@ -177,6 +193,7 @@ class Quantizer(Counted):
     def _adopt(self, spec: QuantizerSpec) -> None:
         self.spec = spec
         self.scaling = spec.scaling.build(spec.format, self.rows)
+        self.scaling.turned = self.reduced == "first"
         if spec.correction == "eden":
             require_run(spec.scaling, self.run)
             self.scaling.keeps_outer = True
@@ -218,6 +235,8 @@ class Quantizer(Counted):
             spec = self.spec
             seen, scales = (x, None) if found is None else found.meet(x)
             plain = scales is None or scales.is_plain
+            if scales is not None and scales.divisor is not None:
+                seen, plain = scales.units(seen, zeros=spec.scaling.zero_scales), False
             values = cast_values(
                 seen, scales.scale if scales is not None and plain else None, spec.format, spec.rounding,
                 exact_reciprocal=spec.scaling.power_of_two, zeros=spec.scaling.zero_scales, nonfinite=spec.nonfinite,

@@ -174,6 +174,9 @@ class Scaling(CastState, ABC):
     keeps_outer = False
     """Whether `SmallScale.outer` is wanted of scales on two levels, for a cast that corrects the inner ones."""
 
+    turned = False
+    """Whether `find` sees transposes of the tensors whose elements the cast counts random bits for."""
+
     def __init__(self, spec: Any, fmt: NumberFormat, rows: int | None = None) -> None:
         super().__init__()
         self.spec, self.format = spec, fmt
@@ -365,23 +368,3 @@ class StatisticSpec(AmaxScalingSpec):
         clamped = torch.count_nonzero(self.clamps(statistic, fmt, top)) if count else None
         scales = one_level(self.number(statistic, fmt, top), self.arithmetic, self.prescale)
         return SmallScale.of(scales.each(held) if max(block, default=1) > 1 else scales, block, clamped)
-
-
-class CurrentSpec(StatisticSpec):
-    """The scale comes from this tensor's own amax; `channel` takes one for each row."""
-
-    kind: ClassVar[str] = "current"
-    scale: Literal["power_of_two", "real"] = "power_of_two"
-    """Whether scales are powers of two or any float32."""
-    granularity: Granularity = "tensor"
-    """A scale for the tensor, or one for each row."""
-
-
-class Current(Scaling):
-    spec: CurrentSpec
-
-    def find(
-        self, slabs: Sequence[Tensor], *, live: bool = False, count: bool = False, key: Tensor | None = None
-    ) -> SmallScale | None:
-        found = statistic_of(slabs, self.spec.statistic, self.spec.granularity)
-        return self.spec.small(found, self.format, (1,) * found.ndim, count)

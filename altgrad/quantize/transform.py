@@ -6,9 +6,9 @@ The product is what it was, but a cast in between meets numbers that are spread 
 its run, and what rounds away is noise instead of a direction (arXiv 2502.20586, 2509.25149, 2505.14669, 2601.22813).
 
 H is the Hadamard matrix of a power of two d in Sylvester's order, entries +-1/sqrt(d); D a diagonal of signs: none, the
-vector that was published with NVFP4 training, one's own, or drawn for each step or each micro-batch. Both operands of a
-product have the same signs. On the side of the outputs signs mix nothing anew: they change those of turned values and
-no magnitude, so a cast to nearest comes out the same for every draw.
+vector that was published with NVFP4 training, one's own, or drawn: once for each layer, for each step, or for each
+micro-batch. Both operands of a product have the same signs. On the side of the outputs signs mix nothing anew: they
+change those of turned values and no magnitude, so a cast to nearest comes out the same for every draw.
 
 What backward alone uses of forward, such as the matrix of its products, a compiler makes there, from the counter as the
 graph found it; but forward has advanced that buffer in place, and autograd refuses it. So in a graph one operation,
@@ -40,6 +40,7 @@ from altgrad.spec import Kind, LocatedError
 
 PUBLISHED = (1, 1, 1, -1, 1, -1, -1, -1, -1, -1, -1, 1, -1, 1, -1, -1)
 """The fixed signs of NVFP4 training (arXiv 2509.25149), as NVIDIA's code has them."""
+FOR_EVER = torch.tensor(0)  # folded with a layer's key for signs that do not change: those of step 0
 FEWEST = 8
 """Runs in a product with the matrix."""
 Sign = Literal[1, -1]
@@ -55,6 +56,11 @@ class TransformSpec(Kind, family="transform", package="altgrad.quantize"):
     def draws(self) -> bool:
         """Whether it draws other signs as training goes on."""
         return False
+
+    @property
+    def text(self) -> str:
+        """In a few characters, for tables."""
+        return f"{self.kind}/{self.size}"
 
     def build(self, site: str | None, seed: int) -> "Transform":
         """The transform at one product of one layer, named `<module>/<product>`, which with the seed keys its signs."""
@@ -96,8 +102,8 @@ class HadamardSpec(TransformSpec):
     kind: ClassVar[str] = "hadamard"
     size: Annotated[int, Field(ge=2, le=4096)] = 16
     """Elements of a run, a power of two."""
-    signs: Literal["none", "fixed", "step", "call"] | tuple[Sign, ...] = "none"
-    """none; fixed: the published 16; a list of 1 and -1; step: drawn for each step; call: for each micro-batch."""
+    signs: Literal["none", "fixed", "layer", "step", "call"] | tuple[Sign, ...] = "none"
+    """none; fixed: the published 16; a list of 1 and -1; drawn once for a layer, for each step, or for each call."""
     side: Side = "input"
     """Whether signs change the values before they are mixed, or the mixed values."""
     dtype: Literal["float32", "bfloat16"] = "float32"
@@ -121,6 +127,10 @@ class HadamardSpec(TransformSpec):
         return self.signs in ("step", "call")
 
     @property
+    def text(self) -> str:
+        return f"{super().text} signs layer" if self.signs == "layer" else super().text
+
+    @property
     def vector(self) -> tuple[int, ...] | None:
         """The signs, where they are fixed."""
         if isinstance(self.signs, tuple):
@@ -137,6 +147,8 @@ class Hadamard(Transform):
             self.count_passes()
 
     def matrix(self, x: Tensor, live: bool) -> Tensor:
+        if self.spec.signs == "layer":
+            return self._drawn(x, fold(self.key, FOR_EVER))
         if not self.draws:
             return hadamard(self.spec.size, x.device, self.spec.vector, self.spec.side)
         return self._drawn(x, self._key_of_step() if self.spec.signs == "step" else self._key_of_call(live))

@@ -6,7 +6,7 @@ import pytest
 from gfloat import Domain
 from gfloat.formats import format_info_p3109
 
-from altgrad.formats import CATALOG, FloatFormat
+from altgrad.formats import CATALOG, AmbiguousFormatError, FloatFormat
 from altgrad.formats.catalog import ALIASES, AMBIGUOUS, OUTSIDE
 
 EVERY = pytest.mark.parametrize("line", CATALOG, ids=lambda line: line.name)
@@ -78,6 +78,13 @@ def test_signed_p3109_names_of_every_width_are_grammar(width, domain, suffix, as
         fmt = FloatFormat.parse(theirs.name)
         assert fmt == FloatFormat.parse(f"binary{width}p{precision}{suffix}")
         assert {**vars(theirs), "name": ""} == {**vars(as_gfloat(fmt)), "name": ""}
+
+
+@pytest.mark.parametrize(("name", "formats"), [("MXFP8", ("e4m3fn", "e5m2")), ("mxfp6", ("e2m3", "e3m2"))])
+def test_a_name_of_formats_with_block_scales_says_both_and_the_scaling(name, formats):
+    with pytest.raises(AmbiguousFormatError, match=f"^{name} means different formats.*with scaling: mx") as caught:
+        FloatFormat.parse(name)
+    assert caught.value.choices == formats
 
 
 @pytest.mark.parametrize(

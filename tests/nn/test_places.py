@@ -55,25 +55,29 @@ QKVO = "self_attn.q_proj self_attn.k_proj self_attn.v_proj self_attn.o_proj"
 TABLE: dict[str, tuple[Callable[[], nn.Module], str, dict[str, str], dict[str, str]]] = {
     # model, where its blocks are, what each place holds of a block, and outside of blocks
     "gpt": (
-        lambda: ours("gpt"), "blocks", {"attention": "attention.qkv attention.proj", "mlp": "mlp.up mlp.down"},
+        lambda: ours("gpt"), "blocks",
+        {"attention": "attention.qkv attention.proj", "attention_output": "attention.proj", "mlp": "mlp.up mlp.down"},
         {"head": "head"},
     ),
     "encoder": (
-        lambda: ours("encoder"), "blocks", {"attention": "attention.qkv attention.proj", "mlp": "mlp.up mlp.down"},
+        lambda: ours("encoder"), "blocks",
+        {"attention": "attention.qkv attention.proj", "attention_output": "attention.proj", "mlp": "mlp.up mlp.down"},
         {"head": "classifier"},
     ),
     "Llama": (
         lambda: stock("Llama", "ForCausalLM", **SIZES), "model.layers",
-        {"attention": QKVO, "mlp": "mlp.gate_proj mlp.up_proj mlp.down_proj"}, {"head": "lm_head"},
+        {"attention": QKVO, "attention_output": "self_attn.o_proj", "mlp": "mlp.gate_proj mlp.up_proj mlp.down_proj"},
+        {"head": "lm_head"},
     ),
     "Mixtral": (
         lambda: stock("Mixtral", "ForCausalLM", num_local_experts=4, num_key_value_heads=4, **SIZES), "model.layers",
-        {"attention": QKVO, "router": "mlp.gate.weight", "experts": "mlp.experts.gate_up_proj mlp.experts.down_proj"},
+        {"attention": QKVO, "attention_output": "self_attn.o_proj", "router": "mlp.gate.weight",
+         "experts": "mlp.experts.gate_up_proj mlp.experts.down_proj"},
         {"head": "lm_head"},
     ),
     "Qwen2Moe": (
         lambda: stock("Qwen2Moe", "ForCausalLM", num_experts=4, num_key_value_heads=4, **SIZES), "model.layers",
-        {"attention": QKVO, "router": "mlp.gate.weight mlp.shared_expert_gate",
+        {"attention": QKVO, "attention_output": "self_attn.o_proj", "router": "mlp.gate.weight mlp.shared_expert_gate",
          "experts": "mlp.experts.gate_up_proj mlp.experts.down_proj",
          "mlp": "mlp.shared_expert.gate_proj mlp.shared_expert.up_proj mlp.shared_expert.down_proj"},
         {"head": "lm_head"},
@@ -88,21 +92,25 @@ TABLE: dict[str, tuple[Callable[[], nn.Module], str, dict[str, str], dict[str, s
     "Bert": (
         lambda: stock("Bert", "ForSequenceClassification", **SIZES), "bert.encoder.layer",
         {"attention": "attention.self.query attention.self.key attention.self.value attention.output.dense",
+         "attention_output": "attention.output.dense",
          "mlp": "intermediate.dense output.dense"}, {"head": "bert.pooler.dense classifier"},
     ),
     "GPT2": (
         lambda: stock("GPT2", "LMHeadModel", vocab_size=64, n_embd=32, n_layer=2, n_head=4), "transformer.h",
-        {"attention": "attn.c_attn attn.c_proj", "mlp": "mlp.c_fc mlp.c_proj"}, {"head": "lm_head"},
+        {"attention": "attn.c_attn attn.c_proj", "attention_output": "attn.c_proj", "mlp": "mlp.c_fc mlp.c_proj"},
+        {"head": "lm_head"},
     ),
     "OPT": (
         lambda: stock("OPT", "ForCausalLM", ffn_dim=48, word_embed_proj_dim=16, **{
             key: value for key, value in SIZES.items() if key != "intermediate_size"}), "model.decoder.layers",
-        {"attention": " ".join(f"self_attn.{n}_proj" for n in ("k", "v", "q", "out")), "mlp": "fc1 fc2"},
+        {"attention": " ".join(f"self_attn.{n}_proj" for n in ("k", "v", "q", "out")),
+         "attention_output": "self_attn.out_proj", "mlp": "fc1 fc2"},
         {"embeddings": "model.decoder.project_out model.decoder.project_in", "head": "lm_head"},
     ),
     "nn.TransformerEncoder": (
         lambda: nn.TransformerEncoder(nn.TransformerEncoderLayer(8, 2, 16, batch_first=True), 2), "layers",
-        {"attention": "self_attn.in_proj_weight self_attn.out_proj", "mlp": "linear1 linear2"}, {},
+        {"attention": "self_attn.in_proj_weight self_attn.out_proj", "attention_output": "self_attn.out_proj",
+         "mlp": "linear1 linear2"}, {},
     ),
     "a plain MLP": (lambda: nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 4)), "", {}, {"mlp": "0 2"}),
 }  # fmt: skip
@@ -135,7 +143,7 @@ def held(text: str, layers: int) -> list[int]:
     [
         ("body.first(2)", 4, [0, 1]), ("body.last(1)", 4, [3]), ("attention.last(3)", 2, [0, 1]),
         ("body.last(15%)", 4, [3]), ("body.last(15%)", 7, [5, 6]), ("mlp.first(50%)", 4, [0, 1]),
-        ("body.last(12.5%)", 8, [7]), ("body.last(100%)", 3, [0, 1, 2]),
+        ("body.last(12.5%)", 8, [7]), ("body.last(100%)", 3, [0, 1, 2]), ("attention_output.last(1)", 3, [2]),
     ],
 )  # fmt: skip
 def test_blocks_are_counted_and_percentages_rounded_up(text: str, layers: int, blocks: list[int]) -> None:
@@ -158,7 +166,8 @@ def test_a_place_that_finds_nothing_is_an_error_that_names_those_of_the_model() 
     assert caught.value.location == ("rules", 0, "place")
     assert str(caught.value) == (
         "place experts holds no Linear of this model, whose places are body 8 (blocks.0.attention.qkv, ...), attention "
-        "4 (blocks.0.attention.qkv, ...), mlp 4 (blocks.0.mlp.up, ...), head 1 (head)."
+        "4 (blocks.0.attention.qkv, ...), attention_output 2 (blocks.0.attention.proj, ...), mlp 4 (blocks.0.mlp.up, "
+        "...), head 1 (head)."
     )
     shadowed = PrecisionPolicy.made_from({"rules": [{"place": "body"}, {"place": "mlp", "weight": "e4m3fn"}]})
     with pytest.raises(LocatedError, match="place mlp decides nothing: earlier rules match all its layers"):

@@ -220,6 +220,46 @@ def test_signs_are_drawn_for_the_step_or_for_each_micro_batch_and_both_operands_
         assert not torch.equal(step(other, x, g)[2], first[2])
 
 
+LAYER = {
+    "weight": MX, "input": MX, "grad_output": MX, "grad_weight": {"transform": {**H16, "signs": "layer"}}
+}  # fmt: skip
+
+
+def test_signs_drawn_for_a_layer_are_its_own_and_stay() -> None:
+    x, g = tensors()
+    linear = layer(**LAYER)
+    signs = signs_of(linear)
+    for _ in range(2):
+        _, _, dw = step(linear, x, g)
+        expected = cast(turn(g.T, signs)) @ cast(turn(x.T, signs)).T
+        torch.testing.assert_close(dw, expected, rtol=1e-6, atol=1e-6)
+        commit(linear)
+    assert not linear.state_dict().keys() & {"casts.grad_weight_transform.counter"}
+    turns = [Hadamard(HadamardSpec(size=64, signs="layer"), *of) for of in (("a", 0), ("a", 0), ("b", 0), ("a", 1))]
+    same, again, other, seed = (made.matrix(x, True)[:, 0].sign() for made in turns)
+    assert torch.equal(same, again) and not torch.equal(same, other) and not torch.equal(same, seed)
+    assert torch.equal(same, turns[0].matrix_of(x, 3)[:, 0].sign())
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::UserWarning:torch")
+@pytest.mark.parametrize(
+    "backend",
+    ["aot_eager", pytest.param("inductor", marks=[pytest.mark.long, pytest.mark.needs("c++")])],
+)
+def test_compiled_like_layers_have_signs_of_their_own_with_the_same_bits(backend: str) -> None:
+    plain = torch.nn.Sequential(torch.nn.Linear(32, 32), torch.nn.Linear(32, 32))
+    eager = quantize_model(plain, PrecisionPolicy.uniform(**LAYER))
+    compiled = copy.deepcopy(eager)
+    run = torch.compile(compiled, fullgraph=True, backend=backend)
+    x = torch.randn(64, 32)
+    eager(x).square().sum().backward()
+    run(x).square().sum().backward()
+    first, second = (each.transforms["grad_weight"].matrix(x, False) for each in eager.children())
+    assert not torch.equal(first, second)
+    for found, expected in zip(compiled.children(), eager.children(), strict=True):
+        assert expected.weight.grad is not None and torch.equal(found.weight.grad, expected.weight.grad)
+
+
 def test_a_checkpoint_goes_on_with_the_signs_of_the_run() -> None:
     x, g = tensors()
     rule: dict[str, Any] = {"weight": MX, "input": MX, "grad_output": MX}

@@ -20,7 +20,7 @@ FORMATS = (
     "e2m1", "e2m1", "e4m3fn", "e4m3fn", "e5m2", "e2m3", "e3m2", "e0m3", "e0m7", "e1m2b1", "e3m4", "e4m3fnuz", "e6m1",
     "e7m0", "int8", "int4", "nf4", "bnb_fp4", "ternary", "hif8", "posit8", "lns8", TABLE,
 )  # fmt: skip
-SCALES = ("e4m3fn", "e4m3fn", "e5m2", "e8m0fnu", "e3m4")
+SCALES = ("e4m3fn", "e4m3fn", "e5m2", "e8m0fnu", "e3m4", "bf16", "fp16")
 KINDS = ("unscaled", "fixed", "current", "delayed", "mse", "block", "block", "mx", "nvfp4", "nvfp4")
 
 
@@ -43,22 +43,29 @@ def words(scales: tuple[str, ...] = ("power_of_two", "real", "e8m0", *SCALES)) -
         "arithmetic": one_of(get_args(Arithmetic)),
     }
     granular = {"granularity": one_of(("tensor", "channel"))}
-    blocks = common | {
-        "size": one_of((1, 4, 16, 32)),
-        "shape": one_of(("row", "square")),
-        "mode": one_of(("floor", "ceil", "rceil", "even")),
-        "outer": one_of(("none", "tensor", "row", 32, 64)),
-        "scale_max": one_of((256.0, 448.0)),
+    rounded = {
         "scale_rounding": one_of(("nearest", "up", "stochastic")),
         "least": one_of((0.0, 2.0**-6)),
         "zero_becomes": one_of((0.0, 1.0)),
-        "choose": one_of(((6.0, 4.0), (4.0,), (1.0, 0.5))),
-        "by": one_of(("mse", "mae", "amax")),
     }
+    blocks = (
+        common
+        | rounded
+        | {
+            "size": one_of((1, 4, 16, 32)),
+            "shape": one_of(("row", "square")),
+            "mode": one_of(("floor", "ceil", "rceil", "even")),
+            "outer": one_of(("none", "tensor", "row", 32, 64)),
+            "scale_max": one_of((256.0, 448.0)),
+            "choose": one_of(((6.0, 4.0), (4.0,), (1.0, 0.5))),
+            "by": one_of(("mse", "mae", "amax")),
+            "trial_rounding": one_of(("nearest", "stochastic")),
+        }
+    )
     fields = {
         "unscaled": {},
         "fixed": {"value": one_of((1.0, 0.25, 0.3)), "arithmetic": one_of(("divide", "reciprocal"))},
-        "current": common | granular,
+        "current": common | granular | rounded,
         "delayed": common | granular | {"history": one_of((1, 4)), "reduce": one_of(("max", "most_recent"))},
         "mse": {"scale": one_of(scales), "margin": one_of((0, 1)), "candidates": one_of((1, 5)), **granular},
         "block": blocks,

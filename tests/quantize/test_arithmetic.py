@@ -75,6 +75,9 @@ CHOICES: list[dict[str, Any]] = [
     {"kind": "mx", "statistic": "std"},
     {"kind": "current", "scale": "real", "arithmetic": "torchao", "floor": 1e-12},
     {"kind": "current", "scale": "real", "statistic": "absmean"},
+    {"kind": "current", "scale": "bf16", "granularity": "channel", "arithmetic": "reciprocal"},
+    {"kind": "current", "scale": "fp16", "scale_rounding": "stochastic", "arithmetic": "jetfire"},
+    {"kind": "block", "size": 16, "shape": "square", "scale": "fp16", "arithmetic": "jetfire"},
     {"kind": "mx", "prescale": 0.75, "arithmetic": "reciprocal"},
 ]
 
@@ -114,7 +117,8 @@ def all_in_one_graph(specs: list[dict[str, Any]]) -> None:
 @pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::UserWarning:torch")
 def test_compiled_a_choice_of_drawn_scales_under_two_levels_has_the_same_bits() -> None:
     scaling = {**TWO_LEVELS, "outer": 32, "choose": [6, 4], "by": "mae", "scale_rounding": "stochastic"}
-    all_in_one_graph([{"scaling": scaling}])
+    tried = {**TWO_LEVELS, "choose": [6, 4], "trial_rounding": "stochastic", "arithmetic": "fouroversix"}
+    all_in_one_graph([{"scaling": scaling}, {"scaling": tried, "rounding": "stochastic"}])
 
 
 @pytest.mark.long

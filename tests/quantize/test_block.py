@@ -13,6 +13,7 @@ from torch import Tensor
 from altgrad.formats import FloatFormat
 from altgrad.quantize import Quantizer, QuantizerSpec, round_to
 from altgrad.quantize.block import MxSpec, block_amax
+from altgrad.quantize.chunks import cast_in_slabs, whole_scale
 from altgrad.quantize.mse import MseSpec
 from altgrad.quantize.scaling import scale_of
 from altgrad.spec import SpecError
@@ -224,9 +225,15 @@ REFUSED = [
         {"kind": "nvfp4", "outer": "none", "scale_max": 256},
         "scale_max: 256.0 is where an outer amax goes, and outer is",
     ),
+    ({"kind": "nvfp4", "scale": "bf16"}, "outer: tensor over scale: e8m7 would take an amax to 3.39e\\+38"),
     ({"kind": "nvfp4", "outer": 40}, "outer: 40 is no multiple of size: 16"),
     ({"kind": "nvfp4", "outer": "row", "shape": "square"}, "outer: row cuts rows, and shape: square spans several"),
     ({"kind": "nvfp4", "by": "mae"}, "by: mae has nothing to choose from"),
+    ({"kind": "nvfp4", "trial_rounding": "stochastic"}, "trial_rounding: stochastic has nothing to choose from"),
+    (
+        {"kind": "nvfp4", "choose": [6, 4], "trial_rounding": "stochastic"},
+        "trial_rounding: stochastic tries values that the cast draws, and rounding is nearest_even",
+    ),
     ({"kind": "nvfp4", "choose": [6, 4], "target": 0.9}, "choose says where .* and so does target: 0.9"),
     ({"kind": "mx", "choose": [6, 4]}, "mode: floor has none"),
     ({"kind": "nvfp4", "statistic": "std"}, "statistic: std takes scale: power_of_two, e8m0 or real, not e4m3fn"),
@@ -295,6 +302,35 @@ def test_of_several_maxima_each_block_keeps_the_one_of_least_error() -> None:
     errors = [(y - x).view(40, 4, 16).square().sum(-1) for y in (*alone, both)]
     assert torch.allclose(errors[2], torch.minimum(errors[0], errors[1]))
     assert 0 < int((errors[1] < errors[0]).sum()) < 160
+
+
+def test_a_format_too_wide_for_a_factor_of_the_tensor_is_refused() -> None:
+    with pytest.raises(ValueError, match="arithmetic: te multiplies format e8m7's largest value by 448.*divide"):
+        Quantizer({"format": "bf16", "scaling": {"kind": "nvfp4", "arithmetic": "te"}})  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("reduced", ["last", "first"])
+def test_a_choice_by_drawn_values_keeps_the_draw_of_least_error(reduced: Any) -> None:
+    """All candidates meet the same random bits, along either axis, and so does a tensor that is cast in slabs."""
+    x = torch.randn(48, 64, generator=torch.Generator().manual_seed(1))
+
+    def made(**scaling: Any) -> Quantizer:
+        spec: Any = {"format": "e2m1", "rounding": "stochastic"}
+        return Quantizer(spec | {"scaling": {"kind": "nvfp4", "outer": "none", **scaling}}, "s", reduced=reduced)
+
+    tried = made(choose=[6, 4], trial_rounding="stochastic")
+    *alone, both, nearest = (
+        each.values(x, False, torch.float32)
+        for each in (made(choose=[6]), made(choose=[4]), tried, made(choose=[6, 4]))
+    )
+    blocks = [(y - x) if reduced == "last" else (y - x).T for y in (*alone, both, nearest)]
+    errors = [part.reshape(len(part), -1, 16).square().sum(-1) for part in blocks]
+    assert torch.allclose(errors[2], torch.minimum(errors[0], errors[1]))
+    assert 0 < int((errors[1] < errors[0]).sum()) < errors[0].numel()
+    assert bool((errors[2] <= errors[3] * (1 + 1e-6)).all()) and not torch.equal(both, nearest)
+    assert torch.equal(tried.cast(x, False).values(torch.float32), both)
+    slabs = [cast.values(torch.float32) for _, cast in cast_in_slabs(x, tried, whole_scale(x, tried))]
+    assert torch.equal(torch.cat(slabs), both)
 
 
 @pytest.mark.parametrize("rounding", ["up", "stochastic"])

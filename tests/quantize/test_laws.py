@@ -104,7 +104,8 @@ def follows(spec: QuantizerSpec) -> bool:
     outer one. std has the constant 1e-8."""
     scaling: Any = spec.scaling
     constants = [getattr(scaling, name, 0) for name in ("floor", "least", "zero_becomes")]
-    alone = getattr(scaling, "outer", "tensor") == "none" and isinstance(scaling.scale, FloatFormat)
+    of_format = isinstance(getattr(scaling, "scale", None), FloatFormat)
+    alone = of_format and getattr(scaling, "outer", "none") == "none"
     return scaling.measures and not any(constants) and not alone and getattr(scaling, "statistic", "amax") != "std"
 
 
@@ -184,10 +185,12 @@ def repeats(spec: QuantizerSpec) -> str:
     """How Q(Q(x)) = Q(x) holds: 'exactly', 'nearly' (in codes; values but for the order of operations), or 'not'.
 
     Exactly with a constant scale and with powers of two from amax: what is on a grid is on the next finer one, down to
-    which amax may fall. Not after a prescale, under a negative margin (each cast cuts off more), with a mean or
-    deviation, with several maxima to choose from, or where scales are given a correction; not on tables, which are on
-    no finer grid of theirs; with real scales only to nearest, since amax must come back as the largest value. With
-    scales of a format not: a block's largest value need not be that of the grid again.
+    which amax may fall. Not where amax may rise and the grid become coarser: where a margin puts its end between two
+    grid values, or under mode: floor, where nothing saturates at the next power of two. Not after a prescale, under a
+    negative margin (each cast cuts off more), with a mean or deviation, with several maxima to choose from, or where
+    scales are given a correction; not on tables, which are on no finer grid of theirs; with real scales only to
+    nearest, since amax must come back as the largest value. With scales of a format not: a block's largest value need
+    not be that of the grid again.
     """
     scaling: Any = spec.scaling
     if spec.correction != "none" or spec.overflow != "saturate" or not isinstance(spec.format, FloatFormat):
@@ -197,7 +200,12 @@ def repeats(spec: QuantizerSpec) -> str:
     if getattr(scaling, "statistic", "amax") != "amax" or scaling.margin < 0 or getattr(scaling, "choose", ()):
         return "not"
     if scaling.power_of_two:
-        return "exactly"
+        end = torch.tensor(float(spec.format.max) * 2.0**-scaling.margin)
+        rises = scaling.margin > 0 and (
+            getattr(scaling, "mode", "rceil") == "floor"
+            or not same(round_units(end, spec.format, Rounding.nearest_even), end)
+        )
+        return "not" if rises else "exactly"
     plain = scaling.scale == "real" and scaling.kind != "mse" and scaling.margin == 0 and scaling.target == 1
     return "nearly" if plain and spec.rounding.is_nearest else "not"
 
@@ -216,7 +224,9 @@ def test_a_cast_of_a_cast_is_the_cast(examples: int) -> None:
 
 
 def drawn(spec: QuantizerSpec) -> bool:
-    return spec.random_bits is None and spec.correction == "none"
+    """Whether elements alone are drawn: a choice by what was drawn prefers some draws to others."""
+    tried = getattr(spec.scaling, "trial_rounding", "nearest")
+    return spec.random_bits is None and spec.correction == "none" and tried == "nearest"
 
 
 @daily_and_long

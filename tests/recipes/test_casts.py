@@ -105,8 +105,9 @@ CLAIMS: dict[str, list[Claim]] = {
         for levels, outer in (("two", "tensor"), ("one", "none"))
     ],
     "torchao_int8": [
-        Claim(slot, "torchao_int8", "int8_row")
+        Claim(slot, "torchao_int8", entry, {"scale": scale})
         for slot in ("forward.input", "forward.weight", "grad_input.grad_output")
+        for entry, scale in (("int8_row", "real"), ("int8_row_bf16", "bf16"))
     ],
     "bitnet_b158": [
         Claim("forward.input", "torchao_int8", "int8_row"), Claim("forward.weight", "torchao_int8", "bitnet"),
@@ -169,7 +170,8 @@ NO_RECIPE = {
 
 def cast_of(spec: QuantizerSpec) -> dict[str, Any]:
     """What a slot does to a tensor that it is given, without what it draws."""
-    said = {"format": str(spec.format), "scaling": spec.scaling.tree(), "rounding": str(spec.rounding)}
+    scaling = {name: value for name, value in spec.scaling.tree().items() if name != "trial_rounding"}
+    said = {"format": str(spec.format), "scaling": scaling, "rounding": str(spec.rounding)}
     return {key: value for key, value in said.items() if (key, value) != ("rounding", "stochastic")}
 
 

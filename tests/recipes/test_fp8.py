@@ -105,3 +105,16 @@ def test_hif8() -> None:
             assert torch.equal(Quantizer(spec)(x), expected), name
             compared += x.numel()
     assert compared > 6 * 8_000
+
+
+@pytest.mark.parametrize("name", ["normal", "lognormal", "t2", "edge"])
+def test_coat(name: str) -> None:
+    """Codes of both formats and the tensor's bfloat16 scale, by COAT's kernels in Triton's interpreter."""
+    x = kernels("int8")[f"in.{name}"].to(torch.bfloat16)
+    for slot, spec in slots("coat").items():
+        dtype = torch.float8_e5m2 if slot.endswith("grad_output") else torch.float8_e4m3fn
+        found, quantizer = kernels(f"coat.{spec.format.short_name}"), Quantizer(spec)
+        codes, scale = found[f"{name}.codes"].view(dtype).float(), quantizer.find_scale(x)
+        assert scale is not None and torch.equal(scale.entries, found[f"{name}.scale"])
+        assert torch.equal(quantizer.cast(x, False).rounded, codes), slot
+        assert torch.equal(quantizer.values(x, False, torch.float32), codes * scale.entries), slot

@@ -14,14 +14,17 @@ INPUTS = ("normal", "lognormal", "t2", "edge")
 
 @pytest.mark.parametrize("name", INPUTS)
 def test_jetfire(name: str) -> None:
-    """Blocks of 32 x 32: no code differs, and scales are the kernel's once rounded to FP16, as it keeps them."""
+    """Blocks of 32 x 32: no code, scale or value differs; elements meet the scale before it is rounded to FP16."""
     found, x = kernels("jetfire"), kernels("int8")[f"in.{name}"]
     for slot, spec in slots("jetfire").items():
         made = Quantizer(without_draws(spec.tree()))  # type: ignore[arg-type]
         scale = made.find_scale(x)
-        assert torch.equal(made.cast(x, False).rounded * 128, found[f"{name}.codes"].float()), slot
+        codes = found[f"{name}.codes"].float()
+        assert torch.equal(made.cast(x, False).rounded, codes), slot
         assert scale is not None
-        assert torch.equal((scale.entries.view(2, 2) / 128).half(), found[f"{name}.scale"].half())
+        assert torch.equal(scale.entries.view(2, 2), found[f"{name}.scale"].float())
+        whole = found[f"{name}.scale"].float().repeat_interleave(32, 0).repeat_interleave(32, 1)
+        assert torch.equal(made.values(x, False, torch.float32), codes * whole), slot
     step = Step(without_draws(rule("jetfire")), x, x, x, torch.float32)
     assert torch.equal(step.slots["forward.weight"], step.slots["grad_input.weight"])
     assert torch.equal(step.slots["forward.input"], step.slots["grad_weight.input"])

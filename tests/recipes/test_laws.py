@@ -108,7 +108,7 @@ def test_the_chi_square_sees_a_bias_of_a_hundredth_of_a_gap(recorded: dict[str, 
 def test_means_of_jetfire() -> None:
     """A gradient, drawn in Triton's interpreter: noise in (-1/2, 1/2) is added to magnitudes before rounding."""
     found, x = kernels("jetfire"), kernels("int8")["in.normal"]
-    unit = x.abs().unflatten(0, (2, 32)).unflatten(2, (2, 32)).amax((1, 3)) / 127
+    unit = (x.abs().unflatten(0, (2, 32)).unflatten(2, (2, 32)).amax((1, 3)) / 127).half().float()
     unit = unit.repeat_interleave(32, 0).repeat_interleave(32, 1)
     law = Law(slots("jetfire")["grad_input.grad_output"], x)
     assert chance(law, found["moments.mean"] * unit, int(found["moments.draws"]), least=3_000) > 1e-4

@@ -95,13 +95,9 @@ def test_int8(weight_gradient: str) -> None:
 
 @pytest.mark.parametrize("weight_gradient", ["same", "none"])
 def test_int8_in_bfloat16_has_scales_in_bfloat16(weight_gradient: str) -> None:
-    """The recipe's casts with the scale that the reference has there: a block as long as the row, in bf16."""
+    """The recipe's casts with the scales that the reference has there."""
     found, name = data("torchao_int8"), "all" if weight_gradient == "same" else "gw_hp"
     x, w, dy = (found[f"linear.bf16.{each}"] for each in ("x", "w", "dy"))
-    casts = rule("torchao_int8", weight_gradient=weight_gradient)
-    for operand in ("weight", "input", "grad_output"):
-        arithmetic = casts[operand]["scaling"]["arithmetic"]
-        size = max(*x.shape, *w.shape)
-        casts[operand]["scaling"] = {"kind": "block", "size": size, "scale": "bf16", "arithmetic": arithmetic}
+    casts = rule("torchao_int8", weight_gradient=weight_gradient, scale="bf16")
     step = Step(casts, x, w, dy, torch.bfloat16)
     step.compare(*(found[f"linear.bf16.{name}.{each}"] for each in ("y", "dx", "dw")), steps=4)

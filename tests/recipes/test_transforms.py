@@ -29,8 +29,8 @@ def test_the_published_signs_turn_a_tensor_to_the_same_bits(name: str) -> None:
     turned = made.turn(x.T.to(torch.bfloat16 if dtype == "bfloat16" else torch.float32), made.matrix(x, False))
     assert torch.equal(turned, found[f"rht.{name}.transformed"])
     if dtype == "bfloat16":
-        for recipe in ("torchao_nvfp4", "four_over_six"):
-            assert transform(recipe, "grad_weight").spec == made.spec
+        assert transform("four_over_six", "grad_weight").spec == made.spec
+        assert transform("torchao_nvfp4", "grad_weight", signs="fixed").spec == made.spec
 
 
 def test_matrices() -> None:
@@ -80,3 +80,4 @@ def test_a_table_says_what_turns_a_slot() -> None:
     casts = {"weight": "e2m1", "input": "e2m1", "forward": {"transform": {"kind": "hadamard", "size": 32}}}
     layer = PrecisionPolicy.uniform(**casts).rules[0].layer()  # type: ignore[arg-type]
     assert slot_text(layer.slots["forward", "input"], layer.transforms["forward"]) == "e2m1 current hadamard/32"
+    assert transform("torchao_nvfp4", "grad_weight").spec.text == "hadamard/16 signs layer"

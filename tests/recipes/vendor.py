@@ -63,10 +63,14 @@ def slots(name: str, **parameters: Any) -> dict[str, QuantizerSpec]:
 
 
 def without_draws(said: Any) -> Any:
-    """The same casts with stochastic rounding replaced by nearest: the part of them that can be compared bit by bit."""
+    """The same casts with stochastic rounding, and trials, to nearest: the part that can be compared bit by bit."""
     if isinstance(said, dict):
         kept = {key: without_draws(value) for key, value in said.items()}
-        return {key: value for key, value in kept.items() if (key, value) != ("rounding", "stochastic")}
+        return {
+            key: value
+            for key, value in kept.items()
+            if value != "stochastic" or key not in ("rounding", "trial_rounding")
+        }
     return said
 
 
