@@ -26,16 +26,16 @@ SMALL = ["model.layers=2", "model.width=64", "model.heads=2", "model.context=64"
 
 @cache
 def quickstart(name: str, *sets: str) -> RunSpec:
-    """By the recipe; one that says nothing of casts has none."""
-    casts = [] if "precision" in find(name).run_keys else ["precision=none"]
-    return RunSpec.load(QUICKSTART, [f"recipe={name}", *casts, *sets])
+    """By the recipe, whatever the file casts."""
+    return RunSpec.load(QUICKSTART, [f"recipe={name}", *sets])
 
 
 @pytest.mark.parametrize("name", names())
 def test_it_is_a_run_whose_every_rule_decides_something(name: str) -> None:
     """On the quickstart's model; by places, so that it fits others; stored, it is read back as it was."""
     recipe, spec = find(name), quickstart(name)
-    assert spec.recipe == RecipeNote(expanded=name) and RunSpec.parse(spec.to_yaml()) == spec
+    assert spec.recipe == RecipeNote(expanded=name, replaced=("precision",))
+    assert RunSpec.parse(spec.to_yaml()) == spec
     assert set(recipe.parameters).isdisjoint(RecipeNote.model_fields)
     for rule in spec.precision.rules:
         assert rule.place is not None and RulePlace.parse(rule.place)
