@@ -67,6 +67,8 @@ def without_draws(said: Any) -> Any:
     if isinstance(said, dict):
         kept = {key: without_draws(value) for key, value in said.items()}
         return {key: value for key, value in kept.items() if (key, value) != ("rounding", "stochastic")}
+    if isinstance(said, list):
+        return [without_draws(each) for each in said]
     return said
 
 
