@@ -1,6 +1,8 @@
 """`altgrad recipes` and `--recipe`: what is drawn, where each cast comes from, and what is refused."""
 
 import json
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -31,6 +33,17 @@ def test_list_has_every_recipe_with_its_title() -> None:
     assert "te_nvfp4" in catalogue.names() and len(catalogue.names()) >= 30
     rows = json.loads(cli("recipes", "list", "--json").stdout)
     assert all(row["title"] == catalogue.facts(row["name"])["title"] for row in rows)
+
+
+@pytest.mark.parametrize("command", [["recipes", "list"], ["formats", "list"]])
+def test_a_list_loads_neither_torch_nor_pydantic(command: list[str]) -> None:
+    """Whose import takes longer than all else that it does."""
+    code = (
+        f"import sys; from altgrad.cli.main import app; app({command}, standalone_mode=False); "
+        "sys.exit(', '.join({'torch', 'numpy', 'pydantic'} & set(sys.modules)))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120, check=False)
+    assert done.stderr.strip() == ""
 
 
 def test_show_draws_the_six_slots_of_each_rule_and_says_what_is_not_done() -> None:
@@ -96,7 +109,19 @@ def test_a_place_that_the_model_lacks_is_one_line_that_names_its_places(tmp_path
     result = train("--recipe", str(path), "--dry-run")
     assert result.exit_code == 2 and result.stderr.count("\n") == 1
     assert f"{path}:5:11: place experts holds no Linear of this model, whose places are body 8" in result.stderr
-    assert train("--recipe", "", "--dry-run").stderr.startswith("--set recipe=\"\": '' is not a recipe.")
+
+
+def test_a_mistake_in_recipe_is_placed_at_the_option_that_was_typed() -> None:
+    for typed, message in (
+        ("te_nvfp", "'te_nvfp' is not a recipe. Did you mean 'te_nvfp4' or 'te_nvfp4_4over6'?"),
+        ("", "'' is not a recipe. The book has"), ("{name: mx, elment: e3m2}", "'elment' is not a parameter of the"),
+        ("{name: mx, element: e3m", "not valid YAML:"),
+    ):  # fmt: skip
+        result = train("--recipe", typed, "--dry-run")
+        assert result.exit_code == 2 and result.stderr.startswith(f"--recipe {typed}".rstrip() + f": {message}")
+        assert result.stderr.count("\n") == 1
+    other = train("--recipe", "mx", "--set", "optimizer.lr=x", "--dry-run")
+    assert other.stderr.startswith("--set optimizer.lr=x: ")
 
 
 def test_names_are_completed_with_titles() -> None:
