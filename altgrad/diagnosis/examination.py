@@ -37,6 +37,7 @@ from altgrad.nn import ALONE, PrecisionPolicy
 from altgrad.nn.layers import is_layer
 from altgrad.nn.names import matches
 from altgrad.progress import progress
+from altgrad.recipes.book import find
 from altgrad.spec import LocatedError
 from altgrad.store import Run, RunStore
 from altgrad.symptoms import fitting_remedies
@@ -238,11 +239,13 @@ def _model(source: Source, formats: Sequence[NumberFormat]) -> Json:
 def _replayed(restored: Restored, formats: Sequence[NumberFormat], recipes: Sequence[str]) -> Json:
     """The run's next step under other casts, and the share of the error that each of its own makes."""
     run, roundings = restored.run, ("stochastic",) if formats else ()
+    beyond = {name: [key for key in find(name).run_keys if key != "precision"] for name in recipes}
     return {
         "name": f"{run.project}/{run.id}", "kind": "replay", "path": str(run.path), "step": restored.step,
         "variants": [asdict(each) for each in variants(restored, formats, roundings, recipes)],
         "attribution": [asdict(each) for each in (mean_attribution(restored) if formats else ())],
         "attribution_batches": BATCHES,
+        **({"recipes": beyond, "compute": restored.spec.compute} if recipes else {}),
     }  # fmt: skip
 
 

@@ -9,6 +9,7 @@ import pytest
 from click.testing import Result
 from typer.testing import CliRunner
 
+from altgrad.cli import console
 from altgrad.cli.main import app
 from altgrad.recipes import catalogue
 
@@ -69,6 +70,23 @@ def test_diff_names_the_slots_that_differ() -> None:
     assert table[0].split() == ["place", "what", "te_current", "te_nvfp4"]
 
 
+def test_in_a_narrow_terminal_no_cell_is_squeezed(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What has no room beside other columns stands below; in a pipe a row stays a line."""
+    in_pipe = cli("recipes", "diff", "te_nvfp4", "torchao_nvfp4").stdout.splitlines()
+    in_pipe_list = cli("recipes", "list").stdout
+    monkeypatch.setattr(console, "interactive", lambda: True)
+    monkeypatch.setattr(console, "width", lambda: 80)
+    differing = cli("recipes", "diff", "te_nvfp4", "torchao_nvfp4").stdout.splitlines()
+    shown = cli("recipes", "show", "te_nvfp4").stdout.splitlines()
+    listed = cli("recipes", "list").stdout.splitlines()
+    assert all(len(line) <= 80 for lines in (differing, shown, listed) for line in lines)
+    assert "body: forward.weight, grad_input.weight" in differing[3] and "te_nvfp4       e2m1" in differing[1]
+    assert sum("e2m1 nvfp4 te" in line for line in differing) < sum("e2m1 nvfp4 te" in line for line in in_pipe)
+    assert "grad_weight turns both  hadamard/16 fixed dtype bfloat16" in shown
+    assert len(listed) <= 1.5 * len(catalogue.names()) and listed[0].split() == ["name", "proof", "title"]
+    assert "pytorch/ao  " in in_pipe_list
+
+
 def test_a_dry_run_names_the_line_of_the_recipe_that_decided_each_cast() -> None:
     result = train("--recipe", "te_nvfp4", "--dry-run")
     assert result.exit_code == 0, result.output
@@ -93,6 +111,7 @@ def test_what_is_kept_from_a_recipe_is_said(tmp_path: Path) -> None:
         (["recipes", "show", "nvfp4"], "'nvfp4' may be te_nvfp4 or torchao_nvfp4; name one of them."),
         (["recipes", "diff", "mx", "gone.yaml"], "gone.yaml: cannot be read: No such file or directory."),
         (["quantize-model", "x", "--recipe", "mx", "--policy", "p.yaml"], "--recipe and --policy both say the casts"),
+        (["diagnose", "x", "--recipe", "mx,nvfp4"], "--recipe nvfp4: 'nvfp4' may be te_nvfp4 or torchao_nvfp4;"),
         (["diagnose", "x", "--recipe", ","], "--recipe names no recipe; write some, such as te_nvfp4,mx."),
     ],
 )
