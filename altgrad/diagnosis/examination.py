@@ -205,7 +205,8 @@ def _run(restored: Restored, formats: Sequence[NumberFormat], data: bool) -> Jso
     name = f"{restored.spec.name[:50]}-advised"
     spec = restored.spec.model_copy(update={"precision": policy, "name": name})
     spec = spec.model_copy(update={"interventions": _possible(spec, restored.dataset)})
-    remedies = fitting_remedies(sick.found, restored.spec.tree())
+    decided = {each.name: each.rule for each in restored.spec.precision.decide(model) if each.rule is not None}
+    remedies = fitting_remedies(sick.found, restored.spec.tree(), decided)
     return {
         "name": f"{run.project}/{run.id}", "kind": "run", "path": str(run.path), "step": restored.step,
         "status": sick.status, "reason": sick.reason, "logged_steps": sick.steps, "monitors": sick.monitors,
