@@ -7,6 +7,8 @@ from typing import Any
 
 import pytest
 
+from altgrad.models.model import ModelSpec
+from altgrad.nn import PrecisionPolicy
 from altgrad.symptoms import SYMPTOMS, Finding, cures_of, fitting_remedies
 from altgrad.training import RunSpec
 
@@ -117,6 +119,20 @@ def test_what_underflows_without_a_scale_wants_a_scale_first() -> None:
         found = [Finding(symptom, place(symptom.keys), 1, 1, 3, 9, 1.0, True)]
         assert fitting_remedies(found, unscaled)[0].startswith("scaling: current")
         assert "scale" not in fitting_remedies(found, scaled)[0]
+
+
+def test_where_rules_name_places_the_model_says_which_one_decides() -> None:
+    """By names alone a block of a GPT could be of either rule, and a layer of another library of none."""
+    symptom = next(s for s in SYMPTOMS if s.name == "activation_underflow")
+    last, others = {"format": "e4m3fn", "scaling": "current"}, {"format": "e4m3fn", "scaling": "unscaled"}
+    policy = PrecisionPolicy.made_from({
+        "rules": [{"place": "body.last(1)", "input": last}, {"place": "body", "input": others}]
+    })  # fmt: skip
+    model = ModelSpec.of({"kind": "gpt", "layers": 2, "width": 8, "heads": 2, "context": 4}).build(16, 16)
+    rules = {each.name: each.rule for each in policy.decide(model) if each.rule is not None}
+    found = [Finding(symptom, f"blocks.{n}.mlp.up/input", 1, 1, 3, 9, 1.0, True) for n in (0, 1)]
+    of_others, of_last = fitting_remedies(found, {"precision": policy.tree()}, rules)
+    assert "scaling: current" in of_others and "scaling: current" not in of_last
 
 
 @pytest.mark.parametrize("first", ["oscillation", "stalled_storage"])

@@ -112,14 +112,13 @@ def diagnose(
     --replay, --recipe and --against answer other questions about a run, by taking steps of it again; --oracle predicts
     the fraction of updates that change stored weights. See docs/DIAGNOSE.md.
     """
+    with console.one_line_errors():
+        recipes = [] if recipe is None else _recipes(recipe)
     progress("loading torch")
     from altgrad.diagnosis.examination import diagnose as examine
     from altgrad.diagnosis.examination import is_spec
 
     with console.one_line_errors():
-        recipes = [] if recipe is None else [name.strip() for name in recipe.split(",") if name.strip()]
-        if recipe is not None and not recipes:
-            raise ValueError("--recipe names no recipe; write some, such as te_nvfp4,mx.")
         if policy_out is not None and (replay or recipes or against is not None or oracle or is_spec(target)):
             raise ValueError("--policy-out goes with the format advice; leave out --replay, --against and --oracle.")
         diagnosis = examine(
@@ -137,3 +136,18 @@ def diagnose(
         for path in (policy_out, html):
             if path is not None:
                 console.say(f"written: {path}")
+
+
+def _recipes(text: str) -> list[str]:
+    """The recipes of `A,B`, each once. ValueError for one that does not exist, before torch is loaded."""
+    from altgrad.recipes.book import find
+
+    names = list(dict.fromkeys(name.strip() for name in text.split(",") if name.strip()))
+    if not names:
+        raise ValueError("--recipe names no recipe; write some, such as te_nvfp4,mx.")
+    for name in names:
+        try:
+            find(name)
+        except ValueError as error:
+            raise ValueError(f"--recipe {name}: {error}") from None
+    return names

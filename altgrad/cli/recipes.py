@@ -3,7 +3,7 @@
 Everything comes from `altgrad.recipes`, without torch; `list` does not even load what checks a recipe.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Annotated, Any
 
 import typer
@@ -21,6 +21,8 @@ Name = Annotated[
         metavar="NAME", help="A recipe, an alias, or a YAML by its path.", autocompletion=completion.recipes
     ),
 ]
+WIDE = 100
+"""Columns from which on a terminal has room for papers in the list."""
 SLOT_COLUMNS = ("format", "scale", "rounding", "turned", "besides")
 
 
@@ -40,8 +42,19 @@ def list_recipes(as_json: AsJson = False) -> None:
     if as_json:
         console.print_json(rows)
         return
-    table = [[row["name"], row["paper"], "" if row["proved"] else "unproved", row["title"]] for row in rows]
-    console.table(["name", "paper", "proof", "title"], table)
+    table = [[row["name"], _paper(row["paper"]), "" if row["proved"] else "unproved", row["title"]] for row in rows]
+    narrow = console.interactive() and console.width() < WIDE
+    keep = [0, 2, 3] if narrow else [0, 1, 2, 3]
+    header = ["name", "paper", "proof", "title"]
+    console.table([header[n] for n in keep], [[row[n] for n in keep] for row in table])
+    if console.interactive():
+        console.say_next({"altgrad recipes show NAME": "what it casts, and what it leaves out"})
+
+
+def _paper(text: str) -> str:
+    """arXiv's number; of an address at GitHub the repository."""
+    host, found, rest = text.partition("github.com/")
+    return "/".join(rest.split("/")[:2]) if found else host
 
 
 @app.command()
@@ -52,7 +65,7 @@ def show(name: Name, as_json: AsJson = False) -> None:
     if as_json:
         console.print_json(facts)
     else:
-        console.picture(_page(facts, min(console.width(), 120)))
+        console.picture(_page(facts, min(console.width(), 120) if console.interactive() else 120))
         console.say_next({f"altgrad train SPEC --recipe {name}": "train by it"})
 
 
@@ -70,9 +83,28 @@ def diff(one: Name, two: Name, as_json: AsJson = False) -> None:
     elif not rows:
         console.say(f"{names[0]} and {names[1]} say the same.")
     else:
-        console.table(
-            ["place", "what", *names], [[row["place"], row["what"], *(row[name] for name in names)] for row in rows]
-        )
+        cells = [[row["place"], row["what"], *(row[name] for name in names)] for row in rows]
+        header = ["place", "what", *names]
+        widest = sum(max(map(len, column)) + 2 for column in zip(header, *cells, strict=True))
+        if not console.interactive() or widest <= console.width():
+            console.table(header, cells)
+        else:
+            console.picture(_one_below_the_other(rows, names, console.width()))
+
+
+def _one_below_the_other(rows: Sequence[Mapping[str, str]], names: Sequence[str], width: int) -> list[Line]:
+    """What differs, where a line has no room for both recipes; slots that differ alike are told once."""
+    alike: dict[tuple[str, ...], list[str]] = {}
+    for row in rows:
+        alike.setdefault((row["place"], *(row[name] for name in names)), []).append(row["what"])
+    lines: list[Line] = []
+    for (place, *said), what in alike.items():
+        lines.append(Line.of((f"{place}: ", ""), (", ".join(what), "bold")))
+        lines += [
+            Line.of("  ").then(each)
+            for each in table_lines("", [], [list(pair) for pair in zip(names, said, strict=True)], width - 2)
+        ]
+    return lines
 
 
 def _card(name: str) -> dict[str, Any]:
@@ -101,10 +133,7 @@ def _page(facts: Mapping[str, Any], width: int) -> list[Line]:
         if all(words["format"] == "-" for words in rule["slots"].values()):
             lines.append(Line.of("not cast"))
             continue
-        rows = [[slot, *(words[column] for column in SLOT_COLUMNS)] for slot, words in rule["slots"].items()]
-        used = [n for n in range(6) if n == 0 or any(row[n] != "-" for row in rows)]
-        header = ["slot", *SLOT_COLUMNS]
-        lines += table_lines("", [header[n] for n in used], [[row[n] for n in used] for row in rows], width)
+        lines += _slots(rule["slots"], width)
     others = [[key, _text(value)] for key, value in facts["run"].items() if key != "precision"]
     if others:
         lines += [Line.of(""), *table_lines("also of the run", [], others, width)]
@@ -112,6 +141,19 @@ def _page(facts: Mapping[str, Any], width: int) -> list[Line]:
         left = [[f"{n}", f"{each['what']} {each['matters']}"] for n, each in enumerate(facts["leaves_out"], 1)]
         lines += [Line.of(""), *table_lines("not done here, and how that may matter", [], left, width)]
     return lines
+
+
+def _slots(slots: Mapping[str, Mapping[str, str]], width: int) -> list[Line]:
+    """The six slots; what a product turns its operands by below them, where a line has no room for it."""
+    columns = [each for each in SLOT_COLUMNS if any(words[each] != "-" for words in slots.values())]
+    rows = [[slot, *(words[each] for each in columns)] for slot, words in slots.items()]
+    turned = {slot.partition(".")[0]: words["turned"] for slot, words in slots.items() if words["turned"] != "-"}
+    if not turned or sum(max(map(len, column)) + 2 for column in zip(*rows, strict=True)) <= width:
+        return table_lines("", ["slot", *columns], rows, width)
+    at = columns.index("turned") + 1
+    header, *rest = (row[:at] + row[at + 1 :] for row in (["slot", *columns], *rows))
+    told = [[f"{product} turns both", by] for product, by in turned.items()]
+    return [*table_lines("", header, rest, width), *table_lines("", [], told, width)]
 
 
 def _text(value: Any) -> str:

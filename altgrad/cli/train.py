@@ -8,6 +8,8 @@ import json
 import shlex
 import signal
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -61,30 +63,53 @@ def train(
     if heartbeat is not None and not heartbeat.name:
         console.fail(f"--heartbeat is {str(heartbeat)!r}, which is no file; name one that may be written.", 2)
     with beating(heartbeat):
-        named = recipe if recipe is None or recipe.startswith("{") else json.dumps(recipe)
-        sets = [*([] if named is None else [f"recipe={named}"]), *(sets or [])]
-        _check_and_train(spec, sets, resume, dry_run, device, runs, as_json, exact)
+        _check_and_train(spec, recipe, sets or [], resume, dry_run, device, runs, as_json, exact)
 
 
 def _check_and_train(
-    spec: Path, sets: list[str], resume: str, dry_run: bool, device: str, runs: Path, as_json: bool, exact: bool
-) -> None:
+    spec: Path, recipe: str | None, more: list[str], resume: str, dry_run: bool, device: str, runs: Path,
+    as_json: bool, exact: bool,
+) -> None:  # fmt: skip
+    sets = [*([] if recipe is None else [_assigned(recipe)]), *more]
     _refuse_what_is_out_of_reach(spec, sets)
     progress("loading torch")
     from altgrad.training.prepare import prepare
 
-    with console.one_line_errors():
+    with console.one_line_errors(), _placed_as_typed(recipe):
         with preparing():
             prepared = prepare(spec, sets, device=device, exact=exact, notify=_notify)
         if dry_run:
             _describe(prepared, runs, as_json)
         else:
-            _train(prepared, runs, resume, as_json, again(spec, sets, device, runs))
+            _train(prepared, runs, resume, as_json, again(spec, more, device, runs, recipe))
 
 
-def again(spec: Path, sets: list[str], device: str, runs: Path) -> str:
+def _assigned(recipe: str) -> str:
+    return f"recipe={recipe if recipe.startswith('{') else json.dumps(recipe)}"
+
+
+@contextmanager
+def _placed_as_typed(recipe: str | None) -> Iterator[None]:
+    """Errors about --recipe name it, and not the assignment that stands for it."""
+    from altgrad.document import ASSIGNED, SpecError
+
+    try:
+        yield
+    except SpecError as error:
+        if recipe is None:
+            raise
+        assigned = f"{ASSIGNED}{_assigned(recipe)}"
+        typed = []
+        for each in (error, *error.others):
+            ours = each.where.startswith(ASSIGNED) and assigned.startswith(each.where.removesuffix("..."))
+            typed.append(SpecError(f"--recipe {recipe}" if ours else each.where, each.message))
+        raise SpecError.of(typed) from None
+
+
+def again(spec: Path, sets: list[str], device: str, runs: Path, recipe: str | None = None) -> str:
     """The command that resumes this run."""
-    words = ["altgrad", "train", str(spec), *(word for each in sets for word in ("--set", each))]
+    words = ["altgrad", "train", str(spec), *([] if recipe is None else ["--recipe", recipe])]
+    words += [word for each in sets for word in ("--set", each)]
     words += ([] if device == "auto" else ["--device", device]) + _elsewhere(runs)
     return shlex.join(words)
 

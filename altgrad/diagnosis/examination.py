@@ -38,6 +38,7 @@ from altgrad.nn.layers import is_layer
 from altgrad.nn.names import matches
 from altgrad.progress import progress
 from altgrad.quantize.accumulator import AccumulatorSpec
+from altgrad.recipes.book import find
 from altgrad.spec import LocatedError
 from altgrad.store import Run, RunStore
 from altgrad.symptoms import fitting_remedies
@@ -211,7 +212,8 @@ def _run(restored: Restored, formats: Sequence[NumberFormat], data: bool) -> Jso
     name = f"{restored.spec.name[:50]}-advised"
     spec = restored.spec.model_copy(update={"precision": policy, "name": name})
     spec = spec.model_copy(update={"interventions": _possible(spec, restored.dataset)})
-    remedies = fitting_remedies(sick.found, restored.spec.tree())
+    decided = {each.name: each.rule for each in restored.spec.precision.decide(model) if each.rule is not None}
+    remedies = fitting_remedies(sick.found, restored.spec.tree(), decided)
     return {
         "name": f"{run.project}/{run.id}", "kind": "run", "path": str(run.path), "step": restored.step,
         "status": sick.status, "reason": sick.reason, "logged_steps": sick.steps, "monitors": sick.monitors,
@@ -250,11 +252,13 @@ def _replayed(
 ) -> Json:
     """The run's next step under other casts, and the share of the error that each of its own makes."""
     run, roundings = restored.run, ("stochastic",) if formats else ()
+    beyond = {name: [key for key in find(name).run_keys if key != "precision"] for name in recipes}
     return {
         "name": f"{run.project}/{run.id}", "kind": "replay", "path": str(run.path), "step": restored.step,
         "variants": [asdict(each) for each in variants(restored, formats, roundings, recipes, accumulators)],
         "attribution": [asdict(each) for each in (mean_attribution(restored) if formats else ())],
         "attribution_batches": BATCHES,
+        **({"recipes": beyond, "compute": restored.spec.compute} if recipes else {}),
     }  # fmt: skip
 
 

@@ -121,7 +121,7 @@ def _depth(share: float) -> int:
 
 def _replay(facts: Json) -> list[Part]:
     title, note = page.VARIANTS
-    casts = webpage.table("", *page.variant_cells(facts), numeric=range(1, 6))
+    casts = webpage.table("", *page.variant_cells(facts), numeric=range(1, 6), note=" ".join(page.variant_notes(facts)))
     if not facts["attribution"]:
         return [("casts", title, note, casts)]
     shares = webpage.table("", *page.attribution_cells(facts, 200), numeric={2, 4})

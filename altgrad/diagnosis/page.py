@@ -14,6 +14,7 @@ from typing import Any, TypeAlias, TypeVar
 from altgrad.diagnosis.advice import layer_kind
 from altgrad.display import Line, clean, shorten
 from altgrad.numerals import number, percent
+from altgrad.spec.messages import listed
 from altgrad.spec.ranking import badness
 
 Json = dict[str, Any]
@@ -196,7 +197,7 @@ def variant_cells(facts: Json) -> Cells:
     rows = []
     for each in facts["variants"]:
         if each["error"]:
-            rows.append([each["name"], "-", "-", "-", "-", "-", each["error"][:40]])
+            rows.append([each["name"], "-", "-", "-", "-", "-", "not possible"])
             continue
         worst = f"{each['worst_cosine']:.3f} {shorten(each['worst'], 24)}"
         rows.append(
@@ -208,8 +209,22 @@ def variant_cells(facts: Json) -> Cells:
     return header, rows
 
 
+def variant_notes(facts: Json) -> list[str]:
+    """Why some casts could not be made, and what of recipes is not in the table."""
+    notes = [f"{each['name']}: {each['error']}" for each in facts["variants"] if each["error"]]
+    also: dict[str, list[str]] = {}
+    for name, keys in facts.get("recipes", {}).items():
+        for key in keys:
+            also.setdefault(key, []).append(name)
+    if "recipes" in facts:
+        told = "".join(f"; {listed(names, 'and')} would also set {key}" for key, names in also.items())
+        notes.append(f"Of a recipe its casts alone, in {facts['compute']} as the run{told}.")
+    return notes
+
+
 def _variants(facts: Json, width: int) -> list[Line]:
-    return [heading(*VARIANTS), *aligned(*variant_cells(facts), width)]
+    notes = [Line.of("  ", (each, "dim")) for note in variant_notes(facts) for each in textwrap.wrap(note, width - 2)]
+    return [heading(*VARIANTS), *aligned(*variant_cells(facts), width), *notes]
 
 
 def attribution_cells(facts: Json, most: int) -> Cells:

@@ -34,7 +34,9 @@ def runs_of(
                 place = MatrixPlace(cell.arm, cell.axes, cell.changes, seed, name)
                 put(document, cls, ["seed"], seed, f"{base.name} with {place}"[:160])
                 try:
-                    spec = cls.check(document, sets)
+                    # Of its own, since checking replaces a document's data where the run names a recipe.
+                    own = Document(document.data, document.name, document.values, document.keys)
+                    spec = cls.check(own, sets)
                 except SpecError as error:
                     known_place = " with " in error.where or error.where.startswith(ASSIGNED)
                     raise (error if known_place else error.noting(f"with {place}")) from None

@@ -6,8 +6,12 @@
                                            its casts, changed; and rules that come before its own
 
 What a spec says itself wins. So does what is said later: a recipe named outside of the file (`--recipe`, `--set`, an
-arm of a matrix) replaces what the file says. Each part of an expansion keeps its place in the recipe's file, which is
-what errors and `--dry-run` name. What a recipe was is left as a note (`altgrad.recipes.note`).
+arm of a matrix) replaces what the file says. A recipe says of casts either which, or that there are none (`eco`); of
+storage, loss scale and compute it may say nothing, and then the spec's stay. Whatever of a run is not the recipe's is
+in the note, and people are told.
+
+Each part of an expansion keeps its place in the recipe's file, which is what errors and `--dry-run` name. What a recipe
+was is left as a note (`altgrad.recipes.note`).
 """
 
 import copy
@@ -55,16 +59,23 @@ def expand_run(document: Document, cls: type[Shape]) -> bool:
     data = document.data
     if not isinstance(data, dict):
         return False
+    _refuse_changed_note(document, ("recipe",))
     note = _asked(data.get("recipe"))
     if note is not None:
         expansion = _expansion(note, ("recipe",))
         outside = _is_outside(document, ("recipe",))
         kept = [key for key in expansion.run if key in data and not (outside and not _is_outside(document, (key,)))]
-        for key in [key for key in expansion.run if key not in kept]:
+        taken = [key for key in expansion.run if key not in kept]
+        facts = {
+            "without": [key for key in kept if not _same(key, data[key], expansion.run[key])],
+            "besides": [key for key in RUN_KEYS if key not in expansion.run and not _same(key, data.get(key), None)],
+            "replaced": [key for key in taken if key in data and not _same(key, data[key], expansion.run[key])],
+        }
+        for key in taken:
             _forget(document, (key,))
             data[key] = copy.deepcopy(expansion.run[key])
-        _place(document, expansion, {key: (key,) for key in expansion.run if key not in kept})
-        data["recipe"] = _noted(note, expansion, without=kept)
+        _place(document, expansion, {key: (key,) for key in taken})
+        data["recipe"] = _noted(note, expansion, **facts)
     inner = expand_policy(document, cls, ("precision",))
     return note is not None or inner
 
@@ -74,14 +85,16 @@ def expand_policy(document: Document, cls: type[Shape], at: tuple[str, ...]) -> 
     value = _get(document.data, at)
     if isinstance(value, str) and value != "none":
         value = {"recipe": value}
+    where = (*at, "recipe")
+    _refuse_changed_note(document, where)
     note = _asked(value.get("recipe")) if isinstance(value, dict) else None
     if note is None:
         return False
-    where = (*at, "recipe")
     expansion = _expansion(note, where)
-    if "precision" not in expansion.run:
+    if not expansion.run["precision"]["rules"]:
+        others = [key for key in expansion.run if key != "precision"]
         raise LocatedError(
-            where, f"{expansion.recipe} casts nothing: it says {listed(expansion.run, 'and')}. Use recipe: "
+            where, f"{expansion.recipe} casts nothing: it says {listed(others, 'and')}. Use recipe: "
             f"{expansion.recipe}, a key of the run.",
         )  # fmt: skip
     own = value.get("rules") or ()
@@ -101,6 +114,29 @@ def expand_policy(document: Document, cls: type[Shape], at: tuple[str, ...]) -> 
     for path, change in changes.items():
         _change(document, cls, (*at, "rules"), path, change, origin)
     return True
+
+
+def _same(key: str, value: Any, other: Any) -> bool:
+    """Whether a key of a run, as it is written, says the same as another; None: as a run that does not say it."""
+    nothing: dict[str, Any] = {"precision": {"rules": []}, "compute": "float32", "storage": [], "loss_scale": 1}
+
+    def plainly(said: Any) -> Any:
+        said = list(said) if isinstance(said, tuple) else said
+        return nothing[key] if said in (None, "none", {}, {"factor": 1}) else said
+
+    return bool(plainly(value) == plainly(other))
+
+
+def _refuse_changed_note(document: Document, at: Location) -> None:
+    """LocatedError for a parameter that is set in a note, which would change nothing."""
+    note = _get(document.data, at)
+    if isinstance(note, Mapping) and note.get("expanded") is not None:
+        for key in note:
+            if _is_outside(document, (*at, key)):
+                raise LocatedError(
+                    (*at, key), f"this spec has what the recipe {note['expanded']} said already, so that {key} would "
+                    f"change nothing; name the recipe again: {{name: {note['expanded']}, {key}: ...}}.",
+                )  # fmt: skip
 
 
 def _asked(value: Any) -> RecipeNote | None:

@@ -12,8 +12,9 @@ from typing import Annotated, Any, ClassVar
 
 from pydantic import ConfigDict, Field, model_validator
 
+from altgrad.recipes.catalogue import names
 from altgrad.spec import Since, Spec
-from altgrad.spec.annotations import plain
+from altgrad.spec.annotations import Known, plain
 from altgrad.spec.messages import listed
 
 
@@ -22,12 +23,16 @@ class RecipeNote(Spec):
 
     model_config = ConfigDict(extra="allow")
 
-    name: Annotated[str | None, Since(2)] = None
+    name: Annotated[str | None, Since(2), Known(names())] = None
     """The recipe to expand: a name, an alias or a path."""
     expanded: Annotated[str | None, Since(2)] = None
     """The recipe that was expanded."""
     without: Annotated[tuple[str, ...], Since(2)] = ()
     """Of a note: what the recipe says of a run, too, and was not taken."""
+    besides: Annotated[tuple[str, ...], Since(2)] = ()
+    """Of a note: keys of which the recipe says nothing and the spec something."""
+    replaced: Annotated[tuple[str, ...], Since(2)] = ()
+    """Of a note: keys of the spec's file that the recipe, which was named outside of it, took the place of."""
     changed: Annotated[dict[str, Any], Since(2)] = Field(default_factory=dict)
     """Of a note: what was set otherwise, by path."""
     own_rules: Annotated[int, Since(2)] = 0
@@ -55,11 +60,24 @@ class RecipeNote(Spec):
     def tree(self) -> dict[str, Any]:
         return super().tree() | self.parameters
 
-    def told(self, key: str) -> str | None:
-        """What people should hear of a note at this key of a run; None for nothing."""
-        if self.expanded is None or not self.without:
-            return None
-        what = listed(self.without, "and")
-        if key == "precision":
-            return f"precision: the casts of {self.expanded} alone; recipe: {self.expanded} would also set {what}"
-        return f"recipe {self.expanded}: {what} as the spec says, not as the recipe does"
+    def told(self, key: str) -> list[str]:
+        """What people should hear of a note at this key of a run, in lines."""
+        if self.expanded is None:
+            return []
+        name, alone = self.expanded, key == "precision"
+        without, besides, replaced = (
+            listed(each, "and") if each else "" for each in (self.without, self.besides, self.replaced)
+        )
+        said = []
+        if without and alone:
+            said.append(f"precision: the casts of {name} alone; recipe: {name} would also set {without}")
+        elif without:
+            said.append(f"recipe {name}: {without} as the spec says, not as the recipe does")
+        if besides:
+            said.append(f"recipe {name}: {besides} as the spec says; the recipe says nothing of that")
+        if replaced:
+            said.append(f"recipe {name}: {replaced} as the recipe says; what the spec's file says of that is not used")
+        if self.changed:
+            changes = ", ".join(f"{path} {value}" for path, value in self.changed.items())
+            said.append(f"{'precision' if alone else 'recipe'} {name}: changed by the spec: {changes}")
+        return said

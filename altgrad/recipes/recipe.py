@@ -27,7 +27,7 @@ from altgrad.spec.annotations import plain
 from altgrad.spec.messages import listed
 
 RUN_KEYS = ("precision", "compute", "storage", "loss_scale")
-"""The keys of a run that a recipe may say."""
+"""The keys of a run that a recipe may say. One without rules says `precision: none`: that nothing is cast."""
 
 
 class RecipeSource(Spec):
@@ -129,7 +129,7 @@ class Recipe(Spec):
 
     @property
     def run_keys(self) -> list[str]:
-        """The keys of a run that it says."""
+        """The keys of a run that are written in it."""
         return [key for key in RUN_KEYS if getattr(self, key)]
 
     def with_parameters(self, **parameters: Any) -> "Recipe":
@@ -149,8 +149,7 @@ class Recipe(Spec):
         said = {key: _replaced(plain(getattr(self, key)), chosen) for key in self.run_keys}
         written = {} if self._document is None else self._document.values
         places = {_in_run(at): place for at, place in written.items() if at and at[0] in said}
-        if "precision" in said:
-            said["precision"] = {"rules": said["precision"]}
+        said = {"precision": {"rules": said.pop("precision", [])}, **said}
         return Expansion(self.name, plain(chosen), said, places)
 
 

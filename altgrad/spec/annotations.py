@@ -35,6 +35,13 @@ class Since:
     edition: int
 
 
+@dataclass(frozen=True)
+class Known:
+    """Texts that an editor offers for a field that takes others, too: a book's names, where a path will do as well."""
+
+    texts: tuple[str, ...]
+
+
 class Shape(BaseModel):
     """What a spec class says of itself besides its fields. Spec and Kind build on it."""
 
@@ -108,10 +115,11 @@ class Shape(BaseModel):
 
 @dataclass(frozen=True)
 class Alternative:
-    """One of the types that a field takes, with its limits (`ge`, `max_length`, ...) by name."""
+    """One of the types that a field takes, with its limits (`ge`, `max_length`, ...) by name, and texts to offer."""
 
     type: Any
     limits: dict[str, Any] = field(default_factory=dict)
+    known: tuple[str, ...] = ()
 
     @property
     def shape(self) -> type[Shape] | None:
@@ -158,7 +166,8 @@ def alternatives(annotation: Any, metadata: tuple[Any, ...] = ()) -> Iterator[Al
     elif isinstance(annotation, type) and issubclass(annotation, Enum):
         yield Alternative(Literal[tuple(member.value for member in annotation)])
     else:
-        yield Alternative(annotation, dict(_limits(metadata)))
+        known = [text for item in metadata if isinstance(item, Known) for text in item.texts if annotation is str]
+        yield Alternative(annotation, dict(_limits(metadata)), tuple(known))
 
 
 def _takes_none(validator: Any) -> bool:

@@ -76,6 +76,8 @@ def _one(option: Alternative, definitions: dict[str, Schema]) -> Schema:
         return {"type": "object", "additionalProperties": _any(get_args(option.type)[1], definitions)}
     named = _PLAIN.get(option.type)
     limits = {_LIMITS[name]: limit for name, limit in option.limits.items()}
+    if option.known:
+        return {"anyOf": [{"enum": list(option.known)}, {"type": named, **limits}]}
     return {"type": named, **limits} if named else {}
 
 

@@ -12,6 +12,7 @@ A spec is plain data, as `RunSpec.tree` gives it; nothing here knows its classes
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
+from types import MappingProxyType
 from typing import Any, Literal
 
 from altgrad.formats import FloatFormat, parse_format
@@ -20,6 +21,9 @@ from altgrad.symptoms.symptoms import Finding, Symptom
 Tree = Mapping[str, Any]
 Turn = tuple[Literal["lr", "exponent bits"], int]
 NOTHING_LEFT = "what usually helps is in the spec already; `altgrad diagnose RUN --replay` names the casts to blame"
+_DECIDED = "decided"
+"""Where `fitting_remedies` keeps its rules by layer, beside the spec's own keys."""
+_NO_RULES: Mapping[str, int] = MappingProxyType({})
 _OPERANDS = ("grad_output", "weight", "input")
 
 
@@ -32,8 +36,13 @@ class Cure:
     turns: Turn | None = None
 
 
-def fitting_remedies(found: Sequence[Finding], spec: Tree) -> list[str]:
-    """For each finding, in the order of `findings`, what to try in this run."""
+def fitting_remedies(found: Sequence[Finding], spec: Tree, rules: Mapping[str, int] = _NO_RULES) -> list[str]:
+    """For each finding, in the order of `findings`, what to try in this run.
+
+    rules: the number of the rule that decides each layer, which takes the model to know where a rule names a place. A
+    layer that is not among them has the first rule whose pattern matches it.
+    """
+    spec = {**spec, _DECIDED: rules}
     decided: dict[tuple[str, str], int] = {}
     remedies = []
     for finding in found:
@@ -67,22 +76,11 @@ def _casts(spec: Tree, place: str) -> list[Tree]:
     operand = operand or ("weight" if layer.endswith(".weight") else "grad_output")
     rules = spec.get("precision", {}).get("rules", [])
     layer = layer.removesuffix(".weight")
-    own = next((rule for rule in rules if _finds(rule, layer)), None)
-    return [cast for rule in (rules if own is None else [own]) for cast in _of_operand(rule, operand)]
-
-
-def _finds(rule: Tree, layer: str) -> bool:
-    """Whether a rule may decide a layer that casts. Of a place only the name is known here, and the layer's."""
-    if "place" not in rule:
-        return fnmatchcase(layer, rule["match"])
-    place = rule["place"].partition(".")[0]
-    words = layer.casefold().split(".")
-    is_attention = any("attn" in word or "attention" in word for word in words)
-    is_inside, is_expert = any(map(str.isdecimal, words)), "experts" in words
-    held = {"body": is_inside, "attention": is_inside and is_attention, "experts": is_expert,
-            "mlp": is_inside and not is_attention and not is_expert, "head": not is_inside}  # fmt: skip
-    casts = any(True for operand in _OPERANDS for _ in _of_operand(rule, operand))
-    return casts and held.get(place, False)
+    number = spec.get(_DECIDED, {}).get(layer)
+    if number is None:
+        matching = (n for n, rule in enumerate(rules) if "match" in rule and fnmatchcase(layer, rule["match"]))
+        number = next(matching, None)
+    return [cast for rule in (rules if number is None else [rules[number]]) for cast in _of_operand(rule, operand)]
 
 
 def _of_operand(rule: Tree, operand: str) -> Iterator[Tree]:

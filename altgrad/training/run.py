@@ -215,9 +215,9 @@ class RunSpec(Spec):
 
     @property
     def recipe_notices(self) -> list[str]:
-        """What people should hear of recipes: what of them the spec does not take."""
+        """What people should hear of recipes: what of this run is not as they say, and what of the spec is not used."""
         notes = {"recipe": self.recipe, "precision": self.precision.recipe}
-        return [told for key, note in notes.items() if note is not None and (told := note.told(key)) is not None]
+        return [line for key, note in notes.items() if note is not None for line in note.told(key)]
 
     @property
     def is_resolved(self) -> bool:

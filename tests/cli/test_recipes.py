@@ -1,12 +1,15 @@
 """`altgrad recipes` and `--recipe`: what is drawn, where each cast comes from, and what is refused."""
 
 import json
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 from click.testing import Result
 from typer.testing import CliRunner
 
+from altgrad.cli import console
 from altgrad.cli.main import app
 from altgrad.recipes import catalogue
 
@@ -33,6 +36,17 @@ def test_list_has_every_recipe_with_its_title() -> None:
     assert all(row["title"] == catalogue.facts(row["name"])["title"] for row in rows)
 
 
+@pytest.mark.parametrize("command", [["recipes", "list"], ["formats", "list"]])
+def test_a_list_loads_neither_torch_nor_pydantic(command: list[str]) -> None:
+    """Whose import takes longer than all else that it does."""
+    code = (
+        f"import sys; from altgrad.cli.main import app; app({command}, standalone_mode=False); "
+        "sys.exit(', '.join({'torch', 'numpy', 'pydantic'} & set(sys.modules)))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120, check=False)
+    assert done.stderr.strip() == ""
+
+
 def test_show_draws_the_six_slots_of_each_rule_and_says_what_is_not_done() -> None:
     shown = cli("recipes", "show", "NVFP4BlockScaling").stdout
     assert "rule 0: body.last(15%)" in shown and "rule 1: body, operands per_product" in shown and "not cast" in shown
@@ -54,6 +68,23 @@ def test_diff_names_the_slots_that_differ() -> None:
     assert "say the same" in cli("recipes", "diff", "te_current", "Float8CurrentScaling").stdout
     table = cli("recipes", "diff", "te_current", "te_nvfp4").stdout.splitlines()
     assert table[0].split() == ["place", "what", "te_current", "te_nvfp4"]
+
+
+def test_in_a_narrow_terminal_no_cell_is_squeezed(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What has no room beside other columns stands below; in a pipe a row stays a line."""
+    in_pipe = cli("recipes", "diff", "te_nvfp4", "torchao_nvfp4").stdout.splitlines()
+    in_pipe_list = cli("recipes", "list").stdout
+    monkeypatch.setattr(console, "interactive", lambda: True)
+    monkeypatch.setattr(console, "width", lambda: 80)
+    differing = cli("recipes", "diff", "te_nvfp4", "torchao_nvfp4").stdout.splitlines()
+    shown = cli("recipes", "show", "te_nvfp4").stdout.splitlines()
+    listed = cli("recipes", "list").stdout.splitlines()
+    assert all(len(line) <= 80 for lines in (differing, shown, listed) for line in lines)
+    assert "body: forward.weight, grad_input.weight" in differing[3] and "te_nvfp4       e2m1" in differing[1]
+    assert sum("e2m1 nvfp4 te" in line for line in differing) < sum("e2m1 nvfp4 te" in line for line in in_pipe)
+    assert "grad_weight turns both  hadamard/16 fixed dtype bfloat16" in shown
+    assert len(listed) <= 1.5 * len(catalogue.names()) and listed[0].split() == ["name", "proof", "title"]
+    assert "pytorch/ao  " in in_pipe_list
 
 
 def test_a_dry_run_names_the_line_of_the_recipe_that_decided_each_cast() -> None:
@@ -80,6 +111,7 @@ def test_what_is_kept_from_a_recipe_is_said(tmp_path: Path) -> None:
         (["recipes", "show", "nvfp4"], "'nvfp4' may be te_nvfp4 or torchao_nvfp4; name one of them."),
         (["recipes", "diff", "mx", "gone.yaml"], "gone.yaml: cannot be read: No such file or directory."),
         (["quantize-model", "x", "--recipe", "mx", "--policy", "p.yaml"], "--recipe and --policy both say the casts"),
+        (["diagnose", "x", "--recipe", "mx,nvfp4"], "--recipe nvfp4: 'nvfp4' may be te_nvfp4 or torchao_nvfp4;"),
         (["diagnose", "x", "--recipe", ","], "--recipe names no recipe; write some, such as te_nvfp4,mx."),
     ],
 )
@@ -96,7 +128,19 @@ def test_a_place_that_the_model_lacks_is_one_line_that_names_its_places(tmp_path
     result = train("--recipe", str(path), "--dry-run")
     assert result.exit_code == 2 and result.stderr.count("\n") == 1
     assert f"{path}:5:11: place experts holds no Linear of this model, whose places are body 8" in result.stderr
-    assert train("--recipe", "", "--dry-run").stderr.startswith("--set recipe=\"\": '' is not a recipe.")
+
+
+def test_a_mistake_in_recipe_is_placed_at_the_option_that_was_typed() -> None:
+    for typed, message in (
+        ("te_nvfp", "'te_nvfp' is not a recipe. Did you mean 'te_nvfp4' or 'te_nvfp4_4over6'?"),
+        ("", "'' is not a recipe. The book has"), ("{name: mx, elment: e3m2}", "'elment' is not a parameter of the"),
+        ("{name: mx, element: e3m", "not valid YAML:"),
+    ):  # fmt: skip
+        result = train("--recipe", typed, "--dry-run")
+        assert result.exit_code == 2 and result.stderr.startswith(f"--recipe {typed}".rstrip() + f": {message}")
+        assert result.stderr.count("\n") == 1
+    other = train("--recipe", "mx", "--set", "optimizer.lr=x", "--dry-run")
+    assert other.stderr.startswith("--set optimizer.lr=x: ")
 
 
 def test_names_are_completed_with_titles() -> None:

@@ -8,6 +8,7 @@ import typer
 from typer.testing import CliRunner, Result
 
 from altgrad.cli import kinds, schema
+from altgrad.recipes.catalogue import names
 from altgrad.spec import json_schema
 from altgrad.spec.families import FAMILIES, family
 from altgrad.training.run import RunSpec
@@ -73,6 +74,13 @@ def test_an_unknown_family_is_one_line_and_exit_code_2(family: str, message: str
 def test_committed_schemas_are_not_stale(name: str) -> None:
     committed = Path(__file__).resolve().parents[2] / "matrices" / f"{name}.schema.json"
     assert committed.read_text() == cli("schema", name).stdout
+
+
+def test_names_of_recipes_are_offered_and_paths_are_valid() -> None:
+    definitions = json_schema(RunSpec, "")["definitions"]
+    for place in (definitions["RecipeNote"], definitions["PrecisionPolicy"]):
+        offered = [option["enum"] for option in place["anyOf"][0]["anyOf"] if "enum" in option]
+        assert offered == [list(names())] and {"type": "string"} in place["anyOf"][0]["anyOf"]
 
 
 def test_the_table_of_metrics_is_current() -> None:

@@ -1,6 +1,7 @@
 """Claims about recipes in a spec: they become what they say, that alone decides, and every part has its place."""
 
 import json
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -9,7 +10,8 @@ import pytest
 from altgrad.document import Document, SpecError
 from altgrad.matrix import Matrix, runs_of
 from altgrad.nn import PrecisionPolicy
-from altgrad.recipes.book import recipe
+from altgrad.recipes.book import find, recipe
+from altgrad.recipes.catalogue import names
 from altgrad.training import RunSpec
 
 SPEC = """model: {kind: gpt, layers: 2, width: 32, heads: 2, context: 16}
@@ -92,27 +94,70 @@ def test_what_the_spec_says_wins_and_is_listed(mine: str) -> None:
     assert (alone.compute, alone.storage, len(alone.precision.rules)) == ("float32", (), 2)
     assert alone.recipe_notices == [f"precision: the casts of {mine} alone; recipe: {mine} would also set storage"]
     assert spec(f"recipe: {mine}").recipe_notices == spec("").recipe_notices == []
+    assert spec(f"recipe: {mine}\ncompute: bfloat16").recipe_notices == []
+
+
+WRITTEN: dict[str, Any] = {
+    "precision": {"rules": [{"match": "*", "weight": "e3m4"}]}, "compute": "float32",
+    "loss_scale": {"factor": 1024, "force": True},
+    "storage": [{"kind": "stochastic", "format": "bf16", "scaling": "unscaled", "match": "head*"}],
+}  # fmt: skip
+
+
+@cache
+def written() -> RunSpec:
+    return RunSpec.made_from({**Document.parse(SPEC, "").data, **WRITTEN})
+
+
+@pytest.mark.parametrize("name", names())
+def test_whatever_of_a_run_is_not_the_recipes_is_told(name: str) -> None:
+    """Of each key that a recipe may say: the file's wins over `recipe:` in the file and gives way to `--recipe`; what
+    the recipe says nothing of stays; nothing of that is silent. A recipe without casts says that there are none."""
+    said, base = find(name).expansion().run, Document.parse(SPEC, "").data
+    alone = RunSpec.made_from({**base, "recipe": name})
+    assert "precision" in said and set(said) <= set(WRITTEN)
+    inside, outside = [
+        RunSpec.check(Document.parse(json.dumps({**base, **more, **WRITTEN}), "spec.yaml", as_json=True), sets)
+        for more, sets in (({"recipe": name}, []), ({}, [f"recipe={name}"]))
+    ]
+    assert inside.recipe is not None and outside.recipe is not None
+    assert inside.fingerprint() == written().fingerprint() and RunSpec.parse(outside.to_yaml()) == outside
+    kept = {key: getattr(outside, key) == getattr(written(), key) for key in WRITTEN}
+    assert all(getattr(outside, key) == getattr(alone, key) if key in said else kept[key] for key in WRITTEN)
+    others = [key for key in WRITTEN if key not in said]
+    differing = [key for key in said if getattr(alone, key) != getattr(written(), key)]
+    assert sorted(inside.recipe.without) == sorted(outside.recipe.replaced) == sorted(differing)
+    assert sorted(inside.recipe.besides) == sorted(outside.recipe.besides) == sorted(set(others) - {"compute"})
+    for run, told in ((inside, inside.recipe.without), (outside, outside.recipe.replaced)):
+        assert all(sum(key in line for line in run.recipe_notices) == 1 for key in (*told, *run.recipe.besides))  # type: ignore[union-attr]
 
 
 def test_what_is_said_on_the_command_line_replaces_the_files(mine: str) -> None:
     """So `--recipe` and an axis of a matrix serve a spec that has casts; a part set there changes the recipe."""
     file = "precision: {rules: [{weight: e3m4}]}\ncompute: float32\n"
     found = spec(file, f"recipe={mine}")
-    assert found.fingerprint() == spec(BY_HAND).fingerprint() and found.recipe_notices == []
+    assert found.fingerprint() == spec(BY_HAND).fingerprint() and found.recipe_notices == [
+        f"recipe {mine}: precision and compute as the recipe says; what the spec's file says of that is not used"
+    ]
+    assert spec(file + "recipe: mx\n", f"recipe={mine}").tree() == found.tree()
+    stored = spec("recipe: mx").to_yaml()
+    assert RunSpec.parse(stored, "", [f"recipe={mine}"]).fingerprint() == found.fingerprint()
     changed = spec(file, f"recipe={mine}", "precision.rules.1.weight.format=e5m2", "compute=float32")
     assert str(changed.precision.rules[1].weight.format) == "e5m2" and changed.compute == "float32"  # type: ignore[union-attr]
     assert changed.recipe is not None
     assert changed.recipe.tree() == {
-        "expanded": mine, "without": ["compute"], "changed": {"precision.rules.1.weight.format": "e5m2"}
+        "expanded": mine, "without": ["compute"], "replaced": ["precision"],
+        "changed": {"precision.rules.1.weight.format": "e5m2"},
     }  # fmt: skip
+    assert changed.recipe_notices[-1] == f"recipe {mine}: changed by the spec: precision.rules.1.weight.format e5m2"
     assert spec(file, "precision.rules.0.weight.format=e5m2", "precision=none").precision.rules == ()
     matrix = Matrix.made_from({
         "base": {**Document.parse(SPEC + file, "").data, "recipe": "mx"}, "axes": {"recipe": ["te_current", mine]},
         "twin": "bf16",
     })  # fmt: skip
     runs = [run for _, run in runs_of(matrix, Path(), RunSpec)]
-    names = [None if run.recipe is None else run.recipe.expanded for run in runs]
-    assert names == ["te_current", mine, None] and [run.compute for run in runs] == ["bfloat16"] * 3
+    found_names = [None if run.recipe is None else run.recipe.expanded for run in runs]
+    assert found_names == ["te_current", mine, None] and [run.compute for run in runs] == ["bfloat16"] * 3
 
 
 @pytest.mark.parametrize(
@@ -153,6 +198,27 @@ def test_a_recipes_casts_are_changed_by_slot(mine: str, change: str, slots: list
 )  # fmt: skip
 def test_what_does_not_fit_is_refused_in_one_line_with_its_place(lines: str, message: str) -> None:
     assert message in refused(lines)
+
+
+def test_a_parameter_set_in_a_note_is_refused(mine: str) -> None:
+    """The recipe was expanded when the spec was stored, so nothing would follow from it."""
+    for lines, path in ((f"recipe: {mine}", "recipe"), (f"precision: {mine}", "precision.recipe")):
+        stored = spec(lines).to_yaml()
+        with pytest.raises(SpecError, match="so that element would change nothing; name the recipe again: {name: "):
+            RunSpec.parse(stored, "spec.yaml", [f"{path}.element=e5m2"])
+        assert spec(lines, f"{path}.element=e5m2").fingerprint() != spec(lines).fingerprint()
+
+
+def test_runs_of_one_arm_have_one_note(mine: str) -> None:
+    """Though a later seed's spec is made from the same document."""
+    matrix = Matrix.made_from({
+        "base": {**Document.parse(SPEC, "").data, "precision": {"rules": [{"weight": "e3m4"}]}}, "seeds": [0, 1],
+        "arms": {"mine": {"set": {"recipe": mine, "compute": "float32"}}},
+    })  # fmt: skip
+    for sets in ([], [f"recipe={mine}"], ["recipe=eco"]):
+        one, two = (run for _, run in runs_of(matrix, Path(), RunSpec, sets))
+        assert one.recipe is not None and one.recipe.tree() == two.recipe.tree()  # type: ignore[union-attr]
+        assert one.recipe.replaced == ("precision",) and one.recipe.without == ("compute",)
 
 
 def test_an_error_inside_of_a_recipe_is_placed_in_its_file(mine: str) -> None:

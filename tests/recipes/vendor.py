@@ -71,6 +71,8 @@ def without_draws(said: Any) -> Any:
             for key, value in kept.items()
             if value != "stochastic" or key not in ("rounding", "trial_rounding")
         }
+    if isinstance(said, list):
+        return [without_draws(each) for each in said]
     return said
 
 

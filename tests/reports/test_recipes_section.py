@@ -143,4 +143,6 @@ def test_a_project_without_recipes_has_no_such_section(tmp_path: Path) -> None:
     assert Recipes().blocks(load_project(RunStore(tmp_path), "study")) == []
     note = {"expanded": "mx", "element": "e3m2", "own_rules": 1, "changed": {"weight.rounding": "stochastic"}}
     assert recipe_of({"precision": {"recipe": note}}) == "mx (element e3m2, weight.rounding stochastic)"
+    mine = {"expanded": "te_current", "without": ["precision", "compute"], "besides": ["storage"]}
+    assert recipe_of({"recipe": {**mine, "replaced": ["compute"]}}) == "te_current (own precision, own storage)"
     assert recipe_of({"recipe": {"name": "mx"}}) == "" == recipe_of({"precision": "none"})

@@ -13,6 +13,7 @@ from typing import Any, ClassVar
 import numpy as np
 
 from altgrad.numerals import significant
+from altgrad.recipes.note import RecipeNote
 from altgrad.reports.arm_comparison import ArmComparison, ComparedArm
 from altgrad.reports.bits import bits_text, stored_bits
 from altgrad.reports.content import Axes, Axis, Band, Block, Dots, Figure, Guide, Limit, Symbol, Table, Tone
@@ -21,6 +22,7 @@ from altgrad.reports.project import Project, final
 from altgrad.reports.rows import columns_of, rows_of
 from altgrad.reports.section import Section
 from altgrad.reports.sections.comparison import frame
+from altgrad.spec.messages import listed
 from altgrad.statistics.intervals import MARGIN, Interval
 
 PRODUCTS = ("forward", "grad_input", "grad_weight")
@@ -55,14 +57,16 @@ class Recipes(Section):
 
 
 def recipe_of(spec: Mapping[str, Any]) -> str:
-    """The recipe that a spec was made from, with its parameters; empty where there is none."""
+    """The recipe that a spec was made from, with its parameters and what of it is the spec's own; empty where there is
+    none. Compute is all arms' (`_table` tells where it is not the recipes')."""
     precision = spec.get("precision")
     for owner in (spec, precision if isinstance(precision, Mapping) else {}):
         note = owner.get("recipe")
         if isinstance(note, Mapping) and note.get("expanded"):
-            told = {**note, **(note.get("changed") or {})}
-            facts = {"expanded", "name", "without", "own_rules", "changed"}
-            chosen = [f"{key} {value}" for key, value in told.items() if key not in facts]
+            told = {key: value for key, value in note.items() if key not in RecipeNote.model_fields}
+            chosen = [f"{key} {value}" for key, value in (told | (note.get("changed") or {})).items()]
+            own = [*note.get("without", ()), *note.get("besides", ())] if owner is spec else []
+            chosen += [f"own {key}" for key in own if key != "compute"]
             return f"{note['expanded']} ({', '.join(chosen)})" if chosen else str(note["expanded"])
     return ""
 
@@ -118,6 +122,8 @@ def _table(found: ArmComparison, costs: Mapping[str, ProductCost]) -> Table:
         "operands uncast, mean over layers; – where nothing is cast. Cosine: of gradients with and without casts, mean "
         "over parameters. Both over the last quarter of the run."
     )
+    if otherwise := {arm.first.spec.get("compute") for arm in found.arms.values() if _computes_otherwise(arm)}:
+        note += f" Products ran in {listed(sorted(map(str, otherwise)), 'and')}, where the recipes say another type."
     header = tuple(heads.get(name, name) for name in names)
     numeric = frozenset(
         index
@@ -125,6 +131,12 @@ def _table(found: ArmComparison, costs: Mapping[str, ProductCost]) -> Table:
         if name not in ("recipe", "95 % interval", "verdict", "extra operations")
     )
     return Table("recipes", f"Recipes compared with {found.reference.name}", header, tuple(cells), numeric, note)
+
+
+def _computes_otherwise(arm: ComparedArm) -> bool:
+    """Whether its runs were made from a recipe, and do not compute as that says."""
+    note = arm.first.spec.get("recipe")
+    return isinstance(note, Mapping) and "compute" in note.get("without", ())
 
 
 def _share_cast(arm: ComparedArm) -> str:
