@@ -24,7 +24,9 @@ from altgrad.store.runs import TEXT_SCORES
 
 
 def train(
-    spec: Annotated[Path, typer.Argument(help="The run, as YAML or JSON.", metavar="SPEC", show_default=False)],
+    spec: Annotated[
+        Path | None, typer.Argument(help="The run, as YAML or JSON.", metavar="SPEC", show_default=False)
+    ] = None,
     sets: Annotated[
         list[str] | None,
         typer.Option(
@@ -37,6 +39,12 @@ def train(
             metavar="NAME",
             help="Train by a published recipe, whatever the spec casts; see `altgrad recipes list`.",
             autocompletion=completion.recipes,
+        ),
+    ] = None,
+    branch: Annotated[
+        str | None,
+        typer.Option(
+            "--from", metavar="RUN@STEP", help="Go on from a checkpoint of another run: by SPEC, else by its own spec."
         ),
     ] = None,
     resume: Annotated[
@@ -63,7 +71,25 @@ def train(
     with beating(heartbeat):
         named = recipe if recipe is None or recipe.startswith("{") else json.dumps(recipe)
         sets = [*([] if named is None else [f"recipe={named}"]), *(sets or [])]
+        if branch is not None:
+            spec, sets = _branched(spec, branch, sets, runs)
+        if spec is None:
+            console.fail("train needs a SPEC, or --from RUN@STEP to go on by that run's own.", 2)
         _check_and_train(spec, sets, resume, dry_run, device, runs, as_json, exact)
+
+
+def _branched(spec: Path | None, branch: str, sets: list[str], runs: Path) -> tuple[Path, list[str]]:
+    """The spec to go on by, and what it takes to say that it goes on from there."""
+    from altgrad.store import RunStore
+    from altgrad.store.runs import SPEC
+
+    name, at, step = branch.rpartition("@")
+    if not at or not step.isdecimal():
+        console.fail(f"--from is {branch!r}; write RUN@STEP, such as project/id@800.", 2)
+    with console.one_line_errors():
+        run = RunStore(runs).find(name)
+    there = json.dumps({"run": f"{run.project}/{run.id}", "step": int(step)})
+    return spec or run.path / SPEC, [f"branch={there}", *sets]
 
 
 def _check_and_train(
@@ -102,16 +128,23 @@ def _describe(prepared: Any, runs: Path, as_json: bool) -> None:
     twin = prepared.check_start(runs)
     if not console.first_process():
         return
-    casts, stored = prepared.casts(), prepared.fitted.stored
+    phases = [prepared.casts(number) for number in prepared.spec.phases]
+    stored = prepared.fitted.stored
+    told = [[{key: row[key] for key in ("layer", "slots", "storage", "rule")} for row in casts] for casts in phases]
+    ends = prepared.spec.precision.ends(prepared.spec.steps)
+    begins = [1, *(end + 1 for end in ends)]
     facts = {
-        "layers": [{key: row[key] for key in ("layer", "slots", "storage", "rule")} for row in casts],
+        "layers": told[0],
+        **({} if len(phases) == 1 else {"phases": [
+            {"steps": [begin, end], "layers": layers} for begin, end, layers in zip(begins, ends, told, strict=False)
+        ]}),
         "parameters": prepared.parameters, "quantised_parameters": prepared.quantised, "stored": stored,
         "estimate": prepared.estimate(twin).facts(),
     }  # fmt: skip
     if as_json:
         console.print_json(facts)
     else:
-        show_casts(casts, facts, f"{prepared.spec.steps:,} on {prepared.device}")
+        show_casts(phases, ends, facts, f"{prepared.spec.steps:,} on {prepared.device}")
 
 
 def _refuse_what_is_out_of_reach(path: Path, sets: list[str]) -> None:

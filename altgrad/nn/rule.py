@@ -41,7 +41,18 @@ def _to_transform(value: Any) -> TransformSpec | None:
 Turning = Annotated[TransformSpec | None, PlainValidator(_to_transform), Since(2)]
 
 
-class ForwardSlots(Spec):
+class Overrides(Spec):
+    """What a rule says of one product; `none` casts neither of its operands."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _from_none(cls, value: Any) -> Any:
+        if value not in (None, "none"):
+            return value
+        return {name: "none" for name in cls.model_fields if name != "transform"}
+
+
+class ForwardSlots(Overrides):
     """Overrides for y = input @ weight.T, and what turns both operands along in_features."""
 
     input: SlotSpec = "same"
@@ -49,7 +60,7 @@ class ForwardSlots(Spec):
     transform: Turning = None
 
 
-class GradInputSlots(Spec):
+class GradInputSlots(Overrides):
     """Overrides for dx = grad_output @ weight, and what turns both operands along out_features."""
 
     grad_output: SlotSpec = "same"
@@ -57,7 +68,7 @@ class GradInputSlots(Spec):
     transform: Turning = None
 
 
-class GradWeightSlots(Spec):
+class GradWeightSlots(Overrides):
     """Overrides for dW = grad_output.T @ input, and what turns both operands along the tokens."""
 
     grad_output: SlotSpec = "same"

@@ -57,14 +57,24 @@ class Recipes(Section):
 def recipe_of(spec: Mapping[str, Any]) -> str:
     """The recipe that a spec was made from, with its parameters; empty where there is none."""
     precision = spec.get("precision")
-    for owner in (spec, precision if isinstance(precision, Mapping) else {}):
-        note = owner.get("recipe")
-        if isinstance(note, Mapping) and note.get("expanded"):
-            told = {**note, **(note.get("changed") or {})}
-            facts = {"expanded", "name", "without", "own_rules", "changed"}
-            chosen = [f"{key} {value}" for key, value in told.items() if key not in facts]
-            return f"{note['expanded']} ({', '.join(chosen)})" if chosen else str(note["expanded"])
-    return ""
+    precision = precision if isinstance(precision, Mapping) else {}
+    if phases := precision.get("phases"):
+        told = [
+            (_noted(phase) or "own casts" if phase.get("rules") else "none", phase.get("until")) for phase in phases
+        ]
+        return ", then ".join(name if until is None else f"{name} to {until}" for name, until in told)
+    return _noted(spec) or _noted(precision)
+
+
+def _noted(owner: Mapping[str, Any]) -> str:
+    """The recipe that a part of a spec notes; empty where it notes none."""
+    note = owner.get("recipe")
+    if not (isinstance(note, Mapping) and note.get("expanded")):
+        return ""
+    told = {**note, **(note.get("changed") or {})}
+    facts = {"expanded", "name", "without", "own_rules", "changed"}
+    chosen = [f"{key} {value}" for key, value in told.items() if key not in facts]
+    return f"{note['expanded']} ({', '.join(chosen)})" if chosen else str(note["expanded"])
 
 
 def cost_of(arm: ComparedArm) -> ProductCost:
