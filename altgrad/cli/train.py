@@ -20,7 +20,7 @@ from altgrad.cli.run_view import in_words
 from altgrad.cli.watch import recall
 from altgrad.progress import heard_by, listener, progress
 from altgrad.store.heartbeat import beating
-from altgrad.store.runs import TEXT_SCORES
+from altgrad.store.runs import SPEC, TEXT_SCORES, RunStore
 
 
 def train(
@@ -74,15 +74,12 @@ def train(
         if branch is not None:
             spec, sets = _branched(spec, branch, sets, runs)
         if spec is None:
-            console.fail("train needs a SPEC, or --from RUN@STEP to go on by that run's own.", 2)
+            console.fail("Missing argument 'SPEC'; see altgrad train -h.", 2)
         _check_and_train(spec, sets, resume, dry_run, device, runs, as_json, exact)
 
 
 def _branched(spec: Path | None, branch: str, sets: list[str], runs: Path) -> tuple[Path, list[str]]:
     """The spec to go on by, and what it takes to say that it goes on from there."""
-    from altgrad.store import RunStore
-    from altgrad.store.runs import SPEC
-
     name, at, step = branch.rpartition("@")
     if not at or not step.isdecimal():
         console.fail(f"--from is {branch!r}; write RUN@STEP, such as project/id@800.", 2)

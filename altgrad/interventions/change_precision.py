@@ -23,9 +23,9 @@ class ChangePrecisionSpec(InterventionSpec):
 
     kind: ClassVar[str] = "change_precision"
     changes_formats: ClassVar[bool] = True
-    on: Annotated[tuple[str, ...], Field(min_length=1)]
+    on: Annotated[tuple[str, ...], Field(min_length=1)] = ("finite",)
     """Whose alarms bring it about: monitors such as finite, or one quantity such as range/saturation_rate."""
-    precision: PrecisionPolicy
+    precision: PrecisionPolicy = PrecisionPolicy()
     """What is cast from then on; none for nothing."""
     not_before: Annotated[int, Field(ge=1)] = 1
     """The first step whose alarms count."""

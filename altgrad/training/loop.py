@@ -32,7 +32,7 @@ from altgrad.training.carry import carry, evaluation_model
 from altgrad.training.evaluate import evaluate
 from altgrad.training.micro_batches import Gradients
 from altgrad.training.regions import compile_seconds
-from altgrad.training.restore import branched, resume
+from altgrad.training.restore import taken_up
 from altgrad.training.run import RunSpec
 from altgrad.training.state import EDITION, TrainState
 from altgrad.training.twin import TWIN_KEYS, Twin, find_twin
@@ -99,10 +99,9 @@ def train_run(
     With a process group (torchrun), all its processes call this and train the run together; the first alone writes.
     """
     assert spec.is_resolved and spec.threads is not None, "a run is trained from its resolved spec"
-    processes = Processes.present()
+    processes, device = Processes.present(), torch.device(device)
     spec.check_processes(processes)
     torch.set_num_threads(spec.threads)
-    device = torch.device(device)
     if device.type == "cuda":
         _compute_deterministically()
     with run.lock() if processes.is_first else nullcontext():
@@ -111,10 +110,7 @@ def train_run(
         newest = snapshots.newest()
         twin = _twin(spec, run, dataset)
         progress("making the model" if newest is None else "reading the checkpoint")
-        if newest is None and spec.branch is not None:
-            state = branched(spec, RunStore(run.path.parent.parent), dataset, device, twin)
-        else:
-            state = resume(spec, dataset, device, newest, twin)
+        state = taken_up(run, spec, dataset, device, newest, twin)
         if newest is not None:
             run.check_logs(state.logged)
         state.watch.processes = processes
@@ -134,7 +130,8 @@ def train_run(
             if state.edition < EDITION:
                 tracker.event(state.step, "notice", FIRST_EDITION)
             begun = "resumed" if newest is not None else "started"
-            tracker.event(state.step, begun, f"{begun} at step {state.step} of {spec.steps}", device=str(device))
+            off = f", off {spec.branch.run}" if newest is None and spec.branch is not None else ""
+            tracker.event(state.step, begun, f"{begun} at step {state.step} of {spec.steps}{off}", device=str(device))
             return _Training(spec, run, dataset, state, twin, snapshots, files, tracker, interrupted, until).carry_on()
         except Exception as error:
             with suppress(OSError, ValueError):  # where the disk is full or the folder gone, that is what must be told

@@ -21,7 +21,7 @@ from pydantic import PlainValidator, model_validator
 from altgrad.nn import PrecisionPolicy
 from altgrad.optim import Storage
 from altgrad.spec import LocatedError, Since
-from altgrad.spec.messages import WrongTypeError, show
+from altgrad.spec.messages import show
 
 
 def _to_end(value: Any) -> int | str:
@@ -31,7 +31,7 @@ def _to_end(value: Any) -> int | str:
             raise ValueError(f"until is {value}; a phase ends after step 1 or later.")
         return value
     if not isinstance(value, str) or not value.endswith("%"):
-        raise WrongTypeError(f"{show(value)} is no end of a phase; use a number of steps, or a percentage such as 82%.")
+        raise ValueError(f"{show(value)} is no end of a phase; use a number of steps, or a percentage such as 82%.")
     if not 0 < _share(value) < 1:
         raise ValueError(f"until is {value[:20]}; use a percentage of the steps above 0% and below 100%.")
     return value

@@ -24,7 +24,7 @@ from altgrad.training.run import RunSpec
 from altgrad.training.state import TrainState
 from altgrad.training.twin import Twin
 
-__all__ = ["Restored", "branch_point", "branched", "located", "restore", "resume", "same_data", "spec_of"]
+__all__ = ["Restored", "branch_point", "branched", "located", "restore", "resume", "same_data", "spec_of", "taken_up"]
 
 
 @dataclass(frozen=True)
@@ -78,12 +78,23 @@ def restore(run: Run, at: Checkpoint | int | None = None, device: torch.device |
     dataset = read_data(spec)
     same_data(run, dataset)
     progress("reading the checkpoint")
-    if snapshot is None and spec.branch is not None:
-        state = branched(spec, RunStore(run.path.parent.parent), dataset, torch.device(device))
-    else:
-        state = resume(spec, dataset, torch.device(device), snapshot)
+    state = taken_up(run, spec, dataset, torch.device(device), snapshot)
     state.model.train()
     return Restored(run, state.spec, dataset, state)
+
+
+def taken_up(
+    run: Run,
+    spec: RunSpec,
+    dataset: Dataset,
+    device: torch.device,
+    snapshot: Checkpoint | None,
+    twin: Twin | None = None,
+) -> TrainState:
+    """The state of a run at a checkpoint of its own; without one as it begins, which may be where it branches off."""
+    if snapshot is None and spec.branch is not None:
+        return branched(spec, RunStore(run.path.parent.parent), dataset, device, twin)
+    return resume(spec, dataset, device, snapshot, twin)
 
 
 def resume(

@@ -60,7 +60,7 @@ class LossScale(Spec):
 
 
 class Branch(Spec):
-    """A step of another run: `{run: project/id, step: 800}`, or `project/id@800`."""
+    """A step of another run: `{run: project/id, step: 800}`."""
 
     run: Annotated[str, Field(min_length=1)]
     """Its project and id, in the folder of runs where this one is kept."""
@@ -68,16 +68,6 @@ class Branch(Spec):
     """A step of which it has a checkpoint."""
 
     noun: ClassVar[str] = "a branch"
-
-    @model_validator(mode="before")
-    @classmethod
-    def _from_text(cls, value: Any) -> Any:
-        if not isinstance(value, str):
-            return value
-        run, at, step = value.rpartition("@")
-        if not at or not step.isdecimal():
-            raise ValueError(f"{value[:80]!r} names no step of a run; write RUN@STEP, such as project/id@800.")
-        return {"run": run, "step": int(step)}
 
 
 class RunSpec(Spec):

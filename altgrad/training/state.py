@@ -114,6 +114,7 @@ States = Mapping[str, Mapping[str, Any]]
 
 
 def plain_states(states: States) -> dict[str, dict[str, Any]]:
+    """What of the states of several kinds is no tensor."""
     return {
         kind: {key: value for key, value in state.items() if not isinstance(value, Tensor)}
         for kind, state in states.items()
@@ -121,6 +122,7 @@ def plain_states(states: States) -> dict[str, dict[str, Any]]:
 
 
 def state_tensors(states: States) -> dict[str, Tensor]:
+    """The tensors of the same, by `<kind>/<key>`."""
     return {
         f"{kind}/{key}": value
         for kind, state in states.items()
@@ -130,6 +132,7 @@ def state_tensors(states: States) -> dict[str, Tensor]:
 
 
 def together(plain: States, tensors: Mapping[str, Tensor], device: torch.device) -> dict[str, dict[str, Any]]:
+    """The states again of what `plain_states` and `state_tensors` gave."""
     states = {kind: dict(state) for kind, state in plain.items()}
     for key, tensor in tensors.items():
         kind, _, name = key.partition("/")
