@@ -29,7 +29,7 @@ from altgrad.data.labelled import Labelled, read_labelled
 from altgrad.store import Run, RunStore, run_id
 from altgrad.training import RunSpec, train_run
 from altgrad.training.evaluate import evaluate_run
-from altgrad.training.prepare import resolve
+from altgrad.training.fitting import resolve
 from bench.page import refresh
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -73,7 +73,7 @@ def open_run(arm: str, seed: int, runs: Path, sets: tuple[str, ...]) -> tuple[Ru
     dataset = asked.data.build(asked.seed, asked.model.context)
     with torch.device("meta"):
         model = asked.model.build(dataset.vocabulary, dataset.outputs)
-    spec, _ = resolve(asked, model, dataset.batch(0).inputs.numel(), torch.device("cpu"))
+    spec, _ = resolve(asked, [model], dataset.batch(0).inputs.numel(), torch.device("cpu"))
     run = RunStore(runs).run(spec.project, run_id(spec.name, spec.fingerprint(), spec.seed))
     if not run.exists:
         run.create(spec.to_yaml(), {"steps": spec.steps, "scores": list(dataset.scores), "data": dataset.describe()})

@@ -25,11 +25,19 @@ OPERANDS = {
 PARTS = ("weights", "gradients", "storage", "optimizer", "casts", "monitors")
 
 
-def show_casts(casts: Sequence[Mapping[str, Any]], facts: Mapping[str, Any], place: str) -> None:
-    """The casts, and what the run takes. casts: a row a layer, with its weight. facts: those of --json."""
-    width = min(console.width(), 120)
-    lines = cast_lines(casts, width)
-    cast = {row["weight"] for row in casts}
+Casts = Sequence[Mapping[str, Any]]
+
+
+def show_casts(phases: Sequence[Casts], ends: Sequence[int], facts: Mapping[str, Any], place: str) -> None:
+    """The casts, and what the run takes. phases: the casts of each, which end at `ends`; a row a layer, with its
+    weight. facts: those of --json."""
+    width, lines, begin = min(console.width(), 120), [], 1
+    for number, (casts, end) in enumerate(zip(phases, ends, strict=True)):
+        if len(phases) > 1:
+            lines.append(Line.of((f"phase {number}: steps {begin:,} to {end:,}", "bold")))
+        lines += cast_lines(casts, width)
+        begin = end + 1
+    cast = {row["weight"] for casts in phases for row in casts}
     others: dict[str, list[str]] = {}
     for name, how in facts["stored"].items():
         if name not in cast:

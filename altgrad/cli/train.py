@@ -22,11 +22,13 @@ from altgrad.cli.run_view import in_words
 from altgrad.cli.watch import recall
 from altgrad.progress import heard_by, listener, progress
 from altgrad.store.heartbeat import beating
-from altgrad.store.runs import TEXT_SCORES
+from altgrad.store.runs import SPEC, TEXT_SCORES, RunStore
 
 
 def train(
-    spec: Annotated[Path, typer.Argument(help="The run, as YAML or JSON.", metavar="SPEC", show_default=False)],
+    spec: Annotated[
+        Path | None, typer.Argument(help="The run, as YAML or JSON.", metavar="SPEC", show_default=False)
+    ] = None,
     sets: Annotated[
         list[str] | None,
         typer.Option(
@@ -39,6 +41,12 @@ def train(
             metavar="NAME",
             help="Train by a published recipe, whatever the spec casts; see `altgrad recipes list`.",
             autocompletion=completion.recipes,
+        ),
+    ] = None,
+    branch: Annotated[
+        str | None,
+        typer.Option(
+            "--from", metavar="RUN@STEP", help="Go on from a checkpoint of another run: by SPEC, else by its own spec."
         ),
     ] = None,
     resume: Annotated[
@@ -63,7 +71,23 @@ def train(
     if heartbeat is not None and not heartbeat.name:
         console.fail(f"--heartbeat is {str(heartbeat)!r}, which is no file; name one that may be written.", 2)
     with beating(heartbeat):
-        _check_and_train(spec, recipe, sets or [], resume, dry_run, device, runs, as_json, exact)
+        more = sets or []
+        if branch is not None:
+            spec, more = _branched(spec, branch, more, runs)
+        if spec is None:
+            console.fail("Missing argument 'SPEC'; see altgrad train -h.", 2)
+        _check_and_train(spec, recipe, more, resume, dry_run, device, runs, as_json, exact)
+
+
+def _branched(spec: Path | None, branch: str, sets: list[str], runs: Path) -> tuple[Path, list[str]]:
+    """The spec to go on by, and what it takes to say that it goes on from there."""
+    name, at, step = branch.rpartition("@")
+    if not at or not step.isdecimal():
+        console.fail(f"--from is {branch!r}; write RUN@STEP, such as project/id@800.", 2)
+    with console.one_line_errors():
+        run = RunStore(runs).find(name)
+    there = json.dumps({"run": f"{run.project}/{run.id}", "step": int(step)})
+    return spec or run.path / SPEC, [f"branch={there}", *sets]
 
 
 def _check_and_train(
@@ -127,16 +151,23 @@ def _describe(prepared: Any, runs: Path, as_json: bool) -> None:
     twin = prepared.check_start(runs)
     if not console.first_process():
         return
-    casts, stored = prepared.casts(), prepared.fitted.stored
+    phases = [prepared.casts(number) for number in prepared.spec.phases]
+    stored = prepared.fitted.stored
+    told = [[{key: row[key] for key in ("layer", "slots", "storage", "rule")} for row in casts] for casts in phases]
+    ends = prepared.spec.precision.ends(prepared.spec.steps)
+    begins = [1, *(end + 1 for end in ends)]
     facts = {
-        "layers": [{key: row[key] for key in ("layer", "slots", "storage", "rule")} for row in casts],
+        "layers": told[0],
+        **({} if len(phases) == 1 else {"phases": [
+            {"steps": [begin, end], "layers": layers} for begin, end, layers in zip(begins, ends, told, strict=False)
+        ]}),
         "parameters": prepared.parameters, "quantised_parameters": prepared.quantised, "stored": stored,
         "estimate": prepared.estimate(twin).facts(),
     }  # fmt: skip
     if as_json:
         console.print_json(facts)
     else:
-        show_casts(casts, facts, f"{prepared.spec.steps:,} on {prepared.device}")
+        show_casts(phases, ends, facts, f"{prepared.spec.steps:,} on {prepared.device}")
 
 
 def _refuse_what_is_out_of_reach(path: Path, sets: list[str]) -> None:

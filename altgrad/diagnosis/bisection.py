@@ -37,7 +37,7 @@ from altgrad.training.restore import Restored, restore
 MOST = 0.6
 _FEW = 4
 _FREE = ("precision", "name", "project", "engine", "threads", "monitors", "log_every", "checkpoint_every", "keep",
-         "evaluate_every", "compile", "compute", "recipe")  # fmt: skip
+         "evaluate_every", "evaluate_with", "compile", "compute", "recipe")  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -77,7 +77,7 @@ def bisect(reference: Run, suspect: Run, before: int | None) -> Bisection:
     restored = restore(suspect, max(known, default=0))
     other = RunSpec.parse(reference.spec_text(), str(reference.path / "spec.yaml"))
     require_alike(other, restored.spec)
-    return search(restored, other)
+    return search(restored, other.at(restored.step))
 
 
 def require_alike(a: RunSpec, b: RunSpec) -> None:

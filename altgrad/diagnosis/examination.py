@@ -43,7 +43,7 @@ from altgrad.spec import LocatedError
 from altgrad.store import Run, RunStore
 from altgrad.symptoms import fitting_remedies
 from altgrad.training import RunSpec
-from altgrad.training.prepare import fit
+from altgrad.training.fitting import fit
 from altgrad.training.restore import Restored, located, read_data, restore
 
 Json = dict[str, Any]
@@ -210,7 +210,7 @@ def _run(restored: Restored, formats: Sequence[NumberFormat], data: bool) -> Jso
     precision = rules(advice, others)
     policy = PrecisionPolicy.made_from({"rules": tuple(precision)})
     name = f"{restored.spec.name[:50]}-advised"
-    spec = restored.spec.model_copy(update={"precision": policy, "name": name})
+    spec = restored.spec.with_rules(policy).model_copy(update={"name": name})
     spec = spec.model_copy(update={"interventions": _possible(spec, restored.dataset)})
     decided = {each.name: each.rule for each in restored.spec.precision.decide(model) if each.rule is not None}
     remedies = fitting_remedies(sick.found, restored.spec.tree(), decided)

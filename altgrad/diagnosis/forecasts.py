@@ -61,7 +61,7 @@ def forecast_variants(
     progress("rehearsing the spec")
     found = _forecast(spec, own.model, target, data, ("as the spec", "as the spec"), drawn) if names else None
     # Interventions act on what a run has become, and a rehearsal has no losses; some want casts that no variant has.
-    plain = spec.model_copy(update={"precision": PrecisionPolicy(), "storage": (), "monitors": (), "interventions": ()})
+    plain = spec.with_rules(PrecisionPolicy()).model_copy(update={"storage": (), "monitors": (), "interventions": ()})
     any_rule = OptimizerSpec.made_from(cast(Any, {"kind": "adamw"}))  # for the weights; the spec's may want its storage
     model = TrainState.build(plain.model_copy(update={"optimizer": any_rule}), dataset, torch.device("cpu")).model
     weights = weight_names(model)

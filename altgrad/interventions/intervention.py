@@ -1,10 +1,11 @@
 """The family of interventions: like monitors, but they may touch; and they say what they did.
 
 An intervention's kind is a frozen spec; `build` gives the object that acts on a `Subject`, the model and its optimizer.
-It is asked twice a step,
+It is asked in each step,
 
     gradients    after backward and the monitors of gradients, before the gradients are clipped by their norm and used
     finish       after the update, when scales are committed and monitors have looked
+    alarmed      right after, with the alarms of the step
 
 and answers with what it did: `actions` for people (events.jsonl, the panel), numbers by `<site>/<quantity>`, and what
 the loop must know. As long as one has no reason to act, a run is bit for bit the run without it. Reasons are looked at
@@ -22,6 +23,7 @@ from typing import Any, ClassVar
 from torch import Tensor, nn
 
 from altgrad.measures.metric import Metric
+from altgrad.nn import PrecisionPolicy
 from altgrad.optim import Optimizer
 from altgrad.spec import Kind
 
@@ -65,7 +67,8 @@ class Answer:
     """What an intervention did, or wants, at one moment.
 
     metrics: by `<site>/<quantity>`. clipped: gradients were changed. skip: the update must not be applied. carry_on:
-    the run is not to end on account of this step. recast: formats changed, so compiled graphs are out of date.
+    the run is not to end on account of this step. recast: formats changed, so compiled graphs are out of date. enter:
+    the precision of the steps to come.
     """
 
     metrics: Mapping[str, float] = field(default_factory=dict)
@@ -74,6 +77,7 @@ class Answer:
     skip: bool = False
     carry_on: bool = False
     recast: bool = False
+    enter: PrecisionPolicy | None = None
 
 
 NOTHING_DONE = Answer()
@@ -102,6 +106,10 @@ class Intervention:
         """Act after the update."""
         return NOTHING_DONE
 
+    def alarmed(self, alarms: Sequence[tuple[str, str]]) -> Answer:
+        """Act on the alarms of the step, each as its monitor's kind and the quantity."""
+        return NOTHING_DONE
+
     def state(self) -> dict[str, Any]:
         """What must survive a restart: plain JSON data, and tensors at the first level."""
         return {}
@@ -120,8 +128,14 @@ class InterventionSpec(Kind, family="intervention", package="altgrad.interventio
 
     metrics: ClassVar[tuple[Metric, ...]] = ()
     """What it reports."""
+    changes_formats: ClassVar[bool] = False
+    """Whether it can change the formats of casts and storage, which then are not what the spec says."""
     alike: ClassVar[bool] = False
     """Whether all it decides by is the same on every rank (weights, summed gradients); if not, it is for one rank."""
+
+    def entered(self, state: Mapping[str, Any]) -> PrecisionPolicy | None:
+        """The precision that an intervention of this state has brought about, if it has; see `Answer.enter`."""
+        return None
 
     def build(self, subject: Subject) -> Intervention:
         """The object that acts. ValueError, in one line, for a subject on which it could never do anything."""

@@ -9,6 +9,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from altgrad.interventions.intervention import Action, Answer, Intervention, InterventionSpec, Moment, Subject
+from altgrad.nn import PrecisionPolicy
 
 
 @dataclass(frozen=True)
@@ -21,6 +22,7 @@ class Intervened:
     skip: bool
     carry_on: bool
     recast: bool
+    enter: PrecisionPolicy | None = None
 
     def __add__(self, later: "Intervened") -> "Intervened":
         return Intervened(
@@ -30,6 +32,7 @@ class Intervened:
             self.skip or later.skip,
             self.carry_on or later.carry_on,
             self.recast or later.recast,
+            self.enter or later.enter,
         )
 
 
@@ -63,6 +66,10 @@ class InterventionSet:
         """Ask after the update."""
         return self._joined(lambda member: member.finish())
 
+    def alarmed(self, alarms: Sequence[tuple[str, str]]) -> Intervened:
+        """Tell them the step's alarms, each as its monitor's kind and the quantity."""
+        return self._joined(lambda member: member.alarmed(alarms))
+
     def state(self) -> dict[str, dict[str, Any]]:
         """The state of each by kind: plain JSON data, and tensors at its first level."""
         return {kind: member.state() for kind, member in self.members.items()}
@@ -82,5 +89,7 @@ class InterventionSet:
         for kind, member in self.members.items():
             a = ask(member)
             metrics = {f"{kind}/{key}": value for key, value in a.metrics.items()}
-            whole += Intervened(metrics, [(kind, d) for d in a.actions], a.clipped, a.skip, a.carry_on, a.recast)
+            whole += Intervened(
+                metrics, [(kind, d) for d in a.actions], a.clipped, a.skip, a.carry_on, a.recast, a.enter
+            )
         return whole

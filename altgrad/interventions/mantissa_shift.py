@@ -90,6 +90,7 @@ class MantissaShiftSpec(InterventionSpec):
     """Move a bit between exponent and mantissa when numbers stop being finite, after going back, or storage stalls."""
 
     kind: ClassVar[str] = "mantissa_shift"
+    changes_formats: ClassVar[bool] = True
     bad_steps: Count = 2
     """Steps in a row that are not finite before it goes back."""
     good_every: Count = 20

@@ -13,13 +13,15 @@ alarm there. Requests are exempt: nearly all of them underflow on the grid of th
 
 A stored weight that has reached +-max and is asked to go on stays there, step after step, while each w~ rounds to max
 and counts as no saturation. `pinned_rate` is the share of weights there, and alarms above `pinned` if any of them was
-clipped: under a tracked scale, or in a format of few values, weights lie at +-max because they belong there.
+clipped: under a tracked scale, or in a format of few values, weights lie at +-max because they belong there. A master
+is clipped in no storage, and what its cast clips counts as saturation there.
 """
 
 import math
 from collections.abc import Mapping
 from typing import Annotated, Any, ClassVar
 
+import torch
 from pydantic import Field
 
 from altgrad.measures import share
@@ -103,6 +105,7 @@ class Range(CastMonitor):
         found["amax"] = finite_amax(cast.exact if cast.scale is None else cast.exact * cast.scale)
         if cast.role == "stored":
             found |= pinned_counts(cast.exact, cast.rounded, cast.format)
+            found["clipped"] = found["clipped"] if cast.clips else torch.zeros_like(found["clipped"])
         return found
 
     def report(self, site: str, values: Values) -> Report:

@@ -45,7 +45,18 @@ Turning = Annotated[TransformSpec | None, PlainValidator(_to_transform), Since(2
 Accumulating = Annotated[AccumulatorSpec | None, PlainValidator(AccumulatorSpec.unless_float32), Since(2)]
 
 
-class ForwardSlots(Spec):
+class Overrides(Spec):
+    """What a rule says of one product; `none` casts neither of its operands."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _from_none(cls, value: Any) -> Any:
+        if value not in (None, "none"):
+            return value
+        return {name: "none" for name in cls.model_fields if name != "transform"}
+
+
+class ForwardSlots(Overrides):
     """Overrides for y = input @ weight.T, and what turns both operands along in_features."""
 
     input: SlotSpec = "same"
@@ -54,7 +65,7 @@ class ForwardSlots(Spec):
     accumulator: Accumulating = None
 
 
-class GradInputSlots(Spec):
+class GradInputSlots(Overrides):
     """Overrides for dx = grad_output @ weight, and what turns both operands along out_features."""
 
     grad_output: SlotSpec = "same"
@@ -63,7 +74,7 @@ class GradInputSlots(Spec):
     accumulator: Accumulating = None
 
 
-class GradWeightSlots(Spec):
+class GradWeightSlots(Overrides):
     """Overrides for dW = grad_output.T @ input, and what turns both operands along the tokens."""
 
     grad_output: SlotSpec = "same"

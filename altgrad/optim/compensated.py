@@ -52,10 +52,14 @@ class Kahan(GridStorage):
 
     def convert(self, w: Tensor, state: State) -> None:
         """What is owed counts as part of the weight, and what the new grid loses is owed."""
-        whole = w.detach().to(torch.float32) + state["compensation"]
+        whole = self.whole(w, state)
         w.copy_(whole)
         super().convert(w, state)
         state["compensation"].copy_(self._kept(whole - w))
+
+    def whole(self, w: Tensor, state: State) -> Tensor:
+        owed: Tensor = state["compensation"]
+        return w.detach().to(torch.float32) + owed
 
     def land(self, wanted: Tensor, state: State, key: int, request: Request, engine: Engine) -> Tensor:
         whole = wanted + state["compensation"]

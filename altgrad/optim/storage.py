@@ -63,6 +63,10 @@ class Storage(Kind, family="storage", package="altgrad.optim"):
     def adopt(self, w: Tensor, state: State) -> None:
         """Make the state, and put w on its grid, in place."""
 
+    def whole(self, w: Tensor, state: State) -> Tensor:
+        """The weight with what is owed to it: what another storage would take over."""
+        return w
+
     @abstractmethod
     def write(
         self, params: list[Tensor], states: list[State], keys: list[int], request: Request, engine: Engine = "eager"

@@ -28,7 +28,8 @@ class Cast:
     scale: None for 1, else broadcastable with x. clamped: how many scales (of the tensor, its channels or blocks) an
     amax would have beyond their range, an int64 scalar; only casts that are watched count it. site: empty in a compiled
     graph, which serves many. scales: how the scale was used, where that has an order of its own. parts: where outliers
-    are carried apart, what they are; x is then the rest.
+    are carried apart, what they are; x is then the rest. clips: whether what lies beyond the largest value is gone; of
+    a master it is not.
     """
 
     site: str
@@ -41,6 +42,7 @@ class Cast:
     clamped: Tensor | None = None
     scales: Scales | None = None
     parts: Parts | None = None
+    clips: bool = True
 
     def values(self, dtype: torch.dtype) -> Tensor:
         """rounded * scale, plus the outliers, in the given dtype."""

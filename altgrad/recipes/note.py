@@ -64,13 +64,13 @@ class RecipeNote(Spec):
         """What people should hear of a note at this key of a run, in lines."""
         if self.expanded is None:
             return []
-        name, alone = self.expanded, key == "precision"
+        name, alone = self.expanded, key != "recipe"
         without, besides, replaced = (
             listed(each, "and") if each else "" for each in (self.without, self.besides, self.replaced)
         )
         said = []
         if without and alone:
-            said.append(f"precision: the casts of {name} alone; recipe: {name} would also set {without}")
+            said.append(f"{key}: the casts of {name} alone; recipe: {name} would also set {without}")
         elif without:
             said.append(f"recipe {name}: {without} as the spec says, not as the recipe does")
         if besides:
@@ -79,5 +79,5 @@ class RecipeNote(Spec):
             said.append(f"recipe {name}: {replaced} as the recipe says; what the spec's file says of that is not used")
         if self.changed:
             changes = ", ".join(f"{path} {value}" for path, value in self.changed.items())
-            said.append(f"{'precision' if alone else 'recipe'} {name}: changed by the spec: {changes}")
+            said.append(f"{key} {name}: changed by the spec: {changes}")
         return said

@@ -9,6 +9,7 @@ unknown is part of the condition.
 """
 
 import json
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -19,7 +20,7 @@ FREE = {
     "project", "name", "seed", "monitors", "log_every", "evaluate_every", "checkpoint_every", "keep", "engine",
     "compile", "threads", "track", "twin", "recipe",
 }  # fmt: skip
-PARTS = {"precision", "storage", "compute", "optimizer", "interventions", "init_from"}
+PARTS = {"precision", "storage", "compute", "optimizer", "interventions", "init_from", "evaluate_with"}
 SHARED = {"weight_decay", "groups"}
 STANDARD, MANIFOLD = "adamw", "manifold_adamw"
 PAIR = (STANDARD, MANIFOLD)
@@ -104,6 +105,7 @@ def arm_of(spec: Mapping[str, Any]) -> Arm:
         format_, storage = BASELINES.get(str(spec.get("compute", "float32")), "?"), ""
     kind = str(optimizer.get("kind", "?"))
     rest = {key: spec.get(key) for key in ("precision", "storage", "compute", "interventions")}
+    rest |= {key: spec[key] for key in ("evaluate_with",) if key in spec}
     rest |= {"optimizer": {key: value for key, value in optimizer.items() if key not in SHARED | {"lr"}}}
     detail = json.dumps(_settled(rest), sort_keys=True, default=str)
     return Arm(format_, storage, casts, kind, _variant(kind, optimizer), optimizer.get("lr") == 0, detail)
@@ -112,7 +114,7 @@ def arm_of(spec: Mapping[str, Any]) -> Arm:
 def condition_of(spec: Mapping[str, Any]) -> str:
     """What must be equal for two runs to be comparable, as canonical JSON."""
     optimizer = _mapping(spec.get("optimizer"))
-    rest: dict[str, Any] = {key: value for key, value in spec.items() if key not in FREE | PARTS}
+    rest: dict[str, Any] = {key: value for key, value in _of_any_seed(spec).items() if key not in FREE | PARTS}
     rest |= {f"optimizer.{key}": optimizer.get(key) for key in SHARED}
     rest |= {"init_from": bool(spec.get("init_from"))}
     return json.dumps(_settled(rest), sort_keys=True, default=str)
@@ -123,7 +125,7 @@ def settings_of(spec: Mapping[str, Any], *, rate: bool = True) -> str:
 
     rate: False leaves the peak learning rate out.
     """
-    kept = {key: value for key, value in spec.items() if key not in FREE}
+    kept = {key: value for key, value in _of_any_seed(spec).items() if key not in FREE}
     if not rate and isinstance(kept.get("optimizer"), Mapping):
         kept["optimizer"] = {key: value for key, value in kept["optimizer"].items() if key != "lr"}
     return json.dumps(_settled(kept), sort_keys=True, default=str)
@@ -142,9 +144,20 @@ def differing(conditions: Iterable[str]) -> dict[str, str]:
     return found
 
 
+def rules_said(spec: Mapping[str, Any], part: str) -> list[Mapping[str, Any]]:
+    """The rules of a part of a spec that are rules, those of all its phases one after the other."""
+    found = spec.get(part)
+    if part == "storage" and isinstance(precision := spec.get("precision"), Mapping):
+        later = [{"rules": phase["storage"]} for phase in precision.get("phases") or () if phase.get("storage")]
+        found = {"phases": [{"rules": found}, *later]}
+    parts = (found.get("phases") or [found]) if isinstance(found, Mapping) else [found]
+    rules = [each.get("rules") if isinstance(each, Mapping) else each for each in parts]
+    return [rule for some in rules if isinstance(some, list | tuple) for rule in some if isinstance(rule, Mapping)]
+
+
 def cast_text(spec: Mapping[str, Any]) -> str:
     """What enters the products in which format: `weight, input e4m3fn; grad e5m2`, scalings by name; `none`."""
-    rules = _mappings(_mapping(spec.get("precision")).get("rules"))
+    rules = rules_said(spec, "precision")
     operands: dict[str, list[str]] = {}
     for operand, short in OPERANDS.items():
         if formats := _unique(_scaled(rule.get(operand)) for rule in rules):
@@ -213,7 +226,7 @@ def _variant(kind: str, optimizer: Mapping[str, Any]) -> str:
 
 def _casts(spec: Mapping[str, Any]) -> tuple[str, str]:
     """(formats that weights are cast to, the other casts in words)."""
-    rules = _mappings(_mapping(spec.get("precision")).get("rules"))
+    rules = rules_said(spec, "precision")
     weights = _unique(_format(rule.get("weight")) for rule in rules)
     words = []
     for operand, short in OPERANDS.items():
@@ -246,6 +259,14 @@ def _mappings(value: Any) -> list[Mapping[str, Any]]:
 
 def _unique(values: Iterable[Any]) -> list[str]:
     return list(dict.fromkeys(str(value) for value in values if value))
+
+
+def _of_any_seed(spec: Mapping[str, Any]) -> Mapping[str, Any]:
+    """The spec, in which a run that it branches from is named without its seed: each seed has its own."""
+    branch = spec.get("branch")
+    if not isinstance(branch, Mapping):
+        return spec
+    return {**spec, "branch": {**branch, "run": re.sub(r"-s[0-9]+$", "", str(branch.get("run")))}}
 
 
 def _settled(value: Any) -> Any:

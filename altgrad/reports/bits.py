@@ -10,7 +10,7 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 from altgrad.formats import parse_format
-from altgrad.reports.arms import OPERANDS
+from altgrad.reports.arms import OPERANDS, rules_said
 
 WIDE = {"float32": 32.0, "bfloat16": 16.0}
 
@@ -78,13 +78,6 @@ def _with_outliers(bits: float, outliers: Any, wide: float) -> float:
         return bits + share * (apart - bits) if isinstance(share, float) else bits  # a number of columns: of any width
     quantile = outliers.get("quantile", 0.99)
     return bits + (1 - quantile) * apart if isinstance(quantile, float) else bits
-
-
-def rules_said(spec: Mapping[str, Any], part: str) -> list[Mapping[str, Any]]:
-    """The rules of a part of a spec that are rules."""
-    found = spec.get(part)
-    rules = found.get("rules") if isinstance(found, Mapping) else found
-    return [rule for rule in rules if isinstance(rule, Mapping)] if isinstance(rules, list | tuple) else []
 
 
 def _unique(bits: Iterable[float]) -> list[float]:

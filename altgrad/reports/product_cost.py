@@ -24,7 +24,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from altgrad.recipes.card import slots_of
-from altgrad.reports.bits import WIDE, bits_of_cast, rules_said
+from altgrad.reports.arms import rules_said
+from altgrad.reports.bits import WIDE, bits_of_cast
 
 Slots = dict[tuple[str, str], Any]
 """The cast in each slot, by product and operand; None: not cast."""

@@ -27,8 +27,8 @@ from altgrad.spec import LocatedError, did_you_mean
 from altgrad.spec.selection import selects
 from altgrad.store import RunStore, run_id
 from altgrad.training import RunSpec
+from altgrad.training.fitting import check_start, fit_phases, open_data, resolve, shapes
 from altgrad.training.initial import leak_warning
-from altgrad.training.prepare import check_start, fit, open_data, resolve, shapes
 from altgrad.training.restore import same_data
 
 _INDIFFERENT = ("seed", "name", "project", "schedule", "steps", "clip_norm", "track", "log_every", "keep", "threads")
@@ -154,25 +154,33 @@ class _Fitting:
         """The run, resolved. ValueError or OSError where `altgrad train` would refuse it."""
         tree = spec.tree()
         data_key = json.dumps([tree["data"], spec.model.context])
-        model_key = json.dumps([tree[part] for part in ("data", "model", "precision")])
         ready_key = json.dumps({key: value for key, value in tree.items() if key not in _INDIFFERENT})
         if data_key not in self._data:
             data = open_data(spec)
             self._data[data_key] = data, data.batch(0).inputs.numel()
         dataset, tokens = self._data[data_key]
-        if model_key not in self._models:
-            self._models[model_key] = shapes(spec, dataset)
-        model = self._models[model_key]
-        if ready_key not in self._ready or spec.twin is not None:
-            fitted = fit(spec, dataset, ALONE, model)
-            check_start(spec, dataset, fitted, self.store)
+        models = self._models_of(spec, dataset)
+        if ready_key not in self._ready or spec.twin is not None or spec.branch is not None:
+            check_start(spec, dataset, fit_phases(spec, dataset, ALONE, models), self.store)
             self._ready.add(ready_key)
         given = spec.model_copy(update={"threads": spec.threads or 1})
-        resolved, notice = resolve(given, model, tokens, self.device)
+        resolved, notice = resolve(given, models, tokens, self.device)
         name = run_id(resolved.name, resolved.fingerprint(), resolved.seed)
         if (known := self.store.run(resolved.project, name)).exists:
             same_data(known, dataset)
         for told in (notice, spec.warmup_notice, leak_warning(spec)):
             if told is not None and told not in self.notices:
                 self.notices.append(told)
-        return PlannedRun(place, resolved, name, sum(p.numel() for p in model.parameters()))
+        return PlannedRun(place, resolved, name, sum(p.numel() for p in models[0].parameters()))
+
+    def _models_of(self, spec: RunSpec, dataset: Dataset) -> list[nn.Module]:
+        """The model of each phase."""
+        found = []
+        for number in spec.phases:
+            with spec.in_phase(number) as now:
+                tree = now.tree()
+                key = json.dumps([tree.get(part) for part in ("data", "model", "precision", "evaluate_with")])
+                if key not in self._models:
+                    self._models[key] = shapes(now, dataset)
+                found.append(self._models[key])
+        return found

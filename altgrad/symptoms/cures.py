@@ -74,7 +74,8 @@ def _casts(spec: Tree, place: str) -> list[Tree]:
     layer, _, rest = place.partition("/")
     operand = next((name for name in _OPERANDS if rest.startswith(name)), "")
     operand = operand or ("weight" if layer.endswith(".weight") else "grad_output")
-    rules = spec.get("precision", {}).get("rules", [])
+    precision = spec.get("precision", {})
+    rules = [rule for phase in precision.get("phases") or [precision] for rule in phase.get("rules", [])]
     layer = layer.removesuffix(".weight")
     number = spec.get(_DECIDED, {}).get(layer)
     if number is None:

@@ -14,6 +14,7 @@ import os
 import re
 from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import Any
 
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
@@ -55,11 +56,20 @@ def _write(tensors: dict[str, Tensor], path: Path) -> None:
         raise OSError(int(found[1]), os.strerror(int(found[1])), str(path)) from None
 
 
+def record(snapshot: Checkpoint) -> dict[str, Any]:
+    """What of a snapshot is no tensor. CheckpointError where that cannot be read."""
+    try:
+        found: dict[str, Any] = json.loads(snapshot.file("state.json").read_text())
+        return found
+    except ValueError as error:
+        raise CheckpointError(f"{snapshot.path} does not fit this run's spec: {error}.") from None
+
+
 def load(state: TrainState, snapshot: Checkpoint) -> None:
     """Bring a freshly built state to the snapshot's step. Raises CheckpointError if it belongs to another spec."""
     try:
-        record = json.loads(snapshot.file("state.json").read_text())
-        state.prepare(record)
+        saved = record(snapshot)
+        state.prepare(saved)
         tensors = load_file(snapshot.file("model.safetensors"))
         expected = _model_tensors(state.model)
         if tensors.keys() != expected.keys():
@@ -67,7 +77,7 @@ def load(state: TrainState, snapshot: Checkpoint) -> None:
         state.model.load_state_dict(tensors, strict=False)
         _load_optimizer(state, load_file(snapshot.file("optimizer.safetensors")))
         kept = load_file(snapshot.file(INTERVENTIONS)) if state.roster.members else {}
-        state.restore(record, load_file(snapshot.file("monitors.safetensors")), kept)
+        state.restore(saved, load_file(snapshot.file("monitors.safetensors")), kept)
     except (KeyError, ValueError, RuntimeError) as error:
         raise CheckpointError(f"{snapshot.path} does not fit this run's spec: {str(error).splitlines()[0]}.") from None
 

@@ -28,10 +28,11 @@ from altgrad.spec import LocatedError
 from altgrad.store import Checkpoints, Run, RunFiles, RunStore, Sink, Tracker
 from altgrad.store.mirror import MirrorSink
 from altgrad.training import checkpoint
+from altgrad.training.carry import carry, evaluation_model
 from altgrad.training.evaluate import evaluate
 from altgrad.training.micro_batches import Gradients
 from altgrad.training.regions import compile_seconds
-from altgrad.training.restore import resume
+from altgrad.training.restore import taken_up
 from altgrad.training.run import RunSpec
 from altgrad.training.state import EDITION, TrainState
 from altgrad.training.twin import TWIN_KEYS, Twin, find_twin
@@ -98,10 +99,9 @@ def train_run(
     With a process group (torchrun), all its processes call this and train the run together; the first alone writes.
     """
     assert spec.is_resolved and spec.threads is not None, "a run is trained from its resolved spec"
-    processes = Processes.present()
+    processes, device = Processes.present(), torch.device(device)
     spec.check_processes(processes)
     torch.set_num_threads(spec.threads)
-    device = torch.device(device)
     if device.type == "cuda":
         _compute_deterministically()
     with run.lock() if processes.is_first else nullcontext():
@@ -110,7 +110,7 @@ def train_run(
         newest = snapshots.newest()
         twin = _twin(spec, run, dataset)
         progress("making the model" if newest is None else "reading the checkpoint")
-        state = resume(spec, dataset, device, newest, twin)
+        state = taken_up(run, spec, dataset, device, newest, twin)
         if newest is not None:
             run.check_logs(state.logged)
         state.watch.processes = processes
@@ -130,7 +130,8 @@ def train_run(
             if state.edition < EDITION:
                 tracker.event(state.step, "notice", FIRST_EDITION)
             begun = "resumed" if newest is not None else "started"
-            tracker.event(state.step, begun, f"{begun} at step {state.step} of {spec.steps}", device=str(device))
+            off = f", off {spec.branch.run}" if newest is None and spec.branch is not None else ""
+            tracker.event(state.step, begun, f"{begun} at step {state.step} of {spec.steps}{off}", device=str(device))
             return _Training(spec, run, dataset, state, twin, snapshots, files, tracker, interrupted, until).carry_on()
         except Exception as error:
             with suppress(OSError, ValueError):  # where the disk is full or the folder gone, that is what must be told
@@ -179,17 +180,21 @@ class _Training:
         self.began = time.perf_counter() - state.seconds
         self.saved = max(snapshots.steps(), default=-1)
         self.interval = (0.0, 0)
-        self.gradients = Gradients(spec, dataset, state)
-        self.phase = "compiling, then training" if spec.compile else "training"
+        self.now = state.spec
+        self.gradients = Gradients(self.now, dataset, state)
+        self.doing = "compiling, then training" if spec.compile else "training"
 
     def carry_on(self) -> Outcome:
         """Steps, evaluations and checkpoints until the run completes, diverges or is interrupted."""
         state, spec = self.state, self.spec
+        if state.step > self.saved and spec.branch is not None and self.saved < 0:
+            self.save()  # from here on the run no longer needs the one that it branched from
         if spec.compile:
             seconds = round(compile_seconds(state.model, spec.compile))
             message = f"Compiling takes about {seconds} s before the first step, less where torch's cache has it."
             self.tracker.event(state.step, "notice", message, compiling=seconds)
         while True:
+            state = self.state  # another one since the last step, where a phase has begun
             last = state.step >= spec.steps
             if (last or state.step % spec.evaluate_every == 0) and state.evaluated < state.step and not self.evaluate():
                 return self.stop("interrupted", "stopped on request during evaluation")
@@ -204,9 +209,11 @@ class _Training:
 
     def step(self) -> str | None:
         """One optimizer step. Returns why the run should end, if it should."""
-        state, spec, started = self.state, self.spec, time.perf_counter()
-        number = state.step + 1
-        progress(self.phase, state.step, spec.steps)
+        started, spec, number = time.perf_counter(), self.spec, self.state.step + 1
+        if spec.phase_of(number) != spec.phase_of(self.state.step):
+            self.enter_phase(number)
+        state = self.state
+        progress(self.doing, state.step, spec.steps)
         state.watch.begin(number)
         state.roster.begin(number)
         state.model.train()
@@ -232,14 +239,33 @@ class _Training:
         commit(state.model, self.processes, sums=sums, maxima=maxima)
         seen |= state.watch.finish()
         acted += state.roster.finish()
+        acted += state.roster.alarmed([(kind, a.quantity) for kind, report in seen.items() for a in report.alarms])
         if acted.recast:
             self.gradients.recompile()
 
-        state.step, self.phase = number, "training"
+        state.step, self.doing = number, "training"
         self.interval = self.interval[0] + time.perf_counter() - started, self.interval[1] + self.gradients.tokens
         state.tokens += self.gradients.tokens
         self.log(loss_now, norm_now, spec.optimizer.lr * factor, seen, acted)
+        if acted.enter is not None:
+            self.enter(self.now.with_rules(acted.enter))
         return None if acted.carry_on else next((report.stop for report in seen.values() if report.stop), None)
+
+    def enter_phase(self, number: int) -> None:
+        """Go over to the phase that begins with step `number`."""
+        phase = self.spec.phase_of(number)
+        with self.spec.in_phase(phase) as now:
+            self.enter(now)
+        last = self.spec.precision.ends(self.spec.steps)[phase]
+        message = f"phase {phase} of precision begins: steps {number} to {last}"
+        # An event of the step that it begins with: a run taken back to the checkpoint before enters it again.
+        self.tracker.event(number, "phase", message, phase=phase, until=last)
+
+    def enter(self, now: RunSpec) -> None:
+        """Go on by another spec from the next step on."""
+        self.now, self.state = now, carry(self.state, now, self.dataset, twin=self.twin)
+        self.gradients = Gradients(now, self.dataset, self.state)
+        self.doing = "compiling, then training" if self.spec.compile else "training"
 
     def log(self, loss: float, norm: float, lr: float, seen: dict[str, Report], acted: Intervened) -> None:
         """Write down what the step gave: numbers at the logging cadence, monitors whenever they were due."""
@@ -269,9 +295,11 @@ class _Training:
 
     def evaluate(self) -> bool:
         """Log the validation split's numbers; False if interrupted."""
-        with self.gradients.evaluation():
+        casts = self.spec.evaluate_with
+        model = self.state.model if casts is None else evaluation_model(self.state, self.now, casts, self.dataset)
+        with self.gradients.evaluation() if casts is None else nullcontext():
             found = evaluate(
-                self.state.model, self.dataset, compute=self.spec.compute, limit=self.spec.evaluate_limit,
+                model, self.dataset, compute=self.spec.compute, limit=self.spec.evaluate_limit,
                 interrupted=self.interrupted,
             )  # fmt: skip
         if found is None:

@@ -1,25 +1,8 @@
 """What must hold before a run may start, and the run that can be started: for `train`, `sweep` and everybody else.
 
-A sweep that plans what no worker will train finds out hours later, so all ask here and nowhere else. The model is built
-on the meta device, which costs no memory: names and shapes decide every rule, group, storage, intervention and monitor.
-
-    open_data     the data can be read                             fit        the parts go with one another
-    check_start   weights to begin from, twin and monitors are there and fit
-    resolve       what a spec leaves to the machine: threads, and the engine of the casts
-    prepare       all of it, for one run, from whatever a spec is written in
-
-What is wrong is a LocatedError, whose location is that of the part of the run spec to blame; `prepare` and what it
-gives say it as a SpecError, with the place where that part was written. What the machine cannot do is a MachineError.
-
-Compiling pays only when what it saves over the whole run is more than several compilations cost:
-
-    auto  ->  compiled   if steps * elements cast per step * 0.3 ns > 60 s, and a C++ compiler is there
-              eager      otherwise
-
-0.3 ns is what a fused cast saved per element against the eager one (2^20 elements, two threads; see bench/), 60 s what
-about ten graphs take to build. Both numbers only decide how fast a run is: the bits are the same. `compile: auto` asks
-likewise for twice what its graphs take to build; it takes repeated blocks, where a model has them, since one graph
-serves them all.
+A sweep that plans what no worker will train finds out hours later, so all ask here and in `altgrad.training.fitting`,
+and nowhere else. `prepare` asks all of it for one run, from whatever a spec is written in. It and what it gives say
+what is wrong as a SpecError, with the place where that part was written; what the machine cannot do is a MachineError.
 """
 
 import platform
@@ -27,131 +10,32 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import torch
-from torch import Tensor, nn
 
 from altgrad import __version__
 from altgrad.data.dataset import Dataset
-from altgrad.document import Document
+from altgrad.document import Document, Location
 from altgrad.measures.metric import headline
-from altgrad.monitors import Context
-from altgrad.nn import Processes, QuantizedLayer, weight_names
-from altgrad.nn.policy import Decision
+from altgrad.nn import Processes, weight_names
 from altgrad.nn.processes import own_device, process_group
 from altgrad.nn.slots import SLOTS, LayerPrecision
-from altgrad.optim import Optimizer
-from altgrad.optim.storage import GridStorage
 from altgrad.progress import progress
-from altgrad.quantize.engine import missing_compiler
 from altgrad.spec import LocatedError, MachineError
 from altgrad.spec.annotations import Shape, alternatives, of_field, plain
 from altgrad.store import Run, RunStore, Sink, run_id
 from altgrad.store.checkout import revision
-from altgrad.training.estimate import Estimate, estimate, shapes_only
-from altgrad.training.initial import fitting_weights, leak_warning
+from altgrad.training.estimate import Estimate, estimate
+from altgrad.training.fitting import Fitted, check_start, fit_phases, open_data, resolve
+from altgrad.training.initial import leak_warning
 from altgrad.training.loop import Outcome, train_run
-from altgrad.training.regions import blocks_of, compile_seconds
-from altgrad.training.restore import read_data, same_data
+from altgrad.training.restore import same_data
 from altgrad.training.run import RunSpec
-from altgrad.training.state import build_model, build_optimizer, build_roster
-from altgrad.training.twin import Twin, find_twin
-from altgrad.watching import MonitorSet
-
-SAVED_PER_ELEMENT = 0.3e-9
-WORTH_COMPILING = 60.0
-GAINS = 2.0
+from altgrad.training.state import build_model
+from altgrad.training.twin import Twin
 
 Source = str | Path | Mapping[str, Any] | RunSpec | Document
-
-
-@dataclass(frozen=True)
-class Fitted:
-    """A run's model and optimizer, without memory."""
-
-    model: nn.Module
-    optimizer: Optimizer
-
-    @property
-    def stored(self) -> dict[str, str]:
-        """Parameters that are kept on a grid, by name: how, in words."""
-        found: dict[str, str] = {}
-        for group, storage in zip(self.optimizer.param_groups, self.optimizer.storages, strict=True):
-            if isinstance(storage, GridStorage):
-                words = f"{storage.kind} {storage.format}" + (" tracked" if storage.scale == "tracked" else "")
-                found |= dict.fromkeys((self.optimizer.names[p] for p in group["params"]), words)
-        return found
-
-
-def open_data(spec: RunSpec) -> Dataset:
-    """The run's data. LocatedError where it cannot be read."""
-    with _blamed_on("data"):
-        return read_data(spec)
-
-
-def fit(spec: RunSpec, dataset: Dataset, processes: Processes, model: nn.Module | None = None) -> Fitted:
-    """The run's parts, which go with one another; LocatedError where they do not.
-
-    model: as `shapes` gives it, where that is known already.
-    """
-    model = shapes(spec, dataset) if model is None else model
-    if spec.compile == "blocks" and not blocks_of(model):
-        raise LocatedError(("compile",), "this model repeats no block that has casts; use compile: model.")
-    with shapes_only(), _blamed_on("model"):
-        optimizer = build_optimizer(spec, model)
-        build_roster(spec, model, optimizer)
-        spec.check_processes(processes)
-    return Fitted(model, optimizer)
-
-
-def shapes(spec: RunSpec, dataset: Dataset) -> nn.Module:
-    """The run's quantised model on the meta device. LocatedError where it cannot be built."""
-    with shapes_only(), _blamed_on("model"):
-        return build_model(spec, dataset.vocabulary, dataset.outputs)
-
-
-def check_start(spec: RunSpec, dataset: Dataset, fitted: Fitted, store: RunStore) -> Twin | None:
-    """The run's twin, if it names one. LocatedError where that cannot serve, where the weights to begin from cannot be
-    read or do not fit, and for monitors that lack what they ask for of the run or its twin.
-    """
-    with _blamed_on("twin"):
-        twin = find_twin(spec, store, dataset)
-    with _blamed_on("monitors"):
-        context = Context(-(-dataset.epoch_batches // spec.accumulate), None if twin is None else twin.rows)
-        with shapes_only():
-            MonitorSet(spec.monitors, fitted.model, fitted.optimizer, context).close()
-    if spec.init_from is not None:
-        with _blamed_on("init_from"):
-            fitting_weights(fitted.model, spec.model, spec.init_from)
-    return twin
-
-
-def resolve(spec: RunSpec, model: nn.Module, tokens: int, device: torch.device) -> tuple[RunSpec, str | None]:
-    """The resolved spec, and a notice for people if it is not what was asked for.
-
-    model: as the spec builds it, on any device. tokens: of one micro-batch.
-    """
-    threads = spec.threads or torch.get_num_threads()
-    why = missing_compiler(device)
-    engine, notice = spec.engine, None
-    saved = spec.steps * spec.accumulate * elements_cast(model, tokens) * SAVED_PER_ELEMENT
-    if engine == "auto":
-        engine = "compiled" if saved > WORTH_COMPILING and why is None else "eager"
-    elif engine == "compiled" and why is not None:
-        engine, notice = "eager", f"engine: eager instead of compiled, because {why}"
-    compile_ = spec.compile
-    if compile_ == "auto":
-        how: Literal["blocks", "model"] = "blocks" if blocks_of(model) else "model"
-        can = why is None and spec.data.one_shape
-        compile_ = how if can and saved > GAINS * compile_seconds(model, how) else False
-    return spec.model_copy(update={"threads": threads, "engine": engine, "compile": compile_}), notice
-
-
-def elements_cast(model: nn.Module, tokens: int) -> int:
-    """How many elements one forward and backward pass over so many tokens casts, each operand counted once."""
-    shapes = [module.weight.shape for module in model.modules() if isinstance(module, QuantizedLayer)]
-    return sum(tokens * (rows + columns) + rows * columns for rows, columns in shapes)
 
 
 @dataclass(frozen=True)
@@ -165,11 +49,15 @@ class Prepared:
     document: Document
     dataset: Dataset
     device: torch.device
-    decisions: Sequence[Decision]
-    fitted: Fitted
-    """Model and optimizer without memory."""
+    phases: Sequence[Fitted]
+    """Model and optimizer of each phase, without memory; a run without phases has one."""
     warning: str | None
     notify: Callable[[str], None]
+
+    @property
+    def fitted(self) -> Fitted:
+        """Model and optimizer of the first phase."""
+        return self.phases[0]
 
     @property
     def parameters(self) -> int:
@@ -178,15 +66,11 @@ class Prepared:
 
     @property
     def quantised(self) -> int:
-        """How many of them enter a format, in a cast or in storage."""
-        model, stored = self.fitted.model, self.fitted.stored
-        weights = {
-            model.get_submodule(d.name).weight
-            for d in self.decisions
-            if d.precision is not None and any(d.precision.slots[slot] for slot in SLOTS if slot[1] == "weight")
-        }
-        weights |= {p for name, p in model.named_parameters() if name in stored}
-        return sum(weight.numel() for weight in weights if isinstance(weight, Tensor))
+        """How many of them enter a format, in a cast or in storage, in one phase or another."""
+        found: dict[str, int] = {}
+        for fitted in self.phases:
+            found |= {name: fitted.model.get_parameter(name).numel() for name in fitted.quantised}
+        return sum(found.values())
 
     @property
     def worse(self) -> dict[str, str]:
@@ -204,18 +88,20 @@ class Prepared:
     def check_start(self, runs: Path) -> Twin | None:
         """The run's twin, if it names one. SpecError where the function of this name finds something wrong."""
         with self.placed():
-            return check_start(self.spec, self.dataset, self.fitted, RunStore(runs))
+            return check_start(self.spec, self.dataset, self.phases, RunStore(runs))
 
-    def casts(self) -> list[dict[str, Any]]:
+    def casts(self, phase: int = 0) -> list[dict[str, Any]]:
         """Every Linear with its six slots, its storage, and the rule that decided it with its place, in words."""
-        names, stored, found = weight_names(self.fitted.model), self.fitted.stored, []
-        for decision in self.decisions:
+        fitted, policy = self.phases[phase], self.spec.precision.policies[phase]
+        at: Location = ("precision", "phases", phase) if self.spec.precision.phases else ("precision",)
+        names, stored, found = weight_names(fitted.model), fitted.stored, []
+        for decision in fitted.decisions:
             layer = decision.precision or LayerPrecision({})
             slots = {".".join(slot): layer.text(slot) for slot in SLOTS}
             rule = "no rule matches"
             if decision.rule is not None:
-                rule = f"rule {decision.rule} at {self.document.where(('precision', 'rules', decision.rule))}"
-                place = self.spec.precision.rules[decision.rule].place
+                rule = f"rule {decision.rule} at {self.document.where((*at, 'rules', decision.rule))}"
+                place = policy.rules[decision.rule].place
                 rule += "" if place is None else f" ({place})"
             weight = names.get(decision.name, f"{decision.name}.weight")  # a tied head's is the embedding's
             storage = stored.get(weight, "master")
@@ -223,8 +109,12 @@ class Prepared:
         return found
 
     def estimate(self, twin: Twin | None) -> Estimate:
-        """What the run would take. Once only."""
-        return estimate(self.spec, self.dataset, self.fitted.model, self.fitted.optimizer, twin)
+        """What the run would take, in the phase that takes most. Once only."""
+        found = []
+        for number, fitted in enumerate(self.phases):
+            with self.spec.in_phase(number) as spec:
+                found.append(estimate(spec, self.dataset, fitted.model, fitted.optimizer, twin))
+        return max(found, key=lambda each: each.total)
 
     def ensure(self, run: Run, beginning: Run | None = None) -> Run:
         """The run, created if it is new, with the logs and checkpoints of `beginning`.
@@ -304,9 +194,9 @@ def prepare(
     with _placed(document):
         dataset = open_data(spec)
         progress("checking the spec against the model")
-        fitted = fit(spec, dataset, processes)
+        phases = fit_phases(spec, dataset, processes)
     asked = spec
-    spec, notice = resolve(spec, fitted.model, dataset.batch(0).inputs.numel(), where)
+    spec, notice = resolve(spec, [each.model for each in phases], dataset.batch(0).inputs.numel(), where)
     if exact and spec != asked:
         why = notice or f"it leaves threads or engine to the machine (here {spec.threads} and {spec.engine})"
         if asked.compile != spec.compile:
@@ -315,7 +205,7 @@ def prepare(
     warning = leak_warning(spec)
     for line in filter(None, (_left_out(dataset), notice, spec.warmup_notice, *spec.recipe_notices, warning)):
         notify(line)
-    return Prepared(spec, document, dataset, where, spec.precision.decide(fitted.model), fitted, warning, notify)
+    return Prepared(spec, document, dataset, where, phases, warning, notify)
 
 
 def load_all() -> None:
@@ -375,17 +265,3 @@ def _placed(document: Document) -> Iterator[None]:
         yield
     except LocatedError as error:
         raise document.error(error.location, str(error)) from None
-
-
-@contextmanager
-def _blamed_on(part: str) -> Iterator[None]:
-    """What goes wrong in the block is that part's fault, unless it knows better."""
-    try:
-        yield
-    except LocatedError:
-        raise
-    except (ValueError, OSError) as error:
-        said = str(error)
-        if isinstance(error, OSError) and error.filename:
-            said = f"{error.filename}: {error.strerror}."  # without the number
-        raise LocatedError((part,), said) from None

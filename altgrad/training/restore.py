@@ -14,20 +14,23 @@ from torch import Tensor, nn
 from altgrad.data.dataset import Dataset
 from altgrad.data.tokens import on_progress
 from altgrad.progress import progress
-from altgrad.store import Checkpoint, Run
+from altgrad.spec import LocatedError
+from altgrad.store import Checkpoint, Run, RunStore
 from altgrad.store.checkpoints import mismatch
 from altgrad.training import checkpoint
+from altgrad.training.carry import carry
 from altgrad.training.micro_batches import MicroBatches
 from altgrad.training.run import RunSpec
 from altgrad.training.state import TrainState
 from altgrad.training.twin import Twin
 
-__all__ = ["Restored", "located", "restore", "resume", "same_data", "spec_of"]
+__all__ = ["Restored", "branch_point", "branched", "located", "restore", "resume", "same_data", "spec_of", "taken_up"]
 
 
 @dataclass(frozen=True)
 class Restored:
-    """A run at a step. ahead: the batches are those of so many steps later."""
+    """A run at a step. spec: what it is at that step, see `RunSpec.at`. ahead: the batches are those of so many steps
+    later."""
 
     run: Run
     spec: RunSpec
@@ -75,18 +78,78 @@ def restore(run: Run, at: Checkpoint | int | None = None, device: torch.device |
     dataset = read_data(spec)
     same_data(run, dataset)
     progress("reading the checkpoint")
-    state = resume(spec, dataset, torch.device(device), snapshot)
+    state = taken_up(run, spec, dataset, torch.device(device), snapshot)
     state.model.train()
-    return Restored(run, spec, dataset, state)
+    return Restored(run, state.spec, dataset, state)
+
+
+def taken_up(
+    run: Run,
+    spec: RunSpec,
+    dataset: Dataset,
+    device: torch.device,
+    snapshot: Checkpoint | None,
+    twin: Twin | None = None,
+) -> TrainState:
+    """The state of a run at a checkpoint of its own; without one as it begins, which may be where it branches off."""
+    if snapshot is None and spec.branch is not None:
+        return branched(spec, RunStore(run.path.parent.parent), dataset, device, twin)
+    return resume(spec, dataset, device, snapshot, twin)
 
 
 def resume(
     spec: RunSpec, dataset: Dataset, device: torch.device, snapshot: Checkpoint | None, twin: Twin | None = None
 ) -> TrainState:
     """The state at a checkpoint; without one as it begins. Errors as `TrainState.build` and `checkpoint.load`."""
-    state = TrainState.build(spec, dataset, device, fresh=snapshot is None, twin=twin)
+    with spec.in_phase(spec.phase_of(0 if snapshot is None else snapshot.step)) as now:
+        now = now if snapshot is None else _changed(now, snapshot)
+        state = TrainState.build(now, dataset, device, fresh=snapshot is None and spec.branch is None, twin=twin)
     if snapshot is not None:
         checkpoint.load(state, snapshot)
+    return state
+
+
+def _changed(spec: RunSpec, snapshot: Checkpoint) -> RunSpec:
+    """The spec with what interventions had made of its precision."""
+    kept = checkpoint.record(snapshot).get("interventions", {})
+    for each in spec.interventions:
+        if (policy := each.entered(kept.get(each.kind, {}))) is not None:
+            spec = spec.with_rules(policy)
+    return spec
+
+
+def branch_point(spec: RunSpec, store: RunStore, dataset: Dataset) -> tuple[RunSpec, Checkpoint]:
+    """The spec of the run that this one branches from, and its checkpoint. ValueError where it cannot be gone on from.
+
+    Raises ValueError too where the data is no longer what that run was made with.
+    """
+    assert spec.branch is not None
+    run = store.find(spec.branch.run)
+    theirs, snapshot = spec_of(run), _snapshot(run, spec.branch.step)
+    assert snapshot is not None, "a branch begins after step 1 or later"
+    if theirs.data == spec.data:
+        same_data(run, dataset)
+    changing = [each.kind for each in (*theirs.interventions, *spec.interventions) if each.changes_formats]
+    if changing:
+        raise ValueError(f"{changing[0]} changes formats on its way, of which a branch knows nothing; leave it out.")
+    return theirs, snapshot
+
+
+def branched(
+    spec: RunSpec, store: RunStore, dataset: Dataset, device: torch.device, twin: Twin | None = None
+) -> TrainState:
+    """The state at the step of another run that the spec branches from, as this spec has it from there on.
+
+    Raises LocatedError where there is none, see `branch_point`, and for another model.
+    """
+    try:
+        theirs, snapshot = branch_point(spec, store, dataset)
+    except ValueError as error:
+        raise LocatedError(("branch",), str(error)) from None
+    progress("reading the checkpoint")
+    old = resume(theirs, dataset, device, snapshot)
+    state = carry(old, spec.at(snapshot.step), dataset, twin=twin)
+    state.evaluated, state.seconds, state.logged = -1, 0.0, {}
     return state
 
 

@@ -7,10 +7,12 @@ again on resume. Where a run happens (the device, the folder) is not; it is note
 whoever looks on. So is the name of a recipe: what it said stands in the other keys, and decides.
 """
 
+import bisect
 import copy
 import math
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from typing import Annotated, Any, ClassVar, Literal, Self
 
 from pydantic import Field, field_validator, model_validator
@@ -27,6 +29,7 @@ from altgrad.recipes.note import RecipeNote
 from altgrad.spec import LocatedError, Since, Spec
 from altgrad.spec.assignment import assign_all
 from altgrad.store.mirror import MirrorSpec
+from altgrad.training.phases import Phase, Precision, blamed_on_phase
 
 Count = Annotated[int, Field(ge=1)]
 
@@ -56,6 +59,17 @@ class LossScale(Spec):
     noun: ClassVar[str] = "loss_scale"
 
 
+class Branch(Spec):
+    """A step of another run: `{run: project/id, step: 800}`."""
+
+    run: Annotated[str, Field(min_length=1)]
+    """Its project and id, in the folder of runs where this one is kept."""
+    step: Count
+    """A step of which it has a checkpoint."""
+
+    noun: ClassVar[str] = "a branch"
+
+
 class RunSpec(Spec):
     """One training run. See README for the meaning of each key."""
 
@@ -71,8 +85,12 @@ class RunSpec(Spec):
     """What is trained."""
     data: DatasetSpec
     """What it is trained on."""
-    precision: PrecisionPolicy = PrecisionPolicy()
-    """Ordered rules: which casts which layers make."""
+    precision: Precision = Precision()
+    """Ordered rules: which casts which layers make; or phases, each with rules of its own."""
+    evaluate_with: Annotated[PrecisionPolicy | None, Since(2)] = None
+    """The casts of validation during the run, `none` for none at all; null: those of training."""
+    branch: Annotated[Branch | None, Since(2)] = None
+    """A checkpoint of another run that this one goes on from; what the spec says holds from there on."""
     init_from: Annotated[str, Field(min_length=1)] | None = None
     """A run's folder, a Hugging Face folder or a .safetensors file to take the first weights from."""
     compute: Literal["float32", "bfloat16"] = "float32"
@@ -154,9 +172,24 @@ class RunSpec(Spec):
 
     @model_validator(mode="after")
     def _agree(self) -> "RunSpec":
+        try:
+            self.precision.ends(self.steps)
+        except LocatedError as error:
+            raise error.within("precision") from None
+        for number, spec in enumerate(self.interventions):
+            if self.precision.phases and spec.changes_formats:
+                raise LocatedError(
+                    ("interventions", number), f"{spec.kind} changes formats on its way, and so do phases; use one."
+                )
+        if self.branch is not None and self.branch.step >= self.steps:
+            raise LocatedError(
+                ("branch", "step"),
+                f"branch begins at step {self.branch.step}, and the run has {self.steps} steps; say more steps.",
+            )
         scaled = [
             f"rule {number}"
-            for number, rule in enumerate(self.precision.rules)
+            for policy in self.precision.policies
+            for number, rule in enumerate(policy.rules)
             for (_, operand), cast in rule.layer().slots.items()
             if operand == "grad_output" and cast is not None and cast.scaling.measures
         ]
@@ -198,7 +231,38 @@ class RunSpec(Spec):
 
     def deciding(self) -> dict[str, Any]:
         said = {key: value for key, value in self.tree().items() if key not in ("track", "recipe")}
-        return {**said, "precision": self.precision.deciding()}
+        said |= {"precision": self.precision.deciding()}
+        return said if self.evaluate_with is None else said | {"evaluate_with": self.evaluate_with.deciding()}
+
+    @property
+    def phases(self) -> range:
+        """The numbers of its phases, of which a run without has one."""
+        return range(len(self.precision.policies))
+
+    def phase_of(self, step: int) -> int:
+        """Which phase a step (from 1) belongs to; step 0, before training, to the first one."""
+        return bisect.bisect_left(self.precision.ends(self.steps), max(step, 1))
+
+    @contextmanager
+    def in_phase(self, number: int) -> Iterator["RunSpec"]:
+        """What the run is while a phase lasts: the same spec with the phase's rules. What a block finds wrong with
+        them is placed in the phase."""
+        phase = self.precision.phases[number] if self.precision.phases else None
+        with blamed_on_phase(number, phase):
+            yield self if phase is None else self._of(phase)
+
+    def at(self, step: int) -> "RunSpec":
+        """What the run is at a step, see `in_phase`."""
+        with self.in_phase(self.phase_of(step)) as found:
+            return found
+
+    def with_rules(self, policy: PrecisionPolicy) -> "RunSpec":
+        """The same with other casts."""
+        return self.model_copy(update={"precision": Precision(rules=policy.rules, recipe=policy.recipe)})
+
+    def _of(self, phase: Phase) -> "RunSpec":
+        found = self.with_rules(phase)
+        return found if phase.storage is None else found.model_copy(update={"storage": phase.storage})
 
     noun: ClassVar[str] = "a run spec"
 
@@ -217,6 +281,7 @@ class RunSpec(Spec):
     def recipe_notices(self) -> list[str]:
         """What people should hear of recipes: what of this run is not as they say, and what of the spec is not used."""
         notes = {"recipe": self.recipe, "precision": self.precision.recipe}
+        notes |= {f"phase {number}": phase.recipe for number, phase in enumerate(self.precision.phases)}
         return [line for key, note in notes.items() if note is not None for line in note.told(key)]
 
     @property

@@ -28,8 +28,9 @@ EDITION = 2
 
 @dataclass
 class TrainState:
-    """A run in progress. `step` counts finished optimizer steps."""
+    """A run in progress. `step` counts finished optimizer steps. spec: what the run is now, see `RunSpec.at`."""
 
+    spec: RunSpec
     model: nn.Module
     optimizer: Optimizer
     watch: MonitorSet
@@ -61,7 +62,11 @@ class TrainState:
                 initialise(model, spec.model, spec.init_from)
             except ValueError as error:
                 raise LocatedError(("init_from",), str(error)) from None
-        model.to(device)
+        return cls.around(model.to(device), spec, dataset, twin=twin)
+
+    @classmethod
+    def around(cls, model: nn.Module, spec: RunSpec, dataset: Dataset, *, twin: Twin | None = None) -> "TrainState":
+        """The same of a model that `build_model` made of this spec, with the weights that it has. Raises as `build`."""
         for quantizer in quantizers(model):
             quantizer.engine = "compiled" if spec.engine == "compiled" else "eager"
         optimizer = build_optimizer(spec, model)
@@ -70,23 +75,23 @@ class TrainState:
             watch = MonitorSet(spec.monitors, model, optimizer, context)
         except ValueError as error:
             raise LocatedError(("monitors",), str(error)) from None
-        return cls(model, optimizer, watch, build_roster(spec, model, optimizer))
+        return cls(spec, model, optimizer, watch, build_roster(spec, model, optimizer))
 
     def record(self) -> dict[str, Any]:
         """What is not a tensor, as plain JSON data."""
         return {
             "step": self.step, "tokens": self.tokens, "evaluated": self.evaluated, "seconds": self.seconds,
             "logged": dict(self.logged), "edition": EDITION,
-            "monitors": _plain(self.watch.state()), "interventions": _plain(self.roster.state()),
+            "monitors": plain_states(self.watch.state()), "interventions": plain_states(self.roster.state()),
         }  # fmt: skip
 
     def monitor_tensors(self) -> dict[str, Tensor]:
         """The tensors among the monitors' state, by `<kind>/<key>`."""
-        return _tensors(self.watch.state())
+        return state_tensors(self.watch.state())
 
     def intervention_tensors(self) -> dict[str, Tensor]:
         """The tensors among the interventions' state, by `<kind>/<key>`."""
-        return _tensors(self.roster.state())
+        return state_tensors(self.roster.state())
 
     def prepare(self, record: Mapping[str, Any]) -> None:
         """Change what interventions had changed, so that the tensors of a checkpoint find their places."""
@@ -100,22 +105,24 @@ class TrainState:
         self.seconds, self.logged = record["seconds"], record["logged"]
         self.edition = record.get("edition", 1)
         device = next(self.model.parameters()).device
-        self.watch.restore(_together(record["monitors"], monitor_tensors, device))
+        self.watch.restore(together(record["monitors"], monitor_tensors, device))
         if self.roster.members:
-            self.roster.restore(_together(record["interventions"], intervention_tensors, device))
+            self.roster.restore(together(record["interventions"], intervention_tensors, device))
 
 
 States = Mapping[str, Mapping[str, Any]]
 
 
-def _plain(states: States) -> dict[str, dict[str, Any]]:
+def plain_states(states: States) -> dict[str, dict[str, Any]]:
+    """What of the states of several kinds is no tensor."""
     return {
         kind: {key: value for key, value in state.items() if not isinstance(value, Tensor)}
         for kind, state in states.items()
     }
 
 
-def _tensors(states: States) -> dict[str, Tensor]:
+def state_tensors(states: States) -> dict[str, Tensor]:
+    """The tensors of the same, by `<kind>/<key>`."""
     return {
         f"{kind}/{key}": value
         for kind, state in states.items()
@@ -124,7 +131,8 @@ def _tensors(states: States) -> dict[str, Tensor]:
     }
 
 
-def _together(plain: States, tensors: Mapping[str, Tensor], device: torch.device) -> dict[str, dict[str, Any]]:
+def together(plain: States, tensors: Mapping[str, Tensor], device: torch.device) -> dict[str, dict[str, Any]]:
+    """The states again of what `plain_states` and `state_tensors` gave."""
     states = {kind: dict(state) for kind, state in plain.items()}
     for key, tensor in tensors.items():
         kind, _, name = key.partition("/")

@@ -182,6 +182,11 @@ class TrainedRun:
             return
         if now.steps < newest.step:
             raise ValueError(f"{self.id} has {newest.step} steps already; {now.steps} are fewer, train a new run.")
+        if old.precision.by_share:
+            raise ValueError(
+                f"{self.id} has phases that end at a percentage, so at other steps in a run of {now.steps}; give them "
+                "in steps, or train a new run."
+            )
         if any(old.schedule.at(s, old.steps) != now.schedule.at(s, now.steps) for s in range(newest.step)):
             _warn(
                 f"schedule {now.schedule.kind} spreads over all steps: the first {newest.step} of {now.steps} have "

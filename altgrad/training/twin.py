@@ -58,8 +58,9 @@ def find_twin(spec: RunSpec, store: RunStore, dataset: Dataset) -> Twin | None:
         raise ValueError(f"twin {error}") from None
     if run.status != "completed":
         raise ValueError(f"twin {run.id} is {run.status}; a twin is a completed run.")
-    if theirs.precision.rules or any(storage.kind != "master" for storage in theirs.storage):
-        where = "precision" if theirs.precision.rules else "storage"
+    casts = any(policy.rules for policy in theirs.precision.policies)
+    if casts or any(storage.kind != "master" for storage in theirs.storage):
+        where = "precision" if casts else "storage"
         raise ValueError(f"twin {run.id} is quantised itself ({where}); name its float32 or bfloat16 counterpart.")
     ours, others = _order(spec, dataset.describe()), _order(theirs, run.meta().get("data"))
     for key in [*ours, *others]:

@@ -12,6 +12,7 @@ can vary within it (sizes, scales, all tensors) is its input; what decides its s
 """
 
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from typing import Any, NamedTuple, cast
 
 import torch
@@ -152,7 +153,7 @@ def stored(update: Update, grid: Grid) -> Cast:
     for all counts of saturation. A master is looked at as it is now: what its next cast will make of it.
     """
     if update.storage == "master":
-        return cast_on(grid, update.after, "stored", "stored")
+        return replace(cast_on(grid, update.after, "stored", "stored"), clips=False)
     exact = grid_units(update.before.to(torch.float32) + update.requested, grid.scale)
     unbounded = round_units(exact, grid.format, Rounding.nearest_even)
     return Cast("stored", "stored", grid.format, grid.scale, exact, unbounded, grid_units(update.after, grid.scale))

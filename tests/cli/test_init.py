@@ -66,7 +66,7 @@ def test_hf_is_the_packaged_encoder_where_no_folder_is_given() -> None:
     path = written("--for", "hf")
     found = prepared(path)
     assert path == Path("model.yaml")
-    cast = [decision.name for decision in found.decisions if decision.rule is not None]
+    cast = [decision.name for decision in found.fitted.decisions if decision.rule is not None]
     assert len(cast) == 36 and all(".layer." in name for name in cast)
 
 
@@ -93,7 +93,7 @@ def test_a_model_of_ones_own_goes_on_learning_on_ones_own_text(here: Path) -> No
     found = prepared(path, "steps=1", "data.batch_size=2", "model.context=32")
     spec: Any = found.spec
     assert (spec.model.folder, spec.model.head, spec.data.tokenizer) == ("my model", "causal", "my model")
-    cast = {decision.name.partition("h.")[2] for decision in found.decisions if decision.rule is not None}
+    cast = {decision.name.partition("h.")[2] for decision in found.fitted.decisions if decision.rule is not None}
     assert cast == {f"{n}.{part}" for n in (0, 1) for part in ("attn.c_attn", "attn.c_proj", "mlp.c_fc", "mlp.c_proj")}
     assert found.train(here / "runs").status == "completed"
 

@@ -57,7 +57,7 @@ def test_usage_is_written_as_man_pages_have_it() -> None:
         page = CliRunner().invoke(app, [*path, "--help"], prog_name="altgrad").stdout
         usage[" ".join(path)] = page.splitlines()[0].partition(" [OPTIONS]")[2].strip()
         assert not re.search(r"[{}<]", page.partition("Options:")[0].partition("Arguments:")[2] + usage[" ".join(path)])
-    assert usage["train"] == "SPEC" and usage["init"] == "[PATH]" and usage["kinds"] == "[FAMILY]"
+    assert usage["train"] == "[SPEC]" and usage["init"] == "[PATH]" and usage["kinds"] == "[FAMILY]"
     assert usage["runs rm"] == "RUN..." and usage["runs export"] == "[RUN]..." and usage["compare"] == "TARGET..."
     assert usage["runs diff"] == "A B" and usage["report"] == ""
 

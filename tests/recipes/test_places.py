@@ -67,7 +67,10 @@ def test_a_recipe_that_finds_nothing_says_what_places_the_model_has(name: str) -
     without_head = stock("Llama", "Model", **SIZES)
     _, head = RULES.get(name, ((0, 1), False))
     if name != "modded_nanogpt_head":
-        with pytest.raises(LocatedError, match=r"place (body|attention_output) holds no Linear .* whose places are head 1 \(lm_head\)\."):
+        with pytest.raises(
+            LocatedError,
+            match=r"place (body|attention_output) holds no Linear .* whose places are head 1 \(lm_head\)\.",
+        ):
             policy(name).decide(without_body)
     if head:
         message = r"place head holds no Linear .* whose places are body 14 \(model\.|places are body 14 \(layers"

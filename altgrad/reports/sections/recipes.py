@@ -60,15 +60,24 @@ def recipe_of(spec: Mapping[str, Any]) -> str:
     """The recipe that a spec was made from, with its parameters and what of it is the spec's own; empty where there is
     none. Compute is all arms' (`_table` tells where it is not the recipes')."""
     precision = spec.get("precision")
-    for owner in (spec, precision if isinstance(precision, Mapping) else {}):
-        note = owner.get("recipe")
-        if isinstance(note, Mapping) and note.get("expanded"):
-            told = {key: value for key, value in note.items() if key not in RecipeNote.model_fields}
-            chosen = [f"{key} {value}" for key, value in (told | (note.get("changed") or {})).items()]
-            own = [*note.get("without", ()), *note.get("besides", ())] if owner is spec else []
-            chosen += [f"own {key}" for key in own if key != "compute"]
-            return f"{note['expanded']} ({', '.join(chosen)})" if chosen else str(note["expanded"])
-    return ""
+    precision = precision if isinstance(precision, Mapping) else {}
+    if phases := precision.get("phases"):
+        names = [_noted(phase) or ("own casts" if phase.get("rules") else "none") for phase in phases]
+        ends = [f" to {phase['until']}" if phase.get("until") else "" for phase in phases]
+        return ", then ".join(map("".join, zip(names, ends, strict=True)))
+    return _noted(spec, whole=True) or _noted(precision)
+
+
+def _noted(owner: Mapping[str, Any], *, whole: bool = False) -> str:
+    """The recipe that a part of a spec notes; empty where it notes none. whole: it is the run's."""
+    note = owner.get("recipe")
+    if not (isinstance(note, Mapping) and note.get("expanded")):
+        return ""
+    told = {key: value for key, value in note.items() if key not in RecipeNote.model_fields}
+    chosen = [f"{key} {value}" for key, value in (told | (note.get("changed") or {})).items()]
+    own = [*note.get("without", ()), *note.get("besides", ())] if whole else []
+    chosen += [f"own {key}" for key in own if key != "compute"]
+    return f"{note['expanded']} ({', '.join(chosen)})" if chosen else str(note["expanded"])
 
 
 def cost_of(arm: ComparedArm) -> ProductCost:
