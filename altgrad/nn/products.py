@@ -20,17 +20,18 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None, dtype: torch.dtype) -
     inner = dtype if x.dtype == weight.dtype == dtype else torch.float32
     added = None if bias is None else bias.to(dtype).to(inner)
     with torch.autocast(x.device.type, enabled=False):
-        return _rounded(F.linear(x.to(inner), weight.to(inner), added), dtype)
+        return rounded(F.linear(x.to(inner), weight.to(inner), added), dtype)
 
 
 def matmul(a: Tensor, b: Tensor, dtype: torch.dtype) -> Tensor:
     """a b, likewise."""
     inner = dtype if a.dtype == b.dtype == dtype else torch.float32
     with torch.autocast(a.device.type, enabled=False):
-        return _rounded(a.to(inner) @ b.to(inner), dtype)
+        return rounded(a.to(inner) @ b.to(inner), dtype)
 
 
-def _rounded(x: Tensor, dtype: torch.dtype) -> Tensor:
+def rounded(x: Tensor, dtype: torch.dtype) -> Tensor:
+    """x in dtype."""
     by_bits = torch.compiler.is_compiling() and x.dtype == torch.float32 and dtype == torch.bfloat16
     return (to_bfloat16(x) if by_bits else x).to(dtype)
 
