@@ -185,7 +185,8 @@ class Prepared:
             for d in self.decisions
             if d.precision is not None and any(d.precision.slots[slot] for slot in SLOTS if slot[1] == "weight")
         }
-        weights |= {p for name, p in model.named_parameters() if name in stored}
+        cast = {f"{target.name}.weight" for target in self.spec.precision.targets(model) if target.sort == "weight"}
+        weights |= {p for name, p in model.named_parameters(remove_duplicate=False) if name in {*stored, *cast}}
         return sum(weight.numel() for weight in weights if isinstance(weight, Tensor))
 
     @property
@@ -207,20 +208,28 @@ class Prepared:
             return check_start(self.spec, self.dataset, self.fitted, RunStore(runs))
 
     def casts(self) -> list[dict[str, Any]]:
-        """Every Linear with its six slots, its storage, and the rule that decided it with its place, in words."""
+        """Every Linear with its six slots, its storage, and its rule, in words; then what else is cast, likewise."""
         names, stored, found = weight_names(self.fitted.model), self.fitted.stored, []
         for decision in self.decisions:
             layer = decision.precision or LayerPrecision({})
             slots = {".".join(s): slot_text(layer.slots.get(s), layer.transforms.get(s[0])) for s in SLOTS}
-            rule = "no rule matches"
-            if decision.rule is not None:
-                rule = f"rule {decision.rule} at {self.document.where(('precision', 'rules', decision.rule))}"
-                place = self.spec.precision.rules[decision.rule].place
-                rule += "" if place is None else f" ({place})"
+            rule = "no rule matches" if decision.rule is None else self._rule(decision.rule)
             weight = names.get(decision.name, f"{decision.name}.weight")  # a tied head's is the embedding's
             storage = stored.get(weight, "master")
             found.append({"layer": decision.name, "slots": slots, "storage": storage, "rule": rule, "weight": weight})
+        for target in self.spec.precision.targets(self.fitted.model):
+            weight = f"{target.name}.weight" if target.sort == "weight" else ""
+            found.append({
+                "layer": target.name, "slots": {name: slot_text(spec) for name, spec in target.slots.items()},
+                "storage": stored.get(weight, "master"), "rule": self._rule(target.rule), "weight": weight,
+            })  # fmt: skip
         return found
+
+    def _rule(self, number: int) -> str:
+        """A rule with its place in the spec, in words."""
+        place = self.spec.precision.rules[number].place
+        words = f"rule {number} at {self.document.where(('precision', 'rules', number))}"
+        return words + ("" if place is None else f" ({place})")
 
     def estimate(self, twin: Twin | None) -> Estimate:
         """What the run would take. Once only."""
