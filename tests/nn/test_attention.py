@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+import altgrad
 from altgrad.models.attention import attention
 from altgrad.models.model import ModelSpec
 from altgrad.nn import PrecisionPolicy, casts_off, commit, dequantize_model, quantize_model, quantizers, unrecorded
@@ -218,14 +219,16 @@ def test_compiled_it_is_one_graph_with_the_same_bits(backend: str, groups: int) 
 SIZES = {"vocab_size": 64, "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 4}
 
 
-def stock(name: str, head: str, how: str = "sdpa") -> Any:
+def stock(name: str, head: str, how: str = "sdpa", layers: int = 2) -> Any:
     """A small model of transformers with weights."""
     transformers = pytest.importorskip("transformers", reason="transformers is an optional extra; its models are built")
     more = {"Llama": {"num_key_value_heads": 2}, "Mixtral": {"num_key_value_heads": 2, "num_local_experts": 2}}
     torch.manual_seed(0)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        config = getattr(transformers, f"{name}Config")(**SIZES, **more.get(name, {}), attn_implementation=how)
+        config = getattr(transformers, f"{name}Config")(
+            **SIZES | {"num_hidden_layers": layers}, **more.get(name, {}), attn_implementation=how
+        )
         return getattr(transformers, name + head)(config).eval()
 
 
@@ -341,3 +344,29 @@ def test_what_a_pass_cannot_have_is_said_in_one_line() -> None:
 def test_a_policy_without_attention_says_what_it_said() -> None:
     rule = PrecisionPolicy.made_from({"rules": [{"match": "*", "weight": "e4m3fn"}]}).tree()["rules"][0]
     assert not {"attention", "outputs"} & rule.keys()
+
+
+def test_a_watched_stock_llama_in_a_loop_of_ones_own_is_one_graph() -> None:
+    """`fullgraph`: a break is an error. Weights and what monitors say are those of the eager loop."""
+    torch._dynamo.reset()
+    found: list[Any] = []
+    ids = torch.randint(1, 64, (2, 8), generator=torch.Generator().manual_seed(2))
+    for compiled in (False, True):
+        model = stock("Llama", "ForCausalLM", layers=1).train()
+        rules = [{"place": "norms", "weight": "e4m3fn"}, {"place": "body", "weight": "e4m3fn"}]
+        quantize_model(model, policy(FP8 | {"query": DPA["query"]}, *rules))
+        optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+        watch = altgrad.watch(model, optimizer, [{"kind": "range", "every": 1}, "finite"])
+        model.model.config.use_cache = False
+        run = torch.compile(model, fullgraph=True, backend="eager") if compiled else model
+        seen = []
+        for _ in range(2):
+            run(input_ids=ids).logits.square().mean().backward()
+            optimizer.step(), optimizer.zero_grad()
+            altgrad.commit(model)
+            seen.append({key: value for key, value in watch.metrics.items() if not key.startswith("time/")})
+        found.append((seen, [p.detach() for p in model.parameters()]))
+    (eager, weights), (one, others) = found
+    assert one == eager and same(others, weights)
+    assert {f"range/model.layers.0.self_attn/{name}/amax" for name in ROLES} <= one[1].keys()
+    assert "range/model.layers.0.input_layernorm/weight/saturation_rate" in one[1]

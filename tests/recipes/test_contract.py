@@ -40,8 +40,9 @@ def test_it_is_a_run_whose_every_rule_decides_something(name: str) -> None:
     for rule in spec.precision.rules:
         assert rule.place is not None and RulePlace.parse(rule.place)
     with torch.device("meta"):
-        decisions = spec.precision.decide(spec.model.build(64, 64))
-    casting = {number for number, rule in enumerate(spec.precision.rules) if rule.layer().casts()}
+        model = spec.model.build(64, 64)
+        decisions = [*spec.precision.decide(model), *spec.precision.targets(model)]
+    casting = {number for number, rule in enumerate(spec.precision.rules) if not rule.casts_nothing}
     assert casting <= {decision.rule for decision in decisions}
     assert bool(casting) == ("precision" in recipe.run_keys)
     assert recipe.title and recipe.stays_high and recipe.source.authors
