@@ -147,6 +147,13 @@ class Rule(Spec):
         at_rest = self.place in ("norms", "embeddings") and self.weight is not None
         return self.attention is not None or self.outputs is not None or at_rest
 
+    def elsewhere(self) -> "Rule | None":
+        """The rule without what it casts of layers; None if nothing is left of it."""
+        if not self.casts_elsewhere or (self.attention is None and self.outputs is None):
+            return self if self.casts_elsewhere else None
+        of_layers = ("weight", "input", "grad_output", *PRODUCTS, "operands")
+        return self.model_copy(update={name: type(self).model_fields[name].default for name in of_layers})
+
     @property
     def casts_nothing(self) -> bool:
         """Whether it leaves what it finds as it is."""

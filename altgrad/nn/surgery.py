@@ -62,7 +62,7 @@ def quantize_model(model: nn.Module, policy: PrecisionPolicy | Any, *, seed: int
         install(model.get_submodule(decision.name), cast(LayerPrecision, decision.precision), decision.name, seed)
     for target in elsewhere:
         install_target(model, target, seed)
-    if chosen or elsewhere:
+    if chosen or any(target.sort == "attention" for target in elsewhere):
         fast_paths_off(model)
         prove_first_pass(model)
     follow_steps(model)

@@ -216,7 +216,7 @@ def _casts(spec: Mapping[str, Any]) -> tuple[str, str]:
     rules = _mappings(_mapping(spec.get("precision")).get("rules"))
     elsewhere = [rule for rule in rules if rule.get("place") in ("norms", "embeddings")]
     weights = _unique(_format(rule.get("weight")) for rule in rules if rule not in elsewhere)
-    words = [f"{rule['place']} {found}" for rule in elsewhere if (found := _format(rule.get("weight")))]
+    words = [f"{rule['place']} {fmt}" for rule in elsewhere if (fmt := _format(rule.get("weight")))]
     for part in ("attention", "outputs"):
         inside = (cast for rule in rules for name, cast in _mapping(rule.get(part)).items() if name != "operands")
         words += [f"{part} {'+'.join(found)}"] if (found := _unique(map(_format, inside))) else []

@@ -12,12 +12,24 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from altgrad import save_quantized
+from altgrad.diagnosis.sites import quantised_layers
 from altgrad.models.model import ModelSpec
-from altgrad.nn import casts_off, commit, dequantize_model, quantize_model, quantizers, unrecorded, weight_quantizers
+from altgrad.nn import (
+    PrecisionPolicy,
+    casts_off,
+    commit,
+    dequantize_model,
+    quantize_model,
+    quantizers,
+    unrecorded,
+    weight_quantizers,
+)
 from altgrad.nn.weight_casts import QuantizedWeight, is_norm
 from altgrad.quantize import Quantizer
 from altgrad.quantize.packed import load_quantized
+from altgrad.reports.arms import arm_of
 from altgrad.spec import LocatedError, SpecError
+from altgrad.symptoms import phase_of_site
 
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::UserWarning:torch")
 
@@ -124,6 +136,7 @@ def test_a_copy_and_a_pickle_go_on_alike() -> None:
     assert all(same(step(twin), expected) for twin in twins)
 
 
+@pytest.mark.long
 @pytest.mark.needs("c++")
 def test_compiled_it_is_one_graph_with_the_same_bits() -> None:
     torch._dynamo.reset()
@@ -183,3 +196,39 @@ def test_what_cannot_be_is_said_in_one_line(model: Any, rules: Any, says: str) -
         quantize_model(before, {"rules": rules})
     assert says in str(caught.value) and "\n" not in str(caught.value)
     assert not quantizers(before)
+
+
+def test_replays_say_that_they_take_layers_apart_alone() -> None:
+    for rules in ([NORMS], [STREAM], [{"place": "attention", "attention": {"query": "e4m3fn"}}]):
+        with pytest.raises(
+            ValueError, match=r"replays take the casts of Linears apart, and this run also casts blocks.0"
+        ):
+            quantised_layers(quantize_model(gpt(), {"rules": rules}))
+
+
+def test_a_rule_without_its_layers_keeps_the_rest() -> None:
+    """What advice on the Linears of a run leaves of its policy."""
+    mixed = {"place": "attention", "attention": {"query": "e4m3fn"}, "weight": "e4m3fn", "operands": "per_product"}
+    policy = PrecisionPolicy.made_from({"rules": (mixed, NORMS, {"match": "*", "weight": "e4m3fn"})})
+    kept = [rule.elsewhere() for rule in policy.rules]
+    assert kept[0] is not None and not kept[0].layer().casts() and kept[0].attention == policy.rules[0].attention
+    assert kept[1] == policy.rules[1] and kept[2] is None
+
+
+@pytest.mark.parametrize(
+    ("site", "phase"),
+    [("blocks.0.attention/query", "forward"), ("blocks.0.attention/value.output", "forward"),
+     ("blocks.0.attention/grad_scores", "backward"), ("blocks.0.attention/grad_output", "backward"),
+     ("blocks.0/output_gradient", "backward"), ("blocks.0/output", "forward"), ("norm/weight", "forward")],
+)  # fmt: skip
+def test_alarms_know_the_side_of_a_step(site: str, phase: str) -> None:
+    assert phase_of_site(site) == phase
+
+
+def test_an_arm_with_casts_elsewhere_is_no_baseline() -> None:
+    for rule, words in (
+        (NORMS, "FP32, norms e4m3fn"), (STREAM, "FP32, outputs bfloat16+e5m2"),
+        ({"place": "attention", "attention": {"query": "e4m3fn", "operands": "shared"}}, "FP32, attention e4m3fn"),
+    ):  # fmt: skip
+        arm = arm_of({"compute": "float32", "precision": {"rules": [rule]}, "optimizer": {"kind": "adamw"}})
+        assert arm.place == words and not arm.is_baseline
