@@ -210,26 +210,24 @@ class Prepared:
     def casts(self) -> list[dict[str, Any]]:
         """Every Linear with its six slots, its storage, and its rule, in words; then what else is cast, likewise."""
         names, stored, found = weight_names(self.fitted.model), self.fitted.stored, []
+
+        def add(layer: str, number: int | None, slots: Mapping[str, str], weight: str) -> None:
+            rule, storage = "no rule matches", stored.get(weight, "master")
+            if number is not None:
+                place = self.spec.precision.rules[number].place
+                rule = f"rule {number} at {self.document.where(('precision', 'rules', number))}"
+                rule += "" if place is None else f" ({place})"
+            found.append({"layer": layer, "slots": slots, "storage": storage, "rule": rule, "weight": weight})
+
         for decision in self.decisions:
             layer = decision.precision or LayerPrecision({})
             slots = {".".join(s): slot_text(layer.slots.get(s), layer.transforms.get(s[0])) for s in SLOTS}
-            rule = "no rule matches" if decision.rule is None else self._rule(decision.rule)
             weight = names.get(decision.name, f"{decision.name}.weight")  # a tied head's is the embedding's
-            storage = stored.get(weight, "master")
-            found.append({"layer": decision.name, "slots": slots, "storage": storage, "rule": rule, "weight": weight})
+            add(decision.name, decision.rule, slots, weight)
         for target in self.spec.precision.targets(self.fitted.model):
             weight = f"{target.name}.weight" if target.sort == "weight" else ""
-            found.append({
-                "layer": target.name, "slots": {name: slot_text(spec) for name, spec in target.slots.items()},
-                "storage": stored.get(weight, "master"), "rule": self._rule(target.rule), "weight": weight,
-            })  # fmt: skip
+            add(target.name, target.rule, {name: slot_text(spec) for name, spec in target.slots.items()}, weight)
         return found
-
-    def _rule(self, number: int) -> str:
-        """A rule with its place in the spec, in words."""
-        place = self.spec.precision.rules[number].place
-        words = f"rule {number} at {self.document.where(('precision', 'rules', number))}"
-        return words + ("" if place is None else f" ({place})")
 
     def estimate(self, twin: Twin | None) -> Estimate:
         """What the run would take. Once only."""
