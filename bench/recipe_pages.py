@@ -69,7 +69,9 @@ def _index(book: Sequence[Recipe]) -> str:
 
 def _index_row(recipe: Recipe, facts: Mapping[str, Any]) -> tuple[str, ...]:
     link, proof = f"[{recipe.name}]({recipe.name}.md)", "yes" if recipe.proof else "unproved"
-    slots = next((rule["slots"] for rule in facts["rules"] if not _is_high(rule)), None)
+    slots = next(
+        (rule["slots"] for rule in facts["rules"] if "forward.input" in rule["slots"] and not _is_high(rule)), None
+    )
     if slots is None:
         stored = ", ".join(f"{rule['kind']} {rule['format']}" for rule in facts["run"].get("storage", ()))
         return link, NOTHING, NOTHING, NOTHING, f"stored: {stored}", NOTHING, NOTHING, NOTHING, "none", proof

@@ -22,6 +22,7 @@ OPERANDS = {
     "grad_output": ("grad_input", "grad_weight"),
 }
 """The products that each operand enters."""
+PRODUCTS = ("forward", "grad_input", "grad_weight")
 PARTS = ("weights", "gradients", "storage", "optimizer", "casts", "monitors")
 
 
@@ -78,6 +79,10 @@ def operands(slots: Mapping[str, str]) -> list[tuple[str, str]]:
     if all(cast == "-" for cast in slots.values()):
         return [("not cast", "")]
     named: dict[str, list[str]] = {}
+    if not any("." in slot and slot.partition(".")[0] in PRODUCTS for slot in slots):  # of attention, a norm, an output
+        for slot, cast in slots.items():
+            named.setdefault(cast, []).append(slot)
+        return [(", ".join(names), cast) for cast, names in named.items()]
     for operand, products in OPERANDS.items():
         casts = {product: slots[f"{product}.{operand}"] for product in products}
         alike = len(set(casts.values())) == 1

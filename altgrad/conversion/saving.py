@@ -195,6 +195,7 @@ def _cast(tensor: StoredTensor, cast: TensorCast, writer: PackedWriter | None) -
     fmt, quantizer = cast.spec.format, cast.quantizer(tensor.shape)
     x = tensor.load()
     x = x.to(next((buffer.device for buffer in quantizer.buffers()), x.device))  # to the scales that training left
+    x = x[None] if x.ndim == 1 else x  # a norm's weight, as one row
     scale = whole_scale(x, quantizer)
     totals, histogram = dict(_NOTHING), torch.zeros(1 << fmt.bits, dtype=torch.int64)
     if writer is not None:

@@ -23,6 +23,7 @@ from altgrad.nn import PrecisionPolicy, QuantizedLayer
 from altgrad.nn.layers import EMBEDDINGS, HEADS, is_turned
 from altgrad.nn.names import literal, matches
 from altgrad.nn.policy import Decision
+from altgrad.nn.weight_casts import QuantizedWeight
 from altgrad.quantize import Quantizer, QuantizerSpec
 from altgrad.quantize.parts import Axis
 from altgrad.recipes.recipe import Recipe
@@ -55,7 +56,7 @@ class TensorCast:
         """What casts a tensor of this shape."""
         if self.own is not None:
             return self.own
-        rows = shape[0 if self.reduced == "last" else 1]
+        rows = None if len(shape) == 1 else shape[0 if self.reduced == "last" else 1]
         return Quantizer(
             self.spec, f"{self.module}/weight", "weight", rows=rows, reduced=self.reduced, shape=tuple(shape)
         )
@@ -99,7 +100,7 @@ class Source:
         if self.own_casts():
             raise ValueError(f"{self.name} is quantised already; leave out the policy, or `dequantize_model` it first.")
         by_layer: dict[nn.Module, TensorCast] = {}
-        for decision in policy.decide(self.model):
+        for decision in policy.decide(self.model, at_rest=True):
             cast = _weight_cast(decision)
             if cast is None or any(matches(pattern, [decision.name]) for pattern in without):
                 continue
@@ -107,15 +108,18 @@ class Source:
                 _require_castable(self._tensor(decision.name))
             layer = self.model.get_submodule(decision.name)
             by_layer[layer] = TensorCast(decision.name, cast, "first" if is_turned(layer) else "last")
+        for name, spec in _weights_elsewhere(policy, self.model).items():
+            by_layer[self.model.get_submodule(name)] = TensorCast(name, spec, "last")
         return self._under_all_names(by_layer)
 
     def own_casts(self) -> dict[str, TensorCast]:
         """The casts of a model that is quantised; none for any other."""
         by_layer: dict[nn.Module, TensorCast] = {}
         for name, layer in [] if self.model is None else self.model.named_modules():
-            quantizer = layer.slot_casts.get(("forward", "weight")) if isinstance(layer, QuantizedLayer) else None
-            if quantizer is not None:
+            quantizer = layer.quantizer if isinstance(layer, QuantizedWeight) else None
+            if isinstance(layer, QuantizedLayer) and (quantizer := layer.slot_casts.get(("forward", "weight"))):
                 _require_at_rest(name, quantizer.spec, "forward" in layer.transforms)
+            if quantizer is not None:
                 by_layer[layer] = TensorCast(name, quantizer.spec, quantizer.reduced, quantizer)
         return self._under_all_names(by_layer)
 
@@ -229,7 +233,8 @@ def casts_by_name(
     }
     conv1d = any(_is_conv1d(tensor) for tensor in tensors)
     found = {}
-    for decision in _decisions(policy, _skeleton(tensors, candidates)):
+    skeleton = _skeleton(tensors, candidates)
+    for decision in _decisions(policy, skeleton):
         cast = _weight_cast(decision)
         if cast is None:
             continue
@@ -237,6 +242,19 @@ def casts_by_name(
         _require_castable(tensor)
         turned = conv1d and decision.name.rpartition(".")[2] in _CONV1D
         found[tensor.name] = TensorCast(decision.name, cast, "first" if turned else "last")
+    for name, spec in _weights_elsewhere(policy, skeleton).items():
+        tensor = next(tensor for tensor in tensors if tensor.name == f"{name}.weight")
+        _require_castable(tensor)
+        found[tensor.name] = TensorCast(name, spec, "last")
+    return found
+
+
+def _weights_elsewhere(policy: PrecisionPolicy, model: nn.Module) -> dict[str, QuantizerSpec]:
+    """The casts of norms' and tables' weights, by module. ValueError for one that rests as a sum of two."""
+    found = {}
+    for target in policy.targets(model, at_rest=True):
+        found[target.name] = spec = target.slots["weight"]
+        _require_at_rest(target.name, spec, False)
     return found
 
 
@@ -252,11 +270,11 @@ def _weight_cast(decision: Decision) -> QuantizerSpec | None:
 def _decisions(policy: PrecisionPolicy, skeleton: nn.Module) -> list[Decision]:
     """By the names of the file; where a rule has none of them, also by those that a run of kind hf gives its layers."""
     try:
-        return policy.decide(skeleton)
+        return policy.decide(skeleton, at_rest=True)
     except LocatedError as error:
         vars(skeleton)["also_named"] = _in_a_run
         try:
-            return policy.decide(skeleton)
+            return policy.decide(skeleton, at_rest=True)
         except LocatedError:
             raise error from None
 
@@ -297,21 +315,32 @@ def _is_conv1d(tensor: StoredTensor) -> bool:
 
 
 def _skeleton(tensors: Sequence[StoredTensor], linears: Collection[str]) -> nn.Module:
-    """Empty modules named after the tensors: a Linear for each of `linears`, a list where the children are numbers."""
+    """Empty modules named after the tensors: a Linear for each of `linears`, a norm or a table for what is named so, a
+    list where the children are numbers."""
     tree: Tree = {}
+    leaves: dict[str, nn.Module] = {name: nn.Linear(1, 1, device="meta") for name in linears}
+    for tensor in tensors:
+        name, _, leaf = tensor.name.rpartition(".")
+        if leaf != "weight" or name in leaves:
+            continue
+        last = name.rpartition(".")[2].casefold()
+        if len(tensor.shape) == 1 and ("norm" in last or last.startswith("ln_")):
+            leaves[name] = nn.LayerNorm(1, device="meta")
+        elif len(tensor.shape) == 2 and any(matches(pattern, [name]) for pattern in EMBEDDINGS):
+            leaves[name] = nn.Embedding(1, 1, device="meta")
     for name in [*(tensor.name.rpartition(".")[0] for tensor in tensors), *linears]:
         node = tree
         for part in name.split(".") if name else ():
             node = node.setdefault(part, {})
-    return _module_of("", tree, linears)
+    return _module_of("", tree, leaves)
 
 
-def _module_of(name: str, tree: Tree, linears: Collection[str]) -> nn.Module:
-    children = {key: _module_of(f"{name}.{key}" if name else key, node, linears) for key, node in tree.items()}
+def _module_of(name: str, tree: Tree, leaves: Mapping[str, nn.Module]) -> nn.Module:
+    children = {key: _module_of(f"{name}.{key}" if name else key, node, leaves) for key, node in tree.items()}
     numbers = {int(key) for key in children if key.isdecimal()}
-    if name not in linears and len(numbers) == len(children) and numbers and max(numbers) < _LONGEST_LIST:
+    if name not in leaves and len(numbers) == len(children) and numbers and max(numbers) < _LONGEST_LIST:
         return nn.ModuleList([children.get(str(index), nn.Module()) for index in range(max(numbers) + 1)])
-    module = nn.Linear(1, 1, device="meta") if name in linears else nn.Module()
+    module = leaves.get(name) or nn.Module()
     for key, child in children.items():
         # Past add_module, which refuses names that Module has methods of (`type`); here nobody calls them.
         module._modules[key] = child

@@ -36,6 +36,7 @@ from altgrad.interventions import InterventionSpec
 from altgrad.nn import ALONE, PrecisionPolicy
 from altgrad.nn.layers import is_layer
 from altgrad.nn.names import matches
+from altgrad.nn.weight_casts import QuantizedWeight
 from altgrad.progress import progress
 from altgrad.quantize.accumulator import AccumulatorSpec
 from altgrad.recipes.book import find
@@ -208,7 +209,8 @@ def _run(restored: Restored, formats: Sequence[NumberFormat], data: bool) -> Jso
     advice = advise(trained_samples(restored, data=data), formats, stored)
     others = [name for name, m in model.named_modules() if is_layer(m) and name not in linear_layers(model)]
     precision = rules(advice, others)
-    policy = PrecisionPolicy.made_from({"rules": tuple(precision)})
+    kept = [rule for each in restored.spec.precision.rules if (rule := each.elsewhere()) is not None]
+    policy = PrecisionPolicy.made_from({"rules": (*kept, *precision)})
     name = f"{restored.spec.name[:50]}-advised"
     spec = restored.spec.with_rules(policy).model_copy(update={"name": name})
     spec = spec.model_copy(update={"interventions": _possible(spec, restored.dataset)})
@@ -228,9 +230,15 @@ def _run(restored: Restored, formats: Sequence[NumberFormat], data: bool) -> Jso
 def _model(source: Source, formats: Sequence[NumberFormat]) -> Json:
     casts = (conversion_of_quantised(source) or conversions_by_format(source, formats[:1], ())[0]).casts
     tensors = source.weights.tensors
+    elsewhere = {
+        name
+        for name, m in (() if source.model is None else source.model.named_modules())
+        if isinstance(m, QuantizedWeight)
+    }
     layers = [
-        (casts[t.name].module, t) for t in tensors if t.name in casts and not matches(POOLERS, [casts[t.name].module])
-    ]
+        (module, t) for t in tensors
+        if t.name in casts and (module := casts[t.name].module) not in elsewhere and not matches(POOLERS, [module])
+    ]  # fmt: skip
     advice = advise(stored_samples(layers), formats)
     # Rules by name alone must not reach what was left alone: embeddings, heads.
     known = {t.name for _, t in layers}

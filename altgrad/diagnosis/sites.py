@@ -24,19 +24,33 @@ from torch import Tensor, nn
 
 from altgrad.nn import QuantizedLayer
 from altgrad.nn.accumulated import check_product
+from altgrad.nn.attention import CHILD as ATTENTION
+from altgrad.nn.attention import QuantizedAttention
 from altgrad.nn.layer_casts import make_casts
+from altgrad.nn.output_casts import CHILD as OUTPUTS
+from altgrad.nn.output_casts import QuantizedOutputs
 from altgrad.nn.slots import Operand, Product, reduced_axis
+from altgrad.nn.weight_casts import QuantizedWeight
 from altgrad.quantize import Quantizer, QuantizerSpec
 from altgrad.quantize.accumulator import AccumulatorSpec
 from altgrad.quantize.transform import Transform
 
+ELSEWHERE = (QuantizedAttention, QuantizedOutputs, QuantizedWeight)
+CHILDREN = (f".{ATTENTION}", f".{OUTPUTS}")
 Slot = tuple[Product, Operand]
 Errors = dict[str, list[tuple[Tensor, Tensor | None]]]
 """By site, for each call: Q(x) - x, and the gradient's factor (None: 1 throughout)."""
 
 
 def quantised_layers(model: nn.Module) -> dict[str, QuantizedLayer]:
-    """The quantised layers by name."""
+    """The quantised layers by name. ValueError for a model that casts anything else, which replays do not know."""
+    elsewhere = [name for name, module in model.named_modules() if isinstance(module, ELSEWHERE)]
+    if elsewhere:
+        name = elsewhere[0].rpartition(".")[0] if elsewhere[0].endswith(CHILDREN) else elsewhere[0]
+        raise ValueError(
+            f"replays take the casts of Linears apart, and this run also casts {name} (attention, a norm, a table or "
+            "outputs); name a run that casts Linears alone."
+        )
     return {name: module for name, module in model.named_modules() if isinstance(module, QuantizedLayer)}
 
 

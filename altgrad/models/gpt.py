@@ -8,9 +8,9 @@ Pre-norm blocks, GELU, learned positions, no biases unless asked for: GPT-2 (Rad
 (github.com/karpathy/nanoGPT), written anew. Weights start at N(0, 0.02); the two projections that write into the
 residual stream start at 0.02 / sqrt(2 * layers), which keeps its variance independent of depth (GPT-2, section 2.3).
 
-The products inside attention are *not* quantised: q, k and v go to `scaled_dot_product_attention` as the `qkv` layer
-returns them, and softmax(q k^T) v runs in the compute dtype. Transformer Engine's recipes default to the same, and it
-keeps every cast of a run at a named linear layer. Rotary positions and gated MLPs were left out: they change the
+The products inside attention are quantised where a rule says so (`attention: {query: ...}`). Else q, k and v go to
+`scaled_dot_product_attention` as the `qkv` layer returns them, and softmax(q k^T) v runs in the compute dtype, as
+Transformer Engine's recipes have it by default. Rotary positions and gated MLPs were left out: they change the
 picture of a layer's numerics, and the reference people know is this shape.
 
 The names and layouts of GPT-2's weights, translated to our decoder's.
@@ -29,6 +29,7 @@ from pydantic import Field, model_validator
 from torch import Tensor, nn
 from torch.nn import functional
 
+from altgrad.models.attention import attention
 from altgrad.models.model import ModelSpec
 from altgrad.models.weights import draw_weights
 
@@ -127,7 +128,7 @@ class Attention(nn.Module):
         batch, time, width = x.shape
         q, k, v = self.qkv(x).view(batch, time, 3, self.heads, width // self.heads).permute(2, 0, 3, 1, 4)
         dropout = self.dropout if self.training else 0.0
-        mixed = functional.scaled_dot_product_attention(q, k, v, dropout_p=dropout, is_causal=True)
+        mixed = attention(self, q, k, v, causal=True, dropout=dropout)
         out: Tensor = self.proj(mixed.transpose(1, 2).reshape(batch, time, width))
         return out
 

@@ -15,7 +15,8 @@ In a first pass a weight that is read outside its layer's forward is handed out 
 product is made with it or with something made of it (a transpose, a piece, a cast). Where the layer's forward did not
 run, that is refused at the end of the pass; where it did, too, it is a warning. Reading a weight's dtype, its norm or
 its sum is neither, nor is a layer that simply had nothing to do. The stand-in computes with the weight itself, so no
-bit differs. In transformers it finds MobileBERT's decoder and Mamba's dt_proj.
+bit differs. In transformers it finds MobileBERT's decoder and Mamba's dt_proj. Likewise of attention with casts: where
+the module's forward ran and its casts did not, that is refused.
 
 Roads not taken: a dispatch or function mode sees every product, but turns fused paths off or meets operators that have
 no rule for it, so what it observes is another run; a missing forward alone says nothing of a mixture of experts.
@@ -36,6 +37,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_map
 
+from altgrad.nn.attention import CHILD, products_of
 from altgrad.nn.layers import is_layer
 from altgrad.nn.linear import QuantizedLayer
 
@@ -90,6 +92,12 @@ def fast_paths_back(model: nn.Module) -> None:
 def quantised_within(model: nn.Module) -> dict[str, QuantizedLayer]:
     """The quantised layers by name."""
     return {name: module for name, module in model.named_modules() if isinstance(module, QuantizedLayer)}
+
+
+def attention_within(model: nn.Module) -> dict[str, nn.Module]:
+    """The modules whose attention has casts, by name, but for those that have a forward of their own."""
+    found = {name: module for name, module in model.named_modules() if products_of(module) is not None}
+    return {name: module for name, module in found.items() if "forward" not in vars(module)}
 
 
 PRODUCTS = frozenset({
@@ -150,10 +158,11 @@ class Proof:
             self._pass.close()  # of a pass that Ctrl-C ended, after which no hook is called
             self._pass = None
         if _mode(model) not in self.proved and _watchable(model):
-            layers = quantised_within(model)
-            if layers and not any(isinstance(vars(layer)["_parameters"], _Parameters) for layer in layers.values()):
+            layers, attending = quantised_within(model), attention_within(model)
+            begun = any(isinstance(vars(layer)["_parameters"], _Parameters) for layer in layers.values())
+            if (layers or attending) and not begun:
                 named = {f"{self.name}.{name}" if self.name else name: layer for name, layer in layers.items()}
-                self._pass = _Pass(named, sys._getframe(1))
+                self._pass = _Pass(named, attending, sys._getframe(1))
 
     def end(self, model: nn.Module, _: Any, __: Any) -> None:
         """After a pass, also after one that failed. ValueError for a layer whose forward is not what runs."""
@@ -176,8 +185,9 @@ class _Pass:
     """One watched pass: which layers ran, and where else products were made with their weights. It lasts while `frame`
     is being run, in one thread."""
 
-    def __init__(self, layers: dict[str, QuantizedLayer], frame: FrameType) -> None:
+    def __init__(self, layers: dict[str, QuantizedLayer], attending: dict[str, nn.Module], frame: FrameType) -> None:
         self.layers, self.depth, self.thread = layers, 0, get_ident()
+        self.attending = attending
         self.ran: set[str] = set()
         self.elsewhere: dict[str, str] = {}
         self._frame: FrameType | None = frame
@@ -186,6 +196,9 @@ class _Pass:
         for name, layer in layers.items():
             vars(layer)["_parameters"] = _Parameters(vars(layer)["_parameters"], self, name)
             vars(layer)["forward"] = self._marked(name, layer.forward)
+        for name, module in attending.items():
+            for each, ran in ((module, name), (module.get_submodule(CHILD), f"{name}.{CHILD}")):
+                vars(each)["forward"] = self._noted(ran, each.forward)
 
     def on_stack(self) -> bool:
         """Whether who asks was called by this pass."""
@@ -193,6 +206,14 @@ class _Pass:
         while frame is not None and frame is not self._frame:
             frame = frame.f_back
         return frame is not None and self._frame is not None
+
+    def _noted(self, name: str, forward: Callable[..., Any]) -> Callable[..., Any]:
+        @wraps(forward)
+        def run(*args: Any, **kwargs: Any) -> Any:
+            self.ran.add(name)
+            return forward(*args, **kwargs)
+
+        return run
 
     def _marked(self, name: str, forward: Callable[..., Any]) -> Callable[..., Any]:
         @wraps(forward)
@@ -227,10 +248,19 @@ class _Pass:
             del layer["forward"]
             if forward is not None:
                 layer["forward"] = forward
+        for module in self.attending.values():
+            for each in (module, module.get_submodule(CHILD)):
+                vars(each).pop("forward", None)
 
     def judge(self) -> None:
         """ValueError for a layer that was bypassed; a warning for those that were also used around their forward."""
         also: dict[str, list[str]] = {}
+        for name in self.attending:
+            if name in self.ran and f"{name}.{CHILD}" not in self.ran:
+                raise ValueError(
+                    f"{name} has casts of attention, but they do not run: its forward computes attention elsewhere, as "
+                    "after a change of attn_implementation. Make that change before quantize_model."
+                )
         for name, where in self.elsewhere.items():
             if name not in self.ran:
                 raise ValueError(

@@ -7,7 +7,7 @@
     mlp           the rest of a block, a shared expert among it
     router        what chooses experts: it stands beside them, and has as many outputs as there are experts, or one
     head          layers behind the blocks, or named like a head: the language model's, a classifier's, a pooler
-    embeddings    tables, and layers before the blocks        norms    hold no layer
+    embeddings    tables, and layers before the blocks        norms    hold no layer, but weights (`altgrad.nn.targets`)
     body.first(2), body.last(15%)     blocks by number, a percentage rounded up; likewise of every place inside blocks
 
 The repeated blocks are the children, named by numbers, of the outermost list whose members hold layers; several lists
@@ -102,6 +102,11 @@ class Places:
     def holds(self, place: RulePlace, thing: Nameable) -> bool:
         """Whether a place holds it, under any of its names."""
         return any(place.holds(spot, self.blocks) for spot in self.spots(thing))
+
+    def block_of(self, name: str) -> int | None:
+        """The number of the block that a module is in; None outside of blocks."""
+        root = self._block_of(name)
+        return None if root is None else self._root[root]
 
     def summary(self, things: Sequence[Nameable]) -> str:
         """What each place holds, in words: how many layers, and the first of them."""

@@ -23,6 +23,7 @@ from altgrad.nn.names import Nameable, matches, nameable
 from altgrad.nn.places import Places, RulePlace
 from altgrad.nn.rule import Rule
 from altgrad.nn.slots import LayerPrecision
+from altgrad.nn.targets import WEIGHTS, Target, targets
 from altgrad.quantize import QuantizerSpec
 from altgrad.recipes.expansion import expand_policy
 from altgrad.recipes.note import RecipeNote
@@ -92,10 +93,11 @@ class PrecisionPolicy(Spec):
         """
         return cls.made_from({"rules": ({"match": match, **casts},)})
 
-    def decide(self, model: nn.Module) -> list[Decision]:
+    def decide(self, model: nn.Module, *, at_rest: bool = False) -> list[Decision]:
         """A decision for every Linear (and Conv1D) of the model, in module order. Changes nothing.
 
         There is one, too, for each 3-D parameter of experts that a rule matches, by its own name or its module's.
+        at_rest: the model has names and weights alone, so that nothing is asked of its attention or outputs.
         Raises LocatedError for a rule that decides nothing (one without casts decides matrices outside of layers, too)
         and for two that contradict each other.
         """
@@ -108,10 +110,23 @@ class PrecisionPolicy(Spec):
             if thing.cast and (thing.shape is None or rule is not None):
                 precision = None if rule is None else self.rules[rule].layer()
                 decisions.append(Decision(thing.name, rule, precision, thing.shape))
+        of_layers, elsewhere = set(used), targets(self.rules, model, at_rest=at_rest)[1]
+        used |= elsewhere
         for number, unused in enumerate(self.rules):
-            if number not in used and (unused.place is None or unused.layer().casts()):
+            if number not in used and (unused.place is None or unused.casts_elsewhere or unused.layer().casts()):
                 raise LocatedError(("rules", number, "place" if unused.place else "match"), finder.unused(number))
+            others = [operand for (_, operand), cast in unused.layer().slots.items() if cast and operand != "weight"]
+            if unused.place == "embeddings" and others and number not in of_layers:
+                says = f"place embeddings of this model has tables alone, and {others[0]} is no weight; leave it out."
+                raise LocatedError(("rules", number, "place"), says)
         return decisions
+
+    def targets(self, model: nn.Module, *, at_rest: bool = False) -> list[Target]:
+        """What is cast besides layers, in module order; see `altgrad.nn.targets`. Changes nothing.
+
+        LocatedError for a rule whose attention or outputs are those of nothing.
+        """
+        return targets(self.rules, model, at_rest=at_rest)[0]
 
     def left_out(self, model: nn.Module) -> dict[str, tuple[int, ...]]:
         """Matrices, by name, that a rule with casts matches though no layer holds them, so that they are left as they
@@ -164,10 +179,14 @@ class _Finder:
             )
         if place is None or self.places is None:
             return _unmatched(self.rules[number].match, self.things)
+        if place.name in WEIGHTS:
+            held = "norm with a weight" if place.name == "norms" else "table and no Linear"
+            return f"place {text} holds no {held} of this model, whose places are {self.places.summary(self.things)}."
         return f"place {text} holds no Linear of this model, whose places are {self.places.summary(self.things)}."
 
     def _first(self, thing: Nameable, names: set[str]) -> int | None:
-        return next((number for number in range(len(self.rules)) if self._finds(number, thing, names)), None)
+        rules = (number for number, rule in enumerate(self.rules) if rule.decides_layers)
+        return next((number for number in rules if self._finds(number, thing, names)), None)
 
     def _finds(self, number: int, thing: Nameable, names: set[str]) -> bool:
         """Whether a rule finds a thing: by these of its names, or wherever the thing is."""

@@ -4,7 +4,8 @@
                   amax is noted, no random bits are used up, nobody watches
     observed      passes count, so that each cast can be looked at, and every buffer comes back
     compared      every product of a quantised layer is shown beside the one that its uncast operands make
-    casts_off     every quantised layer is for the time the plain layer of its class, on the same Parameters
+    casts_off     every quantised layer is for the time the plain layer of its class, on the same Parameters; nothing
+                  else is cast either
 
 A replay happens in the middle of a step, between backward and the update, so it must leave every buffer of the model as
 it was, also those that are not ours (the running statistics of a BatchNorm): they are put back. For the plain
@@ -25,10 +26,12 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 
+from altgrad.nn.attention import QuantizedAttention
 from altgrad.nn.layers import exchanged, is_turned, refuse_own_forward
 from altgrad.nn.linear import QuantizedLayer
 from altgrad.nn.products import as_matrix, linear, matmul
 from altgrad.nn.slots import Product
+from altgrad.nn.target_surgery import targets_off
 from altgrad.quantize import Cast, Quantizer
 from altgrad.quantize.counted import Counted
 
@@ -65,8 +68,10 @@ def unrecorded(model: nn.Module) -> Iterator[None]:
 
     In training mode the forwards within repeat those of the step that is not committed yet: the same random bits.
     """
-    switched: list[QuantizedLayer | Counted] = [
-        module for module in model.modules() if isinstance(module, QuantizedLayer | Counted) and module.recording
+    switched: list[QuantizedLayer | QuantizedAttention | Counted] = [
+        module
+        for module in model.modules()
+        if isinstance(module, QuantizedLayer | QuantizedAttention | Counted) and module.recording
     ]
     kept = [(buffer, buffer.clone()) for buffer in model.buffers()]
     for module in switched:
@@ -106,7 +111,8 @@ def observed(model: nn.Module, observe: Callable[[Cast], None]) -> Iterator[None
 
 @contextmanager
 def casts_off(model: nn.Module) -> Iterator[None]:
-    """For the length of a block every quantised layer computes as its plain class does, forward and backward.
+    """For the length of a block every quantised layer computes as its plain class does, forward and backward, and so do
+    attention, norms, tables and outputs.
 
     Backward must happen inside the block, too, unless forward did not: what autograd recorded stays what it is.
     """
@@ -118,7 +124,8 @@ def casts_off(model: nn.Module) -> Iterator[None]:
     for layer, _ in switched:
         layer.__class__ = exchanged(type(layer), layer.plain)
     try:
-        yield
+        with targets_off(model):
+            yield
     finally:
         for layer, quantised in switched:
             layer.__class__ = quantised

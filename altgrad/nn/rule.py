@@ -15,24 +15,21 @@ from typing import Annotated, Any, ClassVar, Literal
 from pydantic import Field, PlainValidator, field_validator, model_validator
 
 from altgrad.nn.accumulated import check_product
+from altgrad.nn.attention_slots import AttentionSpec
 from altgrad.nn.outlier_columns import check_columns
+from altgrad.nn.output_casts import OutputsSpec
 from altgrad.nn.places import RulePlace
-from altgrad.nn.slots import PRODUCTS, SLOTS, LayerPrecision, Operand, Product, reduced_axis
+from altgrad.nn.slots import PRODUCTS, SLOTS, CastSpec, LayerPrecision, Operand, Product, reduced_axis, to_cast
 from altgrad.quantize import QuantizerSpec
 from altgrad.quantize.accumulator import AccumulatorSpec
 from altgrad.quantize.transform import TransformSpec
 from altgrad.spec import Since, Spec
 
 
-def _to_cast(value: Any) -> QuantizerSpec | None:
-    return None if value in (None, "none") else QuantizerSpec.model_validate(value)
-
-
 def _to_slot(value: Any) -> "QuantizerSpec | str | None":
-    return value if isinstance(value, str) and value == "same" else _to_cast(value)
+    return value if isinstance(value, str) and value == "same" else to_cast(value)
 
 
-CastSpec = Annotated[QuantizerSpec | None, PlainValidator(_to_cast)]
 SlotSpec = Annotated[QuantizerSpec | str | None, PlainValidator(_to_slot)]
 """A cast, `none`, or `same`: what the rule says for this operand in general."""
 
@@ -97,6 +94,10 @@ class Rule(Spec):
     grad_weight: GradWeightSlots = GradWeightSlots()
     operands: Literal["shared", "per_product"] = "shared"
     """shared: one cast of an operand serves both its products. per_product: each casts it along its reduced axis."""
+    attention: Annotated[AttentionSpec | None, Since(2)] = None
+    """Casts inside the attention of modules that it finds (`altgrad.nn.attention`)."""
+    outputs: Annotated[OutputsSpec | None, Since(2)] = None
+    """Casts of what modules that it finds by name give (`altgrad.nn.output_casts`)."""
 
     noun: ClassVar[str] = "a precision rule"
 
@@ -113,6 +114,17 @@ class Rule(Spec):
         if value is not None:
             RulePlace.parse(value)
         return value
+
+    @model_validator(mode="after")
+    def _of_its_place(self) -> "Rule":
+        if self.place is not None and self.outputs is not None:
+            raise ValueError("outputs are those of modules by name; give the rule match instead of place.")
+        if self.place in ("norms", "embeddings") and self.attention is not None:
+            raise ValueError(f"place {self.place} holds no attention; use place: attention.")
+        others = [name for (_, name), spec in self.layer().slots.items() if spec is not None and name != "weight"]
+        if self.place == "norms" and others:
+            raise ValueError(f"place norms has weights alone, and {others[0]} is none; leave it out.")
+        return self
 
     @model_validator(mode="after")
     def _nothing_behind_gradients(self) -> "Rule":
@@ -148,6 +160,29 @@ class Rule(Spec):
                 _check_source(layer, product, operand, spec)
                 check_columns(layer.slots, layer.transforms, (product, operand))
         return self
+
+    @property
+    def casts_elsewhere(self) -> bool:
+        """Whether it may cast something besides operands of layers."""
+        at_rest = self.place in ("norms", "embeddings") and self.weight is not None
+        return self.attention is not None or self.outputs is not None or at_rest
+
+    def elsewhere(self) -> "Rule | None":
+        """The rule without what it casts of layers; None if nothing is left of it."""
+        if not self.casts_elsewhere or (self.attention is None and self.outputs is None):
+            return self if self.casts_elsewhere else None
+        of_layers = ("weight", "input", "grad_output", *PRODUCTS, "operands")
+        return self.model_copy(update={name: type(self).model_fields[name].default for name in of_layers})
+
+    @property
+    def casts_nothing(self) -> bool:
+        """Whether it leaves what it finds as it is."""
+        return not (self.casts_elsewhere or self.layer().casts())
+
+    @property
+    def decides_layers(self) -> bool:
+        """Whether it says something of layers, be it that they are left as they are."""
+        return self.casts_nothing or bool(self.layer().casts())
 
     def tree(self) -> dict[str, Any]:
         """A rule that goes by a place has no match."""

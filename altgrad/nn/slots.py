@@ -9,7 +9,9 @@ A Linear layer has three products, and each has two operands, so there are six *
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Annotated, Any, Literal
+
+from pydantic import PlainValidator
 
 from altgrad.quantize import QuantizerSpec
 from altgrad.quantize.accumulator import AccumulatorSpec
@@ -26,6 +28,14 @@ SLOTS: tuple[tuple[Product, Operand], ...] = (
     ("grad_input", "grad_output"), ("grad_input", "weight"),
     ("grad_weight", "grad_output"), ("grad_weight", "input"),
 )  # fmt: skip
+
+
+def to_cast(value: Any) -> QuantizerSpec | None:
+    """What a spec says for a slot: a cast, or `none`."""
+    return None if value in (None, "none") else QuantizerSpec.model_validate(value)
+
+
+CastSpec = Annotated[QuantizerSpec | None, PlainValidator(to_cast)]
 
 
 @dataclass(frozen=True)

@@ -25,6 +25,8 @@ from altgrad.nn.policy import Decision, PrecisionPolicy
 from altgrad.nn.processes import Processes
 from altgrad.nn.slots import LayerPrecision
 from altgrad.nn.steps import committed, follow_steps
+from altgrad.nn.target_surgery import check_target, install_target, take_targets_off
+from altgrad.nn.weight_casts import QuantizedWeight
 from altgrad.quantize import Quantizer
 from altgrad.quantize.counted import Counted
 from altgrad.quantize.transform import Transform
@@ -41,11 +43,14 @@ def quantize_model(model: nn.Module, policy: PrecisionPolicy | Any, *, seed: int
     matrices outside of layers. The first pass of the model is watched, see `altgrad.nn.first_pass`.
     """
     policy = PrecisionPolicy.made_from(policy)
+    elsewhere = policy.targets(model)
     chosen = [d for d in policy.decide(model) if d.precision is not None and d.precision.casts()]
     left_out = policy.left_out(model)
     refuse_parents(model, [*(decision.name for decision in chosen), *left_out])
     for decision in chosen:
         _check(model, decision, seed)
+    for target in elsewhere:
+        check_target(model, target, seed)
     if left_out:
         some = ", ".join(f"{name} {list(shape)}" for name, shape in list(left_out.items())[:4])
         more = f" and {len(left_out) - 4} more" if len(left_out) > 4 else ""
@@ -56,7 +61,9 @@ def quantize_model(model: nn.Module, policy: PrecisionPolicy | Any, *, seed: int
         )
     for decision in chosen:
         install(model.get_submodule(decision.name), cast(LayerPrecision, decision.precision), decision.name, seed)
-    if chosen:
+    for target in elsewhere:
+        install_target(model, target, seed)
+    if chosen or any(target.sort == "attention" for target in elsewhere):
         fast_paths_off(model)
         prove_first_pass(model)
     follow_steps(model)
@@ -104,6 +111,7 @@ def dequantize_model(model: nn.Module) -> nn.Module:
     for module in found.values():
         del module.casts, module.precision, module.slot_casts, module.transforms
         module.__class__ = exchanged(type(module), module.plain)
+    take_targets_off(model)
     fast_paths_back(model)
     end_proof(model)
     return model
@@ -133,13 +141,18 @@ def weight_names(model: nn.Module) -> dict[str, str]:
 def weight_quantizers(model: nn.Module) -> dict[str, Quantizer]:
     """The cast of the forward weight, by parameter name; of several layers with one weight, the first one's.
 
-    None for weights that a transform turns before: what they enter is no grid of the weight's own values.
+    Those of norms and tables, too, whose weights are cast, unless a layer casts the same Parameter. None for weights
+    that a transform turns before: what they enter is no grid of the weight's own values.
     """
     found: dict[str, Quantizer] = {}
     for name, parameter in weight_names(model).items():
         module = model.get_submodule(name)
         if isinstance(module, QuantizedLayer) and module.casts_weight_in_place:
             found.setdefault(parameter, module.slot_casts["forward", "weight"])
+    own = {module._parameters["weight"]: module for module in model.modules() if isinstance(module, QuantizedWeight)}
+    for name, p in model.named_parameters():
+        if p in own:
+            found.setdefault(name, own[p].quantizer)
     return found
 
 

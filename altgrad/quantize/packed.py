@@ -69,6 +69,11 @@ class PlannedTensor:
         return DTYPES[self.dtype] if self.cast is None else storage_dtype(self.cast.format)
 
     @property
+    def rows(self) -> tuple[int, ...]:
+        """Its shape as it is cast: a vector as one row."""
+        return (1, *self.shape) if len(self.shape) == 1 else self.shape
+
+    @property
     def scale(self) -> str:
         """The name of its scale."""
         return self.name + SCALE
@@ -168,12 +173,12 @@ class PackedWriter:
 
     def _largest_header(self) -> bytes:
         far, tensors = 10**18, self._tensors.values()
-        sizes = {name: list(t.shape) for t in tensors for name in ((t.name, t.scale) if t.cast else (t.name,))}
+        sizes = {name: list(t.rows) for t in tensors for name in ((t.name, t.scale) if t.cast else (t.name,))}
         longest = max(NAMES.values(), key=len)
         entries = {
             name: {"dtype": longest, "shape": shape, "data_offsets": [far, far]} for name, shape in sizes.items()
         }
-        return self._header(entries, {t.name: t.shape for t in tensors})
+        return self._header(entries, {t.name: t.rows for t in tensors})
 
 
 def load_quantized(path: str | Path) -> dict[str, Tensor]:
@@ -241,4 +246,5 @@ def _values(opened: Any, name: str, layout: Mapping[str, Any], scales: set[str])
     if layout["block"] is None:
         return values
     scale = SmallScale(opened.get_tensor(name + SCALE), tuple(layout["block"]))
-    return values * scale.spread(tuple(values.shape))
+    rows = values[None] if values.ndim == 1 else values
+    return (rows * scale.spread(tuple(rows.shape))).view(values.shape)

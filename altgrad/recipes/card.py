@@ -17,6 +17,8 @@ OPERANDS = ("weight", "input", "grad_output")
 PRODUCTS = {
     "forward": ("input", "weight"), "grad_input": ("grad_output", "weight"), "grad_weight": ("grad_output", "input"),
 }  # fmt: skip
+ELSEWHERE = ("attention", "outputs")
+"""Parts of a rule that cast something besides operands of layers."""
 COLUMNS = ("format", "scale", "rounding", "turned", "besides")
 NOTHING = "-"
 Words = dict[str, str]
@@ -91,9 +93,20 @@ def _flat(facts: Mapping[str, Any]) -> Iterator[tuple[tuple[str, str], str]]:
 
 
 def _rows(rule: Mapping[str, Any]) -> Iterator[tuple[str, Words]]:
-    for slot, cast in slots_of(rule).items():
+    elsewhere = [part for part in ELSEWHERE if isinstance(rule.get(part), Mapping)]
+    in_layers = slots_of(rule)
+    if rule.get("place") in ("norms", "embeddings") and rule.get("weight") is not None:
+        yield "weight", slot_words(rule["weight"], None)
+        in_layers = {}
+    elif elsewhere and not any(in_layers.values()):
+        in_layers = {}
+    for slot, cast in in_layers.items():
         product = rule.get(slot.partition(".")[0])
         yield slot, slot_words(cast, product.get("transform") if isinstance(product, Mapping) else None)
+    for part in elsewhere:
+        for name, cast in rule[part].items():
+            if name != "operands":
+                yield f"{part}.{name}", slot_words(None if cast == "none" else cast, None)
 
 
 def _place(rule: Mapping[str, Any]) -> str:

@@ -227,8 +227,12 @@ def _variant(kind: str, optimizer: Mapping[str, Any]) -> str:
 def _casts(spec: Mapping[str, Any]) -> tuple[str, str]:
     """(formats that weights are cast to, the other casts in words)."""
     rules = rules_said(spec, "precision")
-    weights = _unique(_format(rule.get("weight")) for rule in rules)
-    words = []
+    elsewhere = [rule for rule in rules if rule.get("place") in ("norms", "embeddings")]
+    weights = _unique(_format(rule.get("weight")) for rule in rules if rule not in elsewhere)
+    words = [f"{rule['place']} {fmt}" for rule in elsewhere if (fmt := _format(rule.get("weight")))]
+    for part in ("attention", "outputs"):
+        inside = (cast for rule in rules for name, cast in _mapping(rule.get(part)).items() if name != "operands")
+        words += [f"{part} {'+'.join(found)}"] if (found := _unique(map(_format, inside))) else []
     for operand, short in OPERANDS.items():
         if operand != "weight" and (found := _unique(_format(rule.get(operand)) for rule in rules)):
             words.append(f"{short} {'+'.join(found)}")

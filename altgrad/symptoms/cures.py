@@ -25,6 +25,8 @@ _DECIDED = "decided"
 """Where `fitting_remedies` keeps its rules by layer, beside the spec's own keys."""
 _NO_RULES: Mapping[str, int] = MappingProxyType({})
 _OPERANDS = ("grad_output", "weight", "input")
+_ATTENTION = ("query", "key", "value", "probabilities", "grad_scores")
+_OUTPUTS = {"output_gradient": "backward", "output": "forward"}
 
 
 @dataclass(frozen=True)
@@ -70,8 +72,16 @@ def _cure(text: str) -> Cure:
 
 
 def _casts(spec: Tree, place: str) -> list[Tree]:
-    """The casts of a finding's operand in the rule that decides its layer; of all rules where none does."""
+    """The casts of a finding's operand in the rule that decides its layer; of all rules where none does.
+
+    Those of attention and of outputs, of which rules seldom have several, are the casts of all rules.
+    """
     layer, _, rest = place.partition("/")
+    elsewhere = [("attention", name) for name in _ATTENTION if rest.startswith(name)]
+    elsewhere += [("outputs", way) for name, way in _OUTPUTS.items() if rest.startswith(name)][:1]
+    for part, name in elsewhere[:1]:
+        said = [(rule.get(part) or {}).get(name) for rule in spec.get("precision", {}).get("rules", [])]
+        return [cast for cast in said if cast is not None]
     operand = next((name for name in _OPERANDS if rest.startswith(name)), "")
     operand = operand or ("weight" if layer.endswith(".weight") else "grad_output")
     precision = spec.get("precision", {})

@@ -30,7 +30,12 @@ PHASES: tuple[Phase, ...] = get_args(Phase)
 SLOTS: Mapping[str, Phase] = {
     "input": "forward", "weight": "forward", "grad_output": "backward", "requested": "optimizer", "stored": "optimizer",
 }  # fmt: skip
-"""What a site of casts ends in, in the order of a step, with its phase."""
+"""What a site of a layer's casts ends in, in the order of a step, with its phase."""
+_ELSEWHERE: Mapping[str, Phase] = {
+    "query": "forward", "key": "forward", "value": "forward", "probabilities": "forward", "grad_scores": "backward",
+    "output_gradient": "backward", "output": "forward",
+}  # fmt: skip
+"""The same of attention's casts and of a module's outputs."""
 Worse = Literal["above", "below"]
 
 LOST, APPLIED = 0.9, 0.1
@@ -50,7 +55,8 @@ def is_stalled(lost: float, applied: float) -> bool:
 def phase_of_site(site: str) -> Phase | None:
     """The phase of a cast's site, `<layer>/<operand>`; None for a parameter."""
     _, slash, slot = site.rpartition("/")
-    return next((phase for name, phase in SLOTS.items() if slash and slot.startswith(name)), None)
+    known = {**SLOTS, **_ELSEWHERE}.items()
+    return next((phase for name, phase in known if slash and slot.startswith(name)), None)
 
 
 @dataclass(frozen=True)

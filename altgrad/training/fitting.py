@@ -31,9 +31,10 @@ from torch import nn
 from altgrad.data.dataset import Dataset
 from altgrad.document import Location
 from altgrad.monitors import Context
-from altgrad.nn import Processes, QuantizedLayer, weight_names
+from altgrad.nn import Processes, QuantizedLayer
 from altgrad.nn.policy import Decision
 from altgrad.nn.slots import SLOTS
+from altgrad.nn.targets import Target
 from altgrad.optim import Optimizer
 from altgrad.optim.storage import GridStorage
 from altgrad.quantize.engine import missing_compiler
@@ -61,18 +62,21 @@ class Fitted:
     model: nn.Module
     optimizer: Optimizer
     decisions: Sequence[Decision]
+    targets: Sequence[Target]
 
     @property
     def quantised(self) -> set[str]:
-        """Names of parameters that enter a format, in a cast or in storage."""
-        names = weight_names(self.model)
-        cast = {
-            names[d.name]
+        """First names of parameters that enter a format, in a cast or in storage."""
+        casting = [
+            d.name
             for d in self.decisions
-            if d.precision is not None and d.name in names
-            and any(d.precision.slots[slot] for slot in SLOTS if slot[1] == "weight")
-        }  # fmt: skip
-        return cast | set(self.stored)
+            if d.precision is not None and any(d.precision.slots[slot] for slot in SLOTS if slot[1] == "weight")
+        ]
+        casting += [target.name for target in self.targets if target.sort == "weight"]
+        names = {f"{name}.weight" for name in casting} | set(self.stored)
+        named = list(self.model.named_parameters(remove_duplicate=False))
+        first = {p: name for name, p in reversed(named)}
+        return {first[p] for name, p in named if name in names}
 
     @property
     def stored(self) -> dict[str, str]:
@@ -107,7 +111,7 @@ def fit(spec: RunSpec, dataset: Dataset, processes: Processes, model: nn.Module 
         optimizer = build_optimizer(spec, model)
         build_roster(spec, model, optimizer)
         spec.check_processes(processes)
-    return Fitted(model, optimizer, spec.precision.decide(model))
+    return Fitted(model, optimizer, spec.precision.decide(model), spec.precision.targets(model))
 
 
 def fit_phases(

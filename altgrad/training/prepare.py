@@ -20,7 +20,7 @@ from altgrad.document import Document, Location
 from altgrad.measures.metric import headline
 from altgrad.nn import Processes, weight_names
 from altgrad.nn.processes import own_device, process_group
-from altgrad.nn.slots import SLOTS, LayerPrecision
+from altgrad.nn.slots import SLOTS, LayerPrecision, slot_text
 from altgrad.progress import progress
 from altgrad.spec import LocatedError, MachineError
 from altgrad.spec.annotations import Shape, alternatives, of_field, plain
@@ -91,21 +91,27 @@ class Prepared:
             return check_start(self.spec, self.dataset, self.phases, RunStore(runs))
 
     def casts(self, phase: int = 0) -> list[dict[str, Any]]:
-        """Every Linear with its six slots, its storage, and the rule that decided it with its place, in words."""
+        """Every Linear with its six slots, its storage, and its rule, in words; then what else is cast, likewise."""
         fitted, policy = self.phases[phase], self.spec.precision.policies[phase]
         at: Location = ("precision", "phases", phase) if self.spec.precision.phases else ("precision",)
         names, stored, found = weight_names(fitted.model), fitted.stored, []
+
+        def add(layer: str, number: int | None, slots: Mapping[str, str], weight: str) -> None:
+            rule, storage = "no rule matches", stored.get(weight, "master")
+            if number is not None:
+                place = policy.rules[number].place
+                rule = f"rule {number} at {self.document.where((*at, 'rules', number))}"
+                rule += "" if place is None else f" ({place})"
+            found.append({"layer": layer, "slots": slots, "storage": storage, "rule": rule, "weight": weight})
+
         for decision in fitted.decisions:
             layer = decision.precision or LayerPrecision({})
             slots = {".".join(slot): layer.text(slot) for slot in SLOTS}
-            rule = "no rule matches"
-            if decision.rule is not None:
-                rule = f"rule {decision.rule} at {self.document.where((*at, 'rules', decision.rule))}"
-                place = policy.rules[decision.rule].place
-                rule += "" if place is None else f" ({place})"
             weight = names.get(decision.name, f"{decision.name}.weight")  # a tied head's is the embedding's
-            storage = stored.get(weight, "master")
-            found.append({"layer": decision.name, "slots": slots, "storage": storage, "rule": rule, "weight": weight})
+            add(decision.name, decision.rule, slots, weight)
+        for target in fitted.targets:
+            weight = f"{target.name}.weight" if target.sort == "weight" else ""
+            add(target.name, target.rule, {name: slot_text(spec) for name, spec in target.slots.items()}, weight)
         return found
 
     def estimate(self, twin: Twin | None) -> Estimate:

@@ -18,7 +18,6 @@ import torch
 from torch import nn
 
 from altgrad.nn import quantizers, unrecorded
-from altgrad.nn.linear import QuantizedLayer
 from altgrad.quantize import Quantizer, Rounding
 from altgrad.quantize.engine import quickly, ready_compiler
 
@@ -38,7 +37,7 @@ def blocks_of(model: nn.Module, *, plain: bool = False) -> list[nn.Module]:
     for child in model.children():
         members = list(child.children()) if isinstance(child, nn.ModuleList | nn.Sequential) else []
         alike = len(members) > 1 and len({type(each) for each in members}) == 1
-        if alike and (plain or any(isinstance(inner, QuantizedLayer) for each in members for inner in each.modules())):
+        if alike and (plain or any(map(quantizers, members))):
             found += members
         else:
             found += blocks_of(child, plain=plain)

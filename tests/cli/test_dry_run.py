@@ -6,6 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from altgrad.cli.dry_run import OPERANDS, cast_lines, operands, together
+from altgrad.training.prepare import prepare
 
 SLOTS = [f"{product}.{operand}" for operand, products in OPERANDS.items() for product in products]
 
@@ -56,3 +57,30 @@ def test_a_model_of_a_thousand_layers_fits_80_columns() -> None:
     lines = [line.text.rstrip() for line in cast_lines(casts, 80)]
     assert max(map(len, lines)) <= 80 or all(" " not in line.strip() for line in lines if len(line) > 80)
     assert sum(line.count(" x84") + line.count(" x83") for line in lines) == 12
+
+
+def test_casts_besides_layers_have_rows_of_their_own() -> None:
+    """After the layers, by what is cast of each; and weights of norms count among the parameters that are quantised."""
+    attention = {"query": "e4m3fn", "value": {"format": "e4m3fn", "scaling": "mx"}, "operands": "per_product"}
+    rules = [
+        {"place": "attention", "attention": attention}, {"place": "norms", "weight": "e4m3fn"},
+        {"match": "blocks.?", "outputs": {"forward": "bfloat16", "backward": "e5m2"}},
+    ]  # fmt: skip
+    model = {"kind": "gpt", "layers": 2, "width": 32, "heads": 2, "context": 16}
+    spec = {
+        "project": "p", "name": "n", "model": model, "data": {"kind": "text", "source": "eulaw"}, "optimizer": "adamw",
+        "steps": 2, "precision": {"rules": rules},
+    }  # fmt: skip
+    prepared = prepare(spec)
+    rows = {row["layer"]: row for row in prepared.casts() if not set(SLOTS) & row["slots"].keys()}
+    assert list(rows["blocks.0.attention"]["slots"]) == [
+        "query.scores",
+        "value.output",
+        "value.grad_probabilities",
+        "query.grad_key",
+    ]
+    assert rows["blocks.1"]["slots"] == {"output": "e8m7 current", "output_gradient": "e5m2 current"}
+    assert rows["blocks.1.norm2"]["weight"] == "blocks.1.norm2.weight" and len(rows) == 2 + 2 + 5
+    assert "(norms)" in rows["norm"]["rule"] and prepared.quantised == 5 * 32
+    drawn = "\n".join(line.text for line in cast_lines(prepared.casts(), 80))
+    assert "blocks.*.norm1 x2, blocks.*.norm2 x2, norm" in drawn and "output_gradient  e5m2 current" in drawn

@@ -128,7 +128,8 @@ def test_the_library_finds_what_the_command_prints(invoke: Invoke, diagnosis: Di
     printed = facts(invoke(tiny.path, "--formats", "e4m3fn,e3m4", "--json"))
     assert printed == json.loads(json.dumps(spell_nonfinite(diagnosis.facts)))
     assert diagnosis.symptoms == diagnosis.facts["symptoms"] and diagnosis.alarms == diagnosis.facts["alarms"]
-    assert diagnosis.advised_spec is not None and diagnosis.advised_spec.precision == diagnosis.policy
+    assert diagnosis.advised_spec is not None and diagnosis.policy is not None
+    assert diagnosis.advised_spec.precision.rules == diagnosis.policy.rules
     shown = invoke(tiny.path, "--formats", "e4m3fn,e3m4").output
     assert repr(diagnosis).splitlines() == shown.splitlines()
     assert "Format advice" in diagnosis._repr_html_() and "<html" not in diagnosis._repr_html_()

@@ -160,6 +160,10 @@ CLAIMS: dict[str, list[Claim]] = {
         for element, name in ELEMENTS.items()
         for way, rounding in (("nearest", "nearest_away"), ("even", "nearest_even"))
     ],
+    "mx_norms": [
+        Claim("forward.weight", "microxcaling", f"{ELEMENTS[element]}.nearest", {"element": element})
+        for element in ("e4m3fn", "e2m1")
+    ],
 }  # fmt: skip
 NO_RECIPE = {
     "torchao_mx_fp6_fp4": "torchao trains with MXFP8 alone; other elements are recipe mx, as microxcaling has them",

@@ -45,8 +45,9 @@ def test_it_is_a_run_whose_every_rule_decides_something(name: str) -> None:
     assert set(recipe.parameters).isdisjoint(RecipeNote.model_fields)
     for rule in spec.precision.rules:
         assert rule.place is not None and RulePlace.parse(rule.place)
-    decisions = spec.precision.decide(quickstarts_model())
-    casting = {number for number, rule in enumerate(spec.precision.rules) if rule.layer().casts()}
+    model = quickstarts_model()
+    decisions = [*spec.precision.decide(model), *spec.precision.targets(model)]
+    casting = {number for number, rule in enumerate(spec.precision.rules) if not rule.casts_nothing}
     assert casting <= {decision.rule for decision in decisions}
     assert bool(casting) == ("precision" in recipe.run_keys)
     assert recipe.title and recipe.stays_high and recipe.source.authors
