@@ -45,6 +45,8 @@ def show_casts(casts: Sequence[Mapping[str, Any]], facts: Mapping[str, Any], pla
     ]  # fmt: skip
     if taken["codes"]:
         rows.append(["codes", f"{size_text(taken['codes'])} for the stored weights in their formats"])
+    if taken.get("states"):
+        rows.append(["states", f"{size_text(taken['states'])} for the cast optimizer states in their formats"])
     console.picture([*lines, Line.of(""), *table_lines("", [], rows, width)])
 
 

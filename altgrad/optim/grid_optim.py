@@ -16,6 +16,7 @@ is decoupled: `weight_decay` is the share that a weight loses in a step at the p
 Flips and updates are counted in the state (`track`).
 """
 
+from collections.abc import Mapping
 from typing import Annotated, Any, ClassVar, Literal
 
 import torch
@@ -69,10 +70,15 @@ class GridOptim(Optimizer):
         weight_decay: float = 0.0,
         *,
         storage: Any = None,
+        states: Any = None,
         track: bool = True,
         seed: int = 0,
     ) -> None:
         super().__init__(params, settings(locals()) | {"format": str(format)}, seed=seed)
+
+    @classmethod
+    def keeps(cls, group: Mapping[str, Any]) -> tuple[str, ...]:
+        return ("momentum_buffer",)
 
     def check(self, group: dict[str, Any]) -> None:
         if not 0 <= group["momentum"] < 1:
@@ -98,6 +104,7 @@ class GridOptim(Optimizer):
         velocities = [self.state[p]["momentum_buffer"] for p in params]
         torch._foreach_mul_(velocities, group["momentum"])
         torch._foreach_add_(velocities, grads)
+        self.advanced(group, params)
         peak = group.get("initial_lr", lr)
         keep = 1 - group["weight_decay"] * (lr / peak if peak else 0.0)
         if self.in_rungs(group):

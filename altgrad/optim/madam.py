@@ -7,6 +7,7 @@ its steps are whole multiples of the spacing, which is why it belongs beside man
 and zeros never move: `zero_weights` counts those. Decay, if any, is decoupled.
 """
 
+from collections.abc import Mapping
 from typing import Annotated, Any, ClassVar
 
 import torch
@@ -46,10 +47,15 @@ class Madam(Optimizer):
         weight_decay: float = 0.0,
         *,
         storage: Any = None,
+        states: Any = None,
         track: bool = False,
         seed: int = 0,
     ) -> None:
         super().__init__(params, settings(locals()), seed=seed)
+
+    @classmethod
+    def keeps(cls, group: Mapping[str, Any]) -> tuple[str, ...]:
+        return ("exp_avg_sq",)
 
     def check(self, group: dict[str, Any]) -> None:
         if not 0 <= group["beta"] < 1:
@@ -70,6 +76,7 @@ class Madam(Optimizer):
                 state["limit"] = group["bound"] * p.to(torch.float64).square().mean().sqrt().to(torch.float32)
             state["step"] += 1
             square = state["exp_avg_sq"].mul_(group["beta"]).addcmul_(g, g, value=1 - group["beta"])
+            self.advanced(group, [p])
             ratio = g / (square / (1 - group["beta"] ** state["step"].item())).sqrt()
             changes.append(madam_change(p, ratio, group["lr"], group["clip"], state["limit"]))
         return Request(keep=1 - group["lr"] * group["weight_decay"], values=[1.0] * len(params), numerators=changes)
