@@ -101,7 +101,7 @@ def adam_request(rule: Optimizer, group: dict[str, Any], params: list[Tensor], g
     for p, g in zip(params, grads, strict=True):
         if "step" not in state[p]:
             state[p]["step"] = torch.zeros((), dtype=torch.float32)
-            for name in rule.keeps(group):
+            for name in (*ADAM_STATES, *(["max_exp_avg_sq"] if group.get("amsgrad") else [])):
                 state[p][name] = torch.zeros_like(p, dtype=g.dtype)
     steps = [state[p]["step"] for p in params]
     means = [state[p]["exp_avg"] for p in params]

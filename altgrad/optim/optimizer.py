@@ -139,6 +139,10 @@ class Optimizer(torch.optim.Optimizer, ABC):
         """ValueError if the group's settings are out of range."""
         return
 
+    def alike(self, group: dict[str, Any], params: list[Tensor]) -> list[list[int]]:
+        """Which of these parameters one request can be for: their places, in lists that may be empty."""
+        return [list(range(len(params)))]
+
     def in_rungs(self, group: dict[str, Any]) -> bool:
         """Whether requests for this group count grid positions."""
         return False
@@ -242,7 +246,9 @@ class Optimizer(torch.optim.Optimizer, ABC):
             if self.engine == "compiled":
                 left = [i for i in left if not self._fused(group, storage, params[i], grads[i])]
             # Looked at, they step one by one: copies are then of one weight and not of the model.
-            for some in [[i] for i in left] if self.watching or group["track"] else [left] if left else []:
+            alone = self.watching or group["track"]
+            sorts = [[i] for i in range(len(left))] if alone else self.alike(group, [params[i] for i in left])
+            for some in [[left[i] for i in sort] for sort in sorts if sort]:
                 self._together(group, storage, [params[i] for i in some], [grads[i] for i in some])
         return loss
 

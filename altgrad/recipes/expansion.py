@@ -65,8 +65,22 @@ def expand_run(document: Document, cls: type[Shape]) -> bool:
             data[key] = copy.deepcopy(expansion.run[key])
         _place(document, expansion, {key: (key,) for key in expansion.run if key not in kept})
         data["recipe"] = _noted(note, expansion, without=kept)
+        _add_states(document, expansion, outside)
     inner = expand_policy(document, cls, ("precision",))
     return note is not None or inner
+
+
+def _add_states(document: Document, expansion: Expansion, outside: bool) -> None:
+    """Say the recipe's states under `optimizer`, unless the spec says its own there (`states: {}` for none)."""
+    optimizer, at = document.data.get("optimizer"), ("optimizer", "states")
+    optimizer = {"kind": optimizer} if isinstance(optimizer, str) else optimizer
+    if not expansion.states or not isinstance(optimizer, Mapping):
+        return
+    if "states" in optimizer and not (outside and not _is_outside(document, at)):
+        return
+    _forget(document, at)
+    document.data["optimizer"] = {**optimizer, "states": copy.deepcopy(dict(expansion.states))}
+    _place(document, expansion, {"states": at})
 
 
 def expand_policy(document: Document, cls: type[Shape], at: tuple[str, ...]) -> bool:

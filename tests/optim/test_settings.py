@@ -8,7 +8,7 @@ from altgrad.optim.optimizer import OptimizerSpec
 
 OF_TORCH = {
     "adamw": {"betas", "weight_decay"}, "manifold_adamw": {"betas", "weight_decay"}, "sgd": {"momentum"},
-    "grid_optim": {"lr"}, "madam": set(),
+    "grid_optim": {"lr"}, "madam": set(), "lion": set(), "muon": {"weight_decay"},
 }  # fmt: skip
 """Defaults that a class has from torch's class of its name, and its spec has not (GridOptim: a whole rung)."""
 

@@ -30,6 +30,8 @@ OPTIMIZERS = {
     "adamw": "{kind: adamw, lr: 2e-3, weight_decay: 0.1}",
     "sgd": "{kind: sgd, lr: 0.1, momentum: 0.9}",
     "madam": "{kind: madam, lr: 1e-2}",
+    "lion": "{kind: lion, lr: 1e-3}",
+    "muon": "{kind: muon, lr: 1e-2, adam_rate: 0.2}",
     "manifold_adamw": "{kind: manifold_adamw, lr: 2e-3, weight_decay: 0.1}",
     "grid_optim": "{kind: grid_optim, lr: 30.0, weight_decay: 1e-3}",
     "grid_optim, index": "{kind: grid_optim, lr: 30.0, landing: index}",
@@ -39,7 +41,7 @@ STORAGES = ("master", "nearest", "stochastic", "kahan", "eco", "index")
 
 def why_not(optimizer: str, storage: str) -> str | None:
     """The reason, as the program gives it, why a pair has no meaning; None for the legal ones."""
-    if storage == "eco" and optimizer == "madam":
+    if storage == "eco" and optimizer in ("madam", "lion", "muon"):
         return "puts its errors into the momentum buffer"
     if (storage == "index") != (optimizer == "grid_optim, index"):
         return "landing: index"
