@@ -13,9 +13,10 @@ from altgrad.optim.schedule import Schedule
 from altgrad.optim.sgd import SGD
 from altgrad.optim.storage import Storage
 from altgrad.optim.whole_tensor import is_sharded, make_dense, whole_tensor
+from altgrad.optim.wrapping import Stored, stored
 
 __all__ = [
     "SGD", "AdamW", "GridOptim", "Lion", "Madam", "ManifoldAdamW", "Muon", "Optimizer", "OptimizerSpec", "Request",
-    "Schedule", "Storage", "Update", "is_sharded", "make_dense",
-    "parameter_groups", "whole_tensor",
+    "Schedule", "Storage", "Stored", "Update", "is_sharded", "make_dense",
+    "parameter_groups", "stored", "whole_tensor",
 ]  # fmt: skip

@@ -155,7 +155,7 @@ class Optimizer(torch.optim.Optimizer, ABC):
         named = group.get("param_names", [f"{number}.{i}" for i in range(len(group["params"]))])
         try:
             storage = _storage(group["storage"])
-            states = state_casts(group.get("states"), self.keeps(group), type(self).__name__)
+            states = self._casts(group)
             self._check(plain_numbers(group), storage)
             for name, p in zip(named, group["params"], strict=True):
                 storage.admit(p, name)
@@ -173,6 +173,13 @@ class Optimizer(torch.optim.Optimizer, ABC):
         with torch.no_grad():
             for p in group["params"]:
                 storage.adopt(p, self.state[p])
+
+    def _casts(self, group: dict[str, Any]) -> States:
+        return state_casts(group.get("states"), self.keeps(group), type(self).__name__)
+
+    def held(self, p: Tensor) -> dict[str, Any]:
+        """Where the states of p are."""
+        return self.state[p]
 
     def _check(self, group: dict[str, Any], storage: Storage) -> None:
         check_rates(group)
@@ -198,9 +205,7 @@ class Optimizer(torch.optim.Optimizer, ABC):
         """As torch's, which calls it for `load_state_dict`, too."""
         super().__setstate__(state)
         self.storages = [_storage(group["storage"]) for group in self.param_groups]
-        self.states = [
-            state_casts(group.get("states"), self.keeps(group), type(self).__name__) for group in self.param_groups
-        ]
+        self.states = [self._casts(group) for group in self.param_groups]
         for name, value in (("observers", []), ("watching", False), ("measuring", False), ("losses", {})):
             self.__dict__.setdefault(name, value)
 
@@ -316,24 +321,24 @@ class Optimizer(torch.optim.Optimizer, ABC):
         casts = [each for each in group["states"].values() if again or each.spec.step_takes == taken]
         for p in params if casts else ():
             for each in casts:
-                if each.name in self.state[p] and each.takes(p) and not p.is_meta:
-                    self._keep_state(p, each)
+                state = self.held(p).get(each.name)
+                if isinstance(state, Tensor) and each.takes(state) and not state.is_meta:
+                    self._keep_state(p, each, state)
             if "state_step" in self.state[p]:
                 self.state[p]["state_step"].add_(1)
 
-    def _keep_state(self, p: Tensor, each: StateCast) -> None:
-        state, key = self.state[p], None
+    def _keep_state(self, p: Tensor, each: StateCast, state: Tensor) -> None:
+        own, key = self.state[p], None
         if each.draws:
-            if "state_step" not in state:
-                state["state_step"] = torch.zeros((), dtype=torch.int64, device=p.device)
-            key = fold(site_key(self.seed, f"{self.names[p]}/{each.name}"), state["state_step"])
-        before = state[each.name]
-        kept = each.kept(before, key, self.engine)
+            if "state_step" not in own:
+                own["state_step"] = torch.zeros((), dtype=torch.int64, device=p.device)
+            key = fold(site_key(self.seed, f"{self.names[p]}/{each.name}"), own["state_step"])
+        kept = each.kept(state, key, self.engine)
         if self.measuring:
-            self.losses.setdefault(p, {})[each.name] = state_losses(before, kept.values)
-        before.copy_(kept.values)
+            self.losses.setdefault(p, {})[each.name] = state_losses(state, kept.values)
+        state.copy_(kept.values)
         for part, tensor in kept.beside.items():
-            state[f"{each.name}.{part}"] = tensor
+            own[f"{each.name}.{part}"] = tensor
 
     def _show(self, group: dict[str, Any], params: list[Tensor], updates: Iterable[Update]) -> None:
         for p, update in zip(params, updates, strict=True):

@@ -104,7 +104,12 @@ class StateCast:
         return p.numel() >= max(1, self.spec.min_size)
 
     def kept(self, state: Tensor, key: Tensor | None, engine: Engine = "eager") -> Kept:
-        """The state on its grid. key: of the random bits of this rounding."""
+        """The state on its grid. key: of this rounding's random bits. ValueError for a dtype without its values."""
+        if not self.spec.fits(state.dtype):
+            raise ValueError(
+                f"{self.name} is {state.dtype}, which does not hold every value of its format here; train "
+                "float32 weights, or use format: bf16 with scaling: unscaled."
+            )
         self.quantizer.engine = engine
         seen = self._seen(state.detach().to(torch.float32))
         expansion = None
@@ -183,11 +188,14 @@ States = Mapping[str, StateCast]
 """The casts of a group's states, by the state's name."""
 
 
-def state_casts(specs: Any, known: tuple[str, ...], kind: str) -> States:
-    """The casts that a group asks for (`{name: StateSpec or plain data}` or None). ValueError for what does not go."""
+def state_casts(specs: Any, known: tuple[str, ...] | None, kind: str) -> States:
+    """The casts that a group asks for (`{name: StateSpec or plain data}` or None). ValueError for what does not go.
+
+    known: the states there are, None where that is not known yet.
+    """
     made = {name: StateSpec.made_from(spec, name) for name, spec in (specs or {}).items()}
     for name, spec in made.items():
-        check_state(name, spec, known, kind)
+        check_state(name, spec, tuple(made) if known is None else known, kind)
     return {name: StateCast(spec, name) for name, spec in made.items()}
 
 

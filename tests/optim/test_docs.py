@@ -30,7 +30,7 @@ def test_its_storage_rules_are_rules() -> None:
 
 
 def test_its_code_runs() -> None:
-    (code,) = re.findall(r"```python\n(.*?)```", PAGE, re.DOTALL)
-    place: dict[str, object] = {}
-    exec(compile(code, "OPTIMIZERS.md", "exec"), place)
-    assert place["optimizer"].state  # type: ignore[attr-defined]
+    for code in re.findall(r"```python\n(.*?)```", PAGE, re.DOTALL):
+        place: dict[str, object] = {}
+        exec(compile(code, "OPTIMIZERS.md", "exec"), place)
+        assert place["optimizer"].state  # type: ignore[attr-defined]
