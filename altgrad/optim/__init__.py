@@ -13,10 +13,10 @@ from altgrad.optim.schedule import Schedule
 from altgrad.optim.sgd import SGD
 from altgrad.optim.storage import Storage
 from altgrad.optim.whole_tensor import is_sharded, make_dense, whole_tensor
-from altgrad.optim.wrapping import Stored, stored
+from altgrad.optim.wrapping import StoredOptimizer, stored
 
 __all__ = [
     "SGD", "AdamW", "GridOptim", "Lion", "Madam", "ManifoldAdamW", "Muon", "Optimizer", "OptimizerSpec", "Request",
-    "Schedule", "Storage", "Stored", "Update", "is_sharded", "make_dense",
+    "Schedule", "Storage", "StoredOptimizer", "Update", "is_sharded", "make_dense",
     "parameter_groups", "stored", "whole_tensor",
 ]  # fmt: skip

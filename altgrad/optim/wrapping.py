@@ -34,7 +34,7 @@ def stored(
     named: Iterable[tuple[str, Tensor]] = (),
     track: bool = False,
     seed: int = 0,
-) -> "Stored":
+) -> "StoredOptimizer":
     """The optimizer with its weights in `storage` and its states in the formats of `states`; use it in its place.
 
     storage, states: as `AdamW` takes them; groups may have their own. named: the model's `named_parameters()`, if the
@@ -42,10 +42,10 @@ def stored(
     at once. ValueError for a storage that needs the inside of a rule, and at the first step for a state that the
     optimizer does not keep.
     """
-    return Stored(optimizer, storage, states, named=named, track=track, seed=seed)
+    return StoredOptimizer(optimizer, storage, states, named=named, track=track, seed=seed)
 
 
-class Stored(Optimizer):
+class StoredOptimizer(Optimizer):
     """What `stored` returns."""
 
     takes_sparse = True
