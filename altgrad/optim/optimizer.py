@@ -20,6 +20,7 @@ from pydantic import Field, model_validator
 from torch import Tensor
 
 from altgrad.optim.fused import FusedStep, adam_step
+from altgrad.optim.fused_landing import land, landing_of
 from altgrad.optim.numbers import LearningRate, WeightDecay, check_rates, plain_numbers
 from altgrad.optim.request import BeforeStep, Request, Update, track
 from altgrad.optim.states import StateCast, StateLosses, States, StateSpec, check_state, state_casts, state_losses
@@ -306,11 +307,25 @@ class Optimizer(torch.optim.Optimizer, ABC):
         seen = BeforeStep(params, grids) if self.watching or group["track"] else None
         steps = [] if seen is None else seen.in_value(request)
         keys = [site_key(self.seed, f"{self.names[p]}/storage") for p in params]
-        storage.write(params, [self.state[p] for p in params], keys, request, self.engine)
+        self._write(storage, params, keys, request)
         self._keep_states(group, params, "unrounded", again=storage.wants_momentum)
         if seen is not None:
             names, after = [self.names[p] for p in params], [self.grid(p, storage) for p in params]
             self._show(group, params, seen.updates(names, steps, request.keep - 1, params, after, storage.kind))
+
+    def _write(self, storage: Storage, params: list[Tensor], keys: list[int], request: Request) -> None:
+        """Let storage write the weights, those that can each in one graph."""
+        left = list(range(len(params)))
+        for i in list(left) if self.engine == "compiled" else ():
+            one, state = request.one(i), self.state[params[i]]
+            if (chosen := landing_of(storage, params[i], state, one)) is not None:
+                land(chosen, params[i], state, keys[i], one)
+                left.remove(i)
+        if left == list(range(len(params))):
+            storage.write(params, [self.state[p] for p in params], keys, request, self.engine)
+            return
+        for i in left:
+            storage.write([params[i]], [self.state[params[i]]], [keys[i]], request.one(i), self.engine)
 
     def advanced(self, group: dict[str, Any], params: list[Tensor]) -> None:
         """The states of these have moved: those of which the step takes what is kept are rounded now."""
