@@ -76,7 +76,7 @@ class AdamW(Optimizer):
 
     def fuse(self, group: dict[str, Any], storage: Storage, p: Tensor, grid: Grid | None) -> FusedStep | None:
         plain = not (group["amsgrad"] or group["maximize"])
-        return fused_step(storage, grid, p, 0.0, 0.0) if plain else None
+        return fused_step(storage, grid, p, 0.0, 0.0, group["states"]) if plain else None
 
     def request(
         self, group: dict[str, Any], params: list[Tensor], grads: list[Tensor], grids: list[Grid | None]

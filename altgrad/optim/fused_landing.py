@@ -1,4 +1,4 @@
-"""Storage that keeps what rounding lost, as one compiled graph: kahan and eco, for any rule that requests.
+"""Storage on a grid as one compiled graph, for any rule that requests: nearest, stochastic, kahan and eco.
 
 Step by step they read and write the weight a dozen times. Here the request is taken apart, added, rounded, and what was
 lost is kept in the same pass (kahan needs its largest magnitude first). Every operation is one that eager code makes,
@@ -8,7 +8,7 @@ run does not change with the way its storage is written. The rule itself stays i
 
 import functools
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import torch
 from torch import Tensor
@@ -16,7 +16,7 @@ from torch import Tensor
 from altgrad.formats import FloatFormat, NumberFormat, Rounding
 from altgrad.optim.compensated import Eco, Kahan
 from altgrad.optim.request import Request
-from altgrad.optim.storage import State, Storage
+from altgrad.optim.storage import Nearest, State, Stochastic, Storage
 from altgrad.quantize import round_to
 from altgrad.quantize.engine import SMALL, Numbers, as_tensors, nearest, numbers, ready_compiler, serves, stochastic
 from altgrad.quantize.noise import fold
@@ -29,28 +29,34 @@ class Landing(NamedTuple):
 
     format: FloatFormat
     rounding: Rounding
-    compensation: NumberFormat | None
-    """kahan's format; None for eco."""
+    lost: Literal["dropped", "beside", "momentum"]
+    """What becomes of what rounding lost."""
+    compensation: NumberFormat | None = None
+    """The format of what is kept beside."""
 
 
 def landing_of(storage: Storage, w: Tensor, state: State, request: Request) -> Landing | None:
     """How a weight lands in one graph; None if it cannot."""
-    if not isinstance(storage, Kahan | Eco) or storage.scale != "fixed" or request.in_rungs or w.numel() < SMALL:
+    if not isinstance(storage, Nearest | Stochastic | Kahan | Eco) or storage.scale != "fixed" or w.numel() < SMALL:
         return None
     tensors = [w, *request.numerators, *(request.denominators or ()), *(request.factors or ())]
     if any(t.dtype != torch.float32 or not t.is_contiguous() for t in tensors):
         return None
-    drawn = isinstance(storage, Eco) and ("stochastic" in state or storage.rounding == "stochastic")
+    drawn = isinstance(storage, Stochastic) or (
+        isinstance(storage, Eco) and ("stochastic" in state or storage.rounding == "stochastic")
+    )
     rounding = Rounding.stochastic if drawn else Rounding.nearest_even
     if not isinstance(storage.format, FloatFormat) or not serves(storage.format, rounding):
         return None
-    return Landing(storage.format, rounding, storage.compensation if isinstance(storage, Kahan) else None)
+    if isinstance(storage, Kahan):
+        return Landing(storage.format, rounding, "beside", storage.compensation)
+    return Landing(storage.format, rounding, "momentum" if isinstance(storage, Eco) else "dropped")
 
 
 def land(chosen: Landing, w: Tensor, state: State, key: int, request: Request) -> None:
     """Do to one weight, in place, what the storage would."""
     (value,), (momentum,) = request.values, request.numerators
-    back = 0.0 if chosen.compensation is not None or value == 0 else (1 / (request.beta or 1) - 1) / value
+    back = (1 / (request.beta or 1) - 1) / value if chosen.lost == "momentum" and value != 0 else 0.0
     found = torch.tensor([value, request.keep, back]).to(w.device, non_blocking=True)
     scale = state["storage_scale"]
     form = numbers(chosen.format) if w.device.type == "cpu" else as_tensors(chosen.format, w.device)
@@ -66,7 +72,7 @@ def land(chosen: Landing, w: Tensor, state: State, key: int, request: Request) -
 
 @functools.cache
 def _compiled(chosen: Landing) -> Callable[..., None]:
-    fmt, compensation = chosen.format, chosen.compensation
+    fmt, compensation, to_momentum = chosen.format, chosen.compensation, chosen.lost == "momentum"
 
     def run(
         w: Tensor, momentum: Tensor, denominator: Tensor | None, factor: Tensor | None, owed: Tensor | None,
@@ -85,7 +91,7 @@ def _compiled(chosen: Landing) -> Callable[..., None]:
         lost = wanted - stored
         if owed is not None and compensation is not None:
             owed.copy_(round_to(lost, compensation, scale=held(scale_of(finite_amax(lost), compensation))))
-        else:
+        elif to_momentum:
             lost = lost * back
             lost = lost if denominator is None else lost * denominator
             momentum.add_(lost if factor is None else torch.where(factor > 0, lost / factor, 0))

@@ -16,7 +16,8 @@ is decoupled: `weight_decay` is the share that a weight loses in a step at the p
 Flips and updates are counted in the state (`track`).
 """
 
-from collections.abc import Mapping
+import functools
+from collections.abc import Callable, Mapping
 from typing import Annotated, Any, ClassVar, Literal
 
 import torch
@@ -27,9 +28,11 @@ from altgrad.formats import FloatFormat, NumberFormat, parse_format
 from altgrad.optim.numbers import NonNegative, Positive
 from altgrad.optim.optimizer import Optimizer, OptimizerSpec, settings
 from altgrad.optim.request import Request
-from altgrad.optim.stiffness import absolute, spacing_field
+from altgrad.optim.stiffness import absolute, floor_of, spacing_field
 from altgrad.optim.stored_scale import own_grid
 from altgrad.quantize import Grid
+from altgrad.quantize.engine import SMALL, Engine, ready_compiler
+from altgrad.quantize.grid import grid_units, spacing_units
 from altgrad.spec import Format
 
 Landing = Literal["value", "index"]
@@ -119,3 +122,38 @@ class GridOptim(Optimizer):
             clipped.mul_(absolute(spacing_field(p, walked, kappa=group["kappa"]), walked))
             factors.append(clipped)
         return Request(keep, [-lr] * len(params), velocities, factors=factors, beta=group["momentum"] or None)
+
+
+def rungs_of(
+    p: Tensor, velocity: Tensor, grid: Grid, lr: float, clip: float, kappa: float, engine: Engine = "eager"
+) -> Tensor:
+    """What velocity is multiplied by, but lr, to be a step of at most `clip` spacings; the same bits as one graph."""
+    whole = grid.scale is None or grid.scale.numel() == 1
+    plain = p.dtype == velocity.dtype == torch.float32 and p.is_contiguous() and velocity.is_contiguous()
+    if engine == "compiled" and whole and plain and p.numel() >= SMALL and isinstance(grid.format, FloatFormat):
+        floor = floor_of(p.detach().abs(), kappa)
+        scale = torch.ones((), device=p.device) if grid.scale is None else grid.scale.reshape(())
+        made = _compiled(grid.format)(velocity.view(-1), p.detach().view(-1), floor, scale, torch.tensor([lr, clip]))
+        return made.view(p.shape)
+    asked = (velocity * lr).abs()
+    clipped = torch.where(asked > clip, clip / asked, 1.0)
+    return clipped.mul_(absolute(spacing_field(p, grid, kappa=kappa), grid))
+
+
+@functools.cache
+def _compiled(fmt: FloatFormat) -> Callable[..., Tensor]:
+    def run(velocity: Tensor, w: Tensor, floor: Tensor, scale: Tensor, found: Tensor) -> Tensor:
+        lr, clip = found.unbind()
+        asked = (velocity * lr).abs()
+        clipped = torch.where(asked > clip, clip / asked, 1.0)
+        return clipped * (spacing_units(grid_units(torch.maximum(w.abs(), floor), scale), fmt) * scale)
+
+    ready_compiler()
+    made = torch.compile(run, dynamic=True, fullgraph=True)
+
+    def constant(*given: Any) -> Tensor:
+        # A format's numbers, which would be inputs of the graph.
+        with torch._dynamo.config.patch(specialize_int=True, specialize_float=True):
+            return made(*given)
+
+    return constant

@@ -159,9 +159,9 @@ class ManifoldAdamW(Optimizer):
 
     def fuse(self, group: dict[str, Any], storage: Storage, p: Tensor, grid: Grid | None) -> FusedStep | None:
         if group["precondition"] == "off" or group["power"] == 0:
-            return fused_step(storage, grid, p, 0.0, 0.0)
+            return fused_step(storage, grid, p, 0.0, 0.0, group["states"])
         plain = group["precondition"] == "update" and group["stiffness"] == "own" and group["normalise"] == "rms"
-        return fused_step(storage, grid, p, group["power"], group["kappa"]) if plain else None
+        return fused_step(storage, grid, p, group["power"], group["kappa"], group["states"]) if plain else None
 
     def _field(self, group: dict[str, Any], p: Tensor, grid: Grid) -> Tensor:
         """T for one parameter."""

@@ -289,7 +289,7 @@ class Optimizer(torch.optim.Optimizer, ABC):
         """Take the step of one parameter in one graph, if that can be."""
         grid = self.grid(p, storage)
         chosen = self.fuse(group, storage, p, grid)
-        if chosen is None:
+        if chosen is None or (self.measuring and chosen.states):
             return False
         show = bool(self.watching or group["track"])
         seen = BeforeStep([p], [grid]) if show else None
@@ -348,7 +348,8 @@ class Optimizer(torch.optim.Optimizer, ABC):
             if "state_step" not in own:
                 own["state_step"] = torch.zeros((), dtype=torch.int64, device=p.device)
             key = fold(site_key(self.seed, f"{self.names[p]}/{each.name}"), own["state_step"])
-        kept = each.kept(state, key, self.engine)
+        each.quantizer.engine = self.engine
+        kept = each.kept(state, key)
         if self.measuring:
             self.losses.setdefault(p, {})[each.name] = state_losses(state, kept.values)
         state.copy_(kept.values)

@@ -29,7 +29,6 @@ from altgrad.optim.range_expansion import RangeExpansion
 from altgrad.quantize import Quantizer, QuantizerSpec
 from altgrad.quantize.block import BlockSpec
 from altgrad.quantize.block_scale import SmallScale
-from altgrad.quantize.engine import Engine
 from altgrad.quantize.gradient import Identity
 from altgrad.spec import Since
 
@@ -103,14 +102,13 @@ class StateCast:
         """Whether the state of this parameter is large enough to be cast."""
         return p.numel() >= max(1, self.spec.min_size)
 
-    def kept(self, state: Tensor, key: Tensor | None, engine: Engine = "eager") -> Kept:
+    def kept(self, state: Tensor, key: Tensor | None) -> Kept:
         """The state on its grid. key: of this rounding's random bits. ValueError for a dtype without its values."""
-        if not self.spec.fits(state.dtype):
+        if state.dtype != torch.float32 and not self.spec.fits(state.dtype):
             raise ValueError(
                 f"{self.name} is {state.dtype}, which does not hold every value of its format here; train "
                 "float32 weights, or use format: bf16 with scaling: unscaled."
             )
-        self.quantizer.engine = engine
         seen = self._seen(state.detach().to(torch.float32))
         expansion = None
         if self.spec.expansion and self.spec.block_size is not None:
