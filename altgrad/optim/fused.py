@@ -130,7 +130,8 @@ def _compiled(chosen: FusedStep, show: bool) -> Callable[..., Any]:
             square.lerp_(g * g, rate2)
         else:
             square.mul_(beta2).add_(g * g * rate2)
-        first, second, beside = mean, square, {}
+        first, second = mean, square
+        beside: dict[str, Tensor] = {}
         kept = {name: cast.kept({"exp_avg": mean, "exp_avg_sq": square}[name], None) for name, cast in casts.items()}
         if "exp_avg" in kept and casts["exp_avg"].spec.step_takes == "rounded":
             first = kept["exp_avg"].values

@@ -131,7 +131,7 @@ def rungs_of(
     whole = grid.scale is None or grid.scale.numel() == 1
     plain = p.dtype == velocity.dtype == torch.float32 and p.is_contiguous() and velocity.is_contiguous()
     if engine == "compiled" and whole and plain and p.numel() >= SMALL and isinstance(grid.format, FloatFormat):
-        floor = floor_of(p.detach().abs(), kappa)
+        floor = floor_of(p.detach(), kappa)
         scale = torch.ones((), device=p.device) if grid.scale is None else grid.scale.reshape(())
         made = _compiled(grid.format)(velocity.view(-1), p.detach().view(-1), floor, scale, torch.tensor([lr, clip]))
         return made.view(p.shape)

@@ -180,7 +180,8 @@ class Optimizer(torch.optim.Optimizer, ABC):
 
     def held(self, p: Tensor) -> dict[str, Any]:
         """Where the states of p are."""
-        return self.state[p]
+        found: dict[str, Any] = self.state[p]
+        return found
 
     def _check(self, group: dict[str, Any], storage: Storage) -> None:
         check_rates(group)

@@ -63,9 +63,9 @@ def floored(w: Tensor, kappa: float | Tensor) -> Tensor:
     return torch.maximum(magnitude, floor_of(magnitude, kappa))
 
 
-def floor_of(magnitude: Tensor, kappa: float | Tensor) -> Tensor:
-    """kappa rms, a float32 scalar."""
-    return kappa * _rms(magnitude).to(torch.float32)
+def floor_of(w: Tensor, kappa: float | Tensor) -> Tensor:
+    """kappa rms(w), a float32 scalar."""
+    return kappa * _rms(w).to(torch.float32)
 
 
 def spacing_field(w: Tensor, grid: Grid, *, stiffness: NumberFormat | str = "own", kappa: float = 2.0**-6) -> Tensor:
@@ -112,4 +112,4 @@ def permutation(field: Tensor, key: int, step: Tensor | int = 0) -> Tensor:
 
 def _rms(x: Tensor) -> Tensor:
     """Root mean square, float64 scalar."""
-    return held(x.to(torch.float64).square().mean().sqrt())
+    return held(x.to(torch.float64, copy=True).square_().mean().sqrt())

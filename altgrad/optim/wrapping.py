@@ -89,7 +89,8 @@ class StoredOptimizer(Optimizer):
             )
 
     def held(self, p: Tensor) -> dict[str, Any]:
-        return self.inner.state[p]
+        found: dict[str, Any] = self.inner.state[p]
+        return found
 
     def request(
         self, group: dict[str, Any], params: list[Tensor], grads: list[Tensor], grids: list[Grid | None]
