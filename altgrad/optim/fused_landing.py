@@ -37,7 +37,7 @@ class Landing(NamedTuple):
 
 def landing_of(storage: Storage, w: Tensor, state: State, request: Request) -> Landing | None:
     """How a weight lands in one graph; None if it cannot."""
-    if not isinstance(storage, Nearest | Stochastic | Kahan | Eco) or storage.scale != "fixed" or w.numel() < SMALL:
+    if not isinstance(storage, Nearest | Stochastic | Kahan | Eco) or storage.scale != "fixed":
         return None
     tensors = [w, *request.numerators, *(request.denominators or ()), *(request.factors or ())]
     if any(t.dtype != torch.float32 or not t.is_contiguous() for t in tensors):
@@ -46,7 +46,11 @@ def landing_of(storage: Storage, w: Tensor, state: State, request: Request) -> L
         isinstance(storage, Eco) and ("stochastic" in state or storage.rounding == "stochastic")
     )
     rounding = Rounding.stochastic if drawn else Rounding.nearest_even
+    if w.numel() < (2 if drawn else SMALL):  # bits for a few elements take longer to count than a graph to call
+        return None
     if not isinstance(storage.format, FloatFormat) or not serves(storage.format, rounding):
+        return None
+    if isinstance(storage, Eco) and request.values == [0]:  # nothing is put into the momentum then
         return None
     if isinstance(storage, Kahan):
         return Landing(storage.format, rounding, "beside", storage.compensation)
@@ -56,7 +60,7 @@ def landing_of(storage: Storage, w: Tensor, state: State, request: Request) -> L
 def land(chosen: Landing, w: Tensor, state: State, key: int, request: Request) -> None:
     """Do to one weight, in place, what the storage would."""
     (value,), (momentum,) = request.values, request.numerators
-    back = (1 / (request.beta or 1) - 1) / value if chosen.lost == "momentum" and value != 0 else 0.0
+    back = (1 / (request.beta or 1) - 1) / value if chosen.lost == "momentum" else 0.0
     found = torch.tensor([value, request.keep, back]).to(w.device, non_blocking=True)
     scale = state["storage_scale"]
     form = numbers(chosen.format) if w.device.type == "cpu" else as_tensors(chosen.format, w.device)

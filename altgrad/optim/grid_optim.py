@@ -113,14 +113,14 @@ class GridOptim(Optimizer):
         if self.in_rungs(group):
             rungs = [(velocity * lr).clamp(-clip, clip) for velocity in velocities]
             return Request(keep, [-1.0] * len(params), rungs, in_rungs=True)
-        factors = []
-        for p, velocity, grid in zip(params, velocities, grids, strict=True):
-            # The clip as a factor, so that the numerator stays the momentum buffer, which error feedback writes to.
-            asked = (velocity * lr).abs()
-            clipped = torch.where(asked > clip, clip / asked, 1.0)
-            walked = own_grid(p, parse_format(group["format"])) if grid is None else grid
-            clipped.mul_(absolute(spacing_field(p, walked, kappa=group["kappa"]), walked))
-            factors.append(clipped)
+        # The clip as a factor, so that the numerator stays the momentum buffer, which error feedback writes to.
+        factors = [
+            rungs_of(
+                p, velocity, own_grid(p, parse_format(group["format"])) if grid is None else grid, lr, clip,
+                group["kappa"], self.engine,
+            )
+            for p, velocity, grid in zip(params, velocities, grids, strict=True)
+        ]  # fmt: skip
         return Request(keep, [-lr] * len(params), velocities, factors=factors, beta=group["momentum"] or None)
 
 
