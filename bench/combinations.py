@@ -82,8 +82,12 @@ def _scaling(scaling: Mapping[str, Any]) -> str:
 def _optimizer(tree: Mapping[str, Any]) -> str:
     """Its kind, and what of its settings is not the default."""
     defaults = type(RunSpec.model_fields["optimizer"].annotation.of({"kind": tree["kind"]}))().tree()
-    changed = [f"{key} {value}" for key, value in tree.items() if key not in PLAIN and value != defaults[key]]
-    return " ".join([tree["kind"], *changed])
+    changed = [
+        f"{key} {value}" for key, value in tree.items() if key not in (*PLAIN, "states") and value != defaults[key]
+    ]
+    states = {name: cast["format"] for name, cast in tree.get("states", {}).items()}
+    kept = [f"states {'/'.join(dict.fromkeys(states.values()))}"] if states else []
+    return " ".join([tree["kind"], *changed, *kept])
 
 
 def _expected(matrix: Matrix, place: MatrixPlace, expect: str) -> str:

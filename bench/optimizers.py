@@ -13,10 +13,15 @@ from typing import Any
 import torch
 from torch import nn
 
-from altgrad.optim import SGD, AdamW, GridOptim, Madam, ManifoldAdamW
+from altgrad.optim import SGD, AdamW, GridOptim, Lion, Madam, ManifoldAdamW
 from bench.timing import in_turn, machine, summary
 
 E4M3 = {"format": "e4m3fn"}
+FP8_STATE = {"format": "e4m3fn", "scaling": {"kind": "block", "size": 256, "scale": "real"}, "min_size": 4096}
+EIGHT_BITS = {
+    "exp_avg": {**FP8_STATE, "format": "dynamic8"},
+    "exp_avg_sq": {**FP8_STATE, "format": "dynamic8_unsigned"},
+}
 
 
 def tensors(device: str) -> list[nn.Parameter]:
@@ -34,7 +39,7 @@ def tensors(device: str) -> list[nn.Parameter]:
     return found
 
 
-def arms(device: str, engine: Any) -> dict[str, Callable[[], object]]:
+def arms(device: str, engine: Any, wanted: Callable[[str], bool]) -> dict[str, Callable[[], object]]:
     """A step of each optimizer under one engine."""
     makers: dict[str, Callable[[list[nn.Parameter]], Any]] = {
         "AdamW": lambda p: AdamW(p),
@@ -45,14 +50,18 @@ def arms(device: str, engine: Any) -> dict[str, Callable[[], object]]:
         "AdamW, kahan": lambda p: AdamW(p, storage={"kind": "kahan", **E4M3}),
         "AdamW, eco": lambda p: AdamW(p, storage={"kind": "eco", **E4M3}),
         "GridOptim, stochastic": lambda p: GridOptim(p, storage={"kind": "stochastic", **E4M3}, track=False),
+        "AdamW, FP8 states": lambda p: AdamW(p, states={"exp_avg": FP8_STATE, "exp_avg_sq": FP8_STATE}),
+        "AdamW, 8-bit states": lambda p: AdamW(p, states=EIGHT_BITS),
+        "Lion": lambda p: Lion(p),
         "Madam": lambda p: Madam(p),
         "SGD": lambda p: SGD(p, momentum=0.9),
     }
     found: dict[str, Callable[[], object]] = {}
     for name, make in makers.items():
-        optimizer = make(tensors(device))
-        optimizer.engine = engine
-        found[f"{name}, {engine}"] = optimizer.step
+        if wanted(f"{name}, {engine}"):
+            optimizer = make(tensors(device))
+            optimizer.engine = engine
+            found[f"{name}, {engine}"] = optimizer.step
     return found
 
 
@@ -61,14 +70,22 @@ def peers(device: str) -> tuple[dict[str, Callable[[], object]], list[str]]:
     found: dict[str, Callable[[], object]] = {"torch SGD": torch.optim.SGD(tensors(device), momentum=0.9).step}
     absent = []
     if importlib.util.find_spec("torchao"):
-        from torchao.optim import _AdamW
+        from torchao.optim import AdamW8bit, AdamWFp8, _AdamW
 
         bf16 = [nn.Parameter(p.detach().to(torch.bfloat16)) for p in tensors(device)]
         for p in bf16:
             p.grad = 0.01 * torch.randn_like(p)
         found["torchao AdamW, bf16 stochastic rounding"] = _AdamW(bf16, bf16_stochastic_round=True).step
+        found["torchao AdamWFp8"] = AdamWFp8(tensors(device)).step
+        found["torchao AdamW8bit"] = AdamW8bit(tensors(device)).step
     else:
         absent.append("torchao")
+    if importlib.util.find_spec("bitsandbytes"):
+        import bitsandbytes
+
+        found["bitsandbytes AdamW8bit"] = bitsandbytes.optim.AdamW8bit(tensors(device)).step
+    else:
+        absent.append("bitsandbytes")
     if importlib.util.find_spec("optimi"):
         import optimi
 
@@ -94,7 +111,7 @@ def main() -> None:
     base = "torch AdamW(foreach)"
     tasks: dict[str, Callable[[], object]] = {base: torch.optim.AdamW(tensors(device), foreach=True).step}
     for engine in options.engines:
-        tasks |= arms(device, engine)
+        tasks |= arms(device, engine, lambda name: not options.only or any(part in name for part in options.only))
     others, absent = peers(device)
     tasks |= others
     if options.only:

@@ -74,7 +74,9 @@ def _index_row(recipe: Recipe, facts: Mapping[str, Any]) -> tuple[str, ...]:
     )
     if slots is None:
         stored = ", ".join(f"{rule['kind']} {rule['format']}" for rule in facts["run"].get("storage", ()))
-        return link, NOTHING, NOTHING, NOTHING, f"stored: {stored}", NOTHING, NOTHING, NOTHING, "none", proof
+        formats = dict.fromkeys(cast["format"] for cast in facts["run"].get("optimizer.states", {}).values())
+        kept = f"stored: {stored}" if stored else f"states: {', '.join(formats)}"
+        return link, NOTHING, NOTHING, NOTHING, kept, NOTHING, NOTHING, NOTHING, "none", proof
     made = [_product(slots, product) for product in SHORT]
     cost = product_cost(facts["run"])
     scale, rounding = (

@@ -54,6 +54,8 @@ def show_casts(phases: Sequence[Casts], ends: Sequence[int], facts: Mapping[str,
     ]  # fmt: skip
     if taken["codes"]:
         rows.append(["codes", f"{size_text(taken['codes'])} for the stored weights in their formats"])
+    if taken.get("states"):
+        rows.append(["states", f"{size_text(taken['states'])} for the cast optimizer states in their formats"])
     console.picture([*lines, Line.of(""), *table_lines("", [], rows, width)])
 
 

@@ -5,6 +5,11 @@ Codes are those of the format's own specification, so that other programs read w
     int4, int8      two's complement; torch.int8, ml_dtypes.int4
     nf4, bnb_fp4    bitsandbytes 0.50.2 (Dettmers et al., QLoRA, arXiv 2305.14314, appendix E), whose fp4 is no e2m1;
                     midpoints as its CPU library has them, rounded to float32, and itself down
+    dynamic8, dynamic8_unsigned, dynamic4
+                    the dynamic tree of 8-bit optimizers (Dettmers et al., arXiv 2110.02861), as bitsandbytes 0.50.2 and
+                    torchao 0.18.0 make it: decades, each cut into twice as many parts as the one below, codes in the
+                    order of values. torch.linspace made the parts in float32 with a fused multiply-add
+    linear4_unsigned   k / 16 for k = 1 to 16: of torchao 0.18.0, after Li et al., arXiv 2309.01507
     ternary         BitNet b1.58 (arXiv 2402.17764)
     lns8            sign and a 7-bit logarithm to the base 2^(1/8), rounded in the logarithm and never to zero, as
                     LNS-Madam has it (arXiv 2106.13914); its lowest value, 2^0, is given up for a zero
@@ -37,6 +42,24 @@ def _bitsandbytes(values: tuple[float, ...], name: str) -> TableFormat:
     ranked = TableFormat(values).ranked
     middles = [float32((low + high) / 2) for low, high in pairwise(ranked)]
     return TableFormat(values, tuple((middle + float32_after(middle)) / 2 for middle in middles), label=name)
+
+
+def _dynamic(bits: int, decades: int, name: str, *, signed: bool) -> TableFormat:
+    """The dynamic tree: 0, 1 and the middles of the parts of each decade."""
+    spare = bits - 1 - decades
+    parts = [2 ** (decade + spare + (0 if signed else 1)) for decade in range(decades)]
+    upper = [value for decade, count in enumerate(parts) for value in _middles(count, 10.0 ** (decade + 1 - decades))]
+    if spare:
+        upper += _middles(2**spare - 1, 1.0)
+    return TableFormat(tuple(sorted((0.0, 1.0, *upper, *(-value for value in upper if signed)))), label=name)
+
+
+def _middles(count: int, factor: float) -> list[float]:
+    """The middles of `count` equal parts of [0.1, 1], times a factor, each operation in float32."""
+    first, step = float32(0.1), float32((1.0 - float32(0.1)) / count)
+    number = count + 1
+    ends = [float32(first + step * i) if i < number // 2 else float32(1.0 - step * (count - i)) for i in range(number)]
+    return [float32(float32(factor) * float32(float32(low + high) / 2)) for low, high in pairwise(ends)]
 
 
 def _twos_complement(bits: int) -> tuple[float, ...]:
@@ -105,6 +128,10 @@ _MAKERS: dict[str, Callable[[str], TableFormat]] = {
     "ternary": lambda name: TableFormat((-1.0, 0.0, 1.0), label=name),
     "nf4": lambda name: _bitsandbytes(_NF4, name),
     "bnb_fp4": lambda name: _bitsandbytes((*_BNB_FP4, 0.0, *(-value for value in _BNB_FP4[1:])), name),
+    "dynamic8": lambda name: _dynamic(8, 7, name, signed=True),
+    "dynamic8_unsigned": lambda name: _dynamic(8, 7, name, signed=False),
+    "dynamic4": lambda name: _dynamic(4, 3, name, signed=True),
+    "linear4_unsigned": lambda name: TableFormat(tuple(k / 16 for k in range(1, 17)), label=name),
     "lns8": _lns8,
     "posit8": lambda name: posit(8, 2, name),
     "posit8_es0": lambda name: posit(8, 0, name),

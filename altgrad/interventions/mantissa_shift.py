@@ -41,7 +41,7 @@ from altgrad.interventions.range_probe import look_at_casts
 from altgrad.interventions.stalled import LOSING, Stalls
 from altgrad.nn import change_formats, counted_sites, quantizers, weight_quantizers
 from altgrad.optim import Optimizer
-from altgrad.optim.optimizer import change_storage_format, gridded
+from altgrad.optim.format_change import change_storage_format, gridded
 from altgrad.symptoms import APPLIED, LOST
 
 Copy = dict[str, Tensor]

@@ -90,13 +90,14 @@ class Replay:
 
 @dataclass(frozen=True)
 class Weight:
-    """A parameter after the step, the grid on which it is stored or cast (None for neither), and the float tensors of
-    its shape that the optimizer keeps for it."""
+    """A parameter after the step, the grid on which it is stored or cast (None for neither), the float tensors of its
+    shape that the optimizer keeps for it, and of those that are cast what rounding made of them (`state_losses`)."""
 
     name: str
     values: Tensor
     grid: Grid | None = None
     states: Mapping[str, Tensor] = field(default_factory=dict)
+    losses: Mapping[str, Mapping[str, Tensor]] = field(default_factory=dict)
 
 
 class Monitor:
@@ -237,6 +238,9 @@ class UpdateMonitor(Monitor, ABC):
 
 class WeightMonitor(Monitor, ABC):
     """Looks at parameters after a step."""
+
+    of_states: ClassVar[bool] = False
+    """Whether it asks what rounding made of states that are cast."""
 
     @abstractmethod
     def measure(self, weight: Weight) -> Found:

@@ -3,17 +3,20 @@
 from altgrad.optim.adamw import AdamW
 from altgrad.optim.grid_optim import GridOptim
 from altgrad.optim.groups import parameter_groups
+from altgrad.optim.lion import Lion
 from altgrad.optim.madam import Madam
 from altgrad.optim.manifold_adamw import ManifoldAdamW
+from altgrad.optim.muon import Muon
 from altgrad.optim.optimizer import Optimizer, OptimizerSpec
 from altgrad.optim.request import Request, Update
 from altgrad.optim.schedule import Schedule
 from altgrad.optim.sgd import SGD
 from altgrad.optim.storage import Storage
 from altgrad.optim.whole_tensor import is_sharded, make_dense, whole_tensor
+from altgrad.optim.wrapping import StoredOptimizer, stored
 
 __all__ = [
-    "SGD", "AdamW", "GridOptim", "Madam", "ManifoldAdamW", "Optimizer", "OptimizerSpec", "Request", "Schedule",
-    "Storage", "Update", "is_sharded", "make_dense",
-    "parameter_groups", "whole_tensor",
+    "SGD", "AdamW", "GridOptim", "Lion", "Madam", "ManifoldAdamW", "Muon", "Optimizer", "OptimizerSpec", "Request",
+    "Schedule", "Storage", "StoredOptimizer", "Update", "is_sharded", "make_dense",
+    "parameter_groups", "stored", "whole_tensor",
 ]  # fmt: skip

@@ -20,7 +20,9 @@ from altgrad.optim.optimizer import Optimizer, OptimizerSpec, settings
 from altgrad.optim.request import Request
 from altgrad.optim.storage import Storage
 from altgrad.quantize import Grid
+from altgrad.spec import Since
 
+ADAM_STATES = ("exp_avg", "exp_avg_sq")
 Beta = Annotated[float, Field(ge=0, lt=1)]
 
 
@@ -32,13 +34,17 @@ class AdamWSpec(OptimizerSpec):
     """Decay of the first and of the second moment."""
     eps: Positive = 1e-8
     """Added to the root of the second moment."""
+    amsgrad: Annotated[bool, Since(2)] = False
+    """Divide by the largest second moment so far (Reddi et al., arXiv 1904.09237)."""
+    maximize: Annotated[bool, Since(2)] = False
+    """Go up the gradient."""
 
 
 class AdamW(Optimizer):
     """torch.optim.AdamW's trajectory (defaults as there), as a request.
 
-    params: parameters, (name, parameter) pairs, or groups of either. storage, track, seed: see Optimizer. Raises
-    ValueError for values out of range.
+    params: parameters, (name, parameter) pairs, or groups of either. storage, states, track, seed: see Optimizer.
+    Raises ValueError for values out of range.
     """
 
     has_momentum = "betas"
@@ -51,23 +57,31 @@ class AdamW(Optimizer):
         betas: tuple[float, float] = (0.9, 0.999),
         eps: float = 1e-8,
         weight_decay: float = 1e-2,
+        amsgrad: bool = False,
         *,
+        maximize: bool = False,
         storage: Any = None,
+        states: Any = None,
         track: bool = False,
         seed: int = 0,
     ) -> None:
         super().__init__(params, settings(locals()), seed=seed)
 
+    @classmethod
+    def keeps(cls, group: Mapping[str, Any]) -> tuple[str, ...]:
+        return ADAM_STATES + (("max_exp_avg_sq",) if group.get("amsgrad") else ())
+
     def check(self, group: dict[str, Any]) -> None:
         check_adam(group)
 
     def fuse(self, group: dict[str, Any], storage: Storage, p: Tensor, grid: Grid | None) -> FusedStep | None:
-        return fused_step(storage, grid, p, 0.0, 0.0)
+        plain = not (group["amsgrad"] or group["maximize"])
+        return fused_step(storage, grid, p, 0.0, 0.0, group["states"]) if plain else None
 
     def request(
         self, group: dict[str, Any], params: list[Tensor], grads: list[Tensor], grids: list[Grid | None]
     ) -> Request:
-        return adam_request(self.state, group, params, grads)
+        return adam_request(self, group, params, grads)
 
 
 def check_adam(group: Mapping[str, Any]) -> None:
@@ -79,25 +93,29 @@ def check_adam(group: Mapping[str, Any]) -> None:
         raise ValueError(f"eps is {eps}; it must be not negative.")
 
 
-def adam_request(
-    state: Mapping[Tensor, dict[str, Any]], group: Mapping[str, Any], params: list[Tensor], grads: list[Tensor]
-) -> Request:
+def adam_request(rule: Optimizer, group: dict[str, Any], params: list[Tensor], grads: list[Tensor]) -> Request:
     """Advance Adam's moments by these gradients, and ask for its step; lr, betas, eps and decay come from the group."""
-    beta1, beta2 = group["betas"]
+    state, (beta1, beta2) = rule.state, group["betas"]
+    if group.get("maximize"):
+        grads = list(torch._foreach_neg(grads))
     for p, g in zip(params, grads, strict=True):
         if "step" not in state[p]:
             state[p]["step"] = torch.zeros((), dtype=torch.float32)
-            state[p]["exp_avg"] = torch.zeros_like(p, dtype=g.dtype)
-            state[p]["exp_avg_sq"] = torch.zeros_like(p, dtype=g.dtype)
+            for name in (*ADAM_STATES, *(["max_exp_avg_sq"] if group.get("amsgrad") else [])):
+                state[p][name] = torch.zeros_like(p, dtype=g.dtype)
     steps = [state[p]["step"] for p in params]
     means = [state[p]["exp_avg"] for p in params]
     squares = [state[p]["exp_avg_sq"] for p in params]
     torch._foreach_add_(steps, 1)
     torch._foreach_lerp_(means, grads, 1 - beta1)
-    torch._foreach_mul_(squares, beta2)
-    torch._foreach_addcmul_(squares, grads, grads, 1 - beta2)
+    _advance_squares(group, squares, grads, beta2)
+    largest = squares
+    if group.get("amsgrad"):
+        largest = [state[p]["max_exp_avg_sq"] for p in params]
+        torch._foreach_maximum_(largest, squares)
+    rule.advanced(group, params)
     counts = [step.item() for step in steps]  # on the CPU: no device waits
-    roots = torch._foreach_sqrt(squares)
+    roots = torch._foreach_sqrt(largest)
     torch._foreach_div_(roots, [(1 - beta2**count) ** 0.5 for count in counts])
     torch._foreach_add_(roots, group["eps"])
     return Request(
@@ -107,3 +125,15 @@ def adam_request(
         denominators=list(roots),
         beta=beta1,
     )
+
+
+def _advance_squares(group: Mapping[str, Any], squares: list[Tensor], grads: list[Tensor], beta2: float) -> None:
+    """v <- b2 v + (1 - b2) g^2, in torch.optim's order, and where v is cast in torchao's."""
+    cast = group["states"].get("exp_avg_sq")
+    fine = [i for i, v in enumerate(squares) if cast is None or not cast.takes(v)]
+    if fine:
+        some, of_some = [squares[i] for i in fine], [grads[i] for i in fine]
+        torch._foreach_mul_(some, beta2)
+        torch._foreach_addcmul_(some, of_some, of_some, 1 - beta2)
+    for i in set(range(len(squares))).difference(fine):
+        squares[i].lerp_(grads[i].square(), 1 - beta2)

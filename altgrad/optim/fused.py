@@ -1,4 +1,4 @@
-"""Adam's whole step on one weight in one compiled graph: moments, stiffness, update and storage.
+"""Adam's whole step on one weight in one compiled graph: moments and their casts, stiffness, update and storage.
 
 The rule is that of `altgrad.optim.adamw` and `manifold_adamw`, and storage that of `altgrad.optim.storage`; what is
 gained is memory traffic. Step by step they read and write each tensor a dozen times; fused, weight, gradient and
@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 from altgrad.formats import FloatFormat, Rounding
+from altgrad.optim.states import StateCast, States, StateSpec
 from altgrad.optim.stiffness import factor, floored
 from altgrad.optim.storage import GridStorage, Storage
 from altgrad.optim.whole_tensor import is_sharded
@@ -34,15 +35,29 @@ class FusedStep(NamedTuple):
     kappa: float
     landing: Rounding | None
     """None: master."""
+    states: tuple[tuple[str, StateSpec], ...] = ()
+    """The states that are cast, by name."""
+
+    def __hash__(self) -> int:
+        return hash((*self[:4], *((name, str(spec.tree())) for name, spec in self.states)))
 
 
 _LANDINGS = {"nearest": Rounding.nearest_even, "stochastic": Rounding.stochastic}
 
 
-def fused_step(storage: Storage, grid: Grid | None, p: Tensor, power: float, kappa: float) -> FusedStep | None:
+def fused_step(
+    storage: Storage, grid: Grid | None, p: Tensor, power: float, kappa: float, casts: States
+) -> FusedStep | None:
     """What the fused step of a weight is; None if its step cannot be fused."""
-    if p.dtype != torch.float32 or is_sharded(p):
+    states = tuple((name, cast.spec) for name, cast in casts.items() if cast.takes(p))
+    if p.dtype != torch.float32 or is_sharded(p) or any(spec.draws for _, spec in states):
         return None
+    landed = _landing(storage, grid, power, kappa)
+    return None if landed is None else landed._replace(states=states)
+
+
+def _landing(storage: Storage, grid: Grid | None, power: float, kappa: float) -> FusedStep | None:
+    """The same without the states."""
     fmt = None if grid is None else grid.format
     power = power if grid is not None else 0.0
     if not storage.on_grid:
@@ -94,7 +109,8 @@ def adam_step(
     if chosen.format is not None and p.device.type != "cpu":
         # Integers that enter a graph are 64 bits wide in Triton, which then has no float32 of the same bits.
         form = as_tensors(chosen.format, p.device)
-    asked: Tensor | None = _compiled(chosen, show)(*tensors, found, scale, seed, at, form)
+    asked, beside = _compiled(chosen, show)(*tensors, found, scale, seed, at, form)
+    state |= beside
     return asked if asked is None else asked.view(p.shape)
 
 
@@ -102,15 +118,26 @@ def adam_step(
 def _compiled(chosen: FusedStep, show: bool) -> Callable[..., Any]:
     # Plain booleans, decided here: numbers of a closure become inputs of a graph, and its branches would test them.
     stiff, whole = chosen.power > 0 and chosen.format is not None, chosen.power == 1
+    casts = {name: StateCast(spec, name) for name, spec in chosen.states}
 
     def run(
         p: Tensor, g: Tensor, mean: Tensor, square: Tensor, found: Tensor,
         scale: Tensor | None, seed: Tensor | None, at: Tensor | None, form: Numbers | None,
-    ) -> Tensor | None:  # fmt: skip
+    ) -> tuple[Tensor | None, dict[str, Tensor]]:  # fmt: skip
         rate1, beta2, rate2, root, eps, value, keep, power, kappa, lowest, highest = found.unbind()
         mean.lerp_(g, rate1)
-        square.mul_(beta2).add_(g * g * rate2)
-        step = mean / (square.sqrt() / root + eps) * value
+        if "exp_avg_sq" in casts:
+            square.lerp_(g * g, rate2)
+        else:
+            square.mul_(beta2).add_(g * g * rate2)
+        first, second = mean, square
+        beside: dict[str, Tensor] = {}
+        kept = {name: cast.kept({"exp_avg": mean, "exp_avg_sq": square}[name], None) for name, cast in casts.items()}
+        if "exp_avg" in kept and casts["exp_avg"].spec.step_takes == "rounded":
+            first = kept["exp_avg"].values
+        if "exp_avg_sq" in kept and casts["exp_avg_sq"].spec.step_takes == "rounded":
+            second = kept["exp_avg_sq"].values
+        step = first / (second.sqrt() / root + eps) * value
         if stiff:
             u = floored(p, kappa) if scale is None else floored(p, kappa) / scale
             field = binade(u, lowest, highest)
@@ -121,10 +148,23 @@ def _compiled(chosen: FusedStep, show: bool) -> Callable[..., Any]:
         p.copy_(_landed(p * keep + step, chosen, form, scale, key))
         if at is not None:
             at.add_(1)
-        return step if show else None
+        for name, state in (("exp_avg", mean), ("exp_avg_sq", square)):
+            if name in kept:
+                state.copy_(kept[name].values)
+                beside |= {f"{name}.{part}": tensor for part, tensor in kept[name].beside.items()}
+        return (step if show else None), beside
 
     ready_compiler()
-    return torch.compile(run, dynamic=True, fullgraph=True)
+    made = torch.compile(run, dynamic=True, fullgraph=True)
+    if not casts:
+        return made
+
+    def constant(*given: Any) -> Any:
+        # The numbers of the states' formats, which would be inputs of the graph.
+        with torch._dynamo.config.patch(specialize_int=True, specialize_float=True):
+            return made(*given)
+
+    return constant
 
 
 def _landed(

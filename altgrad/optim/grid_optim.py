@@ -16,6 +16,8 @@ is decoupled: `weight_decay` is the share that a weight loses in a step at the p
 Flips and updates are counted in the state (`track`).
 """
 
+import functools
+from collections.abc import Callable, Mapping
 from typing import Annotated, Any, ClassVar, Literal
 
 import torch
@@ -26,9 +28,11 @@ from altgrad.formats import FloatFormat, NumberFormat, parse_format
 from altgrad.optim.numbers import NonNegative, Positive
 from altgrad.optim.optimizer import Optimizer, OptimizerSpec, settings
 from altgrad.optim.request import Request
-from altgrad.optim.stiffness import absolute, spacing_field
+from altgrad.optim.stiffness import absolute, floor_of, spacing_field
 from altgrad.optim.stored_scale import own_grid
 from altgrad.quantize import Grid
+from altgrad.quantize.engine import SMALL, Engine, ready_compiler
+from altgrad.quantize.grid import grid_units, spacing_units
 from altgrad.spec import Format
 
 Landing = Literal["value", "index"]
@@ -69,10 +73,15 @@ class GridOptim(Optimizer):
         weight_decay: float = 0.0,
         *,
         storage: Any = None,
+        states: Any = None,
         track: bool = True,
         seed: int = 0,
     ) -> None:
         super().__init__(params, settings(locals()) | {"format": str(format)}, seed=seed)
+
+    @classmethod
+    def keeps(cls, group: Mapping[str, Any]) -> tuple[str, ...]:
+        return ("momentum_buffer",)
 
     def check(self, group: dict[str, Any]) -> None:
         if not 0 <= group["momentum"] < 1:
@@ -98,17 +107,53 @@ class GridOptim(Optimizer):
         velocities = [self.state[p]["momentum_buffer"] for p in params]
         torch._foreach_mul_(velocities, group["momentum"])
         torch._foreach_add_(velocities, grads)
+        self.advanced(group, params)
         peak = group.get("initial_lr", lr)
         keep = 1 - group["weight_decay"] * (lr / peak if peak else 0.0)
         if self.in_rungs(group):
             rungs = [(velocity * lr).clamp(-clip, clip) for velocity in velocities]
             return Request(keep, [-1.0] * len(params), rungs, in_rungs=True)
-        factors = []
-        for p, velocity, grid in zip(params, velocities, grids, strict=True):
-            # The clip as a factor, so that the numerator stays the momentum buffer, which error feedback writes to.
-            asked = (velocity * lr).abs()
-            clipped = torch.where(asked > clip, clip / asked, 1.0)
-            walked = own_grid(p, parse_format(group["format"])) if grid is None else grid
-            clipped.mul_(absolute(spacing_field(p, walked, kappa=group["kappa"]), walked))
-            factors.append(clipped)
+        # The clip as a factor, so that the numerator stays the momentum buffer, which error feedback writes to.
+        factors = [
+            rungs_of(
+                p, velocity, own_grid(p, parse_format(group["format"])) if grid is None else grid, lr, clip,
+                group["kappa"], self.engine,
+            )
+            for p, velocity, grid in zip(params, velocities, grids, strict=True)
+        ]  # fmt: skip
         return Request(keep, [-lr] * len(params), velocities, factors=factors, beta=group["momentum"] or None)
+
+
+def rungs_of(
+    p: Tensor, velocity: Tensor, grid: Grid, lr: float, clip: float, kappa: float, engine: Engine = "eager"
+) -> Tensor:
+    """What velocity is multiplied by, but lr, to be a step of at most `clip` spacings; the same bits as one graph."""
+    whole = grid.scale is None or grid.scale.numel() == 1
+    plain = p.dtype == velocity.dtype == torch.float32 and p.is_contiguous() and velocity.is_contiguous()
+    if engine == "compiled" and whole and plain and p.numel() >= SMALL and isinstance(grid.format, FloatFormat):
+        floor = floor_of(p.detach(), kappa)
+        scale = torch.ones((), device=p.device) if grid.scale is None else grid.scale.reshape(())
+        made = _compiled(grid.format)(velocity.view(-1), p.detach().view(-1), floor, scale, torch.tensor([lr, clip]))
+        return made.view(p.shape)
+    asked = (velocity * lr).abs()
+    clipped = torch.where(asked > clip, clip / asked, 1.0)
+    return clipped.mul_(absolute(spacing_field(p, grid, kappa=kappa), grid))
+
+
+@functools.cache
+def _compiled(fmt: FloatFormat) -> Callable[..., Tensor]:
+    def run(velocity: Tensor, w: Tensor, floor: Tensor, scale: Tensor, found: Tensor) -> Tensor:
+        lr, clip = found.unbind()
+        asked = (velocity * lr).abs()
+        clipped = torch.where(asked > clip, clip / asked, 1.0)
+        return clipped * (spacing_units(grid_units(torch.maximum(w.abs(), floor), scale), fmt) * scale)
+
+    ready_compiler()
+    made = torch.compile(run, dynamic=True, fullgraph=True)
+
+    def constant(*given: Any) -> Tensor:
+        # A format's numbers, which would be inputs of the graph.
+        with torch._dynamo.config.patch(specialize_int=True, specialize_float=True):
+            return made(*given)
+
+    return constant

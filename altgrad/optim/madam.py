@@ -7,6 +7,8 @@ its steps are whole multiples of the spacing, which is why it belongs beside man
 and zeros never move: `zero_weights` counts those. Decay, if any, is decoupled.
 """
 
+import functools
+from collections.abc import Callable, Mapping
 from typing import Annotated, Any, ClassVar
 
 import torch
@@ -17,6 +19,7 @@ from altgrad.optim.numbers import LearningRate, Positive
 from altgrad.optim.optimizer import Optimizer, OptimizerSpec, settings
 from altgrad.optim.request import Request
 from altgrad.quantize import Grid
+from altgrad.quantize.engine import SMALL, ready_compiler
 
 
 class MadamSpec(OptimizerSpec):
@@ -46,10 +49,15 @@ class Madam(Optimizer):
         weight_decay: float = 0.0,
         *,
         storage: Any = None,
+        states: Any = None,
         track: bool = False,
         seed: int = 0,
     ) -> None:
         super().__init__(params, settings(locals()), seed=seed)
+
+    @classmethod
+    def keeps(cls, group: Mapping[str, Any]) -> tuple[str, ...]:
+        return ("exp_avg_sq",)
 
     def check(self, group: dict[str, Any]) -> None:
         if not 0 <= group["beta"] < 1:
@@ -70,7 +78,15 @@ class Madam(Optimizer):
                 state["limit"] = group["bound"] * p.to(torch.float64).square().mean().sqrt().to(torch.float32)
             state["step"] += 1
             square = state["exp_avg_sq"].mul_(group["beta"]).addcmul_(g, g, value=1 - group["beta"])
-            ratio = g / (square / (1 - group["beta"] ** state["step"].item())).sqrt()
+            self.advanced(group, [p])
+            root = (square / (1 - group["beta"] ** state["step"].item())).sqrt_()
+            flat = p.is_contiguous() and g.is_contiguous() and p.dtype == g.dtype == torch.float32
+            if self.engine == "compiled" and flat and p.numel() >= SMALL:
+                numbers = torch.tensor([-group["lr"], -group["clip"], group["clip"]])
+                asked = _compiled(_exponent)(p.detach().view(-1), g.view(-1), root.view(-1), numbers)
+                changes.append(_compiled(_change)(p.detach().view(-1), asked.expm1_(), state["limit"]).view(p.shape))
+                continue
+            ratio = g / root
             changes.append(madam_change(p, ratio, group["lr"], group["clip"], state["limit"]))
         return Request(keep=1 - group["lr"] * group["weight_decay"], values=[1.0] * len(params), numerators=changes)
 
@@ -83,5 +99,22 @@ class Madam(Optimizer):
 def madam_change(w: Tensor, ratio: Tensor, lr: float, clip: float, limit: Tensor) -> Tensor:
     """What w changes by: w expm1(-lr sign(w) clip(ratio)), so that |w| ends at most at `limit`; NaN counts 0."""
     exponent = ratio.nan_to_num(nan=0.0).clamp(-clip, clip) * w.sign() * -lr
-    wanted = w + w * exponent.expm1()
+    return _change(w, exponent.expm1(), limit)
+
+
+def _change(w: Tensor, relative: Tensor, limit: Tensor) -> Tensor:
+    wanted = w + w * relative
     return torch.where(wanted.abs() > limit, limit.copysign(w), wanted) - w
+
+
+def _exponent(w: Tensor, g: Tensor, root: Tensor, numbers: Tensor) -> Tensor:
+    rate, low, high = numbers.unbind()
+    return (g / root).nan_to_num(nan=0.0).clamp(low, high) * w.sign() * rate
+
+
+@functools.cache
+def _compiled(function: Callable[..., Tensor]) -> Callable[..., Tensor]:
+    """Everything but sqrt and expm1, whose last bits are others in a graph."""
+    ready_compiler()
+    made: Callable[..., Tensor] = torch.compile(function, dynamic=True, fullgraph=True)
+    return made

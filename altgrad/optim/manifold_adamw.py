@@ -20,6 +20,7 @@ Where S enters decides what it does (`precondition`):
 Relatives: natural gradient in the code index (mirror descent with Hessian 1/S), Madam (arXiv 2006.14560).
 """
 
+from collections.abc import Mapping
 from dataclasses import replace
 from typing import Annotated, Any, ClassVar, Literal, get_args
 
@@ -28,7 +29,7 @@ from pydantic import Field
 from torch import Tensor
 
 from altgrad.formats import NumberFormat
-from altgrad.optim.adamw import Beta, adam_request, check_adam
+from altgrad.optim.adamw import ADAM_STATES, Beta, adam_request, check_adam
 from altgrad.optim.fused import FusedStep, fused_step
 from altgrad.optim.numbers import NonNegative, Positive
 from altgrad.optim.optimizer import Optimizer, OptimizerSpec, settings
@@ -95,6 +96,7 @@ class ManifoldAdamW(Optimizer):
         normalise: Normalise = "rms",
         format: str | NumberFormat | None = None,
         storage: Any = None,
+        states: Any = None,
         track: bool = False,
         seed: int = 0,
     ) -> None:
@@ -112,6 +114,10 @@ class ManifoldAdamW(Optimizer):
         """Permutations are found again when they are asked for."""
         super().__setstate__(state)
         self._permutations = {}
+
+    @classmethod
+    def keeps(cls, group: Mapping[str, Any]) -> tuple[str, ...]:
+        return ADAM_STATES
 
     def check(self, group: dict[str, Any]) -> None:
         check_adam(group)
@@ -132,20 +138,20 @@ class ManifoldAdamW(Optimizer):
     ) -> Request:
         mode = group["precondition"]
         if mode == "off" or group["power"] == 0:
-            return adam_request(self.state, group, params, grads)
+            return adam_request(self, group, params, grads)
         if mode == "gradient":
             scaled = [
                 g if grid is None else g * absolute(self._field(group, p, grid), grid).pow(group["power"])
                 for g, p, grid in zip(grads, params, grids, strict=True)
             ]
-            return adam_request(self.state, group, params, scaled)
+            return adam_request(self, group, params, scaled)
         factors = [
             None if grid is None else factor(self._field(group, p, grid), group["power"], group["normalise"])
             for p, grid in zip(params, grids, strict=True)
         ]
         if mode in ("gradient_normalised", "both"):
             grads = [g if f is None else g * f for g, f in zip(grads, factors, strict=True)]
-        request = adam_request(self.state, group, params, grads)
+        request = adam_request(self, group, params, grads)
         if mode == "gradient_normalised" or all(f is None for f in factors):
             return request
         whole = [torch.ones_like(g) if f is None else f for g, f in zip(grads, factors, strict=True)]
@@ -153,9 +159,9 @@ class ManifoldAdamW(Optimizer):
 
     def fuse(self, group: dict[str, Any], storage: Storage, p: Tensor, grid: Grid | None) -> FusedStep | None:
         if group["precondition"] == "off" or group["power"] == 0:
-            return fused_step(storage, grid, p, 0.0, 0.0)
+            return fused_step(storage, grid, p, 0.0, 0.0, group["states"])
         plain = group["precondition"] == "update" and group["stiffness"] == "own" and group["normalise"] == "rms"
-        return fused_step(storage, grid, p, group["power"], group["kappa"]) if plain else None
+        return fused_step(storage, grid, p, group["power"], group["kappa"], group["states"]) if plain else None
 
     def _field(self, group: dict[str, Any], p: Tensor, grid: Grid) -> Tensor:
         """T for one parameter."""

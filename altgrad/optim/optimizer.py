@@ -9,33 +9,27 @@ meaning and are refused when the optimizer is made: `eco` without a momentum buf
 The grid of a weight is that of its storage; under `master`, that of the cast its forward pass makes (`casts`), else the
 one that the storage's `format` names. A parameter without any of these has no geometry, and every rule is then the
 plain one.
-
-Changing the format in which a parameter is stored, in the middle of a run.
-
-Storage belongs to parameter groups, so a parameter that leaves the format of its group gets a group of its own, alike
-in everything else. All rules treat the parameters of a group one by one, so that changes no bit. The weight goes to its
-new grid from what is stored; what `kahan` owes it is taken into account. Momenta stay: they are in units of the
-gradient, and no format is in them.
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable, Iterator
-from typing import Annotated, Any, ClassVar, NamedTuple, overload
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from typing import Annotated, Any, ClassVar, NamedTuple, Self, overload
 
 import torch
-from pydantic import Field
+from pydantic import Field, model_validator
 from torch import Tensor
 
-from altgrad.formats import NumberFormat
 from altgrad.optim.fused import FusedStep, adam_step
+from altgrad.optim.fused_landing import land, landing_of
 from altgrad.optim.numbers import LearningRate, WeightDecay, check_rates, plain_numbers
 from altgrad.optim.request import BeforeStep, Request, Update, track
-from altgrad.optim.storage import GridStorage, Storage
+from altgrad.optim.states import StateCast, StateLosses, States, StateSpec, check_state, state_casts, state_losses
+from altgrad.optim.storage import Storage
 from altgrad.optim.whole_tensor import is_sharded, whole_tensor
 from altgrad.quantize import Grid, Quantizer
 from altgrad.quantize.engine import Engine
-from altgrad.quantize.noise import site_key
-from altgrad.spec import Kind, Spec
+from altgrad.quantize.noise import fold, site_key
+from altgrad.spec import Kind, LocatedError, Since, Spec
 
 
 class ParameterGroup(Spec):
@@ -63,10 +57,34 @@ class OptimizerSpec(Kind, family="optimizer", package="altgrad.optim"):
     """Of parameters of two or more dimensions, unless a group says otherwise."""
     groups: tuple[ParameterGroup, ...] = ()
     """Parameters by name with a rate or a decay of their own."""
+    states: Annotated[dict[str, StateSpec], Since(2)] = Field(default_factory=dict)
+    """The formats in which states are kept between steps, by the state's name; what is not named is float32."""
+
+    @model_validator(mode="after")
+    def _keeps_states(self) -> Self:
+        self._check(self.states)
+        return self
+
+    def _check(self, states: Mapping[str, StateSpec]) -> None:
+        known = self.product().keeps(dict(self)) if states else ()
+        for name, spec in states.items():
+            try:
+                check_state(name, spec, known, self.kind)
+            except ValueError as error:
+                raise LocatedError(("states", name), str(error)) from None
+
+    def with_states(self, states: Mapping[str, StateSpec]) -> Self:
+        """The same with its states kept so. LocatedError for a state that it lacks."""
+        try:
+            self._check(states)
+        except LocatedError as error:
+            raise error.within("optimizer") from None
+        return self.model_copy(update={"states": dict(states)})
 
     def build(self, groups: Iterable[dict[str, Any]], *, seed: int = 0) -> "Optimizer":
         """The optimizer over what `parameter_groups` returned; `seed` keys the random bits of storage."""
         settings = {name: getattr(self, name) for name in type(self).model_fields if name != "groups"}
+        settings["states"] = self.states or None
         made: Optimizer = self.product()(groups, **settings, seed=seed)
         return made
 
@@ -76,7 +94,8 @@ def settings(arguments: dict[str, Any]) -> dict[str, Any]:
 
     So settings are named in the signature, for Python's users, and in the spec, for YAML's, and nowhere else.
     """
-    return {name: value for name, value in arguments.items() if name not in ("self", "params", "seed", "__class__")}
+    left_out = {"self", "params", "seed", "__class__", *(["states"] if arguments.get("states") is None else [])}
+    return {name: value for name, value in arguments.items() if name not in left_out}
 
 
 class Optimizer(torch.optim.Optimizer, ABC):
@@ -87,9 +106,11 @@ class Optimizer(torch.optim.Optimizer, ABC):
     but observers; a copy made together with its model is of the copied parameters.
 
     params: as torch.optim takes them. A group's (or the default) `storage` is a StorageSpec or plain data for one;
-    None is master. `track` keeps each gridded weight's `rung`, its gross `travel` in rungs, and `flips` and `updates`
-    as counts, in the state. `engine` compiled fuses Adam's step (see `altgrad.optim.fused`) and stochastic rounding.
-    When `watching`, each step shows every observer what it did to each parameter; otherwise that costs nothing.
+    None is master; `states` are StateSpecs or plain data by the state's name. `track` keeps each gridded weight's
+    `rung`, its gross `travel` in rungs, and `flips` and `updates` as counts, in the state. `engine` compiled fuses
+    Adam's step (see `altgrad.optim.fused`) and stochastic rounding.
+    When `watching`, each step shows every observer what it did to each parameter, and when `measuring` it leaves in
+    `losses` what rounding made of states that are cast; otherwise that costs nothing.
     ValueError, naming group and parameter, for settings that do not go together.
     """
 
@@ -102,10 +123,12 @@ class Optimizer(torch.optim.Optimizer, ABC):
 
     def __init__(self, params: Any, defaults: dict[str, Any], *, seed: int = 0) -> None:
         self.observers: list[Callable[[Update], None]] = []
-        self.watching = False
+        self.watching = self.measuring = False
         self.seed = seed
         self.engine: Engine = "eager"
         self.storages: list[Storage] = []
+        self.states: list[States] = []
+        self.losses: StateLosses = {}
         self.casts: dict[Tensor, Quantizer] = {}
         self.names: dict[Tensor, str] = {}
         super().__init__(params, {"storage": None, "track": False, **defaults})
@@ -114,11 +137,23 @@ class Optimizer(torch.optim.Optimizer, ABC):
     def request(
         self, group: dict[str, Any], params: list[Tensor], grads: list[Tensor], grids: list[Grid | None]
     ) -> Request:
-        """The rule: advance the state of these parameters and say what should become of them."""
+        """The rule: advance the state of these parameters and say what should become of them.
+
+        group["states"] are the casts of its states. Between the two, the rule calls `advanced`.
+        """
+
+    @classmethod
+    def keeps(cls, group: Mapping[str, Any]) -> tuple[str, ...]:
+        """The states that a group with these settings keeps and that may be cast."""
+        return ()
 
     def check(self, group: dict[str, Any]) -> None:
         """ValueError if the group's settings are out of range."""
         return
+
+    def alike(self, group: dict[str, Any], params: list[Tensor]) -> list[list[int]]:
+        """Which of these parameters one request can be for: their places, in lists that may be empty."""
+        return [list(range(len(params)))]
 
     def in_rungs(self, group: dict[str, Any]) -> bool:
         """Whether requests for this group count grid positions."""
@@ -132,6 +167,7 @@ class Optimizer(torch.optim.Optimizer, ABC):
         named = group.get("param_names", [f"{number}.{i}" for i in range(len(group["params"]))])
         try:
             storage = _storage(group["storage"])
+            states = self._casts(group)
             self._check(plain_numbers(group), storage)
             for name, p in zip(named, group["params"], strict=True):
                 storage.admit(p, name)
@@ -141,11 +177,22 @@ class Optimizer(torch.optim.Optimizer, ABC):
             which = f"group {number}" + (f" ({names[0]}{', ...' * (len(names) > 1)})" if names else "")
             raise ValueError(f"{type(self).__name__}, {which}: {error}") from None
         group["storage"] = storage.tree()
+        if states:
+            group["states"] = {name: cast.spec.tree() for name, cast in states.items()}
         self.names.update(zip(group["params"], named, strict=True))
         self.storages.append(storage)
+        self.states.append(states)
         with torch.no_grad():
             for p in group["params"]:
                 storage.adopt(p, self.state[p])
+
+    def _casts(self, group: dict[str, Any]) -> States:
+        return state_casts(group.get("states"), self.keeps(group), type(self).__name__)
+
+    def held(self, p: Tensor) -> dict[str, Any]:
+        """Where the states of p are."""
+        found: dict[str, Any] = self.state[p]
+        return found
 
     def _check(self, group: dict[str, Any], storage: Storage) -> None:
         check_rates(group)
@@ -171,7 +218,8 @@ class Optimizer(torch.optim.Optimizer, ABC):
         """As torch's, which calls it for `load_state_dict`, too."""
         super().__setstate__(state)
         self.storages = [_storage(group["storage"]) for group in self.param_groups]
-        for name, value in (("observers", []), ("watching", False)):
+        self.states = [self._casts(group) for group in self.param_groups]
+        for name, value in (("observers", []), ("watching", False), ("measuring", False), ("losses", {})):
             self.__dict__.setdefault(name, value)
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
@@ -208,20 +256,23 @@ class Optimizer(torch.optim.Optimizer, ABC):
         if closure is not None:
             with torch.enable_grad():
                 loss = closure()
+        self.losses.clear()
         for group, storage, params, grads in [
-            self._ready(*each) for each in zip(self.param_groups, self.storages, strict=True)
+            self._ready(*each) for each in zip(self.param_groups, self.storages, self.states, strict=True)
         ]:
             left = list(range(len(params)))
             if self.engine == "compiled":
                 left = [i for i in left if not self._fused(group, storage, params[i], grads[i])]
             # Looked at, they step one by one: copies are then of one weight and not of the model.
-            for some in [[i] for i in left] if self.watching or group["track"] else [left] if left else []:
+            alone = self.watching or group["track"]
+            sorts = [[i] for i in range(len(left))] if alone else self.alike(group, [params[i] for i in left])
+            for some in [[left[i] for i in sort] for sort in sorts if sort]:
                 self._together(group, storage, [params[i] for i in some], [grads[i] for i in some])
         return loss
 
-    def _ready(self, group: dict[str, Any], storage: Storage) -> "_Ready":
-        """What a group's step needs, checked; in float32 where the storage is on a grid."""
-        numbers = plain_numbers(group)
+    def _ready(self, group: dict[str, Any], storage: Storage, states: States) -> "_Ready":
+        """What a group's step needs, checked; in float32 where the storage is on a grid or states are cast."""
+        numbers = {**plain_numbers(group), "states": states}
         check_rates(numbers)
         params = [p for p in group["params"] if p.grad is not None]
         for p in params:
@@ -234,8 +285,13 @@ class Optimizer(torch.optim.Optimizer, ABC):
                 raise ValueError(
                     f"{type(self).__name__} needs whole tensors, and {self.names[p]} is a DTensor; use AdamW or SGD."
                 )
+            if is_sharded(p) and states:
+                raise ValueError(
+                    f"states are cast as whole tensors, and {self.names[p]} is a DTensor; leave out states there."
+                )
         grads = [p.grad if is_sharded(p.grad) else whole_tensor(p.grad) for p in params]
-        return _Ready(numbers, storage, params, [g.to(torch.float32) for g in grads] if storage.on_grid else grads)
+        wide = storage.on_grid or states
+        return _Ready(numbers, storage, params, [g.to(torch.float32) for g in grads] if wide else grads)
 
     def fuse(self, group: dict[str, Any], storage: Storage, p: Tensor, grid: Grid | None) -> FusedStep | None:
         """How the step of p is done by one compiled graph, if the rule is Adam's; None if it cannot be."""
@@ -245,7 +301,7 @@ class Optimizer(torch.optim.Optimizer, ABC):
         """Take the step of one parameter in one graph, if that can be."""
         grid = self.grid(p, storage)
         chosen = self.fuse(group, storage, p, grid)
-        if chosen is None:
+        if chosen is None or (self.measuring and chosen.states):
             return False
         show = bool(self.watching or group["track"])
         seen = BeforeStep([p], [grid]) if show else None
@@ -263,10 +319,54 @@ class Optimizer(torch.optim.Optimizer, ABC):
         seen = BeforeStep(params, grids) if self.watching or group["track"] else None
         steps = [] if seen is None else seen.in_value(request)
         keys = [site_key(self.seed, f"{self.names[p]}/storage") for p in params]
-        storage.write(params, [self.state[p] for p in params], keys, request, self.engine)
+        self._write(storage, params, keys, request)
+        self._keep_states(group, params, "unrounded", again=storage.wants_momentum)
         if seen is not None:
             names, after = [self.names[p] for p in params], [self.grid(p, storage) for p in params]
             self._show(group, params, seen.updates(names, steps, request.keep - 1, params, after, storage.kind))
+
+    def _write(self, storage: Storage, params: list[Tensor], keys: list[int], request: Request) -> None:
+        """Let storage write the weights, those that can each in one graph."""
+        left = list(range(len(params)))
+        for i in list(left) if self.engine == "compiled" else ():
+            one, state = request.one(i), self.state[params[i]]
+            if (chosen := landing_of(storage, params[i], state, one)) is not None:
+                land(chosen, params[i], state, keys[i], one)
+                left.remove(i)
+        if left == list(range(len(params))):
+            storage.write(params, [self.state[p] for p in params], keys, request, self.engine)
+            return
+        for i in left:
+            storage.write([params[i]], [self.state[params[i]]], [keys[i]], request.one(i), self.engine)
+
+    def advanced(self, group: dict[str, Any], params: list[Tensor]) -> None:
+        """The states of these have moved: those of which the step takes what is kept are rounded now."""
+        self._keep_states(group, params, "rounded")
+
+    def _keep_states(self, group: dict[str, Any], params: list[Tensor], taken: str, *, again: bool = False) -> None:
+        """Round the states whose `step_takes` is this, or all of them (`again`, where storage has changed them)."""
+        casts = [each for each in group["states"].values() if again or each.spec.step_takes == taken]
+        for p in params if casts else ():
+            for each in casts:
+                state = self.held(p).get(each.name)
+                if isinstance(state, Tensor) and each.takes(state) and not state.is_meta:
+                    self._keep_state(p, each, state)
+            if "state_step" in self.state[p]:
+                self.state[p]["state_step"].add_(1)
+
+    def _keep_state(self, p: Tensor, each: StateCast, state: Tensor) -> None:
+        own, key = self.state[p], None
+        if each.draws:
+            if "state_step" not in own:
+                own["state_step"] = torch.zeros((), dtype=torch.int64, device=p.device)
+            key = fold(site_key(self.seed, f"{self.names[p]}/{each.name}"), own["state_step"])
+        each.quantizer.engine = self.engine
+        kept = each.kept(state, key)
+        if self.measuring:
+            self.losses.setdefault(p, {})[each.name] = state_losses(state, kept.values)
+        state.copy_(kept.values)
+        for part, tensor in kept.beside.items():
+            own[f"{each.name}.{part}"] = tensor
 
     def _show(self, group: dict[str, Any], params: list[Tensor], updates: Iterable[Update]) -> None:
         for p, update in zip(params, updates, strict=True):
@@ -297,39 +397,3 @@ def _storage(value: Any) -> Storage:
 
 def _tensors(values: dict[str, Any]) -> list[tuple[str, Tensor]]:
     return [(entry, value) for entry, value in values.items() if isinstance(value, Tensor)]
-
-
-def gridded(optimizer: Optimizer) -> Iterator[tuple[str, Tensor, GridStorage]]:
-    """Name, weight and storage of every parameter that is stored on a grid."""
-    for group, storage in zip(optimizer.param_groups, optimizer.storages, strict=True):
-        if isinstance(storage, GridStorage):
-            for p in group["params"]:
-                yield optimizer.names[p], p, storage
-
-
-@torch.no_grad()
-def change_storage_format(optimizer: Optimizer, name: str, fmt: NumberFormat, *, convert: bool = True) -> None:
-    """Keep the parameter called `name` in another format from now on.
-
-    convert: put its weight on the new grid; without, weight and state are to be loaded. ValueError for a parameter that
-    is not stored on a grid, SpecError for a format that its storage does not take.
-    """
-    found = next(((p, storage) for other, p, storage in gridded(optimizer) if other == name), None)
-    if found is None:
-        raise ValueError(f"{name} is not stored on a grid, so it has no storage format to change.")
-    p, storage = found
-    new = type(storage).made_from(storage.tree() | {"format": str(fmt)}, name)
-    number = next(i for i, group in enumerate(optimizer.param_groups) if any(q is p for q in group["params"]))
-    group = optimizer.param_groups[number]
-    if len(group["params"]) > 1:
-        place = next(i for i, q in enumerate(group["params"]) if q is p)
-        own = {**group, "params": [group["params"].pop(place)]}
-        if "param_names" in group:
-            own["param_names"] = [group["param_names"].pop(place)]
-        optimizer.param_groups.append(own)
-        optimizer.storages.append(storage)
-        group, number = own, len(optimizer.param_groups) - 1
-    group["storage"] = new.tree()
-    optimizer.storages[number] = new
-    if convert:
-        new.convert(p, optimizer.state[p])

@@ -62,7 +62,8 @@ class Request:
         elif len(set(self.values)) == 1:
             torch._foreach_add_(params, numerators, alpha=self.values[0])
         else:
-            torch._foreach_add_(params, torch._foreach_mul(numerators, self.values))
+            for p, numerator, value in zip(params, numerators, self.values, strict=True):
+                p.add_(numerator, alpha=value)
 
     def one(self, index: int) -> "Request":
         """The request for one of the weights."""

@@ -5,6 +5,7 @@
 Decay is torch's: part of the gradient. Nesterov's variant steps by g + momentum m.
 """
 
+from collections.abc import Mapping
 from typing import Annotated, Any, ClassVar
 
 import torch
@@ -48,10 +49,15 @@ class SGD(Optimizer):
         nesterov: bool = False,
         *,
         storage: Any = None,
+        states: Any = None,
         track: bool = False,
         seed: int = 0,
     ) -> None:
         super().__init__(params, settings(locals()), seed=seed)
+
+    @classmethod
+    def keeps(cls, group: Mapping[str, Any]) -> tuple[str, ...]:
+        return ("momentum_buffer",) if group["momentum"] else ()
 
     def check(self, group: dict[str, Any]) -> None:
         if not 0 <= group["momentum"] < 1:
@@ -68,13 +74,14 @@ class SGD(Optimizer):
             grads = list(torch._foreach_add(grads, weights, alpha=decay))
         beta = None
         if momentum:
-            grads, beta = self._advance(params, grads, momentum, group["nesterov"])
+            grads, beta = self._advance(group, params, grads)
         return Request(keep=1.0, values=[-group["lr"]] * len(params), numerators=grads, beta=beta)
 
     def _advance(
-        self, params: list[Tensor], grads: list[Tensor], momentum: float, nesterov: bool
+        self, group: dict[str, Any], params: list[Tensor], grads: list[Tensor]
     ) -> tuple[list[Tensor], float | None]:
         """The step's numerators, and the decay of the buffers if they are those."""
+        momentum = group["momentum"]
         new = [i for i, p in enumerate(params) if "momentum_buffer" not in self.state[p]]
         for i in new:
             self.state[params[i]]["momentum_buffer"] = grads[i].clone()
@@ -84,6 +91,7 @@ class SGD(Optimizer):
             advanced = [buffers[i] for i in old]
             torch._foreach_mul_(advanced, momentum)
             torch._foreach_add_(advanced, [grads[i] for i in old])
-        if nesterov:
+        self.advanced(group, params)
+        if group["nesterov"]:
             return list(torch._foreach_add(grads, buffers, alpha=momentum)), None
         return buffers, momentum

@@ -60,7 +60,12 @@ def stiffness_of(value: NumberFormat | str) -> NumberFormat | str:
 def floored(w: Tensor, kappa: float | Tensor) -> Tensor:
     """max(|w|, kappa rms(w)), float32; rms over the whole tensor, in float64."""
     magnitude = w.detach().to(torch.float32).abs()
-    return torch.maximum(magnitude, kappa * _rms(magnitude).to(torch.float32))
+    return torch.maximum(magnitude, floor_of(magnitude, kappa))
+
+
+def floor_of(w: Tensor, kappa: float | Tensor) -> Tensor:
+    """kappa rms(w), a float32 scalar."""
+    return kappa * _rms(w).to(torch.float32)
 
 
 def spacing_field(w: Tensor, grid: Grid, *, stiffness: NumberFormat | str = "own", kappa: float = 2.0**-6) -> Tensor:
@@ -107,4 +112,4 @@ def permutation(field: Tensor, key: int, step: Tensor | int = 0) -> Tensor:
 
 def _rms(x: Tensor) -> Tensor:
     """Root mean square, float64 scalar."""
-    return held(x.to(torch.float64).square().mean().sqrt())
+    return held(x.to(torch.float64, copy=True).square_().mean().sqrt())

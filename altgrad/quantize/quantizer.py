@@ -220,8 +220,9 @@ class Quantizer(Counted):
         require_castable(x)
         return typing.cast(Tensor, _StraightThrough.apply(x, self, self.live))
 
-    def values(self, x: Tensor, live: bool, dtype: torch.dtype) -> Tensor:
-        """`cast(x, live).values(dtype)`, without keeping what only observers look at."""
+    def values(self, x: Tensor, live: bool, dtype: torch.dtype, key: Tensor | None = None) -> Tensor:
+        """`cast(x, live).values(dtype)`, without keeping what only observers look at. key: of random bits that the
+        caller counts."""
         if (live and self.watching) or self.outliers is not None:
             observers = self._seen_apart(x)
             if observers is not None:
@@ -229,7 +230,7 @@ class Quantizer(Counted):
                 values: Tensor = watched_cast(x.detach(), self.number, self._key(live), rows, dtype)
                 return values
             return self.cast(x, live).values(dtype)
-        key = self._key(live)
+        key = self._key(live) if key is None else key
         found = self.find_scale(x, live, key=key)
         if self.short:
             spec = self.spec

@@ -59,7 +59,8 @@ def card(recipe: Recipe) -> dict[str, Any]:
         {"place": _place(rule), "operands": rule.get("operands", "shared"), "slots": dict(_rows(rule))} for rule in said
     ]
     facts: dict[str, Any] = plain(recipe)
-    return {"name": recipe.name, **facts, "rules": rules, "run": dict(expansion.run)}
+    run = {**expansion.run, **({"optimizer.states": dict(expansion.states)} if expansion.states else {})}
+    return {"name": recipe.name, **facts, "rules": rules, "run": run}
 
 
 def differences(one: Mapping[str, Any], two: Mapping[str, Any]) -> list[dict[str, str]]:

@@ -75,9 +75,31 @@ def expand_run(document: Document, cls: type[Shape]) -> bool:
             _forget(document, (key,))
             data[key] = copy.deepcopy(expansion.run[key])
         _place(document, expansion, {key: (key,) for key in taken})
+        _add_states(document, expansion, outside, facts)
         data["recipe"] = _noted(note, expansion, **facts)
     inner = expand_policy(document, cls, ("precision",))
     return note is not None or inner
+
+
+def _add_states(document: Document, expansion: Expansion, outside: bool, facts: Mapping[str, list[str]]) -> None:
+    """Say the recipe's states under `optimizer`, unless the spec says its own there (`states: {}` for none), and add
+    to the facts of the note what that comes to."""
+    optimizer, at = document.data.get("optimizer"), ("optimizer", "states")
+    optimizer = {"kind": optimizer} if isinstance(optimizer, str) else optimizer
+    if not isinstance(optimizer, Mapping):
+        return
+    own, name = optimizer.get("states"), ".".join(at)
+    if not expansion.states:
+        facts["besides"].extend([name] * bool(own))
+        return
+    if "states" in optimizer and own != expansion.states:
+        wins = not (outside and not _is_outside(document, at))
+        facts["without" if wins else "replaced"].append(name)
+        if wins:
+            return
+    _forget(document, at)
+    document.data["optimizer"] = {**optimizer, "states": copy.deepcopy(dict(expansion.states))}
+    _place(document, expansion, {"states": at})
 
 
 def expand_policy(document: Document, cls: type[Shape], at: tuple[str, ...]) -> bool:
@@ -92,7 +114,7 @@ def expand_policy(document: Document, cls: type[Shape], at: tuple[str, ...]) -> 
         return False
     expansion = _expansion(note, where)
     if not expansion.run["precision"]["rules"]:
-        others = [key for key in expansion.run if key != "precision"]
+        others = [key for key in expansion.run if key != "precision"] + ["optimizer.states"] * bool(expansion.states)
         raise LocatedError(
             where, f"{expansion.recipe} casts nothing: it says {listed(others, 'and')}. Use recipe: "
             f"{expansion.recipe}, a key of the run.",
@@ -105,6 +127,7 @@ def expand_policy(document: Document, cls: type[Shape], at: tuple[str, ...]) -> 
     origin = document.where((*at, "set"))
     known = {key: item for key, item in value.items() if key not in ("recipe", "set", "rules")}
     others = [key for key in expansion.run if key not in document.data] if at else []
+    others += ["optimizer.states"] if at and expansion.states else []
     made = {
         **known, "rules": [*own, *theirs],
         "recipe": _noted(note, expansion, without=others, changed=changes, own_rules=len(own)),

@@ -8,6 +8,7 @@
     leaves_out: [{what: ..., matters: ...}]       what AltGrad does not do of it, and how that may matter
     parameters: {element: e4m3fn}                 "$element" below, where it is a whole value, is replaced by it
     precision: [{place: body, weight: ...}]       rules, as a run has them; storage, compute, loss_scale likewise
+    states: {exp_avg: ...}                        optimizer.states of the run
     proof: [tests/...::test_...]                  or `unproved: why`
 
 A recipe is a document and nothing else: `expansion` is what a run's spec would say instead, and who reads that checks
@@ -16,7 +17,7 @@ it. A run stores the expansion, so a recipe may be changed without changing any 
 
 import copy
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
 from pydantic import Field, PrivateAttr, model_validator
@@ -94,6 +95,8 @@ class Recipe(Spec):
     compute: str | None = None
     storage: tuple[dict[str, Any], ...] = ()
     loss_scale: Any = None
+    states: dict[str, Any] = Field(default_factory=dict)
+    """What the optimizer's states are kept in: `optimizer.states` of the run."""
     proof: tuple[str, ...] = ()
     """The tests that compare it with its reference."""
     unproved: str | None = None
@@ -108,9 +111,9 @@ class Recipe(Spec):
     def _agree(self) -> "Recipe":
         if bool(self.proof) == bool(self.unproved):
             raise ValueError("a recipe has either a proof or a reason why it is unproved.")
-        if not self.run_keys:
-            raise ValueError(f"a recipe says at least one of {listed(RUN_KEYS)}.")
-        for location, word in _words(plain({key: getattr(self, key) for key in self.run_keys}), ()):
+        if not (self.run_keys or self.states):
+            raise ValueError(f"a recipe says at least one of {listed((*RUN_KEYS, 'states'))}.")
+        for location, word in _words(plain({key: getattr(self, key) for key in (*self.run_keys, "states")}), ()):
             if word.startswith("$") and word[1:] not in self.parameters:
                 raise LocatedError(location, f"{word} is not among the recipe's parameters; declare it there.")
         return self
@@ -148,9 +151,9 @@ class Recipe(Spec):
         chosen = self.with_parameters(**parameters).parameters
         said = {key: _replaced(plain(getattr(self, key)), chosen) for key in self.run_keys}
         written = {} if self._document is None else self._document.values
-        places = {_in_run(at): place for at, place in written.items() if at and at[0] in said}
+        places = {_in_run(at): place for at, place in written.items() if at and at[0] in (*said, "states")}
         said = {"precision": {"rules": said.pop("precision", [])}, **said}
-        return Expansion(self.name, plain(chosen), said, places)
+        return Expansion(self.name, plain(chosen), said, places, _replaced(plain(self.states), chosen))
 
 
 @dataclass(frozen=True)
@@ -158,12 +161,14 @@ class Expansion:
     """What a recipe says of a run, as plain data.
 
     parameters: those of the recipe, as chosen. run: keys of a run spec. places: where the recipe's file has each part.
+    states: what is under `optimizer` of the run.
     """
 
     recipe: str
     parameters: Mapping[str, Any]
     run: Mapping[str, Any]
     places: Mapping[Location, str]
+    states: Mapping[str, Any] = field(default_factory=dict)
 
 
 def _in_run(location: Location) -> Location:

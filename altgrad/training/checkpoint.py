@@ -1,7 +1,7 @@
 """A TrainState as files: tensors in safetensors, the rest in JSON. Nothing is pickled, so nothing read can run code.
 
     model.safetensors       parameters and buffers by name (a tied parameter once)
-    optimizer.safetensors   state by `<parameter>/<entry>`
+    optimizer.safetensors   state by `<parameter>/<entry>`; of one that is packed its codes and scales
     monitors.safetensors    what monitors remember of weights, by `<kind>/<key>`
     interventions.safetensors   the same of interventions, in runs that have any
     state.json              the record of TrainState
@@ -20,6 +20,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
+from altgrad.optim.packed_states import packed_state, unpacked_state
 from altgrad.store import Checkpoint, CheckpointError, Checkpoints
 from altgrad.training.state import TrainState
 
@@ -101,30 +102,28 @@ def _contiguous(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
 def _optimizer_tensors(state: TrainState) -> dict[str, Tensor]:
     return {
         f"{name}/{entry}": tensor
-        for group in state.optimizer.param_groups
+        for group, casts in zip(state.optimizer.param_groups, state.optimizer.states, strict=True)
         for name, p in zip(group["param_names"], group["params"], strict=True)
-        for entry, tensor in state.optimizer.state[p].items()
+        for entry, tensor in packed_state(state.optimizer.state[p], casts).items()
     }
 
 
 def _load_optimizer(state: TrainState, tensors: dict[str, Tensor]) -> None:
     owners = {
-        name: p
-        for group in state.optimizer.param_groups
+        name: (p, casts)
+        for group, casts in zip(state.optimizer.param_groups, state.optimizer.states, strict=True)
         for name, p in zip(group["param_names"], group["params"], strict=True)
     }
-    found: dict[str, set[str]] = {name: set() for name in owners}
-    for key in tensors:
-        name, _, entry = key.rpartition("/")
-        found[name].add(entry)
-    for name, p in owners.items():  # what a fresh state has and the saved one had not is not part of it
-        for entry in set(state.optimizer.state[p]) - found[name]:
-            del state.optimizer.state[p][entry]
+    found: dict[str, dict[str, Tensor]] = {name: {} for name in owners}
     for key, tensor in tensors.items():
         name, _, entry = key.rpartition("/")
-        p = owners[name]
-        # Step counts live on the CPU, so that reading them never waits for the device.
-        state.optimizer.state[p][entry] = tensor if entry == "step" else tensor.to(p.device)
+        found[name][entry] = tensor
+    for name, (p, casts) in owners.items():  # what a fresh state has and the saved one had not is not part of it
+        own = state.optimizer.state[p]
+        own.clear()
+        for entry, tensor in unpacked_state(found[name], casts, p.shape).items():
+            # Step counts live on the CPU, so that reading them never waits for the device.
+            own[entry] = tensor if entry == "step" else tensor.to(p.device)
 
 
 def _write_record(state: TrainState, path: Path) -> None:

@@ -6,6 +6,7 @@ forward, since each product has two in backward. No formula of our own says what
 
     weights     the parameters as they are emulated, float32          gradients   one float32 each
     codes       the stored weights as codes of their format: what hardware that stores them so would hold
+    states      the states that are cast, likewise, with their scales
     storage     what storage keeps beside weights: scales, steps, compensations
     optimizer   its state, after the first step                       casts       histories of scales, counters
     monitors    their tables and what they keep of weights and gradients while they are due
@@ -49,15 +50,18 @@ class Estimate:
     monitors: int
     flops_per_step: int
     tokens_per_step: int
+    states: int = 0
 
     @property
     def total(self) -> int:
-        """Bytes held between steps or through one; without activations, and without `codes`, which are emulated."""
+        """Bytes held between steps or through one; without activations, and without `codes` and `states`, which are
+        emulated."""
         return self.weights + self.gradients + self.storage + self.optimizer + self.casts + self.monitors
 
     def facts(self) -> dict[str, int]:
         """All of it as plain data."""
-        return {**asdict(self), "total": self.total}
+        found = {**asdict(self), "total": self.total}
+        return found if self.states else {name: number for name, number in found.items() if name != "states"}
 
 
 class _DrawNothing(TorchFunctionMode):
@@ -100,6 +104,7 @@ def estimate(
         monitors=watched,
         flops_per_step=3 * spec.accumulate * forward_flops(model, batch.inputs.shape),
         tokens_per_step=spec.accumulate * batch.tokens,
+        states=_states(optimizer),
     )
 
 
@@ -146,6 +151,17 @@ def _codes(optimizer: Optimizer) -> int:
         for p in group["params"]
     )
     return int(-(-bits // 8))
+
+
+def _states(optimizer: Optimizer) -> int:
+    """Bytes of the states that are cast, as codes and scales."""
+    return sum(
+        cast.bytes_of(p)
+        for group, casts in zip(optimizer.param_groups, optimizer.states, strict=True)
+        for p in group["params"]
+        for cast in casts.values()
+        if cast.takes(p)
+    )
 
 
 def _bytes(value: Any) -> int:

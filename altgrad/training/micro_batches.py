@@ -16,6 +16,7 @@ from altgrad.nn import check_passes, seek
 from altgrad.optim import make_dense
 from altgrad.quantize.engine import ready_compiler
 from altgrad.quantize.noise import site_key
+from altgrad.training.gradient_sums import GradientCasts, GradientSums
 from altgrad.training.regions import Regions, run_plainly, watch_apart
 from altgrad.training.run import RunSpec
 from altgrad.training.state import TrainState
@@ -69,6 +70,12 @@ class Gradients:
         self.device = next(state.model.parameters()).device
         self.tokens = 0
         self.trained: list[torch.nn.Parameter] | None = None
+        self.sums: GradientSums | None = None
+        if spec.gradients != GradientCasts():
+            trained = {name: p for name, p in state.model.named_parameters() if p.requires_grad}
+            self.sums = GradientSums(
+                spec.gradients, trained, state.optimizer.state, seed=spec.seed, processes=self.processes
+            )
         self.forward: Callable[[Tensor], Tensor] = state.model
         self.regions: Regions | None = None
         if spec.compile:
@@ -109,8 +116,12 @@ class Gradients:
             with state.watch.micro_batch(), self.compiled():
                 loss, tokens = self.micro_batches.loss(state.step, micro, self.forward, self.device)
                 torch.autograd.backward(self.micro_batches.scaled(loss))
+            if self.sums is not None:
+                self.sums.take(state.step, micro)
             self.tokens += tokens
             total += loss.detach()
+        if self.sums is not None:
+            self.sums.give(state.step)
         make_dense(state.model.parameters())  # norms, clipping, sums over processes and most optimizers need them so
         self.micro_batches.unscale(p.grad for p in state.model.parameters() if p.grad is not None)
         return total if self.processes.size == 1 else self.together(total)
@@ -126,7 +137,8 @@ class Gradients:
         seek(self.state.model, self.spec.accumulate)
         for p in self.trained:
             p.grad = torch.zeros_like(p) if p.grad is None else p.grad
-        self.processes.add([p.grad for p in self.trained if p.grad is not None])
+        if self.spec.gradients.reduce is None:
+            self.processes.add([p.grad for p in self.trained if p.grad is not None])
         numbers = torch.stack([loss.to(torch.float64), loss.new_tensor(self.tokens, dtype=torch.float64)])
         self.processes.add([numbers])
         self.tokens = int(numbers[1])

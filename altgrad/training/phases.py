@@ -4,7 +4,7 @@
       phases:
         - {until: 82%, recipe: te_nvfp4}                       steps 1 to 0.82 * steps
         - {recipe: te_nvfp4, set: {forward: none}}             from there to the end
-        - {rules: [...], storage: [{kind: master}]}            a phase may have storage rules of its own
+        - {rules: [...], storage: [], states: {}}              a phase may have storage and states of its own
 
 Phase n covers the steps after the end of phase n - 1 up to its own end, a percentage of the run's steps or a number of
 steps. A run of several phases is, to the bit, the splice of runs of one each: at a boundary the state is carried over
@@ -20,6 +20,7 @@ from pydantic import PlainValidator, model_validator
 
 from altgrad.nn import PrecisionPolicy
 from altgrad.optim import Storage
+from altgrad.optim.states import StateSpec
 from altgrad.spec import LocatedError, Since
 from altgrad.spec.messages import show
 
@@ -55,11 +56,13 @@ class Phase(PrecisionPolicy):
     """Its last step: a number of steps, or a percentage of the run's steps, rounded down."""
     storage: Annotated[tuple[Storage, ...] | None, Since(2)] = None
     """Storage rules of its own; null: those of the run."""
+    states: Annotated[dict[str, StateSpec] | None, Since(2)] = None
+    """Formats of the optimizer's states of its own; null: those of the run."""
 
     noun: ClassVar[str] = "a phase"
 
     def deciding(self) -> dict[str, Any]:
-        said = {key: value for key, value in self.tree().items() if key in ("until", "storage")}
+        said = {key: value for key, value in self.tree().items() if key in ("until", "storage", "states")}
         return {**super().deciding(), **said}
 
     def end(self, steps: int) -> int:
@@ -141,8 +144,8 @@ def blamed_on_phase(number: int, phase: Phase | None) -> Iterator[None]:
         if phase is None:
             raise
         first, *rest = error.location or ("",)
-        if first == "precision":
-            raise LocatedError(("precision", "phases", number, *rest), str(error)) from None
-        if first == "storage" and phase.storage is not None:
-            raise LocatedError(("precision", "phases", number, *error.location), str(error)) from None
-        raise
+        own = {"precision": True, "storage": phase.storage is not None, "optimizer": phase.states is not None}
+        if not own.get(str(first)):
+            raise
+        inner = error.location if first == "storage" else tuple(rest)
+        raise LocatedError(("precision", "phases", number, *inner), str(error)) from None

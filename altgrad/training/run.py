@@ -29,6 +29,7 @@ from altgrad.recipes.note import RecipeNote
 from altgrad.spec import LocatedError, Since, Spec
 from altgrad.spec.assignment import assign_all
 from altgrad.store.mirror import MirrorSpec
+from altgrad.training.gradient_sums import GradientCasts
 from altgrad.training.phases import Phase, Precision, blamed_on_phase
 
 Count = Annotated[int, Field(ge=1)]
@@ -107,6 +108,8 @@ class RunSpec(Spec):
     """Micro-batches of a step."""
     loss_scale: LossScale = LossScale()
     """A power of two that the loss is multiplied by before backward."""
+    gradients: Annotated[GradientCasts, Since(2)] = GradientCasts()
+    """In what gradients are before they are added over micro-batches and processes."""
     clip_norm: Annotated[float, Field(gt=0)] | None = 1.0
     """The largest gradient norm; null: no clipping."""
     monitors: tuple[MonitorSpec, ...] = Field(
@@ -176,6 +179,10 @@ class RunSpec(Spec):
             self.precision.ends(self.steps)
         except LocatedError as error:
             raise error.within("precision") from None
+        for number, phase in enumerate(self.precision.phases):
+            with blamed_on_phase(number, phase):
+                if phase.states is not None:
+                    self.optimizer.with_states(phase.states)
         for number, spec in enumerate(self.interventions):
             if self.precision.phases and spec.changes_formats:
                 raise LocatedError(
@@ -203,6 +210,12 @@ class RunSpec(Spec):
                 f"model {self.model.kind} answers for every {self.model.answers}, data {self.data.kind} asks for every "
                 f"{self.data.answers}; gpt goes with text, encoder with labels, hf with either by its head."
             )
+        if (reduce := self.gradients.reduce) is not None and self.accumulate % reduce.processes:
+            raise LocatedError(
+                ("gradients", "reduce", "processes"),
+                f"accumulate is {self.accumulate}, which {reduce.processes} processes cannot share evenly; make it a "
+                "multiple.",
+            )
         if self.compile not in (False, "auto") and not self.data.one_shape:
             raise ValueError(f"compile: {self.compile} is for batches of one shape; set data.lengths: mixed.")
         for place, members in (
@@ -221,6 +234,13 @@ class RunSpec(Spec):
             processes.share_of(self.accumulate)
         except ValueError as error:
             raise LocatedError(("accumulate",), str(error)) from None
+        reduce = self.gradients.reduce
+        if reduce is not None and reduce.processes % processes.size:
+            raise LocatedError(
+                ("gradients", "reduce", "processes"),
+                f"{reduce.processes} processes are emulated, which {processes.size} cannot share evenly; train on a "
+                "divisor of it.",
+            )
         for number, spec in enumerate(self.interventions):
             if processes.size > 1 and not spec.alike:
                 raise LocatedError(
@@ -261,8 +281,12 @@ class RunSpec(Spec):
         return self.model_copy(update={"precision": Precision(rules=policy.rules, recipe=policy.recipe)})
 
     def _of(self, phase: Phase) -> "RunSpec":
-        found = self.with_rules(phase)
-        return found if phase.storage is None else found.model_copy(update={"storage": phase.storage})
+        found, changes = self.with_rules(phase), dict[str, Any]()
+        if phase.storage is not None:
+            changes["storage"] = phase.storage
+        if phase.states is not None:
+            changes["optimizer"] = self.optimizer.with_states(phase.states)
+        return found.model_copy(update=changes)
 
     noun: ClassVar[str] = "a run spec"
 

@@ -125,7 +125,7 @@ class CompiledPass:
             update = Update(name="", grid=grid, storage=storage, **tensors)
             found = {(k, "", name): x for k, m in at_work for name, x in m.measure(update, kept[k]).items()}
             if grid is not None:
-                casts = cast_on(grid, update.requested, ROLES[0], ROLES[0]), stored(update, grid)
+                casts = cast_on(grid, update.requested, ROLES[0], ROLES[0]), stored_cast(update, grid)
                 for role, made in zip(ROLES, casts, strict=True):
                     found |= {(k, role, name): x for k, m in lookers for name, x in m.measure(made).items()}
             return _stacked(found, update.before)
@@ -146,7 +146,7 @@ class CompiledPass:
         return constant
 
 
-def stored(update: Update, grid: Grid) -> Cast:
+def stored_cast(update: Update, grid: Grid) -> Cast:
     """What storage did to a weight, as a cast: w~ = before + requested enters, and the stored weight comes out.
 
     Looked at after storage has bounded it, nothing could ever lie beyond the largest value. Rounding is to nearest, as

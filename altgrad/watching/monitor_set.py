@@ -112,6 +112,7 @@ class MonitorSet:
         watches_updates = bool(self._due(UpdateMonitor) or self._due(CastMonitor))
         if isinstance(self.optimizer, Optimizer):
             self.optimizer.watching = watches_updates
+            self.optimizer.measuring = any(monitor.of_states for monitor in self._due(WeightMonitor).values())
         if self.changes is not None:
             self.changes.wanted = watches_updates
 
@@ -190,11 +191,11 @@ class MonitorSet:
         """Reports of the other monitors that are due, after one transfer; switches watching off."""
         self._switch(False)
         if isinstance(self.optimizer, Optimizer):
-            self.optimizer.watching = False
+            self.optimizer.watching = self.optimizer.measuring = False
         if at_work := self._due(WeightMonitor):
             grids = self._grids()
             for name, p in self.model.named_parameters():
-                weight = Weight(name, whole_tensor(p), grids.get(name), self._states(p))
+                weight = Weight(name, whole_tensor(p), grids.get(name), self._states(p), self._losses(p))
                 for kind, monitor in at_work.items():
                     self._keep(kind, name, monitor.measure(weight))
         if not self._joined:
@@ -222,7 +223,7 @@ class MonitorSet:
         for quantizer, observer in zip(self.quantizers, self.observers, strict=True):
             quantizer.observers.remove(observer)
         if isinstance(self.optimizer, Optimizer):
-            self.optimizer.watching = False
+            self.optimizer.watching = self.optimizer.measuring = False
             self.optimizer.observers.remove(self._see_update)
         if self.changes is not None:
             self.changes.close()
@@ -281,6 +282,10 @@ class MonitorSet:
         kept = self.optimizer.state.get(p, {}).items()
         found = {entry: whole_tensor(s) for entry, s in kept if isinstance(s, Tensor) and s.is_floating_point()}
         return {entry: s for entry, s in found.items() if s.shape == p.shape and s.ndim > 0}
+
+    def _losses(self, p: Tensor) -> Mapping[str, Mapping[str, Tensor]]:
+        """What rounding made of p's states in this step."""
+        return self.optimizer.losses.get(p, {}) if isinstance(self.optimizer, Optimizer) else {}
 
     def _see_update(self, update: Update) -> None:
         update = replace(update, name=self._own_names.get(update.name, update.name))

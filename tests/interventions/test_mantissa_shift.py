@@ -16,7 +16,7 @@ from altgrad.interventions.range_probe import look_at_casts
 from altgrad.interventions.stalled import Stalls
 from altgrad.nn import PrecisionPolicy, quantize_model, quantizers
 from altgrad.optim import SGD, AdamW, Update
-from altgrad.optim.optimizer import gridded
+from altgrad.optim.format_change import gridded
 from altgrad.quantize import Grid
 from altgrad.training.state import TrainState
 

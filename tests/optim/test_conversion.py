@@ -7,7 +7,7 @@ import torch
 
 from altgrad.formats import FloatFormat
 from altgrad.optim import AdamW
-from altgrad.optim.optimizer import change_storage_format, gridded
+from altgrad.optim.format_change import change_storage_format, gridded
 from altgrad.quantize import round_to
 from altgrad.quantize.scaling import finite_amax, scale_of
 

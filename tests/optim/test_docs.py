@@ -23,13 +23,14 @@ def test_every_stiffness_is_explained(word: str) -> None:
 
 
 def test_its_storage_rules_are_rules() -> None:
-    (text,) = re.findall(r"```yaml\n(.*?)```", PAGE, re.DOTALL)
+    text, states = re.findall(r"```yaml\n(.*?)```", PAGE, re.DOTALL)
     rules = [Storage.of(rule) for rule in yaml.safe_load(text)["storage"]]
     assert [rule.kind for rule in rules] == ["stochastic", "kahan"]
+    assert [*OptimizerSpec.of(yaml.safe_load(states)["optimizer"]).states] == ["exp_avg", "exp_avg_sq"]
 
 
 def test_its_code_runs() -> None:
-    (code,) = re.findall(r"```python\n(.*?)```", PAGE, re.DOTALL)
-    place: dict[str, object] = {}
-    exec(compile(code, "OPTIMIZERS.md", "exec"), place)
-    assert place["optimizer"].state  # type: ignore[attr-defined]
+    for code in re.findall(r"```python\n(.*?)```", PAGE, re.DOTALL):
+        place: dict[str, object] = {}
+        exec(compile(code, "OPTIMIZERS.md", "exec"), place)
+        assert place["optimizer"].state  # type: ignore[attr-defined]

@@ -42,6 +42,9 @@ CASES: dict[str, list[str]] = {
                    "storage=[{match: blocks.*.weight, kind: stochastic, format: e3m4}]"],
     "watched": [f"precision.rules=[{{weight: {DELAYED}, input: {DELAYED}, grad_output: e5m2}}]", "accumulate=6",
                 f"monitors={EVERY_MONITOR}", "steps=10"],
+    "reduced": ["precision=none", "accumulate=4",
+                "gradients.micro_batch={format: bf16, scaling: unscaled, rounding: stochastic, sums: rounded}",
+                "gradients.reduce={format: e4m3fn, processes: 2, factor: auto}"],
     "clipped": ["precision.rules=[{grad_output: {format: e5m2, scaling: delayed}}]",
                 "interventions=[{kind: partition_clip, margin: -4, saturation: 0, every: 1}]"],
 }  # fmt: skip
@@ -121,6 +124,13 @@ def test_two_ranks_are_one_rank_with_two_micro_batches(runs: Both, name: str) ->
 @pytest.mark.parametrize("name", ["plain", "current", "stochastic"])
 def test_two_ranks_are_one_rank_in_other_casts_and_storages_too(more_runs: Both, name: str) -> None:
     are_the_same(*more_runs(name))
+
+
+@pytest.mark.long
+def test_gradients_added_in_eight_bits_are_the_same_on_two_ranks_to_the_bit(more_runs: Both) -> None:
+    one, two = more_runs("reduced")
+    are_the_same(one, two)
+    assert weights(one) == weights(two)
 
 
 @pytest.mark.long

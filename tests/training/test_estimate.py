@@ -46,6 +46,19 @@ def tensors(value: Any) -> list[torch.Tensor]:
     return [tensor for part in parts for tensor in tensors(part)]
 
 
+def test_states_that_are_cast_are_counted_as_codes_and_scales() -> None:
+    """A byte for every value of the tensors that are large enough, and a scale for each block."""
+    cast = "{format: e4m3fn, scaling: {kind: block, size: 128}, min_size: 100}"
+    found, _ = taken(RunSpec.parse(SPEC, sets=[f"optimizer.states.exp_avg={cast}"]))
+    plain, _ = taken(RunSpec.parse(SPEC))
+    with shapes_only():
+        spec = RunSpec.parse(SPEC)
+        dataset = spec.data.build(spec.seed, spec.model.context)
+        sizes = [p.numel() for p in build_model(spec, dataset.vocabulary, dataset.outputs).parameters()]
+    assert found.states == sum(size + 4 * -(-size // 128) for size in sizes if size >= 100)
+    assert plain.states == 0 and "states" not in plain.facts() and found.facts()["states"] == found.states
+
+
 @pytest.mark.parametrize(
     ("kind", "storage"),
     [("adamw", None), ("adamw", STORED), ("madam", STORED), ("manifold_adamw", STORED), ("grid_optim", STORED)],

@@ -11,6 +11,8 @@ from typing import Any
 
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from safetensors.torch import load_file
 
 from altgrad.optim import OptimizerSpec, Storage
@@ -28,6 +30,8 @@ OPTIMIZERS = {
     "adamw": "{kind: adamw, lr: 2e-3, weight_decay: 0.1}",
     "sgd": "{kind: sgd, lr: 0.1, momentum: 0.9}",
     "madam": "{kind: madam, lr: 1e-2}",
+    "lion": "{kind: lion, lr: 1e-3}",
+    "muon": "{kind: muon, lr: 1e-2, adam_rate: 0.2}",
     "manifold_adamw": "{kind: manifold_adamw, lr: 2e-3, weight_decay: 0.1}",
     "grid_optim": "{kind: grid_optim, lr: 30.0, weight_decay: 1e-3}",
     "grid_optim, index": "{kind: grid_optim, lr: 30.0, landing: index}",
@@ -37,7 +41,7 @@ STORAGES = ("master", "nearest", "stochastic", "kahan", "eco", "index")
 
 def why_not(optimizer: str, storage: str) -> str | None:
     """The reason, as the program gives it, why a pair has no meaning; None for the legal ones."""
-    if storage == "eco" and optimizer == "madam":
+    if storage == "eco" and optimizer in ("madam", "lion", "muon"):
         return "puts its errors into the momentum buffer"
     if (storage == "index") != (optimizer == "grid_optim, index"):
         return "landing: index"
@@ -128,6 +132,48 @@ def test_every_other_combination_is_a_spec_error_that_says_why(dataset: Any, opt
     with pytest.raises(LocatedError) as caught:
         TrainState.build(spec, dataset, torch.device("cpu"))
     assert reason in str(caught.value) and caught.value.location == ("optimizer",)
+
+
+STATES = (
+    "{format: e4m3fn, scaling: {kind: block, size: 128, scale: real}, packed: true}",
+    "{format: e4m3fn, scaling: {kind: block, size: 32, scale: real}, expansion: true, packed: true}",
+    "{format: dynamic8, scaling: {kind: block, size: 64, scale: real, target: 1.0070811}, rounding: stochastic}",
+    "{format: bf16, scaling: unscaled, rounding: stochastic, packed: true}",
+    "{format: e5m2, scaling: mx, step_takes: rounded}",
+    "{format: e2m1, scaling: nvfp4, min_size: 256, packed: true}",
+    "{format: e3m4, scaling: {kind: current, granularity: channel}, step_takes: rounded, rounding: stochastic}",
+)
+
+
+def with_states(optimizer: str, storage: str, fmt: str, states: str, *sets: str) -> RunSpec:
+    """A run whose optimizer casts each state it keeps."""
+    plain = spec_of(optimizer, storage, fmt, *sets)
+    names = type(plain.optimizer).product().keeps(dict(plain.optimizer))
+    return spec_of(optimizer, storage, fmt, *sets, *(f"optimizer.states.{name}={states}" for name in names))
+
+
+LEGAL_STATES = st.tuples(st.sampled_from(LEGAL), st.sampled_from(EIGHT), st.sampled_from(STATES))
+
+
+@settings(max_examples=3, deadline=None, derandomize=True)
+@given(LEGAL_STATES)
+def test_every_legal_state_trains_and_resumes_bit_for_bit(
+    tmp_path_factory: pytest.TempPathFactory, dataset: Any, case: tuple[tuple[str, str], str, str]
+) -> None:
+    pair, fmt, states = case
+    spec = with_states(*pair, fmt, states, *SMALL, "steps=5", "checkpoint_every=3")
+    trains_and_resumes(spec, dataset, tmp_path_factory.mktemp("states"), 3)
+
+
+@pytest.mark.long
+@settings(max_examples=60, deadline=None)
+@given(LEGAL_STATES)
+def test_fifty_steps_with_states(
+    tmp_path_factory: pytest.TempPathFactory, short_data: Callable[..., Any], case: tuple[tuple[str, str], str, str]
+) -> None:
+    pair, fmt, states = case
+    spec = with_states(*pair, fmt, states, "data.batch_size=2", "steps=50", "checkpoint_every=25")
+    trains_and_resumes(spec, short_data(spec, 2), tmp_path_factory.mktemp("states"), 25)
 
 
 def test_the_lists_above_name_every_optimizer_and_storage() -> None:

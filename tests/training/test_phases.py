@@ -57,6 +57,11 @@ PHASES = {
         f"{FIRST}, storage: [{{match: blocks.*.weight, kind: stochastic, format: e3m4}}]",
         "rules: [], storage: [{match: blocks.*.weight, kind: stochastic, format: e3m4}]",
     ),
+    "states entered": (
+        FIRST,
+        f"{FIRST}, states: {{exp_avg: {{format: e4m3fn, rounding: stochastic, scaling: {{kind: block, size: 16}}}}}}",
+    ),
+    "states left": (f"{FIRST}, states: {{exp_avg: e4m3fn}}", "rules: [], states: {}"),
     "turned": ("recipe: te_nvfp4", "recipe: te_nvfp4, set: {forward: none}"),
 }
 
@@ -79,8 +84,11 @@ def phased(name: str, until: str = "50%") -> str:
 
 def alone(phase: str) -> list[str]:
     """The same as a run of one phase."""
-    casts, _, storage = phase.partition(", storage: ")
-    return [f"precision={{{casts}}}", *([f"storage={storage}"] if storage else [])]
+    for key, path in ((", storage: ", "storage"), (", states: ", "optimizer.states")):
+        if key in phase:
+            casts, _, said = phase.partition(key)
+            return [f"precision={{{casts}}}", f"{path}={said}"]
+    return [f"precision={{{phase}}}"]
 
 
 def tensors(run: Run) -> dict[str, bytes]:
@@ -200,6 +208,7 @@ WRONG = {
     "beyond 100 %": ("[{until: 120%, rules: []}, none]", "below 100%"),
     "no steps": ("[{until: 5%, rules: []}, none]", "would end at step 0"),
     "no number": ("[{until: half, rules: []}, none]", "a percentage such as 82%"),
+    "no such state": ("[{until: 5, states: {exp_av: e4m3fn}}, none]", "exp_av"),
     "no recipe": ("[{until: 5, recipe: te_nvfp}, none]", "te_nvfp4"),
 }
 
