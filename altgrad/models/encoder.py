@@ -19,8 +19,8 @@ from typing import Annotated, ClassVar, Literal, Self
 import torch
 from pydantic import Field, model_validator
 from torch import Tensor, nn
-from torch.nn import functional
 
+from altgrad.models.attention import attention
 from altgrad.models.gpt import GPTBlock
 from altgrad.models.model import Answers, ModelSpec
 from altgrad.models.weights import draw_weights
@@ -91,7 +91,7 @@ class EncoderAttention(nn.Module):
         dropout = self.dropout if self.training else 0.0
         # A bias and no boolean mask: a row of padding alone would be a softmax over nothing, NaN, and its gradient too.
         hidden = torch.zeros_like(mask, dtype=q.dtype).masked_fill(~mask, torch.finfo(q.dtype).min)
-        mixed = functional.scaled_dot_product_attention(q, k, v, attn_mask=hidden[:, None, None, :], dropout_p=dropout)
+        mixed = attention(q, k, v, causal=False, mask=hidden[:, None, None, :], dropout=dropout)
         mixed = mixed.transpose(1, 2).reshape(batch, time, width) * mask.unsqueeze(-1).to(mixed.dtype)
         out: Tensor = self.proj(mixed)
         return out

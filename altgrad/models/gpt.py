@@ -29,6 +29,7 @@ from pydantic import Field, model_validator
 from torch import Tensor, nn
 from torch.nn import functional
 
+from altgrad.models.attention import attention
 from altgrad.models.model import ModelSpec
 from altgrad.models.weights import draw_weights
 
@@ -127,7 +128,7 @@ class Attention(nn.Module):
         batch, time, width = x.shape
         q, k, v = self.qkv(x).view(batch, time, 3, self.heads, width // self.heads).permute(2, 0, 3, 1, 4)
         dropout = self.dropout if self.training else 0.0
-        mixed = functional.scaled_dot_product_attention(q, k, v, dropout_p=dropout, is_causal=True)
+        mixed = attention(q, k, v, causal=True, dropout=dropout)
         out: Tensor = self.proj(mixed.transpose(1, 2).reshape(batch, time, width))
         return out
 
