@@ -264,7 +264,7 @@ def _read(spec: HFSpec, vocabulary: int | None, outputs: int, *, pretrained: boo
     """The library's module; vocabulary None asks for no check. ValueError in one line, whatever the library raises."""
     folder = named_folder(spec.folder)
     require_config(spec.folder, folder)
-    transformers = _silent_library()
+    transformers = silent_library()
     auto = {
         "pooled": transformers.AutoModel,
         "classification": transformers.AutoModelForSequenceClassification,
@@ -334,7 +334,8 @@ def library() -> Any:
     return transformers
 
 
-def _silent_library() -> Any:
+def silent_library() -> Any:
+    """The package transformers, which says nothing on the way. ValueError, one line, where it is not installed."""
     try:
         transformers = library()
     except ModuleNotFoundError as error:

@@ -8,8 +8,9 @@
     attention    rotary positions (Su et al., arXiv 2104.09864), grouped queries (arXiv 2305.13245), and with `qk_norm`
                  an RMSNorm over each head of queries and keys in front of the rotation, as Qwen3 has it
     mlp          down(act(gate(x)) * up(x)): SwiGLU, or with `gelu` GEGLU (Shazeer, arXiv 2002.05202)
+    experts      with `experts: N` and `active: k`, k of N such MLPs for each token (`altgrad.models.mixture`)
 
-Given the same weights it is transformers' Llama, or Qwen3 with `qk_norm`. It starts as `gpt` does
+Given the same weights it is transformers' Llama or Mixtral, with `qk_norm` Qwen3 or Qwen3Moe. It starts as `gpt` does
 (`altgrad.models.weights`). There is no dropout and no bias: none of these models has them.
 
 The rotation turns the first half of a head against its second, as transformers' checkpoints have it, not neighbours, as
@@ -17,9 +18,10 @@ the paper has it: the weights of one are a permutation of the other's. Its angle
 all blocks: they cost 1/width of an MLP, and a buffer would have to survive `meta` devices and sharding.
 """
 
-import re
-from collections.abc import Mapping
-from typing import Annotated, ClassVar, Literal, Self
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Annotated, Any, ClassVar, Literal, Self
 
 import torch
 from pydantic import Field, model_validator
@@ -27,6 +29,9 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from altgrad.models.attention import attention
+from altgrad.models.huggingface import silent_library
+from altgrad.models.llama_names import from_transformers, to_transformers
+from altgrad.models.mixture import Experts, routed
 from altgrad.models.model import ModelSpec
 from altgrad.models.weights import draw_weights
 
@@ -34,38 +39,6 @@ __all__ = ["Llama", "LlamaSpec"]
 
 _Count = Annotated[int, Field(ge=1)]
 _MULTIPLE = 32
-
-_OUTSIDE = {"model.embed_tokens": "embed", "model.norm": "norm", "lm_head": "head"}
-_INSIDE = {
-    "input_layernorm": "norm1", "self_attn.q_proj": "attention.q", "self_attn.k_proj": "attention.k",
-    "self_attn.v_proj": "attention.v", "self_attn.o_proj": "attention.proj", "self_attn.q_norm": "attention.q_norm",
-    "self_attn.k_norm": "attention.k_norm", "post_attention_layernorm": "norm2", "mlp.gate_proj": "mlp.gate",
-    "mlp.up_proj": "mlp.up", "mlp.down_proj": "mlp.down",
-}  # fmt: skip
-_BLOCK = re.compile(r"model\.layers\.(\d+)\.(.+)\.weight")
-
-
-def from_transformers(tensors: Mapping[str, Tensor], *, tied: bool) -> Mapping[str, Tensor]:
-    """Weights of transformers' Llama under our names; tensors that are not a Llama's come back as they were.
-
-    The head is left out where ours is tied; an untied one that the file lacks, because it was tied there, is a copy of
-    the embedding.
-    """
-    if "model.embed_tokens.weight" not in tensors:
-        return tensors
-    found: dict[str, Tensor] = {}
-    for name, tensor in tensors.items():
-        block = _BLOCK.fullmatch(name)
-        if block is not None and block[2] in _INSIDE:
-            found[f"blocks.{block[1]}.{_INSIDE[block[2]]}.weight"] = tensor
-        else:
-            stem, _, leaf = name.rpartition(".")
-            found[f"{_OUTSIDE.get(stem, stem)}.{leaf}"] = tensor
-    if tied:
-        found.pop("head.weight", None)
-    else:
-        found.setdefault("head.weight", found["embed.weight"])
-    return found
 
 
 class LlamaSpec(ModelSpec):
@@ -87,7 +60,11 @@ class LlamaSpec(ModelSpec):
     head_width: Annotated[int, Field(ge=2, multiple_of=2)] | None = None
     """Of each head; null: width / heads."""
     hidden: _Count | None = None
-    """Inside the MLP; null: 8/3 of width, rounded up to a multiple of 32."""
+    """Inside the MLP, and inside each expert; null: 8/3 of width, rounded up to a multiple of 32."""
+    experts: Annotated[int, Field(ge=2)] | None = None
+    """MLPs to choose from in each block; null: one, for all tokens."""
+    active: Annotated[int, Field(ge=2)] | None = None
+    """How many of the experts each token passes."""
     context: _Count = 128
     """The most positions the model takes; the data cuts its blocks to it."""
     activation: Literal["silu", "gelu", "gelu_tanh"] = "silu"
@@ -132,11 +109,44 @@ class LlamaSpec(ModelSpec):
             raise ValueError(
                 f"heads {self.heads} is not a multiple of kv_heads {self.groups}; each key serves equally many queries."
             )
+        if (self.experts is None) != (self.active is None):
+            raise ValueError("experts and active belong together: so many MLPs, and how many of them a token passes.")
+        if self.experts is not None and self.active is not None and self.active > self.experts:
+            raise ValueError(f"active {self.active} is more than experts {self.experts}; choose fewer.")
         return self
 
     def adopt(self, tensors: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
-        """Also knows the names of transformers' Llama; see `altgrad.models.llama`."""
+        """Also knows the names of transformers' models; see `altgrad.models.llama_names`."""
         return from_transformers(tensors, tied=self.tied)
+
+    def export(self, trained: nn.Module, folder: Path, labels: Sequence[str] | None) -> None:
+        """Weights are the parameters as they are kept (float32), before any cast of the forward."""
+        if folder.exists() and any(folder.iterdir()):
+            raise ValueError(f"{folder} is not empty; name a folder that is new.")
+        state = {name: p.detach().cpu() for name, p in trained.named_parameters()}
+        model = self._of_library(len(state["embed.weight"]))
+        lacking, unknown = model.load_state_dict(to_transformers(state), strict=False)
+        assert not unknown and set(lacking) <= ({"lm_head.weight"} if self.tied else set()), (lacking, unknown)
+        model.save_pretrained(folder)
+
+    def _of_library(self, vocabulary: int) -> Any:
+        """The model of transformers that this one is, with weights of its own."""
+        transformers = silent_library()
+        kind = ("Llama", "Mixtral") if not self.qk_norm else ("Qwen3", "Qwen3Moe")
+        name = kind[self.experts is not None]
+        sizes: dict[str, Any] = {
+            "vocab_size": vocabulary, "hidden_size": self.width, "num_hidden_layers": self.layers,
+            "num_attention_heads": self.heads, "num_key_value_heads": self.groups, "head_dim": self.per_head,
+            "hidden_act": self.activation.replace("gelu_tanh", "gelu_pytorch_tanh"), "rms_norm_eps": self.eps,
+            "rope_theta": self.theta, "max_position_embeddings": self.context, "tie_word_embeddings": self.tied,
+            "moe_intermediate_size" if name == "Qwen3Moe" else "intermediate_size": self.inner,
+        }  # fmt: skip
+        if self.experts is not None:
+            sizes["num_experts" if name == "Qwen3Moe" else "num_local_experts"] = self.experts
+            sizes |= {"num_experts_per_tok": self.active, "sliding_window": None}
+            sizes |= {"norm_topk_prob": True} if name == "Qwen3Moe" else {}
+        config = getattr(transformers, f"{name}Config")(**sizes, use_cache=False)
+        return getattr(transformers, f"{name}ForCausalLM")(config).to(torch.float32)
 
 
 def angles(time: int, width: int, theta: float, device: torch.device) -> tuple[Tensor, Tensor]:
@@ -181,6 +191,11 @@ class LlamaAttention(nn.Module):
         return out
 
 
+ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
+    "silu": functional.silu, "gelu": functional.gelu, "gelu_tanh": partial(functional.gelu, approximate="tanh"),
+}  # fmt: skip
+
+
 class GatedMLP(nn.Module):
     """down(act(gate(x)) * up(x))."""
 
@@ -189,36 +204,39 @@ class GatedMLP(nn.Module):
         self.gate = nn.Linear(spec.width, spec.inner, bias=False)
         self.up = nn.Linear(spec.width, spec.inner, bias=False)
         self.down = nn.Linear(spec.inner, spec.width, bias=False)
-        self.activation = spec.activation
+        self.activation = ACTIVATIONS[spec.activation]
 
     def forward(self, x: Tensor) -> Tensor:
         """`[..., width]` to the same."""
-        out: Tensor = self.down(activated(self.gate(x), self.activation) * self.up(x))
+        out: Tensor = self.down(self.activation(self.gate(x)) * self.up(x))
         return out
 
 
-def activated(x: Tensor, activation: str) -> Tensor:
-    """The activation of that name."""
-    if activation == "silu":
-        return functional.silu(x)
-    return functional.gelu(x, approximate="tanh" if activation == "gelu_tanh" else "none")
-
-
 class LlamaBlock(nn.Module):
-    """One pre-norm block: attention, then MLP, each added to the residual stream."""
+    """One pre-norm block: attention, then MLP or experts, each added to the residual stream."""
 
     def __init__(self, spec: LlamaSpec) -> None:
         super().__init__()
+        self.active = spec.active
         self.norm1 = nn.RMSNorm(spec.width, spec.eps)
         self.attention = LlamaAttention(spec)
         self.norm2 = nn.RMSNorm(spec.width, spec.eps)
-        self.mlp = GatedMLP(spec)
+        if spec.experts is None:
+            self.mlp = GatedMLP(spec)
+        else:
+            self.router = nn.Linear(spec.width, spec.experts, bias=False)
+            self.experts = Experts(spec.experts, spec.width, spec.inner, ACTIVATIONS[spec.activation])
 
     def forward(self, x: Tensor, cosine: Tensor, sine: Tensor) -> Tensor:
         """`[batch, time, width]` to the same."""
         x = x + self.attention(self.norm1(x), cosine, sine)
-        out: Tensor = x + self.mlp(self.norm2(x))
+        out: Tensor = x + (self.mlp(self.norm2(x)) if self.active is None else self._mixed(self.norm2(x), self.active))
         return out
+
+    def _mixed(self, x: Tensor, active: int) -> Tensor:
+        tokens = x.flatten(0, 1)
+        out: Tensor = self.experts(tokens, *routed(tokens, self.router, active))
+        return out.view_as(x)
 
 
 class Llama(nn.Module):
@@ -226,7 +244,7 @@ class Llama(nn.Module):
 
     Module names are fixed, policies and pictures rely on them: `embed`, `blocks.<i>.norm1`,
     `blocks.<i>.attention.{q, k, v, proj}` (and `q_norm`, `k_norm`), `blocks.<i>.norm2`, `blocks.<i>.mlp.{gate, up,
-    down}`, `norm`, `head`.
+    down}`, or `blocks.<i>.router` and `blocks.<i>.experts.{gate, up, down}.<expert>`, `norm`, `head`.
     """
 
     def __init__(self, spec: LlamaSpec, vocabulary: int, outputs: int) -> None:

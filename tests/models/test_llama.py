@@ -1,11 +1,13 @@
 """The decoder of today: its names, its start, its causality, and that it is transformers' Llama and Qwen3."""
 
 import math
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from pydantic import ValidationError
+from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from altgrad.models.llama import LlamaSpec
@@ -66,49 +68,86 @@ def test_attention_looks_at_distances_alone() -> None:
     assert spread == pytest.approx([spread[0]] * 9, abs=1e-5)
 
 
-def library_model(spec: LlamaSpec, tied: bool = False) -> Any:
+MODELS: dict[str, dict[str, Any]] = {
+    "Llama": {},
+    "Llama-tied": {"tied": True, "theta": 500.0},
+    "Llama-geglu": {"activation": "gelu_tanh", "kv_heads": 1},
+    "Mixtral": {"experts": 4, "active": 2},
+    "Qwen3": {"qk_norm": True, "head_width": 16},
+    "Qwen3Moe": {"qk_norm": True, "experts": 5, "active": 3},
+}
+
+
+def library_model(name: str, spec: LlamaSpec) -> Any:
+    """The library's own, of these sizes, with norms that are not 1."""
     transformers = pytest.importorskip("transformers")
-    sizes = {
-        "vocab_size": 40, "hidden_size": spec.width, "intermediate_size": spec.inner,
-        "num_hidden_layers": spec.layers, "num_attention_heads": spec.heads, "num_key_value_heads": spec.groups,
-        "head_dim": spec.per_head, "rms_norm_eps": spec.eps, "rope_theta": spec.theta, "tie_word_embeddings": tied,
-        "hidden_act": spec.activation.replace("gelu_tanh", "gelu_pytorch_tanh"),
-        "max_position_embeddings": spec.context,
+    kind = name.partition("-")[0]
+    sizes: dict[str, Any] = {
+        "vocab_size": 40, "hidden_size": 32, "intermediate_size": 96, "num_hidden_layers": 2, "rms_norm_eps": 1e-5,
+        "num_attention_heads": 4, "num_key_value_heads": spec.groups, "head_dim": spec.per_head,
+        "rope_theta": spec.theta, "tie_word_embeddings": spec.tied, "max_position_embeddings": 16,
+        "hidden_act": "gelu_pytorch_tanh" if "geglu" in name else "silu", "sliding_window": None,
+        "num_local_experts": spec.experts, "num_experts": spec.experts, "num_experts_per_tok": spec.active,
+        "moe_intermediate_size": 96, "norm_topk_prob": True,
     }  # fmt: skip
-    kind = "Qwen3" if spec.qk_norm else "Llama"
+    if "Moe" not in kind and kind != "Mixtral":
+        sizes = {key: value for key, value in sizes.items() if "expert" not in key}
     torch.manual_seed(4)
     model = getattr(transformers, f"{kind}ForCausalLM")(getattr(transformers, f"{kind}Config")(**sizes)).eval()
     with torch.no_grad():
-        for name, p in model.named_parameters():  # norms of ones would hide a wrong one
-            if "norm" in name:
-                p.add_(torch.randn_like(p) / 4)
+        for key, p in model.named_parameters():
+            p.copy_(torch.randn_like(p) / 4 + (1 if "norm" in key else 0))
     return model
 
 
-@pytest.mark.parametrize(
-    "changes",
-    [
-        {},
-        {"qk_norm": True, "head_width": 16},
-        {"tied": True, "theta": 500.0},
-        {"activation": "gelu_tanh", "kv_heads": 1},
-    ],
-    ids=["llama", "qwen3", "tied", "geglu"],
-)
-def test_it_is_the_library_s_model_given_its_weights(changes: dict[str, Any]) -> None:
-    spec = LlamaSpec.model_validate({**SMALL.tree(), **changes})
-    theirs = library_model(spec, tied=spec.tied)
-    ours = build(spec, vocabulary=40)
-    ours.load_state_dict(spec.adopt(theirs.state_dict()), strict=not spec.tied)
+def spec_of(name: str) -> LlamaSpec:
+    return LlamaSpec.model_validate({**SMALL.tree(), **MODELS[name]})
+
+
+def assert_alike(ours: nn.Module, theirs: Any) -> None:
+    """Hidden states and logits to 1e-5 of their size."""
     states: list[Tensor] = []
-    for block in ours.blocks:
-        block.register_forward_hook(lambda _, __, out: states.append(out))
+    handles = [block.register_forward_hook(lambda _, __, out: states.append(out)) for block in ours.blocks]
     x = tokens(vocabulary=40)
     with torch.no_grad():
-        expected = theirs.model(x, output_hidden_states=True).hidden_states
-        assert torch.allclose(ours(x), theirs(x).logits, atol=1e-5)
-    assert torch.allclose(states[0], expected[1], atol=1e-5)
-    assert torch.allclose(ours.norm(states[1]), expected[2], atol=1e-5)
+        logits, found = ours(x), theirs(x, output_hidden_states=True)
+        pairs = [
+            (logits, found.logits),
+            (states[0], found.hidden_states[1]),
+            (ours.norm(states[1]), found.hidden_states[2]),
+        ]
+    for handle in handles:
+        handle.remove()
+    for own, other in pairs:
+        assert (own - other).abs().max() <= 1e-5 * other.abs().max()
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_it_is_the_library_s_model_given_its_weights(name: str, tmp_path: Path) -> None:
+    spec, theirs = spec_of(name), library_model(name, spec_of(name))
+    ours = build(spec, vocabulary=40)
+    ours.load_state_dict(spec.adopt(theirs.state_dict()), strict=not spec.tied)
+    assert_alike(ours, theirs)
+    theirs.save_pretrained(tmp_path)  # in files a mixture has a matrix for each expert
+    again = build(spec, vocabulary=40, seed=1)
+    again.load_state_dict(spec.adopt(load_file(tmp_path / "model.safetensors")), strict=not spec.tied)
+    assert all(torch.equal(a, b) for a, b in zip(ours.parameters(), again.parameters(), strict=True))
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_the_library_s_model_is_it_given_its_weights(name: str, tmp_path: Path) -> None:
+    transformers = pytest.importorskip("transformers")
+    spec = spec_of(name)
+    ours = build(spec, vocabulary=40)
+    with torch.no_grad():
+        for p in ours.parameters():
+            p.add_(torch.randn_like(p) / 4)
+    spec.export(ours, tmp_path, None)
+    theirs = transformers.AutoModelForCausalLM.from_pretrained(tmp_path, dtype=torch.float32).eval()
+    assert type(theirs).__name__ == f"{name.partition('-')[0]}ForCausalLM"
+    assert_alike(ours, theirs)
+    with pytest.raises(ValueError, match="is not empty"):
+        spec.export(ours, tmp_path, None)
 
 
 def test_an_untied_head_that_the_file_lacks_is_the_embedding() -> None:
@@ -154,6 +193,10 @@ def test_the_mlp_s_width_is_that_of_llama() -> None:
         ({"width": 20, "heads": 4}, "heads are 5 wide"),
         ({"heads": 4, "kv_heads": 3}, "heads 4 is not a multiple of kv_heads 3"),
         ({"layers": 0}, "greater than or equal to 1"),
+        ({"experts": 4}, "experts and active belong together"),
+        ({"active": 2}, "experts and active belong together"),
+        ({"experts": 2, "active": 3}, "active 3 is more than experts 2"),
+        ({"experts": 2, "active": 1}, "greater than or equal to 2"),
     ],
 )
 def test_sizes_that_do_not_divide_are_refused(wrong: dict[str, int], says: str) -> None:

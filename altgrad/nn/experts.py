@@ -1,0 +1,122 @@
+"""Experts in one 3-D weight: a layer for each, so that whatever is known of layers is known of experts.
+
+    y[r] = x[r] W_e^T        for rows r of expert e; weight [experts, out, in], rows sorted by expert
+
+A mixture keeps the weights of its experts in one parameter, since kernels, optimizers and sharding want it so. What is
+cast, scaled and watched is one expert: its tokens have an amax of their own. So the stack has a child for each expert,
+a layer without a parameter, whose weight is its slice. Rules find it by name (`blocks.0.experts.gate.3`), surgery gives
+it the six slots, scales and random bits of every other layer, and a quantised stack *is* a loop of quantised Linears,
+to the last bit and with any routing. An expert without a token does not run: nothing of it is cast, noted or drawn.
+
+Where no expert is cast or watched the whole is one `torch._grouped_mm`, which has the bits of the loop. A cast that
+knows of groups (amaxes by segment, blocks that end with an expert's tokens) was the road not taken: every scaling,
+rounding and transform would exist twice.
+"""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+__all__ = ["ExpertLinear", "StackedLinear"]
+
+
+class ExpertLinear(nn.Module):
+    """y = x W_e^T of one expert. Its weight is a slice of its stack's, which alone has a parameter."""
+
+    bias = None
+
+    def __init__(self, stack: "StackedLinear", number: int) -> None:
+        super().__init__()
+        self.number = number
+        self._stack = (stack,)  # in a tuple, since a parent is no child
+        self._slice: Tensor | None = None
+
+    @property
+    def weight(self) -> Tensor:
+        """[out, in]."""
+        return self._stack[0].weight[self.number] if self._slice is None else self._slice
+
+    @contextmanager
+    def holding(self, weight: Tensor) -> Iterator[None]:
+        """For the length of a block, take this for the weight: one `unbind` serves all experts' gradients, where each
+        slice would have a gradient as large as the stack."""
+        self._slice = weight
+        try:
+            yield
+        finally:
+            self._slice = None
+
+    def forward(self, input: Tensor) -> Tensor:
+        """y [rows, out] of x [rows, in]."""
+        return functional.linear(input, self.weight)
+
+    def extra_repr(self) -> str:
+        """Shown by print(model)."""
+        outputs, inputs = self._stack[0].weight.shape[1:]
+        return f"in_features={inputs}, out_features={outputs}"
+
+
+class StackedLinear(nn.Module):
+    """y[r] = x[r] W_e^T for the rows of each expert e; its children `0`, `1`, ... are the experts' layers."""
+
+    def __init__(self, experts: int, in_features: int, out_features: int) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.empty(experts, out_features, in_features))
+        for number in range(experts):
+            self.add_module(str(number), ExpertLinear(self, number))
+
+    def forward(self, x: Tensor, counts: Tensor) -> Tensor:
+        """y [rows, out] of x [rows, in], sorted by expert. counts: int64, how many rows each expert has."""
+        if x.is_meta:  # which has no counts: shapes, and the products of every row
+            return functional.linear(x, self.weight[0])
+        if all(map(_is_bare, self.children())):
+            return _grouped(x, self.weight, counts)
+        return self._one_by_one(x, counts)
+
+    # A graph has fixed shapes, and how many rows an expert gets is known when it runs.
+    @torch.compiler.disable
+    def _one_by_one(self, x: Tensor, counts: Tensor) -> Tensor:
+        rows = x.split(counts.tolist())
+        made = []
+        for expert, weight, own in zip(self.children(), self.weight.unbind(0), rows, strict=True):
+            assert isinstance(expert, ExpertLinear)
+            if len(own):
+                with expert.holding(weight):
+                    made.append(expert(own))
+        return torch.cat(made) if made else functional.linear(x, self.weight[0])
+
+
+def _is_bare(expert: nn.Module) -> bool:
+    """Whether nothing is lost where the expert itself is not called."""
+    own = expert._forward_pre_hooks or expert._forward_hooks or "forward" in vars(expert)
+    return type(expert) is ExpertLinear and not own
+
+
+def _grouped(x: Tensor, weight: Tensor, counts: Tensor) -> Tensor:
+    device = x.device.type
+    if torch.is_autocast_enabled(device):
+        dtype = torch.get_autocast_dtype(device)
+        x, weight = x.to(dtype), weight.to(dtype)
+    made: Tensor = _GroupedProduct.apply(x, weight, counts.cumsum(0).to(torch.int32))
+    return made
+
+
+class _GroupedProduct(torch.autograd.Function):
+    """torch's own backward asks for a gradient with strides of its liking; any will do here."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, weight: Tensor, ends: Tensor) -> Tensor:
+        ctx.save_for_backward(x, weight, ends)
+        return torch._grouped_mm(x, weight.mT, offs=ends)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> Any:
+        x, weight, ends = ctx.saved_tensors
+        grad = grads[0].contiguous()
+        dx = torch._grouped_mm(grad, weight, offs=ends) if ctx.needs_input_grad[0] else None
+        dw = torch._grouped_mm(grad.mT, x, offs=ends) if ctx.needs_input_grad[1] else None
+        return dx, dw, None
