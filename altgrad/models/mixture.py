@@ -11,6 +11,7 @@ order before they are weighed and added: by no `index_add`, whose sums differ fr
 """
 
 from collections.abc import Callable
+from contextlib import nullcontext
 
 import torch
 from torch import Tensor, nn
@@ -25,7 +26,7 @@ def routed(x: Tensor, router: nn.Module, active: int) -> tuple[Tensor, Tensor]:
 
     x: `[tokens, width]`. Of experts with one probability, torch's `topk` decides.
     """
-    with torch.autocast(x.device.type, enabled=False):
+    with nullcontext() if x.is_meta else torch.autocast(x.device.type, enabled=False):
         shares = router(x.to(torch.float32)).softmax(dim=-1)
     weights, chosen = shares.topk(active, dim=-1)
     return weights / weights.sum(dim=-1, keepdim=True), chosen

@@ -71,7 +71,7 @@ class StackedLinear(nn.Module):
 
     def forward(self, x: Tensor, counts: Tensor) -> Tensor:
         """y [rows, out] of x [rows, in], sorted by expert. counts: int64, how many rows each expert has."""
-        if x.is_meta:  # which has no counts: shapes, and the products of every row
+        if x.is_meta or not len(x):  # there are no counts on meta: shapes, and the products of every row
             return functional.linear(x, self.weight[0])
         if all(map(_is_bare, self.children())):
             return _grouped(x, self.weight, counts)
@@ -87,7 +87,7 @@ class StackedLinear(nn.Module):
             if len(own):
                 with expert.holding(weight):
                     made.append(expert(own))
-        return torch.cat(made) if made else functional.linear(x, self.weight[0])
+        return torch.cat(made)
 
 
 def _is_bare(expert: nn.Module) -> bool:

@@ -32,7 +32,7 @@ from altgrad.optim.numbers import LearningRate, WeightDecay, check_rates, plain_
 from altgrad.optim.request import BeforeStep, Request, Update, track
 from altgrad.optim.storage import GridStorage, Storage
 from altgrad.optim.whole_tensor import is_sharded, whole_tensor
-from altgrad.quantize import Grid, Quantizer
+from altgrad.quantize import Grid, Quantizer, StackedCasts
 from altgrad.quantize.engine import Engine
 from altgrad.quantize.noise import site_key
 from altgrad.spec import Kind, Spec
@@ -106,7 +106,7 @@ class Optimizer(torch.optim.Optimizer, ABC):
         self.seed = seed
         self.engine: Engine = "eager"
         self.storages: list[Storage] = []
-        self.casts: dict[Tensor, Quantizer] = {}
+        self.casts: dict[Tensor, Quantizer | StackedCasts] = {}
         self.names: dict[Tensor, str] = {}
         super().__init__(params, {"storage": None, "track": False, **defaults})
 

@@ -270,6 +270,11 @@ class Quantizer(Counted):
         site = "" if torch.compiler.is_compiling() else self.site
         return Cast(site, role, self.spec.format, scale, exact, unbounded, rounded, clamped, scales, parts)
 
+    @property
+    def sites(self) -> list[str]:
+        """Its site, as `StackedCasts` have several."""
+        return [self.site]
+
     def find_scale(
         self, x: Tensor, live: bool = False, *, count: bool = False, key: Tensor | None = None
     ) -> SmallScale | None:
