@@ -19,6 +19,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
 from torch.nn import functional
 
 __all__ = ["ExpertLinear", "StackedLinear"]
@@ -69,11 +70,16 @@ class StackedLinear(nn.Module):
         for number in range(experts):
             self.add_module(str(number), ExpertLinear(self, number))
 
+    @property
+    def is_one_product(self) -> bool:
+        """Whether nothing is lost where the experts' layers themselves are not called; no graph can be made of them."""
+        return all(map(_is_bare, self.children()))
+
     def forward(self, x: Tensor, counts: Tensor) -> Tensor:
         """y [rows, out] of x [rows, in], sorted by expert. counts: int64, how many rows each expert has."""
         if x.is_meta or not len(x):  # there are no counts on meta: shapes, and the products of every row
             return functional.linear(x, self.weight[0])
-        if all(map(_is_bare, self.children())):
+        if self.is_one_product:
             return _grouped(x, self.weight, counts)
         return self._one_by_one(x, counts)
 
@@ -105,18 +111,40 @@ def _grouped(x: Tensor, weight: Tensor, counts: Tensor) -> Tensor:
     return made
 
 
-class _GroupedProduct(torch.autograd.Function):
-    """torch's own backward asks for a gradient with strides of its liking; any will do here."""
+@torch.library.custom_op("altgrad::grouped", mutates_args=())
+def _product(a: Tensor, b: Tensor, ends: Tensor, turned: bool) -> Tensor:
+    """Rows of a with the matrix of their group, b[e] or its transpose; of two matrices the product of each group's
+    rows, a_e^T b_e. An operator, since torch's own can be traced in bfloat16 alone."""
+    a = a.contiguous()
+    try:
+        if b.ndim == 3:
+            return torch._grouped_mm(a, b.mT if turned else b, offs=ends)
+        return torch._grouped_mm(a.mT, b.contiguous(), offs=ends)
+    except RuntimeError:  # a width that is no multiple of 16 bytes, a device or a dtype that it is not made for
+        sizes = ends.diff(prepend=ends.new_zeros(1)).tolist()
+        if b.ndim == 2:
+            return torch.stack([one.mT @ other for one, other in zip(a.split(sizes), b.split(sizes), strict=True)])
+        return torch.cat([one @ (each.mT if turned else each) for one, each in zip(a.split(sizes), b, strict=True)])
 
+
+@_product.register_fake
+def _(a: Tensor, b: Tensor, ends: Tensor, turned: bool) -> Tensor:
+    if b.ndim == 3:
+        return a.new_empty(a.shape[0], b.shape[1 if turned else 2])
+    return a.new_empty(ends.shape[0], a.shape[1], b.shape[1])
+
+
+class _GroupedProduct(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, weight: Tensor, ends: Tensor) -> Tensor:
         ctx.save_for_backward(x, weight, ends)
-        return torch._grouped_mm(x, weight.mT, offs=ends)
+        made: Tensor = _product(x, weight, ends, True)
+        return made
 
     @staticmethod
+    @once_differentiable
     def backward(ctx: Any, *grads: Tensor) -> Any:
         x, weight, ends = ctx.saved_tensors
-        grad = grads[0].contiguous()
-        dx = torch._grouped_mm(grad, weight, offs=ends) if ctx.needs_input_grad[0] else None
-        dw = torch._grouped_mm(grad.mT, x, offs=ends) if ctx.needs_input_grad[1] else None
+        dx = _product(grads[0], weight, ends, False) if ctx.needs_input_grad[0] else None
+        dw = _product(grads[0], x, ends, False) if ctx.needs_input_grad[1] else None
         return dx, dw, None

@@ -98,6 +98,8 @@ def fit(spec: RunSpec, dataset: Dataset, processes: Processes, model: nn.Module 
     model = shapes(spec, dataset) if model is None else model
     if spec.compile == "blocks" and not blocks_of(model):
         raise LocatedError(("compile",), "this model repeats no block that has casts; use compile: model.")
+    if spec.recompute == "blocks" and not blocks_of(model, plain=True):
+        raise LocatedError(("recompute",), "this model repeats no block; leave recompute out.")
     with shapes_only(), _blamed_on("model"):
         optimizer = build_optimizer(spec, model)
         build_roster(spec, model, optimizer)
@@ -143,7 +145,7 @@ def resolve(spec: RunSpec, model: nn.Module, tokens: int, device: torch.device) 
     compile_ = spec.compile
     if compile_ == "auto":
         how: Literal["blocks", "model"] = "blocks" if blocks_of(model) else "model"
-        can = why is None and spec.data.one_shape
+        can = why is None and spec.data.one_shape and spec.recompute == "none"
         compile_ = how if can and saved > GAINS * compile_seconds(model, how) else False
     return spec.model_copy(update={"threads": threads, "engine": engine, "compile": compile_}), notice
 
