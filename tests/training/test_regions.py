@@ -2,6 +2,7 @@
 
 import copy
 from contextlib import nullcontext
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -279,7 +280,7 @@ def test_a_mixture_compiled_by_blocks_has_eager_s_bits(casts: bool) -> None:
             quantize_model(model, {"rules": (rule,)})
         tokens = torch.randint(40, (3, 2, 8), generator=torch.Generator().manual_seed(1))
         optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
-        run_plainly(model, lambda: model(tokens[0]))
+        run_plainly(model, partial(model, tokens[0]))
         assert is_traceable(model) == (not casts)
         regions = Regions(model, "aot_eager", plain=True)
         for x in tokens:
