@@ -142,7 +142,7 @@ def export(
     runs: Folder = Path("runs"),
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON instead of text.")] = False,
 ) -> None:
-    """Write a run of kind hf as a Hugging Face folder."""
+    """Write a run of kind hf or llama as a Hugging Face folder."""
     with console.one_line_errors():
         found = RunStore(runs).find(run)
         progress("loading torch")

@@ -171,6 +171,7 @@ def _net(module: nn.Module, arm: _Arm) -> nn.Module:
     """The arm's modules over the very parameters of the model."""
     if arm.policy is None:
         return module
+    progress(f"casting the model by {arm.name}")
     made = copy.deepcopy(module, {id(p): p for p in module.parameters()})
     try:
         return quantize_model(made, arm.policy).eval()
@@ -192,7 +193,7 @@ def _scored(
     answers = reference if arm.name == UNCAST else _answers(net, batch[0], arm.compute)
     found = torch.zeros(documents, 4, dtype=torch.float64, device=answers.device)
     targets, owners = (part.flatten() for part in batch[1:])
-    for rows in torch.arange(len(targets), device=answers.device).split(_ROWS):
+    for rows in torch.split(torch.arange(len(targets), device=answers.device), _ROWS):
         ours, theirs = (logits[rows].float().log_softmax(-1) for logits in (answers, reference))
         nll = -ours.gather(1, targets[rows, None]).squeeze(1)
         kl = (theirs.exp() * (theirs - ours)).sum(1)

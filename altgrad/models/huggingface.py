@@ -27,7 +27,6 @@ The library draws weights that the files lack, takes whichever of two shards it 
 both, and follows adapter_config.json to another model on the Hub. Each would train, and none is what the folder says.
 """
 
-import importlib
 import json
 import shutil
 from collections.abc import Collection, Iterator, Sequence
@@ -302,9 +301,10 @@ def _read(spec: HFSpec, vocabulary: int | None, outputs: int, *, pretrained: boo
 def _require_readable(gguf: Path) -> None:
     """ValueError for a file that is torn, and for a model that the library reads from no such file."""
     architecture = read_gguf(gguf).architecture
-    known = importlib.import_module("transformers.modeling_gguf_pytorch_utils").GGUF_SUPPORTED_ARCHITECTURES
-    if architecture not in known:
-        raise ValueError(f"{gguf} is a GGUF file of {architecture}; transformers reads {', '.join(sorted(known))}.")
+    from transformers.modeling_gguf_pytorch_utils import GGUF_SUPPORTED_ARCHITECTURES as KNOWN
+
+    if architecture not in KNOWN:
+        raise ValueError(f"{gguf} is a GGUF file of {architecture}; transformers reads {', '.join(sorted(KNOWN))}.")
 
 
 @contextmanager

@@ -51,5 +51,5 @@ class Experts(nn.Module):
         sent = x[:, None].expand(tokens, active, x.shape[-1]).reshape(tokens * active, x.shape[-1])[order]
         hidden = self.activation(self.gate(sent, counts)) * self.up(sent, counts)
         back = self.down(hidden, counts)[order.argsort()].view(tokens, active, -1)
-        mixed = (back * weights.unsqueeze(-1)).sum(dim=1)
-        return mixed.to(back.dtype)
+        mixed: Tensor = (back * weights.unsqueeze(-1)).sum(dim=1).to(back.dtype)
+        return mixed

@@ -13,7 +13,7 @@ knows of groups (amaxes by segment, blocks that end with an expert's tokens) was
 rounding and transform would exist twice.
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -78,22 +78,26 @@ class StackedLinear(nn.Module):
     def forward(self, x: Tensor, counts: Tensor) -> Tensor:
         """y [rows, out] of x [rows, in], sorted by expert. counts: int64, how many rows each expert has."""
         if x.is_meta or not len(x):  # there are no counts on meta: shapes, and the products of every row
-            return functional.linear(x, self.weight[0])
+            y: Tensor = functional.linear(x, self.weight[0])
+            return y
         if self.is_one_product:
             return _grouped(x, self.weight, counts)
-        return self._one_by_one(x, counts)
+        return _between_graphs(self, x, counts)
 
-    # A graph has fixed shapes, and how many rows an expert gets is known when it runs.
-    @torch.compiler.disable
-    def _one_by_one(self, x: Tensor, counts: Tensor) -> Tensor:
-        rows = x.split(counts.tolist())
-        made = []
-        for expert, weight, own in zip(self.children(), self.weight.unbind(0), rows, strict=True):
-            assert isinstance(expert, ExpertLinear)
-            if len(own):
-                with expert.holding(weight):
-                    made.append(expert(own))
-        return torch.cat(made)
+
+def _one_by_one(stack: StackedLinear, x: Tensor, counts: Tensor) -> Tensor:
+    made = []
+    rows = torch.split(x, counts.tolist())
+    for expert, weight, own in zip(stack.children(), stack.weight.unbind(0), rows, strict=True):
+        assert isinstance(expert, ExpertLinear)
+        if len(own):
+            with expert.holding(weight):
+                made.append(expert(own))
+    return torch.cat(made)
+
+
+_between_graphs: Callable[[StackedLinear, Tensor, Tensor], Tensor] = torch.compiler.disable(_one_by_one)
+"""A graph has fixed shapes, and how many rows an expert gets is known when it runs."""
 
 
 def _is_bare(expert: nn.Module) -> bool:
@@ -122,9 +126,10 @@ def _product(a: Tensor, b: Tensor, ends: Tensor, turned: bool) -> Tensor:
         return torch._grouped_mm(a.mT, b.contiguous(), offs=ends)
     except RuntimeError:  # a width that is no multiple of 16 bytes, a device or a dtype that it is not made for
         sizes = ends.diff(prepend=ends.new_zeros(1)).tolist()
+        groups = torch.split(a, sizes)
         if b.ndim == 2:
-            return torch.stack([one.mT @ other for one, other in zip(a.split(sizes), b.split(sizes), strict=True)])
-        return torch.cat([one @ (each.mT if turned else each) for one, each in zip(a.split(sizes), b, strict=True)])
+            return torch.stack([one.mT @ other for one, other in zip(groups, torch.split(b, sizes), strict=True)])
+        return torch.cat([one @ (each.mT if turned else each) for one, each in zip(groups, b, strict=True)])
 
 
 @_product.register_fake
