@@ -21,18 +21,17 @@ RunName = Annotated[
         metavar="RUN", help="An id, its unique beginning, project/id, or a path.", autocompletion=completion.run_ids
     ),
 ]
+Model = Annotated[
+    str,
+    typer.Argument(
+        metavar="MODEL", help="A run, a folder of transformers, or package:NAME.", autocompletion=completion.run_ids
+    ),
+]
 Folder = Annotated[Path, typer.Option("--runs", metavar="DIR", help="The folder that holds all runs.")]
 
 
 def evaluate(
-    model: Annotated[
-        str,
-        typer.Argument(
-            metavar="MODEL",
-            help="A run, a folder of transformers, or package:NAME.",
-            autocompletion=completion.run_ids,
-        ),
-    ],
+    model: Model,
     split: Annotated[Literal["train", "validation", "test"], typer.Option(help="The split to evaluate on.")] = "test",
     recipe: Annotated[
         str | None,

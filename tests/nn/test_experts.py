@@ -1,6 +1,7 @@
 """Experts in one 3-D weight: a loop of quantised Linears, to the last bit, whoever is sent where."""
 
 import copy
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -9,6 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
+from altgrad.conversion.saving import save_quantized
 from altgrad.models.llama import LlamaSpec
 from altgrad.nn import PrecisionPolicy, commit, dequantize_model, quantize_model, weight_quantizers
 from altgrad.nn.experts import ExpertLinear, StackedLinear
@@ -138,6 +140,15 @@ def test_rules_name_experts_and_dequantising_gives_the_stack_back() -> None:
     some = nn.ModuleDict({"experts": stack})
     quantize_model(some, PrecisionPolicy.uniform(match="experts.2", weight="e2m1"))
     assert [isinstance(module, QuantizedLayer) for module in stack.children()] == [False, False, True, False]
+
+
+def test_a_stack_is_not_written_as_if_it_were_one_matrix(tmp_path: Path) -> None:
+    model = nn.ModuleDict({"experts": StackedLinear(2, 32, 32)})
+    with pytest.raises(
+        ValueError, match=r"experts.weight is 3-D \[2, 32, 32\], as the weights of experts are"
+    ) as caught:
+        save_quantized(model, tmp_path / "out", format="e4m3fn")
+    assert "\n" not in str(caught.value)
 
 
 def test_places_of_a_mixture() -> None:
