@@ -167,6 +167,14 @@ def rotated(x: Tensor, cosine: Tensor, sine: Tensor) -> Tensor:
     return turned.to(x.dtype)
 
 
+class RMSNorm(nn.RMSNorm):
+    """torch's, in float32 whatever comes in, which leaves as it came: under autocast queries and keys are bfloat16."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        """`[..., width]` to the same."""
+        return functional.rms_norm(x.float(), self.normalized_shape, self.weight.float(), self.eps).to(x.dtype)
+
+
 class LlamaAttention(nn.Module):
     """Causal self-attention with rotary positions and grouped queries, `[batch, time, width]` to the same."""
 
@@ -177,7 +185,7 @@ class LlamaAttention(nn.Module):
         self.k = nn.Linear(spec.width, spec.groups * spec.per_head, bias=False)
         self.v = nn.Linear(spec.width, spec.groups * spec.per_head, bias=False)
         self.proj = nn.Linear(spec.heads * spec.per_head, spec.width, bias=False)
-        norms = [nn.RMSNorm(spec.per_head, spec.eps) if spec.qk_norm else nn.Identity() for _ in range(2)]
+        norms = [RMSNorm(spec.per_head, spec.eps) if spec.qk_norm else nn.Identity() for _ in range(2)]
         self.q_norm, self.k_norm = norms
 
     def forward(self, x: Tensor, cosine: Tensor, sine: Tensor) -> Tensor:
@@ -218,9 +226,9 @@ class LlamaBlock(nn.Module):
     def __init__(self, spec: LlamaSpec) -> None:
         super().__init__()
         self.active = spec.active
-        self.norm1 = nn.RMSNorm(spec.width, spec.eps)
+        self.norm1 = RMSNorm(spec.width, spec.eps)
         self.attention = LlamaAttention(spec)
-        self.norm2 = nn.RMSNorm(spec.width, spec.eps)
+        self.norm2 = RMSNorm(spec.width, spec.eps)
         if spec.experts is None:
             self.mlp = GatedMLP(spec)
         else:
@@ -254,7 +262,7 @@ class Llama(nn.Module):
         self.context, self.theta, self.per_head = spec.context, spec.theta, spec.per_head
         self.embed = nn.Embedding(vocabulary, spec.width)
         self.blocks = nn.ModuleList(LlamaBlock(spec) for _ in range(spec.layers))
-        self.norm = nn.RMSNorm(spec.width, spec.eps)
+        self.norm = RMSNorm(spec.width, spec.eps)
         self.head = nn.Linear(spec.width, outputs, bias=False)
         if spec.tied:
             self.head.weight = self.embed.weight

@@ -1,6 +1,6 @@
 """A mixture of experts: each token passes a few of many gated MLPs, those that a router chooses (arXiv 2101.03961).
 
-    p = softmax(router(x))           float32, whatever the model computes in (ST-MoE, arXiv 2202.08906)
+    p = softmax(router(x))           float32, also under autocast (ST-MoE, arXiv 2202.08906)
     y = sum of w_e down_e(act(gate_e(x)) * up_e(x)) over the k experts of largest p, w their p divided by its sum
 
 as in Mixtral (arXiv 2401.04088) and Qwen3. Every token keeps its experts: there is no capacity, and nothing is dropped.
@@ -21,13 +21,13 @@ from altgrad.nn.experts import StackedLinear
 __all__ = ["Experts", "routed"]
 
 
-def routed(x: Tensor, router: nn.Module, active: int) -> tuple[Tensor, Tensor]:
+def routed(x: Tensor, router: nn.Linear, active: int) -> tuple[Tensor, Tensor]:
     """The weights, float32, and the numbers of the `active` experts of each token, `[tokens, active]`.
 
     x: `[tokens, width]`. Of experts with one probability, torch's `topk` decides.
     """
     with nullcontext() if x.is_meta else torch.autocast(x.device.type, enabled=False):
-        shares = router(x.to(torch.float32)).softmax(dim=-1)
+        shares = router(x.to(router.weight.dtype)).softmax(dim=-1, dtype=torch.float32)
     weights, chosen = shares.topk(active, dim=-1)
     return weights / weights.sum(dim=-1, keepdim=True), chosen
 

@@ -150,6 +150,20 @@ def test_the_library_s_model_is_it_given_its_weights(name: str, tmp_path: Path) 
         spec.export(ours, tmp_path, None)
 
 
+@pytest.mark.parametrize("name", ["Llama", "Qwen3Moe"])
+def test_it_runs_in_bfloat16_and_a_router_under_autocast_is_float32(name: str) -> None:
+    model = build(spec_of(name), vocabulary=40)
+    seen: list[torch.dtype] = []
+    for module_name, module in model.named_modules():
+        if module_name.endswith("router"):
+            module.register_forward_hook(lambda _, __, out: seen.append(out.dtype))
+    exact = model(tokens(vocabulary=40))
+    with torch.autocast("cpu", torch.bfloat16):
+        logits = model(tokens(vocabulary=40))
+    assert (logits - exact).abs().max() < 0.05 and set(seen) <= {torch.float32}
+    assert model.to(torch.bfloat16)(tokens(vocabulary=40)).dtype == torch.bfloat16
+
+
 def test_an_untied_head_that_the_file_lacks_is_the_embedding() -> None:
     found = SMALL.adopt({"model.embed_tokens.weight": torch.ones(3, 2)})
     assert torch.equal(found["head.weight"], found["embed.weight"])
