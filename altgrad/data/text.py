@@ -79,7 +79,8 @@ class TextSpec(DatasetSpec):
     def build(self, seed: int, context: int) -> "Text":
         """Read and tokenise, or find the tokens in the cache. ValueError if the file or tokenizer is wrong, if training
         text is shorter than a block or if there is none for validation."""
-        name, corpus = self._corpus()
+        corpus = self.corpus()
+        name = self.source.name if isinstance(self.source, Hub) else self.source
         tokens = load_tokens(corpus, self.tokenizer)
         if len(tokens.rings["train"]) < context:
             raise ValueError(
@@ -89,11 +90,11 @@ class TextSpec(DatasetSpec):
         origin = {"source": name, "sha256": corpus.sha256}
         return Text(tokens, seed=seed, context=context, batch_size=self.batch_size, origin=origin)
 
-    def _corpus(self) -> tuple[str, Corpus]:
-        """The source as the spec has it, and its documents."""
+    def corpus(self) -> Corpus:
+        """The documents of the source. ValueError where it is not there."""
         if isinstance(self.source, Hub):
-            return self.source.name, read_hub(self.source, self.column, BadRows(self.bad_rows == "skip"))
-        return self.source, FileCorpus(locate(self.source), self.column, self.bad_rows)
+            return read_hub(self.source, self.column, BadRows(self.bad_rows == "skip"))
+        return FileCorpus(locate(self.source), self.column, self.bad_rows)
 
 
 class Text(Dataset):

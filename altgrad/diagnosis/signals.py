@@ -19,6 +19,7 @@ from altgrad.data.dataset import Dataset
 from altgrad.nn import commit
 from altgrad.optim import make_dense
 from altgrad.progress import progress
+from altgrad.quantize import StackedCasts
 from altgrad.training import RunSpec
 from altgrad.training.micro_batches import MicroBatches
 from altgrad.training.state import TrainState
@@ -135,6 +136,7 @@ _OF_AMAX = ("current", "delayed", "unscaled", "fixed")
 def rehearsed_rows(p: Tensor, quantizer: Any) -> Tensor | None:
     """Rows spread over the parameter, that of its amax among them, so that it has the whole's scale; None for all."""
     whole = quantizer is not None and getattr(quantizer.spec.scaling, "granularity", "tensor") != "tensor"
+    whole = whole or isinstance(quantizer, StackedCasts)
     whole = whole or (quantizer is not None and quantizer.spec.scaling.kind not in _OF_AMAX)
     if p.ndim < 2 or whole or p.numel() <= _ROWS_OF:
         return None

@@ -235,7 +235,8 @@ class MantissaShift(Intervention):
             change_storage_format(optimizer, name, fmt)
             self.stored[name] = str(fmt)
             if name in forward and forward[name].spec.format == kept[name]:
-                entered.setdefault(forward[name].site, fmt)
+                for site in forward[name].sites:
+                    entered.setdefault(site, fmt)
         change_formats(model, entered)
         self.casts |= {site: str(fmt) for site, fmt in entered.items()}
         self.towards |= dict.fromkeys([*entered, *stored], towards)

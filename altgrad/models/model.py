@@ -54,4 +54,4 @@ class ModelSpec(Kind, family="model", package="altgrad.models"):
 
         trained: what `build` returned, quantised or not. labels: names of its outputs, where they are labels.
         """
-        raise ValueError(f"model {self.kind} is AltGrad's own and has no Hugging Face form; only kind hf has.")
+        raise ValueError(f"model {self.kind} is AltGrad's own and has no Hugging Face form; hf and llama have.")

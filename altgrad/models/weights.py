@@ -20,7 +20,7 @@ from typing import Any
 from torch import nn
 
 STD = 0.02
-INTO_RESIDUAL = ("attention.proj.weight", "mlp.down.weight")
+INTO_RESIDUAL = ("attention.proj.weight", "mlp.down.weight", "experts.down.weight")
 
 
 def draw_weights(model: nn.Module, blocks: int) -> None:

@@ -2,9 +2,10 @@
 
     nn.Linear               weight [out, in]
     transformers' Conv1D    weight [in, out], as GPT-2 has it; in spite of its name there is no convolution in it
+    ExpertLinear            weight [out, in], a slice of its stack's (`altgrad.nn.experts`)
 
-transformers is optional and slow to load, so its class is known by its name. Weights of experts that lie in one 3-D
-tensor belong to no such layer, nor do matrices that a module multiplies by itself (attention's in_proj_weight, an
+transformers is optional and slow to load, so its class is known by its name. Weights of other experts that lie in one
+3-D tensor belong to no such layer, nor do matrices that a module multiplies by itself (attention's in_proj_weight, an
 LSTM's weights, a router's); both are found so that a policy that means them is refused or answered by a notice, instead
 of leaving most of a model uncast in silence.
 
@@ -25,6 +26,8 @@ from torch import Tensor, nn
 from torch.nn.modules.conv import _ConvNd
 from torch.nn.utils.parametrize import ParametrizationList
 
+from altgrad.nn.experts import ExpertLinear
+
 EMBEDDINGS = ("*embed*", "*wte", "*wpe", "*positions", "*shared", "*relative_attention_bias")
 """Names of tables, which hold no Linear though in a file they look like one."""
 HEADS = ("*lm_head", "head", "*.head", "*classifier", "*score", "*output_projection")
@@ -35,18 +38,18 @@ CONV1D = "transformers.pytorch_utils.Conv1D"
 
 def is_layer(module: nn.Module) -> bool:
     """Whether the module is one of these layers, or derived from one."""
-    return isinstance(module, nn.Linear) or any(map(_is_conv1d, type(module).__mro__))
+    return isinstance(module, nn.Linear | ExpertLinear) or any(map(_is_conv1d, type(module).__mro__))
 
 
 def is_plain(module: nn.Module) -> bool:
     """Whether it is exactly one of these layers, torch's wrappers apart; what is derived may compute something else."""
     core = core_of(type(module))
-    return core is nn.Linear or _is_conv1d(core)
+    return core in (nn.Linear, ExpertLinear) or _is_conv1d(core)
 
 
 def is_turned(module: nn.Module) -> bool:
     """Whether a layer keeps its weight as [in, out]."""
-    return not isinstance(module, nn.Linear)
+    return not isinstance(module, nn.Linear | ExpertLinear)
 
 
 def features_of(module: nn.Module, operand: str) -> tuple[int, Literal["last", "first"]]:

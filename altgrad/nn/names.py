@@ -11,6 +11,7 @@ from fnmatch import fnmatchcase
 
 from torch import nn
 
+from altgrad.nn.experts import StackedLinear
 from altgrad.nn.layers import experts, is_layer, matrices
 
 
@@ -42,7 +43,8 @@ def nameable(model: nn.Module) -> list[Nameable]:
     for module, names in paths.items():
         if is_layer(module):
             found.append(Nameable({name: spelled[name] for name in names}, None, True))
-        own = [(leaf, p, True) for leaf, p in experts(module).items()]
+        whole = {} if isinstance(module, StackedLinear) else experts(module)  # a stack's experts are layers
+        own = [(leaf, p, True) for leaf, p in whole.items()]
         own += [(leaf, p, False) for leaf, p in matrices(module).items()]
         for leaf, p, cast in own:
             spellings = {

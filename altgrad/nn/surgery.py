@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
 from altgrad.formats import NumberFormat
+from altgrad.nn.experts import StackedLinear
 from altgrad.nn.first_pass import end_proof, fast_paths_back, fast_paths_off, prove_first_pass, refuse_parents
 from altgrad.nn.layer_casts import make_casts, make_transforms
 from altgrad.nn.layers import core_of, exchanged, is_layer, is_plain, refuse_own_forward
@@ -27,7 +28,7 @@ from altgrad.nn.slots import LayerPrecision
 from altgrad.nn.steps import committed, follow_steps
 from altgrad.nn.target_surgery import check_target, install_target, take_targets_off
 from altgrad.nn.weight_casts import QuantizedWeight
-from altgrad.quantize import Quantizer
+from altgrad.quantize import Quantizer, StackedCasts
 from altgrad.quantize.counted import Counted
 from altgrad.quantize.transform import Transform
 
@@ -138,17 +139,27 @@ def weight_names(model: nn.Module) -> dict[str, str]:
     return {name: first[weight] for name, weight in weights if weight is not None}
 
 
-def weight_quantizers(model: nn.Module) -> dict[str, Quantizer]:
+def weight_quantizers(model: nn.Module) -> dict[str, Quantizer | StackedCasts]:
     """The cast of the forward weight, by parameter name; of several layers with one weight, the first one's.
 
     Those of norms and tables, too, whose weights are cast, unless a layer casts the same Parameter. None for weights
-    that a transform turns before: what they enter is no grid of the weight's own values.
+    that a transform turns before: what they enter is no grid of the weight's own values. Of a stack of experts there
+    are those of all, where they are alike.
     """
-    found: dict[str, Quantizer] = {}
+    found: dict[str, Quantizer | StackedCasts] = {}
     for name, parameter in weight_names(model).items():
         module = model.get_submodule(name)
         if isinstance(module, QuantizedLayer) and module.casts_weight_in_place:
             found.setdefault(parameter, module.slot_casts["forward", "weight"])
+    for name, stack in model.named_modules():
+        if isinstance(stack, StackedLinear):
+            casts = [
+                expert.slot_casts["forward", "weight"]
+                for expert in stack.children()
+                if isinstance(expert, QuantizedLayer) and expert.casts_weight_in_place
+            ]
+            if len(casts) == len(stack.weight) and all(cast.spec == casts[0].spec for cast in casts):
+                found[f"{name}.weight" if name else "weight"] = StackedCasts(casts)
     own = {module._parameters["weight"]: module for module in model.modules() if isinstance(module, QuantizedWeight)}
     for name, p in model.named_parameters():
         if p in own:
@@ -194,9 +205,9 @@ def commit(
 
 
 def check_passes(model: nn.Module, passes: int) -> None:
-    """ValueError if a quantizer's random bits are not at this pass of the step, as of a layer that runs twice."""
+    """ValueError if a quantizer's random bits are past this pass of the step, as of a layer that runs twice."""
     for site in counted_sites(model):
-        if site.draws_each_pass and int(site.counter) & 0xFFFF != passes:
+        if site.draws_each_pass and int(site.counter) & 0xFFFF > passes:
             turned = isinstance(site, Transform)
             drawn, instead = ("drawn signs", "signs: fixed") if turned else ("stochastic rounding", "another rounding")
             raise ValueError(

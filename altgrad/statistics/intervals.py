@@ -77,6 +77,17 @@ def t_interval(values: NDArray[np.float64], level: float = LEVEL) -> Interval:
     return interval_of_mean(values, critical_value(len(values), 1, level=level))
 
 
+def ratio_interval(
+    over: NDArray[np.float64], under: NDArray[np.float64], level: float = LEVEL
+) -> tuple[float, float, float]:
+    """sum over / sum under with its low and high end, of independent pairs (documents): by linearisation, with
+    Student's t (Cochran, Sampling Techniques, 6.4). Infinite ends for one pair."""
+    n, total = len(over), float(np.sum(under))
+    ratio = float(np.sum(over)) / total
+    spread = t_interval((over - ratio * under) * n / total, level)
+    return ratio, ratio + spread.low, ratio + spread.high
+
+
 def common_correlation(columns: NDArray[np.float64]) -> float:
     """The mean correlation between the columns of [n, k], in [0, 1]; 0 where it cannot be known (n < 3, k < 2)."""
     varying = columns[:, np.ptp(columns, axis=0) > 0] if len(columns) else columns

@@ -103,6 +103,8 @@ def fit(spec: RunSpec, dataset: Dataset, processes: Processes, model: nn.Module 
     model = shapes(spec, dataset) if model is None else model
     if spec.compile == "blocks" and not blocks_of(model):
         raise LocatedError(("compile",), "this model repeats no block that has casts; use compile: model.")
+    if spec.recompute == "blocks" and not blocks_of(model, plain=True):
+        raise LocatedError(("recompute",), "this model repeats no block; leave recompute out.")
     for number, each in enumerate(spec.interventions):
         if (policy := each.entered({"since": 1})) is not None:
             with _blamed_on(("interventions", number, "precision"), instead_of="precision"):
@@ -177,7 +179,7 @@ def resolve(
     compile_ = spec.compile
     if compile_ == "auto":
         how: Literal["blocks", "model"] = "blocks" if all(map(blocks_of, models)) else "model"
-        can = why is None and spec.data.one_shape
+        can = why is None and spec.data.one_shape and spec.recompute == "none"
         compile_ = how if can and saved > GAINS * compile_seconds(model, how) else False
     return spec.model_copy(update={"threads": threads, "engine": engine, "compile": compile_}), notice
 

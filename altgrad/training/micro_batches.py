@@ -17,7 +17,7 @@ from altgrad.optim import make_dense
 from altgrad.quantize.engine import ready_compiler
 from altgrad.quantize.noise import site_key
 from altgrad.training.gradient_sums import GradientCasts, GradientSums
-from altgrad.training.regions import Regions, run_plainly, watch_apart
+from altgrad.training.regions import Regions, is_traceable, recomputing, run_plainly, watch_apart
 from altgrad.training.run import RunSpec
 from altgrad.training.state import TrainState
 
@@ -92,18 +92,21 @@ class Gradients:
             torch.compiler.reset()
         if self.spec.compile == "model":
             watch_apart(self.state.model)
-            self.forward = torch.compile(self.state.model, fullgraph=True)
+            self.forward = torch.compile(self.state.model, fullgraph=is_traceable(self.state.model))
         elif self.spec.compile == "blocks":
             self.regions = Regions(self.state.model)
 
     def compiled(self) -> AbstractContextManager[None]:
-        """While the model runs in a step, backward included: its blocks are compiled if the spec says so."""
+        """While the model runs in a step, backward included: its blocks are compiled, or computed again in backward, if
+        the spec says so."""
+        if self.spec.recompute == "blocks":
+            return recomputing(self.state.model)
         return nullcontext() if self.regions is None else self.regions.at_work()
 
     def evaluation(self) -> AbstractContextManager[None]:
         """While it is evaluated. One graph serves batches of one shape, as those of text are; `compile: model` keeps
         the plain model for evaluation."""
-        return self.compiled() if self.spec.data.answers == "token" else nullcontext()
+        return nullcontext() if self.regions is None or self.spec.data.answers != "token" else self.regions.at_work()
 
     def backward(self) -> Tensor:
         """Gradients of the mean loss over all micro-batches, which is returned."""

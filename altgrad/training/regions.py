@@ -12,12 +12,15 @@ monitors and whoever else calls it see the module that it was.
 import gc
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from typing import Any
 
 import torch
 from torch import nn
+from torch.utils.checkpoint import checkpoint
 
 from altgrad.nn import quantizers, unrecorded
+from altgrad.nn.experts import StackedLinear
 from altgrad.quantize import Quantizer, Rounding
 from altgrad.quantize.engine import quickly, ready_compiler
 
@@ -73,10 +76,30 @@ def run_plainly(model: nn.Module, forward: Callable[[], object]) -> None:
     model.train(training)
 
 
+def is_traceable(model: nn.Module) -> bool:
+    """Whether it is one graph. Experts with casts are not: how many rows each gets is known when they run, so they run
+    between graphs of the rest."""
+    return all(stack.is_one_product for stack in model.modules() if isinstance(stack, StackedLinear))
+
+
 def watch_apart(model: nn.Module) -> None:
     """Have the graphs of a model, which Inductor makes, call their watched casts instead of holding them."""
     for quantizer in quantizers(model):
         quantizer.apart = True
+
+
+@contextmanager
+def recomputing(model: nn.Module) -> Iterator[None]:
+    """While the model runs in a step, backward included: its repeated blocks keep their input alone, and run again in
+    backward. What counts and what random bits they take then stands in `altgrad.quantize.passes`."""
+    blocks: list[Any] = blocks_of(model, plain=True)
+    for block in blocks:
+        block.forward = partial(checkpoint, block.forward, use_reentrant=False)
+    try:
+        yield
+    finally:
+        for block in blocks:
+            del block.forward
 
 
 class Regions:
@@ -88,7 +111,7 @@ class Regions:
     def __init__(self, model: nn.Module, backend: str = "inductor", *, plain: bool = False) -> None:
         options: Any = quickly() if backend == "inductor" else None
         self.compiled: list[tuple[Any, Callable[..., Any]]] = [
-            (block, torch.compile(block.forward, fullgraph=True, backend=backend, options=options))
+            (block, torch.compile(block.forward, fullgraph=is_traceable(block), backend=backend, options=options))
             for block in blocks_of(model, plain=plain)
         ]
         if backend == "inductor":

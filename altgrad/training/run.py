@@ -134,6 +134,8 @@ class RunSpec(Spec):
     compile: Literal[False, "model", "blocks", "auto"] = False
     """Compiled graphs, forward and backward, casts and monitors included: one for the whole model, or one for all
     repeated blocks that are alike, evaluation included. auto is decided when the run is first made."""
+    recompute: Annotated[Literal["none", "blocks"], Since(2)] = "none"
+    """What backward computes again instead of keeping it: the repeated blocks, to the same bits, for less memory."""
     threads: Count | None = None
     """CPU threads; null means as many as torch takes on the machine where the run is first made."""
     track: tuple[MirrorSpec, ...] = ()
@@ -218,6 +220,11 @@ class RunSpec(Spec):
             )
         if self.compile not in (False, "auto") and not self.data.one_shape:
             raise ValueError(f"compile: {self.compile} is for batches of one shape; set data.lengths: mixed.")
+        if self.recompute != "none" and self.compile not in (False, "auto"):
+            raise ValueError(
+                f"recompute: {self.recompute} and compile: {self.compile}: a compiled graph decides for itself what it "
+                "computes again; leave out one of them."
+            )
         for place, members in (
             ("monitors", self.monitors),
             ("interventions", self.interventions),

@@ -140,7 +140,7 @@ class TrainedRun:
         return evaluate_run(self.run, split, device)
 
     def export(self, folder: str | Path) -> int:
-        """Write the newest checkpoint of a run of kind `hf` to a new folder, as Hugging Face's libraries load it.
+        """Write the newest checkpoint of a run of kind `hf` or `llama` to a new folder, for Hugging Face's libraries.
 
         Returns the checkpoint's step. ValueError for models that have no such form and for a folder in use.
         """

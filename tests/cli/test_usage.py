@@ -93,7 +93,7 @@ def test_whatever_is_typed_wrong_is_one_line_of_ours(
         (["sweep", "m.yaml", "--margin", "big"], "--margin is 'big'; it takes a number."),
         (["sweep", "m.yaml", "--rerun", "all"], "--rerun is 'all'; it takes failed."),
         (["train", "r.yaml", "--resume", "x"], "--resume is 'x'; it takes one of auto, never."),
-        (["evaluate", "r", "--split", "y"], "--split is 'y'; it takes one of validation, test."),
+        (["evaluate", "r", "--split", "y"], "--split is 'y'; it takes one of train, validation, test."),
         (["runs", "list", "--nope"], r"No such option: --nope; see altgrad runs list -h."),
         (["train"], "Missing argument 'SPEC'; see altgrad train -h."),
         (["foo"], "No such command 'foo'; see altgrad -h."),

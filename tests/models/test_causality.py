@@ -48,6 +48,7 @@ def text(tmp_path_factory: pytest.TempPathFactory) -> Dataset:
 def test_every_kind_of_our_own_that_answers_for_tokens_is_causal(llama: Path) -> None:
     specs = {
         "gpt": {"layers": 2, "width": 16, "heads": 2},
+        "llama": {"layers": 2, "width": 16, "heads": 2},
         "hf": {"folder": str(llama), "head": "causal"},
         "encoder": {},
     }

@@ -1,6 +1,8 @@
 """Claims about `compile: blocks`: like blocks are one graph, whatever they cast; the model itself stays plain."""
 
 import copy
+from contextlib import nullcontext
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +14,7 @@ from torch._dynamo.utils import counters
 from torch._inductor.utils import fresh_cache
 
 from altgrad.document import Document
+from altgrad.models.llama import LlamaSpec
 from altgrad.models.model import ModelSpec
 from altgrad.monitors import MonitorSpec
 from altgrad.nn import PrecisionPolicy, commit, quantize_model
@@ -21,7 +24,7 @@ from altgrad.quantize.apart import _cast_into
 from altgrad.spec import MachineError, SpecError
 from altgrad.training import RunSpec
 from altgrad.training.prepare import prepare
-from altgrad.training.regions import Regions, blocks_of, compile_seconds, run_plainly
+from altgrad.training.regions import Regions, blocks_of, compile_seconds, is_traceable, run_plainly
 from altgrad.watching import MonitorSet
 
 # torch.compile warns of what it does itself.
@@ -260,3 +263,31 @@ def test_all_formats_shapes_and_roundings_in_one_process(scaling: str) -> None:
 
 def test_every_scaling_is_in_the_recipes_here() -> None:
     assert {"current", "block", "mx", "nvfp4"} <= set(ScalingSpec.kinds())
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("casts", [False, True])
+def test_a_mixture_compiled_by_blocks_has_eager_s_bits(casts: bool) -> None:
+    """Uncast it is one graph; experts with casts run between graphs of the rest."""
+    cast = {"format": "e4m3fn", "scaling": "delayed"}
+    rule = {"place": "body", "weight": "e4m3fn", "input": cast, "grad_output": {**cast, "rounding": "stochastic"}}
+    made = []
+    for compiled in (False, True):
+        torch._dynamo.reset()
+        torch.manual_seed(0)
+        model = LlamaSpec(layers=2, width=32, heads=2, context=8, experts=3, active=2).build(40, 40)
+        if casts:
+            quantize_model(model, {"rules": (rule,)})
+        tokens = torch.randint(40, (3, 2, 8), generator=torch.Generator().manual_seed(1))
+        optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+        run_plainly(model, partial(model, tokens[0]))
+        assert is_traceable(model) == (not casts)
+        regions = Regions(model, "aot_eager", plain=True)
+        for x in tokens:
+            with regions.at_work() if compiled else nullcontext():
+                torch.nn.functional.cross_entropy(model(x).flatten(0, 1), x.flatten()).backward()
+            optimizer.step()
+            optimizer.zero_grad()
+            commit(model)
+        made.append(model.state_dict())
+    assert [name for name, tensor in made[0].items() if not torch.equal(tensor, made[1][name])] == []

@@ -7,9 +7,11 @@ from typing import Any
 import pytest
 
 from altgrad.monitors import MonitorSpec, describing
+from altgrad.nn import Processes
 from altgrad.store import Run, RunStore, run_id
 from altgrad.training import RunSpec, train_run
 from altgrad.training.loop import LOG_KEYS
+from altgrad.training.prepare import fit
 from tests.training.running import after, lines
 
 TINY = """
@@ -31,6 +33,17 @@ precision:
     input: {format: e4m3fn, rounding: stochastic}
     grad_output: {format: e5m2, outliers: {kind: elements, quantile: 0.9}}
 """
+MODELS = {
+    "gpt": (),
+    "llama": (
+        "model={kind: llama, layers: 1, width: 16, heads: 2, kv_heads: 1, context: 16, hidden: 32, qk_norm: true}",
+    ),
+    "mixture": (
+        "model={kind: llama, layers: 1, width: 16, heads: 2, context: 16, hidden: 16, experts: 3, active: 2}",
+        "storage.0.match=blocks.*.experts.*",
+    ),
+}
+CAST_KINDS = [{"kind": kind, "every": 1} for kind in ("range", "amax", "codes", "updates", "finite")]
 ALL = [{"kind": kind, "every": 1 if kind == "finite" else 3} for kind in MonitorSpec.kinds()]
 
 
@@ -56,25 +69,29 @@ def weights(run: Run, *names: str) -> list[bytes]:
     return [newest.file(f"{name}.safetensors").read_bytes() for name in names]
 
 
+@pytest.mark.parametrize(
+    "model", ["gpt", pytest.param("llama", marks=pytest.mark.long), pytest.param("mixture", marks=pytest.mark.long)]
+)
 def test_a_run_with_every_monitor_resumes_to_the_same_numbers_and_one_without_has_the_same_weights(
-    tmp_path: Path, dataset: Any
+    model: str, tmp_path: Path, dataset: Any
 ) -> None:
-    spec, whole = start(tmp_path / "whole", ALL)
+    spec, whole = start(tmp_path / "whole", ALL, *MODELS[model])
     assert train_run(spec, whole, dataset).status == "completed"
-    for step in (2, 6):
-        spec, stopped = start(tmp_path / f"stopped-{step}", ALL)
+    for step in (2, 6) if model == "gpt" else (6,):
+        spec, stopped = start(tmp_path / f"stopped-{step}", ALL, *MODELS[model])
         assert train_run(spec, stopped, dataset, interrupted=after(3 + step)).status == "interrupted"
         assert train_run(spec, stopped, dataset).status == "completed"
         assert lines(stopped) == lines(whole)
         kept = ("model", "optimizer", "monitors")
         assert weights(stopped, *kept) == weights(whole, *kept)
-    spec, bare = start(tmp_path / "bare", [])
+    spec, bare = start(tmp_path / "bare", [], *MODELS[model])
     train_run(spec, bare, dataset)
     assert weights(bare, "model", "optimizer") == weights(whole, "model", "optimizer")
 
 
-def test_every_key_of_a_run_is_described(tmp_path: Path, dataset: Any) -> None:
-    spec, run = start(tmp_path, ALL)
+@pytest.mark.parametrize("model", ["gpt", pytest.param("llama", marks=pytest.mark.long), "mixture"])
+def test_every_key_of_a_run_is_described(model: str, tmp_path: Path, dataset: Any) -> None:
+    spec, run = start(tmp_path, ALL, *MODELS[model], *(["steps=3", "accumulate=2"] if model == "mixture" else []))
     train_run(spec, run, dataset)
     kinds = MonitorSpec.kinds()
     seen = set()
@@ -86,6 +103,49 @@ def test_every_key_of_a_run_is_described(tmp_path: Path, dataset: Any) -> None:
         else:
             assert any(fnmatchcase(key, metric.quantity) for metric in LOG_KEYS), key
     assert seen == set(kinds) - {"finite"}
+    if model == "mixture":
+        keys = {key for row in run.metrics() for key in row}
+        assert {"range/blocks.0.experts.up.2/input/underflow_rate", "dead/blocks.0.experts.down.0/dead_share"} <= keys
+        assert {
+            "products/blocks.0.experts.gate.1/forward_sqnr_db",
+            "stall/blocks.0.experts.gate.weight/stall_ratio",
+        } <= keys
+
+
+@pytest.mark.parametrize(
+    "model", ["gpt", pytest.param("llama", marks=pytest.mark.long), pytest.param("mixture", marks=pytest.mark.long)]
+)
+def test_blocks_that_run_again_in_backward_change_no_bit_and_count_once(
+    model: str, tmp_path: Path, dataset: Any
+) -> None:
+    """Dropout, random bits, delayed scales and what monitors count: of the pass, and of no repetition."""
+    kinds = CAST_KINDS if model != "mixture" else ALL
+    made = []
+    for recompute in ("none", "blocks"):
+        sets = (*MODELS[model], "model.layers=2", f"recompute={recompute}", "steps=3", "accumulate=2")
+        spec, run = start(tmp_path / recompute, kinds, *sets)
+        assert train_run(spec, run, dataset).status == "completed"
+        made.append(run)
+    plain, again = made
+    assert plain.id != again.id and lines(plain) == lines(again)
+    assert any(key.startswith("range/blocks.1") for row in plain.metrics() for key in row)
+    assert weights(plain, "model", "optimizer") == weights(again, "model", "optimizer")
+
+
+@pytest.mark.parametrize(
+    ("sets", "says"),
+    [
+        (("recompute=blocks",), "repeats no block; leave recompute out"),
+        (("recompute=blocks", "compile=model", "model.layers=2"), "leave out one of them"),
+    ],
+)
+def test_recompute_is_refused_where_it_means_nothing(sets: tuple[str, ...], says: str) -> None:
+    def prepared() -> object:
+        spec = RunSpec.parse(TINY, "tiny.yaml", sets)
+        return fit(spec, spec.data.build(spec.seed, spec.model.context), Processes())
+
+    with pytest.raises(ValueError, match=says):
+        prepared()
 
 
 def test_the_shadow_of_a_run_without_casts_is_its_gradient(tmp_path: Path, dataset: Any) -> None:

@@ -1,0 +1,155 @@
+"""Experts in one 3-D weight: a layer for each, so that whatever is known of layers is known of experts.
+
+    y[r] = x[r] W_e^T        for rows r of expert e; weight [experts, out, in], rows sorted by expert
+
+A mixture keeps the weights of its experts in one parameter, since kernels, optimizers and sharding want it so. What is
+cast, scaled and watched is one expert: its tokens have an amax of their own. So the stack has a child for each expert,
+a layer without a parameter, whose weight is its slice. Rules find it by name (`blocks.0.experts.gate.3`), surgery gives
+it the six slots, scales and random bits of every other layer, and a quantised stack *is* a loop of quantised Linears,
+to the last bit and with any routing. An expert without a token does not run: nothing of it is cast, noted or drawn.
+
+Where no expert is cast or watched the whole is one `torch._grouped_mm`, which has the bits of the loop. A cast that
+knows of groups (amaxes by segment, blocks that end with an expert's tokens) was the road not taken: every scaling,
+rounding and transform would exist twice.
+"""
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
+from torch.nn import functional
+
+__all__ = ["ExpertLinear", "StackedLinear"]
+
+
+class ExpertLinear(nn.Module):
+    """y = x W_e^T of one expert. Its weight is a slice of its stack's, which alone has a parameter."""
+
+    bias = None
+
+    def __init__(self, stack: "StackedLinear", number: int) -> None:
+        super().__init__()
+        self.number = number
+        self._stack = (stack,)  # in a tuple, since a parent is no child
+        self._slice: Tensor | None = None
+
+    @property
+    def weight(self) -> Tensor:
+        """[out, in]."""
+        return self._stack[0].weight[self.number] if self._slice is None else self._slice
+
+    @contextmanager
+    def holding(self, weight: Tensor) -> Iterator[None]:
+        """For the length of a block, take this for the weight: one `unbind` serves all experts' gradients, where each
+        slice would have a gradient as large as the stack."""
+        self._slice = weight
+        try:
+            yield
+        finally:
+            self._slice = None
+
+    def forward(self, input: Tensor) -> Tensor:
+        """y [rows, out] of x [rows, in]."""
+        return functional.linear(input, self.weight)
+
+    def extra_repr(self) -> str:
+        """Shown by print(model)."""
+        outputs, inputs = self._stack[0].weight.shape[1:]
+        return f"in_features={inputs}, out_features={outputs}"
+
+
+class StackedLinear(nn.Module):
+    """y[r] = x[r] W_e^T for the rows of each expert e; its children `0`, `1`, ... are the experts' layers."""
+
+    def __init__(self, experts: int, in_features: int, out_features: int) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.empty(experts, out_features, in_features))
+        for number in range(experts):
+            self.add_module(str(number), ExpertLinear(self, number))
+
+    @property
+    def is_one_product(self) -> bool:
+        """Whether nothing is lost where the experts' layers themselves are not called; no graph can be made of them."""
+        return all(map(_is_bare, self.children()))
+
+    def forward(self, x: Tensor, counts: Tensor) -> Tensor:
+        """y [rows, out] of x [rows, in], sorted by expert. counts: int64, how many rows each expert has."""
+        if x.is_meta or not len(x):  # there are no counts on meta: shapes, and the products of every row
+            y: Tensor = functional.linear(x, self.weight[0])
+            return y
+        if self.is_one_product:
+            return _grouped(x, self.weight, counts)
+        return _between_graphs(self, x, counts)
+
+
+def _one_by_one(stack: StackedLinear, x: Tensor, counts: Tensor) -> Tensor:
+    made = []
+    rows = torch.split(x, counts.tolist())
+    for expert, weight, own in zip(stack.children(), stack.weight.unbind(0), rows, strict=True):
+        assert isinstance(expert, ExpertLinear)
+        if len(own):
+            with expert.holding(weight):
+                made.append(expert(own))
+    return torch.cat(made)
+
+
+_between_graphs: Callable[[StackedLinear, Tensor, Tensor], Tensor] = torch.compiler.disable(_one_by_one)
+"""A graph has fixed shapes, and how many rows an expert gets is known when it runs."""
+
+
+def _is_bare(expert: nn.Module) -> bool:
+    """Whether nothing is lost where the expert itself is not called."""
+    own = expert._forward_pre_hooks or expert._forward_hooks or "forward" in vars(expert)
+    return type(expert) is ExpertLinear and not own
+
+
+def _grouped(x: Tensor, weight: Tensor, counts: Tensor) -> Tensor:
+    device = x.device.type
+    if torch.is_autocast_enabled(device):
+        dtype = torch.get_autocast_dtype(device)
+        x, weight = x.to(dtype), weight.to(dtype)
+    made: Tensor = _GroupedProduct.apply(x, weight, counts.cumsum(0).to(torch.int32))
+    return made
+
+
+@torch.library.custom_op("altgrad::grouped", mutates_args=())
+def _product(a: Tensor, b: Tensor, ends: Tensor, turned: bool) -> Tensor:
+    """Rows of a with the matrix of their group, b[e] or its transpose; of two matrices the product of each group's
+    rows, a_e^T b_e. An operator, since torch's own can be traced in bfloat16 alone."""
+    a = a.contiguous()
+    try:
+        if b.ndim == 3:
+            return torch._grouped_mm(a, b.mT if turned else b, offs=ends)
+        return torch._grouped_mm(a.mT, b.contiguous(), offs=ends)
+    except RuntimeError:  # a width that is no multiple of 16 bytes, a device or a dtype that it is not made for
+        sizes = ends.diff(prepend=ends.new_zeros(1)).tolist()
+        groups = torch.split(a, sizes)
+        if b.ndim == 2:
+            return torch.stack([one.mT @ other for one, other in zip(groups, torch.split(b, sizes), strict=True)])
+        return torch.cat([one @ (each.mT if turned else each) for one, each in zip(groups, b, strict=True)])
+
+
+@_product.register_fake
+def _(a: Tensor, b: Tensor, ends: Tensor, turned: bool) -> Tensor:
+    if b.ndim == 3:
+        return a.new_empty(a.shape[0], b.shape[1 if turned else 2])
+    return a.new_empty(ends.shape[0], a.shape[1], b.shape[1])
+
+
+class _GroupedProduct(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, weight: Tensor, ends: Tensor) -> Tensor:
+        ctx.save_for_backward(x, weight, ends)
+        made: Tensor = _product(x, weight, ends, True)
+        return made
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, *grads: Tensor) -> Any:
+        x, weight, ends = ctx.saved_tensors
+        dx = _product(grads[0], weight, ends, False) if ctx.needs_input_grad[0] else None
+        dw = _product(grads[0], x, ends, False) if ctx.needs_input_grad[1] else None
+        return dx, dw, None
