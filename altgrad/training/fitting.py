@@ -23,10 +23,10 @@ serves them all.
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, cast
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from altgrad.data.dataset import Dataset
 from altgrad.document import Location
@@ -65,18 +65,26 @@ class Fitted:
     targets: Sequence[Target]
 
     @property
-    def quantised(self) -> set[str]:
-        """First names of parameters that enter a format, in a cast or in storage."""
+    def quantised(self) -> dict[str, int]:
+        """Elements of each parameter, by its first name, that enter a format, in a cast or in storage; of a stack of
+        experts by the expert."""
         casting = [
             d.name
             for d in self.decisions
             if d.precision is not None and any(d.precision.slots[slot] for slot in SLOTS if slot[1] == "weight")
         ]
         casting += [target.name for target in self.targets if target.sort == "weight"]
-        names = {f"{name}.weight" for name in casting} | set(self.stored)
-        named = list(self.model.named_parameters(remove_duplicate=False))
-        first = {p: name for name, p in reversed(named)}
-        return {first[p] for name, p in named if name in names}
+        named = dict(reversed(list(self.model.named_parameters(remove_duplicate=False))))
+        first: dict[Tensor, str] = {p: name for name, p in named.items()}
+        found = {first[named[name]]: named[name].numel() for name in self.stored}
+        for name in casting:
+            weight = cast(Tensor, self.model.get_submodule(name).weight)
+            stack = f"{name.rpartition('.')[0]}.weight"
+            if weight in first:
+                found[first[weight]] = weight.numel()
+            elif stack not in found:
+                found[f"{name}.weight"] = weight.numel()
+        return found
 
     @property
     def stored(self) -> dict[str, str]:

@@ -69,7 +69,7 @@ class Prepared:
         """How many of them enter a format, in a cast or in storage, in one phase or another."""
         found: dict[str, int] = {}
         for fitted in self.phases:
-            found |= {name: fitted.model.get_parameter(name).numel() for name in fitted.quantised}
+            found |= fitted.quantised
         return sum(found.values())
 
     @property

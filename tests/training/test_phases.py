@@ -248,6 +248,15 @@ def test_dry_run_has_every_phase() -> None:
     )
 
 
+def test_each_expert_counts_as_quantised_and_a_stored_stack_once() -> None:
+    experts = "model={kind: llama, layers: 1, width: 16, heads: 2, context: 16, experts: 4, active: 2}"
+    one = "precision={rules: [{match: '*experts.up.0', weight: e4m3fn}]}"
+    whole = "storage=[{match: '*experts.up.weight', kind: nearest, format: e4m3fn}]"
+    some, stored = (prepare(text_spec(TINY), [experts, one, *more]) for more in ([], [whole]))
+    stack = some.fitted.model.get_parameter("blocks.0.experts.up.weight")
+    assert stack.ndim == 3 and some.quantised == stack[0].numel() and stored.quantised == stack.numel()
+
+
 def test_validation_with_other_casts_leaves_training_alone(tmp_path: Path, dataset: Any) -> None:
     spec, run = make(tmp_path, f"precision={{{FIRST}}}", "evaluate_every=4")
     other, plain = make(tmp_path, f"precision={{{FIRST}}}", "evaluate_every=4", "evaluate_with=none")
