@@ -11,8 +11,8 @@ keep their place from token to token, so their choice can be kept from step to s
 by what those steps saw (until then there are none), `renew: false` for good; `follow: input` takes the columns of
 forward's input, so that a weight has outliers where the activations have them.
 
-In the weight gradient, whose columns are the input's, they can split the product as well: with `grad_output` the columns
-S have one of their own, which no transform turns, C' the cast of grad_output there (TetraJet-v2's OutControl):
+In the weight gradient, whose columns are the input's, they can split the product as well: with `grad_output` columns S
+have one of their own, which no transform turns, C' the cast of grad_output there (TetraJet-v2's OutControl):
 
     dW[:, S] = C'(g)^T C(x)        dW[:, not S] = Q(R g)^T Q(R x)
 
@@ -272,10 +272,8 @@ class Columns(Carried):
         across = values.mT if self.axis == "first" else values
         mask = self._led() if self.spec.follow == "input" else self._own(across, live)
         mask = mask[:, None] if self.axis == "first" else mask
-        if self.spec.splits:  # so that they are zeros in the product of the others
-            apart = values.new_zeros(())
-        else:
-            apart = self.carried(torch.where(mask, values, 0.0), live)
+        zeros = values.new_zeros(())  # what they are in the product of the others, where they have one of their own
+        apart = zeros if self.spec.splits else self.carried(torch.where(mask, values, 0.0), live)
         return Parts(torch.where(mask, 0.0, values), apart, mask, False)
 
     def split_product(self, x: Tensor, live: bool) -> tuple[Tensor, Tensor]:

@@ -129,7 +129,8 @@ def _second_casts(rule: Mapping[str, Any], slots: Slots, sizes: Mapping[str, int
         alike = not sizes.keys() & casts.keys() and all(cast == made[0] for cast in made)
         if alike and (rule.get("operands") != "per_product" or all(map(_lies_either_way, made))):
             made = made[:1]
-        made += [partner] if operand == "grad_output" and (partner := _partner(slots)) not in ("same", None) else []
+        if operand == "grad_output" and _partner(slots) not in ("same", None):
+            made.append(_partner(slots))
         count = sum(max(1, len(_scaling(cast).get("choose") or ())) for cast in made) - 1
         if count > 0:
             found[operand] = count
