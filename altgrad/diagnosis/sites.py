@@ -25,7 +25,6 @@ from torch import Tensor, nn
 from altgrad.nn import QuantizedLayer
 from altgrad.nn.accumulated import check_product
 from altgrad.nn.layer_casts import make_casts
-from altgrad.nn.outlier_columns import splitting
 from altgrad.nn.slots import Operand, Product, reduced_axis
 from altgrad.quantize import Quantizer, QuantizerSpec
 from altgrad.quantize.accumulator import AccumulatorSpec
@@ -140,12 +139,6 @@ class Recorded:
     """A Quantizer whose errors go into a record."""
 
     def __init__(self, quantizer: Quantizer, errors: Errors) -> None:
-        """ValueError for a cast that makes more than one error of its operand."""
-        if splitting(quantizer) is not None:
-            raise ValueError(
-                f"{quantizer.site} has outliers.grad_output, a product of their own, so that no one error is its "
-                "operand's; errors are attributed to casts of runs without it."
-            )
         self.spec, self.site = quantizer.spec, quantizer.site
         self._quantizer, self._errors = quantizer, errors.setdefault(quantizer.site, [])
 
