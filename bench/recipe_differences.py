@@ -47,7 +47,7 @@ def _cast(name: str, operand: str, parameters: Mapping[str, Any]) -> Quantizer:
     rule = Rule.made_from({key: value for key, value in rules[-1].items() if key != "place"})
     spec = rule.layer().slots["forward", operand]  # type: ignore[index]
     assert isinstance(spec, QuantizerSpec)
-    return Quantizer(spec, "s")
+    return Quantizer(spec.model_copy(update={"outliers": None}), "s")  # chosen columns are a layer's
 
 
 def apart(one: str, two: str, operand: str, parameters: Mapping[str, Any]) -> Iterator[str]:

@@ -40,6 +40,7 @@ from altgrad.diagnosis.sites import Errors, Held, Recorded, casts_as, operands_s
 from altgrad.diagnosis.variants import TakenStep, take_step
 from altgrad.nn import QuantizedLayer, casts_off, weight_names
 from altgrad.nn.layers import is_turned
+from altgrad.nn.outlier_columns import splitting
 from altgrad.progress import progress
 from altgrad.training.restore import Restored
 
@@ -96,8 +97,19 @@ def recorded_step(restored: Restored) -> Step:
     return Step(taken, reference, errors)
 
 
+def unattributed(model: nn.Module) -> str:
+    """Why errors of this model are not attributed to its casts, in a line; empty where they are."""
+    for name, layer in quantised_layers(model).items():
+        if splitting(layer.slot_casts.get(("grad_weight", "input"))) is not None:
+            return (
+                "No attribution of errors to casts: it goes by one error an operand, and in "
+                f"{name or 'the layer'} grad_weight.input has outliers.grad_output, which gives grad_output two."
+            )
+    return ""
+
+
 def attribution(restored: Restored, step: Step | None = None, *, at: float = 1.0) -> list[Attribution]:
-    """Every site's part, in module order. ValueError for a run that casts nothing.
+    """Every site's part, in module order. ValueError for a run that casts nothing, and where `unattributed` says why.
 
     at: where derivatives are taken, between no cast (0) and all of them (1).
     """
@@ -105,6 +117,8 @@ def attribution(restored: Restored, step: Step | None = None, *, at: float = 1.0
     served = slots_by_site(model)
     if not served:
         raise ValueError(f"{restored.run.id} casts nothing, so no cast makes an error; name another run.")
+    if why := unattributed(model):
+        raise ValueError(why)
     step = recorded_step(restored) if step is None else step
     weights = step.weights()
     error = {p: (step.cast.gradients[p] - step.reference.gradients[p]) * w for p, w in weights.items()}

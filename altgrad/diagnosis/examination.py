@@ -20,7 +20,7 @@ from altgrad.conversion.saving import threads
 from altgrad.conversion.source import Formats, Source, conversion_of_quantised, conversions_by_format, formats_named
 from altgrad.data.dataset import Dataset
 from altgrad.diagnosis.advice import CANDIDATES, Advice, advise, policy_yaml, rules
-from altgrad.diagnosis.attribution import BATCHES, mean_attribution
+from altgrad.diagnosis.attribution import BATCHES, mean_attribution, unattributed
 from altgrad.diagnosis.bisection import bisect, require_alike, siblings_of
 from altgrad.diagnosis.departure import departure
 from altgrad.diagnosis.findings import ailments
@@ -260,12 +260,14 @@ def _replayed(
 ) -> Json:
     """The run's next step under other casts, and the share of the error that each of its own makes."""
     run, roundings = restored.run, ("stochastic",) if formats else ()
+    why = unattributed(restored.model) if formats else ""
     beyond = {name: [key for key in find(name).run_keys if key != "precision"] for name in recipes}
     return {
         "name": f"{run.project}/{run.id}", "kind": "replay", "path": str(run.path), "step": restored.step,
         "variants": [asdict(each) for each in variants(restored, formats, roundings, recipes, accumulators)],
-        "attribution": [asdict(each) for each in (mean_attribution(restored) if formats else ())],
+        "attribution": [asdict(each) for each in (mean_attribution(restored) if formats and not why else ())],
         "attribution_batches": BATCHES,
+        **({"unattributed": why} if why else {}),
         **({"recipes": beyond, "compute": restored.spec.compute} if recipes else {}),
     }  # fmt: skip
 

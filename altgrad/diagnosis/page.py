@@ -219,7 +219,7 @@ def variant_notes(facts: Json) -> list[str]:
     if "recipes" in facts:
         told = "".join(f"; {listed(names, 'and')} would also set {key}" for key, names in also.items())
         notes.append(f"Of a recipe its casts alone, in {facts['compute']} as the run{told}.")
-    return notes
+    return [*notes, *([facts["unattributed"]] if "unattributed" in facts else [])]
 
 
 def _variants(facts: Json, width: int) -> list[Line]:

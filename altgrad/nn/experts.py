@@ -82,7 +82,7 @@ class StackedLinear(nn.Module):
             return y
         if self.is_one_product:
             return _grouped(x, self.weight, counts)
-        return _between_graphs(self, x, counts)
+        return _between_graphs(self, x, counts) if torch.compiler.is_compiling() else _one_by_one(self, x, counts)
 
 
 def _one_by_one(stack: StackedLinear, x: Tensor, counts: Tensor) -> Tensor:
@@ -96,8 +96,9 @@ def _one_by_one(stack: StackedLinear, x: Tensor, counts: Tensor) -> Tensor:
     return torch.cat(made)
 
 
-_between_graphs: Callable[[StackedLinear, Tensor, Tensor], Tensor] = torch.compiler.disable(_one_by_one)
-"""A graph has fixed shapes, and how many rows an expert gets is known when it runs."""
+_between_graphs: Callable[[StackedLinear, Tensor, Tensor], Tensor] = torch._disable_dynamo(_one_by_one)
+"""A graph has fixed shapes, and how many rows an expert gets is known when it runs. (`torch.compiler.disable` would load
+torch's compiler with this file, for two seconds.)"""
 
 
 def _is_bare(expert: nn.Module) -> bool:

@@ -9,6 +9,7 @@ from typing import cast
 from torch import Tensor, nn
 
 from altgrad.nn.layers import features_of, is_turned
+from altgrad.nn.outlier_columns import give_partner
 from altgrad.nn.slots import LayerPrecision, Operand, Product, reduced_axis
 from altgrad.quantize import Quantizer
 from altgrad.quantize.counted import Role
@@ -35,6 +36,7 @@ def make_casts(layer: nn.Module, precision: LayerPrecision, site: str, seed: int
                 shape=tuple(cast(Tensor, layer.weight).shape), features=features_of(layer, operand),
                 leader=next((q for q, served in made.values() if ("forward", "input") in served), None),
             )  # fmt: skip
+            give_partner(quantizer, layer, site, seed)
         except ValueError as error:
             raise ValueError(f"{site}, {name}: {error}") from None
         made[name] = quantizer, slots

@@ -16,6 +16,8 @@ cast multiplies it with (a mask, a slope) is one of the turned values (as QuEST 
 
     dx = ((g Q(W R)) . mask) R^T      with `source: forward_rotated`; from the original W it is turned in and out again
 
+Columns of dW can have a product of their own, of other casts that nothing turns (`altgrad.nn.outlier_columns`).
+
 A product with an `accumulator` multiplies what its casts rounded to, in grid units, and adds up as matrix units do
 (`altgrad.nn.accumulated`). Any other runs in the layer's dtype where that holds every cast value of both operands,
 and where it does not (real scales, NVFP4 or a 10-bit mantissa in bfloat16) in float32, and is rounded once.
@@ -35,10 +37,11 @@ import torch
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
-from altgrad.nn.accumulated import ShowSums, Value, factor_of, multiply, part_levels, parts, whole
+from altgrad.nn.accumulated import ShowSums, Value, factor_of, multiply, operand_values, part_levels, parts, whole
 from altgrad.nn.layer_casts import Slot, axis_of, make_casts, make_transforms
 from altgrad.nn.layers import is_turned
-from altgrad.nn.products import as_matrix, shaped
+from altgrad.nn.outlier_columns import partner_values, splitting
+from altgrad.nn.products import as_matrix, matmul, shaped
 from altgrad.nn.slots import LayerPrecision, Operand, Product
 from altgrad.quantize import Cast, Quantizer
 from altgrad.quantize.counted import Counted, unnamed_site
@@ -137,6 +140,18 @@ class QuantizedLayer(nn.Module):
         turned, quantizer = self._turned(rows, slot, matrices), self.slot_casts.get(slot)
         values = turned if quantizer is None else quantizer.values(turned, False, torch.float32)
         return self._turned_back(values, matrices)
+
+    def columns_apart(self, x: Tensor, forward: Value, live: bool, matrices: Matrices) -> tuple[Tensor, ...]:
+        """What of x enters the product that columns of dW have of their own, and which those are; none, if none have.
+
+        forward: x as forward's product has it.
+        """
+        slot: Slot = ("grad_weight", "input")
+        columns = splitting(self.slot_casts.get(slot))
+        if columns is None:
+            return ()
+        source = self._source(held(x), slot, {"forward": operand_values(forward)}, matrices)
+        return columns.split_product(source, live)
 
     def matrices(self, x: Tensor, live: bool) -> dict[Product, Tensor]:
         """What this pass turns its operands by, for each product that has a transform."""
@@ -299,11 +314,12 @@ class _Products(torch.autograd.Function):
         matrices = layer.matrices(x, live[0])
         inputs = layer.operands(as_matrix(x), "input", live[0], dtype, matrices)
         weights = layer.operands(weight, "weight", live[0], dtype, matrices)
+        columns = layer.columns_apart(as_matrix(x), inputs.values["forward"], live[0], matrices)
         ctx.layer, ctx.live, ctx.dtype, ctx.turned = layer, live[1], dtype, tuple(matrices)
         ctx.types = x.dtype, weight.dtype, None if bias is None else bias.dtype
         ctx.input_factors, ctx.weight_factors = inputs[1:], weights[1:]
         kept, ctx.forms = parts((inputs.values["grad_weight"], weights.values["grad_input"]))
-        ctx.save_for_backward(*kept, *matrices.values())
+        ctx.save_for_backward(*kept, *matrices.values(), *columns)
         y = multiply(layer, "forward", inputs.values["forward"], weights.values["forward"], dtype, bias)
         return shaped(y, (*x.shape[:-1], y.shape[-1]))
 
@@ -312,10 +328,13 @@ class _Products(torch.autograd.Function):
     def backward(ctx: Any, *grads: Tensor) -> Any:
         saved = iter(ctx.saved_tensors)
         x, weight = whole(saved, ctx.forms)
-        layer, matrices = ctx.layer, dict(zip(ctx.turned, saved, strict=True))
+        layer, matrices = ctx.layer, dict(zip(ctx.turned, saved, strict=False))
+        columns = tuple(saved)
         grad = as_matrix(grads[0])
         wants_input, wants_weight, wants_bias = ctx.needs_input_grad[:3]
         found = layer.operands(grad, "grad_output", ctx.live, ctx.dtype, matrices).values
+        if columns:
+            partner = partner_values(layer.slot_casts[("grad_weight", "input")], grad, ctx.live)
         dx = dw = db = None
         if wants_input:
             dx = multiply(layer, "grad_input", found["grad_input"], weight, ctx.dtype)
@@ -324,6 +343,8 @@ class _Products(torch.autograd.Function):
             dx = shaped(dx, (*grads[0].shape[:-1], dx.shape[-1]))
         if wants_weight:
             dw = multiply(layer, "grad_weight", found["grad_weight"], x, ctx.dtype)
+            if columns:
+                dw = torch.where(columns[1], matmul(partner.T, columns[0], ctx.dtype), dw)
             dw = layer.gradient(dw, ("grad_weight", "input"), Operands({}, *ctx.weight_factors), matrices)
             dw = dw.to(ctx.types[1])
             dw = dw.mT if is_turned(layer) else dw

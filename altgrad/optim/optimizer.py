@@ -83,8 +83,8 @@ class OptimizerSpec(Kind, family="optimizer", package="altgrad.optim"):
 
     def build(self, groups: Iterable[dict[str, Any]], *, seed: int = 0) -> "Optimizer":
         """The optimizer over what `parameter_groups` returned; `seed` keys the random bits of storage."""
-        settings = {name: getattr(self, name) for name in type(self).model_fields if name != "groups"}
-        settings["states"] = self.states or None
+        left_out = {"groups"} if self.states else {"groups", "states"}  # which an optimizer need not know of
+        settings = {name: getattr(self, name) for name in type(self).model_fields if name not in left_out}
         made: Optimizer = self.product()(groups, **settings, seed=seed)
         return made
 

@@ -11,6 +11,11 @@ keep their place from token to token, so their choice can be kept from step to s
 by what those steps saw (until then there are none), `renew: false` for good; `follow: input` takes the columns of
 forward's input, so that a weight has outliers where the activations have them.
 
+In the weight gradient, whose columns are the input's, they can split the product as well: with `grad_output` columns S
+have one of their own, which no transform turns, C' the cast of grad_output there (TetraJet-v2's OutControl):
+
+    dW[:, S] = C'(g)^T C(x)        dW[:, not S] = Q(R g)^T Q(R x)
+
 Blocks are those of the tensor as it lies: a column taken out leaves a zero in its block, which no amax sees. Codes that
 gather the columns first have other neighbours in a block and the same law.
 
@@ -29,10 +34,27 @@ from altgrad.quantize.parts import Outliers, OutliersSpec, Parts, Place
 from altgrad.quantize.quantizer import Quantizer, QuantizerSpec
 from altgrad.quantize.scaling import Granularity
 from altgrad.quantize.traced import held
+from altgrad.spec import Since
 
 
 def _to_cast(value: Any) -> QuantizerSpec | None:
     return None if value in (None, "none") else QuantizerSpec.model_validate(value)
+
+
+def _to_partner(value: Any) -> QuantizerSpec | str | None:
+    return value if isinstance(value, str) and value == "same" else _to_cast(value)
+
+
+def _require_plain(field: str, cast: QuantizerSpec | str | None) -> None:
+    for name in ("gradient", "source", "correction", "outliers"):
+        default = QuantizerSpec.model_fields[name].default
+        if isinstance(cast, QuantizerSpec) and (value := getattr(cast, name)) != default:
+            said = getattr(value, "kind", value)
+            raise ValueError(f"outliers.{field} has {name}: {said}, which is for the cast that has the outliers.")
+
+
+def _cast_text(cast: QuantizerSpec | str | None) -> str:
+    return f"{cast.format.short_name} {cast.scaling.kind}" if isinstance(cast, QuantizerSpec) else "uncast"
 
 
 class CarriedSpec(OutliersSpec):
@@ -43,11 +65,7 @@ class CarriedSpec(OutliersSpec):
 
     @model_validator(mode="after")
     def _carry_plainly(self) -> "CarriedSpec":
-        for name in ("gradient", "source", "correction", "outliers"):
-            default = QuantizerSpec.model_fields[name].default
-            if self.cast is not None and (value := getattr(self.cast, name)) != default:
-                said = getattr(value, "kind", value)
-                raise ValueError(f"outliers.cast has {name}: {said}, which is for the cast that has the outliers.")
+        _require_plain("cast", self.cast)
         return self
 
     def check_beside(self, spec: Any) -> None:
@@ -60,7 +78,7 @@ class CarriedSpec(OutliersSpec):
     @property
     def carried(self) -> str:
         """The cast of the outliers in a few characters."""
-        return "uncast" if self.cast is None else f"{self.cast.format.short_name} {self.cast.scaling.kind}"
+        return _cast_text(self.cast)
 
 
 class Carried(Outliers):
@@ -155,9 +173,17 @@ class ColumnsSpec(CarriedSpec):
     """Whether the columns are chosen anew after every `record` steps, or stay as first chosen."""
     follow: Literal["none", "input"] = "none"
     """input: the columns that forward's input has, for a weight or for the input in another product."""
+    grad_output: Annotated[QuantizerSpec | str | None, PlainValidator(_to_partner), Since(2)] = "same"
+    """For grad_weight.input: what casts grad_output where it meets these columns, in a product of their own that no
+    transform turns. same: they are in the one product, turned like the others."""
 
     @model_validator(mode="after")
     def _agree(self) -> "ColumnsSpec":
+        _require_plain("grad_output", self.grad_output)
+        if self.grad_output != "same" and self.follow != "input":
+            raise ValueError(
+                "outliers.grad_output splits the product by the columns that forward's input chose; use follow: input."
+            )
         kept = ("largest", "by", "record", "start", "renew") if self.follow == "input" else ("start", "renew")
         for name in kept if self.follow == "input" or not self.record else ():
             if (value := getattr(self, name)) != type(self).model_fields[name].default:
@@ -187,6 +213,10 @@ class ColumnsSpec(CarriedSpec):
     def leads(self) -> bool:
         return self.record > 0 and not self.follows
 
+    @property
+    def splits(self) -> bool:
+        return self.grad_output != "same"
+
     def number(self, columns: int) -> int:
         """How many of so many columns are outliers. ValueError where none would be left."""
         found = self.largest if isinstance(self.largest, int) else max(1, round(self.largest * columns))
@@ -197,13 +227,19 @@ class ColumnsSpec(CarriedSpec):
     @property
     def text(self) -> str:
         chosen = "of the input" if self.follow == "input" else f"{self.largest:g}"
-        return f"columns {chosen} {self.carried}"
+        partner = f" times grad_output {_cast_text(self.grad_output)}" if self.splits else ""
+        return f"columns {chosen} {self.carried}{partner}"
 
 
 class Columns(Carried):
-    """With `record`, buffers: what the present step saw of each column, what its steps did, and the columns chosen."""
+    """With `record`, buffers: what the present step saw of each column, what its steps did, and the columns chosen.
+
+    partner: the cast of grad_output for the product that the columns have of their own, a site like any other; who
+    makes the layer's casts gives it.
+    """
 
     spec: ColumnsSpec
+    partner: Quantizer | None
     now: Tensor
     seen: Tensor
     chosen: Tensor
@@ -211,6 +247,7 @@ class Columns(Carried):
 
     def __init__(self, spec: ColumnsSpec, place: Place) -> None:
         super().__init__(spec, place)
+        self.partner = None
         self.axis = "last" if place.features is None else place.features[1]
         # In a tuple, since it is another cast's own.
         self._leader = (place.leader,) if isinstance(place.leader, Columns) else ()
@@ -233,17 +270,24 @@ class Columns(Carried):
     def split(self, x: Tensor, live: bool) -> Parts:
         values = in_float32(x)
         across = values.mT if self.axis == "first" else values
-        if self.spec.follow == "input":
-            if not self._leader:
-                raise ValueError(
-                    "outliers.follow: input is for the casts of a layer, and this one stands alone; use follow: none."
-                )
-            mask = self._leader[0].chosen > 0
-        else:
-            mask = self._own(across, live)
+        mask = self._led() if self.spec.follow == "input" else self._own(across, live)
         mask = mask[:, None] if self.axis == "first" else mask
-        apart = self.carried(torch.where(mask, values, 0.0), live)
+        zeros = values.new_zeros(())  # what they are in the product of the others, where they have one of their own
+        apart = zeros if self.spec.splits else self.carried(torch.where(mask, values, 0.0), live)
         return Parts(torch.where(mask, 0.0, values), apart, mask, False)
+
+    def split_product(self, x: Tensor, live: bool) -> tuple[Tensor, Tensor]:
+        """What of x [tokens, features] enters the columns' own product, float32 with zeros elsewhere, and which they
+        are."""
+        mask = self._led()
+        return self.carried(torch.where(mask, in_float32(x), 0.0), live), mask
+
+    def _led(self) -> Tensor:
+        if not self._leader:
+            raise ValueError(
+                "outliers.follow: input is for the casts of a layer, and this one stands alone; use follow: none."
+            )
+        return self._leader[0].chosen > 0
 
     def _own(self, across: Tensor, live: bool) -> Tensor:
         if self.spec.record and not live:
@@ -295,5 +339,7 @@ class Columns(Carried):
 
     def reset_parameters(self) -> None:
         super().reset_parameters()
+        if self.partner is not None:
+            self.partner.reset_parameters()
         for buffer in self.buffers(recurse=False):
             buffer.zero_()

@@ -91,6 +91,11 @@ class OutliersSpec(Kind, family="outliers", package="altgrad.quantize"):
         return False
 
     @property
+    def splits(self) -> bool:
+        """Whether they meet grad_output in a product of their own."""
+        return False
+
+    @property
     def text(self) -> str:
         """In a few characters, for tables."""
         return self.kind

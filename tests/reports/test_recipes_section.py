@@ -28,6 +28,7 @@ def nvfp4(**more: Any) -> dict[str, Any]:
 
 
 MX = {"format": "e4m3fn", "scaling": {"kind": "mx", "mode": "rceil"}}
+PARTED = {"kind": "columns", "follow": "input", "cast": MX, "grad_output": MX}
 RULES: dict[str, tuple[dict[str, Any], tuple[float, float]]] = {
     "fp8 per tensor": (rule("e4m3fn", "e5m2"), (8, 8)),
     "mxfp8": (rule(MX, operands="per_product"), (8.25, 8.25)),
@@ -44,6 +45,10 @@ RULES: dict[str, tuple[dict[str, Any], tuple[float, float]]] = {
     "a table of values": (rule({"format": {"values": [-1, 0, 1]}}), (2, 2)),
     "a tenth of the columns in 8 bits": (
         rule(nvfp4() | {"outliers": {"kind": "columns", "largest": 0.1, "cast": MX}}), (4.5 + 0.1 * (8.25 - 4.5),) * 2
+    ),
+    "these in a product of their own": (
+        rule(nvfp4(), grad_weight={"input": nvfp4() | {"outliers": PARTED}}),
+        (4.5, 4.5 + (0.1 * (8.25 - 4.5) + 8.25) / 4),
     ),
 }  # fmt: skip
 
@@ -79,6 +84,7 @@ def test_extra_operations_are_those_beyond_one_cast_an_operand() -> None:
     assert of(squares).casts == 2 and of(rule("e4m3fn", operands="per_product")).casts == 0
     # A transform of one product separates its casts from the other's, shared or not.
     assert of(rule(nvfp4(), grad_weight={"transform": HADAMARD})).casts == 2
+    assert of(RULES["these in a product of their own"][0]).casts == 2  # of the input, and of grad_output for them
     chosen = of(rule(nvfp4(choose=[6.0, 4.0])))
     assert chosen.casts == 3 and chosen.extra == pytest.approx(twice.extra)
     rotated = rule(nvfp4(), forward={"transform": HADAMARD})

