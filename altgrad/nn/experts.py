@@ -19,6 +19,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch._compile import _disable_dynamo
 from torch.autograd.function import once_differentiable
 from torch.nn import functional
 
@@ -96,9 +97,9 @@ def _one_by_one(stack: StackedLinear, x: Tensor, counts: Tensor) -> Tensor:
     return torch.cat(made)
 
 
-_between_graphs: Callable[[StackedLinear, Tensor, Tensor], Tensor] = torch._disable_dynamo(_one_by_one)
-"""A graph has fixed shapes, and how many rows an expert gets is known when it runs. (`torch.compiler.disable` would load
-torch's compiler with this file, for two seconds.)"""
+_between_graphs: Callable[[StackedLinear, Tensor, Tensor], Tensor] = _disable_dynamo(_one_by_one)
+"""A graph has fixed shapes, and how many rows an expert gets is known when it runs. (`torch.compiler.disable` would
+load torch's compiler with this file, for two seconds.)"""
 
 
 def _is_bare(expert: nn.Module) -> bool:

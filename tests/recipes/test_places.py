@@ -68,7 +68,8 @@ def test_a_recipe_that_finds_nothing_says_what_places_the_model_has(name: str) -
     _, head = RULES.get(name, ((0, 1), False))
     if name != "modded_nanogpt_head":
         first = {
-            "mx_norms": "place norms holds no norm with a weight", "deepseek_v3": "place attention_output holds no Linear",
+            "mx_norms": "place norms holds no norm with a weight",
+            "deepseek_v3": "place attention_output holds no Linear",
             "te_fp8_attention": "no attention of this model can be reached",
         }.get(name, "place body holds no Linear")  # fmt: skip
         places = "" if name == "te_fp8_attention" else r" .* whose places are head 1 \(lm_head\)\."

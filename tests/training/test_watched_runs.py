@@ -32,6 +32,7 @@ precision:
   - weight: {format: e4m3fn, scaling: delayed}
     input: {format: e4m3fn, rounding: stochastic}
     grad_output: {format: e5m2, outliers: {kind: elements, quantile: 0.9}}
+    forward: {accumulator: hopper_promote_128}
 """
 MODELS = {
     "gpt": (),
