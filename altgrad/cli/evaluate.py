@@ -1,4 +1,4 @@
-"""altgrad evaluate RUN and altgrad export RUN: what a trained run is worth on a split it never saw, and its weights.
+"""altgrad evaluate RUN: what a trained run is worth on a split it never saw.
 
 A threshold is chosen on the validation split and taken over to the one that is asked for. The weights are those of the
 newest checkpoint. Torch is imported when a command runs.
@@ -55,27 +55,6 @@ def evaluate(
         console.table(
             [name.replace("_", " ") for name in names], [[_shown(row[name]) for name in names] for row in judged.table]
         )
-
-
-def export(
-    run: RunName,
-    out: Annotated[Path, typer.Option("--out", metavar="DIR", help="A new folder.", show_default=False)],
-    runs: Folder = Path("runs"),
-    as_json: Annotated[bool, typer.Option("--json", help="Print JSON instead of text.")] = False,
-) -> None:
-    """Write a run of kind hf as a Hugging Face folder."""
-    with console.one_line_errors():
-        found = RunStore(runs).find(run)
-        progress("loading torch")
-        from altgrad.training.trained_run import TrainedRun
-
-        progress("exporting")
-
-        step = TrainedRun(found).export(out)
-    if as_json:
-        console.print_json({"run": str(found.path), "step": step, "out": str(out)})
-    else:
-        console.say(f"{found.id} at step {step} exported to {out}")
 
 
 def _shown(value: Any) -> str:
