@@ -111,6 +111,7 @@ MIXTURE = [("Mixtral", name) for name in ("FP8", "FP8_DYNAMIC", "MXFP4")]
 
 @needs_reader
 @pytest.mark.long
+@pytest.mark.filterwarnings("ignore:You passed `quantization_config`")
 @pytest.mark.parametrize(("kind", "name"), [*DENSE, *MIXTURE])
 def test_transformers_gives_our_logits_from_compressed_tensors(tmp_path: Path, kind: str, name: str) -> None:
     from transformers import CompressedTensorsConfig
