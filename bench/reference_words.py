@@ -10,6 +10,8 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from altgrad.quantize.checkpoint_layout import PRESETS
+
 Tensors = dict[str, Tensor]
 
 
@@ -288,17 +290,6 @@ def nanochat_fp8(t: Tensors) -> Iterator[Case]:
         yield Case("cast", name, words, x.to(torch.bfloat16), t[f"{name}.codes"], None, t[f"{name}.scale_inv"])
 
 
-PRESETS: dict[str, tuple[str, dict[str, Any]]] = {
-    "fp8": ("e4m3fn", {"kind": "current", "scale": "real"}),
-    "fp8_dynamic": ("e4m3fn", {"kind": "current", "scale": "real", "granularity": "channel"}),
-    "fp8_block": ("e4m3fn", {"kind": "block", "scale": "real", "shape": "square"}),
-    "nvfp4": ("e2m1", {"kind": "nvfp4", "arithmetic": "encode", "zero_becomes": 0.125}),
-    "mxfp4": ("e2m1", {"kind": "mx", "mode": "even"}),
-    "mxfp8": ("e4m3fn", {"kind": "mx", "mode": "rceil"}),
-}
-"""compressed-tensors' presets of weights."""
-
-
 def compressed_tensors(t: Tensors) -> Iterator[Case]:
     """What a checkpoint stores, of models in float32; those in bfloat16 round scales to it, but for MX."""
     for stem, (preset, dtype, name, *_) in _names(t, "weight_scale"):
@@ -309,11 +300,11 @@ def compressed_tensors(t: Tensors) -> Iterator[Case]:
         codes = _unpacked(t[f"{stem}weight_packed"]) if codes is None else codes
         scale = t[f"{stem}weight_scale"]
         if preset == "nvfp4":
-            scale = _e4m3(scale) * t[f"{stem}weight_global_scale"].reciprocal()
+            scale = _e4m3(scale) / t[f"{stem}weight_global_scale"]
         elif preset.startswith("mx"):
             scale = _e8m0(scale)
         x = _typed(x[: len(codes)], dtype)
-        yield Case(f"{preset}.{dtype}", name, _said(*PRESETS[preset]), x, codes, None, scale)
+        yield Case(f"{preset}.{dtype}", name, PRESETS[preset.upper()], x, codes, None, scale)
 
 
 FILES: dict[str, Callable[[Tensors], Iterator[Case]]] = {

@@ -1,5 +1,5 @@
-"""altgrad evaluate MODEL and altgrad export RUN: what a trained model is worth on a split it never saw, also under
-casts that it was not trained with, and a run's weights.
+"""altgrad evaluate MODEL: what a trained model is worth on a split it never saw, also under casts that it was not
+trained with.
 
 A threshold is chosen on the validation split and taken over to the one that is asked for. The weights are those of the
 newest checkpoint. With --recipe or --data a language model, a run's or a folder's, is asked as it is and with each
@@ -133,27 +133,6 @@ def _row(row: Any, is_reference: bool) -> list[str]:
     more, kl, same = row.more_bits, row.kl, row.top1
     interval = f"{more[0]:+.4f} [{more[1]:+.4f}, {more[2]:+.4f}]"
     return [*told, interval, f"{kl[0]:.5f}", f"{same[0]:.2%}", f"{row.seconds:.0f}"]
-
-
-def export(
-    run: RunName,
-    out: Annotated[Path, typer.Option("--out", metavar="DIR", help="A new folder.", show_default=False)],
-    runs: Folder = Path("runs"),
-    as_json: Annotated[bool, typer.Option("--json", help="Print JSON instead of text.")] = False,
-) -> None:
-    """Write a run of kind hf or llama as a Hugging Face folder."""
-    with console.one_line_errors():
-        found = RunStore(runs).find(run)
-        progress("loading torch")
-        from altgrad.training.trained_run import TrainedRun
-
-        progress("exporting")
-
-        step = TrainedRun(found).export(out)
-    if as_json:
-        console.print_json({"run": str(found.path), "step": step, "out": str(out)})
-    else:
-        console.say(f"{found.id} at step {step} exported to {out}")
 
 
 def _shown(value: Any) -> str:

@@ -16,7 +16,8 @@ from altgrad.cli import console, formats, recipes, runs, schema
 from altgrad.cli.compare import compare
 from altgrad.cli.diagnose import diagnose
 from altgrad.cli.doctor import doctor
-from altgrad.cli.evaluate import evaluate, export
+from altgrad.cli.evaluate import evaluate
+from altgrad.cli.export import export
 from altgrad.cli.init import init
 from altgrad.cli.kinds import kinds
 from altgrad.cli.progress import shown

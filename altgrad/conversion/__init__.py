@@ -2,6 +2,7 @@
 
 source             a model's tensors, and which cast each gets under a policy
 saving             every tensor cast and measured, written if asked; a run as a Hugging Face folder
+export             a checkpoint in the layout of serving libraries, read again and compared
 conversion_report  what each cast kept, as data and as a page
 format_comparison  some formats on one tensor or distribution
 """

@@ -14,7 +14,6 @@ largest weight, would be taken for weights by whoever loads them. What no rule c
 import json
 import math
 import os
-import secrets
 import shutil
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
@@ -36,6 +35,7 @@ from altgrad.conversion.source import (
     conversions_by_format,
     formats_named,
 )
+from altgrad.conversion.whole_folder import appearing_whole, require_vacant
 from altgrad.measures.code_utilisation import code_histogram, code_utilisation
 from altgrad.measures.range import range_counts
 from altgrad.measures.sqnr import decibels, energies
@@ -46,7 +46,6 @@ from altgrad.quantize.chunks import ELEMENTS, cast_in_slabs, whole_scale
 from altgrad.quantize.codes import to_codes, to_storage
 from altgrad.quantize.packed import PackedWriter, PlannedTensor
 from altgrad.spec.ranking import badness
-from altgrad.store.files import fsync
 from altgrad.training.weights import INDEX, MODEL, StoredTensor, Weights
 
 Totals = Mapping[str, float]
@@ -76,7 +75,7 @@ def save_quantized(
     formats = formats_named(format or "all") if policy is None else []
     folder = None if out is None else Path(out)
     if folder is not None:
-        _require_vacant(folder)
+        require_vacant(folder)
     opened = Source.of(source)
     quantised = conversion_of_quantised(opened) if policy is None and not format else None
     if quantised is not None:
@@ -92,7 +91,7 @@ def save_quantized(
     return ConversionReport(opened.name, None if out is None else str(out), results)
 
 
-def _nonfinite(x: Tensor) -> dict[str, int]:
+def nonfinite_counts(x: Tensor) -> dict[str, int]:
     """How many entries are NaN and how many Inf, counted a piece at a time; a tensor of integers has none."""
     nan = inf = 0
     flat = x.flatten() if x.is_floating_point() else x.flatten()[:0]
@@ -123,11 +122,11 @@ def _convert_all(conversions: Sequence[Conversion], weights: Weights, out: Path 
     counted = {}
     for number, tensor in enumerate(weights.tensors):
         progress("reading tensors", number, len(weights.tensors))
-        counted[tensor.name] = _nonfinite(tensor.load())
+        counted[tensor.name] = nonfinite_counts(tensor.load())
     if out is None:
         return [_convert(conversion, weights, None, counted) for conversion in conversions]
-    _require_finite(weights, counted, {name for conversion in conversions for name in conversion.casts})
-    with _appearing_whole(out) as aside:
+    require_finite(weights, counted, {name for conversion in conversions for name in conversion.casts})
+    with appearing_whole(out) as aside:
         summaries = []
         for conversion in conversions:
             folder = aside if len(conversions) == 1 else aside / conversion.name
@@ -249,13 +248,7 @@ def _complete(folder: Path, weights: Weights, written: Mapping[str, str], size: 
         shutil.copyfile(companion, folder / name)
 
 
-def _require_vacant(folder: Path) -> None:
-    """ValueError if something is there that writing would replace; an empty folder is nothing."""
-    if os.path.lexists(folder) and not (folder.is_dir() and not any(folder.iterdir())):
-        raise ValueError(f"{folder} already exists; choose another path or delete it.")
-
-
-def _require_finite(weights: Weights, counted: Mapping[str, Mapping[str, int]], cast: Collection[str]) -> None:
+def require_finite(weights: Weights, counted: Mapping[str, Mapping[str, int]], cast: Collection[str]) -> None:
     """ValueError, in one line, if a tensor that is to be cast is broken."""
     broken = [tensor for tensor in weights.tensors if tensor.name in cast and any(counted[tensor.name].values())]
     if broken:
@@ -265,23 +258,6 @@ def _require_finite(weights: Weights, counted: Mapping[str, Mapping[str, int]], 
             f"{broken[0].name} has inf or NaN, and a quantised model is written of finite weights only: {words}"
             f"{others}; start from whole weights, or measure without writing."
         )
-
-
-@contextmanager
-def _appearing_whole(folder: Path) -> Iterator[Path]:
-    """A folder to fill, which becomes `folder` when the block ends, and vanishes if the block fails."""
-    folder = folder.absolute()
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    aside = folder.with_name(f".{folder.name}-{secrets.token_hex(4)}.aside")
-    aside.mkdir()
-    try:
-        yield aside
-        fsync(aside)
-        aside.rename(folder)
-    except BaseException:
-        shutil.rmtree(aside, ignore_errors=True)
-        raise
-    fsync(folder.parent)
 
 
 @contextmanager

@@ -24,7 +24,10 @@ B the largest inner scale, fl one rounding to float32 and R the rounding to the 
     fouroversix   f = fl(BM/A)      b = R(fl(a/M) f)          x fl(1/fl(b d))    (q b) fl(A/BM)
     quartet       t = fl(fl(A/B)/M) b = R(fl(a/M) / t)        x / fl(b t)        q fl(b t)
     tetrajet      t = fl(fl(A/B)/M) b = R(fl(a/t) / M)        x / fl(b t)        q fl(b t)
+    compressed_tensors
+                  f = fl(BM/A)      b = R(fl(a/M) f)          x / fl(b/f)        q fl(b/f)    f = 1 where that is inf
 
+compressed_tensors on one level is divide; `mode: even` rounds an amax to e2m1's one bit there, whatever the format.
 Factors of encode, te, torchao and fouroversix end at float32's largest number; an element that overflows saturates.
 Where b is 0 the factor of te is that number, so codes are the largest and values 0; encode and fouroversix make the
 codes 0, too.
@@ -34,7 +37,7 @@ in b, the others multiply what R gets by M/c (and te takes fl(a/M) f there).
 Sources: TransformerEngine's reference_nvfp4.py, reference_current_scaling.py and blockwise_quantizer_reference.py;
 DeepGEMM's utils/math.py; torchao's float8_scaling_utils.py and nvfp4_tensor.py; fouroversix's reference.py; Quartet
 II's nvfp4_triton.py (arXiv 2601.22813); TetraJet-v2's nvfp4_quant_fused_kernel.py (arXiv 2510.27527); Jetfire's
-Nonlinear/quantize.py (arXiv 2403.12422).
+Nonlinear/quantize.py (arXiv 2403.12422); compressed-tensors' quantization/utils and lifecycle/forward_helpers.py.
 """
 
 import math
@@ -45,11 +48,13 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from altgrad.formats import NumberFormat
 from altgrad.quantize.block_scale import LARGEST, Scales
 from altgrad.quantize.traced import held
 
 Arithmetic = Literal[
-    "divide", "reciprocal", "encode", "te", "torchao", "fouroversix", "deepgemm", "quartet", "tetrajet", "jetfire"
+    "divide", "reciprocal", "encode", "te", "torchao", "fouroversix", "deepgemm", "quartet", "tetrajet", "jetfire",
+    "compressed_tensors",
 ]  # fmt: skip
 LEAST_FACTOR = 2.0**-127
 """The inverse of the largest scale that is a power of two."""
@@ -179,6 +184,20 @@ def _tetrajet(levels: Levels) -> Scales:
     return Scales(_product(levels.rounded(levels.quotient(levels.amax / outer, levels.maximum)), outer))
 
 
+def _compressed_tensors(levels: Levels) -> Scales:
+    if levels.outer is None:
+        return _divide(levels)
+    factor = global_scale(levels.outer, levels.bound * levels.top)
+    wanted = levels.quotient(levels.amax, levels.top) * factor
+    return Scales((levels.rounded(_toward(wanted, levels)) / factor).clamp(max=LARGEST))
+
+
+def global_scale(outer: Tensor, top: float) -> Tensor:
+    """fl(BM/A), the factor that compressed-tensors stores for a tensor; 1 where A is so small that it would be inf."""
+    factor = torch.full_like(outer, top) / outer
+    return torch.where((factor < math.inf) & (factor > 0), factor, 1.0)
+
+
 def _torchao(levels: Levels) -> Scales:
     wanted = levels.quotient(levels.amax, levels.maximum)
     if levels.outer is None:
@@ -250,6 +269,8 @@ def outer_number(levels: Levels, arithmetic: Arithmetic) -> Tensor:
         return _or_one(levels.quotient(levels.outer, levels.bound, levels.top))
     if arithmetic == "encode":
         return _decoder(levels)
+    if arithmetic == "compressed_tensors":
+        return global_scale(levels.outer, levels.bound * levels.top).reciprocal()
     if arithmetic in ("te", "fouroversix"):
         return levels.quotient(levels.outer, levels.bound * levels.top)
     return outer_scale(levels)
@@ -266,7 +287,13 @@ _TWO_LEVELS: dict[str, Callable[[Levels], Scales]] = {
     "quartet": _quartet,
     "tetrajet": _tetrajet,
     "jetfire": _jetfire,
+    "compressed_tensors": _compressed_tensors,
 }
+
+
+def even_bits(fmt: NumberFormat, arithmetic: Arithmetic) -> int:
+    """The mantissa bits to which `mode: even` rounds an amax."""
+    return 1 if arithmetic == "compressed_tensors" else fmt.mantissa_bits
 
 
 def powers(scale: Tensor, mode: str, arithmetic: Arithmetic, prescale: float) -> Scales:

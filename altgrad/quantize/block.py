@@ -34,7 +34,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from altgrad.formats import FloatFormat, NumberFormat, Rounding
-from altgrad.quantize.arithmetic import TWO_STEPS, added, candidate_values, halved, powers, raised
+from altgrad.quantize.arithmetic import TWO_STEPS, added, candidate_values, even_bits, halved, powers, raised
 from altgrad.quantize.block_scale import SmallScale
 from altgrad.quantize.grid import bound_units, round_units
 from altgrad.quantize.noise import counted_bits
@@ -279,7 +279,8 @@ class Block(Scaling):
             top = spec.top(self.format) if candidate is None else candidate
             wanted = scale_exponent(amax, top, spec.margin, lowest)
         else:
-            wanted = mode_exponent(amax, self.format, spec.mode) + spec.margin
+            bits = even_bits(self.format, spec.arithmetic)
+            wanted = mode_exponent(amax, self.format, spec.mode, bits) + spec.margin
         outside = (wanted < lowest) | (wanted > HIGHEST)
         clamped = torch.count_nonzero(outside & (amax > 0)) if count else None
         number = torch.where(amax > 0, power_of_two_scale(wanted.clamp(-126, HIGHEST)), 1.0)
@@ -352,13 +353,13 @@ def _magnitude(x: Tensor) -> Tensor:
     return torch.where(magnitude == math.inf, 0, magnitude)
 
 
-def mode_exponent(amax: Tensor, fmt: NumberFormat, mode: Mode) -> Tensor:
-    """The exponent of the scale as the rule, not rceil, has it, int32; whatever for 0 and NaN."""
+def mode_exponent(amax: Tensor, fmt: NumberFormat, mode: Mode, bits: int) -> Tensor:
+    """The exponent of the scale as the rule, not rceil, has it, int32; whatever for 0 and NaN. bits: of `even`."""
     mantissa, exponent = split_amax(amax, least=2 - fmt.max_binade)
     if mode == "even":
-        # Rounding amax to M bits can only matter where it carries into the next power of two: from there on upwards,
+        # Rounding amax to the bits can only matter where it carries into the next power of two: from there on upwards,
         # since the tie below a power of two goes to it.
-        exponent = exponent + (mantissa >= 1 - 2.0 ** -(fmt.mantissa_bits + 2)).to(torch.int32)
+        exponent = exponent + (mantissa >= 1 - 2.0 ** -(bits + 2)).to(torch.int32)
     if mode == "ceil":
         exponent = exponent + (mantissa > 0.5).to(torch.int32)
     return exponent - 1 - fmt.max_binade

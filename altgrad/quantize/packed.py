@@ -33,9 +33,11 @@ from torch import Tensor
 
 from altgrad.formats import parse_format
 from altgrad.quantize.block_scale import SmallScale
+from altgrad.quantize.checkpoint_config import layouts_in, quantization_config
+from altgrad.quantize.checkpoint_weights import quantised_weights
 from altgrad.quantize.codes import from_codes, from_storage, storage_dtype
 from altgrad.quantize.quantizer import QuantizerSpec
-from altgrad.quantize.weight_folder import WeightFolder, tensors_to_read, weight_folder
+from altgrad.quantize.weight_folder import WeightFolder, tensors_in, tensors_to_read, weight_folder
 
 DTYPES: dict[str, torch.dtype] = {
     "F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16,
@@ -182,11 +184,13 @@ class PackedWriter:
 
 
 def load_quantized(path: str | Path) -> dict[str, Tensor]:
-    """Every tensor of what `altgrad quantize-model --out` wrote: a folder or one of its files, by name.
+    """Every tensor, by name, of a quantised folder or file.
 
+    path: what `altgrad quantize-model --out` wrote, a folder or one of its files; or a folder in compressed-tensors' or
+    transformers' FP8 layout, as `altgrad export --to` writes it and others do.
     A tensor that was cast comes as float32 and has, bit for bit, the values that the cast gave; the others come as they
-    were. Every byte is read once more for its checksum. ValueError, in one line, for a path without such files and for
-    files that are damaged.
+    were. Every byte of our own files is read once more for its checksum. ValueError, in one line, for a path without
+    such files, for files that are damaged, and for layouts that are not read, by their name.
     """
     source = Path(path)
     if not source.is_dir() and not source.is_file():
@@ -194,7 +198,24 @@ def load_quantized(path: str | Path) -> dict[str, Tensor]:
     if source.is_dir() and not any(source.rglob("*.safetensors")):
         raise ValueError(f"{source} holds no .safetensors file; give what `altgrad quantize-model --out` wrote.")
     folder = weight_folder(source) if source.is_dir() else WeightFolder((source,))
+    config = quantization_config(source) if source.is_dir() else None
+    if config is not None:
+        return _load_checkpoint(folder, source, config)
     return {name: tensor for file in folder.files for name, tensor in _load(folder, file).items()}
+
+
+def _load_checkpoint(folder: WeightFolder, source: Path, config: Mapping[str, Any]) -> dict[str, Tensor]:
+    """The tensors of a folder in the layout that its config announces."""
+    try:
+        there = tensors_in(folder)
+        weights, taken = quantised_weights(layouts_in(config), there)
+        found = {name: weight.values() for name, weight in weights.items()}
+        for name in there.keys() - taken:
+            with safe_open(there[name][2], framework="pt") as opened:
+                found[name] = opened.get_tensor(name)
+        return dict(sorted(found.items()))
+    except (SafetensorError, ValueError) as error:
+        raise ValueError(f"{source} cannot be read: {str(error).splitlines()[0]}") from None
 
 
 def layouts(metadata: Mapping[str, str] | None) -> dict[str, dict[str, Any]] | None:

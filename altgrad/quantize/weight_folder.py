@@ -20,7 +20,7 @@ from pathlib import Path
 
 from safetensors import SafetensorError, safe_open
 
-__all__ = ["INDEX", "MODEL", "PICKLES", "WeightFolder", "tensors_to_read", "unread", "weight_folder"]
+__all__ = ["INDEX", "MODEL", "PICKLES", "WeightFolder", "tensors_in", "tensors_to_read", "unread", "weight_folder"]
 
 MODEL, INDEX = "model.safetensors", "model.safetensors.index.json"
 PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
@@ -97,6 +97,17 @@ def tensors_to_read(folder: WeightFolder, file: Path, names: Iterable[str]) -> l
             "different models."
         )
     return sorted(here)
+
+
+def tensors_in(folder: WeightFolder) -> dict[str, tuple[str, tuple[int, ...], Path]]:
+    """The dtype (safetensors' word), shape and file of every tensor of a folder."""
+    found = {}
+    for file in folder.files:
+        with safe_open(file, framework="pt") as opened:
+            for name in tensors_to_read(folder, file, opened.keys()):
+                entry = opened.get_slice(name)
+                found[name] = (str(entry.get_dtype()), tuple(entry.get_shape()), file)
+    return found
 
 
 def unread(path: Path) -> str | None:

@@ -30,12 +30,13 @@ ROWS_OF_IDS = {"embed.weight", "head.weight"}
 
 
 def read_weights(source: str) -> dict[str, Tensor]:
-    """Every tensor of a run's newest checkpoint, of a Hugging Face folder, or of one .safetensors file.
+    """Every tensor of a run's newest checkpoint, of a Hugging Face folder (one in compressed-tensors' or transformers'
+    FP8 layout as values), or of one .safetensors file.
 
     Raises ValueError, in one line, for anything else and for damaged files.
     """
     try:
-        return {tensor.name: tensor.load() for tensor in find_weights(Path(source)).tensors}
+        return {tensor.name: tensor.load() for tensor in find_weights(Path(source), quantised=True).tensors}
     except (ValueError, OSError, CheckpointError) as error:
         raise ValueError(f"init_from {error}") from None
 

@@ -10,12 +10,16 @@ open, whether or not the tensor still exists; so each tensor opens the file anew
 
 import json
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
+from altgrad.quantize.checkpoint_config import layouts_in, quantization_config
+from altgrad.quantize.checkpoint_weights import QuantisedWeight, quantised_weights
 from altgrad.quantize.packed import DTYPES, METADATA, NAMES
 from altgrad.quantize.weight_folder import INDEX, MODEL, WeightFolder, tensors_to_read, unread, weight_folder
 from altgrad.spec import did_you_mean
@@ -36,6 +40,8 @@ class StoredTensor:
     shape: tuple[int, ...]
     file: Path
     held: Tensor | None = field(default=None, compare=False, repr=False)
+    quantised: QuantisedWeight | None = field(default=None, compare=False, repr=False)
+    """How it is kept, in a folder whose weights are quantised."""
 
     @property
     def elements(self) -> int:
@@ -52,6 +58,8 @@ class StoredTensor:
         if self.held is not None:
             return self.held.cpu()
         try:
+            if self.quantised is not None:
+                return self.quantised.values()
             with safe_open(self.file, framework="pt") as opened:
                 tensor: Tensor = opened.get_tensor(self.name)
                 return tensor
@@ -75,15 +83,20 @@ class Weights:
         return [tensor for tensors in self.files.values() for tensor in tensors]
 
 
-def find_weights(source: Path) -> Weights:
+def find_weights(source: Path, *, quantised: bool = False) -> Weights:
     """The weights at a path, described. ValueError, in one line, for what is no readable model; CheckpointError for a
     run of which no checkpoint verifies.
+
+    quantised: a folder in the layout of compressed-tensors or transformers' FP8 is read, as values; else it is refused.
     """
     try:
         folder, companions = _find(source)
         found = {file: _describe(folder, file, is_run=Run(source).exists) for file in folder.files}
     except (SafetensorError, json.JSONDecodeError, KeyError, AttributeError) as error:
         raise ValueError(f"{source} cannot be read: {_line(error)}.") from None
+    config = quantization_config(source) if source.is_dir() else None
+    if config is not None:
+        found = _dequantised(source, found, config, quantised)
     weights = Weights(found, companions)
     if not weights.tensors:
         raise ValueError(f"{source} holds no tensors.")
@@ -131,6 +144,27 @@ def _find(source: Path) -> tuple[WeightFolder, dict[str, Path]]:
         newest = Run(source).newest_checkpoint()
         return WeightFolder((newest.file(MODEL),)), {"spec.yaml": source / "spec.yaml"}
     return weight_folder(source), _companions(source)
+
+
+def _dequantised(
+    source: Path, found: Mapping[Path, tuple[StoredTensor, ...]], config: Mapping[str, Any], wanted: bool
+) -> dict[Path, tuple[StoredTensor, ...]]:
+    """The tensors of a folder whose weights are quantised, as values. ValueError if those are not wanted."""
+    if not wanted:
+        method = config.get("quant_method")
+        raise ValueError(f"{source} is quantised already ({method}); quantise the model it was made from.")
+    there = {tensor.name: (tensor.dtype, tensor.shape, file) for file, each in found.items() for tensor in each}
+    try:
+        weights, taken = quantised_weights(layouts_in(config), there)
+    except ValueError as error:
+        raise ValueError(f"{source} cannot be read: {error}") from None
+    made: dict[Path, list[StoredTensor]] = {file: [] for file in found}
+    for weight in weights.values():
+        file = weight.files[weight.layout.elements]
+        made[file].append(StoredTensor(weight.name, "F32", weight.shape, file, quantised=weight))
+    for file, each in found.items():
+        made[file] += [tensor for tensor in each if tensor.name not in taken]
+    return {file: tuple(sorted(each, key=lambda tensor: tensor.name)) for file, each in made.items()}
 
 
 def _companions(folder: Path) -> dict[str, Path]:

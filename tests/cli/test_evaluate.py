@@ -8,8 +8,10 @@ from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import load_file
 from typer.testing import CliRunner
 
+import altgrad
 from altgrad.cli.main import app
 
 Cli = Callable[..., "subprocess.CompletedProcess[str]"]
@@ -67,6 +69,14 @@ def test_a_classifier_is_trained_listed_judged_and_exported(place: Path) -> None
     assert (place / "out" / "config.json").is_file() and (place / "out" / "model.safetensors").is_file()
     again = call("export", "small", "--out", "out")
     assert again.exit_code == 2 and "is not empty" in again.stderr and again.stderr.count("\n") == 1
+    served = call("export", "small", "--to", "compressed-tensors", "--out", "served", "--json")  # with its own casts
+    assert served.exit_code == 0, served.stderr
+    assert {row["layout"] for row in json.loads(served.stdout)["tensors"]} == {"FP8"}
+    assert sorted(each.name for each in (place / "served").iterdir()) == sorted(
+        each.name for each in (place / "out").iterdir()
+    )
+    values, plain = (altgrad.load_quantized(place / "served"), load_file(place / "out" / "model.safetensors"))
+    assert values.keys() == plain.keys()
 
 
 def test_a_run_goes_on_only_with_the_data_it_was_made_with(place: Path) -> None:
