@@ -179,9 +179,9 @@ class PackedWriter:
 
 
 def load_quantized(path: str | Path) -> dict[str, Tensor]:
-    """Every tensor of what `altgrad quantize-model --out` wrote: a folder or one of its files, by name; or of a folder
-    in compressed-tensors' or transformers' FP8 layout, as `altgrad export --to` writes it and others do.
+    """Every tensor of what `altgrad quantize-model --out` wrote, by name: a folder or one of its files.
 
+    Or of a folder in compressed-tensors' or transformers' FP8 layout, as `altgrad export --to` writes it and others do.
     A tensor that was cast comes as float32 and has, bit for bit, the values that the cast gave; the others come as they
     were. Every byte of our own files is read once more for its checksum. ValueError, in one line, for a path without
     such files, for files that are damaged, and for layouts that are not read, by their name.
