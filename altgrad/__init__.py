@@ -7,6 +7,7 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:  # what a type checker and an editor see; the program resolves the same names by _HOMES
+    from altgrad.conversion.export import export_checkpoint as export_checkpoint
     from altgrad.conversion.saving import save_quantized as save_quantized
     from altgrad.diagnosis.examination import diagnose as diagnose
     from altgrad.nn import (
@@ -46,6 +47,7 @@ _HOMES = {
     "compare": "altgrad.reports.compare",
     "dequantize_model": "altgrad.nn",
     "diagnose": "altgrad.diagnosis.examination",
+    "export_checkpoint": "altgrad.conversion.export",
     "load_quantized": "altgrad.quantize.packed",
     "load_run": "altgrad.training.trained_run",
     "quantize_model": "altgrad.nn",

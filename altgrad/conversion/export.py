@@ -1,6 +1,6 @@
 """A checkpoint that serving libraries load: weights cast, written in their layout, read again and compared.
 
-    export_checkpoint("folder", "out", to="compressed-tensors", preset="NVFP4")
+    altgrad.export_checkpoint("folder", "out", to="compressed-tensors", preset="NVFP4")
 
 The casts are those of a preset (every matrix but embeddings, heads and routers), of a policy, or a run's own. A tensor
 is in memory one at a time and its cast a slab at a time; files are shards of at most `shard_bytes`.
@@ -95,11 +95,11 @@ def export_checkpoint(
     activations: bool = True,
     shard_bytes: int = SHARD_BYTES,
 ) -> ExportReport:
-    """Write a model as serving libraries load it: `to` compressed-tensors (vLLM, transformers) or hf-fp8 (transformers'
-    FP8 in blocks of 128 x 128, as DeepSeek-V3 has them).
+    """Write a model as serving libraries load it, read it again and compare every weight with its cast.
 
-    source: a Hugging Face folder, or a run of kind hf, whose own casts are those of its precision. preset, instead:
-    FP8, FP8_DYNAMIC, FP8_BLOCK, NVFP4, MXFP4, MXFP8 or INT8, as compressed-tensors has them, for every matrix but
+    to: compressed-tensors (vLLM, transformers), or hf-fp8 (transformers' FP8 in blocks of 128 x 128, as DeepSeek-V3 has
+    them). source: a Hugging Face folder, or a run of kind hf, whose own casts are those of its precision. preset: FP8,
+    FP8_DYNAMIC, FP8_BLOCK, NVFP4, MXFP4, MXFP8 or INT8, as compressed-tensors has them, for every matrix but
     embeddings, heads and routers, or for the modules that `match` (names with `*`) says; or a policy, whose casts must
     have a layout. activations: whether the config says that they are quantised, too, as the model runs. Every weight is
     read again and compared before `out` appears. ValueError, in one line, for what cannot be read, cast or kept so, and

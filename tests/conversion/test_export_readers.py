@@ -123,8 +123,9 @@ def test_transformers_gives_our_logits_from_compressed_tensors(tmp_path: Path, k
         export_checkpoint(source, place / "out", to="compressed-tensors", preset=name)
         wanted = ours(place / "out", source, place / "plain", dtype)
         found = logits(place / "out", dtype, quantization_config=CompressedTensorsConfig(dequantize=True))
-        # What is read in bfloat16 is ours there, whatever the model is in.
-        limit = 0.01 if name == "NVFP4" and dtype == torch.float32 else 2e-3 if name == "MXFP4" else 1e-5
+        # What is read in bfloat16 is ours there; a float32 model rounds it, or its experts, on the way.
+        rounds = dtype == torch.float32 and (name == "NVFP4" or (kind, name) == ("Mixtral", "MXFP4"))
+        limit = 0.01 if rounds else 1e-5
         assert float((found - wanted).abs().max()) <= limit, dtype
         if kind == "Llama" and not name.startswith(("NV", "MX")):
             export_checkpoint(source, place / "only", to="compressed-tensors", preset=name, activations=False)

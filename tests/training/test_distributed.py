@@ -40,6 +40,8 @@ CASES: dict[str, list[str]] = {
     "stochastic": ["precision.rules=[{weight: e4m3fn, input: {format: e4m3fn, rounding: stochastic}, "
                    "grad_output: {format: e5m2, rounding: stochastic}}]",
                    "storage=[{match: blocks.*.weight, kind: stochastic, format: e3m4}]"],
+    "phased": [f"precision={{phases: [{{until: 50%, rules: [{{weight: {DELAYED}, input: {DELAYED}}}]}}, "
+               "{rules: [{weight: e4m3fn, input: {format: e4m3fn, rounding: stochastic}}]}]}"],
     "watched": [f"precision.rules=[{{weight: {DELAYED}, input: {DELAYED}, grad_output: e5m2}}]", "accumulate=6",
                 f"monitors={EVERY_MONITOR}", "steps=10"],
     "reduced": ["precision=none", "accumulate=4",
@@ -121,7 +123,7 @@ def test_two_ranks_are_one_rank_with_two_micro_batches(runs: Both, name: str) ->
 
 
 @pytest.mark.long
-@pytest.mark.parametrize("name", ["plain", "current", "stochastic"])
+@pytest.mark.parametrize("name", ["plain", "current", "stochastic", "phased"])
 def test_two_ranks_are_one_rank_in_other_casts_and_storages_too(more_runs: Both, name: str) -> None:
     are_the_same(*more_runs(name))
 
