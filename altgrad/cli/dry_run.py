@@ -9,7 +9,7 @@ An operand that its two products cast differently has a line for each. Everythin
 --json has every layer with its six slots.
 """
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 from altgrad.cli import console
@@ -23,6 +23,8 @@ OPERANDS = {
 }
 """The products that each operand enters."""
 PRODUCTS = ("forward", "grad_input", "grad_weight")
+LABEL = 34
+"""The longest label of several operands."""
 PARTS = ("weights", "gradients", "storage", "optimizer", "casts", "monitors")
 
 
@@ -84,13 +86,25 @@ def operands(slots: Mapping[str, str]) -> list[tuple[str, str]]:
     if not any("." in slot and slot.partition(".")[0] in PRODUCTS for slot in slots):  # of attention, a norm, an output
         for slot, cast in slots.items():
             named.setdefault(cast, []).append(slot)
-        return [(", ".join(names), cast) for cast, names in named.items()]
+        return [(label, cast) for cast, names in named.items() for label in _labels(names)]
     for operand, products in OPERANDS.items():
         casts = {product: slots[f"{product}.{operand}"] for product in products}
         alike = len(set(casts.values())) == 1
         for product, cast in list(casts.items())[: 1 if alike else 2]:
             named.setdefault(cast, []).append(operand if alike else f"{operand} of {product}")
-    return [(", ".join(names), "not cast" if cast == "-" else cast) for cast, names in named.items()]
+    told = {cast: "not cast" if cast == "-" else cast for cast in named}
+    return [(label, told[cast]) for cast, names in named.items() for label in _labels(names)]
+
+
+def _labels(names: Sequence[str]) -> Iterator[str]:
+    """The names in labels that leave the casts beside them most of 80 columns."""
+    label = ""
+    for name in names:
+        if label and len(label) + len(name) + 2 > LABEL:
+            yield label
+            label = ""
+        label = f"{label}, {name}" if label else name
+    yield label
 
 
 def together(layers: Sequence[str], everything: Sequence[str]) -> list[str]:
