@@ -1,4 +1,4 @@
-"""oscillation_reset: masters whose cast jumps to and fro become the value that they are cast to (OsciReset, 2510.27527).
+"""oscillation_reset: masters whose cast jumps to and fro become their cast value (OsciReset, arXiv 2510.27527).
 
     ratio = sum |Q(w_t) - Q(w_t-1)| / sum |w_t - w_t-1|  over `window` steps;      w <- Q(w)  where ratio >= `ratio`
 
@@ -114,7 +114,7 @@ class OscillationReset(Intervention):
         pairs = zip(optimizer.param_groups, optimizer.storages, strict=True)
         masters = {p for group, storage in pairs if not storage.on_grid for p in group["params"]}
         parameters = dict(subject.model.named_parameters(remove_duplicate=False))
-        for name, casts in weight_quantizers(subject.model).items():
+        for name, casts in weight_quantizers(subject.model, outliers=True).items():
             each = casts.casts if isinstance(casts, StackedCasts) else (casts,)
             p = parameters[name]
             if p in masters and not any(cast.draws for cast in each):

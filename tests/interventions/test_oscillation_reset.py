@@ -12,7 +12,6 @@ from torch import Tensor, nn
 from altgrad.interventions import InterventionSpec, Subject
 from altgrad.nn import PrecisionPolicy, quantize_model
 from altgrad.optim import SGD
-from altgrad.spec import SpecError
 
 from .conftest import Trial
 
@@ -101,7 +100,7 @@ def test_without_a_master_that_is_cast_deterministically_it_is_refused(cast: Any
 
 
 def test_windows_that_overlap_are_refused() -> None:
-    with pytest.raises(SpecError, match="every is 51; a window of 50 and the step that resets take at least 52"):
+    with pytest.raises(ValueError, match="every is 51; a window of 50 and the step that resets take at least 52"):
         InterventionSpec.of({"kind": "oscillation_reset", "every": 51})
 
 
