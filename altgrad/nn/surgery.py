@@ -139,31 +139,33 @@ def weight_names(model: nn.Module) -> dict[str, str]:
     return {name: first[weight] for name, weight in weights if weight is not None}
 
 
-def weight_quantizers(model: nn.Module) -> dict[str, Quantizer | StackedCasts]:
+def weight_quantizers(model: nn.Module, *, outliers: bool = False) -> dict[str, Quantizer | StackedCasts]:
     """The cast of the forward weight, by parameter name; of several layers with one weight, the first one's.
 
     Those of norms and tables, too, whose weights are cast, unless a layer casts the same Parameter. None for weights
-    that a transform turns before: what they enter is no grid of the weight's own values. Of a stack of experts there
-    are those of all, where they are alike.
+    that a transform turns before, or (but with `outliers`) of which outliers are carried apart: what they enter is no
+    grid of the weight's own values. Of a stack of experts there are those of all, where they are alike.
     """
+
+    def cast_of(layer: nn.Module) -> Quantizer | None:
+        if not isinstance(layer, QuantizedLayer):
+            return None
+        wanted = layer.casts_weight_in_place or (outliers and "forward" not in layer.transforms)
+        return layer.slot_casts.get(("forward", "weight")) if wanted else None
+
     found: dict[str, Quantizer | StackedCasts] = {}
     for name, parameter in weight_names(model).items():
-        module = model.get_submodule(name)
-        if isinstance(module, QuantizedLayer) and module.casts_weight_in_place:
-            found.setdefault(parameter, module.slot_casts["forward", "weight"])
+        if (own := cast_of(model.get_submodule(name))) is not None:
+            found.setdefault(parameter, own)
     for name, stack in model.named_modules():
         if isinstance(stack, StackedLinear):
-            casts = [
-                expert.slot_casts["forward", "weight"]
-                for expert in stack.children()
-                if isinstance(expert, QuantizedLayer) and expert.casts_weight_in_place
-            ]
+            casts = [each for expert in stack.children() if (each := cast_of(expert)) is not None]
             if len(casts) == len(stack.weight) and all(cast.spec == casts[0].spec for cast in casts):
                 found[f"{name}.weight" if name else "weight"] = StackedCasts(casts)
-    own = {module._parameters["weight"]: module for module in model.modules() if isinstance(module, QuantizedWeight)}
+    others = {module._parameters["weight"]: module for module in model.modules() if isinstance(module, QuantizedWeight)}
     for name, p in model.named_parameters():
-        if p in own:
-            found.setdefault(name, own[p].quantizer)
+        if p in others:
+            found.setdefault(name, others[p].quantizer)
     return found
 
 

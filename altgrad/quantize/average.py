@@ -9,7 +9,9 @@ a step sees the function that the next step trains.
 
 The sum is float64, rounded once to float32: there the products of float32 numbers are exact, so that no fused
 multiply-add makes one engine's average another's. TetraJet itself goes by the average from its tenth step on only,
-when with d = 0.998 it has come one fiftieth of the way.
+when with d = 0.998 it has come one fiftieth of the way. The average has no period: its authors move it after every
+step, as here (`engine.py`). The period of updates that TetraJet speaks of is Q-Ramping's, an optimizer that steps the
+weights which oscillate more rarely; it is a form of its own, never used together with the average.
 """
 
 import torch

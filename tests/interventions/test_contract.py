@@ -15,8 +15,8 @@ from .conftest import SMALL, Trial
 KINDS = list(InterventionSpec.kinds())
 
 
-def test_there_are_three() -> None:
-    assert KINDS == ["change_precision", "mantissa_shift", "partition_clip"]
+def test_there_are_four() -> None:
+    assert KINDS == ["change_precision", "mantissa_shift", "oscillation_reset", "partition_clip"]
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -30,7 +30,7 @@ def test_an_intervention_survives_yaml_and_is_documented(kind: str) -> None:
 @pytest.mark.parametrize("kind", KINDS)
 def test_every_key_is_described_and_the_state_is_in_the_checkpoint(kind: str, trial: Callable[..., Trial]) -> None:
     stored = "storage=[{match: 'blocks.*.mlp.*.weight', kind: nearest, format: e4m3fn}]"
-    made = trial("run", f"interventions=[{kind}]", stored, "steps=4")
+    made = trial("run", f"interventions=[{kind}]", stored, "precision.rules.0.weight=e4m3fn", "steps=4")
     for row in made.run.metrics([f"{kind}/*"]):
         for key in row.keys() - {"step"}:
             assert describing(InterventionSpec.of(kind).metrics, key.rpartition("/")[2]), key

@@ -19,6 +19,7 @@ from altgrad.recipes.note import RecipeNote
 from altgrad.store import Run, RunStore
 from altgrad.training import RunSpec, train_run
 from altgrad.training.state import TrainState, build_model, build_optimizer
+from tests.recipes.vendor import OPTIMIZERS
 from tests.training.running import after, lines
 
 QUICKSTART = Path(__file__).resolve().parents[2] / "matrices" / "quickstart.yaml"
@@ -28,7 +29,7 @@ SMALL = ["model.layers=2", "model.width=64", "model.heads=2", "model.context=64"
 @cache
 def quickstart(name: str, *sets: str) -> RunSpec:
     """By the recipe, whatever the file casts."""
-    return RunSpec.load(QUICKSTART, [f"recipe={name}", *sets])
+    return RunSpec.load(QUICKSTART, [f"recipe={name}", f"optimizer.kind={OPTIMIZERS.get(name, 'adamw')}", *sets])
 
 
 @cache

@@ -13,6 +13,7 @@ from altgrad.nn import PrecisionPolicy
 from altgrad.recipes.book import find, recipe
 from altgrad.recipes.catalogue import names
 from altgrad.training import RunSpec
+from tests.recipes.vendor import OPTIMIZERS
 
 SPEC = """model: {kind: gpt, layers: 2, width: 32, heads: 2, context: 16}
 data: text
@@ -108,28 +109,34 @@ TOLD = {"optimizer": "optimizer.states"}
 
 
 @cache
-def written() -> RunSpec:
-    return RunSpec.made_from({**Document.parse(SPEC, "").data, **WRITTEN})
+def written(optimizer: str) -> RunSpec:
+    return RunSpec.made_from({**Document.parse(SPEC, "").data, **by(optimizer)})
+
+
+def by(optimizer: str) -> dict[str, Any]:
+    """What is written, for this optimizer."""
+    return {**WRITTEN, "optimizer": {**WRITTEN["optimizer"], "kind": optimizer}}
 
 
 @pytest.mark.parametrize("name", names())
 def test_whatever_of_a_run_is_not_the_recipes_is_told(name: str) -> None:
     """Of each key that a recipe may say: the file's wins over `recipe:` in the file and gives way to `--recipe`; what
     the recipe says nothing of stays; nothing of that is silent. A recipe without casts says that there are none."""
-    expansion, base = find(name).expansion(), Document.parse(SPEC, "").data
+    expansion, optimizer = find(name).expansion(), OPTIMIZERS.get(name, "adamw")
+    base = {**Document.parse(SPEC, "").data, "optimizer": optimizer}
     said = [*expansion.run, *(["optimizer"] if expansion.states else [])]
     alone = RunSpec.made_from({**base, "recipe": name})
     assert "precision" in said and set(said) <= set(WRITTEN)
     inside, outside = [
-        RunSpec.check(Document.parse(json.dumps({**base, **more, **WRITTEN}), "spec.yaml", as_json=True), sets)
+        RunSpec.check(Document.parse(json.dumps({**base, **more, **by(optimizer)}), "spec.yaml", as_json=True), sets)
         for more, sets in (({"recipe": name}, []), ({}, [f"recipe={name}"]))
     ]
     assert inside.recipe is not None and outside.recipe is not None
-    assert inside.fingerprint() == written().fingerprint() and RunSpec.parse(outside.to_yaml()) == outside
-    kept = {key: getattr(outside, key) == getattr(written(), key) for key in WRITTEN}
+    assert inside.fingerprint() == written(optimizer).fingerprint() and RunSpec.parse(outside.to_yaml()) == outside
+    kept = {key: getattr(outside, key) == getattr(written(optimizer), key) for key in WRITTEN}
     assert all(getattr(outside, key) == getattr(alone, key) if key in said else kept[key] for key in WRITTEN)
     others = [TOLD.get(key, key) for key in WRITTEN if key not in said]
-    differing = [TOLD.get(key, key) for key in said if getattr(alone, key) != getattr(written(), key)]
+    differing = [TOLD.get(key, key) for key in said if getattr(alone, key) != getattr(written(optimizer), key)]
     assert sorted(inside.recipe.without) == sorted(outside.recipe.replaced) == sorted(differing)
     assert sorted(inside.recipe.besides) == sorted(outside.recipe.besides) == sorted(set(others) - {"compute"})
     for run, told in ((inside, inside.recipe.without), (outside, outside.recipe.replaced)):

@@ -33,10 +33,11 @@ BODY: dict[str, tuple[str, list[str]]] = {
 }  # fmt: skip
 """The Linears of each of the two blocks. Routers, embeddings and norms are none of them."""
 HEAD = {"gpt": ["head"], "Llama": ["lm_head"], "Mixtral": ["lm_head"], "Bert": ["bert.pooler.dense", "classifier"]}
+CASTLESS = ("bf16_sr", "eco", "adam_8bit", "adam_fp8", "muon_8bit")
 RULES: dict[str, tuple[tuple[int, ...], bool]] = {
     "te_nvfp4": ((0,), False), "torchao_nvfp4": ((0,), False),  # 15 % of two blocks is one
     "modded_nanogpt_head": ((), True), "nanochat": ((0, 1), True),
-    **dict.fromkeys(("bf16_sr", "eco", "adam_8bit", "adam_fp8"), ((), False)),
+    **dict.fromkeys(CASTLESS, ((), False)),
 }  # fmt: skip
 """Which blocks a recipe casts, and whether the head; the others cast the blocks and nothing else."""
 
@@ -61,7 +62,7 @@ def test_a_recipe_casts_exactly_these_layers(name: str) -> None:
         assert sorted(cast) == sorted(expected + HEAD[each] * head), each
 
 
-@pytest.mark.parametrize("name", sorted(set(names()) - {"bf16_sr", "eco", "adam_8bit", "adam_fp8"}))
+@pytest.mark.parametrize("name", sorted(set(names()) - set(CASTLESS)))
 def test_a_recipe_that_finds_nothing_says_what_places_the_model_has(name: str) -> None:
     without_body = nn.ModuleDict({"wte": nn.Embedding(8, 4), "lm_head": nn.Linear(4, 8)})
     without_head = stock("Llama", "Model", **SIZES)

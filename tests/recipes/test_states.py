@@ -6,8 +6,10 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from altgrad.optim import AdamW
+from altgrad.optim import AdamW, Muon
 from altgrad.recipes.book import find
+from altgrad.spec import SpecError
+from altgrad.training import RunSpec
 from tests.optim.test_states import FUSES, codes_of, gradient, recorded
 
 __all__ = ["recorded"]
@@ -41,3 +43,29 @@ def test_moments_are_coats(recorded: dict[str, Tensor]) -> None:
         differ = codes_of(optimizer, p, name) != recorded[f"coat_states.step10.{theirs}.codes"].int()
         assert differ.float().mean() <= 1e-3
     assert torch.allclose(p, recorded["coat_states.step10.p"], rtol=0, atol=1e-6)
+
+
+def test_momentum_of_muon_has_the_papers_codes() -> None:
+    """round(127 m / max |m|) in blocks of 2,048, of what the step moved; here two whole blocks and the half of one."""
+    torch.manual_seed(0)
+    p = nn.Parameter(torch.randn(80, 64))
+    optimizer = Muon([("w", p)], states=find("muon_8bit").expansion().states)
+    kept = torch.zeros_like(p)
+    for _ in range(3):
+        p.grad = torch.randn_like(p) * torch.rand(80, 1)
+        moved = kept.lerp(p.grad, 1 - 0.95)
+        optimizer.step()
+        kept = optimizer.state[p]["momentum_buffer"].clone()
+        for block, found in zip(moved.flatten().split(2048), kept.flatten().split(2048), strict=True):
+            exact = 127 * block.double() / block.abs().max()
+            codes = 127 * found.double() / block.abs().max()
+            assert (codes - codes.round()).abs().max() < 1e-4
+            near_tie = ((exact.abs() % 1) - 0.5).abs() < 1e-4
+            assert torch.equal(codes.round()[~near_tie], exact.round()[~near_tie]) and near_tie.sum() < 5
+
+
+def test_states_of_muon_are_refused_with_an_optimizer_that_has_none() -> None:
+    spec = "model: {kind: gpt, layers: 1, width: 32, heads: 2, context: 16}\ndata: text\nsteps: 3\n"
+    with pytest.raises(SpecError, match="'momentum_buffer' is no state of adamw as it is set; it keeps exp_avg and"):
+        RunSpec.parse(f"{spec}optimizer: adamw\nrecipe: muon_8bit")
+    assert RunSpec.parse(f"{spec}optimizer: muon\nrecipe: muon_8bit").optimizer.states.keys() == {"momentum_buffer"}

@@ -49,6 +49,8 @@ CASES: dict[str, list[str]] = {
                 "gradients.reduce={format: e4m3fn, processes: 2, factor: auto}"],
     "clipped": ["precision.rules=[{grad_output: {format: e5m2, scaling: delayed}}]",
                 "interventions=[{kind: partition_clip, margin: -4, saturation: 0, every: 1}]"],
+    "reset": ["precision.rules=[{weight: {format: e2m1, scaling: mx}}]",
+              "interventions=[{kind: oscillation_reset, window: 3, every: 5, ratio: 1.5}]"],
 }  # fmt: skip
 
 
@@ -171,6 +173,14 @@ def test_partition_clip_does_the_same_on_two_ranks(more_runs: Both) -> None:
     are_the_same(one, two)
     clipped = [value for row in metrics(one) for key, value in row.items() if key.endswith("/clipped_share")]
     assert metrics(one) == metrics(two) and max(clipped) > 0
+
+
+@pytest.mark.long
+def test_the_same_weights_are_reset_on_two_ranks(more_runs: Both) -> None:
+    one, two = more_runs("reset")
+    are_the_same(one, two)
+    reset = [value for row in metrics(one) for key, value in row.items() if key.endswith("/reset_share")]
+    assert metrics(one) == metrics(two) and max(reset) > 0
 
 
 class Counting(Processes):
