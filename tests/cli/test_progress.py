@@ -217,7 +217,7 @@ COMMANDS: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
     "train --dry-run": (("train", "tiny.yaml", "--dry-run"), ("checking the spec against the model",)),
     "watch": (("watch", "RUN"), ()),
     "evaluate": (("evaluate", "RUN"), ("reading the checkpoint", "validating")),
-    "evaluate --recipe": (("evaluate", "RUN", "--recipe", "mx"), ("casting the model by mx", "evaluating mx")),
+    "evaluate --recipe": (("evaluate", "RUN", "--recipe", "mx"), ("casting the model by mx", "reading the checkpoint")),
     "export": (("export", "RUN", "--out", "out"), ("loading torch",)),
     "recipes list": (("recipes", "list"), ()),
     "recipes show": (("recipes", "show", "mx"), ()),
