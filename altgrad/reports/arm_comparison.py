@@ -20,7 +20,7 @@ from typing import Literal
 import numpy as np
 
 from altgrad.numerals import counted, signed
-from altgrad.reports.arms import FREE, STANDARD, Arm, arm_of, unique_names
+from altgrad.reports.arms import FREE, STANDARD, Arm, arm_of, cast_text, recipe_of, unique_names
 from altgrad.reports.bits import least_first
 from altgrad.reports.compared_runs import ComparedRun, common_end, full_curve, values_of
 from altgrad.reports.curves import Array, common_steps, mean_over_runs
@@ -143,7 +143,12 @@ class ArmComparison:
     @cached_property
     def differences(self) -> dict[str, list[str]]:
         """By path, the part of each arm's settings, in words, where the arms differ."""
-        firsts = [{k: v for k, v in arm.first.spec.items() if k not in FREE} for arm in self.arms.values()]
+        specs = [arm.first.spec for arm in self.arms.values()]
+        firsts = [{k: v for k, v in spec.items() if k not in FREE} for spec in specs]
+        words = [recipe_of(spec) or cast_text(spec) for spec in specs]
+        of_recipes = all(recipe_of(spec) or cast_text(spec) == "none" for spec in specs)
+        if of_recipes and len(set(words)) == len(words):
+            firsts = [first | {"precision": word} for first, word in zip(firsts, words, strict=True)]
         parts = differing_parts(firsts) if all(firsts) else ()
         return {path: [in_words(part) for part in values] for path, values in parts}
 

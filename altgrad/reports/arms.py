@@ -165,6 +165,18 @@ def cast_text(spec: Mapping[str, Any]) -> str:
     return "; ".join(f"{', '.join(shorts)} {formats}" for formats, shorts in operands.items()) or "none"
 
 
+def recipe_of(spec: Mapping[str, Any]) -> str:
+    """The recipe that a run's casts came from, by its stored note, those of phases one after the other:
+    `te_nvfp4 until 82%, te_nvfp4 (forward none)`. Empty where a part of them came from none.
+    """
+    if name := _noted(spec.get("recipe")):
+        return name
+    phases = [(precision := _mapping(spec.get("precision"))), *_mappings(precision.get("phases"))]
+    names = [_noted(phase.get("recipe")) for phase in phases[len(phases) > 1 :]]
+    ends = [f" until {phase['until']}" if phase.get("until") else "" for phase in phases[len(phases) > 1 :]]
+    return ", ".join(map(str.__add__, names, ends)) if all(names) else ""
+
+
 def told_apart(specs: Sequence[Mapping[str, Any]], most: int = 3) -> list[str]:
     """For each spec the values, but for rate and seed, in which the specs differ: `betas 0.9, scaling.kind mx`."""
     trees = [dict(leaves(_settled({k: v for k, v in spec.items() if k not in FREE}))) for spec in specs]
@@ -187,7 +199,8 @@ def unique_names(arms: Sequence[tuple[Mapping[str, Any], str, str]]) -> list[str
     placed, rated, labelled = ([f"{name}, {more}" for name, more in zip(names, words, strict=True)]
                                for names, words in ((given, places), (given, rates), (labels, rates)))  # fmt: skip
     projects = [f"{spec.get('project')}/{name}" for spec, name in zip(specs, given, strict=True)]
-    for names in (given, by_rate_alone, places, placed, labels, rated, labelled, projects):
+    recipes = [recipe_of(spec) or place for spec, place in zip(specs, places, strict=True)]
+    for names in (given, by_rate_alone, recipes, places, placed, labels, rated, labelled, projects):
         if len(set(names)) == len(names):
             return names
     found = list(labels if len(set(given)) == 1 else given)
@@ -237,6 +250,13 @@ def _casts(spec: Mapping[str, Any]) -> tuple[str, str]:
         if operand != "weight" and (found := _unique(_format(rule.get(operand)) for rule in rules)):
             words.append(f"{short} {'+'.join(found)}")
     return "+".join(weights), ", ".join(words)
+
+
+def _noted(note: Any) -> str:
+    """The recipe of a stored note, and what of it was changed."""
+    note = _mapping(note)
+    changed = ", ".join(f"{path} {value}" for path, value in _mapping(note.get("changed")).items())
+    return f"{note.get('expanded') or ''}" + (f" ({changed})" if changed else "")
 
 
 def _scaled(cast: Any) -> str:

@@ -15,6 +15,7 @@ from scipy import stats
 import altgrad
 from altgrad.reports.compare import compare_runs, data_of
 from altgrad.store import Run, RunStore
+from altgrad.training.phases import Precision
 from tests.reports.conftest import BENEFIT, final_loss
 
 Make = Callable[..., Run]
@@ -205,3 +206,20 @@ def test_what_differs_has_a_row_an_arm_or_a_row_a_setting_where_those_are_more(
     )
     header, rows = compare_runs(["study"], runs=tmp_path).settings
     assert header[0] == "arm" and {row[0] for row in rows} == {"near", "mid", "far"}
+
+
+def test_arms_of_recipes_are_named_by_them_and_differ_in_nothing_longer(
+    tmp_path: Path, make_run: Make, make_spec: Spec
+) -> None:
+    phased = {"phases": [{"until": "50%", "recipe": "te_nvfp4"}, {"recipe": "te_nvfp4", "set": {"forward": "none"}}]}
+    policies: list[dict[str, Any]] = [{"recipe": "te_nvfp4"}, {"recipe": "torchao_nvfp4"}, phased, {"rules": []}]
+    specs = [
+        make_spec("fp32", lr=lr) | {"precision": Precision.made_from(policy).tree()}
+        for policy, lr in zip(policies, (1e-3, 2e-3, 3e-3, 1e-3), strict=True)
+    ]
+    made(tmp_path, make_run, specs)
+    found = compare_runs(["study"], runs=tmp_path)
+    names = {"te_nvfp4", "torchao_nvfp4", "te_nvfp4 until 50%, te_nvfp4 (forward none)", "FP32"}
+    assert set(found.arms) == names
+    assert set(found.differences["precision"]) == names - {"FP32"} | {"none"}
+    assert not any(path.startswith("precision.") for path in found.differences)
