@@ -98,7 +98,7 @@ def export_checkpoint(
     """Write a model as serving libraries load it, read it again and compare every weight with its cast.
 
     to: compressed-tensors (vLLM, transformers), or hf-fp8 (transformers' FP8 in blocks of 128 x 128, as DeepSeek-V3 has
-    them). source: a Hugging Face folder, or a run of kind hf, whose own casts are those of its precision. preset: FP8,
+    them). source: a Hugging Face folder, or a run of kind hf or llama, whose own casts are those of its last step. preset: FP8,
     FP8_DYNAMIC, FP8_BLOCK, NVFP4, MXFP4, MXFP8 or INT8, as compressed-tensors has them, for every matrix but
     embeddings, heads and routers, or for the modules that `match` (names with `*`) says; or a policy, whose casts must
     have a layout. activations: whether the config says that they are quantised, too, as the model runs. Every weight is
@@ -112,15 +112,15 @@ def export_checkpoint(
     run = Run(given) if Run(given).exists else None
     if run is None and not (given / "config.json").is_file():
         raise ValueError(f"{given} has no config.json; give the folder of a transformers model, or a run of kind hf.")
-    if policy is None and preset is None and run is not None and to != "hf-fp8":
-        policy = spec_of(run).precision
     patterns = [match] if isinstance(match, str) else list(match)
     with appearing_whole(folder) as aside, threads(1):
         model = given
         if run is not None:
             progress("reading the checkpoint")
             model = aside / ".model"
-            TrainedRun(run).export(model)
+            step = TrainedRun(run).export(model)
+            if policy is None and preset is None and to != "hf-fp8":
+                policy = spec_of(run).at(step).precision
         weights = _planned(Source.of(model), to, preset, policy, patterns)
         shards = _shards(weights, shard_bytes)
         rows = _write(aside, shards)

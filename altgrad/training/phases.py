@@ -17,8 +17,10 @@ from fractions import Fraction
 from typing import Annotated, Any, ClassVar
 
 from pydantic import PlainValidator, model_validator
+from torch import nn
 
 from altgrad.nn import PrecisionPolicy
+from altgrad.nn.policy import Decision
 from altgrad.optim import Storage
 from altgrad.optim.states import StateSpec
 from altgrad.spec import LocatedError, Since
@@ -108,6 +110,11 @@ class Precision(PrecisionPolicy):
 
     def deciding(self) -> dict[str, Any]:
         return {"phases": [phase.deciding() for phase in self.phases]} if self.phases else super().deciding()
+
+    def decide(self, model: nn.Module, *, at_rest: bool = False) -> list[Decision]:
+        if self.phases:
+            raise ValueError("a precision in phases says no casts by itself; take that of a step: spec.at(step).precision.")
+        return super().decide(model, at_rest=at_rest)
 
     @property
     def policies(self) -> tuple[PrecisionPolicy, ...]:

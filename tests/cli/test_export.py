@@ -42,6 +42,23 @@ def test_a_model_is_written_and_what_was_compared_is_said(place: Path) -> None:
     assert altgrad.load_quantized("fp8").keys() == altgrad.load_quantized("out").keys()
 
 
+def test_a_run_in_phases_is_exported_with_the_casts_of_its_last_step(
+    place: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    phases = [{"until": 1, "rules": [{"match": "*", "weight": "e4m3fn"}]}, {"recipe": "mx", "set": {"input": "none"}}]
+    spec = {
+        "name": "phased", "steps": 2, "threads": 1, "engine": "eager", "data": {"kind": "text", "batch_size": 1},
+        "model": {"kind": "llama", "layers": 1, "width": 32, "heads": 2, "context": 8},
+        "optimizer": {"kind": "adamw", "lr": 1e-3}, "precision": {"phases": phases},
+    }  # fmt: skip
+    (place / "spec.yaml").write_text(json.dumps(spec))
+    trained = CliRunner().invoke(app, ["train", "spec.yaml"])
+    assert trained.exit_code == 0, trained.stderr
+    found = call("phased", "--to", "compressed-tensors", "--out", "out", "--json")
+    assert found.exit_code == 0, found.stderr
+    assert {row["layout"] for row in json.loads(found.stdout)["tensors"]} == {"MXFP8"}
+
+
 MISTAKES: dict[str, tuple[list[str], int, str]] = {
     "in use": (["model", "--to", "hf-fp8", "--out", "model"], 2, "model already exists; choose another path"),
     "nothing said": (["model", "--to", "compressed-tensors", "--out", "out"], 2, "nothing says how to quantise"),

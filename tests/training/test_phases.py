@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 import torch
 
+import altgrad
 from altgrad.document import SpecError
 from altgrad.formats import parse_format
 from altgrad.nn import dequantize_model, quantizers
@@ -347,3 +348,11 @@ def test_reports_read_all_phases() -> None:
     ).tree()
     assert settings_of(spec) == settings_of(again)
     assert json.loads(settings_of(spec))["branch"] == {"run": "tests/run-12345678", "step": 5}
+
+
+def test_a_precision_in_phases_is_never_taken_for_one_without_casts() -> None:
+    spec = RunSpec.parse(TINY, "tiny.yaml", [phased("turned")])
+    model = spec.model.build(256, 256)
+    with pytest.raises(ValueError, match=r"says no casts by itself; take that of a step: spec\.at\(step\)\.precision"):
+        altgrad.quantize_model(model, spec.precision)
+    assert all(each.rule is not None for each in spec.at(1).precision.decide(model) if each.name.startswith("blocks"))
