@@ -98,12 +98,12 @@ def export_checkpoint(
     """Write a model as serving libraries load it, read it again and compare every weight with its cast.
 
     to: compressed-tensors (vLLM, transformers), or hf-fp8 (transformers' FP8 in blocks of 128 x 128, as DeepSeek-V3 has
-    them). source: a Hugging Face folder, or a run of kind hf or llama, whose own casts are those of its last step. preset: FP8,
-    FP8_DYNAMIC, FP8_BLOCK, NVFP4, MXFP4, MXFP8 or INT8, as compressed-tensors has them, for every matrix but
-    embeddings, heads and routers, or for the modules that `match` (names with `*`) says; or a policy, whose casts must
-    have a layout. activations: whether the config says that they are quantised, too, as the model runs. Every weight is
-    read again and compared before `out` appears. ValueError, in one line, for what cannot be read, cast or kept so, and
-    for a folder in use; OSError for the disk.
+    them). source: a Hugging Face folder, or a run of kind hf or llama, whose own casts are those of its last step.
+    preset: FP8, FP8_DYNAMIC, FP8_BLOCK, NVFP4, MXFP4, MXFP8 or INT8, as compressed-tensors has them, for every matrix
+    but embeddings, heads and routers, or for the modules that `match` (names with `*`) says; or a policy, whose casts
+    must have a layout. activations: whether the config says that they are quantised, too, as the model runs. Every
+    weight is read again and compared before `out` appears. ValueError, in one line, for what cannot be read, cast or
+    kept so, and for a folder in use; OSError for the disk.
     """
     folder, given = Path(out), Path(source)
     require_vacant(folder)

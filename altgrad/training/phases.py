@@ -113,7 +113,8 @@ class Precision(PrecisionPolicy):
 
     def decide(self, model: nn.Module, *, at_rest: bool = False) -> list[Decision]:
         if self.phases:
-            raise ValueError("a precision in phases says no casts by itself; take that of a step: spec.at(step).precision.")
+            way = "take that of a step: spec.at(step).precision"
+            raise ValueError(f"a precision in phases says no casts by itself; {way}.")
         return super().decide(model, at_rest=at_rest)
 
     @property
