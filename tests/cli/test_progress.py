@@ -219,6 +219,7 @@ COMMANDS: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
     "evaluate": (("evaluate", "RUN"), ("reading the checkpoint", "validating")),
     "evaluate --recipe": (("evaluate", "RUN", "--recipe", "mx"), ("casting the model by mx", "reading the checkpoint")),
     "export": (("export", "RUN", "--out", "out"), ("loading torch",)),
+    "policy": (("policy", "tiny.yaml", "--to", "te"), ("building the model", "writing it for te")),
     "recipes list": (("recipes", "list"), ()),
     "recipes show": (("recipes", "show", "mx"), ()),
     "recipes diff": (("recipes", "diff", "mx", "te_mxfp8"), ()),

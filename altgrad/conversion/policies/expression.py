@@ -35,6 +35,7 @@ from altgrad.nn.places import Places
 from altgrad.nn.policy import Decision
 from altgrad.progress import progress
 from altgrad.recipes.catalogue import is_path
+from altgrad.recipes.expansion import expand_policy
 from altgrad.recipes.recipe import Recipe
 from altgrad.spec import LocatedError, SpecError
 from altgrad.spec.annotations import plain
@@ -119,11 +120,11 @@ def _said(policy: str | os.PathLike[str] | PrecisionPolicy | Recipe | Mapping[st
         return _Said("policy", policy, Document.of(plain(policy), "policy"))
     if isinstance(policy, Mapping):
         document = Document.of(dict(policy), "policy")
-        return _Said("policy", PrecisionPolicy.check(document), document)
+        return _Said("policy", _checked(document), document)
     name = str(policy)
     if not is_path(name) and not Path(name).exists():
         document = Document.of({"recipe": name}, name)
-        return _Said(name, PrecisionPolicy.check(document), document)
+        return _Said(name, _checked(document), document)
     document = Document.load(Path(policy))
     data = document.data if isinstance(document.data, dict) else {}
     if "model" in data:
@@ -136,7 +137,16 @@ def _said(policy: str | os.PathLike[str] | PrecisionPolicy | Recipe | Mapping[st
         document = Document.of({"recipe": name if is_path(name) else f"./{name}"}, name)
     elif "precision" in data:
         document = document.part("precision")
-    return _Said(name, PrecisionPolicy.check(document), document)
+    return _Said(name, _checked(document), document)
+
+
+def _checked(document: Document) -> PrecisionPolicy:
+    """The policy of a document, which then knows where each rule of a recipe was written."""
+    try:
+        expand_policy(document, PrecisionPolicy, ())
+    except LocatedError as error:
+        raise document.error(error.location, str(error)) from None
+    return PrecisionPolicy.check(document)
 
 
 def _decided(said: _Said, model: str | os.PathLike[str] | nn.Module | None) -> tuple[list[Decided], int | None]:

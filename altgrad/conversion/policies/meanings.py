@@ -21,7 +21,7 @@ from altgrad.quantize import QuantizerSpec
 from altgrad.spec.annotations import plain
 
 LEAST = 1e-10
-MOST = 4
+MOST = 3
 """Fields of a slot that are named where it differs."""
 
 
@@ -42,15 +42,15 @@ def floors_differ(one: LayerPrecision, other: LayerPrecision) -> bool:
 
 
 def distance(one: LayerPrecision, other: LayerPrecision) -> int:
-    """How far two precisions are from each other: slots that differ, most of all in format, then in scaling."""
+    """How far two precisions are from each other: by formats most of all, then by kinds of scaling, then by fields."""
     total = 0
     for slot in differing_slots(one, other):
         ours, theirs = one.slots[slot], other.slots[slot]
-        total += 1
         if ours is None or theirs is None:
-            total += 8
+            total += 100
         else:
-            total += 8 * (ours.format != theirs.format) + 4 * (_kind(ours) != _kind(theirs))
+            names = _differing_fields(ours, theirs)
+            total += 100 * ("format" in names) + 50 * ("scaling" in names) + len(names) + 1
     return total
 
 
@@ -59,21 +59,27 @@ def differing_words(wanted: LayerPrecision, offered: LayerPrecision, slot: Slot)
     want, offer, product = wanted.slots[slot], offered.slots[slot], slot[0]
     if want is None or offer is None:
         return offered.text(slot) if offer is not None else "no cast"
-    ours, theirs = _fields(want), _fields(offer)
-    found = {name: theirs[name] for name in theirs if name != "scaling" and ours[name] != theirs[name]}
-    if _kind(want) != _kind(offer):
-        found["scaling"] = offer.scaling.kind
-    else:
-        inner, outer = ours["scaling"], theirs["scaling"]
-        found |= {f"scaling.{name}": outer[name] for name in outer if inner.get(name) != outer[name]}
-    if _meanings(wanted)[slot][1:3] != _meanings(offered)[slot][1:3]:
-        found["operands"] = "per_product" if offered.per_product else "shared"
-    for name, parts in (("transform", "transforms"), ("accumulator", "accumulators")):
-        ours, theirs = getattr(wanted, parts).get(product), getattr(offered, parts).get(product)
+    found = _differing_fields(want, offer)
+    (_, axis, together, *_), (_, other_axis, other_together, *_) = (_meanings(each)[slot] for each in (wanted, offered))
+    if axis != other_axis or (together and other_together and together != other_together):
+        found["operands"] = ("shared", "per_product") if offered.per_product else ("per_product", "shared")
+    for name in ("transform", "accumulator"):
+        ours, theirs = (getattr(each, f"{name}s").get(product) for each in (wanted, offered))
         if ours != theirs:
-            found[f"{product}.{name}"] = "none" if theirs is None else theirs.text
-    words = [f"{name}: {_word(value)}" for name, value in found.items()]
+            found[f"{product}.{name}"] = (getattr(ours, "text", None), getattr(theirs, "text", None))
+    words = [f"{name}: {_word(theirs)} instead of {_word(ours)}" for name, (ours, theirs) in found.items()]
     return ", ".join(words[:MOST]) + (", ..." if len(words) > MOST else "")
+
+
+def _differing_fields(one: QuantizerSpec, other: QuantizerSpec) -> dict[str, tuple[Any, Any]]:
+    """The fields of a cast that matter and differ, as a rule names them, with both values."""
+    ours, theirs = _fields(one), _fields(other)
+    inner, outer = ours.pop("scaling"), theirs.pop("scaling")
+    found = {name: (ours[name], theirs[name]) for name in ours if ours[name] != theirs[name]}
+    if inner["kind"] != outer["kind"]:
+        return found | {"scaling": (one.scaling.kind, other.scaling.kind)}
+    both = [name for name in inner if name in outer and inner[name] != outer[name]]
+    return found | {f"scaling.{name}": (getattr(one.scaling, name), getattr(other.scaling, name)) for name in both}
 
 
 def _word(value: Any) -> str:

@@ -14,7 +14,7 @@ of places needs no model, unless it counts blocks. It was not run here.
 
 import json
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any, ClassVar
 
 import yaml
@@ -91,6 +91,10 @@ class MegatronTarget(PolicyTarget):
             found = _in_megatron(offer.made)
             never = "" if found else f"Megatron's configs have no {offer.name} scaling with these choices"
             yield Offer(offer.name, json.dumps(found), offer.rule, offer.multiple, never=offer.never or never)
+
+    def notes(self, choices: Sequence[Choice]) -> list[str]:
+        numbers = "Megatron numbers layers anew in each pipeline stage; patterns with numbers hold in one stage."
+        return [*super().notes(choices), numbers]
 
     def text(self, expressible: Expressible) -> str:
         recipes = {"bf16": {}} | {key: json.loads(made) for made, key in expressible.keys.items()}

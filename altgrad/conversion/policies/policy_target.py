@@ -43,6 +43,11 @@ class Decided:
     spot: Spot | None = None
     place: str | None = None
 
+    @property
+    def repeated(self) -> bool:
+        """Whether the model has it under more than one name."""
+        return len(self.names) > 1
+
 
 @dataclass(frozen=True)
 class Offer:

@@ -24,7 +24,10 @@ from altgrad.nn.slots import PRODUCTS, LayerPrecision
 from altgrad.quantize import QuantizerSpec
 
 COMMIT = "d0067d0da6cb01811b8072a7d304f0e00344ce2b"
-SHARED = {"shared": "its weight is shared, and te.Linear has one of its own"}
+SHARED = {
+    "shared": "its weight is shared, and te.Linear has one of its own",
+    "repeated": "the model has it twice, and te.Linear would be two layers",
+}
 GEMMS = {"forward": "fp8_gemm_fprop", "grad_input": "fp8_gemm_dgrad", "grad_weight": "fp8_gemm_wgrad"}
 SPLIT = {"hopper_fast": False, "hopper_promote_128": True}
 """Accumulators that `use_split_accumulator` chooses, in recipes that let it be chosen."""
