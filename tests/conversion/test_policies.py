@@ -23,6 +23,7 @@ from altgrad.recipes.book import find
 from altgrad.recipes.catalogue import names
 
 E4M3, E5M2 = "e4m3fn", "e5m2"
+ROOT = Path(__file__).resolve().parents[2]
 
 
 def model(**more: Any) -> nn.Module:
@@ -48,7 +49,7 @@ EXPRESSED = {
 """The recipes that a target runs, by what it calls its own."""
 
 
-def expressed_or_said(policy: Any, to: Any, of: nn.Module) -> Any:
+def expressed_or_said(policy: Any, to: Any, of: nn.Module | Path) -> Any:
     """The report, or what is said where there is none."""
     try:
         return express_policy(policy, to=to, model=of)
@@ -426,6 +427,9 @@ def test_a_folder_of_transformers_gives_its_layers_and_their_other_names(tmp_pat
     assert megatron_config(text, "decoder.layers.1.self_attention.linear_qkv") == "mxfp8"
     with pytest.raises(ValueError, match=r"q_proj.*joins|joins it and model\.layers\.0\.self_attn\.q_proj"):
         express_policy({"rules": [{"match": "*q_proj", **ALL_MX}]}, to="megatron", model=tmp_path)
+    page = " ".join((ROOT / "docs" / "POLICY.md").read_text().split())
+    refused = expressed_or_said("deepseek_v3", "te", tmp_path)
+    assert isinstance(refused, str) and refused in page, "docs/POLICY.md shows this refusal"
     (tmp_path / "config.json").write_text('{"architectures": ["pipeline"], "model_type": "nothing"}')
     with pytest.raises(ValueError, match="folder .*nothing"):
         express_policy("te_mxfp8", to="te", model=tmp_path)

@@ -232,7 +232,7 @@ def _blockwise(wanted: LayerPrecision) -> Offer:
 
 def _sums(wanted: LayerPrecision, rule: Mapping[str, Any], instruction: str) -> dict[str, Any]:
     """The products whose sums are wanted as the matrix unit of that hardware makes them, which is how it is."""
-    found = {}
+    found: dict[str, Any] = {}
     for product, how in wanted.accumulators.items():
         own = rule.get(product, {})
         if how.text == instruction and own != "none":
