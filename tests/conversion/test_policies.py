@@ -91,7 +91,7 @@ Rules = list[dict[str, Any]]
 REFUSED: dict[str, tuple[str, Rules, dict[str, Any], str]] = {
     "arithmetic": (
         "torchao", [{"match": "*mlp.up", **PLAIN, "input": REAL}], {},
-        "blocks.0.mlp.up: forward.input is e4m3fn current, and float8, the nearest that torchao runs, has "
+        "blocks.0.mlp.up: forward.input is e4m3fn current, and the nearest that torchao runs, float8, has "
         "scaling.arithmetic: torchao instead of divide there; say that, or take another target.",
     ),
     "floor": (
@@ -100,19 +100,19 @@ REFUSED: dict[str, tuple[str, Rules, dict[str, Any], str]] = {
     ),
     "format": (
         "te", [{"match": "*mlp.up", **PLAIN, "grad_output": "e3m4"}], {}, "blocks.0.mlp.up: grad_input.grad_output is "
-        "e3m4 current, and current, the nearest that te runs, has format: e4m3fn instead of e3m4 there",
+        "e3m4 current, and the nearest that te runs, current, has format: e4m3fn instead of e3m4 there",
     ),
     "half a product": (
         "torchao", [{"match": "*up", "weight": REAL, "input": REAL, "grad_input": {"weight": "none"}}, {"match": "*"}],
-        {"layers": 1}, "forward.input is e4m3fn current, and float8",
+        {"layers": 1}, "forward.input is e4m3fn current, and the nearest that torchao runs, float8,",
     ),
     "one operand": (
         "te", [{"match": "*up", "weight": MX, "input": MX, "operands": "per_product"}], {},
-        "grad_input.grad_output is -, and mxfp8, the nearest that te runs, has e4m3fn mx/32 there"
+        "grad_input.grad_output is -, and the nearest that te runs, mxfp8, has e4m3fn mx/32 there"
     ),
     "shared operands by rows": (
         "torchao", [{"match": "*up", **PLAIN, "weight": BY_ROW}], {}, "blocks.0.mlp.up: grad_input.weight is e4m3fn "
-        "current/channel, and float8, the nearest that torchao runs, has operands: per_product instead of shared there",
+        "current/channel, and the nearest that torchao runs, float8, has operands: per_product instead of shared there",
     ),
     "draws": (
         "te", [{"match": "*up", **ALL_MX, "grad_output": {**MX, "rounding": "stochastic"}}], {},
@@ -395,7 +395,8 @@ def test_files_are_runs_policies_and_recipes(tmp_path: Path, case: str) -> None:
     ]
     (tmp_path / "p.yaml").write_text(text.replace("mode: rceil", "mode: even"))
     with pytest.raises(
-        ValueError, match=r"p\.yaml.*blocks\.0\.attention\.qkv: forward\.input is e4m3fn mx/32, and mxfp8,"
+        ValueError,
+        match=r"p\.yaml.*blocks\.0\.attention\.qkv: forward\.input is e4m3fn mx/32, and the nearest that torchao runs, mxfp8,",
     ):
         express_policy(tmp_path / "p.yaml", to="torchao", model=small)
 

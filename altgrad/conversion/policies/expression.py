@@ -85,7 +85,7 @@ def express_policy(
         if not any(each.casts is not None for each in decided):
             raise LocatedError(("rules",), f"no layer is cast, so there is nothing to write for {to}.")
         progress(f"writing it for {to}")
-        choices = [target.choose(each) for each in decided]
+        choices = target.choose(decided)
         head = _head(said, target, model, choices)
         expressible = Expressible(choices, blocks, head)
         text = target.text(expressible)

@@ -147,22 +147,33 @@ class PolicyTarget(ABC):
             return f"Proved with {self.proved}."
         return f"Unverified: not all of it was run; it was written from {self.page}"
 
-    def choose(self, decided: Decided) -> Choice:
-        """What it does about a decision. Raises NotExpressible, with the slot at fault, where it cannot be done."""
-        wanted = decided.casts
-        if wanted is None or not wanted.casts():
-            return Choice(decided)
-        if decided.sort not in self.layers:
-            raise NotExpressible(decided, f"it is {decided.sort}, and {self.name} takes {self.layers[0]}; {LEAVE}")
-        offer = min(self.offers(wanted), key=lambda each: distance(wanted, each.casts))
+    def choose(self, decisions: Iterable[Decided]) -> list[Choice]:
+        """What it does about each decision. Raises NotExpressible, with the layer and the slot at fault, for the first
+        about which it can do nothing."""
+        known: dict[int | None, Offer] = {}
+        choices = []
+        for decided in decisions:
+            if decided.casts is None:
+                choices.append(Choice(decided))
+                continue
+            if decided.sort not in self.layers:
+                raise NotExpressible(decided, f"it is {decided.sort}, and {self.name} takes {self.layers[0]}; {LEAVE}")
+            if decided.rule not in known:
+                known[decided.rule] = self._offer(decided, decided.casts)
+            self._check(decided, known[decided.rule])
+            choices.append(Choice(decided, known[decided.rule]))
+        return choices
+
+    def _offer(self, decided: Decided, wanted: LayerPrecision) -> Offer:
+        """What it runs that means the same."""
+        offer = min(self.offers(wanted), key=lambda each: (distance(wanted, each.casts), each.never != ""))
         if differing := differing_slots(wanted, offer.casts):
             slot = differing[0]
             raise NotExpressible(
-                decided, f"{'.'.join(slot)} is {wanted.text(slot)}, and {offer.name}, the nearest that {self.name} "
-                f"runs, has {differing_words(wanted, offer.casts, slot)} there; say that, or take another target.",
+                decided, f"{'.'.join(slot)} is {wanted.text(slot)}, and the nearest that {self.name} runs, "
+                f"{offer.name}, has {differing_words(wanted, offer.casts, slot)} there; say that, or take another target.",
             )  # fmt: skip
-        self._check(decided, offer)
-        return Choice(decided, offer)
+        return offer
 
     def notes(self, choices: Sequence[Choice]) -> list[str]:
         """What a reader should know of these choices."""
