@@ -168,10 +168,11 @@ class PolicyTarget(ABC):
         """What it runs that means the same."""
         offer = min(self.offers(wanted), key=lambda each: (distance(wanted, each.casts), each.never != ""))
         if differing := differing_slots(wanted, offer.casts):
-            slot = differing[0]
+            slot, name = differing[0], ".".join(differing[0])
+            has = differing_words(wanted, offer.casts, slot)
             raise NotExpressible(
-                decided, f"{'.'.join(slot)} is {wanted.text(slot)}, and the nearest that {self.name} runs, "
-                f"{offer.name}, has {differing_words(wanted, offer.casts, slot)} there; say that, or take another target.",
+                decided, f"{name} is {wanted.text(slot)}, and the nearest that {self.name} runs, {offer.name}, has "
+                f"{has} there; say that, or take another target.",
             )  # fmt: skip
         return offer
 
