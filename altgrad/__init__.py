@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:  # what a type checker and an editor see; the program resolves the same names by _HOMES
     from altgrad.conversion.export import export_checkpoint as export_checkpoint
+    from altgrad.conversion.policies.expression import express_policy as express_policy
     from altgrad.conversion.saving import save_quantized as save_quantized
     from altgrad.diagnosis.examination import diagnose as diagnose
     from altgrad.nn import (
@@ -48,6 +49,7 @@ _HOMES = {
     "dequantize_model": "altgrad.nn",
     "diagnose": "altgrad.diagnosis.examination",
     "export_checkpoint": "altgrad.conversion.export",
+    "express_policy": "altgrad.conversion.policies.expression",
     "load_quantized": "altgrad.quantize.packed",
     "load_run": "altgrad.training.trained_run",
     "quantize_model": "altgrad.nn",

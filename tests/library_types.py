@@ -7,6 +7,7 @@ import pandas
 from torch import nn
 
 import altgrad
+from altgrad.conversion.policies.policy_report import PolicyReport
 from altgrad.recipes.recipe import Expansion
 from altgrad.training.trained_run import TrainedRun
 
@@ -21,6 +22,7 @@ def names_of_the_library_have_their_types(model: nn.Module) -> None:
     assert_type(altgrad.load_run(Path("runs/p/r")), TrainedRun)
     assert_type(altgrad.runs(project="p"), pandas.DataFrame)
     assert_type(altgrad.compare(run, "p", Path("runs/p/r")), pandas.DataFrame)
+    assert_type(altgrad.express_policy("te_mxfp8", to="te", model=model), PolicyReport)
     assert_type(altgrad.recipe("mx", element="e3m2").expansion(), Expansion)
     assert_type(altgrad.quantize_model(model, "te_nvfp4"), nn.Module)
     assert_type(altgrad.save_quantized("model", out="out", format="e4m3fn").tensors, pandas.DataFrame)

@@ -236,7 +236,7 @@ def casts_by_name(
     conv1d = any(_is_conv1d(tensor) for tensor in tensors)
     found = {}
     skeleton = _skeleton(tensors, candidates)
-    for decision in _decisions(policy, skeleton):
+    for decision in decisions_by_either_name(policy, skeleton, at_rest=True):
         cast = _weight_cast(decision)
         if cast is None:
             continue
@@ -269,15 +269,17 @@ def _weight_cast(decision: Decision) -> QuantizerSpec | None:
     return cast
 
 
-def _decisions(policy: PrecisionPolicy, skeleton: nn.Module) -> list[Decision]:
-    """By the names of the file; where a rule has none of them, also by those that a run of kind hf gives its layers."""
+def decisions_by_either_name(policy: PrecisionPolicy, model: nn.Module, *, at_rest: bool = False) -> list[Decision]:
+    """By the names of a model's file; where a rule has none of them, also by those that a run of kind hf gives its
+    layers."""
     try:
-        return policy.decide(skeleton, at_rest=True)
+        return policy.decide(model, at_rest=at_rest)
     except LocatedError as error:
-        vars(skeleton)["also_named"] = _in_a_run
+        vars(model)["also_named"] = _in_a_run
         try:
-            return policy.decide(skeleton, at_rest=True)
+            return policy.decide(model, at_rest=at_rest)
         except LocatedError:
+            del vars(model)["also_named"]
             raise error from None
 
 

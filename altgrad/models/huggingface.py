@@ -266,36 +266,53 @@ class HF(nn.Module):
 
 def _read(spec: HFSpec, vocabulary: int | None, outputs: int, *, pretrained: bool, pooler: bool = False) -> Any:
     """The library's module; vocabulary None asks for no check. ValueError in one line, whatever the library raises."""
-    folder = named_folder(spec.folder)
-    gguf = gguf_file(folder)
-    if gguf is None:
-        require_config(spec.folder, folder)
-    else:
-        _require_readable(gguf)
-        folder = gguf.parent
-    transformers = silent_library()
     auto = {
-        "pooled": transformers.AutoModel,
-        "classification": transformers.AutoModelForSequenceClassification,
-        "causal": transformers.AutoModelForCausalLM,
-    }[spec.head]
-    file = {} if gguf is None else {"gguf_file": gguf.name}
-    with _in_one_line(spec.folder), redirect_stderr(StringIO()) if gguf else nullcontext():  # a bar of its own
-        # Said outright: left open, the library asks whoever sits at the terminal whether to run the folder's code.
-        config = transformers.AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False, **file)
+        "pooled": "AutoModel", "classification": "AutoModelForSequenceClassification", "causal": "AutoModelForCausalLM",
+    }[spec.head]  # fmt: skip
+    transformers, config, folder, file = _configuration(spec.folder)
+    with _in_one_line(spec.folder), redirect_stderr(StringIO()) if file else nullcontext():  # a bar of its own
         _configure(config, spec, vocabulary, outputs)
         if pretrained:
             progress("reading the model")
             options = {"dtype": torch.float32, "local_files_only": True, "output_loading_info": True, **file}
-            if gguf is None:
+            if not file:
                 options |= {"use_safetensors": True, "variant": readable_weights(folder).variant or None}
-            model, told = auto.from_pretrained(folder, config=config, trust_remote_code=False, **options)
+            made = getattr(transformers, auto)
+            model, told = made.from_pretrained(folder, config=config, trust_remote_code=False, **options)
             require_body(model, told["missing_keys"])
         else:
-            model = auto.from_config(config, dtype=torch.float32, trust_remote_code=False)
+            model = getattr(transformers, auto).from_config(config, dtype=torch.float32, trust_remote_code=False)
     if spec.head == "pooled" and not pooler and isinstance(getattr(model, "pooler", None), nn.Module):
         model.pooler = None
     return model
+
+
+def architecture(name: str) -> nn.Module:
+    """The library's model that a folder's config.json names, without its weights, under whatever default device is in
+    force (also `meta`). ValueError in one line."""
+    transformers, config, _, _ = _configuration(name)
+    named = [getattr(transformers, str(each), None) for each in getattr(config, "architectures", None) or ()]
+    known = [each for each in named if isinstance(each, type) and issubclass(each, transformers.PreTrainedModel)]
+    with _in_one_line(name):
+        made: nn.Module = known[0](config) if known else transformers.AutoModel.from_config(config)
+    return made
+
+
+def _configuration(name: str) -> tuple[Any, Any, Path, dict[str, str]]:
+    """The library, what it reads of a folder's config, where that is, and which GGUF file in it, if any."""
+    folder = named_folder(name)
+    gguf = gguf_file(folder)
+    if gguf is None:
+        require_config(name, folder)
+    else:
+        _require_readable(gguf)
+        folder = gguf.parent
+    transformers = silent_library()
+    file = {} if gguf is None else {"gguf_file": gguf.name}
+    with _in_one_line(name), redirect_stderr(StringIO()) if gguf else nullcontext():
+        # Said outright: left open, the library asks whoever sits at the terminal whether to run the folder's code.
+        config = transformers.AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False, **file)
+    return transformers, config, folder, file
 
 
 def _require_readable(gguf: Path) -> None:

@@ -219,6 +219,7 @@ COMMANDS: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
     "evaluate": (("evaluate", "RUN"), ("reading the checkpoint", "validating")),
     "evaluate --recipe": (("evaluate", "RUN", "--recipe", "mx"), ("casting the model by mx", "reading the checkpoint")),
     "export": (("export", "RUN", "--out", "out"), ("loading torch",)),
+    "policy": (("policy", "tiny.yaml", "--to", "te"), ("building the model", "writing it for te")),
     "recipes list": (("recipes", "list"), ()),
     "recipes show": (("recipes", "show", "mx"), ()),
     "recipes diff": (("recipes", "diff", "mx", "te_mxfp8"), ()),
@@ -349,7 +350,8 @@ def test_no_command_is_silent_for_two_seconds_and_each_says_what_it_does(place: 
             made = [path.name for path in (place / "runs" / "demo").iterdir() if path.name not in ids.values()]
             ids |= dict.fromkeys(["RUN", "OTHER", "PLAIN"][len(ids) :][:1], *made) if made else {}
         missing = [each for each in phases if each.replace("RUN", ids.get("RUN", "")) not in shown]
-        expected = {"export": 2, "sweep --power": 2}.get(name, 0)  # a GPT has no Hugging Face form; one seed, no pair
+        # a GPT has no Hugging Face form; no target casts one operand of a product; one seed, no pair
+        expected = {"export": 2, "policy": 2, "sweep --power": 2}.get(name, 0)
         if missing or gap > SILENT_SECONDS or code != expected or "Traceback" in shown:
             faults.append((name, code, missing, gap, shown[-2000:]))
     assert not faults

@@ -39,8 +39,9 @@ def cases() -> Iterator[tuple[str, list[str]]]:
             for value in WRONG["number" if typed else "text"]:
                 given = {**needed, **({p.name: value} if p.param_type_name == "argument" else {})}
                 option = [] if p.param_type_name == "argument" else [max(p.opts, key=len), value]
-                out = ["--out", "o"] if path == ("export",) and p.name != "out" else []
-                yield f"{' '.join(path)} {p.name} {value[:9]!a}", [*path, *option, *out, "--", *given.values()]
+                more = {"export": ("out", "o"), "policy": ("to", "te")}.get(path[0], ("", ""))
+                also = [f"--{more[0]}", more[1]] if more[0] not in ("", p.name) else []
+                yield f"{' '.join(path)} {p.name} {value[:9]!a}", [*path, *option, *also, "--", *given.values()]
 
 
 CASES = dict(cases())
