@@ -64,25 +64,18 @@ def mismatch(
             raise ValueError("--data and --prompts both say what to compare on; leave out one of them.")
         progress("loading torch")
         from altgrad.conversion.language_model import PROMPTS, LanguageModel
-        from altgrad.conversion.mismatch import mismatch as compare
+        from altgrad.conversion.mismatch import serving_mismatch
         from altgrad.conversion.windows import Settings
 
         found, context = LanguageModel.named(model, runs, data, context)
         if prompts is not None:
             found = found.with_prompts(prompts)
         settings = Settings(split if prompts is None else PROMPTS, size, context, batch_size)
-        made = compare(found, trains, serves, settings, by=by, device=device)
+        made = serving_mismatch(found, trains, serves, settings, by=by, device=device)
     if as_json:
         console.print_json(made.facts)
         return
-    what = f"{made.documents} documents, {made.bytes:,} bytes, {made.tokens:,} tokens of {settings.split}"
-    console.say(f"{made.model}: {what}; {batch_size} windows of {context} tokens at a time")
-    if len(trains) > 1:
-        _show_matrices(made)
-    else:
-        _show_pairs(made)
-    for each in made.causes:
-        _show_causes(each)
+    _show(made, len(trains) > 1)
 
 
 def _names(option: str, said: str) -> list[str]:
@@ -91,6 +84,19 @@ def _names(option: str, said: str) -> list[str]:
     if not found:
         raise ValueError(f"{option} names no policy; give a recipe, a file of rules, none or bf16.")
     return found
+
+
+def _show(made: Any, is_matrix: bool) -> None:
+    """What was compared, the figures, and the causes if there are any."""
+    asked = made.settings
+    what = f"{made.documents} documents, {made.bytes:,} bytes, {made.tokens:,} tokens of {asked.split}"
+    console.say(f"{made.model}: {what}; {asked.batch_size} windows of {asked.context} tokens at a time")
+    if is_matrix:
+        _show_matrices(made)
+    else:
+        _show_pairs(made)
+    for each in made.causes:
+        _show_causes(each)
 
 
 def _show_pairs(made: Any) -> None:
@@ -110,14 +116,14 @@ def _show_pairs(made: Any) -> None:
 def _show_matrices(made: Any) -> None:
     """A table for each figure: rows train, columns serve."""
     serves = list(dict.fromkeys(pair.serve for pair in made.pairs))
-    for title, name, shown in (
-        ("KL (nats)", "kl", lambda x: f"{x:.2e}"),
-        ("flips", "flips", lambda x: f"{x:.2%}"),
-        ("effective", "effective", lambda x: f"{x:.1%}"),
+    for title, name, style in (
+        ("KL (nats)", "kl", ".2e"),
+        ("flips", "flips", ".2%"),
+        ("effective", "effective", ".1%"),
     ):
         rows: dict[str, list[str]] = {}
         for pair in made.pairs:
-            rows.setdefault(pair.train, [pair.train]).append(shown(getattr(pair, name)[0]))
+            rows.setdefault(pair.train, [pair.train]).append(format(getattr(pair, name)[0], style))
         console.table(["train \\ serve", *serves], list(rows.values()), title=title)
 
 
@@ -132,7 +138,9 @@ def _show_causes(found: Any) -> None:
     console.table(["", found.by, "casts", "gained without it", "KL of it alone"], rows)
     if len(found.groups) > MOST_CAUSES:
         console.say(f"and {len(found.groups) - MOST_CAUSES} more (--json)")
-    console.say(f"rest: KL less the sum alone {_nats(found.rest_alone)}, less the sum gained {_nats(found.rest_without)}")
+    console.say(
+        f"rest: KL less the sum alone {_nats(found.rest_alone)}, less the sum gained {_nats(found.rest_without)}"
+    )
 
 
 def _nats(figure: Any) -> str:

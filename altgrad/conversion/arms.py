@@ -22,12 +22,12 @@ from altgrad.nn.rule import GradInputSlots, GradWeightSlots
 from altgrad.progress import progress
 from altgrad.training.micro_batches import autocast
 
-__all__ = ["BF16", "UNCAST", "Arm", "answers", "arm_named", "net_of"]
+__all__ = ["BF16", "UNCAST", "PolicyArm", "answers", "arm_named", "net_of"]
 
 UNCAST, BF16 = "uncast", "bf16"
 
 
-class Arm(NamedTuple):
+class PolicyArm(NamedTuple):
     """A policy by its name, what tells it from others, the type that it computes in, and its forward casts."""
 
     name: str
@@ -36,10 +36,10 @@ class Arm(NamedTuple):
     policy: PrecisionPolicy | None
 
 
-def arm_named(name: str) -> Arm:
+def arm_named(name: str) -> PolicyArm:
     """The arm that is meant. ValueError for what is no recipe and no file of rules."""
     if name == BF16:
-        return Arm(name, name, "bfloat16", None)
+        return PolicyArm(name, name, "bfloat16", None)
     rules = tuple(
         rule.model_copy(
             update={
@@ -51,7 +51,7 @@ def arm_named(name: str) -> Arm:
         for rule in _policy(name).rules
     )
     forward = PrecisionPolicy(rules=rules)
-    return Arm(name, json.dumps(forward.tree(), sort_keys=True, default=str), "float32", forward)
+    return PolicyArm(name, json.dumps(forward.tree(), sort_keys=True, default=str), "float32", forward)
 
 
 def _policy(name: str) -> PrecisionPolicy:
@@ -65,7 +65,7 @@ def _policy(name: str) -> PrecisionPolicy:
     return PrecisionPolicy.made_from(name)
 
 
-def net_of(module: nn.Module, arm: Arm) -> nn.Module:
+def net_of(module: nn.Module, arm: PolicyArm) -> nn.Module:
     """The arm's modules over the very parameters of the model. ValueError for a policy that does not fit it."""
     if arm.policy is None:
         return module

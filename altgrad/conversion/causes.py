@@ -18,9 +18,9 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from altgrad.conversion.arms import Arm
+from altgrad.conversion.arms import PolicyArm
 from altgrad.conversion.mixed_net import Grain, MixedNet
-from altgrad.conversion.windows import Kept, Sums, Windows
+from altgrad.conversion.windows import KeptSums, Sums, Windows
 from altgrad.progress import progress
 from altgrad.statistics.intervals import ratio_interval
 
@@ -67,7 +67,7 @@ def require_batches(windows: Windows) -> None:
         )
 
 
-def causes(module: nn.Module, arms: tuple[Arm, Arm], by: Grain, windows: Windows, kept: Kept) -> Causes:
+def causes(module: nn.Module, arms: tuple[PolicyArm, PolicyArm], by: Grain, windows: Windows, kept: KeptSums) -> Causes:
     """Those of the mismatch between training and serving, from 2 passes a batch for each group and 2 besides."""
     train, serve = arms
     net = MixedNet(module, train, serve)

@@ -25,9 +25,9 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from altgrad.conversion.arms import UNCAST, Arm, answers, arm_named, net_of
+from altgrad.conversion.arms import UNCAST, PolicyArm, answers, arm_named, net_of
 from altgrad.conversion.language_model import LanguageModel
-from altgrad.conversion.windows import Kept, Settings, Sums, Windows, kept_at
+from altgrad.conversion.windows import KeptSums, Settings, Sums, Windows, kept_at
 from altgrad.progress import progress
 from altgrad.statistics.intervals import ratio_interval
 
@@ -74,10 +74,10 @@ def direct_cast(
 
     ValueError for a recipe that does not fit the model, and for a split without text. What was done before is kept.
     """
-    arms = [Arm(UNCAST, UNCAST, "float32", None), *map(arm_named, dict.fromkeys(recipes))]
+    arms = [PolicyArm(UNCAST, UNCAST, "float32", None), *map(arm_named, dict.fromkeys(recipes))]
     texts = model.texts(settings.split, settings.size)
     windows = Windows([*model.encode(texts)], model.separator, settings)
-    kept = Kept(kept_at("direct_cast", model, texts, settings), len(texts))
+    kept = KeptSums(kept_at("direct_cast", model, texts, settings), len(texts))
     module = model.module.to(device).eval()
     nets = {arm.name: net_of(module, arm) for arm in arms}
     sums = {arm.name: np.zeros((len(texts), 4)) for arm in arms}
@@ -101,7 +101,7 @@ def direct_cast(
 
 
 def _scored(
-    net: nn.Module, arm: Arm, batch: Sequence[Tensor], reference: Tensor, documents: int
+    net: nn.Module, arm: PolicyArm, batch: Sequence[Tensor], reference: Tensor, documents: int
 ) -> tuple[Sums, float]:
     begin = time.perf_counter()
     logits = reference if arm.name == UNCAST else answers(net, batch[0], arm.compute)

@@ -25,15 +25,15 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from altgrad.conversion.arms import BF16, UNCAST, Arm, answers, arm_named, net_of
+from altgrad.conversion.arms import BF16, UNCAST, PolicyArm, answers, arm_named, net_of
 from altgrad.conversion.causes import Causes, Interval3, causes, chunks, require_batches
 from altgrad.conversion.language_model import LanguageModel
 from altgrad.conversion.mixed_net import Grain
-from altgrad.conversion.windows import Kept, Settings, Sums, Windows, kept_at
+from altgrad.conversion.windows import KeptSums, Settings, Sums, Windows, kept_at
 from altgrad.progress import progress
 from altgrad.statistics.intervals import ratio_interval
 
-__all__ = ["HIGH", "LOW", "Mismatch", "Pair", "Ratios", "mismatch"]
+__all__ = ["HIGH", "LOW", "Mismatch", "Pair", "Ratios", "serving_mismatch"]
 
 NONE = "none"
 LOW, HIGH = 0.5, 2.0
@@ -97,7 +97,7 @@ class _Side(NamedTuple):
     drawn: Tensor | None
 
 
-def mismatch(
+def serving_mismatch(
     model: LanguageModel, train: Sequence[str], serve: Sequence[str], settings: Settings, *,
     by: Grain | None = None, device: torch.device | str = "cpu",
 ) -> Mismatch:  # fmt: skip
@@ -110,12 +110,10 @@ def mismatch(
         raise ValueError(f"causes are those of one policy in training, and there are {len(set(train))}; name one.")
     trains, serves = ([_arm(name) for name in dict.fromkeys(names)] for names in (train, serve))
     texts = model.texts(settings.split, settings.size)
-    if len(texts) < 2:
-        raise ValueError(f"{model.corpus.name} has 1 document to compare on; intervals take 2 at least: give more.")
     windows = Windows([*model.encode(texts)], model.separator, settings)
     if by is not None:
         require_batches(windows)
-    kept = Kept(kept_at("mismatch", model, texts, settings), len(texts))
+    kept = KeptSums(kept_at("mismatch", model, texts, settings), len(texts))
     module = model.module.to(device).eval()
     nets = {arm.name: net_of(module, arm) for arm in (*trains, *serves)}
     listed = [(f"{a.key} | {b.key}", a, b) for a in trains for b in serves]
@@ -123,7 +121,7 @@ def mismatch(
     for number in range(windows.batches):
         lacking = {key: pair for key, pair in pairs.items() if (key, number) not in kept.rows}
         batch = windows.batch(number, device)
-        logits = {}
+        logits: dict[str, Tensor] = {}
         for arm in {arm.name: arm for pair in lacking.values() for arm in pair}.values():
             progress(f"running {arm.name}", number * len(nets) + len(logits), windows.batches * len(nets))
             logits[arm.name] = answers(nets[arm.name], batch[0], arm.compute)
@@ -136,9 +134,9 @@ def mismatch(
     return Mismatch(model.name, len(texts), size, windows.tokens, settings, found, made)
 
 
-def _arm(name: str) -> Arm:
+def _arm(name: str) -> PolicyArm:
     if name == NONE:
-        return Arm(name, UNCAST, "float32", None)
+        return PolicyArm(name, UNCAST, "float32", None)
     arm = arm_named(name)
     rules = () if arm.policy is None else arm.policy.rules
     if name != BF16 and all(rule.casts_nothing for rule in rules):
@@ -153,7 +151,11 @@ def _require_finite(name: str, logits: Tensor) -> None:
 
 @torch.no_grad()
 def _compared(
-    logits: Mapping[str, Tensor], pairs: Mapping[str, tuple[Arm, Arm]], batch: Sequence[Tensor], number: int, many: int
+    logits: Mapping[str, Tensor],
+    pairs: Mapping[str, tuple[PolicyArm, PolicyArm]],
+    batch: Sequence[Tensor],
+    number: int,
+    many: int,
 ) -> Iterator[tuple[str, tuple[Sums, NDArray[np.float32]]]]:
     """Each pair's sums by document, and the logarithms of its ratios: those of the text, those that were drawn."""
     if not pairs:
@@ -205,13 +207,15 @@ def _figures(train: _Side, serve: _Side, targets: Tensor) -> tuple[Tensor, Tenso
     return torch.stack([torch.ones_like(kl), kl, flips.double(), moment, *outside.double()], 1), ratios
 
 
-def _pair(train: str, serve: str, key: str, kept: Kept, windows: Windows) -> Pair:
+def _pair(train: str, serve: str, key: str, kept: KeptSums, windows: Windows) -> Pair:
     rows = [kept.rows[key, number] for number in range(windows.batches)]
     tokens, kl, flips, moment, *outside = np.sum([sums for sums, _ in rows], axis=0).T
     parts = [np.frombuffer(base64.b64decode(more["ratios"]), np.float32).reshape(2, -1) for _, more in rows]
     logs = np.concatenate(parts, 1).astype(np.float64)
     text, drawn = (
-        Ratios(dict(zip(map(str, SHARES), np.quantile(each, SHARES).tolist(), strict=True)), ratio_interval(over, tokens))
+        Ratios(
+            dict(zip(map(str, SHARES), np.quantile(each, SHARES).tolist(), strict=True)), ratio_interval(over, tokens)
+        )
         for each, over in zip(np.exp(logs.clip(max=700)), outside, strict=True)
     )
     square, low, high = ratio_interval(moment, tokens)

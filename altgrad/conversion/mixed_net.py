@@ -16,7 +16,7 @@ from typing import Any, Literal
 
 from torch import Tensor, nn
 
-from altgrad.conversion.arms import Arm, answers, net_of
+from altgrad.conversion.arms import PolicyArm, answers, net_of
 from altgrad.nn.attention import CHILD as ATTENTION
 from altgrad.nn.attention import QuantizedAttention
 from altgrad.nn.attention_slots import AXES, AttentionSpec
@@ -68,7 +68,7 @@ class MixedNet:
     """See the head of this file. sites: those where the policies differ, in module order. ValueError for a policy that
     does not fit the model."""
 
-    def __init__(self, module: nn.Module, train: Arm, serve: Arm) -> None:
+    def __init__(self, module: nn.Module, train: PolicyArm, serve: PolicyArm) -> None:
         self._net = net_of(module, serve if serve.policy is not None else train)
         end_proof(self._net)  # whoever serves has its own, and layers come and go here
         self._computes = train.compute, serve.compute
@@ -130,8 +130,7 @@ def _thing(name: str, sort: Sort, train: Any, serve: Any) -> _Thing:
     plain = LayerPrecision(dict.fromkeys(SLOTS))
     both = train or plain, serve or plain
     if both[0].transforms == both[1].transforms and both[0].accumulators == both[1].accumulators:
-        operands = ("input", "weight")
-        made = [{operand: each.slots["forward", operand] for operand in operands} for each in both]
+        made = [{"input": each.slots["forward", "input"], "weight": each.slots["forward", "weight"]} for each in both]
         return _Thing(name, sort, (made[0], made[1]), both[0])
     return _Thing(name, sort, ({"product": train}, {"product": serve}))
 
@@ -142,7 +141,7 @@ def _set(net: nn.Module, thing: _Thing, casts: Casts) -> None:
     if thing.sort == "layer":
         precision = casts.get("product")
         if thing.frame is not None:
-            slots = dict.fromkeys(SLOTS) | {("forward", operand): spec for operand, spec in casts.items()}
+            slots = {slot: casts[slot[1]] if slot[0] == "forward" else None for slot in SLOTS}
             precision = LayerPrecision(slots, False, thing.frame.transforms, thing.frame.accumulators)
         if isinstance(module, QuantizedLayer):
             uninstall(module)
@@ -153,7 +152,7 @@ def _set(net: nn.Module, thing: _Thing, casts: Casts) -> None:
         module._modules.pop(ATTENTION, None)
     elif thing.sort == "outputs" and OUTPUTS in module._modules:
         take_outputs_off(module)
-    elif isinstance(module, QuantizedWeight):
+    elif thing.sort == "weight" and isinstance(module, QuantizedWeight):
         take_weight_cast_off(module)
     specs = {operand: spec for operand, spec in casts.items() if spec is not None}
     if specs:

@@ -23,7 +23,7 @@ from altgrad.conversion.language_model import LanguageModel
 from altgrad.data.tokens import cache_folder
 from altgrad.store.files import Appender, read_jsonl
 
-__all__ = ["Kept", "Settings", "Sums", "Windows", "kept_at"]
+__all__ = ["KeptSums", "Settings", "Sums", "Windows", "kept_at"]
 
 Sums: TypeAlias = NDArray[np.float64]
 """By document: some sums over its tokens."""
@@ -68,7 +68,7 @@ def kept_at(folder: str, model: LanguageModel, texts: Sequence[str], settings: S
     return cache_folder() / folder / f"{hashlib.sha256(decides.encode()).hexdigest()}.jsonl"
 
 
-class Kept:
+class KeptSums:
     """What arms made of batches, in a file of lines, floats to the last bit; a torn last one is none.
 
     rows: by the arm's key and the batch, its sums and whatever else was said of it.

@@ -12,18 +12,20 @@ import torch
 from altgrad.conversion import causes as room
 from altgrad.conversion.arms import answers, arm_named, net_of
 from altgrad.conversion.language_model import LanguageModel
-from altgrad.conversion.mismatch import _arm, mismatch
+from altgrad.conversion.mismatch import _arm, serving_mismatch
 from altgrad.conversion.mixed_net import MixedNet
 from altgrad.conversion.windows import Settings, Windows
 from altgrad.nn import PrecisionPolicy, quantize_model
 from altgrad.statistics.intervals import ratio_interval
 
-SETTINGS = Settings("test", 270, 16, 2)
+SETTINGS = Settings("test", 250, 16, 2)
 FILES = {
     "kv": "rules: [{place: attention, attention: {query: e4m3fn, key: e4m3fn, value: {format: e5m2}}}]",
     "kv4": "rules: [{place: attention, attention: {key: e2m1, value: e4m3fn, probabilities: e4m3fn}}]",
-    "norms": "rules: [{place: norms, weight: e3m2}, {place: embeddings, weight: e4m3fn}, {place: body, weight: e4m3fn}]",
-    "outputs": "rules: [{match: '*.layers.*.mlp', outputs: {forward: e4m3fn, backward: e5m2}}, {place: body, input: e5m2}]",
+    "norms": "rules: [{place: norms, weight: e3m2}, {place: embeddings, weight: e4m3fn}, {place: mlp, weight: e4m3fn}, "
+    "{match: '*.layers.0.input_layernorm', outputs: e4m3fn}]",
+    "outputs": "rules: [{match: '*.layers.*.mlp', outputs: {forward: e4m3fn, backward: e5m2}}, "
+    "{place: body, input: e5m2}]",
     "turned": "rules: [{place: body, weight: e4m3fn, input: e4m3fn, forward: {transform: {kind: hadamard, size: 16, "
     "signs: fixed}}}]",
     "added": "rules: [{place: mlp, weight: e4m3fn, input: e4m3fn, forward: {accumulator: hopper_fast}}]",
@@ -48,7 +50,9 @@ PAIRS = [
 
 
 @pytest.mark.parametrize(("train", "serve"), PAIRS)
-def test_with_none_and_all_sites_served_a_mixture_is_either_policy(model: LanguageModel, train: str, serve: str) -> None:
+def test_with_none_and_all_sites_served_a_mixture_is_either_policy(
+    model: LanguageModel, train: str, serve: str
+) -> None:
     arms = [_arm(f"{name}.yaml" if name in FILES else name) for name in (train, serve)]
     inputs = torch.arange(32).view(2, 16) % 257
     mixed = MixedNet(model.module.eval(), *arms)
@@ -56,7 +60,7 @@ def test_with_none_and_all_sites_served_a_mixture_is_either_policy(model: Langua
     assert not torch.equal(*plain) and mixed.sites
     for served in (0, 1, 0):  # and back
         assert torch.equal(mixed.answers(inputs, mixed.sites if served else ()), plain[served])
-    seen = [mixed.answers(inputs, [site]) for site in mixed.sites]
+    seen = [mixed.answers(inputs, [site]) for site in mixed.sites[::4]]
     assert sum(not torch.equal(each, plain[0]) for each in seen) > len(seen) // 2
     assert torch.equal(mixed.answers(inputs, mixed.sites), plain[1])
 
@@ -92,10 +96,10 @@ def test_sites_are_taken_together_by_layer_block_and_operand(model: LanguageMode
 
 
 def test_figures_are_differences_of_kl_over_the_same_documents(model: LanguageModel) -> None:
-    found = mismatch(model, ["none"], ["te_current"], SETTINGS, by="operand")
+    found = serving_mismatch(model, ["none"], ["te_current"], SETTINGS, by="operand")
     (made,), (pair,) = found.causes, found.pairs
     assert made.kl == pytest.approx(pair.kl, rel=1e-9) and made.batches >= 8
-    texts = model.texts("test", 270)
+    texts = model.texts("test", 250)
     windows = Windows([*model.encode(texts)], model.separator, SETTINGS)
     mixed = MixedNet(model.module, _arm("none"), arm_named("te_current"))
     groups = mixed.groups("operand")
@@ -116,13 +120,15 @@ def test_figures_are_differences_of_kl_over_the_same_documents(model: LanguageMo
     gained = [each.without[0] for each in made.groups]
     assert gained == sorted(gained, reverse=True)
     assert made.rest_without[0] == pytest.approx(made.kl[0] - sum(gained), rel=1e-9)
-    again = mismatch(model, ["none"], ["te_current"], SETTINGS, by="operand")
+    again = serving_mismatch(model, ["none"], ["te_current"], SETTINGS, by="operand")
     assert again == found
 
 
 @pytest.mark.parametrize("plants", [1, pytest.param(20, marks=pytest.mark.long)])
 def test_a_layer_served_in_e2m1_is_ranked_first(model: LanguageModel, plants: int) -> None:
-    """Of 14 layers, in models of other weights, of which the rest is served in e4m3fn."""
+    """Of 14 layers, in models of other weights, of which the rest is served in bf16.
+
+    (With the rest in e4m3fn a query in e2m1 costs a random model less than a value in e4m3fn, and comes behind it.)"""
     layers = [name for name, module in model.module.named_modules() if name.endswith("_proj")]
     first = []
     for number in range(plants):
@@ -134,10 +140,10 @@ def test_a_layer_served_in_e2m1_is_ranked_first(model: LanguageModel, plants: in
                     p.normal_(std=0.2)
                 elif "norm" in name:
                     p.fill_(1.0)
-        rules = f"rules: [{{match: '{drawn}', weight: e2m1, input: e2m1}}, {{place: body, weight: e4m3fn, input: e4m3fn}}]"
-        Path(f"plant-{number}.yaml").write_text(rules)
+        rules = f"[{{match: '{drawn}', weight: e2m1, input: e2m1}}, {{place: body, weight: bf16, input: bf16}}]"
+        Path(f"plant-{number}.yaml").write_text(f"rules: {rules}")
         object.__setattr__(model, "identity", f"weights {number}")
-        (made,) = mismatch(model, ["none"], [f"plant-{number}.yaml"], SETTINGS, by="layer").causes
+        (made,) = serving_mismatch(model, ["none"], [f"plant-{number}.yaml"], SETTINGS, by="layer").causes
         assert len(made.groups) == len(layers) == 14
         first.append(made.groups[0].group == drawn)
     assert first == [True] * plants

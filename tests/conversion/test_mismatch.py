@@ -1,23 +1,26 @@
 """Serving against training: figures of float64 by hand, what is kept, and text and policies that will not do."""
 
+import json
+import re
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
+import yaml
 from torch import nn
+from typer.testing import CliRunner
 
+from altgrad.cli.main import app
 from altgrad.conversion import mismatch as room
 from altgrad.conversion.language_model import LanguageModel
-from altgrad.conversion.mismatch import SHARES, mismatch
+from altgrad.conversion.mismatch import SHARES, serving_mismatch
 from altgrad.conversion.windows import Settings
 from altgrad.nn import quantize_model
 from altgrad.statistics.intervals import ratio_interval
 
-SETTINGS = Settings("test", 400, 16, 2)
-KV = "rules: [{place: attention, attention: {key: e4m3fn, value: e4m3fn}}]"
-ROW = "{format: e4m3fn, scaling: {kind: current, granularity: channel}}"
+SETTINGS = Settings("test", 200, 16, 2)
 
 
 def nets(folder: Path, *policies: Any) -> list[nn.Module]:
@@ -33,7 +36,7 @@ def nets(folder: Path, *policies: Any) -> list[nn.Module]:
 
 def by_hand(folder: Path, model: LanguageModel, train: Any, serve: Any) -> dict[str, Any]:
     """Written down in NumPy's float64, a token at a time, without our windows."""
-    texts = model.texts("test", 400)
+    texts = model.texts("test", 200)
     ring = [(number, doc) for doc, ids in enumerate(model.encode(texts)) for number in (0, *ids.tolist())]
     many = [ring[at % len(ring)] for at in range(2 * len(ring))]
     columns: dict[str, list[float]] = {name: [] for name in ("doc", "kl", "flip", "moment", "text", "drawn")}
@@ -78,7 +81,7 @@ def test_figures_are_those_of_float64_by_hand(
     rules = {"rules": [{"place": "body", "weight": "e2m1", "input": "e2m1"}]}
     known = {"none": None, "e2m1.yaml": rules}
     expected = by_hand(llama_folder, model, known.get(train, train), known.get(serve, serve))
-    (pair,) = mismatch(model, [train], [serve], SETTINGS).pairs
+    (pair,) = serving_mismatch(model, [train], [serve], SETTINGS).pairs
     for name in ("kl", "flips"):
         assert getattr(pair, name) == pytest.approx(expected[name], rel=1e-5, abs=1e-9), name
     assert pair.effective[0] == pytest.approx(expected["effective"][0], rel=1e-5)
@@ -120,9 +123,9 @@ def test_a_matrix_runs_each_policy_once_a_batch_and_goes_on_where_it_was_stopped
     stop = 8
     policies = ["none", "bf16", "te_current"]
     with pytest.raises(KeyboardInterrupt):
-        mismatch(model, policies, policies, SETTINGS)
+        serving_mismatch(model, policies, policies, SETTINGS)
     stop, before = -1, len(ran) - 1
-    whole = mismatch(model, policies, policies, SETTINGS)
+    whole = serving_mismatch(model, policies, policies, SETTINGS)
     batches = -(-whole.tokens // 32)
     assert len(ran) - 1 - before == 3 * batches - before // 3 * 3
     kl = {(pair.train, pair.serve): pair.kl[0] for pair in whole.pairs}
@@ -130,33 +133,77 @@ def test_a_matrix_runs_each_policy_once_a_batch_and_goes_on_where_it_was_stopped
     assert all((value == 0) == (a == b) for (a, b), value in kl.items())
     assert kl["none", "bf16"] < kl["none", "te_current"]
     ran.clear()
-    assert mismatch(model, policies, policies, SETTINGS) == whole and not ran
+    assert serving_mismatch(model, policies, policies, SETTINGS) == whole and not ran
     same = next(pair for pair in whole.pairs if pair.train == pair.serve == "bf16")
     assert same.flips[0] == 0 and same.effective == (1, 1, 1) and set(same.text.quantiles.values()) == {1.0}
 
 
-def test_formats_of_the_cache_scales_and_granularity_each_make_a_difference(
+def test_the_command_prints_tables_and_json(
+    llama_folder: Path, model: LanguageModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    asked = ["mismatch", str(llama_folder), "--data", "rows.jsonl", "--bytes", "270", "--context", "16"]
+    asked += ["--serve", "te_current"]
+    shown = CliRunner().invoke(app, [*asked, "--by", "operand"])
+    assert shown.exit_code == 0, shown.output
+    for word in ("trained as none", "effective", "te_current: KL", "gained without it", "weight", "rest: KL less"):
+        assert word in shown.stdout, word
+    facts = json.loads(CliRunner().invoke(app, [*asked, "--by", "operand", "--json"]).stdout)
+    (pair,), (causes,) = facts["pairs"], facts["causes"]
+    assert pair["train"] == "none" and pair["serve"] == "te_current" and pair["kl"][0] > 0
+    assert pair["drawn"]["quantiles"].keys() == set(map(str, SHARES)) and len(pair["effective"]) == 3
+    assert {group["group"] for group in causes["groups"]} == {"input", "weight"} and causes["by"] == "operand"
+    table = CliRunner().invoke(app, [*asked, "--train", "none,te_current"]).stdout
+    assert table.count("train \\ serve") == 3 and "KL (nats)" in table and "flips" in table
+    Path("empty.txt").write_text("")
+    Path("blank.txt").write_text("\n \n")
+    Path("short.txt").write_text("Rome?\nParis?\n")
+    for wrong, says in (
+        (["--serve", "te_currant"], "te_current"),
+        (["--serve", " , "], "--serve names no policy"),
+        (["--prompts", "empty.txt"], "--data and --prompts"),
+        (["--by", "layer", "--batch-size", "8"], "at least 8 batches"),
+        (["--split", "validation"], "has no text for validation"),
+    ):
+        found = CliRunner().invoke(app, [*asked, *wrong])
+        assert found.exit_code == 2 and says in found.stderr and found.stderr.count("\n") == 1, found.stderr
+    without = [*asked[:2], *asked[4:]]
+    for wrong, says in (
+        (["--prompts", "empty.txt"], "is empty"), (["--prompts", "blank.txt"], "no line with text"),
+        (["--prompts", "absent.txt"], "absent.txt"),
+        (["--prompts", "short.txt", "--by", "layer"], "at least 8 batches"),
+    ):  # fmt: skip
+        found = CliRunner().invoke(app, [*without, *wrong])
+        assert found.exit_code == 2 and says in found.stderr and found.stderr.count("\n") == 1, found.stderr
+    assert CliRunner().invoke(app, [*without, "--prompts", "short.txt"]).exit_code == 0
+    bare = tmp_path / "bare"
+    bare.mkdir()
+    (bare / "config.json").write_bytes((llama_folder / "config.json").read_bytes())
+    found = CliRunner().invoke(app, ["mismatch", str(bare), "--serve", "mx"])
+    assert found.exit_code == 2 and "tokenizer.json" in found.stderr and found.stderr.count("\n") == 1
+
+
+def test_the_policies_of_the_page_are_policies(
     model: LanguageModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """What is served coarser is further away."""
+    """docs/MISMATCH.md: each of its files is one, casts something, and the one that ought to be finer is."""
     monkeypatch.chdir(tmp_path)
-    body = "rules: [{{place: body, input: {0}}}]"
-    files = {
-        "kv8": KV, "kv4": KV.replace("e4m3fn", "e2m1"), "token": body.format(ROW), "tensor": body.format("e4m3fn"),
-        "float": body.format("{format: e4m3fn, scaling: {kind: block, size: 16, scale: real}}"),
-        "ue8m0": body.format("{format: e4m3fn, scaling: {kind: block, size: 16, scale: power_of_two}}"),
-    }  # fmt: skip
+    page = (Path(__file__).resolve().parents[2] / "docs" / "MISMATCH.md").read_text(encoding="utf-8")
+    files = dict(re.findall(r"```yaml\n# ([a-z0-9]+)\.yaml.*?\n(.*?)```", page, re.S))
     for name, text in files.items():
+        assert yaml.safe_load(text)["rules"]
         Path(f"{name}.yaml").write_text(text)
-    found = mismatch(model, ["none"], [f"{name}.yaml" for name in files], SETTINGS)
+    found = serving_mismatch(model, ["none"], [f"{name}.yaml" for name in files], SETTINGS)
     kl = {pair.serve.removesuffix(".yaml"): pair.kl[0] for pair in found.pairs}
-    assert len(set(kl.values())) == len(files) and min(kl.values()) > 0
-    assert 10 * kl["kv8"] < kl["kv4"]
+    assert kl.keys() == {"kv8", "kv4", "token", "tensor", "ue8m0", "float"} and len(set(kl.values())) == len(kl)
+    assert 5 * kl["kv8"] < kl["kv4"]
 
 
-def refused(model: LanguageModel, train: list[str], serve: list[str], settings: Settings = SETTINGS, **more: Any) -> str:
+def refused(
+    model: LanguageModel, train: list[str], serve: list[str], settings: Settings = SETTINGS, **more: Any
+) -> str:
     with pytest.raises(ValueError, match=".") as error:
-        mismatch(model, train, serve, settings, **more)
+        serving_mismatch(model, train, serve, settings, **more)
     return str(error.value)
 
 
@@ -173,12 +220,11 @@ def test_policies_and_text_that_will_not_do_are_named(
     assert "adam_8bit casts nothing" in refused(model, ["adam_8bit"], ["none"])
     assert "wrong.yaml:1" in refused(model, ["none"], ["wrong.yaml"])
     assert "is not a file" in refused(model, ["none"], ["absent.yaml"])
-    assert "2 at least" in refused(model, ["none"], ["mx"], Settings("test", 20, 16, 2))
-    assert "at least 8 batches" in refused(model, ["none"], ["te_current"], Settings("test", 400, 16, 8), by="cast")
+    assert "at least 8 batches" in refused(model, ["none"], ["te_current"], Settings("test", 200, 16, 8), by="cast")
     assert "name one" in refused(model, ["none", "bf16"], ["te_current"], by="cast")
     Path("few.txt").write_text("\n\n  \n")
     with pytest.raises(ValueError, match="no line with text"):
-        mismatch(model.with_prompts("few.txt"), ["none"], ["bf16"], Settings("prompts", 400, 16, 2))
+        serving_mismatch(model.with_prompts("few.txt"), ["none"], ["bf16"], Settings("prompts", 400, 16, 2))
 
 
 def test_every_line_of_a_file_of_prompts_is_a_document(model: LanguageModel, tmp_path: Path) -> None:
