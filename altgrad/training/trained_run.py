@@ -20,13 +20,16 @@ from threading import current_thread, main_thread
 from types import FrameType
 from typing import TYPE_CHECKING, Any, Literal
 
+from safetensors import SafetensorError
 from torch import nn
 
 from altgrad.document import Document
 from altgrad.progress import heard_by
+from altgrad.spec import MachineError
 from altgrad.spec.annotations import plain
 from altgrad.store import Run, RunStore
 from altgrad.store.frames import metrics_frame, sites_frame
+from altgrad.store.whole_folder import appearing_whole, require_vacant
 from altgrad.training.evaluate import Evaluation, evaluate_run
 from altgrad.training.prepare import Prepared, Source, prepare
 from altgrad.training.progress import TrainingProgress
@@ -142,10 +145,17 @@ class TrainedRun:
     def export(self, folder: str | Path) -> int:
         """Write the newest checkpoint of a run of kind `hf` or `llama` to a new folder, for Hugging Face's libraries.
 
-        Returns the checkpoint's step. ValueError for models that have no such form and for a folder in use.
+        The folder appears when it is complete. Returns the checkpoint's step. ValueError for models that have no such
+        form and for a folder in use; MachineError and OSError for a disk.
         """
+        out = Path(folder)
+        require_vacant(out)
         restored = restore(self.run, self.run.newest_checkpoint())
-        restored.spec.model.export(restored.model, Path(folder), getattr(restored.dataset, "classes", None))
+        try:
+            with appearing_whole(out) as aside:
+                restored.spec.model.export(restored.model, aside, getattr(restored.dataset, "classes", None))
+        except SafetensorError as error:  # what its writer makes of a full disk
+            raise MachineError(f"{out} cannot be written: {error}.") from None
         return restored.step
 
     def resume(

@@ -47,8 +47,8 @@ def store(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 @pytest.mark.parametrize(
-    "command", ["runs show", "runs rm", "runs diff x", "runs export", "watch", "evaluate", "export", "sync", "diagnose",
-                "diagnose x --against", "quantize-model"],
+    "command", ["runs show", "runs rm", "runs diff x", "runs export", "watch", "evaluate", "mismatch", "export", "sync",
+                "diagnose", "diagnose x --against", "quantize-model"],
 )  # fmt: skip
 def test_runs_are_offered_by_id_wherever_a_command_takes_one(store: Path, command: str) -> None:
     assert offered(f"altgrad {command} mx") == ["mx-11111111-s0", "mx-11111111-s1"]

@@ -68,7 +68,7 @@ def test_a_classifier_is_trained_listed_judged_and_exported(place: Path) -> None
     assert written.exit_code == 0, written.stderr
     assert (place / "out" / "config.json").is_file() and (place / "out" / "model.safetensors").is_file()
     again = call("export", "small", "--out", "out")
-    assert again.exit_code == 2 and "is not empty" in again.stderr and again.stderr.count("\n") == 1
+    assert again.exit_code == 2 and "out already exists" in again.stderr and again.stderr.count("\n") == 1
     served = call("export", "small", "--to", "compressed-tensors", "--out", "served", "--json")  # with its own casts
     assert served.exit_code == 0, served.stderr
     assert {row["layout"] for row in json.loads(served.stdout)["tensors"]} == {"FP8"}

@@ -218,6 +218,7 @@ COMMANDS: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
     "watch": (("watch", "RUN"), ()),
     "evaluate": (("evaluate", "RUN"), ("reading the checkpoint", "validating")),
     "evaluate --recipe": (("evaluate", "RUN", "--recipe", "mx"), ("casting the model by mx", "reading the checkpoint")),
+    "mismatch": (("mismatch", "RUN", "--serve", "mx", "--by", "operand"), ("casting the model by mx", "running mx")),
     "export": (("export", "RUN", "--out", "out"), ("loading torch",)),
     "policy": (("policy", "tiny.yaml", "--to", "te"), ("building the model", "writing it for te")),
     "recipes list": (("recipes", "list"), ()),

@@ -13,8 +13,10 @@ from typer.testing import CliRunner
 
 from altgrad.cli.main import app
 from altgrad.conversion import direct_cast as room
-from altgrad.conversion.direct_cast import Settings, direct_cast
+from altgrad.conversion.arms import arm_named
+from altgrad.conversion.direct_cast import direct_cast
 from altgrad.conversion.language_model import LanguageModel
+from altgrad.conversion.windows import Settings
 from altgrad.nn import quantize_model
 from altgrad.statistics.intervals import ratio_interval
 
@@ -22,43 +24,10 @@ transformers = pytest.importorskip("transformers")
 SETTINGS = Settings("test", 900, 16, 2)
 
 
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A Llama of two blocks with a byte-level tokenizer."""
-    from tokenizers import Tokenizer, decoders, models, pre_tokenizers
-
-    place = tmp_path_factory.mktemp("llama")
-    torch.manual_seed(0)
-    sizes = {"hidden_size": 32, "intermediate_size": 64, "num_attention_heads": 2, "num_key_value_heads": 1}
-    config = transformers.LlamaConfig(vocab_size=257, num_hidden_layers=2, max_position_embeddings=64, **sizes)
-    model = transformers.LlamaForCausalLM(config)
-    with torch.no_grad():
-        for p in model.parameters():
-            p.mul_(5)
-    model.save_pretrained(place)
-    ids = {
-        letter: number for number, letter in enumerate(["<|endoftext|>", *sorted(pre_tokenizers.ByteLevel.alphabet())])
-    }
-    tokenizer = Tokenizer(models.BPE(ids, []))
-    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    tokenizer.decoder = decoders.ByteLevel()
-    tokenizer.save(str(place / "tokenizer.json"))
-    return place
-
-
-@pytest.fixture
-def model(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> LanguageModel:
-    monkeypatch.setenv("ALTGRAD_CACHE", str(tmp_path / "cache"))
-    rows = [{"text": f"Article {n}: it applies {'always ' * (n % 5)}from day {n}.", "split": "test"} for n in range(40)]
-    data = tmp_path / "rows.jsonl"
-    data.write_text("".join(json.dumps(row) + "\n" for row in rows))
-    return LanguageModel.of_folder(str(folder), str(data), 16)
-
-
-def plain_loop(folder: Path, model: LanguageModel, recipe: str) -> dict[str, float]:
+def plain_loop(llama_folder: Path, model: LanguageModel, recipe: str) -> dict[str, float]:
     """The library's model, cast by surgery, over the stream of documents, written down without our windows."""
-    uncast = transformers.AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
-    cast = transformers.AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
+    uncast = transformers.AutoModelForCausalLM.from_pretrained(llama_folder, dtype=torch.float32).eval()
+    cast = transformers.AutoModelForCausalLM.from_pretrained(llama_folder, dtype=torch.float32).eval()
     quantize_model(cast, recipe)
     texts = model.texts("test", 900)
     ring = [number for ids in model.encode(texts) for number in (0, *ids.tolist())]
@@ -82,10 +51,10 @@ def plain_loop(folder: Path, model: LanguageModel, recipe: str) -> dict[str, flo
 
 @pytest.mark.parametrize("recipe", ["te_current", "te_mxfp8"])
 def test_figures_are_those_of_a_plain_loop_with_quantised_modules(
-    folder: Path, model: LanguageModel, recipe: str
+    llama_folder: Path, model: LanguageModel, recipe: str
 ) -> None:
     uncast, row = direct_cast(model, [recipe], SETTINGS).rows
-    for name, expected in plain_loop(folder, model, recipe).items():
+    for name, expected in plain_loop(llama_folder, model, recipe).items():
         assert getattr(row, name)[0] == pytest.approx(expected, rel=1e-5), name
     assert uncast.kl == (0, 0, 0) and uncast.top1[0] == 1 and row.kl[0] > 0
     assert row.more_bits[0] == pytest.approx(row.bits_per_byte[0] - uncast.bits_per_byte[0], rel=1e-9)
@@ -121,7 +90,7 @@ def whole_tokens(model: LanguageModel) -> int:
 
 def test_of_a_recipe_the_forward_slots_alone_decide() -> None:
     """A transform over tokens, say, then meets no batch of another size."""
-    arm = room._arm("te_nvfp4")
+    arm = arm_named("te_nvfp4")
     assert arm.policy is not None
     casts = {slot for rule in arm.policy.rules for slot, spec in rule.layer().slots.items() if spec is not None}
     assert casts == {("forward", "input"), ("forward", "weight")}
@@ -138,8 +107,8 @@ def test_the_interval_of_a_ratio_covers_it() -> None:
     assert ratio_interval(np.array([4.0]), np.array([2.0])) == (2.0, -math.inf, math.inf)
 
 
-def test_the_command_prints_a_table_and_json(folder: Path, model: LanguageModel, tmp_path: Path) -> None:
-    asked = ["evaluate", str(folder), "--data", str(tmp_path / "rows.jsonl"), "--recipe", "bf16,te_current"]
+def test_the_command_prints_a_table_and_json(llama_folder: Path, model: LanguageModel, tmp_path: Path) -> None:
+    asked = ["evaluate", str(llama_folder), "--data", str(tmp_path / "rows.jsonl"), "--recipe", "bf16,te_current"]
     asked += ["--bytes", "900", "--context", "16", "--batch-size", "2"]
     shown = CliRunner().invoke(app, asked)
     assert shown.exit_code == 0, shown.output

@@ -1,6 +1,6 @@
 """Every campaign there is, with what the issue asks of it and how little of it is enough for every day."""
 
-from tests.faults import corruption, crash, disk, inputs, long_run, numbers, peers, security
+from tests.faults import corruption, crash, disk, exports, inputs, long_run, numbers, peers, security
 from tests.faults.campaign import Campaign
 
 CAMPAIGNS = (
@@ -86,6 +86,18 @@ CAMPAIGNS = (
     Campaign(
         "SIGTERM in every loop", "every command is out with 75 and leaves nothing half done",
         70, 7, crash.stops, long=True,
+    ),
+    Campaign(
+        "exports interrupted", "whatever stops an export, and whenever, its folder is whole or absent",
+        36, 9, exports.interrupted, long=True,
+    ),
+    Campaign(
+        "exports refused", "a folder in use or unwritable is told in one line, and nothing changes",
+        exports.REFUSALS, exports.REFUSALS // 3, exports.refused, skip=disk.no_permissions,
+    ),
+    Campaign(
+        "exports to a full disk", "an export to a disk that runs full says so and leaves nothing",
+        12, 3, exports.full, long=True, skip=disk.no_mount,
     ),
     Campaign("a clock that jumps", "wall-clock jumps of seconds to decades change nothing", 5, 0, disk.clock),
     Campaign(
