@@ -24,7 +24,8 @@ from torch import Tensor
 
 from altgrad.conversion.export_report import ExportReport
 from altgrad.conversion.saving import nonfinite_counts, require_finite, threads
-from altgrad.conversion.source import PolicyLike, Source, TensorCast, conversion_by_policy
+from altgrad.conversion.source import PolicyLike, Source, conversion_by_policy
+from altgrad.conversion.tensor_cast import TensorCast
 from altgrad.measures.sqnr import decibels, energies
 from altgrad.nn import PrecisionPolicy
 from altgrad.nn.layers import EMBEDDINGS, HEADS
@@ -148,6 +149,11 @@ def _planned(
         if cast is None:
             found.append(_Weight(tensor))
             continue
+        if cast.experts:
+            raise ValueError(
+                f"{tensor.name} is 3-D {list(tensor.shape)}, and {to} keeps a matrix of each expert; leave it out by "
+                "match, or split it as transformers' save_pretrained does."
+            )
         layout = layout_of(cast.spec)
         if layout is not None and to == "hf-fp8":
             layout = HF_FP8 if layout.name == HF_FP8.name else None

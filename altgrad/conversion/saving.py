@@ -29,17 +29,18 @@ from altgrad.conversion.source import (
     Formats,
     PolicyLike,
     Source,
-    TensorCast,
     conversion_by_policy,
     conversion_of_quantised,
     conversions_by_format,
     formats_named,
 )
+from altgrad.conversion.tensor_cast import TensorCast
 from altgrad.measures.code_utilisation import code_histogram, code_utilisation
 from altgrad.measures.range import range_counts
 from altgrad.measures.sqnr import decibels, energies
 from altgrad.nn.slots import slot_text
 from altgrad.progress import progress
+from altgrad.quantize.block_scale import SmallScale
 from altgrad.quantize.cast import Cast
 from altgrad.quantize.chunks import ELEMENTS, cast_in_slabs, whole_scale
 from altgrad.quantize.codes import to_codes, to_storage
@@ -191,32 +192,34 @@ def _plan(tensors: Sequence[StoredTensor], conversion: Conversion) -> list[Plann
 
 @torch.no_grad()
 def _cast(tensor: StoredTensor, cast: TensorCast, writer: PackedWriter | None) -> tuple[dict[str, Any], Totals]:
-    fmt, quantizer = cast.spec.format, cast.quantizer(tensor.shape)
-    x = tensor.load()
-    x = x.to(next((buffer.device for buffer in quantizer.buffers()), x.device))  # to the scales that training left
-    x = x[None] if x.ndim == 1 else x  # a norm's weight, as one row
-    scale = whole_scale(x, quantizer)
+    fmt, x = cast.spec.format, tensor.load()
     totals, histogram = dict(_NOTHING), torch.zeros(1 << fmt.bits, dtype=torch.int64)
+    scales: list[SmallScale] = []
     if writer is not None:
         writer.begin(tensor.name)
-    for slab, made in cast_in_slabs(x, quantizer, scale):
-        counts = range_counts(made.exact, made.unbounded, made.rounded, fmt)
-        signal, noise = energies(slab, made.values(torch.float32))
-        sums = {"signal": float(signal), "noise": float(noise)}
-        totals = _added(totals, {key: int(value) for key, value in counts.items()} | sums)
-        finite = made.rounded.isfinite()
-        whole = bool(finite.all())
-        codes = to_codes(made.rounded if whole else made.rounded[finite], fmt).cpu()
-        histogram += code_histogram(codes, fmt)
-        if writer is not None:
-            writer.write(to_storage(codes if whole else _codes(made, tensor.name), fmt))
+    for matrix, quantizer in cast.matrices(x):
+        matrix = matrix.to(next((buffer.device for buffer in quantizer.buffers()), x.device))  # to scales of a training
+        scale = whole_scale(matrix, quantizer)
+        scales += [] if scale is None else [scale]
+        for slab, made in cast_in_slabs(matrix, quantizer, scale):
+            counts = range_counts(made.exact, made.unbounded, made.rounded, fmt)
+            signal, noise = energies(slab, made.values(torch.float32))
+            sums = {"signal": float(signal), "noise": float(noise)}
+            totals = _added(totals, {key: int(value) for key, value in counts.items()} | sums)
+            finite = made.rounded.isfinite()
+            whole = bool(finite.all())
+            codes = to_codes(made.rounded if whole else made.rounded[finite], fmt).cpu()
+            histogram += code_histogram(codes, fmt)
+            if writer is not None:
+                writer.write(to_storage(codes if whole else _codes(made, tensor.name), fmt))
     size = tensor.elements * (1 if fmt.bits <= 8 else 2)
-    if scale is not None:
-        assert scale.clamped is not None
-        totals["clamped"] = int(scale.clamped)
-        size += 4 * scale.entries.numel()
+    if scales:
+        found = SmallScale.stacked(scales) if cast.experts else scales[0]
+        assert found.clamped is not None
+        totals["clamped"] = int(found.clamped)
+        size += 4 * found.entries.numel()
         if writer is not None:
-            writer.scale(tensor.name, scale)
+            writer.scale(tensor.name, found)
     used = {key: float(value) for key, value in code_utilisation(histogram, fmt).items()}
     facts = {"tensor": tensor.name, "cast": slot_text(cast.spec), "format": str(fmt), "shape": list(tensor.shape)}
     return {**facts, **_measures(totals), **used, "bytes_before": tensor.bytes, "bytes_after": size}, totals

@@ -18,49 +18,27 @@ from typing import Any
 
 from torch import nn
 
+from altgrad.conversion.tensor_cast import CASTABLE, WHOLE, TensorCast, require_stored_castable
 from altgrad.formats import CATALOG, NumberFormat, parse_format
 from altgrad.nn import PrecisionPolicy, QuantizedLayer
 from altgrad.nn.experts import ExpertLinear
 from altgrad.nn.layers import EMBEDDINGS, HEADS, is_turned
+from altgrad.nn.library_experts import layer_at
 from altgrad.nn.names import literal, matches
 from altgrad.nn.policy import Decision
 from altgrad.nn.weight_casts import QuantizedWeight
-from altgrad.quantize import Quantizer, QuantizerSpec
-from altgrad.quantize.parts import Axis
+from altgrad.quantize import QuantizerSpec
 from altgrad.recipes.recipe import Recipe
 from altgrad.spec import Document, LocatedError, SpecError
 from altgrad.training.weights import StoredTensor, Weights, find_weights, weights_in_memory
 
-_CASTABLE = ("F32", "BF16", "F16")
-_FLOATS = (*_CASTABLE, "F64")
+_FLOATS = (*CASTABLE, "F64")
 _LONGEST_LIST = 10_000
 _CONV1D = {"c_attn", "c_proj", "c_fc", "q_attn"}
 
 Tree = dict[str, "Tree"]
 Formats = str | NumberFormat | Sequence[str | NumberFormat]
 PolicyLike = PrecisionPolicy | Recipe | Mapping[str, Any] | str | os.PathLike[str]
-
-
-@dataclass(frozen=True)
-class TensorCast:
-    """How one tensor is cast. reduced: the axis its product sums over, which for a Conv1D weight [in, out] is first.
-
-    own: the quantizer that casts it already, of a model that is quantised.
-    """
-
-    module: str
-    spec: QuantizerSpec
-    reduced: Axis
-    own: Quantizer | None = None
-
-    def quantizer(self, shape: Sequence[int]) -> Quantizer:
-        """What casts a tensor of this shape."""
-        if self.own is not None:
-            return self.own
-        rows = None if len(shape) == 1 else shape[0 if self.reduced == "last" else 1]
-        return Quantizer(
-            self.spec, f"{self.module}/weight", "weight", rows=rows, reduced=self.reduced, shape=tuple(shape)
-        )
 
 
 def _require_at_rest(layer: str, cast: QuantizerSpec, turned: bool) -> None:
@@ -100,39 +78,43 @@ class Source:
             return casts_by_name(self.weights.tensors, policy, without=without)
         if self.own_casts():
             raise ValueError(f"{self.name} is quantised already; leave out the policy, or `dequantize_model` it first.")
-        by_layer: dict[nn.Module, TensorCast] = {}
+        found: list[tuple[nn.Module, TensorCast]] = []
         for decision in policy.decide(self.model, at_rest=True):
             cast = _weight_cast(decision)
             if cast is None or any(matches(pattern, [decision.name]) for pattern in without):
                 continue
             if decision.experts is not None:
-                _require_castable(self._tensor(decision.name))
-            layer = self.model.get_submodule(decision.name)
-            by_layer[layer] = TensorCast(decision.name, cast, "first" if is_turned(layer) else "last")
+                require_stored_castable(self._tensor(decision.name))
+            layer = layer_at(self.model, decision.name)
+            found.append((layer, TensorCast(decision.name, cast, "first" if is_turned(layer) else "last")))
         for name, spec in _weights_elsewhere(policy, self.model).items():
-            by_layer[self.model.get_submodule(name)] = TensorCast(name, spec, "last")
-        return self._under_all_names(by_layer)
+            found.append((self.model.get_submodule(name), TensorCast(name, spec, "last")))
+        return self._by_tensor(found)
 
     def own_casts(self) -> dict[str, TensorCast]:
         """The casts of a model that is quantised; none for any other."""
-        by_layer: dict[nn.Module, TensorCast] = {}
+        found: list[tuple[nn.Module, TensorCast]] = []
         for name, layer in [] if self.model is None else self.model.named_modules():
             quantizer = layer.quantizer if isinstance(layer, QuantizedWeight) else None
             if isinstance(layer, QuantizedLayer) and (quantizer := layer.slot_casts.get(("forward", "weight"))):
                 _require_at_rest(name, quantizer.spec, "forward" in layer.transforms)
             if quantizer is not None:
-                by_layer[layer] = TensorCast(name, quantizer.spec, quantizer.reduced, quantizer)
-        return self._under_all_names(by_layer)
+                found.append((layer, TensorCast(name, quantizer.spec, quantizer.reduced, quantizer)))
+        return self._by_tensor(found)
 
-    def _under_all_names(self, by_layer: Mapping[nn.Module, TensorCast]) -> dict[str, TensorCast]:
-        """By tensor: a layer that has two names has its weight in the file twice."""
+    def _by_tensor(self, casts: Sequence[tuple[nn.Module, TensorCast]]) -> dict[str, TensorCast]:
+        """By tensor: a layer that has two names has its weight in the file twice. Those of experts together."""
+        of: dict[tuple[nn.Module, str], dict[int, TensorCast]] = {}
+        for layer, cast in casts:
+            if isinstance(layer, ExpertLinear):
+                of.setdefault((layer.holder, layer.parameter), {})[layer.number] = cast
+            else:
+                of[layer, "weight"] = {WHOLE: cast}
         found = {}
-        for path, layer in [] if self.model is None else self.model.named_modules(remove_duplicate=False):
-            if layer in by_layer:
-                holder = path.rpartition(".")[0] if isinstance(layer, ExpertLinear) else path
-                tensor = self._tensor(f"{holder}.weight" if holder else "weight")
-                _require_castable(tensor)
-                found[tensor.name] = by_layer[layer]
+        for path, module in [] if self.model is None else self.model.named_modules(remove_duplicate=False):
+            for leaf in [leaf for holder, leaf in of if holder is module]:
+                tensor = self._tensor(f"{path}.{leaf}" if path else leaf)
+                found[tensor.name] = TensorCast.of_parts(tensor, of[module, leaf])
         return found
 
     def _tensor(self, name: str) -> StoredTensor:
@@ -225,7 +207,8 @@ def conversion_by_policy(source: Source, policy: PolicyLike) -> Conversion:
 def conversion_of_quantised(source: Source) -> Conversion | None:
     """The one that a quantised model stands for; None for a model whose weights nothing casts."""
     casts = source.own_casts()
-    rules = [{"match": literal(cast.module) or "*", "weight": cast.spec.tree()} for cast in casts.values()]
+    each = [one for cast in casts.values() for one in cast.experts or (cast,)]
+    rules = [{"match": literal(cast.module) or "*", "weight": cast.spec.tree()} for cast in each]
     return Conversion("quantised", PrecisionPolicy.made_from({"rules": tuple(rules)}).tree(), casts) if casts else None
 
 
@@ -235,26 +218,27 @@ def casts_by_name(
     """The cast of each tensor of a file that a rule's `weight` (of the forward product) decides; the others have none.
 
     without: patterns of module names that hold no Linear. LocatedError for a rule that decides nothing; ValueError for
-    weights of experts in one 3-D tensor, and for a matrix of a dtype that cannot be cast.
+    weights of experts in one 3-D tensor whose axes no name tells, and for a matrix of a dtype that cannot be cast.
     """
-    candidates = {name: tensor for tensor in tensors if (name := _module_named(tensor)) is not None}
+    candidates = {name: tensor for tensor in tensors for name in _layers_named(tensor)}
     candidates = {
         name: tensor for name, tensor in candidates.items() if not any(matches(pattern, [name]) for pattern in without)
     }
     conv1d = any(_is_conv1d(tensor) for tensor in tensors)
-    found = {}
+    parts: dict[str, dict[int, TensorCast]] = {}
     skeleton = _skeleton(tensors, candidates)
     for decision in decisions_by_either_name(policy, skeleton, at_rest=True):
         cast = _weight_cast(decision)
         if cast is None:
             continue
-        tensor = candidates[decision.name]
-        _require_castable(tensor)
-        turned = conv1d and decision.name.rpartition(".")[2] in _CONV1D
-        found[tensor.name] = TensorCast(decision.name, cast, "first" if turned else "last")
+        tensor, last = candidates[decision.name], decision.name.rpartition(".")[2]
+        turned = conv1d and last in _CONV1D
+        number = int(last) if _is_stack(tensor) else WHOLE
+        parts.setdefault(tensor.name, {})[number] = TensorCast(decision.name, cast, "first" if turned else "last")
+    found = {tensor.name: TensorCast.of_parts(tensor, parts[tensor.name]) for tensor in tensors if tensor.name in parts}
     for name, spec in _weights_elsewhere(policy, skeleton).items():
         tensor = next(tensor for tensor in tensors if tensor.name == f"{name}.weight")
-        _require_castable(tensor)
+        require_stored_castable(tensor)
         found[tensor.name] = TensorCast(name, spec, "last")
     return found
 
@@ -297,27 +281,26 @@ def _in_a_run(name: str) -> set[str]:
     return ({f"model.{name}"} if name else set()) | ({f"model.{rest}"} if rest else set())
 
 
-def _module_named(tensor: StoredTensor) -> str | None:
-    """The name of the Linear that this may be the weight of, or of the experts that it may be the weights of."""
+def _layers_named(tensor: StoredTensor) -> list[str]:
+    """The names of the Linears that this may be the weight of: of experts, one for each; of those that are refused, the
+    tensor's."""
     module, _, leaf = tensor.name.rpartition(".")
     if tensor.dtype.startswith(("F", "BF")) and leaf == "weight" and len(tensor.shape) == 2:
-        return module
+        return [module]
     if len(tensor.shape) != 3 or tensor.dtype not in _FLOATS:
-        return None
+        return []
+    if _is_stack(tensor):
+        return [f"{module}.{number}" for number in range(tensor.shape[0])]
     if leaf == "weight" and "conv" not in module:
-        return module
-    return tensor.name if "expert" in module else None
+        return [module]
+    return [tensor.name] if "expert" in module else []
 
 
-def _require_castable(tensor: StoredTensor) -> None:
-    if len(tensor.shape) == 3:
-        raise ValueError(
-            f"{tensor.name} is 3-D {list(tensor.shape)}, as the weights of experts are; only matrices are cast; "
-            "leave it out by match, or split it into one matrix per expert."
-        )
-    if tensor.dtype not in _CASTABLE:
-        remedy = "convert it to F32 first" if tensor.dtype == "F64" else "start from the model before it was quantised"
-        raise ValueError(f"{tensor.name} is {tensor.dtype}; casts take {', '.join(_CASTABLE)}: {remedy}.")
+def _is_stack(tensor: StoredTensor) -> bool:
+    """Whether it is the weight [experts, out, in] of experts. Those of transformers lie so or turned, which only their
+    modules know."""
+    module, _, leaf = tensor.name.rpartition(".")
+    return len(tensor.shape) == 3 and leaf == "weight" and "expert" in module
 
 
 def _is_conv1d(tensor: StoredTensor) -> bool:

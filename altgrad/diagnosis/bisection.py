@@ -25,6 +25,7 @@ from altgrad.diagnosis.variants import TakenStep, take_step
 from altgrad.nn import QuantizedLayer
 from altgrad.nn.layer_casts import make_casts, make_transforms
 from altgrad.nn.layers import is_plain
+from altgrad.nn.library_experts import layer_at
 from altgrad.nn.slots import LayerPrecision, Product
 from altgrad.nn.surgery import install
 from altgrad.progress import progress
@@ -146,7 +147,7 @@ class _Replay:
         model, seed = restored.model, restored.spec.seed
         precisions = {d.name: d.precision for d in reference.precision.decide(model) if d.precision is not None}
         for name, precision in precisions.items():
-            layer = model.get_submodule(name)
+            layer = layer_at(model, name, keep=bool(precision.casts()))
             if precision.casts() and is_plain(layer):
                 install(layer, LayerPrecision(dict.fromkeys(precision.slots)), name, seed)
         self._reference: dict[str, dict[Slot, Quantizer]] = {}

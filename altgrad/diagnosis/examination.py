@@ -236,12 +236,14 @@ def _model(source: Source, formats: Sequence[NumberFormat]) -> Json:
         if isinstance(m, QuantizedWeight)
     }
     layers = [
-        (module, t) for t in tensors
-        if t.name in casts and (module := casts[t.name].module) not in elsewhere and not matches(POOLERS, [module])
+        (cast.module, part)
+        for tensor in tensors if tensor.name in casts
+        for cast, part in casts[tensor.name].tensors(tensor)
+        if cast.module not in elsewhere and not matches(POOLERS, [cast.module])
     ]  # fmt: skip
     advice = advise(stored_samples(layers), formats)
     # Rules by name alone must not reach what was left alone: embeddings, heads.
-    known = {t.name for _, t in layers}
+    known = {t.name for _, t in layers} | {name for name, cast in casts.items() if cast.experts}
     others = [t.name.removesuffix(".weight") for t in tensors if t.name not in known]
     precision = rules(advice, [name for name in others if name not in dict(layers)])
     text = policy_yaml(precision)

@@ -16,7 +16,7 @@ from contextlib import nullcontext
 import torch
 from torch import Tensor, nn
 
-from altgrad.nn.experts import StackedLinear
+from altgrad.nn.experts import StackedLinear, sorted_by_expert
 
 __all__ = ["Experts", "routed"]
 
@@ -44,12 +44,8 @@ class Experts(nn.Module):
 
     def forward(self, x: Tensor, weights: Tensor, chosen: Tensor) -> Tensor:
         """`[tokens, width]` to the same; weights and chosen as `routed` gives them."""
-        tokens, active = chosen.shape
-        experts = len(self.gate.weight)
-        order = chosen.flatten().argsort(stable=True)
-        counts = (chosen.flatten()[:, None] == torch.arange(experts, device=x.device)).sum(dim=0)
-        sent = x[:, None].expand(tokens, active, x.shape[-1]).reshape(tokens * active, x.shape[-1])[order]
+        sent, counts, back = sorted_by_expert(x, chosen, len(self.gate.weight))
         hidden = self.activation(self.gate(sent, counts)) * self.up(sent, counts)
-        back = self.down(hidden, counts)[order.argsort()].view(tokens, active, -1)
-        mixed: Tensor = (back * weights.unsqueeze(-1)).sum(dim=1).to(back.dtype)
+        made = self.down(hidden, counts)[back].view(*chosen.shape, -1)
+        mixed: Tensor = (made * weights.unsqueeze(-1)).sum(dim=1).to(made.dtype)
         return mixed

@@ -2,7 +2,7 @@
 
     nn.Linear               weight [out, in]
     transformers' Conv1D    weight [in, out], as GPT-2 has it; in spite of its name there is no convolution in it
-    ExpertLinear            weight [out, in], a slice of its stack's (`altgrad.nn.experts`)
+    ExpertLinear            weight [out, in] or [in, out], a slice of its holder's (`altgrad.nn.experts`)
 
 transformers is optional and slow to load, so its class is known by its name. Weights of other experts that lie in one
 3-D tensor belong to no such layer, nor do matrices that a module multiplies by itself (attention's in_proj_weight, an
@@ -49,7 +49,7 @@ def is_plain(module: nn.Module) -> bool:
 
 def is_turned(module: nn.Module) -> bool:
     """Whether a layer keeps its weight as [in, out]."""
-    return not isinstance(module, nn.Linear | ExpertLinear)
+    return module.turned if isinstance(module, ExpertLinear) else not isinstance(module, nn.Linear)
 
 
 def features_of(module: nn.Module, operand: str) -> tuple[int, Literal["last", "first"]]:

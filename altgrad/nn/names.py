@@ -5,14 +5,15 @@ to `first` and `last` as well as to their numbers.
 """
 
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 
 from torch import nn
 
-from altgrad.nn.experts import StackedLinear
+from altgrad.nn.experts import ExpertHolder, ExpertLinear
 from altgrad.nn.layers import experts, is_layer, matrices
+from altgrad.nn.library_experts import stacks_of
 
 
 @dataclass(frozen=True)
@@ -41,17 +42,26 @@ def nameable(model: nn.Module) -> list[Nameable]:
         paths.setdefault(module, []).append(name)
     found = []
     for module, names in paths.items():
-        if is_layer(module):
+        stacks, of_stack = stacks_of(module), isinstance(module, ExpertLinear) and stacks_of(module.holder)
+        if is_layer(module) and not of_stack:
             found.append(Nameable({name: spelled[name] for name in names}, None, True))
-        whole = {} if isinstance(module, StackedLinear) else experts(module)  # a stack's experts are layers
-        own = [(leaf, p, True) for leaf, p in whole.items()]
+        for leaf in stacks:  # each expert has the names of all of them, too
+            for number in range(len(getattr(module, leaf))):
+                found.append(Nameable(_leaf(names, spelled, f"{number}.{leaf}", leaf), None, True))
+        if isinstance(module, ExpertHolder) or stacks:
+            continue
+        own = [(leaf, p, True) for leaf, p in experts(module).items()]
         own += [(leaf, p, False) for leaf, p in matrices(module).items()]
-        for leaf, p, cast in own:
-            spellings = {
-                _joined(name, leaf): spelled[name] | {_joined(also, leaf) for also in spelled[name]} for name in names
-            }
-            found.append(Nameable(spellings, tuple(p.shape), cast))
+        found += [Nameable(_leaf(names, spelled, leaf), tuple(p.shape), cast) for leaf, p, cast in own]
     return found
+
+
+def _leaf(names: Sequence[str], spelled: Mapping[str, set[str]], *leaves: str) -> dict[str, set[str]]:
+    """What belongs to a module of these names under the first of `leaves`, and answers to each and to the module's."""
+    return {
+        _joined(name, leaves[0]): spelled[name] | {_joined(also, leaf) for also in spelled[name] for leaf in leaves}
+        for name in names
+    }
 
 
 def _joined(above: str, leaf: str) -> str:

@@ -25,6 +25,7 @@ from fractions import Fraction
 from torch import Tensor, nn
 
 from altgrad.nn.layers import EMBEDDINGS, HEADS, experts, is_layer, is_turned, matrices
+from altgrad.nn.library_experts import stacks_of
 from altgrad.nn.names import Nameable, matches
 from altgrad.spec import did_you_mean
 from altgrad.spec.messages import LONGEST
@@ -122,7 +123,7 @@ class Places:
         root = self._block_of(name)
         if root is not None:
             return Spot(self._inner(name, root, shape), self._root[root], self._is_output(name))
-        holder = name if name in self._modules else name.rpartition(".")[0]
+        holder = next(each for each in ("", *_prefixes(name))[::-1] if each in self._modules)
         if any(matches(pattern, [name, holder]) for pattern in HEADS):
             return Spot("head")
         if any(matches(pattern, [name, holder]) for pattern in EMBEDDINGS):
@@ -140,7 +141,9 @@ class Places:
         inner = [prefix for prefix in _prefixes(name) if len(prefix) > len(root)]
         words = [prefix.rpartition(".")[2].casefold() for prefix in inner]
         above = [type(self._modules[prefix]).__name__.casefold() for prefix in inner[:-1] if prefix in self._modules]
-        if shape is not None and len(shape) == 3:
+        if (shape is not None and len(shape) == 3) or any(
+            stacks_of(self._modules[prefix]) for prefix in ("", *inner) if prefix in self._modules
+        ):
             above.append("experts")
         if self._is_router(name, shape):
             return "router"

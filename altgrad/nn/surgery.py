@@ -17,10 +17,11 @@ from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
 from altgrad.formats import NumberFormat
-from altgrad.nn.experts import StackedLinear
+from altgrad.nn.experts import ExpertHolder
 from altgrad.nn.first_pass import end_proof, fast_paths_back, fast_paths_off, prove_first_pass, refuse_parents
 from altgrad.nn.layer_casts import make_casts, make_transforms
 from altgrad.nn.layers import core_of, exchanged, is_layer, is_plain, refuse_own_forward
+from altgrad.nn.library_experts import layer_at, layers_off
 from altgrad.nn.linear import QuantizedLayer, quantized_class
 from altgrad.nn.policy import Decision, PrecisionPolicy
 from altgrad.nn.processes import Processes
@@ -40,8 +41,8 @@ def quantize_model(model: nn.Module, policy: PrecisionPolicy | Any, *, seed: int
     random bits of stochastic rounding. A layer with all six slots empty is left alone. Everything is checked before
     anything is changed. Raises SpecError for data that is no policy, LocatedError for a rule that decides nothing and
     for two that contradict each other, ValueError for a matched layer that is a subclass, is quantised already, cannot
-    take its casts or whose forward would not run, and for weights of experts in one 3-D tensor. Warns of matched
-    matrices outside of layers. The first pass of the model is watched, see `altgrad.nn.first_pass`.
+    take its casts or whose forward would not run, and for weights of experts in one 3-D tensor of an unknown module.
+    Warns of matched matrices outside of layers. The first pass of the model is watched, see `altgrad.nn.first_pass`.
     """
     policy = PrecisionPolicy.made_from(policy)
     elsewhere = policy.targets(model)
@@ -61,7 +62,9 @@ def quantize_model(model: nn.Module, policy: PrecisionPolicy | Any, *, seed: int
             stacklevel=2,
         )
     for decision in chosen:
-        install(model.get_submodule(decision.name), cast(LayerPrecision, decision.precision), decision.name, seed)
+        install(
+            layer_at(model, decision.name, keep=True), cast(LayerPrecision, decision.precision), decision.name, seed
+        )
     for target in elsewhere:
         install_target(model, target, seed)
     if chosen or any(target.sort == "attention" for target in elsewhere):
@@ -80,7 +83,7 @@ def _check(model: nn.Module, decision: Decision, seed: int) -> None:
             f"Put the rule {{match: {name}}}, which casts nothing, before the one that matches it, or split it into "
             "one Linear per expert."
         )
-    module = model.get_submodule(name)
+    module = layer_at(model, name)
     if not is_plain(module):
         state = "is quantised already" if isinstance(module, QuantizedLayer) else f"is a {type(module).__name__}"
         raise ValueError(
@@ -117,6 +120,7 @@ def dequantize_model(model: nn.Module) -> nn.Module:
         refuse_own_forward(name, module)
     for module in found.values():
         uninstall(module)
+    layers_off(model)
     take_targets_off(model)
     fast_paths_back(model)
     end_proof(model)
@@ -162,11 +166,12 @@ def weight_quantizers(model: nn.Module, *, outliers: bool = False) -> dict[str, 
     for name, parameter in weight_names(model).items():
         if (own := cast_of(model.get_submodule(name))) is not None:
             found.setdefault(parameter, own)
-    for name, stack in model.named_modules():
-        if isinstance(stack, StackedLinear):
-            casts = [each for expert in stack.children() if (each := cast_of(expert)) is not None]
-            if len(casts) == len(stack.weight) and all(cast.spec == casts[0].spec for cast in casts):
-                found[f"{name}.weight" if name else "weight"] = StackedCasts(casts)
+    for name, holder in model.named_modules():
+        for parameter in holder.stacked if isinstance(holder, ExpertHolder) else ():
+            layers = holder.expert_layers(parameter)
+            casts = [each for layer in layers if (each := cast_of(layer)) is not None]
+            if len(casts) == len(layers) and all(cast.spec == casts[0].spec for cast in casts):
+                found[f"{name}.{parameter}" if name else parameter] = StackedCasts(casts)
     others = {module._parameters["weight"]: module for module in model.modules() if isinstance(module, QuantizedWeight)}
     for name, p in model.named_parameters():
         if p in others:

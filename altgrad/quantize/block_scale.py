@@ -12,7 +12,7 @@ differ in the last bit, and `Scales` says which:
 """
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import NamedTuple
 
@@ -91,6 +91,13 @@ class SmallScale:
     def of(cls, scales: Scales, block: tuple[int, ...], clamped: Tensor | None = None) -> "SmallScale":
         """The scales of blocks, each given once."""
         return cls(scales.scale, block, clamped, *scales[1:])
+
+    @classmethod
+    def stacked(cls, scales: "Sequence[SmallScale]") -> "SmallScale":
+        """The scale, plain, of a stack of matrices, from those of each, which are alike but for their numbers."""
+        entries = torch.stack([each.entries.view(1, 1) if each.entries.ndim == 0 else each.entries for each in scales])
+        clamped = [each.clamped for each in scales if each.clamped is not None]
+        return cls(entries, (1, *(scales[0].block or (1, 1))), torch.stack(clamped).sum() if clamped else None)
 
     @property
     def is_plain(self) -> bool:

@@ -32,6 +32,7 @@ from altgrad.data.dataset import Dataset
 from altgrad.document import Location
 from altgrad.monitors import Context
 from altgrad.nn import Processes, QuantizedLayer
+from altgrad.nn.experts import ExpertLinear
 from altgrad.nn.policy import Decision
 from altgrad.nn.slots import SLOTS
 from altgrad.nn.targets import Target
@@ -82,7 +83,7 @@ class Fitted:
             # What a cast weight is made of: to ask the module itself would make the cast.
             own = module._parameters.get("weight")
             weight = cast(Tensor, module.weight if own is None else own)
-            stack = f"{name.rpartition('.')[0]}.weight"
+            stack = first.get(module.whole) if isinstance(module, ExpertLinear) else None
             if weight in first:
                 found[first[weight]] = weight.numel()
             elif stack not in found:

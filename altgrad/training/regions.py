@@ -20,7 +20,7 @@ from torch import nn
 from torch.utils.checkpoint import checkpoint
 
 from altgrad.nn import quantizers, unrecorded
-from altgrad.nn.experts import StackedLinear
+from altgrad.nn.experts import ExpertHolder
 from altgrad.quantize import Quantizer, Rounding
 from altgrad.quantize.engine import quickly, ready_compiler
 
@@ -79,7 +79,7 @@ def run_plainly(model: nn.Module, forward: Callable[[], object]) -> None:
 def is_traceable(model: nn.Module) -> bool:
     """Whether it is one graph. Experts with casts are not: how many rows each gets is known when they run, so they run
     between graphs of the rest."""
-    return all(stack.is_one_product for stack in model.modules() if isinstance(stack, StackedLinear))
+    return all(stack.is_one_product for stack in model.modules() if isinstance(stack, ExpertHolder))
 
 
 def watch_apart(model: nn.Module) -> None:

@@ -2,12 +2,13 @@
 
 import copy
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from altgrad.conversion.saving import save_quantized
@@ -15,6 +16,8 @@ from altgrad.models.llama import LlamaSpec
 from altgrad.nn import PrecisionPolicy, commit, dequantize_model, quantize_model, weight_quantizers
 from altgrad.nn.experts import ExpertLinear, StackedLinear
 from altgrad.nn.linear import QuantizedLayer
+from altgrad.quantize import Quantizer, QuantizerSpec
+from altgrad.quantize.packed import load_quantized
 from altgrad.spec import LocatedError
 
 EXPERTS, OUT, IN = 4, 48, 64
@@ -30,6 +33,14 @@ CASTS: dict[str, dict[str, Any]] = {
               "input": {"format": "e2m1", "scaling": "nvfp4"},
               "grad_output": {"format": "e2m1", "scaling": "nvfp4", "rounding": "stochastic"},
               "grad_weight": {"transform": {"kind": "hadamard", "size": 16, "signs": "fixed", "rest": "leave"}}},
+}  # fmt: skip
+
+
+AT_REST: dict[str, Any] = {
+    "tensor": "e4m3fn", "channel": {"format": "e3m4", "scaling": {"kind": "current", "granularity": "channel"}},
+    "stochastic": {"format": "e4m3fn", "rounding": "stochastic"}, "mx": {"format": "e2m1", "scaling": "mx"},
+    "square": {"format": "e4m3fn", "scaling": {"kind": "block", "shape": "square", "size": 24}},
+    "unscaled": {"format": "e5m2", "scaling": "unscaled"},
 }  # fmt: skip
 
 
@@ -142,12 +153,28 @@ def test_rules_name_experts_and_dequantising_gives_the_stack_back() -> None:
     assert [isinstance(module, QuantizedLayer) for module in stack.children()] == [False, False, True, False]
 
 
-def test_a_stack_is_not_written_as_if_it_were_one_matrix(tmp_path: Path) -> None:
-    model = nn.ModuleDict({"experts": StackedLinear(2, 32, 32)})
-    with pytest.raises(
-        ValueError, match=r"experts.weight is 3-D \[2, 32, 32\], as the weights of experts are"
-    ) as caught:
-        save_quantized(model, tmp_path / "out", format="e4m3fn")
+def test_a_stack_at_rest_has_a_scale_for_each_expert(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    model = nn.ModuleDict({"experts": StackedLinear(3, 64, 32)})
+    stack = cast(StackedLinear, model["experts"])
+    for number, each in enumerate(nn.init.normal_(stack.weight).detach()):
+        each *= 100**number
+    save_file(model.state_dict(), tmp_path / "model.safetensors")
+    for name, spec in AT_REST.items():
+        folders = [tmp_path / f"{name}{source}" for source in ("memory", "file", "quantised")]
+        policy = {"rules": [{"match": "*", "weight": spec}]}
+        save_quantized(model, folders[0], policy=policy)
+        save_quantized(tmp_path / "model.safetensors", folders[1], policy=policy)
+        save_quantized(quantize_model(copy.deepcopy(model), policy), folders[2])
+        cast_by = QuantizerSpec.model_validate(spec)
+        expected = [
+            Quantizer(cast_by, f"experts.{n}/weight", "weight", rows=32, reduced="last", shape=(32, 64))(w)
+            for n, w in enumerate(stack.weight.detach())
+        ]
+        for folder in folders:
+            assert torch.equal(load_quantized(folder)["experts.weight"], torch.stack(expected)), (name, folder.name)
+    with pytest.raises(ValueError, match="do not cast all of them alike") as caught:
+        save_quantized(model, None, policy={"rules": [{"match": "experts.1", "weight": "e4m3fn"}]})
     assert "\n" not in str(caught.value)
 
 

@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from altgrad.models.model import ModelSpec
-from altgrad.nn import PrecisionPolicy, QuantizedLinear, quantize_model
+from altgrad.nn import PrecisionPolicy, QuantizedLayer, QuantizedLinear, quantize_model
 from altgrad.nn.names import nameable
 from altgrad.nn.places import NAMES, Places, RulePlace
 from altgrad.spec import LocatedError, SpecError
@@ -22,14 +22,14 @@ def ours(kind: str) -> nn.Module:
     return ModelSpec.of({"kind": kind, **OURS}).build(16, 3)  # type: ignore[no-any-return]
 
 
-def stock(name: str, head: str, **sizes: Any) -> nn.Module:
+def stock(name: str, head: str, config: str = "", **sizes: Any) -> nn.Module:
     """Of transformers, from its configuration."""
     transformers = pytest.importorskip("transformers", reason="transformers is an optional extra; its models are built")
     before = transformers.logging.get_verbosity()
     transformers.logging.set_verbosity_error()
     with warnings.catch_warnings(), torch.device("meta"):
         warnings.simplefilter("ignore")
-        made: nn.Module = getattr(transformers, name + head)(getattr(transformers, f"{name}Config")(**sizes))
+        made: nn.Module = getattr(transformers, name + head)(getattr(transformers, config or f"{name}Config")(**sizes))
     transformers.logging.set_verbosity(before)
     return made
 
@@ -51,6 +51,8 @@ class Mixture(nn.Module):
         return nn.ModuleDict({"self_attn": nn.ModuleDict({"q_proj": nn.Linear(4, 4)}), "mlp": moe})
 
 
+STACKED = " ".join(f"mlp.experts.{n}.{name}_proj" for n in range(4) for name in ("gate_up", "down"))
+"""Experts of transformers, in 3-D parameters: each has the name that it would have in a list."""
 QKVO = "self_attn.q_proj self_attn.k_proj self_attn.v_proj self_attn.o_proj"
 TABLE: dict[str, tuple[Callable[[], nn.Module], str, dict[str, str], dict[str, str]]] = {
     # model, where its blocks are, what each place holds of a block, and outside of blocks
@@ -72,13 +74,13 @@ TABLE: dict[str, tuple[Callable[[], nn.Module], str, dict[str, str], dict[str, s
     "Mixtral": (
         lambda: stock("Mixtral", "ForCausalLM", num_local_experts=4, num_key_value_heads=4, **SIZES), "model.layers",
         {"attention": QKVO, "attention_output": "self_attn.o_proj", "router": "mlp.gate.weight",
-         "experts": "mlp.experts.gate_up_proj mlp.experts.down_proj"},
+         "experts": STACKED},
         {"head": "lm_head"},
     ),
     "Qwen2Moe": (
         lambda: stock("Qwen2Moe", "ForCausalLM", num_experts=4, num_key_value_heads=4, **SIZES), "model.layers",
         {"attention": QKVO, "attention_output": "self_attn.o_proj", "router": "mlp.gate.weight mlp.shared_expert_gate",
-         "experts": "mlp.experts.gate_up_proj mlp.experts.down_proj",
+         "experts": STACKED,
          "mlp": "mlp.shared_expert.gate_proj mlp.shared_expert.up_proj mlp.shared_expert.down_proj"},
         {"head": "lm_head"},
     ),
@@ -180,12 +182,21 @@ def test_what_stays_as_it_is_may_be_absent() -> None:
     assert {d.rule for d in policy.decide(ours("gpt"))} == {4, 5}
 
 
-def test_experts_in_one_tensor_are_refused_unless_a_rule_leaves_them() -> None:
+def test_experts_are_of_the_body_unless_a_rule_leaves_them() -> None:
     body = {"place": "body", "weight": "e4m3fn"}
-    with pytest.raises(ValueError, match=r"model.layers.0.mlp.experts.gate_up_proj is 3-D .* only matrices are cast"):
-        quantize_model(TABLE["Mixtral"][0](), {"rules": [body]})
+    model = quantize_model(TABLE["Mixtral"][0](), {"rules": [body]})
+    assert sum(isinstance(module, QuantizedLayer) for module in model.modules()) == 8 + 2 * 4 * 2
     model = quantize_model(TABLE["Mixtral"][0](), {"rules": [{"place": "experts"}, body]})
-    assert sum(isinstance(module, QuantizedLinear) for module in model.modules()) == 8
+    assert sum(isinstance(module, QuantizedLayer) for module in model.modules()) == 8
+
+
+def test_experts_in_one_tensor_of_a_module_that_is_not_known_are_refused() -> None:
+    sizes = {key: size for key, size in SIZES.items() if key != "intermediate_size"}
+    model = stock("Llama4", "ForCausalLM", config="Llama4TextConfig", num_local_experts=4, **sizes)
+    with pytest.raises(
+        ValueError, match=r"model.layers.0.feed_forward.experts.gate_up_proj is 3-D .* only matrices are cast"
+    ):
+        quantize_model(model, {"rules": [{"place": "body", "weight": "e4m3fn"}]})
 
 
 def test_what_no_cast_would_reach_is_refused_as_by_name() -> None:

@@ -9,7 +9,7 @@ from altgrad.nn import PrecisionPolicy
 from altgrad.recipes.book import find
 from altgrad.recipes.catalogue import names
 from altgrad.spec import LocatedError
-from tests.nn.test_places import SIZES, TABLE, stock
+from tests.nn.test_places import SIZES, STACKED, TABLE, stock
 
 BODY: dict[str, tuple[str, list[str]]] = {
     "gpt": ("blocks.{}.", ["attention.qkv", "attention.proj", "mlp.up", "mlp.down"]),
@@ -21,7 +21,7 @@ BODY: dict[str, tuple[str, list[str]]] = {
     ),
     "Mixtral": (
         "model.layers.{}.",
-        [*(f"self_attn.{each}_proj" for each in "qkvo"), "mlp.experts.gate_up_proj", "mlp.experts.down_proj"],
+        [*(f"self_attn.{each}_proj" for each in "qkvo"), *STACKED.split()],
     ),
     "Bert": (
         "bert.encoder.layer.{}.",
