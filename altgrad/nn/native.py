@@ -5,8 +5,8 @@
 The cast operands are those of every other engine, bit for bit: what a cast rounds to, in grid units, is a float8
 number, so the conversion loses nothing. What differs is how the terms are added up, which is the chip's business and
 not published (`altgrad.quantize.accumulator` has what is known), and that float32 scales enter after the sum. So
-`engine: native` is a part of the run, and `accumulator_of` names what it adds up in. Emulation answers what a format does to a
-model; this shows the time it takes, and takes less.
+`engine: native` is a part of the run, and `accumulator_of` names what it adds up in. Emulation answers what a format
+does to a model; this takes less time.
 
 What a product needs to be taken, else it is emulated as ever:
 
