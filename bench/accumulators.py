@@ -21,10 +21,9 @@ import torch
 from scipy import stats
 from torch import Tensor, nn
 from torch.nn import functional
-from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from altgrad.data.documents import locate
-from altgrad.nn import PrecisionPolicy
+from altgrad.nn import PrecisionPolicy, quantize_model
 from altgrad.nn.accumulated import operand_values
 from altgrad.quantize import Quantizer
 from altgrad.quantize.accumulator import AccumulatorSpec, Digits, Factor
@@ -121,6 +120,8 @@ def real_products(file: Path, tokens: int, blocks: int) -> dict[tuple[str, int],
     x and g of a sample text's tokens, g under the head that the file has, behind these blocks. A weight's gradient sums
     over tokens: as many as are asked, and the first half, quarter and so on of them.
     """
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
     where = {"pretrained_model_name_or_path": str(file.parent), "gguf_file": file.name}
     model = AutoModelForCausalLM.from_pretrained(**where, dtype=torch.float32)
     model.model.layers = model.model.layers[:blocks]
@@ -162,10 +163,10 @@ def step(rounds: int, threads: int) -> None:
         adding = {product: {"accumulator": chip} for product in ("forward", "grad_input", "grad_weight")}
         policies[chip] = {**casts, **adding}
     device = "cuda" if torch.cuda.is_available() else "cpu"
-    arms = {"float32": steps.arm(None, compiled=False, engine="eager", device=device)}
+    arms = {"float32": steps.training(steps.gpt(), how="eager", device=device)}
     for name, rule in policies.items():
         policy = PrecisionPolicy.made_from({"rules": [rule]})
-        arms[name] = steps.arm(policy, compiled=False, engine="eager", device=device)
+        arms[name] = steps.training(quantize_model(steps.gpt(), policy), how="eager", device=device)
     print(f"{machine()}, {threads} thread(s), {device}\n\n| step | seconds | x float32 (quartiles) |\n|---|---|---|")
     clock = time.perf_counter if device == "cuda" else time.process_time
     taken = in_turn(arms, rounds=rounds, warm_up=1, clock=clock)

@@ -12,12 +12,12 @@ import argparse
 import json
 import os
 import random
-import resource
 import subprocess
 import sys
 import tempfile
 import time
 from pathlib import Path
+from typing import NamedTuple
 
 ROOT = Path(__file__).resolve().parents[1]
 BASE = """\
@@ -61,31 +61,44 @@ def main() -> None:
         store(folder / "store")
 
 
-def command(folder: Path, *arguments: str) -> tuple[float, float]:
-    """Seconds of wall and of CPU (with its children's, where it waits for them) of `altgrad ...`."""
+class Took(NamedTuple):
+    """Seconds of wall and of CPU (with its children's, where it waits for them), and the largest of its memory."""
+
+    wall: float
+    cpu: float
+    megabytes: float
+
+
+def command(folder: Path, *arguments: str) -> Took:
+    """What `altgrad ...` takes."""
+    return took(folder, "-m", "altgrad.cli.main", *arguments)
+
+
+def took(folder: Path, *arguments: str) -> Took:
+    """What a Python of its own takes."""
     began = time.perf_counter()
     process = subprocess.Popen(
-        [sys.executable, "-m", "altgrad.cli.main", *arguments],
+        [sys.executable, *arguments],
         cwd=folder, env=os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}, stdout=subprocess.DEVNULL,
     )  # fmt: skip
     _, status, usage = os.wait4(process.pid, 0)
     process.returncode = status  # waited for already
-    assert status == 0, f"altgrad {' '.join(arguments)} ended with {status}"
-    return time.perf_counter() - began, usage.ru_utime + usage.ru_stime
+    assert status == 0, f"python {' '.join(arguments)} ended with {status}"
+    return Took(time.perf_counter() - began, usage.ru_utime + usage.ru_stime, usage.ru_maxrss / 1024)
 
 
 def sweeps(folder: Path, runs: int) -> None:
     """Warm and cold, 1 worker and 2, in turn."""
     (folder / "m.yaml").write_text(f"base: base.yaml\nseeds: {list(range(runs))}\n")
-    one, _ = command(folder, "train", "base.yaml", "--json", "--runs", "alone")
+    one, *_ = command(folder, "train", "base.yaml", "--json", "--runs", "alone")
     wall: dict[str, float] = {}
     for warm in ("true", "false"):
         for jobs in (1, 2):
             launcher = f"{{kind: local, jobs: {jobs}, warm: {warm}}}"
             name = f"{'warm' if warm == 'true' else 'cold'}, {jobs} worker{'s' * (jobs > 1)}"
-            wall[name], cpu = command(folder, "sweep", "m.yaml", "--json", "--launcher", launcher, "--runs", name)
+            wall[name], cpu, _ = command(folder, "sweep", "m.yaml", "--json", "--launcher", launcher, "--runs", name)
             print(f"{name:16}  {wall[name] / runs:6.2f} s a run, {cpu / runs:5.2f} s CPU a run in all")
-    _, again = command(folder, "sweep", "m.yaml", "--json", "--runs", "warm, 1 worker")
+    _, again, _ = command(folder, "sweep", "m.yaml", "--json", "--runs", "warm, 1 worker")
     print(f"nothing to do     {again:6.2f} s CPU: the command's start, torch among it")
     done = subprocess.run(
         [sys.executable, "-c", DRIVER], cwd=folder, env=os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"},
@@ -101,29 +114,21 @@ def sweeps(folder: Path, runs: int) -> None:
     print(f"warm: 1 worker is {wall['cold, 1 worker'] / wall['warm, 1 worker']:.2f} times as fast as cold")
 
 
-def matrix(folder: Path) -> None:
-    """5,000 runs: 10 formats, 5 rates, 10 decays, 10 seeds."""
+def matrix(folder: Path, seeds: int = 10) -> None:
+    """500 runs a seed: 10 formats, 5 rates, 10 decays."""
+    (folder / "words.txt").write_text(WORDS)
+    (folder / "base.yaml").write_text(BASE)
     (folder / "large.yaml").write_text(
         "base: base.yaml\naxes:\n"
         "  precision.rules.0.weight.format: [e0m7f, e1m6f, e2m5f, e3m4f, e4m3f, e5m2f, e6m1f, e7m0f, e4m3fn, e5m2]\n"
         f"  optimizer.lr: {[1e-3 * k for k in range(1, 6)]}\n"
         f"  optimizer.weight_decay: {[0.01 * k for k in range(10)]}\n"
-        f"seeds: {list(range(10))}\n"
+        f"seeds: {list(range(seeds))}\n"
     )
-    code = (
-        "import resource, sys\nfrom pathlib import Path\nfrom altgrad.sweeps import make_plan\n"
-        "print(len(make_plan(Path('large.yaml')).runs))"
-    )
-    began = time.perf_counter()
-    before = resource.getrusage(resource.RUSAGE_CHILDREN)
-    done = subprocess.run(
-        [sys.executable, "-c", code], cwd=folder, env=os.environ | {"PYTHONPATH": str(ROOT)}, stdout=subprocess.PIPE,
-        text=True, check=True,
-    )  # fmt: skip
-    after = resource.getrusage(resource.RUSAGE_CHILDREN)
-    cpu = after.ru_utime - before.ru_utime + after.ru_stime - before.ru_stime
-    wall = time.perf_counter() - began
-    print(f"matrix: {int(done.stdout):,} runs validated in {wall:.1f} s, {cpu:.1f} s CPU, torch's import included")
+    code = "from pathlib import Path; from altgrad.sweeps import make_plan; make_plan(Path('large.yaml'))"
+    wall, cpu, megabytes = took(folder, "-c", code)
+    told = f"{wall:.1f} s, {cpu:.1f} s CPU, {megabytes:.0f} MB, torch's import included"
+    print(f"planning: {500 * seeds:,} runs expanded, validated and resolved in {told}", flush=True)
 
 
 def store(root: Path) -> None:
@@ -140,7 +145,7 @@ def store(root: Path) -> None:
         rows.append({"step": 100, "validation/loss": number / 1e4})
         (path / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     for what in ("built", "used", "used"):
-        wall, cpu = command(
+        wall, cpu, _ = command(
             root.parent, "runs", "list", "--runs", str(root), "--status", "diverged", "--match", "run-0*"
         )
         print(f"store: 10,000 runs listed and filtered in {wall:.2f} s, {cpu:.2f} s CPU, the index {what}")

@@ -28,7 +28,7 @@ import pytest
 ROOT = Path(__file__).resolve().parents[1]
 
 FLOORS = (
-    ("formats", "document", "numerals", "metric_keys", "display", "webpage"),
+    ("formats", "document", "numerals", "metric_keys", "display", "webpage", "crowding"),
     ("spec", "progress"),
     ("quantize",),
     ("nn",),

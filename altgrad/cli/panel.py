@@ -65,8 +65,15 @@ class PlainLines:
         if step != self.watched.step:
             self._release()
         numbers = {key: float(value) for key, value in values.items()}
+        slow = self.watched.slowed
         self.watched.metrics(step, numbers)
         self._held.update(numbers)
+        if slow is None and (slow := self.watched.slowed) is not None:
+            self._say(f"{self._place(step)}  {event_text('notice', slow.message)}")
+
+    def beside(self, crowd: Callable[[], str | None]) -> None:
+        """Who says from now on what the run shares the machine with; see `Watched.crowd`."""
+        self.watched.crowd = crowd
 
     def event(self, step: int, event: str, message: str, **details: object) -> None:
         """Print the event as a line at once."""
@@ -188,6 +195,10 @@ class RunPanel:
         """Say how the run ended (`completed`, `diverged`, ...); for those who know it otherwise than by an event."""
         self._mail.put(lambda: setattr(self.watched, "status", status))
 
+    def beside(self, crowd: Callable[[], str | None]) -> None:
+        """Who says from now on what the run shares the machine with; see `Watched.crowd`."""
+        self._mail.put(lambda: setattr(self.watched, "crowd", crowd))
+
     def late(self, seconds: float) -> None:
         """The latest news are `seconds` old: the clock of an onlooker who reads them from a file."""
         self._mail.put(lambda: self.watched.hush(seconds))
@@ -259,6 +270,7 @@ class RunPanel:
             self._keys.close()
         known = self.watched
         self._instead = PlainLines(known.title, known.steps, known.references, scores=known.scores)
+        self._instead.watched.crowd = known.crowd
         self._instead.event(self.watched.step, "notice", why)
 
 

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import heapq
 import math
+import statistics
 import time
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
@@ -19,11 +20,14 @@ from dataclasses import dataclass
 from altgrad.cli.curves import KeptCurve
 from altgrad.display import clean
 from altgrad.metric_keys import split_key
+from altgrad.numerals import count_text
 from altgrad.store.runs import TEXT_SCORES
 from altgrad.symptoms import SLOTS, Examination, grouped
 
 PROMINENT = ("alarm", "intervention", "symptom")
 SPEED_WINDOW = 100
+PACE, LATE, SLOWED = 40, 5, 0.5
+"""The rows whose speeds are compared, how many of them are the latest, and to what share of the others' these fell."""
 KINDS_OF_ALARM = 200
 
 
@@ -65,6 +69,10 @@ class Watched:
     between layers. `clock` gives seconds and only ever measures silence and what has passed since.
     """
 
+    crowd: Callable[[], str | None] | None = None
+    """Says what a run that is at work here, and has slowed down, has to share the machine with; set by whoever trains.
+    """
+
     def __init__(
         self,
         title: str,
@@ -102,12 +110,15 @@ class Watched:
         self._alarms: dict[tuple[str, ...], Happening] = {}
         self._notices: deque[Happening] = deque(maxlen=50)
         self._examination = Examination()
+        self._pace: deque[float] = deque(maxlen=PACE)
+        self.slowed: Happening | None = None
+        """That the run lost more than half of its speed while others used the machine; once."""
 
     def metrics(self, step: int, values: Mapping[str, float]) -> None:
         """Numbers of a finished step; several calls may bring the same step."""
         self._heard = self._clock()
         if step < self.step:
-            self._speed.clear()
+            self._begin_anew()
         self.step = self.at = step
         self.latest.update(values)
         self._examination.see({"step": step, **values})
@@ -121,6 +132,26 @@ class Watched:
             if self._speed and wall < self._speed[-1][1]:
                 self._speed.clear()
             self._speed.append((step, wall))
+        self._keep_pace(step, values.get("time/tokens_per_second", math.nan))
+
+    def _begin_anew(self) -> None:
+        self._speed.clear()
+        self._pace.clear()
+
+    def _keep_pace(self, step: int, speed: float) -> None:
+        """Note the speed of a step, and whether the last few fell far below those before."""
+        if not math.isfinite(speed) or self.crowd is None or self.slowed is not None:
+            return
+        self._pace.append(speed)
+        if len(self._pace) < PACE:
+            return
+        paces = list(self._pace)
+        usual, now = statistics.median(paces[:-LATE]), statistics.median(paces[-LATE:])
+        why = self.crowd() if now < SLOWED * usual else None
+        if why is not None:
+            fell = f"speed fell from {count_text(usual)} to {count_text(now)} tokens/s. {why}"
+            self.slowed = Happening(step, "notice", fell, 1, step)
+            self._notices.append(self.slowed)
 
     def event(self, step: int, event: str, message: str, **details: object) -> None:
         """Something happened. Alarms of one quantity at one site count as one, and so do actions of an intervention;
@@ -142,7 +173,7 @@ class Watched:
             self._notices.append(Happening(step, event, message, 1, step))
         if event in ("started", "resumed"):
             self.status = "running"
-            self._speed.clear()
+            self._begin_anew()
         elif event == "stopped":
             self.status, self.doing = clean(str(details.get("status", details.get("reason", "stopped")))), None
 

@@ -10,6 +10,7 @@ import signal
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -20,6 +21,7 @@ from altgrad.cli.dry_run import show_casts
 from altgrad.cli.progress import preparing
 from altgrad.cli.run_view import in_words
 from altgrad.cli.watch import recall
+from altgrad.crowding import crowd
 from altgrad.progress import heard_by, listener, progress
 from altgrad.store.heartbeat import beating
 from altgrad.store.runs import SPEC, TEXT_SCORES, RunStore
@@ -213,6 +215,8 @@ def _sink(prepared: Any, run: Any, as_json: bool) -> Any:
     known = prepared.dataset.references, prepared.worse, prepared.dataset.scores
     sink = panel.Warnings() if as_json else panel.choose(run.id, prepared.spec.steps, *known)
     recall(run, sink)
+    if not isinstance(sink, panel.Warnings):
+        sink.beside(partial(crowd, prepared.spec.threads))
     return sink
 
 

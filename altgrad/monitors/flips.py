@@ -9,7 +9,8 @@
 
 Only observed steps count, so `every: 1` sees all of them; at a slower cadence rates are samples and a reversal is one
 between observed steps. Epochs are as long as the data say; without data, 100 steps. The trail of each weight costs 9
-bytes: the direction of its last flip, and the rungs it has travelled, net and gross.
+bytes: the direction of its last flip, and the rungs it has travelled, net and gross. Under `sample` all this is of the
+weights drawn at the first look, since a trail is of the same ones.
 """
 
 from collections.abc import Mapping
@@ -22,7 +23,8 @@ from torch import Tensor
 from altgrad.measures import Trail, flip_counts, follow_trail, oscillation_average, share, trail_start, trail_sums
 from altgrad.measures.metric import Metric
 from altgrad.measures.share import count
-from altgrad.monitors.monitor import NOTHING, Context, Found, MonitorSpec, Report, UpdateMonitor, Values, at
+from altgrad.monitors.monitor import NOTHING, Context, Found, Report, UpdateMonitor, Values, at
+from altgrad.monitors.sample import SampledSpec, drawn_update
 from altgrad.optim import Update
 from altgrad.quantize import round_to
 
@@ -30,7 +32,7 @@ EPOCH = 100
 """Steps of an epoch where the data do not say."""
 
 
-class FlipsSpec(MonitorSpec):
+class FlipsSpec(SampledSpec):
     """Flips, sign flips and rescale flips of each parameter on a grid, oscillation, and distance travelled."""
 
     kind: ClassVar[str] = "flips"
@@ -50,7 +52,7 @@ class FlipsSpec(MonitorSpec):
     """The share that a look adds to the averages."""
 
     def build(self, context: Context = NOTHING) -> "Flips":
-        return Flips(self.momentum, context.epoch or EPOCH)
+        return Flips(self.momentum, context.epoch or EPOCH, sampled=self.sample is not None)
 
 
 class Flips(UpdateMonitor):
@@ -60,21 +62,26 @@ class Flips(UpdateMonitor):
         "flips", "sign_flips", "weights", "rescale_flips", "reversals", "net", "gross"
     )  # fmt: skip
 
-    def __init__(self, momentum: float, epoch: int) -> None:
-        self.momentum, self.epoch = momentum, epoch
+    def __init__(self, momentum: float, epoch: int, *, sampled: bool) -> None:
+        self.momentum, self.epoch, self.sampled = momentum, epoch, sampled
         self.averages: dict[str, float] = {}
         self.totals: dict[str, list[float]] = {}
 
     def start(self, update: Update) -> Found:
         if update.grid is None:
             return {}
-        trail: Found = trail_start(update.before)._asdict()
-        scale = update.grid.scale
+        drawn = {} if update.draw is None or not self.sampled else {"draw": update.draw.clone()}
+        few, _ = drawn_update(update, drawn.get("draw"))
+        assert few.grid is not None
+        trail: Found = trail_start(few.before)._asdict() | drawn
+        scale = few.grid.scale
         return trail if update.moved is not None or scale is None else trail | {"scale": scale.clone()}
 
     def measure(self, update: Update, kept: Found) -> Found:
         if update.grid is None:
             return {}
+        update, times = drawn_update(update, kept.get("draw"))
+        assert update.grid is not None
         fmt, scale = update.grid.format, update.grid.scale
         found = flip_counts(update.start, update.after, fmt, scale=scale)
         trail, reversals = follow_trail(
@@ -87,7 +94,7 @@ class Flips(UpdateMonitor):
             kept[part].copy_(now)
         if scale is not None and "scale" in kept:
             kept["scale"].copy_(scale)
-        return found
+        return found if times == 1 else {name: times * number for name, number in found.items()}
 
     def report(self, site: str, values: Values) -> Report:
         weights = values["weights"]

@@ -60,11 +60,12 @@ class Report:
 class Context:
     """What a monitor may know of its run. epoch: optimizer steps that show every example once, if that is known.
 
-    twin(keys): rows of the metrics of the run's twin, each with its `step`; None for a run without one.
+    twin(keys): rows of the metrics of the run's twin, each with its `step`; None without one. seed: the run's.
     """
 
     epoch: int | None = None
     twin: Callable[[Iterable[str]], Iterable[Mapping[str, float]]] | None = None
+    seed: int = 0
 
 
 NO_CASTS: Mapping[str, Values] = MappingProxyType({})

@@ -28,7 +28,8 @@ from altgrad.measures import share
 from altgrad.measures.metric import Metric
 from altgrad.measures.range import pinned_counts, range_counts
 from altgrad.monitors.alarm import AlarmLatch
-from altgrad.monitors.monitor import NOTHING, CastMonitor, Context, Found, MonitorSpec, Report, Values
+from altgrad.monitors.monitor import NOTHING, CastMonitor, Context, Found, Report, Values
+from altgrad.monitors.sample import ERROR, Errors, SampledSpec, drawn_cast
 from altgrad.quantize import Cast
 from altgrad.quantize.scaling import finite_amax
 from altgrad.spec import Since
@@ -40,7 +41,7 @@ PINNED = (
 )
 
 
-class RangeSpec(MonitorSpec):
+class RangeSpec(SampledSpec):
     """Underflow, saturation, sub-normals, non-finite entries, amax and clamped scales of every cast."""
 
     kind: ClassVar[str] = "range"
@@ -71,6 +72,7 @@ class RangeSpec(MonitorSpec):
             "pinned_rate", "ratio", "of stored weights alone: those at the largest value", "#(|stored| = max) / n",
             "higher", "above `pinned` with some w~ beyond the largest value, `patience` times in a row",
         ),
+        ERROR,
     )  # fmt: skip
     saturation: Annotated[float, Field(gt=0, le=1)] = 0.1
     """The saturation rate above which it alarms."""
@@ -97,15 +99,19 @@ class Range(CastMonitor):
     def __init__(self, spec: RangeSpec) -> None:
         self.limits = {"saturation_rate": spec.saturation, "underflow_rate": spec.underflow}
         self.pinned = spec.pinned
+        self.errors = Errors() if spec.sample else None
         self.latches = {name: AlarmLatch(spec.patience) for name in (*self.limits, "pinned_rate")}
 
     def measure(self, cast: Cast) -> Found:
-        found = range_counts(cast.exact, cast.unbounded, cast.rounded, cast.format)
+        few, times = (cast, 1) if self.errors is None else drawn_cast(cast)
+        found = range_counts(few.exact, few.unbounded, few.rounded, few.format)
+        if cast.role == "stored":
+            found |= pinned_counts(few.exact, few.rounded, few.format)
+            found["clipped"] = found["clipped"] if cast.clips else torch.zeros_like(found["clipped"])
+        if times > 1:
+            found = {name: times * number for name, number in found.items()}
         found["clamped"] = found["finite"].new_zeros(()) if cast.clamped is None else cast.clamped
         found["amax"] = finite_amax(cast.exact if cast.scale is None else cast.exact * cast.scale)
-        if cast.role == "stored":
-            found |= pinned_counts(cast.exact, cast.rounded, cast.format)
-            found["clipped"] = found["clipped"] if cast.clips else torch.zeros_like(found["clipped"])
         return found
 
     def report(self, site: str, values: Values) -> Report:
@@ -127,12 +133,17 @@ class Range(CastMonitor):
             clips = rates["pinned_rate"] > self.pinned and values["clipped"] > 0
             if self.latches["pinned_rate"].see(site, clips):
                 alarms.append(self.alarm(site, "pinned_rate", rates["pinned_rate"], self.pinned, PINNED))
+        if self.errors is not None:
+            rates |= self.errors.see(site, {name: rate for name, rate in rates.items() if name.endswith("_rate")})
         return Report({f"{site}/{name}": value for name, value in rates.items()}, alarms)
 
     def state(self) -> dict[str, Any]:
-        return {name: latch.state() for name, latch in self.latches.items()}
+        latches = {name: latch.state() for name, latch in self.latches.items()}
+        return latches if self.errors is None else latches | {"errors": self.errors.state()}
 
     def restore(self, state: Mapping[str, Any]) -> None:
         for name, latch in self.latches.items():
             if name in state:  # a first-edition state has no pinned_rate
                 latch.restore(state[name])
+        if self.errors is not None:
+            self.errors.restore(state.get("errors", {}))

@@ -13,7 +13,8 @@ says stochastic is 5, 10, 100 standard errors away from it, and that is an alarm
 """
 
 import math
-from typing import Annotated, ClassVar
+from collections.abc import Mapping
+from typing import Annotated, Any, ClassVar
 
 import torch
 from pydantic import Field
@@ -24,7 +25,8 @@ from altgrad.measures.flips import cell_fraction, gap_fraction
 from altgrad.measures.metric import Metric
 from altgrad.measures.share import count
 from altgrad.monitors.alarm import AlarmLatch
-from altgrad.monitors.monitor import NOTHING, Context, Found, MonitorSpec, Report, UpdateMonitor, Values, at
+from altgrad.monitors.monitor import NOTHING, Context, Found, Report, UpdateMonitor, Values, at
+from altgrad.monitors.sample import ERROR, Errors, SampledSpec, drawn_update
 from altgrad.optim import Update
 
 UNLAWFUL = (
@@ -33,7 +35,7 @@ UNLAWFUL = (
 )
 
 
-class StallSpec(MonitorSpec):
+class StallSpec(SampledSpec):
     """The stall ratio of each parameter on a grid: real, as its storage predicts, and without weight decay."""
 
     kind: ClassVar[str] = "stall"
@@ -50,6 +52,7 @@ class StallSpec(MonitorSpec):
             "stall_ratio_without_decay", "ratio", "stall ratio of requests other than decay's", "stalls / attempted",
             "higher",
         ),
+        ERROR,
     )  # fmt: skip
     errors: Annotated[float, Field(gt=0)] = 6.0
     """Standard errors from the stochastic prediction beyond which it alarms."""
@@ -68,11 +71,15 @@ class Stall(UpdateMonitor):
     )  # fmt: skip
 
     def __init__(self, spec: StallSpec) -> None:
-        self.errors, self.latch = spec.errors, AlarmLatch(spec.patience)
+        self.limit, self.latch = spec.errors, AlarmLatch(spec.patience)
+        self.errors = Errors() if spec.sample else None
 
     def measure(self, update: Update, kept: Found) -> Found:
         if update.grid is None:
             return {}
+        if self.errors is not None:  # the law is then asked of what was drawn, so counts stay as they are
+            update, _ = drawn_update(update, update.draw)
+        assert update.grid is not None
         fmt, scale = update.grid.format, update.grid.scale
         counts = stall_counts(update.start, update.after, update.requested, fmt, scale=scale)
         without = counts
@@ -92,15 +99,25 @@ class Stall(UpdateMonitor):
             "predicted_stall_ratio": share(values["expected"], attempted),
             "stall_ratio_without_decay": share(values["stalls_without_decay"], values["attempted_without_decay"]),
         }
+        if self.errors is not None:
+            metrics |= self.errors.see(site, metrics)
         off = abs(values["stalls"] - values["expected"])
         # Three more for what 24 random bits and float32 sums of weight and request leave open.
-        unlawful = values["stochastic"] == 1 and off > self.errors * math.sqrt(values["variance"]) + 3
+        unlawful = values["stochastic"] == 1 and off > self.limit * math.sqrt(values["variance"]) + 3
         alarms = []
         if self.latch.see(site, unlawful):
             counts = {name: values[name] for name in ("stalls", "attempted", "expected")}
             ratio, law = metrics["stall_ratio"], metrics["predicted_stall_ratio"]
             alarms = [self.alarm(site, "stall_ratio", ratio, law, UNLAWFUL, **counts)]
         return Report(at(site, metrics), alarms)
+
+    def state(self) -> dict[str, Any]:
+        return super().state() | ({} if self.errors is None else {"errors": self.errors.state()})
+
+    def restore(self, state: Mapping[str, Any]) -> None:
+        super().restore(state)
+        if self.errors is not None:
+            self.errors.restore(state.get("errors", {}))
 
 
 def _law(update: Update) -> tuple[Tensor, Tensor]:

@@ -11,7 +11,8 @@ Two alarms, both after `patience` observations in a row. Nearest storage *loses*
 more than 90 % left no trace and less than 10 % of the request was realised, sums taken over those observations: steps
 below half a gap, as in a LayerNorm kept in 8 bits. (Under stochastic storage the ratio is 1 on average, and far from it
 in a small tensor; kahan and eco make up later for what they lose.) A parameter is *frozen* if no weight of it changed
-and storage is not to blame, or if the optimizer passed it over while it updated others.
+and storage is not to blame, or if the optimizer passed it over while it updated others. Under `sample` all this is of
+the weights drawn, others at each observation.
 """
 
 from collections.abc import Mapping
@@ -24,7 +25,8 @@ from altgrad.measures import effective_update_sums, share, stall_counts, zero_up
 from altgrad.measures.metric import Metric
 from altgrad.measures.share import count
 from altgrad.monitors.alarm import Alarm, AlarmLatch
-from altgrad.monitors.monitor import NOTHING, Context, Found, MonitorSpec, Report, UpdateMonitor, Values, at
+from altgrad.monitors.monitor import NOTHING, Context, Found, Report, UpdateMonitor, Values, at
+from altgrad.monitors.sample import ERROR, Errors, SampledSpec, drawn_update
 from altgrad.optim import Update
 from altgrad.quantize import round_to
 from altgrad.symptoms import APPLIED, LOST, is_stalled
@@ -34,7 +36,7 @@ UNCHANGED = "{site}: no weight has changed in {times} observations."
 NO_GRADIENT = "{site}: no gradient and so no update, {times} times in a row."
 
 
-class UpdatesSpec(MonitorSpec):
+class UpdatesSpec(SampledSpec):
     """Attempted and realised updates of each parameter, zero updates, and totals of updates and flips."""
 
     kind: ClassVar[str] = "updates"
@@ -55,12 +57,13 @@ class UpdatesSpec(MonitorSpec):
             "stall_ratio", "ratio", "over the observed steps so far", "1 - flips / updates", "higher",
             "see effective_update_ratio",
         ),
+        ERROR,
     )  # fmt: skip
     patience: Annotated[int, Field(ge=1)] = 3
     """Observations in a row before an alarm."""
 
     def build(self, context: Context = NOTHING) -> "Updates":
-        return Updates(self.patience)
+        return Updates(self.patience, sampled=self.sample is not None)
 
 
 class Updates(UpdateMonitor):
@@ -70,23 +73,29 @@ class Updates(UpdateMonitor):
         "attempted", "stalls", "unchanged", "weights", "overlap", "energy", "gridded", "nearest", "master"
     )  # fmt: skip
 
-    def __init__(self, patience: int) -> None:
+    def __init__(self, patience: int, *, sampled: bool) -> None:
         self.patience = patience
+        self.errors = Errors() if sampled else None
         self.frozen, self.lossy = AlarmLatch(patience), AlarmLatch()
         self.totals: dict[str, list[float]] = {}
         self.lately: dict[str, list[list[float]]] = {}
 
     def measure(self, update: Update, kept: Found) -> Found:
+        times = 1
+        if self.errors is not None:
+            update, times = drawn_update(update, update.draw)
         zero = zero_update_counts(update.before, update.after)
         found = zero | effective_update_sums(update.requested, _realised(update))
         found["attempted"] = count(update.requested != 0)
-        found["gridded"] = zero["weights"].new_full((), update.grid is not None)
-        found["master"] = zero["weights"].new_full((), update.storage == "master")
-        found["nearest"] = zero["weights"].new_full((), update.storage == "nearest")
         if update.grid is not None:
             found |= stall_counts(
                 update.start, update.after, update.requested, update.grid.format, scale=update.grid.scale
             )
+        if times > 1:
+            found = {name: times * number for name, number in found.items()}
+        found["gridded"] = zero["weights"].new_full((), update.grid is not None)
+        found["master"] = zero["weights"].new_full((), update.storage == "master")
+        found["nearest"] = zero["weights"].new_full((), update.storage == "nearest")
         return found
 
     def report(self, site: str, values: Values) -> Report:
@@ -95,6 +104,8 @@ class Updates(UpdateMonitor):
             "zero_update_fraction": share(values["unchanged"], values["weights"]),
             "effective_update_ratio": share(values["overlap"], values["energy"]),
         }
+        if self.errors is not None:
+            metrics |= self.errors.see(site, metrics)
         alarms = []
         if values["gridded"]:
             totals = self.totals.setdefault(site, [0.0, 0.0])
@@ -120,8 +131,10 @@ class Updates(UpdateMonitor):
         return Report(alarms=[self._frozen(parameter, NO_GRADIENT)] if self.frozen.see(parameter, True) else [])
 
     def state(self) -> dict[str, Any]:
+        errors = {} if self.errors is None else {"errors": self.errors.state()}
         return {
-            "totals": self.totals, "lately": self.lately, "frozen": self.frozen.state(), "lossy": self.lossy.state()
+            "totals": self.totals, "lately": self.lately, "frozen": self.frozen.state(), "lossy": self.lossy.state(),
+            **errors,
         }  # fmt: skip
 
     def restore(self, state: Mapping[str, Any]) -> None:
@@ -129,6 +142,8 @@ class Updates(UpdateMonitor):
         self.lately = {site: [list(row) for row in window] for site, window in state["lately"].items()}
         self.frozen.restore(state["frozen"])
         self.lossy.restore(state["lossy"])
+        if self.errors is not None:
+            self.errors.restore(state.get("errors", {}))
 
     def _frozen(self, site: str, sentence: str) -> Alarm:
         return self.alarm(site, "zero_update_fraction", 1, 1, sentence, times=self.patience)

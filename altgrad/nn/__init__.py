@@ -1,5 +1,6 @@
 """Modules on grids: the quantised Linear, the policy that places it, the surgery that installs it."""
 
+from altgrad.nn.engines import casts_engine, use_engine
 from altgrad.nn.linear import QuantizedLayer, QuantizedLinear
 from altgrad.nn.policy import PrecisionPolicy
 from altgrad.nn.processes import ALONE, Processes
@@ -27,6 +28,7 @@ __all__ = [
     "QuantizedLayer",
     "QuantizedLinear",
     "add_listener",
+    "casts_engine",
     "casts_off",
     "change_formats",
     "check_passes",
@@ -44,6 +46,7 @@ __all__ = [
     "remove_listener",
     "seek",
     "unrecorded",
+    "use_engine",
     "weight_names",
     "weight_quantizers",
     "with_closure",

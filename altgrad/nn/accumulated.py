@@ -19,6 +19,7 @@ import torch
 from torch import Tensor
 
 from altgrad.formats import FloatFormat
+from altgrad.nn.native import native_product
 from altgrad.nn.products import linear, matmul, rounded
 from altgrad.quantize import Cast, Quantizer, QuantizerSpec, ScalingSpec
 from altgrad.quantize.accumulator import AccumulatorSpec, Digits, Factor, spread
@@ -94,9 +95,9 @@ def check_accumulator(how: AccumulatorSpec, spec: QuantizerSpec, slot: str, alon
         )
 
 
-def _within(scaling: ScalingSpec, how: AccumulatorSpec) -> bool:
+def _within(scaling: ScalingSpec, how: AccumulatorSpec | None) -> bool:
     """Whether the instruction takes these scales of blocks."""
-    if how.scales == "after" or not isinstance(scaling, BlockSpec):
+    if how is None or how.scales == "after" or not isinstance(scaling, BlockSpec):
         return False
     in_format = isinstance(scaling.scale, FloatFormat)
     if how.group == 1:
@@ -112,8 +113,8 @@ def part_levels(accumulators: Mapping[Any, AccumulatorSpec], casts: Mapping[Any,
             quantizer.scaling.keeps_outer = True
 
 
-def factor_of(made: Cast, scaling: ScalingSpec, how: AccumulatorSpec, turned: bool) -> Factor:
-    """A cast matrix as the accumulator takes it. turned: the product sums over its first axis."""
+def factor_of(made: Cast, scaling: ScalingSpec, how: AccumulatorSpec | None, turned: bool) -> Factor:
+    """A cast matrix as the accumulator, or the chip, takes it. turned: the product sums over its first axis."""
 
     def lies(x: Tensor) -> Tensor:
         return x.mT if turned and x.ndim > 1 else x
@@ -149,6 +150,10 @@ def multiply(layer: Adding, name: str, a: Value, b: Value, dtype: torch.dtype, b
         if layer.shown is not None:
             layer.shown(name, a, b, y)
         return rounded(y if bias is None else y + bias.to(dtype).to(torch.float32), dtype)
+    if how is None and isinstance(a, Factor) and isinstance(b, Factor):
+        made = native_product(a, b, dtype, bias)
+        if made is not None:
+            return made
     x, w = (operand_values(each, turned) for each, turned in ((a, name == "grad_weight"), (b, name != "forward")))
     if name == "forward":
         return linear(x, w, bias, dtype)

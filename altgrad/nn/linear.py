@@ -19,8 +19,8 @@ cast multiplies it with (a mask, a slope) is one of the turned values (as QuEST 
 Columns of dW can have a product of their own, of other casts that nothing turns (`altgrad.nn.outlier_columns`).
 
 A product with an `accumulator` multiplies what its casts rounded to, in grid units, and adds up as matrix units do
-(`altgrad.nn.accumulated`). Any other runs in the layer's dtype where that holds every cast value of both operands,
-and where it does not (real scales, NVFP4 or a 10-bit mantissa in bfloat16) in float32, and is rounded once.
+(`altgrad.nn.accumulated`), a native one on them (`altgrad.nn.native`). Any other runs in the layer's dtype where that
+holds every cast value of both operands, and else (real scales, NVFP4) in float32, and is rounded once.
 
 The three products are one autograd Function because the slots of a product are its own: composing straight-through
 casts around F.linear can only express one cast per operand. It keeps torch's contracts: what it returns is no view, so
@@ -40,6 +40,7 @@ from torch.autograd.function import once_differentiable
 from altgrad.nn.accumulated import ShowSums, Value, factor_of, multiply, operand_values, part_levels, parts, whole
 from altgrad.nn.layer_casts import Slot, axis_of, make_casts, make_transforms
 from altgrad.nn.layers import is_turned
+from altgrad.nn.native import added_up
 from altgrad.nn.outlier_columns import partner_values, splitting
 from altgrad.nn.products import as_matrix, matmul, shaped
 from altgrad.nn.slots import LayerPrecision, Operand, Product
@@ -79,7 +80,7 @@ class QuantizedLayer(nn.Module):
     """The class that it was."""
     recording = True
     """Whether training passes count; see `altgrad.nn.replay.unrecorded`."""
-    uncounted = False
+    uncounted = native = False
     shown: ShowSums | None = None
     weight: Tensor
     casts: nn.ModuleDict
@@ -169,7 +170,7 @@ class QuantizedLayer(nn.Module):
         factors: list[Tensor] = []
         turned_factor: Tensor | None = None
         values: dict[Product, Tensor] = {}
-        adding = self.precision.accumulators
+        adding = added_up(self)
         sums: dict[Product, Value] = {}
         for slot in self.precision.slots:
             product, operand = slot
@@ -205,8 +206,8 @@ class QuantizedLayer(nn.Module):
         return Operands({**values, **sums}, every, turned_factor)
 
     def _is_added_up(self, cast: Any) -> bool:
-        """Whether it is a cast for a product that has an accumulator."""
-        adding = self.precision.accumulators
+        """Whether it is a cast for a product that is made from what casts round to."""
+        adding = added_up(self)
         return isinstance(cast, Quantizer) and any(s[0] in adding for s, q in self.slot_casts.items() if q is cast)
 
     def _source_of(self, slot: Slot) -> str:

@@ -84,7 +84,7 @@ class Update:
     it; undecayed: that without the decay, None where there is none. grid: on which the weight is stored or cast, as it
     was when the request was rounded; None for neither. moved: the weight before, on that grid (another value only where
     the scale has changed); None under master. storage: the kind. gradient: what the optimizer was given, clipped if it
-    was.
+    was. draw: the key by which an observer that samples chooses elements, an int64 scalar.
     """
 
     name: str
@@ -96,6 +96,7 @@ class Update:
     moved: Tensor | None = None
     storage: str = "master"
     gradient: Tensor | None = None
+    draw: Tensor | None = None
 
     @property
     def start(self) -> Tensor:

@@ -29,7 +29,7 @@ class Cast:
     amax would have beyond their range, an int64 scalar; only casts that are watched count it. site: empty in a compiled
     graph, which serves many. scales: how the scale was used, where that has an order of its own. parts: where outliers
     are carried apart, what they are; x is then the rest. clips: whether what lies beyond the largest value is gone; of
-    a master it is not.
+    a master it is not. draw: the key by which an observer that samples chooses elements, an int64 scalar.
     """
 
     site: str
@@ -43,6 +43,7 @@ class Cast:
     scales: Scales | None = None
     parts: Parts | None = None
     clips: bool = True
+    draw: Tensor | None = None
 
     def values(self, dtype: torch.dtype) -> Tensor:
         """rounded * scale, plus the outliers, in the given dtype."""

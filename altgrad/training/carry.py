@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from altgrad.data.dataset import Dataset
-from altgrad.nn import PrecisionPolicy, quantizers
+from altgrad.nn import PrecisionPolicy, use_engine
 from altgrad.optim import Optimizer, Storage
 from altgrad.quantize import Quantizer
 from altgrad.quantize.counted import Counted
@@ -74,8 +74,7 @@ def evaluation_model(state: TrainState, spec: RunSpec, casts: PrecisionPolicy, d
     for name, buffer in made.named_buffers():
         if not _owner(name, casts_of):
             buffer.copy_(buffers[name])
-    for quantizer in quantizers(made):
-        quantizer.engine = "compiled" if spec.engine == "compiled" else "eager"
+    use_engine(made, spec.engine)
     return made
 
 

@@ -90,7 +90,7 @@ def estimate(
     optimizer.engine = "eager"
     parameters = list(model.parameters())
     storage = _bytes(list(optimizer.state.values()))
-    context = Context(-(-dataset.epoch_batches // spec.accumulate), None if twin is None else twin.rows)
+    context = Context(-(-dataset.epoch_batches // spec.accumulate), None if twin is None else twin.rows, spec.seed)
     watch = MonitorSet(spec.monitors, model, optimizer, context)
     kept, watched = _step(optimizer, watch)
     return Estimate(

@@ -33,6 +33,7 @@ from altgrad.document import Location
 from altgrad.monitors import Context
 from altgrad.nn import Processes, QuantizedLayer
 from altgrad.nn.experts import ExpertLinear
+from altgrad.nn.native import accumulator_of, missing_units, native_products
 from altgrad.nn.policy import Decision
 from altgrad.nn.slots import SLOTS
 from altgrad.nn.targets import Target
@@ -162,7 +163,7 @@ def check_start(spec: RunSpec, dataset: Dataset, phases: Sequence[Fitted], store
             theirs, _ = branch_point(spec, store, dataset)
             check_parameters(shapes(theirs.at(0), dataset), phases[0].model)
     with _blamed_on("monitors"):
-        context = Context(-(-dataset.epoch_batches // spec.accumulate), None if twin is None else twin.rows)
+        context = Context(-(-dataset.epoch_batches // spec.accumulate), None if twin is None else twin.rows, spec.seed)
         for fitted in phases:
             with shapes_only():
                 MonitorSet(spec.monitors, fitted.model, fitted.optimizer, context).close()
@@ -183,17 +184,36 @@ def resolve(
     threads = spec.threads or torch.get_num_threads()
     why = missing_compiler(device)
     engine, notice = spec.engine, None
+    if engine == "native":
+        lacking = missing_units(device)
+        engine, notice = ("native", _taken(model, device)) if lacking is None else ("compiled", _instead(lacking))
     saved = spec.steps * spec.accumulate * elements_cast(model, tokens) * SAVED_PER_ELEMENT
     if engine == "auto":
         engine = "compiled" if saved > WORTH_COMPILING and why is None else "eager"
-    elif engine == "compiled" and why is not None:
-        engine, notice = "eager", f"engine: eager instead of compiled, because {why}"
+    elif engine != "eager" and why is not None:
+        engine, notice = "eager", f"engine: eager instead of {spec.engine}, because {why}"
     compile_ = spec.compile
     if compile_ == "auto":
-        how: Literal["blocks", "model"] = "blocks" if all(map(blocks_of, models)) else "model"
+        # A GPU waits for the host at each call of a graph (140 us), so it gets one for the whole model.
+        repeated = device.type != "cuda" and all(map(blocks_of, models))
+        how: Literal["blocks", "model"] = "blocks" if repeated else "model"
         can = why is None and spec.data.one_shape and spec.recompute == "none"
         compile_ = how if can and saved > GAINS * compile_seconds(model, how) else False
     return spec.model_copy(update={"threads": threads, "engine": engine, "compile": compile_}), notice
+
+
+def _taken(model: nn.Module, device: torch.device) -> str:
+    """What a chip's 8-bit units may take of a model's products, for people."""
+    layers = [module for module in model.modules() if isinstance(module, QuantizedLayer)]
+    taken, every = sum(len(native_products(layer)) for layer in layers), 3 * len(layers)
+    sums = accumulator_of(device)
+    return (
+        f"engine: native: {taken} of {every} products may run on 8-bit units, added up in {sums}; others are emulated"
+    )
+
+
+def _instead(lacking: str) -> str:
+    return f"engine: compiled instead of native, because {lacking}"
 
 
 def elements_cast(model: nn.Module, tokens: int) -> int:

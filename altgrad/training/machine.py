@@ -19,6 +19,7 @@ from typing import Any
 
 import torch
 
+from altgrad.crowding import cores, load, remedy
 from altgrad.quantize.engine import missing_compiler
 
 SUPPORTED = ("2.10", "2.13")
@@ -68,7 +69,7 @@ def _torch() -> Check:
 
 
 def _threads() -> Check:
-    threads, available = torch.get_num_threads(), _cores()
+    threads, available = torch.get_num_threads(), cores()
     warning = ""
     if threads > available:
         warning = f"More threads than cores wait for each other; set OMP_NUM_THREADS={available} or `threads` in specs."
@@ -78,19 +79,17 @@ def _threads() -> Check:
     return Check("threads", found, warning, {"threads": threads, "cores": available})
 
 
-def _cores() -> int:
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-
-
 def _load() -> Check:
     """How many processes want a core, over the last minute."""
-    if not hasattr(os, "getloadavg"):
+    wanted, available, threads = load(), cores(), torch.get_num_threads()
+    if wanted is None:
         return Check("load", "unknown here", "", {"load": None})
-    load, available = os.getloadavg()[0], _cores()
     warning = ""
-    if load > BUSY * available:
+    if wanted > BUSY * available:
         warning = "Other programs are using this machine: runs will take longer, and speeds measured now mean little."
-    return Check("load", f"{load:.1f} over the last minute, of {available} cores", warning, {"load": load})
+        more = remedy(threads) if wanted + threads > available else ""
+        warning += f" {more[:1].upper()}{more[1:]}" if more else ""
+    return Check("load", f"{wanted:.1f} over the last minute, of {available} cores", warning, {"load": wanted})
 
 
 def _compiler() -> Check:

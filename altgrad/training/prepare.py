@@ -19,6 +19,7 @@ from altgrad.data.dataset import Dataset
 from altgrad.document import Document, Location
 from altgrad.measures.metric import headline
 from altgrad.nn import Processes, weight_names
+from altgrad.nn.native import accumulator_of
 from altgrad.nn.processes import own_device, process_group
 from altgrad.nn.slots import SLOTS, LayerPrecision, slot_text
 from altgrad.progress import progress
@@ -138,6 +139,7 @@ class Prepared:
             "references": dict(self.dataset.references), "scores": list(self.dataset.scores), "worse": self.worse,
             **({} if self.warning is None else {"warning": self.warning}),
             **({} if beginning is None else {"began_as": beginning.id}),
+            **({"accumulator": accumulator_of(self.device)} if self.spec.engine == "native" else {}),
             "altgrad": __version__, **({} if revision() is None else {"commit": revision()}),
             "torch": str(torch.__version__), "python": platform.python_version(),
         }  # fmt: skip

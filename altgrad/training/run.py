@@ -129,8 +129,9 @@ class RunSpec(Spec):
     """Steps between two checkpoints."""
     keep: Count = 2
     """How many checkpoints stay on disk."""
-    engine: Literal["auto", "eager", "compiled"] = "auto"
-    """How casts run; auto is decided by `altgrad.training.prepare` when the run is first made."""
+    engine: Literal["auto", "eager", "compiled", "native"] = "auto"
+    """How casts run; auto is decided by `altgrad.training.prepare` when the run is first made. native: compiled, and
+    products on the chip's 8-bit units where it takes their operands."""
     compile: Literal[False, "model", "blocks", "auto"] = False
     """Compiled graphs, forward and backward, casts and monitors included: one for the whole model, or one for all
     repeated blocks that are alike, evaluation included. auto is decided when the run is first made."""

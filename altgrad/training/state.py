@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from altgrad.data.dataset import Dataset
 from altgrad.interventions import InterventionSet, Subject
 from altgrad.monitors import Context
-from altgrad.nn import quantize_model, quantizers, weight_quantizers
+from altgrad.nn import casts_engine, quantize_model, use_engine, weight_quantizers
 from altgrad.optim import Optimizer, parameter_groups
 from altgrad.spec import LocatedError
 from altgrad.training.initial import initialise
@@ -67,10 +67,9 @@ class TrainState:
     @classmethod
     def around(cls, model: nn.Module, spec: RunSpec, dataset: Dataset, *, twin: Twin | None = None) -> "TrainState":
         """The same of a model that `build_model` made of this spec, with the weights that it has. Raises as `build`."""
-        for quantizer in quantizers(model):
-            quantizer.engine = "compiled" if spec.engine == "compiled" else "eager"
+        use_engine(model, spec.engine)
         optimizer = build_optimizer(spec, model)
-        context = Context(-(-dataset.epoch_batches // spec.accumulate), None if twin is None else twin.rows)
+        context = Context(-(-dataset.epoch_batches // spec.accumulate), None if twin is None else twin.rows, spec.seed)
         try:
             watch = MonitorSet(spec.monitors, model, optimizer, context)
         except ValueError as error:
@@ -162,7 +161,7 @@ def build_optimizer(spec: RunSpec, model: nn.Module) -> Optimizer:
         optimizer = spec.optimizer.build(groups, seed=spec.seed)
     except ValueError as error:
         raise LocatedError(("optimizer",), str(error)) from None
-    optimizer.engine = "compiled" if spec.engine == "compiled" else "eager"
+    optimizer.engine = casts_engine(spec.engine)
     parameters = dict(model.named_parameters(remove_duplicate=False))
     optimizer.casts = {parameters[name]: quantizer for name, quantizer in weight_quantizers(model).items()}
     return optimizer

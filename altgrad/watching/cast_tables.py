@@ -12,6 +12,8 @@ are due would be one more graph for each of their combinations. float64 holds co
 """
 
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
+from types import MappingProxyType
 
 import torch
 from torch import Tensor
@@ -22,18 +24,21 @@ from altgrad.quantize.cast import Observer
 from altgrad.quantize.counted import Role
 from altgrad.quantize.grid import bound_units, grid_units, round_units
 
+NO_DRAWS: Mapping[str, Tensor] = MappingProxyType({})
+
 
 class CastTables:
     """The tables of these monitors over these sites.
 
     always: those among them that also measure while the others do not, where a cast is watched for their sake alone.
+    draws: keys by site, for those that sample.
     """
 
     def __init__(
         self, monitors: Mapping[str, CastMonitor], sites: Sequence[str], device: torch.device, *,
-        always: Sequence[str] = (),
+        always: Sequence[str] = (), draws: Mapping[str, Tensor] = NO_DRAWS,
     ) -> None:  # fmt: skip
-        self.monitors, self.always = dict(monitors), set(always)
+        self.monitors, self.always, self.draws = dict(monitors), set(always), draws
         self.whole = False
         """Whether all of them measure."""
         self.rows = {site: row for row, site in enumerate(sites if monitors else ())}
@@ -47,15 +52,18 @@ class CastTables:
 
     def observer(self, site: str) -> Observer:
         """What adds the casts of a site to its rows."""
-        return Observer(self.see, self.written[self.rows[site]] if self.rows else ())
+        draw = (self.draws[site],) if site in self.draws else ()
+        return Observer(self.see, (*self.written[self.rows[site]], *draw) if self.rows else ())
 
     def see(self, rows: Sequence[Tensor], cast: Cast) -> None:
-        """Add what the monitors measure of a cast to a site's rows, if it has any."""
+        """Add what the monitors measure of a cast to a site's rows, if it has any; the key of a draw is behind them."""
         if not rows:
             return
+        if len(rows) > 2:
+            cast = replace(cast, draw=rows[2])
         found = {k: m.measure(cast) for k, m in self.monitors.items() if self.whole or k in self.always}
         one, nothing = rows[0].new_ones(()), rows[0].new_zeros(())
-        for row, add in zip(rows, (True, False), strict=True):
+        for row, add in zip(rows[:2], (True, False), strict=True):
             parts = [one] if add else []
             for kind, monitor in self.monitors.items():
                 names = monitor.sums if add else monitor.maxima

@@ -28,7 +28,7 @@ from altgrad.quantize.grid import grid_units, round_units
 from altgrad.watching.cast_tables import cast_on
 
 ROLES: tuple[Role, Role] = ("requested", "stored")
-TENSORS = ("before", "requested", "after", "undecayed", "moved", "gradient")
+TENSORS = ("before", "requested", "after", "undecayed", "moved", "gradient", "draw")
 
 Name = tuple[str, str, str]
 """Kind, role (of a cast; else empty), and the name of a result."""
@@ -127,7 +127,8 @@ class CompiledPass:
             if grid is not None:
                 casts = cast_on(grid, update.requested, ROLES[0], ROLES[0]), stored_cast(update, grid)
                 for role, made in zip(ROLES, casts, strict=True):
-                    found |= {(k, role, name): x for k, m in lookers for name, x in m.measure(made).items()}
+                    shown = replace(made, draw=update.draw)
+                    found |= {(k, role, name): x for k, m in lookers for name, x in m.measure(shown).items()}
             return _stacked(found, update.before)
 
         return run

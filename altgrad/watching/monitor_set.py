@@ -38,6 +38,7 @@ from altgrad.monitors.monitor import (
     Weight,
     WeightMonitor,
 )  # fmt: skip
+from altgrad.monitors.sample import Draws, SampledSpec
 from altgrad.nn import ALONE, quantizers, unrecorded, weight_quantizers
 from altgrad.optim import Optimizer, Update, whole_tensor
 from altgrad.quantize import Grid
@@ -78,7 +79,10 @@ class MonitorSet:
         device = next(model.parameters()).device
         sites = [quantizer.site for quantizer in self.quantizers]
         casts = {kind: monitor for kind, monitor in self.monitors.items() if isinstance(monitor, CastMonitor)}
-        self.tables = CastTables(casts | self.of_casts, sites, device, always=list(self.of_casts))
+        sampling = any(isinstance(spec, SampledSpec) and spec.sample for spec in specs)
+        self.draws = Draws(context.seed, [*sites, *self.names.values()] if sampling else (), device)
+        keys = self.draws.keys
+        self.tables = CastTables(casts | self.of_casts, sites, device, always=list(self.of_casts), draws=keys)
         self.observers = [self.tables.observer(site) for site in sites]
         for quantizer, observer in zip(self.quantizers, self.observers, strict=True):
             quantizer.observers.append(observer)
@@ -107,6 +111,7 @@ class MonitorSet:
         self.found = {kind: {} for kind in self.monitors if kind in self.due}
         self.seen.clear()
         self.tables.clear()
+        self.draws.renew(step)
         self._joined = False
         self._switch(bool(self._due(CastMonitor)), hiding=self._asking())
         watches_updates = bool(self._due(UpdateMonitor) or self._due(CastMonitor))
@@ -288,7 +293,8 @@ class MonitorSet:
         return self.optimizer.losses.get(p, {}) if isinstance(self.optimizer, Optimizer) else {}
 
     def _see_update(self, update: Update) -> None:
-        update = replace(update, name=self._own_names.get(update.name, update.name))
+        name = self._own_names.get(update.name, update.name)
+        update = replace(update, name=name, draw=self.draws.keys.get(name))
         if update.grid is None and update.name in self.weights:
             update = replace(update, grid=self.weights[update.name].grid(update.before))
         kinds, casts = tuple(self._due(UpdateMonitor)), tuple(self._due(CastMonitor))

@@ -56,4 +56,6 @@ def test_what_is_lacking_is_a_warning_with_its_remedy(tmp_path: Path, monkeypatc
                 "bfloat16": "twin: fp32", "disk": "keep: 1"}  # fmt: skip
     assert {name for name, check in found.items() if check.warning} == set(remedies)
     assert all(remedy in found[name].warning for name, remedy in remedies.items())
+    assert found["load"].warning.endswith("4096 threads wait for each other and can fall to a quarter of their speed; "
+                                          "`threads: 1` loses less.")  # fmt: skip
     assert found["bfloat16"].found == "a Linear's products take 9 x the time of float32"
