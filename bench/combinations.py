@@ -46,7 +46,8 @@ def _rows(matrix: Matrix, folder: Path) -> Iterator[tuple[str, ...]]:
     arms = matrix.all_arms()
     for place, spec in runs_of(matrix.model_copy(update={"seeds": (0,)}), folder, RunSpec):
         arm, tree = arms[place.arm], spec.tree()
-        rules = [rule for rule in tree["precision"]["rules"] if _casts(rule) != "- / - / -"]
+        parts = tree["precision"].get("phases") or [tree["precision"]]
+        rules = [rule for part in parts for rule in part["rules"] if _casts(rule) != "- / - / -"]
         stored = [storage for storage in tree["storage"] if storage["kind"] != "master"]
         layers = dict.fromkeys(entry.get("match") or entry["place"] for entry in (*rules, *stored))
         casts = list(dict.fromkeys(map(_casts, rules)))

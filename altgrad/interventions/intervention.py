@@ -30,11 +30,12 @@ from altgrad.spec import Kind
 
 @dataclass(frozen=True)
 class Subject:
-    """What may be touched. compute: the type products run in, as a run spec names it."""
+    """What may be touched. compute: the type products run in, as a run spec names it. steps: of the run, if any."""
 
     model: nn.Module
     optimizer: Optimizer
     compute: str = "float32"
+    steps: int | None = None
 
 
 @dataclass(frozen=True)
@@ -132,6 +133,11 @@ class InterventionSpec(Kind, family="intervention", package="altgrad.interventio
     """Whether it can change the formats of casts and storage, which then are not what the spec says."""
     alike: ClassVar[bool] = False
     """Whether all it decides by is the same on every rank (weights, summed gradients); if not, it is for one rank."""
+
+    @property
+    def by_share(self) -> bool:
+        """Whether it acts from a percentage of the run's steps on, so that runs of other lengths differ at one step."""
+        return False
 
     def entered(self, state: Mapping[str, Any]) -> PrecisionPolicy | None:
         """The precision that an intervention of this state has brought about, if it has; see `Answer.enter`."""

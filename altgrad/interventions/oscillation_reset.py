@@ -29,6 +29,7 @@ from altgrad.measures import share
 from altgrad.measures.metric import Metric
 from altgrad.nn import weight_quantizers
 from altgrad.quantize import Cast, Quantizer, StackedCasts
+from altgrad.spec.run_step import RunStep, step_of
 
 
 class OscillationResetSpec(InterventionSpec):
@@ -49,8 +50,12 @@ class OscillationResetSpec(InterventionSpec):
     """Steps over which both are measured."""
     every: Annotated[int, Field(ge=3)] = 200
     """Steps from the beginning of a window to that of the next."""
-    not_before: Annotated[int, Field(ge=1)] = 1
-    """The step after which the first window begins."""
+    not_before: RunStep = 1
+    """The step after which the first window begins, or a percentage of the run's steps such as 64%."""
+
+    @property
+    def by_share(self) -> bool:
+        return isinstance(self.not_before, str)
 
     @model_validator(mode="after")
     def _windows_follow_one_another(self) -> "OscillationResetSpec":
@@ -110,6 +115,11 @@ class OscillationReset(Intervention):
     def __init__(self, spec: OscillationResetSpec, subject: Subject) -> None:
         self.spec, self.begun = spec, 0
         """The step after which the present window began; 0 between windows."""
+        if subject.steps is None and spec.by_share:
+            raise ValueError(
+                f"not_before is {spec.not_before} of a run's steps, and there is no run; use a number of steps."
+            )
+        self.first = max(1, step_of(spec.not_before, subject.steps or 0))
         optimizer, self.sites = subject.optimizer, dict[str, _Site]()
         pairs = zip(optimizer.param_groups, optimizer.storages, strict=True)
         masters = {p for group, storage in pairs if not storage.on_grid for p in group["params"]}
@@ -130,7 +140,7 @@ class OscillationReset(Intervention):
     def finish(self) -> Answer:
         spec, age = self.spec, self.step - self.begun
         if not self.begun:
-            if self.step >= spec.not_before and (self.step - spec.not_before) % spec.every == 0:
+            if self.step >= self.first and (self.step - self.first) % spec.every == 0:
                 self.begun = self.step
                 for site in self.sites.values():
                     site.begin()

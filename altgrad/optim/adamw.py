@@ -15,9 +15,9 @@ from pydantic import Field
 from torch import Tensor
 
 from altgrad.optim.fused import FusedStep, fused_step
-from altgrad.optim.numbers import Positive
+from altgrad.optim.numbers import Positive, check_decays
 from altgrad.optim.optimizer import Optimizer, OptimizerSpec, settings
-from altgrad.optim.request import Request
+from altgrad.optim.request import Request, states_of
 from altgrad.optim.storage import Storage
 from altgrad.quantize import Grid
 from altgrad.spec import Since
@@ -86,11 +86,9 @@ class AdamW(Optimizer):
 
 def check_adam(group: Mapping[str, Any]) -> None:
     """ValueError for betas or eps out of range."""
-    betas, eps = group["betas"], group["eps"]
-    if not all(0 <= beta < 1 for beta in betas):
-        raise ValueError(f"betas is {betas}; it must be both in [0, 1).")
-    if not eps >= 0:
-        raise ValueError(f"eps is {eps}; it must be not negative.")
+    check_decays(group, "betas")
+    if not group["eps"] >= 0:
+        raise ValueError(f"eps is {group['eps']}; it must be not negative.")
 
 
 def adam_request(rule: Optimizer, group: dict[str, Any], params: list[Tensor], grads: list[Tensor]) -> Request:
@@ -98,20 +96,17 @@ def adam_request(rule: Optimizer, group: dict[str, Any], params: list[Tensor], g
     state, (beta1, beta2) = rule.state, group["betas"]
     if group.get("maximize"):
         grads = list(torch._foreach_neg(grads))
-    for p, g in zip(params, grads, strict=True):
+    for p in params:
         if "step" not in state[p]:
             state[p]["step"] = torch.zeros((), dtype=torch.float32)
-            for name in (*ADAM_STATES, *(["max_exp_avg_sq"] if group.get("amsgrad") else [])):
-                state[p][name] = torch.zeros_like(p, dtype=g.dtype)
     steps = [state[p]["step"] for p in params]
-    means = [state[p]["exp_avg"] for p in params]
-    squares = [state[p]["exp_avg_sq"] for p in params]
+    means, squares = (states_of(state, name, params, grads) for name in ADAM_STATES)
     torch._foreach_add_(steps, 1)
     torch._foreach_lerp_(means, grads, 1 - beta1)
     _advance_squares(group, squares, grads, beta2)
     largest = squares
     if group.get("amsgrad"):
-        largest = [state[p]["max_exp_avg_sq"] for p in params]
+        largest = states_of(state, "max_exp_avg_sq", params, grads)
         torch._foreach_maximum_(largest, squares)
     rule.advanced(group, params)
     counts = [step.item() for step in steps]  # on the CPU: no device waits

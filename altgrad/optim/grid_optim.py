@@ -25,9 +25,9 @@ from pydantic import Field
 from torch import Tensor
 
 from altgrad.formats import FloatFormat, NumberFormat, parse_format
-from altgrad.optim.numbers import NonNegative, Positive
+from altgrad.optim.numbers import NonNegative, Positive, check_decays
 from altgrad.optim.optimizer import Optimizer, OptimizerSpec, settings
-from altgrad.optim.request import Request
+from altgrad.optim.request import Request, states_of
 from altgrad.optim.stiffness import absolute, floor_of, spacing_field
 from altgrad.optim.stored_scale import own_grid
 from altgrad.quantize import Grid
@@ -84,8 +84,7 @@ class GridOptim(Optimizer):
         return ("momentum_buffer",)
 
     def check(self, group: dict[str, Any]) -> None:
-        if not 0 <= group["momentum"] < 1:
-            raise ValueError(f"momentum is {group['momentum']}; it must be in [0, 1).")
+        check_decays(group, "momentum")
         if not group["rung_clip"] > 0:
             raise ValueError(f"rung_clip is {group['rung_clip']}; it must be above 0.")
         if not 0 <= group["kappa"] < float("inf"):
@@ -101,10 +100,7 @@ class GridOptim(Optimizer):
         self, group: dict[str, Any], params: list[Tensor], grads: list[Tensor], grids: list[Grid | None]
     ) -> Request:
         lr, clip = group["lr"], group["rung_clip"]
-        for p, g in zip(params, grads, strict=True):
-            if "momentum_buffer" not in self.state[p]:
-                self.state[p]["momentum_buffer"] = torch.zeros_like(p, dtype=g.dtype)
-        velocities = [self.state[p]["momentum_buffer"] for p in params]
+        velocities = states_of(self.state, "momentum_buffer", params, grads)
         torch._foreach_mul_(velocities, group["momentum"])
         torch._foreach_add_(velocities, grads)
         self.advanced(group, params)

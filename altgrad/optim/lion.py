@@ -14,9 +14,9 @@ import torch
 from torch import Tensor
 
 from altgrad.optim.adamw import Beta
-from altgrad.optim.numbers import LearningRate
+from altgrad.optim.numbers import LearningRate, check_decays
 from altgrad.optim.optimizer import Optimizer, OptimizerSpec, settings
-from altgrad.optim.request import Request
+from altgrad.optim.request import Request, states_of
 from altgrad.quantize import Grid
 
 
@@ -54,17 +54,13 @@ class Lion(Optimizer):
         return ("exp_avg",)
 
     def check(self, group: dict[str, Any]) -> None:
-        if not all(0 <= beta < 1 for beta in group["betas"]):
-            raise ValueError(f"betas is {group['betas']}; it must be both in [0, 1).")
+        check_decays(group, "betas")
 
     def request(
         self, group: dict[str, Any], params: list[Tensor], grads: list[Tensor], grids: list[Grid | None]
     ) -> Request:
         beta1, beta2 = group["betas"]
-        for p, g in zip(params, grads, strict=True):
-            if "exp_avg" not in self.state[p]:
-                self.state[p]["exp_avg"] = torch.zeros_like(p, dtype=g.dtype)
-        means = [self.state[p]["exp_avg"] for p in params]
+        means = states_of(self.state, "exp_avg", params, grads)
         signs = torch._foreach_mul(means, beta1)
         torch._foreach_add_(signs, grads, alpha=1 - beta1)
         torch._foreach_sign_(signs)

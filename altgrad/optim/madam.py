@@ -15,7 +15,7 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from altgrad.optim.numbers import LearningRate, Positive
+from altgrad.optim.numbers import LearningRate, Positive, check_decays
 from altgrad.optim.optimizer import Optimizer, OptimizerSpec, settings
 from altgrad.optim.request import Request
 from altgrad.quantize import Grid
@@ -60,8 +60,7 @@ class Madam(Optimizer):
         return ("exp_avg_sq",)
 
     def check(self, group: dict[str, Any]) -> None:
-        if not 0 <= group["beta"] < 1:
-            raise ValueError(f"beta is {group['beta']}; it must be in [0, 1).")
+        check_decays(group, "beta")
         for name in ("clip", "bound"):
             if not group[name] > 0:
                 raise ValueError(f"{name} is {group[name]}; it must be above 0.")

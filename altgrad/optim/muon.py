@@ -23,9 +23,9 @@ from torch import Tensor
 
 from altgrad.nn.names import matches
 from altgrad.optim.adamw import ADAM_STATES, Beta, adam_request, check_adam
-from altgrad.optim.numbers import NonNegative, Positive
+from altgrad.optim.numbers import NonNegative, Positive, check_decays
 from altgrad.optim.optimizer import Optimizer, OptimizerSpec, settings
-from altgrad.optim.request import Request
+from altgrad.optim.request import Request, states_of
 from altgrad.quantize import Grid
 
 Adjust = Literal["original", "match_rms_adamw"]
@@ -94,8 +94,7 @@ class Muon(Optimizer):
 
     def check(self, group: dict[str, Any]) -> None:
         check_adam({"betas": group["betas"], "eps": group["adam_eps"]})
-        if not 0 <= group["momentum"] < 1:
-            raise ValueError(f"momentum is {group['momentum']}; it must be in [0, 1).")
+        check_decays(group, "momentum")
         if group["adjust_lr_fn"] not in get_args(Adjust):
             raise ValueError(f"adjust_lr_fn is {group['adjust_lr_fn']}; choose one of {', '.join(get_args(Adjust))}.")
         if not 1 <= group["ns_steps"] < 100:
@@ -116,13 +115,11 @@ class Muon(Optimizer):
             own = {**group, "lr": group["lr"] * group["adam_rate"], "eps": group["adam_eps"]}
             return adam_request(self, own, params, grads)
         momentum, numerators, values = group["momentum"], [], []
-        for p, g in zip(params, grads, strict=True):
-            if "momentum_buffer" not in self.state[p]:
-                self.state[p]["momentum_buffer"] = torch.zeros_like(p, dtype=g.dtype)
-            self.state[p]["momentum_buffer"].lerp_(g, 1 - momentum)
+        buffers = states_of(self.state, "momentum_buffer", params, grads)
+        for g, buffer in zip(grads, buffers, strict=True):
+            buffer.lerp_(g, 1 - momentum)  # one by one, as torch's Muon does
         self.advanced(group, params)
-        for p, g in zip(params, grads, strict=True):
-            buffer = self.state[p]["momentum_buffer"]
+        for p, g, buffer in zip(params, grads, buffers, strict=True):
             update = g.lerp(buffer, momentum) if group["nesterov"] else buffer
             turned = orthogonal(update, group["ns_coefficients"], group["ns_steps"], group["eps"])
             numerators.append(turned.to(g.dtype))

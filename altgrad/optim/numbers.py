@@ -1,5 +1,6 @@
 """The numbers of an optimizer: their types in specs, and those of a parameter group as plain numbers in range."""
 
+from collections.abc import Mapping
 from typing import Annotated, Any
 
 from pydantic import AfterValidator, Field
@@ -41,3 +42,10 @@ def check_rates(group: dict[str, Any]) -> None:
     for name in ("lr", "weight_decay"):
         if name in group and not 0 <= group[name] <= MOST:
             raise ValueError(f"{name} is {group[name]}; it must be from 0 to {MOST:g}.")
+
+
+def check_decays(group: Mapping[str, Any], name: str) -> None:
+    """ValueError for how much of an average is kept, one number or several, where that is not in [0, 1)."""
+    several = isinstance(group[name], tuple | list)
+    if not all(0 <= each < 1 for each in (group[name] if several else (group[name],))):
+        raise ValueError(f"{name} is {group[name]}; it must be {'both ' * several}in [0, 1).")

@@ -11,7 +11,7 @@ what it will be multiplied by.
 What must be known of weights before a step, to say afterwards what it did, and what `track` keeps of that.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -143,6 +143,16 @@ class BeforeStep:
                 grid = Grid(grid.format, grid.scale.clone())
                 moved = round_to(old, grid.format, scale=grid.scale)
             yield Update(name, old, requested, now.detach(), step if decay else None, grid, moved, storage, given)
+
+
+def states_of(
+    states: Mapping[Tensor, dict[str, Any]], name: str, params: list[Tensor], grads: list[Tensor]
+) -> list[Tensor]:
+    """The state of that name of each parameter, which begins as zeros of its gradient's type."""
+    for p, g in zip(params, grads, strict=True):
+        if name not in states[p]:
+            states[p][name] = torch.zeros_like(p, dtype=g.dtype)
+    return [states[p][name] for p in params]
 
 
 def track(state: dict[str, Any], update: Update) -> None:

@@ -12,6 +12,7 @@ import torch
 from pydantic import Field, model_validator
 from torch import Tensor
 
+from altgrad.optim.numbers import check_decays
 from altgrad.optim.optimizer import Optimizer, OptimizerSpec, settings
 from altgrad.optim.request import Request
 from altgrad.quantize import Grid
@@ -60,8 +61,7 @@ class SGD(Optimizer):
         return ("momentum_buffer",) if group["momentum"] else ()
 
     def check(self, group: dict[str, Any]) -> None:
-        if not 0 <= group["momentum"] < 1:
-            raise ValueError(f"momentum is {group['momentum']}; it must be in [0, 1).")
+        check_decays(group, "momentum")
         if group["nesterov"] and group["momentum"] == 0:
             raise ValueError("nesterov needs momentum above 0.")
 

@@ -59,7 +59,11 @@ def card(recipe: Recipe) -> dict[str, Any]:
         {"place": _place(rule), "operands": rule.get("operands", "shared"), "slots": dict(_rows(rule))} for rule in said
     ]
     facts: dict[str, Any] = plain(recipe)
-    run = {**expansion.run, **({"optimizer.states": dict(expansion.states)} if expansion.states else {})}
+    beside = {
+        "precision.phases": list(expansion.phases), "optimizer.kind": expansion.optimizer,
+        "optimizer.states": dict(expansion.states),
+    }  # fmt: skip
+    run = {**expansion.run, **{key: said for key, said in beside.items() if said}}
     return {"name": recipe.name, **facts, "rules": rules, "run": run}
 
 

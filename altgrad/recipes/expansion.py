@@ -7,8 +7,10 @@
 
 What a spec says itself wins. So does what is said later: a recipe named outside of the file (`--recipe`, `--set`, an
 arm of a matrix) replaces what the file says. A recipe says of casts either which, or that there are none (`eco`); of
-storage, loss scale and compute it may say nothing, and then the spec's stay. Whatever of a run is not the recipe's is
-in the note, and people are told.
+storage, loss scale, compute, gradients and interventions it may say nothing, and then the spec's stay. A recipe with
+phases says `precision: {phases: ...}` of a run, and its rules alone where `precision` names it. An optimizer's kind
+that the recipe says takes with it what every kind has of the spec's (`lr`, `weight_decay`, `groups`, `states`).
+Whatever of a run is not the recipe's is in the note, and people are told.
 
 Each part of an expansion keeps its place in the recipe's file, which is what errors and `--dry-run` name. What a recipe
 was is left as a note (`altgrad.recipes.note`).
@@ -30,6 +32,9 @@ from altgrad.spec import LocatedError
 from altgrad.spec.annotations import Shape
 from altgrad.spec.assignment import put
 from altgrad.spec.messages import listed
+
+ANY_KINDS = ("lr", "weight_decay", "groups", "states")
+"""What every kind of optimizer has."""
 
 
 def chooses_recipe(assignment: str) -> bool:
@@ -63,31 +68,58 @@ def expand_run(document: Document, cls: type[Shape]) -> bool:
     note = _asked(data.get("recipe"))
     if note is not None:
         expansion = _expansion(note, ("recipe",))
-        outside = _is_outside(document, ("recipe",))
-        kept = [key for key in expansion.run if key in data and not (outside and not _is_outside(document, (key,)))]
-        taken = [key for key in expansion.run if key not in kept]
+        said, outside = {**expansion.run, **_in_phases(expansion, cls)}, _is_outside(document, ("recipe",))
+        kept = [key for key in said if key in data and not (outside and not _is_outside(document, (key,)))]
+        taken = [key for key in said if key not in kept]
         facts = {
-            "without": [key for key in kept if not _same(key, data[key], expansion.run[key])],
-            "besides": [key for key in RUN_KEYS if key not in expansion.run and not _same(key, data.get(key), None)],
-            "replaced": [key for key in taken if key in data and not _same(key, data[key], expansion.run[key])],
+            "without": [key for key in kept if not _same(key, data[key], said[key])],
+            "besides": [key for key in RUN_KEYS if key not in said and not _same(key, data.get(key), None)],
+            "replaced": [key for key in taken if key in data and not _same(key, data[key], said[key])],
         }
         for key in taken:
             _forget(document, (key,))
-            data[key] = copy.deepcopy(expansion.run[key])
+            data[key] = copy.deepcopy(said[key])
         _place(document, expansion, {key: (key,) for key in taken})
-        _add_states(document, expansion, outside, facts)
+        for number in range(len(expansion.phases) if "precision" in taken else 0):
+            _place(document, expansion, {"precision": ("precision", "phases", number)})
+        _add_optimizer(document, expansion, outside, facts)
         data["recipe"] = _noted(note, expansion, **facts)
     inner = expand_policy(document, cls, ("precision",))
     return note is not None or inner
 
 
-def _add_states(document: Document, expansion: Expansion, outside: bool, facts: Mapping[str, list[str]]) -> None:
-    """Say the recipe's states under `optimizer`, unless the spec says its own there (`states: {}` for none), and add
-    to the facts of the note what that comes to."""
-    optimizer, at = document.data.get("optimizer"), ("optimizer", "states")
+def _in_phases(expansion: Expansion, cls: type[Shape]) -> dict[str, Any]:
+    """The precision of a run by a recipe with phases: in each its rules, with what the phase sets."""
+    phases: list[dict[str, Any]] = []
+    for number, phase in enumerate(expansion.phases):
+        asked = {"recipe": {"name": expansion.recipe, **expansion.parameters}, "set": phase.get("set", {})}
+        own = Document.of({"precision": asked}, expansion.recipe)
+        try:
+            expand_policy(own, cls, ("precision",))
+        except LocatedError as error:
+            raise LocatedError(("recipe",), f"phase {number} of {expansion.recipe}: {error}") from None
+        phases.append({**phase, "rules": own.data["precision"]["rules"]})
+        phases[-1].pop("set", None)
+    return {"precision": {"phases": phases}} if phases else {}
+
+
+def _add_optimizer(document: Document, expansion: Expansion, outside: bool, facts: Mapping[str, list[str]]) -> None:
+    """Say the recipe's kind of optimizer and its states under `optimizer`, unless the spec says its own there
+    (`states: {}` for none), and add to the facts of the note what that comes to."""
+    optimizer, at, kind = document.data.get("optimizer"), ("optimizer", "states"), expansion.optimizer
     optimizer = {"kind": optimizer} if isinstance(optimizer, str) else optimizer
+    if optimizer is None and kind is not None:
+        document.data["optimizer"] = optimizer = {"kind": kind}
+        _place(document, expansion, {"optimizer": ("optimizer",)})
     if not isinstance(optimizer, Mapping):
         return
+    if kind is not None and optimizer.get("kind") != kind:
+        wins = not outside or any(_is_outside(document, each) for each in (("optimizer",), ("optimizer", "kind")))
+        facts["without" if wins else "replaced"].append("optimizer.kind")
+        if not wins:
+            of_any = {key: optimizer[key] for key in ANY_KINDS if key in optimizer}
+            document.data["optimizer"] = optimizer = {"kind": kind, **of_any}
+            _place(document, expansion, {"optimizer": ("optimizer",)})
     own, name = optimizer.get("states"), ".".join(at)
     if not expansion.states:
         facts["besides"].extend([name] * bool(own))
@@ -114,9 +146,8 @@ def expand_policy(document: Document, cls: type[Shape], at: tuple[str, ...]) -> 
         return False
     expansion = _expansion(note, where)
     if not expansion.run["precision"]["rules"]:
-        others = [key for key in expansion.run if key != "precision"] + ["optimizer.states"] * bool(expansion.states)
         raise LocatedError(
-            where, f"{expansion.recipe} casts nothing: it says {listed(others, 'and')}. Use recipe: "
+            where, f"{expansion.recipe} casts nothing: it says {listed(expansion.beside, 'and')}. Use recipe: "
             f"{expansion.recipe}, a key of the run.",
         )  # fmt: skip
     own = value.get("rules") or ()
@@ -126,8 +157,8 @@ def expand_policy(document: Document, cls: type[Shape], at: tuple[str, ...]) -> 
     changes = dict(_flat(value.get("set") or {}, ""))
     origin = document.where((*at, "set"))
     known = {key: item for key, item in value.items() if key not in ("recipe", "set", "rules")}
-    others = [key for key in expansion.run if key not in document.data] if at else []
-    others += ["optimizer.states"] if at and expansion.states else []
+    others = [key for key in expansion.beside if key not in document.data] if at else []
+    others += ["precision.phases"] if at and expansion.phases else []
     made = {
         **known, "rules": [*own, *theirs],
         "recipe": _noted(note, expansion, without=others, changed=changes, own_rules=len(own)),
@@ -141,7 +172,10 @@ def expand_policy(document: Document, cls: type[Shape], at: tuple[str, ...]) -> 
 
 def _same(key: str, value: Any, other: Any) -> bool:
     """Whether a key of a run, as it is written, says the same as another; None: as a run that does not say it."""
-    nothing: dict[str, Any] = {"precision": {"rules": []}, "compute": "float32", "storage": [], "loss_scale": 1}
+    nothing: dict[str, Any] = {
+        "precision": {"rules": []}, "compute": "float32", "storage": [], "loss_scale": 1, "gradients": {},
+        "interventions": [],
+    }  # fmt: skip
 
     def plainly(said: Any) -> Any:
         said = list(said) if isinstance(said, tuple) else said

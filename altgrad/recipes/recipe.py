@@ -7,7 +7,9 @@
     claim: what the authors report                stays_high: what they leave in BF16 or float32
     leaves_out: [{what: ..., matters: ...}]       what AltGrad does not do of it, and how that may matter
     parameters: {element: e4m3fn}                 "$element" below, where it is a whole value, is replaced by it
-    precision: [{place: body, weight: ...}]       rules, as a run has them; storage, compute, loss_scale likewise
+    precision: [{place: body, weight: ...}]       rules, as a run has them; other RUN_KEYS likewise
+    phases: [{until: 95%}, {set: {forward: none}}]    when these rules hold, and what of them changes
+    optimizer: muon                               the kind of optimizer, where it is part of what was published
     states: {exp_avg: ...}                        optimizer.states of the run
     proof: [tests/...::test_...]                  or `unproved: why`
 
@@ -16,7 +18,7 @@ it. A run stores the expansion, so a recipe may be changed without changing any 
 """
 
 import copy
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
@@ -27,8 +29,10 @@ from altgrad.spec import LocatedError, Spec, did_you_mean
 from altgrad.spec.annotations import plain
 from altgrad.spec.messages import listed
 
-RUN_KEYS = ("precision", "compute", "storage", "loss_scale")
+RUN_KEYS = ("precision", "compute", "storage", "loss_scale", "gradients", "interventions")
 """The keys of a run that a recipe may say. One without rules says `precision: none`: that nothing is cast."""
+OTHER_KEYS = ("phases", "optimizer", "states")
+"""What else it may say of a run: of `precision`, and of `optimizer`."""
 
 
 class RecipeSource(Spec):
@@ -92,9 +96,15 @@ class Recipe(Spec):
     """What can be chosen, with its default."""
     precision: tuple[dict[str, Any], ...] = ()
     """Rules, in order."""
+    phases: tuple[dict[str, Any], ...] = ()
+    """Phases of a run by this recipe: each has these rules with what its `set` changes, until its `until`."""
     compute: str | None = None
     storage: tuple[dict[str, Any], ...] = ()
     loss_scale: Any = None
+    gradients: dict[str, Any] = Field(default_factory=dict)
+    interventions: tuple[Any, ...] = ()
+    optimizer: str | None = None
+    """The kind of optimizer, where that is part of the recipe."""
     states: dict[str, Any] = Field(default_factory=dict)
     """What the optimizer's states are kept in: `optimizer.states` of the run."""
     proof: tuple[str, ...] = ()
@@ -111,9 +121,11 @@ class Recipe(Spec):
     def _agree(self) -> "Recipe":
         if bool(self.proof) == bool(self.unproved):
             raise ValueError("a recipe has either a proof or a reason why it is unproved.")
-        if not (self.run_keys or self.states):
-            raise ValueError(f"a recipe says at least one of {listed((*RUN_KEYS, 'states'))}.")
-        for location, word in _words(plain({key: getattr(self, key) for key in (*self.run_keys, "states")}), ()):
+        if not (self.run_keys or self.optimizer or self.states):
+            raise ValueError(f"a recipe says at least one of {listed((*RUN_KEYS, *OTHER_KEYS))}.")
+        if self.phases and not self.precision:
+            raise LocatedError(("phases",), "phases change the rules of precision, and there are none.")
+        for location, word in _words(plain({key: getattr(self, key) for key in (*self.run_keys, *OTHER_KEYS)}), ()):
             if word.startswith("$") and word[1:] not in self.parameters:
                 raise LocatedError(location, f"{word} is not among the recipe's parameters; declare it there.")
         return self
@@ -151,29 +163,45 @@ class Recipe(Spec):
         chosen = self.with_parameters(**parameters).parameters
         said = {key: _replaced(plain(getattr(self, key)), chosen) for key in self.run_keys}
         written = {} if self._document is None else self._document.values
-        places = {_in_run(at): place for at, place in written.items() if at and at[0] in (*said, "states")}
+        places = {_in_run(at): place for at, place in written.items() if at and at[0] in (*said, *OTHER_KEYS)}
         said = {"precision": {"rules": said.pop("precision", [])}, **said}
-        return Expansion(self.name, plain(chosen), said, places, _replaced(plain(self.states), chosen))
+        others = {key: _replaced(plain(getattr(self, key)), chosen) for key in OTHER_KEYS}
+        return Expansion(self.name, plain(chosen), said, places, **others)
 
 
 @dataclass(frozen=True)
 class Expansion:
     """What a recipe says of a run, as plain data.
 
-    parameters: those of the recipe, as chosen. run: keys of a run spec. places: where the recipe's file has each part.
-    states: what is under `optimizer` of the run.
+    parameters: those of the recipe, as chosen. run: keys of a run spec, precision with rules alone. places: where the
+    recipe's file has each part. phases: of a run's precision, see Recipe. optimizer, states: what is under `optimizer`
+    of the run.
     """
 
     recipe: str
     parameters: Mapping[str, Any]
     run: Mapping[str, Any]
     places: Mapping[Location, str]
+    phases: Sequence[Mapping[str, Any]] = ()
+    optimizer: str | None = None
     states: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def beside(self) -> list[str]:
+        """What it says besides casts, as people call it."""
+        parts = {"optimizer.kind": self.optimizer, "optimizer.states": self.states}
+        return [*(key for key in self.run if key != "precision"), *(key for key, said in parts.items() if said)]
+
+
+_INSIDE: Mapping[str, Location] = {
+    "precision": ("precision", "rules"), "phases": ("precision", "phases"), "optimizer": ("optimizer", "kind"),
+}  # fmt: skip
 
 
 def _in_run(location: Location) -> Location:
     """Where a run has what a recipe has there."""
-    return ("precision", "rules", *location[1:]) if location[0] == "precision" else location
+    first, *rest = location
+    return (*_INSIDE.get(str(first), (first,)), *rest)
 
 
 def _replaced(value: Any, parameters: Mapping[str, Any]) -> Any:

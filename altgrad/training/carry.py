@@ -3,11 +3,12 @@
 What both specs say alike goes on as if nothing had happened, to the bit: weights, moments, a cast that is the same cast
 (with its amax history and its place in the random bits), a storage that is the same storage, what monitors remember.
 What the new spec says otherwise begins at this step: a new cast without history, its random bits those of the steps
-to come; a new storage from the weight as it is, with what `kahan` owes it; a new kind of optimizer without moments.
+to come; a new storage from the weight as it is, with what `kahan` owes it; a new kind of optimizer without moments, and
+other interventions without their state, which `TrainState.notices` says.
 """
 
 import json
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from typing import Any
 
 import torch
@@ -20,6 +21,7 @@ from altgrad.quantize import Quantizer
 from altgrad.quantize.counted import Counted
 from altgrad.quantize.transform import Transform
 from altgrad.spec import LocatedError
+from altgrad.spec.messages import listed
 from altgrad.training.run import RunSpec
 from altgrad.training.state import TrainState, build_model, plain_states, state_tensors, together
 from altgrad.training.twin import Twin
@@ -50,6 +52,7 @@ def carry(old: TrainState, spec: RunSpec, dataset: Dataset, *, twin: Twin | None
                 p.copy_(owed[name][2])
     state = TrainState.around(model, spec, dataset, twin=twin)
     _carry_optimizer(old.optimizer, state.optimizer, owed)
+    state.notices = [*_anew(old, state)]
     state.step, state.tokens, state.evaluated = old.step, old.tokens, old.evaluated
     state.seconds, state.logged, state.edition = old.seconds, old.logged, old.edition
     state.watch.processes = old.watch.processes
@@ -58,6 +61,15 @@ def carry(old: TrainState, spec: RunSpec, dataset: Dataset, *, twin: Twin | None
         state.roster.restore(_as_saved(old.roster.state(), device))
     old.watch.close()
     return state
+
+
+def _anew(old: TrainState, new: TrainState) -> Iterator[str]:
+    """What goes on without the state that it had, or has none to go on from, in lines."""
+    before, now = (type(each.optimizer).__name__ for each in (old, new))
+    if before != now:
+        yield f"The moments of {before} are no moments of {now}, which begins without any."
+    if old.roster.members and old.roster.members.keys() != new.roster.members.keys():
+        yield f"The state of {listed(old.roster.members, 'and')} is not taken over, since interventions are others now."
 
 
 def evaluation_model(state: TrainState, spec: RunSpec, casts: PrecisionPolicy, dataset: Dataset) -> nn.Module:

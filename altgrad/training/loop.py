@@ -125,10 +125,10 @@ def train_run(
             # Without a checkpoint even step 0, the evaluation before training, is done again.
             files.rewind(state.step if newest is not None else -1)
             run.update_meta(status="running", logged={}, device=str(device), ranks=processes.size)
-            for each in newest.rejected if newest is not None else ():
-                tracker.event(state.step, "notice", f"{each.path.name} was passed over: {each.reason}.")
-            if state.edition < EDITION:
-                tracker.event(state.step, "notice", FIRST_EDITION)
+            rejected = newest.rejected if newest is not None else ()
+            passed = [f"{each.path.name} was passed over: {each.reason}." for each in rejected]
+            for line in (*passed, *[FIRST_EDITION] * (state.edition < EDITION), *state.notices):
+                tracker.event(state.step, "notice", line)
             begun = "resumed" if newest is not None else "started"
             off = f", off {spec.branch.run}" if newest is None and spec.branch is not None else ""
             tracker.event(state.step, begun, f"{begun} at step {state.step} of {spec.steps}{off}", device=str(device))

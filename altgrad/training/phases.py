@@ -13,10 +13,9 @@ steps. A run of several phases is, to the bit, the splice of runs of one each: a
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from fractions import Fraction
 from typing import Annotated, Any, ClassVar
 
-from pydantic import PlainValidator, model_validator
+from pydantic import model_validator
 from torch import nn
 
 from altgrad.nn import PrecisionPolicy
@@ -24,37 +23,13 @@ from altgrad.nn.policy import Decision
 from altgrad.optim import Storage
 from altgrad.optim.states import StateSpec
 from altgrad.spec import LocatedError, Since
-from altgrad.spec.messages import show
-
-
-def _to_end(value: Any) -> int | str:
-    """A number of steps, or a percentage as it was written."""
-    if isinstance(value, int) and not isinstance(value, bool):
-        if value < 1:
-            raise ValueError(f"until is {value}; a phase ends after step 1 or later.")
-        return value
-    if not isinstance(value, str) or not value.endswith("%"):
-        raise ValueError(f"{show(value)} is no end of a phase; use a number of steps, or a percentage such as 82%.")
-    if not 0 < _share(value) < 1:
-        raise ValueError(f"until is {value[:20]}; use a percentage of the steps above 0% and below 100%.")
-    return value
-
-
-def _share(text: str) -> Fraction:
-    try:
-        return Fraction(text.removesuffix("%").strip()) / 100
-    except (ValueError, ZeroDivisionError):
-        raise ValueError(f"{show(text)} is no percentage such as 82%.") from None
-
-
-End = Annotated[int | str, PlainValidator(_to_end)]
-"""A number of steps, or a percentage of them as text."""
+from altgrad.spec.run_step import RunStep, step_of
 
 
 class Phase(PrecisionPolicy):
     """The casts of a part of the run, which ends after `until`, the last one with the run."""
 
-    until: Annotated[End | None, Since(2)] = None
+    until: Annotated[RunStep | None, Since(2)] = None
     """Its last step: a number of steps, or a percentage of the run's steps, rounded down."""
     storage: Annotated[tuple[Storage, ...] | None, Since(2)] = None
     """Storage rules of its own; null: those of the run."""
@@ -69,9 +44,7 @@ class Phase(PrecisionPolicy):
 
     def end(self, steps: int) -> int:
         """Its last step in a run of so many."""
-        if self.until is None:
-            return steps
-        return self.until if isinstance(self.until, int) else int(_share(self.until) * steps)
+        return steps if self.until is None else step_of(self.until, steps)
 
 
 class Precision(PrecisionPolicy):

@@ -4,7 +4,7 @@ Randomness needs no saving: data order and random bits are functions of the seed
 dropout draws from is seeded anew in each micro-batch.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -45,6 +45,8 @@ class TrainState:
     """Bytes of each log that were whole when the checkpoint was made."""
     edition: int = EDITION
     """Whose arithmetic the steps so far had: of the edition that made the checkpoint."""
+    notices: Sequence[str] = ()
+    """What of another run's state this one goes on without."""
 
     @classmethod
     def build(
@@ -142,7 +144,7 @@ def together(plain: States, tensors: Mapping[str, Tensor], device: torch.device)
 def build_roster(spec: RunSpec, model: nn.Module, optimizer: Optimizer) -> InterventionSet:
     """The run's interventions. Raises LocatedError for one that could never do anything."""
     try:
-        return InterventionSet(spec.interventions, Subject(model, optimizer, spec.compute))
+        return InterventionSet(spec.interventions, Subject(model, optimizer, spec.compute, spec.steps))
     except ValueError as error:
         raise LocatedError(("interventions",), str(error)) from None
 

@@ -192,10 +192,11 @@ class TrainedRun:
             return
         if now.steps < newest.step:
             raise ValueError(f"{self.id} has {newest.step} steps already; {now.steps} are fewer, train a new run.")
-        if old.precision.by_share:
+        shares = ["phases"] * old.precision.by_share + [each.kind for each in old.interventions if each.by_share]
+        if shares:
             raise ValueError(
-                f"{self.id} has phases that end at a percentage, so at other steps in a run of {now.steps}; give them "
-                "in steps, or train a new run."
+                f"{self.id} has {shares[0]} by a percentage, which is at other steps in a run of {now.steps}; give "
+                "them in steps, or train a new run."
             )
         if any(old.schedule.at(s, old.steps) != now.schedule.at(s, now.steps) for s in range(newest.step)):
             _warn(

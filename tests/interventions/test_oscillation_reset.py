@@ -74,6 +74,18 @@ def test_what_wavers_is_reset_and_what_goes_straight_on_is_not() -> None:
     assert answer.metrics["0.weight/reset_share"] == 0.25
 
 
+def test_it_begins_at_a_step_or_at_a_share_of_the_run() -> None:
+    net = quantize_model(nn.Sequential(nn.Linear(4, 4)), PrecisionPolicy.uniform(weight=UNSCALED))
+    optimizer = SGD(net.named_parameters(), lr=0.1)
+    for said, steps, first in ((7, 100, 7), ("64%", 12_505, 8_003), ("64%", 1, 1)):
+        spec = InterventionSpec.of(OFTEN | {"not_before": said})
+        assert spec.build(Subject(net, optimizer, steps=steps)).first == first and spec.by_share == (said != 7)  # type: ignore[attr-defined]
+    with pytest.raises(ValueError, match="64% of a run's steps, and there is no run"):
+        InterventionSpec.of(OFTEN | {"not_before": "64%"}).build(Subject(net, optimizer))
+    with pytest.raises(ValueError, match="0 is no step of a run"):
+        InterventionSpec.of(OFTEN | {"not_before": 0})
+
+
 def test_outliers_are_left_alone() -> None:
     cast = UNSCALED | {"outliers": {"kind": "columns", "largest": 1, "cast": UNSCALED}}
     start = torch.tensor([[5.01, 2.49]])

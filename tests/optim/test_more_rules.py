@@ -56,6 +56,12 @@ def test_lion_is_its_rule() -> None:
     )
 
 
+def test_lion_has_the_bits_of_the_package() -> None:
+    theirs = pytest.importorskip("lion_pytorch").Lion
+    p, q = weights((6, 5), (7,)), weights((6, 5), (7,))
+    same(Lion(p, lr=0.01, weight_decay=0.1), theirs(q, lr=0.01, weight_decay=0.1), p, q)
+
+
 def test_what_is_no_matrix_is_stepped_by_adamw() -> None:
     names = ("blocks.0.up.weight", "embed.weight", "blocks.0.up.bias")
     mine, theirs = weights((6, 5), (6, 5), (6,)), weights((6, 5), (6, 5), (6,))

@@ -19,7 +19,6 @@ from altgrad.recipes.note import RecipeNote
 from altgrad.store import Run, RunStore
 from altgrad.training import RunSpec, train_run
 from altgrad.training.state import TrainState, build_model, build_optimizer
-from tests.recipes.vendor import OPTIMIZERS
 from tests.training.running import after, lines
 
 QUICKSTART = Path(__file__).resolve().parents[2] / "matrices" / "quickstart.yaml"
@@ -29,7 +28,7 @@ SMALL = ["model.layers=2", "model.width=64", "model.heads=2", "model.context=64"
 @cache
 def quickstart(name: str, *sets: str) -> RunSpec:
     """By the recipe, whatever the file casts."""
-    return RunSpec.load(QUICKSTART, [f"recipe={name}", f"optimizer.kind={OPTIMIZERS.get(name, 'adamw')}", *sets])
+    return RunSpec.load(QUICKSTART, [f"recipe={name}", *sets])
 
 
 @cache
@@ -41,16 +40,17 @@ def quickstarts_model() -> nn.Module:
 def test_it_is_a_run_whose_every_rule_decides_something(name: str) -> None:
     """On the quickstart's model; by places, so that it fits others; stored, it is read back as it was."""
     recipe, spec = find(name), quickstart(name)
-    assert spec.recipe == RecipeNote(expanded=name, replaced=("precision",))
+    replaced = ["precision", *["optimizer.kind"] * bool(recipe.optimizer)]
+    assert spec.recipe == RecipeNote(expanded=name, replaced=tuple(replaced))
     assert RunSpec.parse(spec.to_yaml()) == spec
     assert set(recipe.parameters).isdisjoint(RecipeNote.model_fields)
-    for rule in spec.precision.rules:
-        assert rule.place is not None and RulePlace.parse(rule.place)
     model = quickstarts_model()
-    decisions = [*spec.precision.decide(model), *spec.precision.targets(model)]
-    casting = {number for number, rule in enumerate(spec.precision.rules) if not rule.casts_nothing}
-    assert casting <= {decision.rule for decision in decisions}
-    assert bool(casting) == ("precision" in recipe.run_keys)
+    for policy in spec.precision.policies:
+        assert all(rule.place is not None and RulePlace.parse(rule.place) for rule in policy.rules)
+        decisions = [*policy.decide(model), *policy.targets(model)]
+        casting = {number for number, rule in enumerate(policy.rules) if not rule.casts_nothing}
+        assert casting <= {decision.rule for decision in decisions}
+        assert bool(casting) == ("precision" in recipe.run_keys)
     assert recipe.title and recipe.stays_high and recipe.source.authors
     assert card(recipe)["rules"] == card(recipe.with_parameters())["rules"] and not differences(
         card(recipe), card(recipe)
@@ -61,7 +61,7 @@ def test_it_is_a_run_whose_every_rule_decides_something(name: str) -> None:
 def test_three_steps_train_a_small_model(name: str) -> None:
     """One block, but where the recipe leaves the last one as it is."""
     leaves_one = any(str(rule.get("place")).startswith("body.last") for rule in find(name).precision)
-    spec = quickstart(name, *SMALL, *([] if leaves_one else ["model.layers=1"]))
+    spec = quickstart(name, *SMALL, *([] if leaves_one else ["model.layers=1"])).at(1)
     torch.manual_seed(0)
     model = build_model(spec, 32, 32)
     optimizer = build_optimizer(spec, model)
@@ -107,7 +107,7 @@ def ready(folder: Path, spec: RunSpec) -> Run:
 @pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::UserWarning:torch")
 @pytest.mark.parametrize("name", names())
 def test_compiled_it_casts_and_counts_as_eager_does(name: str, short_data: Callable[..., Any]) -> None:
-    spec = quickstart(name, *SMALL, "monitors=[{kind: range, every: 1}]", "data.batch_size=2")
+    spec = quickstart(name, *SMALL, "monitors=[{kind: range, every: 1}]", "data.batch_size=2").at(1)
     data = short_data(spec)
     torch._dynamo.reset()
     found = []

@@ -13,7 +13,6 @@ from altgrad.nn import PrecisionPolicy
 from altgrad.recipes.book import find, recipe
 from altgrad.recipes.catalogue import names
 from altgrad.training import RunSpec
-from tests.recipes.vendor import OPTIMIZERS
 
 SPEC = """model: {kind: gpt, layers: 2, width: 32, heads: 2, context: 16}
 data: text
@@ -102,7 +101,9 @@ WRITTEN: dict[str, Any] = {
     "precision": {"rules": [{"match": "*", "weight": "e3m4"}]}, "compute": "float32",
     "loss_scale": {"factor": 1024, "force": True},
     "storage": [{"kind": "stochastic", "format": "bf16", "scaling": "unscaled", "match": "head*"}],
-    "optimizer": {"kind": "adamw", "states": {"exp_avg": "e5m2"}},
+    "gradients": {"micro_batch": {"format": "bf16", "scaling": "unscaled"}},
+    "interventions": [{"kind": "oscillation_reset", "not_before": 2}],
+    "optimizer": {"kind": "adamw", "states": {"exp_avg_sq": "e5m2"}},
 }  # fmt: skip
 TOLD = {"optimizer": "optimizer.states"}
 """What notes call a key of which a recipe says a part."""
@@ -122,7 +123,8 @@ def by(optimizer: str) -> dict[str, Any]:
 def test_whatever_of_a_run_is_not_the_recipes_is_told(name: str) -> None:
     """Of each key that a recipe may say: the file's wins over `recipe:` in the file and gives way to `--recipe`; what
     the recipe says nothing of stays; nothing of that is silent. A recipe without casts says that there are none."""
-    expansion, optimizer = find(name).expansion(), OPTIMIZERS.get(name, "adamw")
+    expansion = find(name).expansion()
+    optimizer = expansion.optimizer or "adamw"
     base = {**Document.parse(SPEC, "").data, "optimizer": optimizer}
     said = [*expansion.run, *(["optimizer"] if expansion.states else [])]
     alone = RunSpec.made_from({**base, "recipe": name})
@@ -141,6 +143,49 @@ def test_whatever_of_a_run_is_not_the_recipes_is_told(name: str) -> None:
     assert sorted(inside.recipe.besides) == sorted(outside.recipe.besides) == sorted(set(others) - {"compute"})
     for run, told in ((inside, inside.recipe.without), (outside, outside.recipe.replaced)):
         assert all(sum(key in line for line in run.recipe_notices) == 1 for key in (*told, *run.recipe.besides))  # type: ignore[union-attr]
+
+
+def test_an_optimizer_of_the_recipe_is_taken_where_the_spec_says_no_other() -> None:
+    """Without one it is the recipe's; the file's wins over the file's recipe, and keeps its rate under `--recipe`."""
+    bare = SPEC.replace("optimizer: adamw\n", "")
+    assert RunSpec.parse(bare + "recipe: lns_madam").optimizer == RunSpec.parse(bare + "optimizer: madam").optimizer
+    own = bare + "optimizer: {kind: adamw, lr: 2e-3, weight_decay: 0.1, betas: [0.9, 0.99]}\n"
+    wins, gives_way = RunSpec.parse(own + "recipe: lns_madam"), RunSpec.parse(own, "", ["recipe=lns_madam"])
+    assert wins.optimizer == RunSpec.parse(own).optimizer and wins.recipe is not None and gives_way.recipe is not None
+    assert wins.recipe.without == gives_way.recipe.replaced == ("optimizer.kind",)
+    assert gives_way.optimizer.tree() | {"kind": "", "lr": 2e-3, "weight_decay": 0.1} == {
+        **RunSpec.parse(bare + "optimizer: madam").optimizer.tree(), "kind": "", "lr": 2e-3, "weight_decay": 0.1
+    }  # fmt: skip
+    assert (gives_way.optimizer.kind, gives_way.optimizer.lr) == ("madam", 2e-3)
+    muon = RunSpec.parse(own, "", ["recipe=muon_8bit", "optimizer.momentum=0.9"]).optimizer
+    assert (muon.kind, list(muon.states)) == ("muon", ["momentum_buffer"])
+
+
+ENDING = """phases:
+  - {until: $until}
+  - {set: {forward: none}, storage: []}
+parameters: {element: e4m3fn, until: 50%}
+unproved:"""
+
+
+def test_phases_of_a_recipe_are_those_that_one_would_write_by_hand(mine: str) -> None:
+    """Of a run by it; where `precision` names it, it is its rules. What is wrong is placed in its file."""
+    Path(mine).write_text(MINE.replace("parameters: {element: e4m3fn}\n", "").replace("unproved:", ENDING))
+    phases = f"[{{until: 50%, recipe: {mine}}}, {{recipe: {mine}, set: {{forward: none}}, storage: []}}]"
+    by_hand = BY_HAND.partition("precision")[0] + f"precision: {{phases: {phases}}}"
+    found = spec(f"recipe: {mine}")
+    assert found.fingerprint() == spec(by_hand).fingerprint() and found.recipe_notices == []
+    assert RunSpec.parse(found.to_yaml()) == found and found.phase_of(2) == 1
+    assert spec(f"recipe: {{name: {mine}, until: 70%}}").phase_of(2) == 0
+    alone = spec(f"precision: {mine}")
+    assert alone.precision.rules == found.precision.phases[0].rules and "precision.phases" in alone.recipe_notices[0]
+    assert spec(f"recipe: {mine}\nprecision: none").recipe_notices[0].startswith(f"recipe {mine}: precision as")
+    said = refused(f"recipe: {{name: {mine}, until: 100%}}")
+    assert said.startswith(f"{mine}:9:13: 100% is no part of a run")
+    Path(mine).write_text(Path(mine).read_text().replace("set: {forward", "set: {forwerd"))
+    assert "phase 1 of" in refused(f"recipe: {mine}") and "set names 'forwerd'" in refused(f"recipe: {mine}")
+    Path(mine).write_text(Path(mine).read_text().replace("precision:", "loss_scale: 1\nprecisio:"))
+    assert "precisio" in refused(f"recipe: {mine}")
 
 
 def test_what_is_said_on_the_command_line_replaces_the_files(mine: str) -> None:

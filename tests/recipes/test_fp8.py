@@ -8,6 +8,9 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from altgrad.quantize import Quantizer, round_to
+from altgrad.quantize.scaling import scale_of
+from altgrad.recipes.book import find
+from altgrad.training.gradient_sums import GradientCasts
 from bench.reference_casts import recorded
 from tests.recipes.vendor import DTYPES, Step, data, e4m3, kernels, rule, slots
 
@@ -32,8 +35,13 @@ def test_modded_nanogpt_head() -> None:
 
 
 def test_fp8_lm() -> None:
-    """Factors are MS-AMP's, of 2,241 amaxes; scales of inputs and gradients are those of a window of 16 steps."""
+    """Factors are MS-AMP's, of 2,241 amaxes, those of the sum over processes, too; scales of inputs and gradients are
+    those of a window of 16 steps."""
     found, casts = kernels("msamp_fp8"), slots("fp8_lm")
+    reduce = GradientCasts.made_from(find("fp8_lm").expansion(processes=8).run["gradients"]).reduce
+    assert reduce is not None and (reduce.processes, reduce.factor) == (8, "auto")
+    scale = scale_of(found["amax"], reduce.format, power_of_two=reduce.scale == "power_of_two")
+    assert torch.equal(1 / scale, found["e4m3fn.factor"])
     amax = found["amax"][:, None]
     for slot, spec in casts.items():
         scaling = spec.scaling.tree() | {"kind": "current", "granularity": "channel"}

@@ -37,6 +37,30 @@ def test_moments_are_torchaos(recorded: dict[str, Tensor], recipe: str, kind: st
         assert (found - expected).abs().max() <= 1
 
 
+def test_moments_are_bitsandbytes(recorded: dict[str, Tensor]) -> None:
+    """Ten steps of its AdamW8bit. Its CPU library looks codes up in a coarse table: after the first step, whose moments
+    are known, 41 and 81 of 4,096 are not the nearest, which ours are; from there on each such code has its moment, and
+    so its weight, go elsewhere."""
+    for count, expected in ((1, (41, 81)), (2, (9, 64)), (10, (14, 47))):
+        optimizer, p = steps("adam_8bit", "bitsandbytes.adamw", recorded, count)
+        for number, (name, exceptions) in enumerate(zip(("exp_avg", "exp_avg_sq"), expected, strict=True), 1):
+            theirs = recorded[f"bitsandbytes.adamw.step{count}.state{number}"].flatten().int()
+            differ = codes_of(optimizer, p, name) != theirs
+            assert differ.sum() == exceptions if FUSES else differ.sum() <= exceptions + 4
+            book = recorded[f"bitsandbytes.codebook.{'signed' if number == 1 else 'unsigned'}"].double()
+            scale = recorded[f"bitsandbytes.adamw.step{count}.absmax{number}"].double()[:, None]
+            if count == 1:
+                g = gradient(recorded, "bitsandbytes.adamw", 0).double()
+                exact = (0.1 * g if number == 1 else 0.001 * g * g) / scale
+                off = [
+                    (book[codes.long()].view(g.shape) - exact).abs() for codes in (codes_of(optimizer, p, name), theirs)
+                ]
+                assert torch.equal((off[0] < off[1]).flatten(), differ) and not (off[0] > off[1] + 1e-9).any()
+        if count != 2:
+            off_by = (p - recorded[f"bitsandbytes.adamw.step{count}.p"]).abs()
+            assert off_by.max() < 1e-8 if count == 1 else (off_by > 1e-6).double().mean() < 0.05
+
+
 def test_moments_are_coats(recorded: dict[str, Tensor]) -> None:
     optimizer, p = steps("coat", "coat_states", recorded, 10, betas=(0.9, 0.95))
     for name, theirs in (("exp_avg", "m"), ("exp_avg_sq", "v")):
@@ -68,4 +92,6 @@ def test_states_of_muon_are_refused_with_an_optimizer_that_has_none() -> None:
     spec = "model: {kind: gpt, layers: 1, width: 32, heads: 2, context: 16}\ndata: text\nsteps: 3\n"
     with pytest.raises(SpecError, match="'momentum_buffer' is no state of adamw as it is set; it keeps exp_avg and"):
         RunSpec.parse(f"{spec}optimizer: adamw\nrecipe: muon_8bit")
-    assert RunSpec.parse(f"{spec}optimizer: muon\nrecipe: muon_8bit").optimizer.states.keys() == {"momentum_buffer"}
+    for optimizer in ("optimizer: muon\n", ""):
+        made = RunSpec.parse(f"{spec}{optimizer}recipe: muon_8bit").optimizer
+        assert made.kind == "muon" and made.states.keys() == {"momentum_buffer"}

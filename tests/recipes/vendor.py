@@ -19,8 +19,6 @@ from altgrad.recipes.book import find
 
 FOLDER = Path(__file__).parent.parent / "references" / "linear"
 DTYPES = {"f32": torch.float32, "bf16": torch.bfloat16}
-OPTIMIZERS = {"muon_8bit": "muon"}
-"""Of recipes whose states not every optimizer keeps, one that does; AdamW has the others'."""
 VALUES = torch.tensor([0, 0.5, 1, 1.5, 2, 3, 4, 6])
 
 

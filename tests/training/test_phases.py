@@ -118,6 +118,7 @@ def test_a_run_of_two_phases_is_a_run_and_a_branch_of_it(tmp_path: Path, dataset
     train_run(later, branch, dataset)
     assert lines(until) + lines(branch) == lines(whole)
     assert tensors(branch) == tensors(whole)
+    assert not [event for event in branch.events() if event["event"] == "notice"]
 
 
 @pytest.mark.parametrize("name", parameters(("other formats",), ("other formats", "a storage left", "turned")))
@@ -274,15 +275,20 @@ def test_validation_with_other_casts_leaves_training_alone(tmp_path: Path, datas
 
 
 def test_a_branch_needs_its_run_only_until_it_has_begun(tmp_path: Path, dataset: Any) -> None:
-    spec, run = make(tmp_path, f"precision={{{FIRST}}}")
+    """And says, once, what of that run's state it goes on without."""
+    spec, run = make(tmp_path, f"precision={{{FIRST}}}", "interventions=[oscillation_reset]")
     train_run(spec, run, dataset, until=5)
     there = f"branch={{run: tests/{run.id}, step: 5}}"
-    later, branch = make(tmp_path, "precision=none", there)
+    later, branch = make(tmp_path, "precision=none", "optimizer=lion", there)
     train_run(later, branch, dataset, until=6)
     run.delete()
     assert train_run(later, branch, dataset).status == "completed"
     assert [row["step"] for row in branch.metrics(["train/loss"])] == [6, 7, 8, 9, 10]
     assert restore(branch).step == 10
+    assert [event["message"] for event in branch.events() if event["event"] == "notice"] == [
+        "The moments of AdamW are no moments of Lion, which begins without any.",
+        "The state of oscillation_reset is not taken over, since interventions are others now.",
+    ]
 
 
 def test_what_cannot_be_branched_from_is_said_before_anything_is_written(tmp_path: Path, dataset: Any) -> None:

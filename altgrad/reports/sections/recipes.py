@@ -61,11 +61,12 @@ def recipe_of(spec: Mapping[str, Any]) -> str:
     none. Compute is all arms' (`_table` tells where it is not the recipes')."""
     precision = spec.get("precision")
     precision = precision if isinstance(precision, Mapping) else {}
-    if phases := precision.get("phases"):
+    whole, phases = _noted(spec, whole=True), precision.get("phases")
+    if phases and not (whole and not any(map(_noted, phases))):
         names = [_noted(phase) or ("own casts" if phase.get("rules") else "none") for phase in phases]
         ends = [f" to {phase['until']}" if phase.get("until") else "" for phase in phases]
         return ", then ".join(map("".join, zip(names, ends, strict=True)))
-    return _noted(spec, whole=True) or _noted(precision)
+    return whole or _noted(precision)
 
 
 def _noted(owner: Mapping[str, Any], *, whole: bool = False) -> str:
