@@ -5,7 +5,8 @@
 with T the stiffness of `altgrad.optim.stiffness`. p = 0 is AdamW; at p = 1 every weight is asked to move by the same
 number of ulps, up to Adam's own direction. Normalising by the rms keeps the size of the tensor's step, so that a
 learning rate means the same at every p. Where there is no geometry (E <= 1 with one scale, groups without a format)
-f is exactly 1 and the trajectory is AdamW's bit for bit.
+f is exactly 1 and the trajectory is AdamW's bit for bit. `normalise: none` leaves f = S^p, S in the weight's units:
+then tensors with wider spacings take longer steps, too, and lr counts spacings.
 
 Where S enters decides what it does (`precondition`):
 
@@ -68,7 +69,7 @@ class ManifoldAdamWSpec(OptimizerSpec):
     stiffness: Stiffness = "own"
     """own, smooth, constant, shuffled, reshuffled, or the name of another format."""
     normalise: Normalise = "rms"
-    """Which mean of the spacings becomes 1, so that lr keeps its meaning."""
+    """Which mean of the spacings becomes 1, so that lr keeps its meaning; none: spacings as they are."""
     track: bool = False
     """Keep every weight's rung and its travel, and counts of flips and updates, in the optimizer's state."""
 
@@ -126,7 +127,7 @@ class ManifoldAdamW(Optimizer):
                 f"precondition is {group['precondition']}; choose one of {', '.join(get_args(Precondition))}."
             )
         if group["normalise"] not in get_args(Normalise):
-            raise ValueError(f"normalise is {group['normalise']}; choose rms or median.")
+            raise ValueError(f"normalise is {group['normalise']}; choose {', '.join(get_args(Normalise))}.")
         if not 0 <= group["power"] <= 1:
             raise ValueError(f"power is {group['power']}; it must be in [0, 1].")
         if not 0 <= group["kappa"] < float("inf"):
@@ -146,8 +147,7 @@ class ManifoldAdamW(Optimizer):
             ]
             return adam_request(self, group, params, scaled)
         factors = [
-            None if grid is None else factor(self._field(group, p, grid), group["power"], group["normalise"])
-            for p, grid in zip(params, grids, strict=True)
+            None if grid is None else self._factor(group, p, grid) for p, grid in zip(params, grids, strict=True)
         ]
         if mode in ("gradient_normalised", "both"):
             grads = [g if f is None else g * f for g, f in zip(grads, factors, strict=True)]
@@ -162,6 +162,13 @@ class ManifoldAdamW(Optimizer):
             return fused_step(storage, grid, p, 0.0, 0.0, group["states"])
         plain = group["precondition"] == "update" and group["stiffness"] == "own" and group["normalise"] == "rms"
         return fused_step(storage, grid, p, group["power"], group["kappa"], group["states"]) if plain else None
+
+    def _factor(self, group: dict[str, Any], p: Tensor, grid: Grid) -> Tensor:
+        """f for one parameter."""
+        field = self._field(group, p, grid)
+        if group["normalise"] == "none":
+            return absolute(field, grid).pow(group["power"])
+        return factor(field, group["power"], group["normalise"])
 
     def _field(self, group: dict[str, Any], p: Tensor, grid: Grid) -> Tensor:
         """T for one parameter."""

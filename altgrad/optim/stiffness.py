@@ -31,7 +31,7 @@ from altgrad.quantize.scaling import scale_of
 from altgrad.quantize.traced import held
 
 Control = Literal["own", "smooth", "constant", "shuffled", "reshuffled"]
-Normalise = Literal["rms", "median"]
+Normalise = Literal["rms", "median", "none"]
 
 
 def _stiffness(value: object) -> NumberFormat | str:
@@ -96,8 +96,10 @@ def absolute(field: Tensor, grid: Grid) -> Tensor:
 def factor(field: Tensor, power: float | Tensor, normalise: Normalise = "rms") -> Tensor:
     """f = T^p / rms(T^p) (or the median of T^p, the lower of two): float32, the shape of `field`.
 
-    Exactly 1 everywhere for p = 0 and for a constant field.
+    Exactly 1 everywhere for p = 0 and for a constant field. `none` means S^p in the weight's units, of which the field
+    alone knows nothing: see `absolute`.
     """
+    assert normalise != "none"
     relative = field / field.amax()
     powered = relative if isinstance(power, float) and power == 1 else relative.pow(power)
     if normalise == "median":

@@ -233,7 +233,7 @@ def _variant(kind: str, optimizer: Mapping[str, Any]) -> str:
     if (kappa := optimizer.get("kappa", 2**-6)) != 2**-6:
         words.append(f"kappa {kappa}")
     if (normalise := optimizer.get("normalise", "rms")) != "rms":
-        words.append(str(normalise))
+        words.append("S not normalised" if normalise == "none" else str(normalise))
     return ", ".join(words)
 
 

@@ -135,6 +135,9 @@ def test_weight_monitors_say_what_the_weights_are(stepped: Any) -> None:
     exponent = float(common.rpartition("binade_")[2].removesuffix("_share"))
     after = spacing(torch.from_numpy(a["after"]).float(), FMT, scale=float(a["scale"])).double().numpy()
     assert shares[common] == pytest.approx((after == a["scale"] * 2.0**exponent).mean())
+    assert metrics[f"stiffness/{name}/spacing_cv"] == pytest.approx(after.std() / after.mean())
+    beta = FloatFormat.parse(FMT).min_normal * a["scale"] / np.sqrt((a["after"].astype(float) ** 2).mean())
+    assert metrics[f"stiffness/{name}/beta_over_rms"] == pytest.approx(beta)
 
 
 def test_gradient_monitor_gives_two_norms(stepped: Any) -> None:

@@ -127,6 +127,26 @@ def test_the_modes_are_what_they_say() -> None:
             assert torch.allclose(p.detach().double(), w, rtol=1e-5, atol=1e-7), (mode, step)
 
 
+@pytest.mark.parametrize("power", [1.0, 0.5])
+def test_without_a_mean_a_step_is_adams_times_the_spacing_in_the_weights_units(power: float) -> None:
+    """Two tensors, the second the first times 2^5: its steps are 2^(5 p) times as long; with `rms` they are as long."""
+    torch.manual_seed(4)
+    w, g = torch.randn(60), torch.randn(60)
+    asked = {}
+    for normalise in ("none", "rms"):
+        pair = [nn.Parameter(w.clone()), nn.Parameter(w * 32)]
+        optimizer = ManifoldAdamW(pair, lr=1e-2, weight_decay=0.0, normalise=normalise, format="e4m3f", power=power)  # type: ignore[arg-type]
+        grid = next(iter(optimizer.grids()))[2]
+        for p in pair:
+            p.grad = g.clone()
+        optimizer.step()
+        asked[normalise] = [p.detach() - start for p, start in zip(pair, (w, w * 32), strict=True)]
+    s = spacing(torch.maximum(w.abs(), 2.0**-6 * w.square().mean().sqrt()), grid.format, scale=grid.scale)
+    assert torch.allclose(asked["none"][0], -1e-2 * g.sign() * s.pow(power), rtol=1e-4, atol=1e-6)
+    assert torch.allclose(asked["none"][1], asked["none"][0] * 32**power, rtol=1e-3, atol=1e-5)
+    assert torch.allclose(asked["rms"][1], asked["rms"][0], atol=1e-5)
+
+
 def test_gradient_side_stiffness_nearly_cancels_and_update_side_does_not() -> None:
     """Fact 2: Adam divides a per-coordinate rescaling out, but for eps."""
     torch.manual_seed(0)

@@ -1,0 +1,359 @@
+"""The tables of the second edition, from whatever rows are in. A number that rows do not give is a dash, and said.
+
+B = L(AdamW) - L(manifold): positive where geometry helps. Intervals are simultaneous over the family that the table
+names; a cell whose runs are not all in says how many are missing, never a verdict.
+"""
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from functools import cached_property
+
+import numpy as np
+import pandas as pd
+
+from altgrad.numerals import signed
+from altgrad.statistics.distributions import student_quantile
+from altgrad.statistics.intervals import Interval, simultaneous
+from altgrad.statistics.verdict import FEW, Family
+from study import confirmed, parts, rows
+from study.cell import Cell, cell_of, format_of, named
+
+CLIPPED = 1e-4
+"""The largest share of w~ beyond +-max in a run that counts as evidence."""
+WIDEST = 0.02
+"""Nats: no confirmed interval should be wider."""
+WORDS = {
+    "above": "benefit", "below": "harm", "inside": "no practical effect", "direction only": "direction only",
+    "undecided": "undecided",
+}  # fmt: skip
+Lines = list[str]
+
+
+def table(header: Sequence[str], body: Sequence[Sequence[str]]) -> Lines:
+    """Markdown."""
+    return [f"| {' | '.join(header)} |", "|---" * len(header) + "|", *(f"| {' | '.join(row)} |" for row in body)]
+
+
+def number(value: float | None, digits: int = 4) -> str:
+    """A loss; a dash for none."""
+    return "-" if value is None or not math.isfinite(value) else f"{value:.{digits}f}"
+
+
+def place(cell: Cell) -> str:
+    """`p = 1/4, kappa = 2^-6`."""
+    found = named(cell)
+    if found["optimizer"] != "manifold_adamw":
+        return "AdamW"
+    p = {0.25: "1/4", 0.5: "1/2", 1.0: "1"}[found["p"]]
+    return f"p = {p}, kappa = {({0: '1'}).get(k := round(math.log2(found['kappa'])), f'2^{k}')}"
+
+
+class Second:
+    """The rows, and what the plan makes of them."""
+
+    def __init__(self, frame: pd.DataFrame) -> None:
+        self.frame = frame
+        self.have = set(frame["fingerprint"])
+
+    @cached_property
+    def tuned(self) -> confirmed.Tuned:
+        """lr* by cell of the screen, of the cells whose rates are in with all seeds."""
+        found = {}
+        for cell, own in parts.cells_in("screen").items():
+            rates = parts.rates_run(self.frame, cell, own)
+            if not any(map(math.isnan, rows.mean_losses(self.frame, cell, rates, parts.SCREEN))):
+                found[cell] = confirmed.choose(self.frame, cell, rates, parts.SCREEN)
+        return found
+
+    def status(self) -> Lines:
+        """By part, how many runs are in."""
+        body = []
+        planned, waits = parts.plan(self.frame)
+        for name in parts.PARTS:
+            own = [each for each in planned if each.part == name]
+            done = sum(each.fingerprint in self.have for each in own)
+            body.append([name, f"waits for {waits[name]}" if name in waits else f"{done} of {len(own)}"])
+        return table(["part", "runs in"], body)
+
+    def marks(self, cell: Cell, rate: float | None = None) -> str:
+        """`even`, `clipped`: why a cell is no evidence."""
+        own = self.frame[self.frame["cell"] == cell]
+        own = own if rate is None else own[abs(own["rate"] / rate - 1) < 1e-3]
+        if not len(own):
+            return ""
+        even = named(cell)["optimizer"] == "manifold_adamw" and own["cv_t"].mean() < confirmed.EVEN
+        fixed = own["scale"] == "fixed"
+        clipped = (own["saturated"] > CLIPPED) | (fixed & (own["pinned"] > CLIPPED))
+        return ", ".join(["even"] * bool(even) + ["clipped"] * bool(clipped.any()))
+
+    def screen(self, format_: str) -> Lines:
+        """B over the dial, each arm at its own lr*."""
+        body = []
+        cells = [cell for cell in parts.cells_in("screen") if format_of(cell) == format_]
+        base = next(cell for cell in cells if named(cell)["optimizer"] == "adamw")
+        for cell in cells:
+            found = self.tuned.get(cell)
+            if found is None:
+                missing = sum(each.fingerprint not in self.have for each in parts.cells_in("screen")[cell])
+                body.append([place(cell), "-", "-", "-", "-", f"{missing} runs missing"])
+                continue
+            b = "" if cell == base else signed(self.tuned[base].loss - found.loss) if base in self.tuned else "-"
+            body.append(
+                [place(cell), f"{found.rate:.3g}", number(found.loss), b, number(found.cv, 2), self.marks(cell)]
+            )
+        return table(["arm", "lr*", "loss", "B", "cv(T)", ""], body)
+
+    def dial(self, format_: str) -> np.ndarray:
+        """B by (kappa, p), NaN where it is not in: for the picture."""
+        grid = np.full((3, 3), math.nan)
+        for row, kappa in enumerate((1.0, 2.0**-3, 2.0**-6)):
+            for column, p in enumerate((0.25, 0.5, 1.0)):
+                try:
+                    base = self.tuned[confirmed.reference_of(self.tuned, format_)]
+                    grid[row, column] = base.loss - self.tuned[confirmed.dial(self.tuned, format_, p, kappa)].loss
+                except (StopIteration, KeyError):
+                    continue
+        return grid
+
+    def surface(self, format_: str) -> str:
+        """The quadratic surface through the nine cells, exploratory."""
+        z = self.dial(format_)
+        if np.isnan(z).any():
+            return f"{format_}: cells are missing."
+        k, p = (a.ravel() for a in np.meshgrid([0.0, -3.0, -6.0], [0.25, 0.5, 1.0], indexing="ij"))
+        design = np.stack([np.ones(9), p, k, p * p, k * k, p * k], axis=1)
+        found, *_ = np.linalg.lstsq(design, z.ravel(), rcond=None)
+        left = z.ravel() - design @ found
+        share = 1 - left @ left / ((z.ravel() - z.mean()) ** 2).sum()
+        terms = ["", " p", " k", " p^2", " k^2", " p k"]
+        told = " ".join(f"{signed(c)}{term}" for c, term in zip(found, terms, strict=True))
+        return f"{format_}: B = {told}, k = log2 kappa; R^2 {share:.2f}."
+
+    @cached_property
+    def confirmed_pairs(self) -> dict[tuple[str, Cell], tuple[dict[int, float], int, bool]]:
+        """By format and cell: B by seed, runs missing, whether both vertices lie inside."""
+        found: dict[tuple[str, Cell], tuple[dict[int, float], int, bool]] = {}
+        try:
+            tuned = parts.tuned(self.frame)
+        except parts.Waiting:
+            return found
+        for name in parts.STORED:
+            own = confirmed.cells_of(tuned, name)
+            n = confirmed.pairs_of(self.frame, own, parts.beside, parts.CONFIRM)
+            base, *others = own
+            sides = {c: confirmed.vertex_of(self.frame, c, r, parts.beside, parts.CONFIRM) for c, r in own.items()}
+            for cell in others:
+                one, other = sides[base], sides[cell]
+                pairs = {} if one is None or other is None else confirmed.benefits(one, other)
+                inside = one is not None and other is not None and one.inside and other.inside
+                found[name, cell] = pairs, max(n - len(pairs), 0), inside
+        return found
+
+    def verdicts(self) -> Lines:
+        """Verdicts: one family of every confirmed cell."""
+        if not self.confirmed_pairs:
+            return ["No verdict yet: the screen and its edges are not complete."]
+        keys = {(name, cell): f"{name}|{cell}" for name, cell in self.confirmed_pairs}
+        family = Family({keys[at]: pairs for at, (pairs, *_) in self.confirmed_pairs.items()})
+        body = []
+        for (name, cell), (pairs, missing, inside) in self.confirmed_pairs.items():
+            key = keys[name, cell]
+            one, rate = family.intervals[key], self.tuned[cell].rate
+            marks = self.marks(cell, rate)
+            word = f"{missing} pairs missing" if missing else "none" if marks else verdict(family, key)
+            told = [word, *filter(None, [marks]), *["vertex outside"] * (bool(pairs) and not inside)]
+            body.append([
+                name, place(cell), f"{rate:.3g}", str(one.n), *interval_cells(one), number(one.high - one.low, 3),
+                ", ".join(told),
+            ])  # fmt: skip
+        return table(["stored in", "cell", "lr*", "pairs", "B", "95 % interval", "width", "verdict"], body)
+
+    def swept(self, part: str, reference: Callable[[Cell], Cell | None], title: str = "arm") -> Lines:
+        """Cells of a matrix of three seeds beside their references; intervals by the sd pooled over the table."""
+        sides: list[tuple[Cell, Cell | None, confirmed.Choice | None]] = []
+        for cell, own in parts.cells_in(part).items():
+            sides.append((cell, reference(cell), self.lowest(cell, own)))
+        paired: dict[Cell, dict[int, float]] = {}
+        for cell, base, found in sides:
+            other = None if base is None else self.lowest(base, self.runs_of(base))
+            if found is not None and other is not None and base != cell:
+                one = rows.losses(self.frame, base or "", other.rate, parts.SCREEN)
+                two = rows.losses(self.frame, cell, found.rate, parts.SCREEN)
+                paired[cell] = {seed: one[seed] - two[seed] for seed in one if seed in two}
+        intervals, body = pooled(paired), []
+        for cell, _, found in sides:
+            if found is None:
+                body.append(
+                    [
+                        self.name_of(part, cell),
+                        str(format_of(cell) or "-"),
+                        place(cell),
+                        "-",
+                        "-",
+                        "-",
+                        "-",
+                        "runs missing",
+                    ]
+                )
+                continue
+            one = interval_cells(intervals[cell]) if cell in intervals else ["-", "-"]
+            body.append([
+                self.name_of(part, cell), str(format_of(cell) or "-"), place(cell), f"{found.rate:.3g}",
+                number(found.loss), *one, self.marks(cell),
+            ])  # fmt: skip
+        return table([title, "format", "cell", "lr*", "loss", "B", "95 % interval", ""], body)
+
+    def name_of(self, part: str, cell: Cell) -> str:
+        """The name of the arm in its matrix."""
+        return str(parts.cells_in(part)[cell][0].spec.name)
+
+    @cached_property
+    def _owners(self) -> dict[Cell, list[parts.Planned]]:
+        found: dict[Cell, list[parts.Planned]] = {}
+        for name in parts.SWEPT:
+            for cell, own in parts.cells_in(name).items():
+                found.setdefault(cell, own)
+        return found
+
+    def runs_of(self, cell: Cell) -> list[parts.Planned]:
+        """The runs of the matrix in which a cell is swept; none for a cell of no such matrix."""
+        return self._owners.get(cell, [])
+
+    def lowest(self, cell: Cell, own: Sequence[parts.Planned]) -> confirmed.Choice | None:
+        """lr* of a cell among its rates; None where runs are missing."""
+        if not own:
+            return None
+        seeds = sorted({each.spec.seed for each in own})
+        rates = parts.rates_run(self.frame, cell, own)
+        if any(map(math.isnan, rows.mean_losses(self.frame, cell, rates, seeds))):
+            return None
+        return confirmed.choose(self.frame, cell, rates, seeds)
+
+    def confound(self) -> Lines:
+        """B under a fixed scale less B under a tracked one, by format, over one family."""
+        body, paired, parts_of = [], dict[str, dict[int, float]](), dict[str, tuple[float, float]]()
+        try:
+            specs = [each.spec for each in parts.confound(self.frame)]
+        except parts.Waiting as reason:
+            return [f"Waits for {reason}."]
+        for name in parts.CONFOUND:
+            own = [spec for spec in specs if spec.storage[0].tree()["format"] == name]
+            sides: dict[tuple[str, str], dict[int, float]] = {}
+            for spec in own:
+                kind = spec.optimizer.kind, str(spec.storage[0].tree().get("scale", "fixed"))
+                sides[kind] = rows.losses(self.frame, cell_of(spec), spec.optimizer.lr, parts.CONFIRM)
+            b = {scale: {s: v - sides["manifold_adamw", scale][s] for s, v in sides["adamw", scale].items()
+                         if s in sides["manifold_adamw", scale]} for scale in ("fixed", "tracked")}  # fmt: skip
+            paired[name] = {s: b["fixed"][s] - b["tracked"][s] for s in b["fixed"] if s in b["tracked"]}
+            parts_of[name] = mean(b["fixed"]), mean(b["tracked"])
+        for name, one in simultaneous(paired).items():
+            fixed, free = parts_of[name]
+            body.append([name, number(fixed), number(free), *interval_cells(one), f"{one.n} of {len(parts.CONFIRM)}"])
+        return table(["stored in", "B, fixed", "B, tracked", "difference", "95 % interval", "pairs"], body)
+
+    def robustness(self) -> Lines:
+        """Mean over nine eighths around lr* of min(L, L at step 0) - L*, screen seeds; diverged runs beside it."""
+        body = []
+        for cell in parts.cells_in("cliff"):
+            found = self.tuned.get(cell)
+            if found is None:
+                continue
+            rates = [parts.beside(found.rate, step) for step in range(-4, 5)]
+            own = self.frame[(self.frame["cell"] == cell) & self.frame["seed"].isin(list(parts.SCREEN))]
+            seen = [own[abs(own["rate"] / rate - 1) < 1e-3] for rate in rates]
+            extra = [np.minimum(rows_["loss"], rows_["loss_start"]).mean() - found.loss for rows_ in seen if len(rows_)]
+            diverged = sum(int(rows_["diverged"].sum()) for rows_ in seen)
+            cost = number(float(np.mean(extra))) if len(extra) == 9 else f"{9 - len(extra)} rates missing"
+            body.append([str(format_of(cell)), place(cell), f"{found.rate:.3g}", cost, str(diverged)])
+        return table(["stored in", "cell", "lr*", "mean cost of nine rates", "diverged"], body)
+
+    def twins(self) -> Lines:
+        """Each twin beside the field of e4m3f that it must equal: final and training losses."""
+        body = []
+        for spec in (each.spec for each in parts.runs_in("twins")):
+            one = self.row_of(spec)
+            first = parts.changed(spec, storage__0__format="e4m3f")
+            other = self.row_of(first)
+            if one is None or other is None:
+                word = "missing"
+            else:
+                same = one["loss"] == other["loss"] and list(one["train_series"]) == list(other["train_series"])
+                word = "equal" if same else "DIFFERENT"
+            tree = spec.tree()
+            body.append([str(tree["storage"][0]["format"]), f"{tree['optimizer']['kappa']:.3g}", word])
+        return table(["field of", "kappa", "beside e4m3f's, every loss"], body)
+
+    def row_of(self, spec: parts.RunSpec) -> pd.Series | None:
+        """The row of a run: the same cell, rate and seed."""
+        own = self.frame[(self.frame["cell"] == cell_of(spec)) & (self.frame["seed"] == spec.seed)]
+        own = own[abs(own["rate"] / spec.optimizer.lr - 1) < 1e-3] if spec.optimizer.lr else own[own["rate"] == 0]
+        return own.iloc[0] if len(own) else None
+
+    def controls(self) -> Lines:
+        """Mean losses of the controls."""
+        cells: dict[tuple[Cell, float], list[float]] = {}
+        for spec in (each.spec for each in parts.runs_in("controls")):
+            row = self.row_of(spec)
+            cells.setdefault((cell_of(spec), spec.optimizer.lr), []).extend([] if row is None else [row["loss"]])
+        body = [
+            [str(format_of(cell) or named(cell)["compute"]), place(cell), f"{rate:.3g}", str(len(values)),
+             number(float(np.mean(values)), 6) if values else "-"]
+            for (cell, rate), values in cells.items()
+        ]  # fmt: skip
+        return table(["format", "arm", "rate", "seeds", "mean loss"], body)
+
+    def clipping(self) -> Lines:
+        """By storage: the largest saturated share of w~, the share at +-max, beta / rms(w)."""
+        if not len(self.frame):
+            return ["No rows."]
+        body = []
+        kept = self.frame[self.frame["scale"].notna()]
+        for (name, scale, optimizer), own in kept.groupby(["format", "scale", "optimizer"]):
+            body.append([
+                str(name), str(scale), str(optimizer), str(len(own)), f"{own['saturated'].max():.1e}",
+                f"{own['pinned'].max():.1e}", f"{own['beta_over_rms'].mean():.2g}",
+            ])  # fmt: skip
+        head = ["stored in", "scale", "optimizer", "runs", "saturated, most", "at +-max, most", "beta / rms(w)"]
+        return table(head, body)
+
+
+def verdict(family: Family, key: str) -> str:
+    """The word; where it is open, or the interval too wide, the pairs that it would take."""
+    one, decision = family.intervals[key], family.decision(key)
+    told = [WORDS[decision]]
+    if decision in ("undecided", "direction only"):
+        needed = family.pairs_needed(key)
+        told.append("beyond reach" if needed is None else f"about {needed} pairs")
+    if one.n <= FEW and family.cautious_decision(key) != decision:
+        told.append("fragile")
+    if one.high - one.low > WIDEST:
+        told.append(f"wider than {WIDEST}, which takes about {math.ceil(one.n * ((one.high - one.low) / WIDEST) ** 2)}")
+    return ", ".join(told)
+
+
+def interval_cells(one: Interval) -> list[str]:
+    """Mean and interval as two cells."""
+    if one.n == 0:
+        return ["-", "-"]
+    bounds = f"[{signed(one.low)}, {signed(one.high)}]" if one.n > 1 else "-"
+    return [signed(one.mean), bounds]
+
+
+def mean(by_seed: Mapping[int, float]) -> float:
+    """The mean; NaN of nothing."""
+    return math.fsum(by_seed.values()) / len(by_seed) if by_seed else math.nan
+
+
+def pooled(paired: Mapping[Cell, Mapping[int, float]]) -> dict[Cell, Interval]:
+    """Intervals over one family by the sd pooled over it (Sidak): three seeds alone know little of their spread."""
+    full = {cell: np.array(list(by.values())) for cell, by in paired.items() if len(by) > 1}
+    degrees = sum(len(values) - 1 for values in full.values())
+    if not degrees:
+        return {}
+    sd = math.sqrt(sum(float(((v - v.mean()) ** 2).sum()) for v in full.values()) / degrees)
+    critical = student_quantile((1 + 0.95 ** (1 / len(full))) / 2, degrees)
+    found = {}
+    for cell, values in full.items():
+        half, centre = critical * sd / math.sqrt(len(values)), float(values.mean())
+        found[cell] = Interval(centre, sd, len(values), centre - half, centre + half)
+    return found

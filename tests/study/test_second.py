@@ -1,0 +1,234 @@
+"""The second edition's machinery: what is run and in which order, how rows are kept, what tables say of few or many."""
+
+import json
+import math
+import os
+import signal
+import time
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pyarrow.parquet as pq
+import pytest
+import torch
+
+from altgrad.formats import FloatFormat
+from altgrad.measures import stiffness_exponents, stiffness_histogram
+from altgrad.optim.stiffness import spacing_field
+from altgrad.optim.stored_scale import own_grid
+from altgrad.statistics import distributions
+from altgrad.training.state import build_model
+from study import confirmed, initial, parts, rows, run
+from study.cell import cell_of, named, settings
+from study.findings import HERE
+from study.results import FOLDER
+from study.row import DIVERGED, field_cv
+from study.second import page, reference
+from study.second_tables import Second
+from study.smoke import SEEDS
+
+OPTIMUM = {"adamw": 4.74e-3, "manifold_adamw": 6.32e-3}
+SIZES = {"screen": 600, "masters": 195, "twins": 8, "sides": 144, "none": 30, "spread": 27, "llama": 72, "cliff": 144}
+
+
+def row_for(planned: parts.Planned, harm: float = 0.05, noise: float = 0.004) -> dict[str, Any]:
+    """A row as a run would leave it: a parabola in log lr around OPTIMUM, and harm that grows with p."""
+    spec = planned.spec
+    found = settings(spec)
+    away = math.log10(max(found["rate"], 1e-6) / OPTIMUM[found["optimizer"]])
+    cost = 0.0 if found["p"] is None else harm * found["p"] * (1 - 0.5 * found["kappa"])
+    jitter = np.random.default_rng(int(planned.fingerprint[:8], 16)).normal(0, noise)
+    loss = 1.3 + 0.5 * away**2 + cost + jitter
+    return {
+        "part": planned.part, "id": planned.fingerprint[:8], "fingerprint": planned.fingerprint, "spec": "{}",
+        "cell": cell_of(spec), **found, "loss": loss, "loss_tail": loss, "loss_average": loss, "loss_start": DIVERGED,
+        "diverged": False, "train_series": [loss], "saturated": 0.0, "pinned": 0.0, "beta_over_rms": 0.01, "cv": 0.5,
+        "cv_t": 0.1 if found["kappa"] == 1.0 else 0.8, "commit": "0" * 40, "cpu_seconds": 25.0,
+    }  # fmt: skip
+
+
+def filled(frame: pd.DataFrame, names: list[str]) -> pd.DataFrame:
+    """Everything that these parts name now, as rows beside those that are in."""
+    have = set(frame["fingerprint"])
+    new = [row_for(each) for each in parts.plan(frame, names)[0] if each.fingerprint not in have]
+    return pd.concat([frame, pd.DataFrame(new)], ignore_index=True) if len(frame) else pd.DataFrame(new)
+
+
+@pytest.fixture(scope="module")
+def empty() -> pd.DataFrame:
+    return rows.read(HERE / "nowhere")
+
+
+@pytest.fixture(scope="module")
+def screened(empty: pd.DataFrame) -> pd.DataFrame:
+    return filled(empty, ["screen"])
+
+
+def test_parts_have_the_runs_of_the_plan_and_none_is_named_twice(empty: pd.DataFrame) -> None:
+    planned, waits = parts.plan(empty)
+    counts = pd.Series([each.part for each in planned]).value_counts().to_dict()
+    assert {name: counts[name] for name in SIZES} == SIZES and list(waits) == ["confirm", "confound"]
+    assert len({each.fingerprint for each in planned}) == len(planned)
+    text = (HERE / "PLAN.md").read_text()
+    assert all(f"| {name} | {size} |" in text for name, size in SIZES.items())
+
+
+def test_what_is_in_first_is_balanced(empty: pd.DataFrame) -> None:
+    planned, _ = parts.plan(empty, ["screen"])
+    assert len({cell_of(each.spec) for each in planned[:40]}) == 40
+    assert {(each.spec.seed, each.spec.optimizer.lr) for each in planned[:40]} == {(2000, 6.32e-3)}
+    assert {each.spec.seed for each in planned[:200]} == {2000}
+
+
+def test_all_runs_store_without_clipping_at_one_set_of_rates(empty: pd.DataFrame) -> None:
+    for each in parts.plan(empty)[0]:
+        for rule in each.spec.tree()["storage"]:
+            if rule["kind"] == "stochastic":
+                assert rule["scale"] == "tracked" and rule["scaling"]["margin"] == 0
+        place = 8 * math.log10(each.spec.optimizer.lr / parts.ANCHOR) if each.spec.optimizer.lr else 0.0
+        if each.spec.tree()["optimizer"].get("normalise") != "none":
+            assert abs(place - round(place)) < 0.02
+
+
+def test_seeds_are_those_of_no_other_part_and_of_no_study_before(empty: pd.DataFrame) -> None:
+    assert {each.spec.seed for each in parts.plan(empty)[0]} == set(parts.SCREEN)
+    assert {each.spec.seed for each in parts.runs_in("pilot")} == set(parts.PILOT)
+    sets = [set(parts.PILOT), set(parts.SCREEN), set(parts.CONFIRM), set(SEEDS)]
+    for path in sorted(FOLDER.glob("*.parquet")):
+        specs = pq.read_table(path, columns=["spec"]).column("spec").to_pylist()
+        sets.append({json.loads(spec)["seed"] for spec in specs if spec})
+    first = set.union(*sets[4:])
+    assert len(first) > 10 and all(not one & first for one in sets[:4])
+    assert sum(map(len, sets[:4])) == len(set.union(*sets[:4]))
+    assert not set(rows.read()["seed"]) & (set(SEEDS) | set(parts.PILOT))
+
+
+def test_a_row_that_is_in_is_skipped_and_not_written_twice(tmp_path: Path, empty: pd.DataFrame) -> None:
+    first = parts.plan(empty, ["twins"])[0][:2]
+    for each in (*first, first[0]):
+        rows.append(row_for(each), tmp_path)
+    assert list(rows.read(tmp_path)["fingerprint"]) == [each.fingerprint for each in first]
+    left, waits, named_in_all = run.missing(["twins"], tmp_path)
+    assert len(left) == 6 and named_in_all == 8 and not waits
+    assert rows.read(tmp_path)["cell"].tolist() == [cell_of(each.spec) for each in first]
+
+
+@pytest.mark.filterwarnings("ignore:.*fork.*:DeprecationWarning")
+def test_a_kill_costs_the_run_under_way_alone(tmp_path: Path, empty: pd.DataFrame) -> None:
+    planned = parts.plan(empty, ["screen"])[0]
+    written = [row_for(each) for each in planned[:200]]
+    child = os.fork()
+    if child == 0:
+        for row in written:
+            rows.append(row, tmp_path)
+        os._exit(0)
+    path = tmp_path / "screen.parquet"
+    while not path.exists() or len(pq.read_table(path)) < 3:
+        time.sleep(0.01)
+    os.kill(child, signal.SIGKILL)
+    os.waitpid(child, 0)
+    found = rows.read(tmp_path)
+    assert list(found["fingerprint"]) == [row["fingerprint"] for row in written[: len(found)]] and len(found) >= 3
+    rows.append(written[len(found)], tmp_path)
+    assert len(rows.read(tmp_path)) == len(found) + 1
+
+
+def test_an_arm_that_is_best_at_an_end_goes_on_beyond_it(empty: pd.DataFrame) -> None:
+    own = parts.cells_in("none")
+    frame = pd.DataFrame([row_for(each) for each in parts.plan(empty, ["none"])[0]])
+    frame["loss"] = 1.0 - 0.01 * np.log(frame["rate"])
+    cell = next(iter(own))
+    assert len(parts.edges(frame, ["none"])) == 6  # both cells, three seeds
+    for _ in range(6):
+        new = pd.DataFrame([row_for(each) for each in parts.edges(frame, ["none"])])
+        new["loss"] = 1.0 - 0.01 * np.log(new["rate"])
+        frame = pd.concat([frame, new], ignore_index=True).drop_duplicates("fingerprint")
+    rates = parts.rates_run(frame, cell, own[cell])
+    assert len(rates) == 5 + parts.FURTHEST and np.allclose(np.diff(np.log10(rates)), 0.125, atol=0.003)
+    assert parts.beside(11.2e-3, 1) == 15.0e-3 and parts.beside(2.67e-3, -1) == 2.0e-3
+
+
+def test_confirmation_waits_for_the_screen_then_takes_eight_pairs_then_what_their_spread_asks(
+    screened: pd.DataFrame,
+) -> None:
+    with pytest.raises(parts.Waiting, match="1 runs of the screen"):
+        parts.confirm(screened.iloc[1:])
+    first = parts.confirm(screened)
+    assert {each.spec.seed for each in first} == set(parts.CONFIRM[:8])
+    cells = {(s["format"], s["optimizer"], s["p"], s["kappa"]) for s in (settings(each.spec) for each in first)}
+    for name in parts.STORED:
+        own = {cell[1:] for cell in cells if cell[0] == name}
+        assert own >= {("adamw", None, None), ("manifold_adamw", 1.0, 2.0**-6), ("manifold_adamw", 1.0, 1.0)}
+        assert 4 <= len(own) <= 5 and all(kappa != 1.0 or p == 1.0 for _, p, kappa in own)  # kappa 1 is even here
+    tuned = parts.tuned(screened)
+    plain = {choice.rate for cell, choice in tuned.items() if named(cell)["optimizer"] == "adamw"}
+    assert plain <= {4.74e-3, 3.56e-3, 6.32e-3}
+    loud = pd.concat([screened, pd.DataFrame([row_for(each, noise=0.02) for each in first])], ignore_index=True)
+    assert {each.spec.seed for each in parts.confirm(loud)} == set(parts.CONFIRM)
+    assert len(parts.confound(screened)) == 24 * 12
+
+
+def test_the_vertex_is_the_parabolas_and_its_contributions_have_its_mean() -> None:
+    noise = np.random.default_rng(0).normal(0, 1e-3, (3, 8))
+    by_rate = [{s: 1.3 + 0.02 * (x - 0.3) ** 2 + noise[i, s] for s in range(8)} for i, x in enumerate((-1, 0, 1))]
+    found = confirmed.vertex(by_rate)
+    a, b, c = np.polyfit((-1, 0, 1), [np.mean(list(by.values())) for by in by_rate], 2)
+    assert (
+        found.inside and found.value == pytest.approx(c - b * b / (4 * a)) and found.at == pytest.approx(-b / (2 * a))
+    )
+    assert np.mean(list(found.by_seed.values())) == pytest.approx(found.value)
+    shifted = confirmed.vertex([{s: v + 0.01 * s for s, v in by.items()} for by in by_rate])
+    assert shifted.by_seed[7] - found.by_seed[7] - (shifted.by_seed[0] - found.by_seed[0]) == pytest.approx(0.07)
+    assert not confirmed.vertex([{0: 1.0}, {0: 1.1}, {0: 1.3}]).inside
+
+
+@pytest.mark.parametrize(("name", "kappa", "p"), [("e4m3f", 2.0**-6, 1.0), ("e3m4f", 0.125, 0.5), ("e7m0f", 1.0, 1.0)])
+def test_the_fields_variation_follows_from_the_histogram_of_spacings(name: str, kappa: float, p: float) -> None:
+    fmt, w = FloatFormat.parse(name), torch.randn(5000, generator=torch.Generator().manual_seed(3)) * 0.02
+    grid = own_grid(w, fmt)
+    field = spacing_field(w, grid, kappa=kappa).double() ** p
+    counts = stiffness_histogram(w, fmt, scale=grid.scale)
+    shares = {e: int(n) / len(w) for e, n in zip(stiffness_exponents(fmt), counts, strict=True) if n}
+    assert grid.scale is not None and fmt.min_normal is not None
+    beta = float(fmt.min_normal * grid.scale / w.double().square().mean().sqrt())
+    assert field_cv(shares, name, beta, kappa, p) == pytest.approx(float(field.std(correction=0) / field.mean()))
+
+
+def test_spread_weights_are_the_same_function() -> None:
+    spec = parts.runs_in("spread")[0].spec
+    torch.manual_seed(spec.seed)
+    model = build_model(spec, 256, 256)
+    tokens = torch.arange(32)[None]
+    before = model(tokens)
+    model.load_state_dict(initial.spread(spec))
+    assert torch.equal(model(tokens), before)
+    qkv, up = (model.get_parameter(f"blocks.0.{name}.weight").detach() for name in ("attention.qkv", "mlp.up"))
+    assert float(qkv.std() / up.std()) == pytest.approx(16, rel=0.03)
+
+
+def test_tables_say_what_is_missing_and_judge_when_nothing_is(
+    monkeypatch: pytest.MonkeyPatch, empty: pd.DataFrame, screened: pd.DataFrame
+) -> None:
+    monkeypatch.setattr(distributions, "DRAWS", distributions.DRAWS // 20)
+    monkeypatch.setattr(distributions, "_simulated", cache(distributions._simulated.__wrapped__))
+    nothing = page(Second(empty))
+    assert "15 runs missing" in nothing and "No verdict yet" in nothing and "0 of 600" in nothing
+    partial = page(Second(screened.iloc[:200]))
+    assert "10 runs missing" in partial and "No verdict yet" in partial
+    frame = filled(screened, ["confirm"])
+    whole = Second(frame.iloc[:-30])
+    assert "pairs missing" in "".join(whole.verdicts())
+    told = "".join(Second(filled(frame, ["confirm"])).verdicts())
+    assert "harm" in told and "missing" not in told and ", even" in told
+    assert abs(Second(screened).dial("e4m3f")[2, 2] + 0.05) < 0.02
+
+
+def test_a_manifold_cell_is_compared_with_adamw_of_the_same_part() -> None:
+    for name in ("sides", "llama", "spread", "masters", "screen"):
+        cells = set(parts.cells_in(name)) | set(parts.cells_in("screen"))
+        for cell in parts.cells_in(name):
+            if named(cell)["optimizer"] == "manifold_adamw":
+                assert reference(cell) in cells
