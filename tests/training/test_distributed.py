@@ -54,14 +54,14 @@ CASES: dict[str, list[str]] = {
 }  # fmt: skip
 
 
-def together(ranks: int, folder: Path, cases: dict[str, tuple[list[str], int | None]]) -> None:
+def together(ranks: int, folder: Path, cases: dict[str, tuple[list[str], int | None]], *more: str) -> None:
     """Starts the ranks as torchrun would, without its own process, which imports torch once more."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
     environment = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "GLOO_SOCKET_IFNAME": "lo"}
     environment |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "WORLD_SIZE": str(ranks)}
-    command = [sys.executable, str(JOB), str(folder), json.dumps(cases)]
+    command = [sys.executable, str(JOB), str(folder), json.dumps(cases), *more]
     started = [
         subprocess.Popen(command, env=environment | {"RANK": str(rank)}, stderr=subprocess.PIPE, text=True)
         for rank in range(ranks)
