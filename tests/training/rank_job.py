@@ -1,6 +1,6 @@
 """One rank, started as by torchrun: trains each case with all ranks.
 
-Arguments: a folder, {name: [sets, stop]}, and `shard` where the model is to be shared out.
+Arguments: a folder and {name: [sets, stop]}, with `shard` as a third where the model is to be shared out.
 """
 
 import json
@@ -52,6 +52,6 @@ def run_case(folder: Path, name: str, sets: list[str], stop: int | None, *, shar
 
 if __name__ == "__main__":
     dist.init_process_group("gloo")
-    for case, (changes, stop_after) in json.loads(sys.argv[2]).items():
-        run_case(Path(sys.argv[1]), case, changes, stop_after, shard="shard" in sys.argv[3:])
+    for case, (changes, stop_after, *how) in json.loads(sys.argv[2]).items():
+        run_case(Path(sys.argv[1]), case, changes, stop_after, shard="shard" in how)
     dist.destroy_process_group()
