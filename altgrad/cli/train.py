@@ -57,6 +57,9 @@ def train(
     ] = "auto",
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Show every cast the run would make, and stop.")] = False,
     device: Annotated[str, typer.Option(help="cpu, cuda, cuda:1, or auto: a GPU if there is one.")] = "auto",
+    shard: Annotated[
+        bool, typer.Option("--shard", help="Have each process that torchrun started keep a part of the model (FSDP2).")
+    ] = False,
     runs: Annotated[Path, typer.Option("--runs", metavar="DIR", help="Where runs are kept.")] = Path("runs"),
     as_json: Annotated[
         bool, typer.Option("--json", help="Print one JSON object at the end, and nothing else.")
@@ -78,7 +81,7 @@ def train(
             spec, more = _branched(spec, branch, more, runs)
         if spec is None:
             console.fail("Missing argument 'SPEC'; see altgrad train -h.", 2)
-        _check_and_train(spec, recipe, more, resume, dry_run, device, runs, as_json, exact)
+        _check_and_train(spec, recipe, more, resume, dry_run, device, shard, runs, as_json, exact)
 
 
 def _branched(spec: Path | None, branch: str, sets: list[str], runs: Path) -> tuple[Path, list[str]]:
@@ -93,7 +96,7 @@ def _branched(spec: Path | None, branch: str, sets: list[str], runs: Path) -> tu
 
 
 def _check_and_train(
-    spec: Path, recipe: str | None, more: list[str], resume: str, dry_run: bool, device: str, runs: Path,
+    spec: Path, recipe: str | None, more: list[str], resume: str, dry_run: bool, device: str, shard: bool, runs: Path,
     as_json: bool, exact: bool,
 ) -> None:  # fmt: skip
     sets = [*([] if recipe is None else [_assigned(recipe)]), *more]
@@ -103,7 +106,7 @@ def _check_and_train(
 
     with console.one_line_errors(), _placed_as_typed(recipe):
         with preparing():
-            prepared = prepare(spec, sets, device=device, exact=exact, notify=_notify)
+            prepared = prepare(spec, sets, device=device, exact=exact, shard=shard, notify=_notify)
         if dry_run:
             _describe(prepared, runs, as_json)
         else:

@@ -29,7 +29,7 @@ from altgrad.monitors.monitor import (
     at,
 )  # fmt: skip
 from altgrad.nn import casts_off, fresh_gradients
-from altgrad.optim import whole_tensor
+from altgrad.optim import is_sharded, whole_tensor
 
 
 class ShadowSpec(MonitorSpec):
@@ -84,6 +84,7 @@ class Shadow(ReplayMonitor):
 
 def replayed_gradients(replay: Replay) -> dict[str, Tensor]:
     """Gradients of the step run again, of all processes, by parameter; `.grad` stays what it was."""
-    total = {name: whole_tensor(g) for name, g in fresh_gradients(replay.model, replay.losses).items()}
-    replay.processes.add(list(total.values()))
+    made = fresh_gradients(replay.model, replay.losses)
+    total = {name: whole_tensor(g) for name, g in made.items()}
+    replay.processes.add([total[name] for name, g in made.items() if not is_sharded(g)])  # those are sums already
     return total

@@ -39,9 +39,11 @@ class QuantizedWeight(nn.Module):
 
     @property
     def weight(self) -> Tensor:
-        """The Parameter's cast."""
+        """The Parameter's cast; the Parameter itself while FSDP2 has it sharded."""
         parameter = self._parameters["weight"]
         assert parameter is not None
+        if any(placement.is_shard() for placement in getattr(parameter, "placements", ())):
+            return parameter  # which FSDP2 alone reads then, between passes, to know it again
         made: Tensor = self.casts["weight"](parameter)
         return made
 

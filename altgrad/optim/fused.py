@@ -20,7 +20,6 @@ from altgrad.formats import FloatFormat, Rounding
 from altgrad.optim.states import StateCast, States, StateSpec
 from altgrad.optim.stiffness import factor, floored
 from altgrad.optim.storage import GridStorage, Storage
-from altgrad.optim.whole_tensor import is_sharded
 from altgrad.quantize import Grid
 from altgrad.quantize.engine import Numbers, as_tensors, nearest, numbers, ready_compiler, serves, stochastic
 from altgrad.quantize.noise import fold
@@ -50,7 +49,7 @@ def fused_step(
 ) -> FusedStep | None:
     """What the fused step of a weight is; None if its step cannot be fused."""
     states = tuple((name, cast.spec) for name, cast in casts.items() if cast.takes(p))
-    if p.dtype != torch.float32 or is_sharded(p) or any(spec.draws for _, spec in states):
+    if p.dtype != torch.float32 or any(spec.draws for _, spec in states):
         return None
     landed = _landing(storage, grid, power, kappa)
     return None if landed is None else landed._replace(states=states)

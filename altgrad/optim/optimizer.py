@@ -23,9 +23,10 @@ from altgrad.optim.fused import FusedStep, adam_step
 from altgrad.optim.fused_landing import land, landing_of
 from altgrad.optim.numbers import LearningRate, WeightDecay, check_rates, plain_numbers
 from altgrad.optim.request import BeforeStep, Request, Update, track
+from altgrad.optim.stand_ins import adopt, as_plain
 from altgrad.optim.states import StateCast, StateLosses, States, StateSpec, check_state, state_casts, state_losses
 from altgrad.optim.storage import Storage
-from altgrad.optim.whole_tensor import is_sharded, whole_tensor
+from altgrad.optim.whole_tensor import is_sharded, own_part, whole_tensor
 from altgrad.quantize import Grid, Quantizer, StackedCasts
 from altgrad.quantize.engine import Engine
 from altgrad.quantize.noise import fold, site_key
@@ -119,7 +120,7 @@ class Optimizer(torch.optim.Optimizer, ABC):
     takes_sparse: ClassVar[bool] = False
     """Whether a sparse gradient is taken for the dense one it stands for; else it is refused, as torch's Adam does."""
     takes_shards: ClassVar[bool] = False
-    """Whether the rule works element by element, and so on the shards of a DTensor."""
+    """Whether the rule works element by element, and so on the part of a DTensor that a process holds."""
 
     def __init__(self, params: Any, defaults: dict[str, Any], *, seed: int = 0) -> None:
         self.observers: list[Callable[[Update], None]] = []
@@ -184,7 +185,7 @@ class Optimizer(torch.optim.Optimizer, ABC):
         self.states.append(states)
         with torch.no_grad():
             for p in group["params"]:
-                storage.adopt(p, self.state[p])
+                adopt(self, storage, p)
 
     def _casts(self, group: dict[str, Any]) -> States:
         return state_casts(group.get("states"), self.keeps(group), type(self).__name__)
@@ -233,9 +234,9 @@ class Optimizer(torch.optim.Optimizer, ABC):
             self.state[flat[key]][entry] = self.state[flat[key]][entry].to(dtype)
 
     def grid(self, p: Tensor, storage: Storage) -> Grid | None:
-        """The grid of one parameter now, or None."""
+        """The grid of one parameter now, or None. Of a sharded one all processes must ask together."""
         if not storage.on_grid and p in self.casts:
-            return self.casts[p].grid(p)
+            return self.casts[p].grid(whole_tensor(p))
         return storage.grid(p, self.state[p])
 
     def grids(self) -> Iterator[tuple[str, Tensor, Grid]]:
@@ -260,15 +261,22 @@ class Optimizer(torch.optim.Optimizer, ABC):
         for group, storage, params, grads in [
             self._ready(*each) for each in zip(self.param_groups, self.storages, self.states, strict=True)
         ]:
-            left = list(range(len(params)))
-            if self.engine == "compiled":
-                left = [i for i in left if not self._fused(group, storage, params[i], grads[i])]
-            # Looked at, they step one by one: copies are then of one weight and not of the model.
-            alone = self.watching or group["track"]
-            sorts = [[i] for i in range(len(left))] if alone else self.alike(group, [params[i] for i in left])
-            for some in [[left[i] for i in sort] for sort in sorts if sort]:
-                self._together(group, storage, [params[i] for i in some], [grads[i] for i in some])
+            looked_at = self.watching or self.measuring or group["track"] or group["states"]
+            by_element = self.takes_shards and storage.takes_shards and not looked_at
+            for some, theirs in as_plain(self, params, grads, own_part if by_element else whole_tensor):
+                self._step_plain(group, storage, some, theirs)
         return loss
+
+    def _step_plain(self, group: dict[str, Any], storage: Storage, params: list[Tensor], grads: list[Tensor]) -> None:
+        """Take the step of a group's parameters, all of them plain tensors."""
+        left = list(range(len(params)))
+        if self.engine == "compiled":
+            left = [i for i in left if not self._fused(group, storage, params[i], grads[i])]
+        # Looked at, they step one by one: copies are then of one weight and not of the model.
+        alone = self.watching or group["track"]
+        sorts = [[i] for i in range(len(left))] if alone else self.alike(group, [params[i] for i in left])
+        for some in [[left[i] for i in sort] for sort in sorts if sort]:
+            self._together(group, storage, [params[i] for i in some], [grads[i] for i in some])
 
     def _ready(self, group: dict[str, Any], storage: Storage, states: States) -> "_Ready":
         """What a group's step needs, checked; in float32 where the storage is on a grid or states are cast."""
@@ -280,14 +288,6 @@ class Optimizer(torch.optim.Optimizer, ABC):
                 raise ValueError(
                     f"{type(self).__name__} does not take sparse gradients, and that of {self.names[p]} is sparse; use "
                     "SGD for it, or make its layer with sparse=False."
-                )
-            if is_sharded(p) and not self.takes_shards:
-                raise ValueError(
-                    f"{type(self).__name__} needs whole tensors, and {self.names[p]} is a DTensor; use AdamW or SGD."
-                )
-            if is_sharded(p) and states:
-                raise ValueError(
-                    f"states are cast as whole tensors, and {self.names[p]} is a DTensor; leave out states there."
                 )
         grads = [p.grad if is_sharded(p.grad) else whole_tensor(p.grad) for p in params]
         wide = storage.on_grid or states

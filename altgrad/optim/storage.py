@@ -25,7 +25,7 @@ from torch import Tensor
 from altgrad.formats import Rounding
 from altgrad.optim.request import Request
 from altgrad.optim.stored_scale import check_dtype, first_scale, own_grid, scale_range, snug, tracked_scale
-from altgrad.optim.whole_tensor import is_sharded
+from altgrad.optim.whole_tensor import whole_tensor
 from altgrad.quantize import CurrentSpec, Grid, ScalingSpec, at_rung, round_to, rung
 from altgrad.quantize.engine import Engine, cast_values, serves
 from altgrad.quantize.noise import counted_bits, fold
@@ -45,6 +45,11 @@ class Storage(Kind, family="storage", package="altgrad.optim"):
     def on_grid(self) -> bool:
         """Whether stored weights are grid values."""
         return True
+
+    @property
+    def takes_shards(self) -> bool:
+        """Whether it writes each element by itself, and so the part of a DTensor that a process holds."""
+        return False
 
     @property
     def wants_momentum(self) -> bool:
@@ -85,9 +90,13 @@ class Master(Storage):
     def on_grid(self) -> bool:
         return False
 
+    @property
+    def takes_shards(self) -> bool:
+        return self.format is None
+
     def grid(self, w: Tensor, state: State) -> Grid | None:
         """The grid at the weight's own power-of-two amax scale; None without a format."""
-        return None if self.format is None else own_grid(w, self.format)
+        return None if self.format is None else own_grid(whole_tensor(w), self.format)
 
     def adopt(self, w: Tensor, state: State) -> None:
         return
@@ -127,11 +136,6 @@ class GridStorage(Storage):
         return Grid(self.format, state["storage_scale"])
 
     def admit(self, w: Tensor, name: str) -> None:
-        if is_sharded(w):
-            raise ValueError(
-                f"{name} is a DTensor, of which each process holds a part; storage {self.kind} needs whole tensors. "
-                "Use storage master."
-            )
         check_dtype(self.kind, self.format, self._first_scaling, w, name)
 
     def adopt(self, w: Tensor, state: State) -> None:

@@ -24,6 +24,7 @@ import torch
 from torch import Tensor
 
 from altgrad.formats import NumberFormat
+from altgrad.optim.whole_tensor import whole_tensor
 from altgrad.quantize import Grid, ScalingSpec
 from altgrad.quantize.block import block_amax
 from altgrad.quantize.block_scale import SmallScale
@@ -91,7 +92,7 @@ def check_dtype(kind: str, fmt: NumberFormat, scaling: ScalingSpec, w: Tensor, n
     if w.dtype == torch.float32:
         return
     least, largest = scale_range(fmt, w.dtype)
-    scale = torch.ones(()) if w.is_meta else first_scale(scaling, fmt, w)
+    scale = torch.ones(()) if w.is_meta else first_scale(scaling, fmt, whole_tensor(w))
     if least > largest or float(scale.min()) < least or float(scale.max()) > largest:
         at = "" if least > largest else f" at its scale of 2^{math.log2(float(scale.min())):g}"
         raise ValueError(

@@ -22,6 +22,7 @@ from altgrad.optim.optimizer import Optimizer
 from altgrad.optim.request import BeforeStep, Request
 from altgrad.optim.states import States, state_casts
 from altgrad.optim.storage import Storage
+from altgrad.optim.whole_tensor import is_sharded
 from altgrad.quantize import Grid
 from altgrad.quantize.noise import site_key
 
@@ -86,6 +87,12 @@ class StoredOptimizer(Optimizer):
             raise ValueError(
                 f"storage {storage.kind} needs the inside of a rule, and {type(self.inner).__name__} is not ours; use "
                 "stochastic or kahan."
+            )
+        sharded = next((p for p in group["params"] if is_sharded(p)), None)
+        if sharded is not None and (storage.on_grid or group.get("states")):
+            raise ValueError(
+                f"a weight {list(sharded.shape)} is a DTensor, which {type(self.inner).__name__} steps part by part; "
+                "storage on a grid and states need whole tensors: use altgrad.optim.AdamW, or storage master."
             )
 
     def held(self, p: Tensor) -> dict[str, Any]:

@@ -16,13 +16,14 @@ from torch import Tensor, nn
 
 from altgrad.data.dataset import Dataset
 from altgrad.nn import PrecisionPolicy, use_engine
-from altgrad.optim import Optimizer, Storage
+from altgrad.optim import Optimizer, Storage, own_part
 from altgrad.quantize import Quantizer
 from altgrad.quantize.counted import Counted
 from altgrad.quantize.transform import Transform
 from altgrad.spec import LocatedError
 from altgrad.spec.messages import listed
 from altgrad.training.run import RunSpec
+from altgrad.training.sharding import holds_shards, shard
 from altgrad.training.state import TrainState, build_model, plain_states, state_tensors, together
 from altgrad.training.twin import Twin
 
@@ -37,8 +38,9 @@ def carry(old: TrainState, spec: RunSpec, dataset: Dataset, *, twin: Twin | None
     """
     device = next(old.model.parameters()).device
     torch.manual_seed(spec.seed)
-    model = build_model(spec, dataset.vocabulary, dataset.outputs).to(device)
-    check_parameters(old.model, model)
+    made = build_model(spec, dataset.vocabulary, dataset.outputs)
+    check_parameters(old.model, made)
+    model = shard(made, device) if holds_shards(old.model) else made.to(device)
     kept = _casts_kept(old.model, model, old.step)
     tensors = old.model.state_dict()
     with torch.no_grad():
@@ -74,13 +76,18 @@ def _anew(old: TrainState, new: TrainState) -> Iterator[str]:
 
 def evaluation_model(state: TrainState, spec: RunSpec, casts: PrecisionPolicy, dataset: Dataset) -> nn.Module:
     """The model with other casts, without history, on the very parameters of the run's own."""
-    made = build_model(spec.with_rules(casts), dataset.vocabulary, dataset.outputs).to(
-        next(state.model.parameters()).device
-    )
+    built = build_model(spec.with_rules(casts), dataset.vocabulary, dataset.outputs)
+    device = next(state.model.parameters()).device
     parameters = dict(state.model.named_parameters(remove_duplicate=False))
-    for name, _ in list(made.named_parameters(remove_duplicate=False)):
-        owner, _, own = name.rpartition(".")
-        made.get_submodule(owner).register_parameter(own, parameters[name])
+    if holds_shards(state.model):
+        made = shard(built, device)  # has parameters of its own to gather, each process its part
+        for name, p in made.named_parameters():
+            own_part(p).copy_(own_part(parameters[name]))
+    else:
+        made = built.to(device)
+        for name, _ in list(made.named_parameters(remove_duplicate=False)):
+            owner, _, own = name.rpartition(".")
+            made.get_submodule(owner).register_parameter(own, parameters[name])
     casts_of = {name for name, module in made.named_modules() if isinstance(module, Counted)}
     buffers = dict(state.model.named_buffers())
     for name, buffer in made.named_buffers():
@@ -159,7 +166,7 @@ def _carry_optimizer(old: Optimizer, new: Optimizer, weights: Mapping[str, tuple
 def _kept_by(storage: Storage, p: Tensor) -> set[str]:
     """The entries of a parameter's state that its storage makes."""
     state: dict[str, Any] = {}
-    storage.adopt(torch.empty_like(p, device="meta"), state)
+    storage.adopt(torch.empty(p.shape, dtype=p.dtype, device="meta"), state)
     return set(state)
 
 

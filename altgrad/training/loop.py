@@ -15,7 +15,7 @@ import time
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext, suppress
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 
@@ -34,6 +34,7 @@ from altgrad.training.micro_batches import Gradients
 from altgrad.training.regions import compile_seconds
 from altgrad.training.restore import taken_up
 from altgrad.training.run import RunSpec
+from altgrad.training.sharding import clip_gradients, gradient_norm
 from altgrad.training.state import EDITION, TrainState
 from altgrad.training.twin import TWIN_KEYS, Twin, find_twin
 
@@ -88,6 +89,7 @@ def train_run(
     sinks: Sequence[Sink] = (),
     interrupted: Callable[[], bool] = lambda: False,
     until: int | None = None,
+    shard: bool = False,
 ) -> Outcome:
     """Train `run` (already created in its store, with this resolved spec) from its newest checkpoint to the end.
 
@@ -96,21 +98,20 @@ def train_run(
     holds the run, CheckpointError if it has checkpoints but none that verifies, DamagedError if its logs lack what its
     checkpoint saw, LocatedError for a spec that does not fit the model or its twin.
 
-    With a process group (torchrun), all its processes call this and train the run together; the first alone writes.
+    With a process group (torchrun) all its processes call this; the first alone writes. shard: see `check_sharding`.
     """
     assert spec.is_resolved and spec.threads is not None, "a run is trained from its resolved spec"
     processes, device = Processes.present(), torch.device(device)
     spec.check_processes(processes)
     torch.set_num_threads(spec.threads)
-    if device.type == "cuda":
-        _compute_deterministically()
+    _compute_deterministically(device)
     with run.lock() if processes.is_first else nullcontext():
         snapshots = Checkpoints(run.checkpoints.folder, spec.keep)
         processes.words("the run is held")
         newest = snapshots.newest()
         twin = _twin(spec, run, dataset)
         progress("making the model" if newest is None else "reading the checkpoint")
-        state = taken_up(run, spec, dataset, device, newest, twin)
+        state = taken_up(run, spec, dataset, device, newest, twin, sharded=shard)
         if newest is not None:
             run.check_logs(state.logged)
         state.watch.processes = processes
@@ -124,7 +125,7 @@ def train_run(
         try:
             # Without a checkpoint even step 0, the evaluation before training, is done again.
             files.rewind(state.step if newest is not None else -1)
-            run.update_meta(status="running", logged={}, device=str(device), ranks=processes.size)
+            run.update_meta(status="running", logged={}, **_where(run, device, processes, shard))
             rejected = newest.rejected if newest is not None else ()
             passed = [f"{each.path.name} was passed over: {each.reason}." for each in rejected]
             for line in (*passed, *[FIRST_EDITION] * (state.edition < EDITION), *state.notices):
@@ -141,7 +142,15 @@ def train_run(
             tracker.close()
 
 
-def _compute_deterministically() -> None:
+def _where(run: Run, device: torch.device, processes: Processes, shard: bool) -> dict[str, Any]:
+    """Where a run happens, for its meta data: `sharded` too where that is or was so."""
+    sharded = {"sharded": shard} if shard or run.meta().get("sharded") else {}
+    return {"device": str(device), "ranks": processes.size, **sharded}
+
+
+def _compute_deterministically(device: torch.device) -> None:
+    if device.type != "cuda":
+        return
     os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # cuBLAS reads it at its first use
     torch.use_deterministic_algorithms(True, warn_only=True)
     # It would fill every new tensor with NaN first, one more kernel each; nothing here reads what it did not write.
@@ -224,15 +233,15 @@ class _Training:
         loss = self.gradients.backward()
         named = {name: p.grad for name, p in state.model.named_parameters() if p.grad is not None}
         gradients = list(named.values())
-        norm = torch.nn.utils.get_total_norm(gradients)
+        norm = gradient_norm(gradients)
         replay = Replay(state.model, named, self.gradients.replayed, self.processes)
         loss_now, norm_now, seen = state.watch.gradients(loss, norm, named, replay)
         skipped = any(report.skip for report in seen.values())
         acted = state.roster.gradients(Moment(loss_now, norm_now, named, self.gradients.replayed, skipped))
         if not (skipped or acted.skip):
-            norm = torch.nn.utils.get_total_norm(gradients) if acted.clipped else norm
+            norm = gradient_norm(gradients) if acted.clipped else norm
             if spec.clip_norm is not None:
-                torch.nn.utils.clip_grads_with_norm_(state.model.parameters(), spec.clip_norm, norm)
+                clip_gradients(state.model.parameters(), spec.clip_norm, norm)
             state.optimizer.step()
         state.optimizer.zero_grad()
         sums, maxima = state.watch.recorded()
@@ -315,13 +324,14 @@ class _Training:
         return {} if self.twin is None else self.twin.differences(self.state.step, values)
 
     def save(self) -> None:
-        """Write a checkpoint of the present step, unless there is one or this is not the first process."""
-        if self.saved == self.state.step or self.files is None:
+        """Have the first process write a checkpoint of the present step, unless there is one."""
+        if self.saved == self.state.step:
             return
-        progress("saving a checkpoint", self.state.step, self.spec.steps)
-        self.files.sync()
-        self.state.seconds, self.state.logged = time.perf_counter() - self.began, self.files.logged()
-        checkpoint.save(self.state, self.snapshots)
+        if self.files is not None:
+            progress("saving a checkpoint", self.state.step, self.spec.steps)
+            self.files.sync()
+            self.state.seconds, self.state.logged = time.perf_counter() - self.began, self.files.logged()
+        checkpoint.save_together(self.state, self.snapshots, self.processes)
         self.saved = self.state.step
         self.tracker.event(self.state.step, "checkpoint", f"checkpoint saved (step {self.state.step})")
 
@@ -334,10 +344,10 @@ class _Training:
     def stop(self, status: Status, reason: str) -> Outcome:
         """Close the run. A diverged state is not saved: the last good checkpoint stays the newest."""
         state = self.state
-        if self.files is None:
-            return Outcome(self.run, status, state.step, {}, reason)
         if status == "interrupted":
             self.save()
+        if self.files is None:
+            return Outcome(self.run, status, state.step, {}, reason)
         if status == "completed":
             self.tracker.metrics(state.step, self.throughput())
         self.tracker.event(state.step, "stopped", reason or f"completed {state.step} steps", status=status)

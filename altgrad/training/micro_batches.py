@@ -13,7 +13,7 @@ from torch import Tensor
 
 from altgrad.data.dataset import Dataset
 from altgrad.nn import check_passes, seek
-from altgrad.optim import make_dense
+from altgrad.optim import is_sharded, make_dense, own_part
 from altgrad.quantize.engine import ready_compiler
 from altgrad.quantize.noise import site_key
 from altgrad.training.gradient_sums import GradientCasts, GradientSums
@@ -126,7 +126,7 @@ class Gradients:
         if self.sums is not None:
             self.sums.give(state.step)
         make_dense(state.model.parameters())  # norms, clipping, sums over processes and most optimizers need them so
-        self.micro_batches.unscale(p.grad for p in state.model.parameters() if p.grad is not None)
+        self.micro_batches.unscale(own_part(p.grad) for p in state.model.parameters() if p.grad is not None)
         return total if self.processes.size == 1 else self.together(total)
 
     def together(self, loss: Tensor) -> Tensor:
@@ -140,8 +140,8 @@ class Gradients:
         seek(self.state.model, self.spec.accumulate)
         for p in self.trained:
             p.grad = torch.zeros_like(p) if p.grad is None else p.grad
-        if self.spec.gradients.reduce is None:
-            self.processes.add([p.grad for p in self.trained if p.grad is not None])
+        if self.spec.gradients.reduce is None:  # sharded ones are sums over processes already
+            self.processes.add([p.grad for p in self.trained if p.grad is not None and not is_sharded(p.grad)])
         numbers = torch.stack([loss.to(torch.float64), loss.new_tensor(self.tokens, dtype=torch.float64)])
         self.processes.add([numbers])
         self.tokens = int(numbers[1])

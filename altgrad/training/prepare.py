@@ -33,6 +33,7 @@ from altgrad.training.initial import leak_warning
 from altgrad.training.loop import Outcome, train_run
 from altgrad.training.restore import same_data
 from altgrad.training.run import RunSpec
+from altgrad.training.sharding import check_sharding
 from altgrad.training.state import build_model
 from altgrad.training.twin import Twin
 
@@ -44,6 +45,7 @@ class Prepared:
     """A run that can be started: its resolved spec, where each part of it was written, its data, its place.
 
     warning: why the run's numbers may mean nothing, if there is reason to fear so. notify: hears what people should.
+    sharded: each process keeps a part of the model.
     """
 
     spec: RunSpec
@@ -54,6 +56,7 @@ class Prepared:
     """Model and optimizer of each phase, without memory; a run without phases has one."""
     warning: str | None
     notify: Callable[[str], None]
+    sharded: bool = False
 
     @property
     def fitted(self) -> Fitted:
@@ -173,7 +176,7 @@ class Prepared:
                 return Outcome(run, "completed", self.spec.steps, last, already=True)
             return train_run(
                 self.spec, run, self.dataset, device=self.device, sinks=sinks(run) if processes.is_first else (),
-                interrupted=interrupted, until=until,
+                interrupted=interrupted, until=until, shard=self.sharded,
             )  # fmt: skip
 
     @contextmanager
@@ -189,12 +192,13 @@ def prepare(
     *,
     device: str = "auto",
     exact: bool = False,
+    shard: bool = False,
     notify: Callable[[str], None] = lambda line: None,
 ) -> Prepared:
     """Check everything that a run depends on. SpecError for the spec, MachineError for what the machine cannot do.
 
     sets: `path=value` changes of the spec, in order. exact: the spec must say all that the machine would else decide,
-    and the machine must be able to do it.
+    and the machine must be able to do it. shard: the run is to be trained sharded, see `altgrad.training.sharding`.
     """
     processes, where = Processes.launched(), find_device(own_device(device))
     document = _document(source)
@@ -205,6 +209,9 @@ def prepare(
         phases = fit_phases(spec, dataset, processes)
     asked = spec
     spec, notice = resolve(spec, [each.model for each in phases], dataset.batch(0).inputs.numel(), where)
+    if shard:
+        with _placed(document):
+            check_sharding(spec, processes, [each.model for each in phases])
     if exact and spec != asked:
         why = notice or f"it leaves threads or engine to the machine (here {spec.threads} and {spec.engine})"
         if asked.compile != spec.compile:
@@ -213,7 +220,7 @@ def prepare(
     warning = leak_warning(spec)
     for line in filter(None, (_left_out(dataset), notice, spec.warmup_notice, *spec.recipe_notices, warning)):
         notify(line)
-    return Prepared(spec, document, dataset, where, phases, warning, notify)
+    return Prepared(spec, document, dataset, where, phases, warning, notify, shard)
 
 
 def load_all() -> None:

@@ -90,20 +90,29 @@ def taken_up(
     device: torch.device,
     snapshot: Checkpoint | None,
     twin: Twin | None = None,
+    *,
+    sharded: bool = False,
 ) -> TrainState:
     """The state of a run at a checkpoint of its own; without one as it begins, which may be where it branches off."""
     if snapshot is None and spec.branch is not None:
-        return branched(spec, RunStore(run.path.parent.parent), dataset, device, twin)
-    return resume(spec, dataset, device, snapshot, twin)
+        return branched(spec, RunStore(run.path.parent.parent), dataset, device, twin, sharded=sharded)
+    return resume(spec, dataset, device, snapshot, twin, sharded=sharded)
 
 
 def resume(
-    spec: RunSpec, dataset: Dataset, device: torch.device, snapshot: Checkpoint | None, twin: Twin | None = None
+    spec: RunSpec,
+    dataset: Dataset,
+    device: torch.device,
+    snapshot: Checkpoint | None,
+    twin: Twin | None = None,
+    *,
+    sharded: bool = False,
 ) -> TrainState:
     """The state at a checkpoint; without one as it begins. Errors as `TrainState.build` and `checkpoint.load`."""
     with spec.in_phase(spec.phase_of(0 if snapshot is None else snapshot.step)) as now:
         now = now if snapshot is None else _changed(now, snapshot)
-        state = TrainState.build(now, dataset, device, fresh=snapshot is None and spec.branch is None, twin=twin)
+        fresh = snapshot is None and spec.branch is None
+        state = TrainState.build(now, dataset, device, fresh=fresh, twin=twin, sharded=sharded)
     if snapshot is not None:
         checkpoint.load(state, snapshot)
     return state
@@ -136,7 +145,13 @@ def branch_point(spec: RunSpec, store: RunStore, dataset: Dataset) -> tuple[RunS
 
 
 def branched(
-    spec: RunSpec, store: RunStore, dataset: Dataset, device: torch.device, twin: Twin | None = None
+    spec: RunSpec,
+    store: RunStore,
+    dataset: Dataset,
+    device: torch.device,
+    twin: Twin | None = None,
+    *,
+    sharded: bool = False,
 ) -> TrainState:
     """The state at the step of another run that the spec branches from, as this spec has it from there on.
 
@@ -147,7 +162,7 @@ def branched(
     except ValueError as error:
         raise LocatedError(("branch",), str(error)) from None
     progress("reading the checkpoint")
-    old = resume(theirs, dataset, device, snapshot)
+    old = resume(theirs, dataset, device, snapshot, sharded=sharded)
     state = carry(old, spec.at(snapshot.step), dataset, twin=twin)
     state.evaluated, state.seconds, state.logged = -1, 0.0, {}
     return state

@@ -19,6 +19,7 @@ from altgrad.optim import Optimizer, parameter_groups
 from altgrad.spec import LocatedError
 from altgrad.training.initial import initialise
 from altgrad.training.run import RunSpec
+from altgrad.training.sharding import shard
 from altgrad.training.twin import Twin
 from altgrad.watching import MonitorSet
 
@@ -50,7 +51,14 @@ class TrainState:
 
     @classmethod
     def build(
-        cls, spec: RunSpec, dataset: Dataset, device: torch.device, *, fresh: bool = True, twin: Twin | None = None
+        cls,
+        spec: RunSpec,
+        dataset: Dataset,
+        device: torch.device,
+        *,
+        fresh: bool = True,
+        twin: Twin | None = None,
+        sharded: bool = False,
     ) -> "TrainState":
         """Step 0 of a run; unless `fresh`, init_from is left unread, since a checkpoint follows.
 
@@ -64,7 +72,8 @@ class TrainState:
                 initialise(model, spec.model, spec.init_from)
             except ValueError as error:
                 raise LocatedError(("init_from",), str(error)) from None
-        return cls.around(model.to(device), spec, dataset, twin=twin)
+        placed = shard(model, device) if sharded else model.to(device)
+        return cls.around(placed, spec, dataset, twin=twin)
 
     @classmethod
     def around(cls, model: nn.Module, spec: RunSpec, dataset: Dataset, *, twin: Twin | None = None) -> "TrainState":

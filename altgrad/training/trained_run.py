@@ -53,6 +53,7 @@ def train(
     device: str = "auto",
     progress: bool = True,
     exact: bool = False,
+    shard: bool = False,
     until: int | None = None,
     set: Mapping[str, Any] | None = None,
     **overrides: Any,
@@ -61,8 +62,9 @@ def train(
 
     The same call continues a run that was stopped, and gives back one that is completed; `resume="never"` archives the
     existing run and starts over. until: stop there, with everything saved, as an interrupted run. exact: fail rather
-    than fall back. overrides: fields of the spec, `steps=30`, `optimizer__lr=1e-3`; or by path,
-    `set={"optimizer.lr": 1e-3}`. A run that diverges is a result, and is returned like any other.
+    than fall back. shard: under torchrun, each process keeps a part of the model. overrides: fields of the spec,
+    `steps=30`, `optimizer__lr=1e-3`; or by path, `set={"optimizer.lr": 1e-3}`. A run that diverges is a result, and is
+    returned like any other.
 
     Raises SpecError (a ValueError, with file, line and column) for a spec that cannot be used, MachineError for what
     this machine cannot do, LockedError where another process trains the run. Ctrl-C saves the run, then raises
@@ -70,7 +72,7 @@ def train(
     """
     changes = assignments({**(set or {}), **{name.replace("__", "."): value for name, value in overrides.items()}})
     with _shown(progress) as bar:
-        prepared = prepare(source, changes, device=device, exact=exact, notify=_warn)
+        prepared = prepare(source, changes, device=device, exact=exact, shard=shard, notify=_warn)
         return _trained(prepared, Path(runs), resume, until, bar)
 
 

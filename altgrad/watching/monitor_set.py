@@ -277,7 +277,7 @@ class MonitorSet:
     def _grids(self) -> dict[str, Grid]:
         """The grid of every parameter that has one, by name: of its storage, else of its cast."""
         parameters = dict(self.model.named_parameters(remove_duplicate=False))
-        found = {name: quantizer.grid(parameters[name]) for name, quantizer in self.weights.items()}
+        found = {name: quantizer.grid(whole_tensor(parameters[name])) for name, quantizer in self.weights.items()}
         if isinstance(self.optimizer, Optimizer):
             found |= {self._own_names.get(name, name): grid for name, _, grid in self.optimizer.grids()}
         return found

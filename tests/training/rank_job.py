@@ -1,4 +1,7 @@
-"""One rank, started as by torchrun: trains each case with all ranks. Arguments: a folder and {name: [sets, stop]}."""
+"""One rank, started as by torchrun: trains each case with all ranks.
+
+Arguments: a folder and {name: [sets, stop]}, with `shard` as a third where the model is to be shared out.
+"""
 
 import json
 import sys
@@ -28,7 +31,7 @@ monitors: []
 DATA: dict[str, Any] = {}
 
 
-def run_case(folder: Path, name: str, sets: list[str], stop: int | None) -> None:
+def run_case(folder: Path, name: str, sets: list[str], stop: int | None, *, shard: bool = False) -> None:
     """Train (or go on with) one run; `stop` ends this sitting after so many steps."""
     spec = RunSpec.parse(TINY, name, sets)
     kind = str((spec.data.tree(), spec.seed, spec.model.context))
@@ -44,11 +47,11 @@ def run_case(folder: Path, name: str, sets: list[str], stop: int | None) -> None
     # Asked once in the evaluation before training and once before each step; by the last rank alone.
     last = not dist.is_initialized() or dist.get_rank() == dist.get_world_size() - 1
     left = iter(range(1 + (stop if stop is not None and last else 1 << 30)))
-    train_run(spec, run, DATA[kind], interrupted=lambda: next(left, None) is None)
+    train_run(spec, run, DATA[kind], interrupted=lambda: next(left, None) is None, shard=shard)
 
 
 if __name__ == "__main__":
     dist.init_process_group("gloo")
-    for case, (changes, stop_after) in json.loads(sys.argv[2]).items():
-        run_case(Path(sys.argv[1]), case, changes, stop_after)
+    for case, (changes, stop_after, *how) in json.loads(sys.argv[2]).items():
+        run_case(Path(sys.argv[1]), case, changes, stop_after, shard="shard" in how)
     dist.destroy_process_group()

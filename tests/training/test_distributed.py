@@ -54,7 +54,11 @@ CASES: dict[str, list[str]] = {
 }  # fmt: skip
 
 
-def together(ranks: int, folder: Path, cases: dict[str, tuple[list[str], int | None]]) -> None:
+Cases = dict[str, tuple[list[str], int | None] | tuple[list[str], int | None, str]]
+"""What `rank_job` trains."""
+
+
+def together(ranks: int, folder: Path, cases: Cases) -> None:
     """Starts the ranks as torchrun would, without its own process, which imports torch once more."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
@@ -74,10 +78,11 @@ Both = Callable[[str], tuple[Run, Run]]
 
 
 def on_one_and_two(folder: Path, names: list[str]) -> Both:
-    """Each case by two ranks and by one; `moved` by two for its first 7 steps."""
-    cases: dict[str, tuple[list[str], int | None]] = {name: (CASES[name], None) for name in names}
-    moved: dict[str, tuple[list[str], int | None]] = {"moved": (CASES["delayed"], 7)} if "delayed" in names else {}
-    together(2, folder / "two", cases | moved)
+    """Each case by two ranks and by one; `moved` by two for its first 7 steps, and `sharded` by two that share it."""
+    cases: Cases = {name: (CASES[name], None) for name in names}
+    if "delayed" in names:
+        cases |= {"moved": (CASES["delayed"], 7), "sharded": (CASES["delayed"], 12, "shard")}
+    together(2, folder / "two", cases)
     for name in names:
         run_case(folder / "one", name, CASES[name], None)
     return lambda name: (RunStore(folder / "one").run("ranks", name), RunStore(folder / "two").run("ranks", name))
@@ -164,6 +169,14 @@ def test_a_run_goes_on_with_another_number_of_ranks(runs: Both) -> None:
     assert moved.status == "interrupted" and moved.meta()["step"] == 7 and moved.meta()["ranks"] == 2
     run_case(moved.path.parents[1], "moved", CASES["delayed"], None)
     assert moved.meta()["ranks"] == 1 and moved.status == "completed"
+    assert metrics(moved) == metrics(whole) and weights(moved) == weights(whole)
+
+
+def test_a_run_sharded_over_two_ranks_goes_on_whole_on_one(runs: Both) -> None:
+    whole, (_, moved) = runs("delayed")[0], runs("sharded")
+    assert moved.meta()["step"] == 12 and moved.meta()["ranks"] == 2 and moved.meta()["sharded"] is True
+    run_case(moved.path.parents[1], "sharded", CASES["delayed"], None)
+    assert moved.meta()["ranks"] == 1 and moved.meta()["sharded"] is False and moved.status == "completed"
     assert metrics(moved) == metrics(whole) and weights(moved) == weights(whole)
 
 
