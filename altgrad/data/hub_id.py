@@ -30,8 +30,11 @@ class Hub(Spec):
     """
 
     hub: Annotated[str, Field(min_length=1)]
+    """An id on the Hub (owner/name), or a folder laid out as the Hub's are."""
     config: Annotated[str, Field(min_length=1)] | None = None
+    """Which part of the data set; null where there is only one."""
     revision: Annotated[str, Field(min_length=1)] | None = None
+    """The commit, tag or branch that is read; null: the newest."""
 
     noun: ClassVar[str] = "source"
 

@@ -51,6 +51,7 @@ class PrecisionPolicy(Spec):
     """
 
     rules: tuple[Rule, ...] = ()
+    """In order; the first rule that matches a layer decides its casts."""
     recipe: Annotated[RecipeNote | None, Since(2)] = None
     """The recipe whose rules come after these; expanded, a note of where rules came from."""
     set: Annotated[dict[str, Any], Since(2)] = Field(default_factory=dict)

@@ -27,7 +27,7 @@ from pathlib import Path
 from typing import Annotated, Any, ClassVar, Self
 
 import yaml
-from pydantic import GetCoreSchemaHandler, PlainValidator, ValidationError, model_validator
+from pydantic import Field, GetCoreSchemaHandler, PlainValidator, ValidationError, model_validator
 from pydantic_core import CoreSchema, core_schema
 
 from altgrad.document import ASSIGNED, Document, SpecError, scalar
@@ -59,6 +59,8 @@ Format = Annotated[NumberFormat, PlainValidator(_to_format)]
 
 RoundingMode = Annotated[Rounding, PlainValidator(_to_rounding)]
 """A field that takes a rounding mode's name and holds the Rounding."""
+DrawBits = Annotated[int, Field(ge=1, le=24)]
+"""A number of bits of a random draw."""
 
 
 class Spec(Shape):

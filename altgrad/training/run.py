@@ -72,7 +72,7 @@ class Branch(Spec):
 
 
 class RunSpec(Spec):
-    """One training run. See README for the meaning of each key."""
+    """One training run."""
 
     project: str = "default"
     """The folder of runs that are compared."""
@@ -115,6 +115,7 @@ class RunSpec(Spec):
     monitors: tuple[MonitorSpec, ...] = Field(
         default_factory=lambda: (MonitorSpec.of("range"), MonitorSpec.of("finite"))
     )
+    """What is measured while the run goes, and how often."""
     twin: Annotated[str, Field(min_length=1)] | None = None
     """A completed float32 or bfloat16 run with the same data order, by path or id, to compare with step by step."""
     interventions: tuple[InterventionSpec, ...] = ()
