@@ -7,7 +7,7 @@ What only matters up to a factor is kept up to a factor: T is in units of the la
 taken of T / max(T), with its mean square in float64, because wide formats have spacings down to 2^-132.
 
 The floor kappa lets weights cross zero: without it the step of a small weight shrinks with the weight. Other choices of
-T are the controls of the experiment (SCIENCE section 6): is it *this* format's geometry that helps?
+T are the controls of the experiment (docs/SCIENCE.md): is it *this* format's geometry that helps?
 
     own           the weight's own grid
     <format>      another format's grid, its largest value where the own grid has its largest
