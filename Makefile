@@ -55,7 +55,7 @@ study-smoke: $(STAMP) ## whether the study's main findings keep their direction 
 	@$(BIN)/python -m study.smoke
 
 docs: $(STAMP) ## the site in build/site, strictly; to read it: python -m http.server -d build/site
-	@$(BIN)/python -m pip install -qq --disable-pip-version-check -c $(CONSTRAINTS) ".[docs]"
+	@$(BIN)/python -m pip install -qq --disable-pip-version-check --no-build-isolation -c $(CONSTRAINTS) -e ".[docs]"
 	@NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --quiet
 
 lint: $(STAMP) ## ruff and mypy
