@@ -14,7 +14,7 @@ Printed by `altgrad kinds monitor --markdown`. A key is `<kind>/<site or paramet
 share of nothing is NaN. "Worse" is the direction to worry about. Under "alarm" words in backquotes are fields of the
 monitor's spec; every alarm is raised once at each site, and the metric tells how it goes on. An alarm is data:
 `site`, `quantity`, `value`, `limit`, `phase` (forward, backward, optimizer or training) and `step`, in `watch.alarms`
-and, beside `monitor` and the sentence (`message`), in events.jsonl.
+and, with `monitor` and the sentence (`message`), in events.jsonl.
 
 "Transformer Engine" names the statistic of its debug tools (`LogTensorStats`, `LogFp8TensorStats`) that is nearest, and
 how it differs, as of version 2.20.2. What ends in % there is a percentage, not a ratio, and is put together over the

@@ -38,7 +38,7 @@ def sweep(
     jobs: Annotated[int | None, typer.Option(min=1, help="Runs at once; else one for each GPU or core.")] = None,
     retries: Annotated[int, typer.Option(min=0, help="Retries for a worker that dies without making progress.")] = 3,
     rerun: Annotated[Literal["failed"] | None, typer.Option(help="Retry failed runs.")] = None,
-    cancel: Annotated[bool, typer.Option("--cancel", help="Stop the sweep and all its workers, and leave.")] = False,
+    cancel: Annotated[bool, typer.Option("--cancel", help="Stop the sweep and all its workers, and exit.")] = False,
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Count runs, parameters and time, from three steps of each arm.")
     ] = False,

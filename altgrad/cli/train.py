@@ -69,7 +69,7 @@ def train(
 ) -> None:
     """Train from a spec. Rerun the same command to resume."""
     if heartbeat is not None and not heartbeat.name:
-        console.fail(f"--heartbeat is {str(heartbeat)!r}, which is no file; name one that may be written.", 2)
+        console.fail(f"--heartbeat is {str(heartbeat)!r}, which is not a file; name one that may be written.", 2)
     with beating(heartbeat):
         more = sets or []
         if branch is not None:

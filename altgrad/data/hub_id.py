@@ -55,7 +55,9 @@ class Hub(Spec):
         if self.folder is not None and self.revision is not None:
             raise ValueError(f"{self.hub} is a folder, which has no revisions; leave revision out.")
         if self.folder is None and not _ID.fullmatch(self.hub):
-            raise ValueError(f"{self.hub!r:.80} is no id; write owner/name, or a folder that begins with ./, / or ~/.")
+            raise ValueError(
+                f"{self.hub!r:.80} is not an id; write owner/name, or a folder beginning with ./, / or ~/."
+            )
         return self
 
 

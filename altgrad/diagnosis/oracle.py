@@ -117,7 +117,7 @@ def rehearse(
 def require_target(rate: float) -> None:
     """ValueError for a move rate outside (0, 1)."""
     if not 0 < rate < 1:
-        raise ValueError(f"move rate {rate}; one to reach lies between 0 and 1, such as 0.01.")
+        raise ValueError(f"move rate {rate}; one to reach is between 0 and 1, such as 0.01.")
 
 
 def smallest_lr(

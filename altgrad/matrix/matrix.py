@@ -123,7 +123,7 @@ class Matrix(Spec):
             raise LocatedError(("twin",), f"twin makes an arm '{self.twin}', and there is one; rename that.")
         seeds = [seed for seeds in self.seed_sets().values() for seed in seeds]
         if twice := next((seed for seed in seeds if seeds.count(seed) > 1), None):
-            raise LocatedError(("seeds",), f"seed {twice} stands there twice; each seed is one run.")
+            raise LocatedError(("seeds",), f"seed {twice} is there twice; each seed is one run.")
         if self.smoke is not None:
             self._check_smoke(self.smoke)
         return self

@@ -118,7 +118,7 @@ class PrecisionPolicy(Spec):
                 raise LocatedError(("rules", number, "place" if unused.place else "match"), finder.unused(number))
             others = [operand for (_, operand), cast in unused.layer().slots.items() if cast and operand != "weight"]
             if unused.place == "embeddings" and others and number not in of_layers:
-                says = f"place embeddings of this model has tables alone, and {others[0]} is no weight; leave it out."
+                says = f"place embeddings of this model has tables alone; {others[0]} is not a weight: leave it out."
                 raise LocatedError(("rules", number, "place"), says)
         return decisions
 

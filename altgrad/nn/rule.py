@@ -263,8 +263,8 @@ def _check_average(layer: LayerPrecision, product: Product, spec: QuantizerSpec,
     transform = layer.transforms.get(product)
     if spec.source != "original":
         raise ValueError(
-            f"{slot} has rounding: toward_average, the average of the weight, and source: {spec.source}, which is no "
-            "weight; use another rounding, or source: original."
+            f"{slot} has rounding: toward_average, the average of the weight, and source: {spec.source}, which is not "
+            "a weight; use another rounding, or source: original."
         )
     if transform is not None and transform.draws:
         raise ValueError(

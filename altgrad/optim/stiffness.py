@@ -89,7 +89,7 @@ def spacing_field(w: Tensor, grid: Grid, *, stiffness: NumberFormat | str = "own
 
 
 def absolute(field: Tensor, grid: Grid) -> Tensor:
-    """A `spacing_field` of the own grid in the units of the weight: the mission's S."""
+    """A `spacing_field` of the own grid in the units of the weight: the stiffness S."""
     return field if grid.scale is None else field * grid.scale.amax()
 
 

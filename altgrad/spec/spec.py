@@ -44,13 +44,13 @@ def _to_format(value: Any) -> NumberFormat:
         return value
     is_table = isinstance(value, dict) or (isinstance(value, str) and value.lstrip().startswith(("[", "{")))
     if not is_table and (not isinstance(value, str) or len(value) > LONGEST):
-        raise WrongTypeError(f"{show(value)} is no format such as e4m3fn.")
+        raise WrongTypeError(f"{show(value)} is not a format such as e4m3fn.")
     return parse_format(value)
 
 
 def _to_rounding(value: Any) -> Rounding:
     if not isinstance(value, str) or len(value) > LONGEST:
-        raise WrongTypeError(f"{show(value)} is no rounding such as nearest_even.")
+        raise WrongTypeError(f"{show(value)} is not a rounding such as nearest_even.")
     return Rounding.parse(value)
 
 

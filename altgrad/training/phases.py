@@ -32,7 +32,7 @@ def _to_end(value: Any) -> int | str:
             raise ValueError(f"until is {value}; a phase ends after step 1 or later.")
         return value
     if not isinstance(value, str) or not value.endswith("%"):
-        raise ValueError(f"{show(value)} is no end of a phase; use a number of steps, or a percentage such as 82%.")
+        raise ValueError(f"{show(value)} is not an end of a phase; use a number of steps, or a percentage such as 82%.")
     if not 0 < _share(value) < 1:
         raise ValueError(f"until is {value[:20]}; use a percentage of the steps above 0% and below 100%.")
     return value
@@ -42,7 +42,7 @@ def _share(text: str) -> Fraction:
     try:
         return Fraction(text.removesuffix("%").strip()) / 100
     except (ValueError, ZeroDivisionError):
-        raise ValueError(f"{show(text)} is no percentage such as 82%.") from None
+        raise ValueError(f"{show(text)} is not a percentage such as 82%.") from None
 
 
 End = Annotated[int | str, PlainValidator(_to_end)]

@@ -38,13 +38,13 @@ Count = Annotated[int, Field(ge=1)]
 class LossScale(Spec):
     """A constant factor on the loss, taken off the gradients again: keeps small ones out of a format's underflow.
 
-    Scaled casts of grad_output make up for any factor, so it is refused beside them unless `force` is set.
+    Scaled casts of grad_output make up for any factor, so it is refused with them unless `force` is set.
     """
 
     factor: Annotated[float, Field(gt=0)] = 1.0
     """A power of two."""
     force: bool = False
-    """Allow it beside scaled casts of grad_output, where it does nothing."""
+    """Allow it with scaled casts of grad_output, where it does nothing."""
 
     @model_validator(mode="before")
     @classmethod
@@ -205,7 +205,7 @@ class RunSpec(Spec):
         ]
         if self.loss_scale.factor != 1 and scaled and not self.loss_scale.force:
             raise ValueError(
-                f"loss_scale {self.loss_scale.factor:g} does nothing beside the scaled grad_output of {scaled[0]}; "
+                f"loss_scale {self.loss_scale.factor:g} does nothing with the scaled grad_output of {scaled[0]}; "
                 "leave it out, use scaling: unscaled there, or say {factor: ..., force: true}."
             )
         if self.model.answers != self.data.answers:

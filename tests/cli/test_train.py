@@ -129,7 +129,7 @@ def test_dry_run_shows_how_the_weight_of_a_tied_head_is_stored(spec: Path) -> No
         ({"match: blocks.*": "match: block.*"}, "tiny.yaml:7:12: 'block.*' matches no Linear layer."),
         ({"kind: adamw": "kind: adamww"}, "tiny.yaml:11:19: 'adamww' is not an optimizer. Did you mean 'adamw'?"),
         ({"width: 16": "width: 17"}, "width 17 is not a multiple of heads 2"),
-        ({"threads: 1": "threads: 1\nthreads: 2"}, "tiny.yaml:14:1: 'threads' stands here a second time."),
+        ({"threads: 1": "threads: 1\nthreads: 2"}, "tiny.yaml:14:1: Duplicate key 'threads'."),
         ({"batch_size: 32": "source: nowhere.txt"}, "nowhere.txt is not a file"),
         ({"model: {": "model: ["}, "not valid YAML"),
     ],
@@ -259,7 +259,7 @@ def test_a_hub_out_of_reach_is_told_before_torch_is_loaded(tmp_path: Path) -> No
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ("twin=nowhere", "--set twin=nowhere: twin 'nowhere' is no run in runs. `altgrad runs list` shows them."),
+        ("twin=nowhere", "--set twin=nowhere: twin 'nowhere' is not a run in runs. `altgrad runs list` shows them."),
         (
             "interventions=[{kind: partition_clip, mode: norms}]",
             "--set interventions=[{kind: partition_clip, mode: norms}]: interventions.0.mode is 'norms'",

@@ -210,7 +210,7 @@ def test_small_states_stay_as_they_are() -> None:
 @pytest.mark.parametrize(
     ("text", "place", "message"),
     [
-        ("{kind: adamw, states: {exp_av: e4m3fn}}", "states.exp_av", "'exp_av' is no state of adamw"),
+        ("{kind: adamw, states: {exp_av: e4m3fn}}", "states.exp_av", "'exp_av' is not a state of adamw"),
         (
             "{kind: sgd, momentum: 0, states: {momentum_buffer: e4m3fn}}",
             "",

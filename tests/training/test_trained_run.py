@@ -112,7 +112,7 @@ def test_what_the_machine_cannot_do_is_no_spec_error(here: Path) -> None:
         train(device="cuda:9")
     with pytest.raises(MachineError, match="--exact: this would be another run"):
         train({**SPEC, "engine": "auto"}, exact=True)
-    with pytest.raises(ValueError, match="is no run in"):
+    with pytest.raises(ValueError, match="is not a run in"):
         altgrad.load_run("nothing")
     assert not (here / "runs").exists()
 
