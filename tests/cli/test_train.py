@@ -79,7 +79,7 @@ def test_one_command_trains_and_says_where_the_run_is(run_cli: Cli, spec: Path, 
     assert again.exit_code == 0 and json.loads(again.stdout)["status"] == "completed"
     assert "was completed before at step 6" in invoke("train", spec.name).stdout
     anew = invoke("train", spec.name, "--resume", "never", "--set", "steps=6", "--json")
-    assert json.loads(anew.stdout)["step"] == 6 and "the earlier run is now" in anew.stderr
+    assert json.loads(anew.stdout)["step"] == 6 and "the earlier run is archived as" in anew.stderr
     assert anew.exit_code == 0 and (run.parent / f"{run.name}.old-1").is_dir()
     assert _losses(run) == _losses(run.parent / f"{run.name}.old-1")
 
@@ -158,7 +158,7 @@ def test_a_machine_without_the_device_is_exit_3(spec: Path, tmp_path: Path) -> N
     assert (
         done.exit_code == 3
         and done.stderr.count("\n") == 1
-        and done.stderr.startswith("--device cuda:9 is not here; this machine has cpu")
+        and done.stderr.startswith("--device cuda:9 is not available; available devices: cpu")
     )
     assert not (tmp_path / "runs").exists()
 
