@@ -11,8 +11,8 @@ _HEAD = """# Metrics
 
 Printed by `altgrad kinds monitor --markdown`. A key is `<kind>/<site or parameter>/<quantity>`; a site is
 `<module>/<operand>` for a cast, and `<parameter>/requested` or `<parameter>/stored` for the optimizer's side of it.
-Ratios with an empty denominator are NaN. "Worse" gives the bad direction. Under "alarm" words in backquotes are fields of the
-monitor's spec; every alarm is raised once at each site, and the metric tells how it goes on. An alarm is data:
+Ratios with an empty denominator are NaN. "Worse" gives the bad direction. Under "alarm" words in backquotes are fields
+of the monitor's spec; every alarm is raised once at each site, and the metric tells how it goes on. An alarm is data:
 `site`, `quantity`, `value`, `limit`, `phase` (forward, backward, optimizer or training) and `step`, in `watch.alarms`
 and, with `monitor` and the sentence (`message`), in events.jsonl.
 
