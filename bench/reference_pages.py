@@ -21,6 +21,12 @@ from altgrad.formats import CATALOG, TABLES
 
 ROOT = Path(__file__).resolve().parents[1]
 Schema = Mapping[str, Any]
+BENEATH = {
+    "altgrad.formats": ("parse_format", "FloatFormat", "TableFormat"),
+    "altgrad.quantize": ("round_to", "spacing", "gap", "rung", "at_rung", "Quantizer", "QuantizerSpec"),
+    "altgrad.optim": ("AdamW", "SGD", "Lion", "Muon", "Madam", "ManifoldAdamW", "GridOptim", "stored"),
+}
+"""Names below the verbs that code outside relies on."""
 
 
 def pages() -> dict[str, str]:
@@ -178,6 +184,8 @@ def _symptoms() -> str:
 
 
 def _python() -> str:
-    names = [f"::: {home}.{name}" for name, home in altgrad._HOMES.items()]
-    intro = "Every name is `altgrad.<name>`; it is shown with the module that defines it."
-    return _text("# Python", intro, *names)
+    parts = ["# Python", "## altgrad", "Every name is `altgrad.<name>`, shown with the module that defines it."]
+    parts += [f"::: {home}.{name}" for name, home in altgrad._HOMES.items()]
+    for package, names in BENEATH.items():
+        parts += [f"## {package}", *(f"::: {package}.{name}" for name in names)]
+    return _text(*parts)

@@ -1,6 +1,7 @@
 """The site: its nav names pages that exist, its reference is whole, a browser draws it without asking anyone else."""
 
 import functools
+import importlib
 import json
 import re
 import subprocess
@@ -16,7 +17,7 @@ import yaml
 
 import altgrad
 from altgrad.spec.families import FAMILIES
-from bench.reference_pages import commands, pages
+from bench.reference_pages import BENEATH, commands, pages
 from bench.website import OUTSIDE, _relinked
 from tests.reports.chromium import Chromium
 
@@ -54,6 +55,12 @@ def test_every_command_field_kind_and_name_is_in_the_reference(reference: dict[s
     assert all(f"## {family}\n" in reference["reference/kinds.md"] for family in FAMILIES)
     told = reference["reference/python.md"]
     assert all(f".{name}\n" in told for name in altgrad.__all__ if name != "__version__")
+
+
+def test_names_beneath_the_verbs_say_what_they_are() -> None:
+    for package, names in BENEATH.items():
+        module = importlib.import_module(package)
+        assert [name for name in names if not (getattr(module, name).__doc__ or "").strip()] == []
 
 
 def test_links_are_those_of_the_place_that_a_page_has_on_the_site() -> None:

@@ -43,9 +43,9 @@ def sweep(
         bool, typer.Option("--dry-run", help="Count runs, parameters and time, from three steps of each arm.")
     ] = False,
     power: Annotated[
-        bool, typer.Option("--power", help="Pairs of seeds that a margin takes, from the spread of finished runs.")
+        bool, typer.Option("--power", help="Estimate how many seed pairs are needed to detect --margin.")
     ] = False,
-    margin: Annotated[float, typer.Option(help="The difference of validation loss that --power asks for.")] = 0.01,
+    margin: Annotated[float, typer.Option(help="The difference of validation loss, in nats, for --power.")] = 0.01,
     device: Annotated[str, typer.Option(help="cpu, cuda, or auto: each worker's GPU if it has one.")] = "auto",
     runs: Annotated[Path, typer.Option("--runs", metavar="DIR", help="Where runs are kept.")] = Path("runs"),
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object at the end alone.")] = False,

@@ -46,7 +46,9 @@ def train(
     branch: Annotated[
         str | None,
         typer.Option(
-            "--from", metavar="RUN@STEP", help="Go on from a checkpoint of another run: by SPEC, else by its own spec."
+            "--from",
+            metavar="RUN@STEP",
+            help="Continue from a checkpoint of another run, by SPEC or else its own spec.",
         ),
     ] = None,
     resume: Annotated[
