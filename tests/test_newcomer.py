@@ -12,6 +12,7 @@ import sys
 from pathlib import Path
 
 import pytest
+import tokenizers
 
 ROOT = Path(__file__).resolve().parents[1]
 SHORT = "--set steps=20 --set evaluate_limit=2"
@@ -60,6 +61,19 @@ class Newcomer:
         return run.name
 
 
+def save_model(folder: Path) -> None:
+    """What a newcomer has: a small causal model of transformers with its tokenizer."""
+    transformers = pytest.importorskip("transformers", reason="pip install 'altgrad[hf]'")
+    words = tokenizers.Tokenizer(tokenizers.models.BPE())
+    words.pre_tokenizer = tokenizers.pre_tokenizers.ByteLevel(add_prefix_space=False)
+    alphabet = tokenizers.pre_tokenizers.ByteLevel.alphabet()
+    words.train_from_iterator([TEXT], tokenizers.trainers.BpeTrainer(vocab_size=300, initial_alphabet=alphabet))
+    shape = {"n_layer": 1, "n_embd": 32, "n_head": 2, "vocab_size": 512, "n_positions": 64}
+    config = transformers.GPT2Config(**shape, bos_token_id=0, eos_token_id=0)
+    transformers.GPT2LMHeadModel(config).save_pretrained(folder)
+    words.save(str(folder / "tokenizer.json"))
+
+
 @pytest.fixture(scope="module")
 def newcomer(tmp_path_factory: pytest.TempPathFactory) -> Newcomer:
     found = Newcomer(tmp_path_factory.mktemp("newcomer"))
@@ -94,10 +108,8 @@ def test_a_text_of_ones_own(newcomer: Newcomer) -> None:
 @pytest.mark.long
 @pytest.mark.needs("git")
 def test_a_model_of_ones_own_is_trained_compared_diagnosed_quantised_and_exported(newcomer: Newcomer) -> None:
-    transformers = pytest.importorskip("transformers", reason="pip install 'altgrad[hf]'")
     folder = newcomer.home / "model"
-    config = transformers.GPT2Config(n_layer=1, n_embd=32, n_head=2, vocab_size=256, n_positions=64)
-    transformers.GPT2LMHeadModel(config).save_pretrained(folder)
+    save_model(folder)
     (newcomer.clone / "my.txt").write_text(TEXT)
     page = "docs/start/own-model.md"
     newcomer.do(said(page, "altgrad init"), FOLDER=folder)
