@@ -65,6 +65,7 @@ def save_model(folder: Path) -> None:
     """What a newcomer has: a small causal model of transformers with its tokenizer."""
     transformers = pytest.importorskip("transformers", reason="pip install 'altgrad[hf]'")
     words = tokenizers.Tokenizer(tokenizers.models.BPE())
+    words.decoder = tokenizers.decoders.ByteLevel()
     words.pre_tokenizer = tokenizers.pre_tokenizers.ByteLevel(add_prefix_space=False)
     alphabet = tokenizers.pre_tokenizers.ByteLevel.alphabet()
     words.train_from_iterator(

@@ -260,7 +260,7 @@ def test_a_run_that_is_held_is_not_deleted(store: RunStore, runs: Callable[..., 
     with run.lock() as holder:
         refused = runs("rm", "a", "--yes")
     assert refused.exit_code == 3
-    assert f"held by pid {holder.pid}" in refused.stderr
+    assert f"in use by pid {holder.pid}" in refused.stderr
     assert run.exists
 
 
