@@ -17,7 +17,7 @@ CONSTRAINTS := $(if $(TORCH),build/constraints-torch$(TORCH).txt,constraints.txt
 TEST_ENV := HF_HUB_OFFLINE=1 OMP_NUM_THREADS=$(THREADS) MKL_NUM_THREADS=$(THREADS)
 PYTEST := $(TEST_ENV) $(BIN)/python -m pytest -n 2 --dist loadfile
 
-.PHONY: help demo llm test daily test-long faults cluster cuda exhaustive study-smoke lint venv clean
+.PHONY: help demo llm test daily test-long faults cluster cuda exhaustive study-smoke docs lint venv clean
 
 help: ## list the targets
 	@sed -n 's/^\([a-z-]*\):[^#]*## /\1\t/p' Makefile | expand -t 12
@@ -54,10 +54,15 @@ exhaustive: $(STAMP) ## casts on all 2^32 float32 patterns, every 8-bit format: 
 study-smoke: $(STAMP) ## whether the study's main findings keep their direction on fresh seeds: some minutes
 	@$(BIN)/python -m study.smoke
 
-lint: $(STAMP) ## ruff and mypy
+docs: $(STAMP) ## the site in build/site, strictly; to read it: python -m http.server -d build/site
+	@$(BIN)/python -m pip install -qq --disable-pip-version-check --no-build-isolation -c $(CONSTRAINTS) -e ".[docs]"
+	@NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --quiet
+
+lint: $(STAMP) ## ruff, mypy, and words that readers stumble over
 	@$(BIN)/ruff check .
 	@$(BIN)/ruff format --check .
 	@$(BIN)/mypy
+	@$(BIN)/python -m bench.words
 
 venv: $(STAMP) ## the pinned install alone
 

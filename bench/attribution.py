@@ -175,7 +175,7 @@ def main() -> None:
     parser.add_argument("--write", action="store_true")
     options = parser.parse_args()
     torch.set_num_threads(1)
-    header = ["casts, draws", "of", "n", *WAYS, "held truth", "same draws", "repeats"]
+    header = ["casts, draws", "of", "n", *WAYS, "fixed truth", "same draws", "repeats"]
     lines = [f"| {' | '.join(header)} |", "|" + "---|" * len(header)]
     with tempfile.TemporaryDirectory() as folder:
         restored = trained(Path(folder))

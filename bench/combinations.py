@@ -1,7 +1,7 @@
-"""python -m bench.combinations: the table of every format x optimizer x storage x layer combination, in TEST_MATRIX.md.
+"""python -m bench.combinations: docs/COMBINATIONS.md, every format x optimizer x storage x layer combination.
 
 What is combined is read from the matrices as their runs would be, learning rates and seeds aside; why each arm is there
-and what is expected of it is written by hand beside it, in the matrix. A test fails where the page says otherwise.
+and what is expected of it is written by hand, in the matrix. A test fails where the page says otherwise.
 """
 
 from collections.abc import Iterator, Mapping
@@ -14,7 +14,7 @@ from altgrad.training import RunSpec
 from bench.page import refresh
 
 ROOT = Path(__file__).resolve().parents[1]
-PAGE, PART = ROOT / "TEST_MATRIX.md", "combinations"
+PAGE, PART = ROOT / "docs" / "COMBINATIONS.md", "combinations"
 HEAD = ("arm", "casts: weight / input / grad_output", "storage", "optimizer", "layers", "purpose", "expected")
 RATE = "optimizer.lr"
 PLAIN = {"kind", "lr", "weight_decay", "groups", "betas", "eps", "track"}

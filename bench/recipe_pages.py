@@ -169,7 +169,7 @@ def _differences(book: Sequence[Recipe]) -> str:
         "A recipe's `arithmetic` is the order in which its reference multiplies and divides on the way to a scale and "
         "a code. Where a recipe names none it is `divide`.",
         _table(("arithmetic", "recipes"), [(f"`{name}`", ", ".join(links)) for name, links in sorted(by.items())]),
-        "How far two arithmetics are apart on the recorded inputs stands in [CONFORMANCE.md](../CONFORMANCE.md).",
+        "How far two arithmetics are apart on the recorded inputs is in [CONFORMANCE.md](../CONFORMANCE.md).",
         "## Their casts on the same numbers",
         *_measured(),
     ]

@@ -33,7 +33,7 @@ def compare(
         str | None, typer.Option(metavar="ARM", help="The arm that the others are compared with, or a run of it.")
     ] = None,
     key: Annotated[str, typer.Option(metavar="METRIC", help="What is compared.")] = "validation/loss",
-    margin: Annotated[float, typer.Option(help="A difference below it is of no practical size.")] = 0.01,
+    margin: Annotated[float, typer.Option(help="Differences smaller than this count as equivalent.")] = 0.01,
     higher: Annotated[bool, typer.Option("--higher", help="Higher values are better, as of a score.")] = False,
     html: Annotated[Path | None, typer.Option(metavar="FILE", help="Write a page as well.")] = None,
     exit_code: Annotated[

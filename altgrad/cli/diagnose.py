@@ -26,7 +26,7 @@ Formats = Annotated[
     typer.Option(
         "--formats",
         metavar="F,F",
-        help="Formats to weigh.  [default: seven of 8 bits]",
+        help="Formats to compare.  [default: seven of 8 bits]",
         autocompletion=completion.formats,
     ),
 ]

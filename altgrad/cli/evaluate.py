@@ -45,7 +45,8 @@ def evaluate(
         str | None, typer.Option(metavar="SOURCE", help="Text: eulaw (packaged) or a file. [default: the run's own]")
     ] = None,
     size: Annotated[
-        int | None, typer.Option("--bytes", metavar="N", help="With --recipe or --data: so much text. [default: all]")
+        int | None,
+        typer.Option("--bytes", metavar="N", help="With --recipe or --data: bytes of text to use. [default: all]"),
     ] = None,
     context: Annotated[int, typer.Option(min=1, metavar="N", help="Tokens of a window, of a folder's model.")] = 512,
     batch_size: Annotated[int, typer.Option(min=1, metavar="N", help="With --recipe: windows at a time.")] = 8,
@@ -56,7 +57,7 @@ def evaluate(
     """Evaluate a run's latest checkpoint on a split, or a language model under recipes.
 
     All its numbers and, for a classifier, each label's. With --recipe: perplexity, bits per byte and what each recipe
-    adds to them, with intervals over documents. A stopped evaluation goes on where it was.
+    adds to them, with intervals over documents. A stopped evaluation continues where it stopped.
     """
     from altgrad.spec.package_path import names_model
 

@@ -139,7 +139,7 @@ def inspect_value(
     with one_line_errors():
         fmt, factor = parse_format(name), read_number(scale)
         if not isinstance(factor, Fraction) or factor <= 0:
-            raise ValueError(f"--scale {scale} is no scale; give a positive number, such as 2^-4.")
+            raise ValueError(f"--scale {scale} is not a scale; give a positive number, such as 2^-4.")
         code = read_code(fmt, value)
         number = read_number(value) if code is None else None
         if code is None:

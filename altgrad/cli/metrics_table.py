@@ -10,11 +10,11 @@ from typing import Any
 _HEAD = """# Metrics
 
 Printed by `altgrad kinds monitor --markdown`. A key is `<kind>/<site or parameter>/<quantity>`; a site is
-`<module>/<operand>` for a cast, and `<parameter>/requested` or `<parameter>/stored` for the optimizer's side of it. A
-share of nothing is NaN. "Worse" is the direction to worry about. Under "alarm" words in backquotes are fields of the
-monitor's spec; every alarm is raised once at each site, and the metric tells how it goes on. An alarm is data:
+`<module>/<operand>` for a cast, and `<parameter>/requested` or `<parameter>/stored` for the optimizer's side of it.
+Ratios with an empty denominator are NaN. "Worse" gives the bad direction. Under "alarm" words in backquotes are fields
+of the monitor's spec; every alarm is raised once at each site, and the metric tells how it goes on. An alarm is data:
 `site`, `quantity`, `value`, `limit`, `phase` (forward, backward, optimizer or training) and `step`, in `watch.alarms`
-and, beside `monitor` and the sentence (`message`), in events.jsonl.
+and, with `monitor` and the sentence (`message`), in events.jsonl.
 
 "Transformer Engine" names the statistic of its debug tools (`LogTensorStats`, `LogFp8TensorStats`) that is nearest, and
 how it differs, as of version 2.20.2. What ends in % there is a percentage, not a ratio, and is put together over the

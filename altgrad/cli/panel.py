@@ -58,7 +58,7 @@ class PlainLines:
         self._say(f"{self.watched.title}: {steps} steps")
         if references:
             named = ", ".join(f"{name} {number(value)}" for name, value in self.watched.references.items())
-            self._say(f"{in_words(scores[0])} to compare: {named}")
+            self._say(f"Reference {in_words(scores[0])}: {named}")
 
     def metrics(self, step: int, values: Mapping[str, float]) -> None:
         """Take numbers in; prints the previous step's line once another step begins."""

@@ -59,7 +59,7 @@ def quantize_model(
 ) -> None:
     """Quantise the weights of a model.
 
-    Says how well each format holds them, and with --out writes the codes as safetensors.
+    Reports the error of each format, and with --out writes the codes as safetensors.
     """
     progress("loading torch")
     from altgrad.conversion.saving import save_quantized

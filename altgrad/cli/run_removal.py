@@ -36,7 +36,7 @@ def remove(
     runs: Folder = RUNS,
     as_json: Json = False,
 ) -> None:
-    """Delete runs with all their checkpoints, after asking. A run that some process holds is refused."""
+    """Delete runs with all their checkpoints, after asking. Runs in use are refused."""
     with one_line_errors():
         store = RunStore(runs)
         chosen = list(dict.fromkeys(run for name in names for run in _named(store, name)))

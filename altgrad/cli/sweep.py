@@ -38,14 +38,14 @@ def sweep(
     jobs: Annotated[int | None, typer.Option(min=1, help="Runs at once; else one for each GPU or core.")] = None,
     retries: Annotated[int, typer.Option(min=0, help="Retries for a worker that dies without making progress.")] = 3,
     rerun: Annotated[Literal["failed"] | None, typer.Option(help="Retry failed runs.")] = None,
-    cancel: Annotated[bool, typer.Option("--cancel", help="Stop the sweep and all its workers, and leave.")] = False,
+    cancel: Annotated[bool, typer.Option("--cancel", help="Stop the sweep and all its workers, and exit.")] = False,
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Count runs, parameters and time, from three steps of each arm.")
     ] = False,
     power: Annotated[
-        bool, typer.Option("--power", help="Pairs of seeds that a margin takes, from the spread of finished runs.")
+        bool, typer.Option("--power", help="Estimate how many seed pairs are needed to detect --margin.")
     ] = False,
-    margin: Annotated[float, typer.Option(help="The difference of validation loss that --power asks for.")] = 0.01,
+    margin: Annotated[float, typer.Option(help="The difference of validation loss, in nats, for --power.")] = 0.01,
     device: Annotated[str, typer.Option(help="cpu, cuda, or auto: each worker's GPU if it has one.")] = "auto",
     runs: Annotated[Path, typer.Option("--runs", metavar="DIR", help="Where runs are kept.")] = Path("runs"),
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object at the end alone.")] = False,

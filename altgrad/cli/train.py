@@ -48,7 +48,9 @@ def train(
     branch: Annotated[
         str | None,
         typer.Option(
-            "--from", metavar="RUN@STEP", help="Go on from a checkpoint of another run: by SPEC, else by its own spec."
+            "--from",
+            metavar="RUN@STEP",
+            help="Continue from a checkpoint of another run, by SPEC or else its own spec.",
         ),
     ] = None,
     resume: Annotated[
@@ -74,7 +76,7 @@ def train(
 ) -> None:
     """Train from a spec. Rerun the same command to resume."""
     if heartbeat is not None and not heartbeat.name:
-        console.fail(f"--heartbeat is {str(heartbeat)!r}, which is no file; name one that may be written.", 2)
+        console.fail(f"--heartbeat is {str(heartbeat)!r}, which is not a file; name one that may be written.", 2)
     with beating(heartbeat):
         more = sets or []
         if branch is not None:

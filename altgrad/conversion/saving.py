@@ -105,7 +105,7 @@ def nonfinite_counts(x: Tensor) -> dict[str, int]:
 
 
 def _measures(totals: Totals) -> dict[str, float]:
-    """sqnr_db, underflow_rate and saturation_rate as SCIENCE defines them; the others are counts."""
+    """sqnr_db, underflow_rate and saturation_rate as docs/SCIENCE.md defines them; the others are counts."""
     sums = torch.tensor([totals["signal"], totals["noise"]], dtype=torch.float64)
     measures = {"sqnr_db": float(decibels(sums[0], sums[1]))}
     for key, (part, whole) in _SHARE_KEYS.items():

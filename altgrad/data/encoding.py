@@ -99,7 +99,7 @@ def _folder_tokenizer(setting: str, length: int) -> Any:
     model.no_padding()
     special = model.num_special_tokens_to_add(False)
     if length <= special:
-        raise ValueError(f"a length of {length} leaves no room beside the {special} special tokens of {setting}.")
+        raise ValueError(f"a length of {length} leaves no room for the {special} special tokens of {setting}.")
     model.enable_truncation(length)
     return model
 

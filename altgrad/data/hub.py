@@ -45,7 +45,7 @@ def _to_source(value: Any) -> str | Hub:
         return value
     if isinstance(value, dict):
         return Hub.model_validate(value)
-    raise ValueError(f"{value!r:.80} is no source; write {SAMPLE}, the path of a file, or {{hub: owner/name}}.")
+    raise ValueError(f"{value!r:.80} is not a source; write {SAMPLE}, the path of a file, or {{hub: owner/name}}.")
 
 
 SourceSetting = Annotated[str | Hub, PlainValidator(_to_source)]

@@ -30,8 +30,11 @@ class Hub(Spec):
     """
 
     hub: Annotated[str, Field(min_length=1)]
+    """An id on the Hub (owner/name), or a folder laid out as the Hub's are."""
     config: Annotated[str, Field(min_length=1)] | None = None
+    """Which part of the data set; null where there is only one."""
     revision: Annotated[str, Field(min_length=1)] | None = None
+    """The commit, tag or branch that is read; null: the newest."""
 
     noun: ClassVar[str] = "source"
 
@@ -52,7 +55,9 @@ class Hub(Spec):
         if self.folder is not None and self.revision is not None:
             raise ValueError(f"{self.hub} is a folder, which has no revisions; leave revision out.")
         if self.folder is None and not _ID.fullmatch(self.hub):
-            raise ValueError(f"{self.hub!r:.80} is no id; write owner/name, or a folder that begins with ./, / or ~/.")
+            raise ValueError(
+                f"{self.hub!r:.80} is not an id; write owner/name, or a folder beginning with ./, / or ~/."
+            )
         return self
 
 

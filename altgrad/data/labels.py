@@ -70,7 +70,7 @@ def _to_weight(value: Any) -> float | str | None:
         return value  # type: ignore[no-any-return]
     if isinstance(value, int | float) and not isinstance(value, bool) and 0 < value < math.inf:
         return float(value)
-    raise ValueError(f"{value!r:.40} is no pos_weight; write a number above 0, balanced, root or null.")
+    raise ValueError(f"{value!r:.40} is not a pos_weight; write a number above 0, balanced, root or null.")
 
 
 class LabelsSpec(DatasetSpec):

@@ -61,7 +61,9 @@ def _to_setting(value: Any) -> str | BPE:
         return value
     if isinstance(value, dict):
         return BPE.model_validate(value)
-    raise ValueError(f"{value!r} is no tokenizer; write bytes, {{bpe: 4096}}, gpt2 or a folder with a tokenizer.json.")
+    raise ValueError(
+        f"{value!r} is not a tokenizer; write bytes, {{bpe: 4096}}, gpt2 or a folder with a tokenizer.json."
+    )
 
 
 TOKENIZERS = {

@@ -145,7 +145,7 @@ def diagnose(
     adding = [AccumulatorSpec.made_from(each, "accumulator") for each in accumulators]
     name = _name(target)
     taken_again = replay or against is not None
-    refusal = f"{name} is no run, and only a run's steps can be taken again."
+    refusal = f"{name} is not a run, and only a run's steps can be taken again."
     if isinstance(target, RunSpec) or is_spec(name):
         if taken_again:
             raise ValueError(refusal)

@@ -1,7 +1,7 @@
 """How often weights will move, before training: a rehearsal of the optimizer and the storage without the model.
 
 The move rate of a parameter is the share of the requested changes that change its code: 1 - stall ratio. It follows
-from three things: the weights and their grid (what a gap is, in which direction: SCIENCE 4's laws), the learning rate
+from three things: the weights and their grid (what a gap is, in which direction: docs/SCIENCE.md), the learning rate
 over the run, and the distribution of the optimizer's steps in units of it. The first two are known before training. The
 third is for Adam nearly a matter of statistics alone, for its step m / sqrt(v) does not depend on the gradient's size.
 
@@ -117,7 +117,7 @@ def rehearse(
 def require_target(rate: float) -> None:
     """ValueError for a move rate outside (0, 1)."""
     if not 0 < rate < 1:
-        raise ValueError(f"move rate {rate}; one to reach lies between 0 and 1, such as 0.01.")
+        raise ValueError(f"move rate {rate}; one to reach is between 0 and 1, such as 0.01.")
 
 
 def smallest_lr(

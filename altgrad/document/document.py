@@ -158,7 +158,7 @@ class Document:
         try:
             _Builder(document).build(text)
         except yaml.reader.ReaderError as error:
-            message = f"the character U+{ord(text[error.position]):04X} cannot stand here; save the spec as UTF-8 text."
+            message = f"the character U+{ord(text[error.position]):04X} is not allowed; save the spec as UTF-8 text."
             raise SpecError(_place(name, text, error.position), message) from None
         except yaml.MarkedYAMLError as error:
             mark = error.problem_mark or error.context_mark
@@ -244,7 +244,7 @@ class _Builder:
             raise
         except (ValueError, OverflowError):  # an escape such as "\UFFFFFFFF", which PyYAML hands to chr() unchecked
             place = f"{self.document.name}:{parser.line + 1}:{parser.column + 1}"
-            raise SpecError(place, "not valid YAML: an escape that is no character.") from None
+            raise SpecError(place, "not valid YAML: an escape that is not a character.") from None
 
     def take(self, event: Any) -> None:
         if isinstance(event, yaml.DocumentStartEvent) and self.finished:
@@ -265,7 +265,7 @@ class _Builder:
 
     def alias(self, event: Any) -> None:
         if event.anchor not in self.anchors:
-            self.refuse(event, f"*{event.anchor} stands inside its own anchor, or has none.")
+            self.refuse(event, f"*{event.anchor} is inside its own anchor, or has none.")
         value = self.anchors[event.anchor]
         size, depth = _extent(value)
         self.count += size - 1
@@ -291,7 +291,7 @@ class _Builder:
 
     def key(self, frame: _Frame, text: str, event: Any) -> None:
         if text in frame.container:
-            self.refuse(event, f"'{text[:60]}' stands here a second time. Keep one of them.")
+            self.refuse(event, f"Duplicate key '{text[:60]}'. Keep one of them.")
         if text == "<<":
             self.refuse(event, "merge keys (<<) are not part of YAML 1.2; write the keys out.")
         frame.key = text
@@ -352,7 +352,7 @@ def _join_surrogates(text: str) -> str:
     try:
         return text.encode("utf-16", "surrogatepass").decode("utf-16")
     except UnicodeDecodeError:
-        raise ValueError("half of a surrogate pair is no character; write both halves, or the character.") from None
+        raise ValueError("half of a surrogate pair is not a character; write both halves, or the character.") from None
 
 
 def _place(name: str, text: str, position: int) -> str:

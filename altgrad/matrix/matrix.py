@@ -53,7 +53,9 @@ class MatrixArm(Spec):
     axes: dict[str, Any] = Field(default_factory=dict)
     """Axes of its own, in place of the matrix's of the same path: learning rates of another optimizer, say."""
     purpose: str = ""
+    """Why the arm is there, in words."""
     expect: str = ""
+    """What is expected of it, in words."""
 
     noun: ClassVar[str] = "an arm"
 
@@ -62,11 +64,13 @@ class Smoke(Spec):
     """What to change so that a matrix takes minutes: further settings, shorter axes, fewer arms and seeds."""
 
     set: dict[str, Any] = Field(default_factory=dict)
+    """Dotted path -> value, for every run of the smoke variant."""
     axes: dict[str, Any] = Field(default_factory=dict)
     """Replaces the axes that it names; an arm's own of such a path keeps its first value."""
     arms: tuple[str, ...] | None = None
     """The arms that stay, the twin's name among them; null: all."""
     seeds: Seeds | None = None
+    """The seeds that are run; null: those of the matrix."""
 
     noun: ClassVar[str] = "a smoke variant"
 
@@ -81,6 +85,7 @@ class Matrix(Spec):
     set: dict[str, Any] = Field(default_factory=dict)
     """Dotted path -> value, for every run."""
     arms: dict[str, MatrixArm] = Field(default_factory=dict)
+    """What is compared: a name for each way to run, with what it sets."""
     twin: Literal["bf16", "fp32"] | None = None
     """An arm of this name in which nothing is cast, to compare with."""
     axes: dict[str, Any] = Field(default_factory=dict)
@@ -96,6 +101,7 @@ class Matrix(Spec):
     seeds: Seeds | dict[str, Seeds] = (0,)
     """Seeds, or named sets of them: `tuning` ones choose, `confirmation` ones judge."""
     smoke: Smoke | None = None
+    """What `--smoke` changes, so that the matrix takes minutes."""
 
     noun: ClassVar[str] = "a matrix"
 
@@ -117,7 +123,7 @@ class Matrix(Spec):
             raise LocatedError(("twin",), f"twin makes an arm '{self.twin}', and there is one; rename that.")
         seeds = [seed for seeds in self.seed_sets().values() for seed in seeds]
         if twice := next((seed for seed in seeds if seeds.count(seed) > 1), None):
-            raise LocatedError(("seeds",), f"seed {twice} stands there twice; each seed is one run.")
+            raise LocatedError(("seeds",), f"seed {twice} is there twice; each seed is one run.")
         if self.smoke is not None:
             self._check_smoke(self.smoke)
         return self

@@ -77,7 +77,7 @@ def readable_weights(folder: Path) -> WeightFolder:
     if not found.is_transformers:
         raise ValueError(f"it has no {MODEL} but {found.files[0].name}, which transformers does not read.")
     if (folder / "adapter_config.json").is_file():
-        raise ValueError("it holds an adapter beside its model; merge the two, or move adapter_config.json out.")
+        raise ValueError("it holds an adapter next to its model; merge the two, or move adapter_config.json out.")
     return found
 
 
@@ -254,7 +254,7 @@ class HF(nn.Module):
             known = {"weight": self.classifier.weight, "bias": self.classifier.bias}
             wrong = next((name for name, p in known.items() if found[name].shape != p.shape), None)
         except (SafetensorError, KeyError) as error:
-            raise ValueError(f"{path} is no head of ours: {str(error).splitlines()[0]}; remove it.") from None
+            raise ValueError(f"{path} is not a head of ours: {str(error).splitlines()[0]}; remove it.") from None
         if wrong is not None:
             raise ValueError(
                 f"{path} is a head with {len(found['bias'])} outputs, the data has {self.outputs}; remove the file to "

@@ -65,7 +65,7 @@ class RangeSpec(SampledSpec):
             elsewhere="cur_amax, which inf and NaN enter",
         ),
         Metric(
-            "clamped_scale_count", "count", "scales held at 2^-126 or 2^127", "#(scale out of range)", "higher",
+            "clamped_scale_count", "count", "scales clamped at 2^-126 or 2^127", "#(scale out of range)", "higher",
             elsewhere="scale_inv_min and scale_inv_max are the extreme scales themselves, not a count",
         ),
         Metric(

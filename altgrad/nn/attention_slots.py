@@ -45,8 +45,11 @@ class AttentionSpec(Spec):
     """What happens to the operands of the two products inside attention, and of their gradients' four."""
 
     query: CastSpec = None
+    """The cast of the queries."""
     key: CastSpec = None
+    """The cast of the keys."""
     value: CastSpec = None
+    """The cast of the values."""
     probabilities: CastSpec = None
     """After softmax; its gradient is formed from the unrounded ones."""
     grad_output: CastSpec = None

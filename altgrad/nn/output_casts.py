@@ -33,6 +33,7 @@ class OutputsSpec(Spec):
     """What happens to a module's output. A cast alone stands for `{forward: cast}`."""
 
     forward: CastSpec = None
+    """The cast of what the module returns."""
     backward: CastSpec = None
     """Of the gradient that arrives at the output."""
 

@@ -51,6 +51,7 @@ class PrecisionPolicy(Spec):
     """
 
     rules: tuple[Rule, ...] = ()
+    """In order; the first rule that matches a layer decides its casts."""
     recipe: Annotated[RecipeNote | None, Since(2)] = None
     """The recipe whose rules come after these; expanded, a note of where rules came from."""
     set: Annotated[dict[str, Any], Since(2)] = Field(default_factory=dict)
@@ -117,7 +118,7 @@ class PrecisionPolicy(Spec):
                 raise LocatedError(("rules", number, "place" if unused.place else "match"), finder.unused(number))
             others = [operand for (_, operand), cast in unused.layer().slots.items() if cast and operand != "weight"]
             if unused.place == "embeddings" and others and number not in of_layers:
-                says = f"place embeddings of this model has tables alone, and {others[0]} is no weight; leave it out."
+                says = f"place embeddings of this model has tables alone; {others[0]} is not a weight: leave it out."
                 raise LocatedError(("rules", number, "place"), says)
         return decisions
 

@@ -38,8 +38,12 @@ def _to_transform(value: Any) -> TransformSpec | None:
     return None if value in (None, "none") else TransformSpec.of(value)
 
 
-Turning = Annotated[TransformSpec | None, PlainValidator(_to_transform), Since(2)]
-Accumulating = Annotated[AccumulatorSpec | None, PlainValidator(AccumulatorSpec.unless_float32), Since(2)]
+_TURNED = Field(
+    description="What both operands are multiplied with before their casts, along the axis they are summed over."
+)
+Turning = Annotated[TransformSpec | None, PlainValidator(_to_transform), Since(2), _TURNED]
+_ADDED = Field(description="What the product's terms are added up in; null: float32.")
+Accumulating = Annotated[AccumulatorSpec | None, PlainValidator(AccumulatorSpec.unless_float32), Since(2), _ADDED]
 
 
 class Overrides(Spec):
@@ -57,7 +61,9 @@ class ForwardSlots(Overrides):
     """Overrides for y = input @ weight.T, and what turns both operands along in_features."""
 
     input: SlotSpec = "same"
+    """The layer's input in this product: `same` as the rule says, `none`, or a cast of its own."""
     weight: SlotSpec = "same"
+    """The weight in this product: `same` as the rule says, `none`, or a cast of its own."""
     transform: Turning = None
     accumulator: Accumulating = None
 
@@ -66,7 +72,9 @@ class GradInputSlots(Overrides):
     """Overrides for dx = grad_output @ weight, and what turns both operands along out_features."""
 
     grad_output: SlotSpec = "same"
+    """The gradient of the output in this product: `same` as the rule says, `none`, or a cast of its own."""
     weight: SlotSpec = "same"
+    """The weight in this product: `same` as the rule says, `none`, or a cast of its own."""
     transform: Turning = None
     accumulator: Accumulating = None
 
@@ -75,7 +83,9 @@ class GradWeightSlots(Overrides):
     """Overrides for dW = grad_output.T @ input, and what turns both operands along the tokens."""
 
     grad_output: SlotSpec = "same"
+    """The gradient of the output in this product: `same` as the rule says, `none`, or a cast of its own."""
     input: SlotSpec = "same"
+    """The layer's input in this product: `same` as the rule says, `none`, or a cast of its own."""
     transform: Turning = None
     accumulator: Accumulating = None
 
@@ -84,14 +94,21 @@ class Rule(Spec):
     """One line of a policy: the Linears whose name matches, or those of a place, and what happens in them."""
 
     match: Annotated[str, Field(min_length=1)] = "blocks.*"
+    """A pattern of layer names, such as blocks.* or blocks.last.mlp.*."""
     place: Annotated[str | None, Since(2)] = None
     """Instead of match: a part that every model has, such as body or body.last(15%) (`altgrad.nn.places`)."""
     weight: CastSpec = None
+    """The cast of the weight wherever it is multiplied; none: not cast."""
     input: CastSpec = None
+    """The cast of the layer's input in both products that it enters; none: not cast."""
     grad_output: CastSpec = None
+    """The cast of the output's gradient in both backward products; none: not cast."""
     forward: ForwardSlots = ForwardSlots()
+    """What is different in the forward product, y = x W^T."""
     grad_input: GradInputSlots = GradInputSlots()
+    """What is different in the product of the input's gradient, dx = g W."""
     grad_weight: GradWeightSlots = GradWeightSlots()
+    """What is different in the product of the weight's gradient, dW = g^T x."""
     operands: Literal["shared", "per_product"] = "shared"
     """shared: one cast of an operand serves both its products. per_product: each casts it along its reduced axis."""
     attention: Annotated[AttentionSpec | None, Since(2)] = None
@@ -246,8 +263,8 @@ def _check_average(layer: LayerPrecision, product: Product, spec: QuantizerSpec,
     transform = layer.transforms.get(product)
     if spec.source != "original":
         raise ValueError(
-            f"{slot} has rounding: toward_average, the average of the weight, and source: {spec.source}, which is no "
-            "weight; use another rounding, or source: original."
+            f"{slot} has rounding: toward_average, the average of the weight, and source: {spec.source}, which is not "
+            "a weight; use another rounding, or source: original."
         )
     if transform is not None and transform.draws:
         raise ValueError(

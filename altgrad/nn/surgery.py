@@ -186,7 +186,7 @@ def change_formats(model: nn.Module, formats: Mapping[str, NumberFormat]) -> Non
     """
     known = {quantizer.site: quantizer for quantizer in quantizers(model)}
     if unknown := sorted(formats.keys() - known.keys()):
-        raise ValueError(f"{unknown[0]} is no cast of this model; there are {', '.join(sorted(known)[:3])}, ...")
+        raise ValueError(f"{unknown[0]} is not a cast of this model; there are {', '.join(sorted(known)[:3])}, ...")
     for site, fmt in formats.items():
         known[site].enter(fmt)
     for layer in model.modules():

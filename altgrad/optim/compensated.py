@@ -34,7 +34,7 @@ from altgrad.spec import Format, Since
 
 
 class Kahan(GridStorage):
-    """Compensated: what rounding lost is kept beside the weight, in a format of its own, and added next time."""
+    """Compensated: what rounding lost is kept next to the weight, in a format of its own, and added next time."""
 
     kind: ClassVar[str] = "kahan"
     compensation: Format = FloatFormat.parse("e8m7")

@@ -6,7 +6,7 @@
 
     landing: value   requested = -r spacing(max(|w|, kappa rms(w))): linear in value, so that stochastic storage lands
                      it without bias, E[Q(w)] = w inside the range
-    landing: index   floor(-r + u) rungs, u uniform: the mission's walk on codes, in `index` storage. Biased in value,
+    landing: index   floor(-r + u) rungs, u uniform: the original walk on codes, in `index` storage. Biased in value,
                      because rungs grow with |w|: under +-1-rung noise of probability p each way a weight of M = 0 grows
                      by 1 + p/2 a step. Kept as the documented control.
 

@@ -11,7 +11,7 @@ then tensors with wider spacings take longer steps, too, and lr counts spacings.
 Where S enters decides what it does (`precondition`):
 
     update               f on the step, after the moments: the meaningful one, and the default
-    gradient             g S before the moments, S = T^p in the weight's units: the mission's formula. Adam divides it
+    gradient             g S before the moments, S = T^p in the weight's units: the original formula. Adam divides it
                          out again; what is left is eps (a step shrinks by r/(1 + r), r = g S / eps), the moments'
                          memory of an older S, and near-frozen zeros
     gradient_normalised  g f before the moments: the same without the eps artefact

@@ -33,6 +33,7 @@ class Schedule(Spec):
     """
 
     kind: Literal["constant", "cosine", "wsd"] = "cosine"
+    """The curve after the warm-up: constant, cosine, or wsd (constant, then down to floor)."""
     warmup: Annotated[int, Field(ge=0)] = 0
     """Steps before the peak; a tenth of the run where it is no longer than that."""
     floor: _Share = 0.1

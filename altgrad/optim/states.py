@@ -201,6 +201,6 @@ def check_state(name: str, spec: StateSpec, known: tuple[str, ...], kind: str) -
     """ValueError, in one line, for a state that the optimizer does not keep or a format that it does not fit."""
     if name not in known:
         has = f"it keeps {' and '.join(known)}" if known else "it keeps none"
-        raise ValueError(f"'{name}' is no state of {kind} as it is set; {has}.")
+        raise ValueError(f"'{name}' is not a state of {kind} as it is set; {has}.")
     if spec.format.lowest >= 0 and name not in NEVER_NEGATIVE:
         raise ValueError(f"{name} has both signs, and {spec.format} has no value below 0; use another format.")

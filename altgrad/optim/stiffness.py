@@ -7,7 +7,7 @@ What only matters up to a factor is kept up to a factor: T is in units of the la
 taken of T / max(T), with its mean square in float64, because wide formats have spacings down to 2^-132.
 
 The floor kappa lets weights cross zero: without it the step of a small weight shrinks with the weight. Other choices of
-T are the controls of the experiment (SCIENCE section 6): is it *this* format's geometry that helps?
+T are the controls of the experiment (docs/SCIENCE.md): is it *this* format's geometry that helps?
 
     own           the weight's own grid
     <format>      another format's grid, its largest value where the own grid has its largest
@@ -89,7 +89,7 @@ def spacing_field(w: Tensor, grid: Grid, *, stiffness: NumberFormat | str = "own
 
 
 def absolute(field: Tensor, grid: Grid) -> Tensor:
-    """A `spacing_field` of the own grid in the units of the weight: the mission's S."""
+    """A `spacing_field` of the own grid in the units of the weight: the stiffness S."""
     return field if grid.scale is None else field * grid.scale.amax()
 
 

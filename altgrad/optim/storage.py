@@ -4,7 +4,7 @@
     nearest      Q(w~) after every step, w~ the requested weight: what is smaller than half a gap is lost
     stochastic   P(up) = the share of the gap passed, so E[Q(w~)] = w~ inside the range; 24 counted bits a weight
     kahan, eco   what rounding lost is kept: beside the weight, or in the momentum (`altgrad.optim.compensated`)
-    index        whole rungs, floor(r + u): GridOptim's `landing: index` alone; biased in value (SCIENCE, fact 6)
+    index        whole rungs, floor(r + u): GridOptim's `landing: index` alone; biased in value (docs/SCIENCE.md, 6)
 
 Everything but master keeps w on a grid: after a step every stored weight *is* a grid value. Scales are powers of two,
 `fixed` or `tracked` (`altgrad.optim.stored_scale`); what a change of scale alone moves is counted as `rescale_flips`.

@@ -149,7 +149,7 @@ class StoredOptimizer(Optimizer):
         for name in casts if params else ():
             if name not in held:
                 kept = ", ".join(sorted(held)) or "none"
-                raise ValueError(f"'{name}' is no state of {type(self.inner).__name__}; it keeps {kept}.")
+                raise ValueError(f"'{name}' is not a state of {type(self.inner).__name__}; it keeps {kept}.")
 
     def state_dict(self) -> dict[str, Any]:
         """As torch's, with that of the optimizer inside under `inner`."""

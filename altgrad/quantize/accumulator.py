@@ -73,7 +73,7 @@ class AccumulatorSpec(Spec):
     """How the terms of a product's sums are added up: an instruction's name, or its numbers."""
 
     instruction: Instruction | None = None
-    """Where the numbers come from that are not given; float32 is no accumulator of its own."""
+    """Where the numbers come from that are not given; float32 is not an accumulator of its own."""
     bits: Annotated[int, Field(ge=1, le=48)] = 23
     """Fraction bits that terms keep below the largest exponent."""
     chunk: Annotated[int, Field(ge=1, le=65_536)] = 32
@@ -235,7 +235,7 @@ def spread(scale: Tensor, block: int, step: int, rows: int, k: int) -> Tensor:
     if block == 0:
         return scale.reshape(-1, 1).expand(rows, 1).contiguous()
     if block % step:
-        raise ValueError(f"scales change every {block} terms of the sum, which is no multiple of {step}.")
+        raise ValueError(f"scales change every {block} terms of the sum, which is not a multiple of {step}.")
     return repeated(scale.expand(rows, scale.shape[-1]), block // step, -1, -(-k // step)).contiguous()
 
 

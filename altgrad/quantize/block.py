@@ -120,7 +120,7 @@ class BlockSpec(ScaleFormatSpec):
                 "float32 divides by; give scale_max, such as 448, or use outer: none."
             )
         if isinstance(self.outer, int) and self.outer % self.size:
-            raise ValueError(f"outer: {self.outer} is no multiple of size: {self.size}.")
+            raise ValueError(f"outer: {self.outer} is not a multiple of size: {self.size}.")
         if self.shape == "square" and self.outer not in ("none", "tensor"):
             raise ValueError(f"outer: {self.outer} cuts rows, and shape: square spans several; use outer: tensor.")
 

@@ -62,12 +62,12 @@ def finite_codes(values: Tensor, fmt: NumberFormat, scale: Scale = None) -> Tens
 def from_codes(codes: Tensor, fmt: NumberFormat) -> Tensor:
     """The values of codes: float32, same shape, in grid units; infinities, NaN and -0 where the codes say so.
 
-    codes: any integer dtype. ValueError for a number that is no code of the format.
+    codes: any integer dtype. ValueError for a number that is not a code of the format.
     """
     codes = codes.to(torch.int32)
     number = len(fmt.values) if isinstance(fmt, TableFormat) else 1 << fmt.bits
     if codes.numel() and bool(((codes < 0) | (codes >= number)).any()):
-        raise ValueError(f"{int(codes.max())} is no code of {fmt}; its codes are 0 to {number - 1}.")
+        raise ValueError(f"{int(codes.max())} is not a code of {fmt}; its codes are 0 to {number - 1}.")
     if isinstance(fmt, TableFormat):
         return table_values(codes, fmt)
     assert isinstance(fmt, FloatFormat)

@@ -48,7 +48,7 @@ class Identity(Estimator):
 
 
 class Clipped(Estimator):
-    """It is 0 where the value lay outside the range."""
+    """It is 0 where the value was outside the range."""
 
     kind: ClassVar[str] = "clipped"
 

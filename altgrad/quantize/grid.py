@@ -289,7 +289,7 @@ def round_to(
     if overflow not in get_args(Overflow):
         raise ValueError(f"'{overflow}' is not an overflow; choose saturate or inf.")
     if nonfinite not in get_args(Nonfinite):
-        raise ValueError(f"'{nonfinite}' is no choice for nonfinite; choose keep or saturate.")
+        raise ValueError(f"'{nonfinite}' is not a choice for nonfinite; choose keep or saturate.")
     if overflow == "inf" and not (fmt.has_inf or fmt.has_nan):
         raise ValueError(f"{fmt} has neither inf nor NaN for an overflow to become; use overflow='saturate'.")
     if random_bits is not None and not 1 <= random_bits <= 24:

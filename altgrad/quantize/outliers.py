@@ -170,7 +170,7 @@ class ColumnsSpec(CarriedSpec):
     start: Annotated[int, Field(ge=0)] = 0
     """Steps before the first that is recorded."""
     renew: bool = True
-    """Whether the columns are chosen anew after every `record` steps, or stay as first chosen."""
+    """Whether the columns are chosen again after every `record` steps, or stay as first chosen."""
     follow: Literal["none", "input"] = "none"
     """input: the columns that forward's input has, for a weight or for the input in another product."""
     grad_output: Annotated[QuantizerSpec | str | None, PlainValidator(_to_partner), Since(2)] = "same"
@@ -285,7 +285,7 @@ class Columns(Carried):
     def _led(self) -> Tensor:
         if not self._leader:
             raise ValueError(
-                "outliers.follow: input is for the casts of a layer, and this one stands alone; use follow: none."
+                "outliers.follow: input is for the casts of a layer, and this one is on its own; use follow: none."
             )
         return self._leader[0].chosen > 0
 

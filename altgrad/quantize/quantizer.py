@@ -46,7 +46,7 @@ from altgrad.quantize.parts import Axis, Outliers, OutliersSpec, Place
 from altgrad.quantize.passes import refuse_transforms
 from altgrad.quantize.scaling import Scaling, ScalingSpec
 from altgrad.quantize.traced import named_once
-from altgrad.spec import Format, RoundingMode, Since, Spec
+from altgrad.spec import DrawBits, Format, RoundingMode, Since, Spec
 
 Source = Literal["original", "forward", "forward_rotated"]
 
@@ -54,13 +54,13 @@ Source = Literal["original", "forward", "forward_rotated"]
 class QuantizerSpec(Spec):
     """How a tensor enters a format. A bare format name stands for `{format: name}` with the defaults below."""
 
-    format: Format
-    rounding: RoundingMode = Rounding.nearest_even
-    scaling: ScalingSpec = CurrentSpec()
-    overflow: Overflow = "saturate"
+    format: Annotated[Format, Field(description="The grid: an ExMy name, a table's name, or its values by code.")]
+    rounding: Annotated[RoundingMode, Field(description="Which neighbour x goes to.")] = Rounding.nearest_even
+    scaling: Annotated[ScalingSpec, Field(description="Where the scale comes from.")] = CurrentSpec()
+    overflow: Annotated[Overflow, Field(description="Finite x beyond max: max, or the inf or NaN.")] = "saturate"
     gradient: Estimator = Identity()
     """Straight-through estimator: what the gradient behind the cast is multiplied with (see `gradient.py`)."""
-    random_bits: Annotated[int, Field(ge=1, le=24)] | None = None
+    random_bits: Annotated[DrawBits | None, Field(description="Bits of a random draw; null: 24.")] = None
     nonfinite: Annotated[Nonfinite, Since(2)] = "keep"
     """An inf that enters: it stays inf, or becomes the largest value. NaN stays NaN."""
     source: Annotated[Source, Since(2)] = "original"

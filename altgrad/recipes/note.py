@@ -36,7 +36,7 @@ class RecipeNote(Spec):
     changed: Annotated[dict[str, Any], Since(2)] = Field(default_factory=dict)
     """Of a note: what was set otherwise, by path."""
     own_rules: Annotated[int, Since(2)] = 0
-    """Of a note: how many rules stand before the recipe's."""
+    """Of a note: how many rules come before the recipe's."""
 
     noun: ClassVar[str] = "a recipe's name"
 

@@ -133,7 +133,7 @@ def load_archives(paths: Sequence[Path], *, tuning: Collection[int] = ()) -> Pro
         except (OSError, pa.ArrowException, ValueError, KeyError, TypeError) as error:
             reason = f" ({' '.join(str(error).split())[:120]})" if isinstance(error, OSError) else ""
             raise ValueError(
-                f"{path} is no runs.parquet of a report{reason}; --from takes that, or wandb:..."
+                f"{path} is not a runs.parquet of a report{reason}; --from takes that, or wandb:..."
             ) from None
     if len(set(names)) > 1:
         raise ValueError(f"--from names archives of {' and '.join(sorted(set(names)))}; a report is of one project.")

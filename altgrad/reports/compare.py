@@ -193,7 +193,7 @@ def _find(store: RunStore, text: str, path: Path) -> Run:
         if path.is_file():
             raise ValueError(f"{text} cannot be read; a comparison reads {', '.join(SUFFIXES)}.") from None
         if path.is_dir():
-            raise ValueError(f"{text} is no run, and holds no event files up to two folders down.") from None
+            raise ValueError(f"{text} is not a run, and holds no event files up to two folders down.") from None
         raise
 
 

@@ -170,7 +170,7 @@ def _rows(path: Path) -> Iterator[Row]:
     try:
         text = path.read_text(encoding="utf-8-sig")
     except UnicodeDecodeError:
-        raise ValueError(f"{path} is no text; a comparison reads {', '.join(SUFFIXES)}.") from None
+        raise ValueError(f"{path} is not text; a comparison reads {', '.join(SUFFIXES)}.") from None
     if path.suffix in (".csv", ".tsv"):
         dialect = "\t" if path.suffix == ".tsv" else max(",;\t", key=text.partition("\n")[0].count)
         reader = csv.DictReader(io.StringIO(text), delimiter=dialect, restkey="")

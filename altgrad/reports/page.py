@@ -52,7 +52,7 @@ def html(project: Project, chapters: Sequence[Chapter], headline: str, made: str
     if questions := open_questions(chapters):
         parts.append(webpage.folded(f"What these runs cannot answer ({len(questions)})", questions))
     parts.append(
-        "<footer><p>Numbers behind every figure: <code>data.parquet</code> and <code>data.csv</code> beside this page; "
+        "<footer><p>Numbers behind every figure: <code>data.parquet</code> and <code>data.csv</code> in this folder; "
         "figures for print in <code>figures/</code>, tables in <code>tables/</code>. "
         f"Read from {escape(project.source)}.</p></footer>\n"
     )

@@ -4,10 +4,11 @@ from altgrad.document import Document, SpecError
 from altgrad.spec.annotations import Since
 from altgrad.spec.messages import LocatedError, LostProcessesError, MachineError, did_you_mean
 from altgrad.spec.schema import json_schema
-from altgrad.spec.spec import Format, Kind, RoundingMode, Spec
+from altgrad.spec.spec import DrawBits, Format, Kind, RoundingMode, Spec
 
 __all__ = [
     "Document",
+    "DrawBits",
     "Format",
     "Kind",
     "LocatedError",

@@ -17,10 +17,10 @@ def _to_step(value: Any) -> int | str:
     """A percentage stays as it was written."""
     if isinstance(value, int) and not isinstance(value, bool):
         if value < 1:
-            raise ValueError(f"{value} is no step of a run; steps count from 1.")
+            raise ValueError(f"{value} is not a step of a run; steps count from 1.")
         return value
     if not isinstance(value, str) or not value.endswith("%"):
-        raise ValueError(f"{show(value)} is no step of a run; use a number of steps, or a percentage such as 82%.")
+        raise ValueError(f"{show(value)} is not a step of a run; use a number of steps, or a percentage such as 82%.")
     if not 0 < _share(value) < 1:
         raise ValueError(f"{value[:20]} is no part of a run; use a percentage of the steps above 0% and below 100%.")
     return value
@@ -30,7 +30,7 @@ def _share(text: str) -> Fraction:
     try:
         return Fraction(text.removesuffix("%").strip()) / 100
     except (ValueError, ZeroDivisionError):
-        raise ValueError(f"{show(text)} is no percentage such as 82%.") from None
+        raise ValueError(f"{show(text)} is not a percentage such as 82%.") from None
 
 
 RunStep = Annotated[int | str, PlainValidator(_to_step)]

@@ -27,7 +27,7 @@ from pathlib import Path
 from typing import Annotated, Any, ClassVar, Self
 
 import yaml
-from pydantic import GetCoreSchemaHandler, PlainValidator, ValidationError, model_validator
+from pydantic import Field, GetCoreSchemaHandler, PlainValidator, ValidationError, model_validator
 from pydantic_core import CoreSchema, core_schema
 
 from altgrad.document import ASSIGNED, Document, SpecError, scalar
@@ -44,13 +44,13 @@ def _to_format(value: Any) -> NumberFormat:
         return value
     is_table = isinstance(value, dict) or (isinstance(value, str) and value.lstrip().startswith(("[", "{")))
     if not is_table and (not isinstance(value, str) or len(value) > LONGEST):
-        raise WrongTypeError(f"{show(value)} is no format such as e4m3fn.")
+        raise WrongTypeError(f"{show(value)} is not a format such as e4m3fn.")
     return parse_format(value)
 
 
 def _to_rounding(value: Any) -> Rounding:
     if not isinstance(value, str) or len(value) > LONGEST:
-        raise WrongTypeError(f"{show(value)} is no rounding such as nearest_even.")
+        raise WrongTypeError(f"{show(value)} is not a rounding such as nearest_even.")
     return Rounding.parse(value)
 
 
@@ -59,6 +59,8 @@ Format = Annotated[NumberFormat, PlainValidator(_to_format)]
 
 RoundingMode = Annotated[Rounding, PlainValidator(_to_rounding)]
 """A field that takes a rounding mode's name and holds the Rounding."""
+DrawBits = Annotated[int, Field(ge=1, le=24)]
+"""A number of bits of a random draw."""
 
 
 class Spec(Shape):

@@ -50,7 +50,7 @@ class LockedError(RuntimeError):
         who = "another process"
         if holder is not None:
             who = f"pid {holder.pid} on host {holder.host} (last heartbeat {holder.heartbeat_age:.0f} s ago)"
-        super().__init__(f"run {folder.name} is held by {who}; wait for it to end, or stop that process first.")
+        super().__init__(f"run {folder.name} is in use by {who}; wait for it to end, or stop that process first.")
 
 
 @contextmanager

@@ -326,7 +326,7 @@ class RunStore:
             raise ValueError(f"{text!r} is ambiguous: it matches {len(begun)} runs, {names}.")
         close = difflib.get_close_matches(text, [run.id for run in runs], n=1)
         hint = f" Did you mean {close[0]!r}?" if close else ""
-        raise ValueError(f"{text!r} is no run in {self.root}.{hint or ' `altgrad runs list` shows them.'}")
+        raise ValueError(f"{text!r} is not a run in {self.root}.{hint or ' `altgrad runs list` shows them.'}")
 
 
 def _meta_text(meta: Mapping[str, Any]) -> bytes:

@@ -305,7 +305,7 @@ SYMPTOMS: tuple[Symptom, ...] = (
         "more exponent bits",
     ),
     Symptom(
-        "clamped_scale", "a scale is held at the end of its range", "forward",
+        "clamped_scale", "a scale is clamped at the end of its range", "forward",
         ("range/*/clamped_scale_count",), "above", 0, 3,
         "the tensor is all but zero (2^-126) or has outgrown float32 (2^127)",
         "no cast at this site; look for a dead layer above it",
@@ -340,7 +340,7 @@ SYMPTOMS: tuple[Symptom, ...] = (
     Symptom(
         "oscillation", "weights jump back and forth between two values", "optimizer",
         ("flips/*/reversal_average",), "above", 0.5, 3,
-        "the optimum lies between two grid values and each step crosses the whole gap",
+        "the optimum is between two grid values and each step crosses the whole gap",
         "a smaller lr; more mantissa bits; storage: master",
     ),
     Symptom(

@@ -107,7 +107,7 @@ def train_run(
     _compute_deterministically(device)
     with run.lock() if processes.is_first else nullcontext():
         snapshots = Checkpoints(run.checkpoints.folder, spec.keep)
-        processes.words("the run is held")
+        processes.words("the run is locked")
         newest = snapshots.newest()
         twin = _twin(spec, run, dataset)
         progress("making the model" if newest is None else "reading the checkpoint")

@@ -166,7 +166,7 @@ class Prepared:
             run = self.run(runs)
             if processes.is_first:
                 if resume == "never" and run.exists:
-                    self.notify(f"the earlier run is now {run.set_aside().path}")
+                    self.notify(f"the earlier run is archived as {run.set_aside().path}")
                 if not (run.exists and run.status == "completed"):
                     self.ensure(run)
             processes.words("the run is there")
@@ -252,7 +252,7 @@ def find_device(name: str) -> torch.device:
         torch.empty(0, device=device)
     except (RuntimeError, AssertionError):
         gpus = "".join(f", cuda:{index}" for index in range(torch.cuda.device_count()))
-        raise MachineError(f"--device {name} is not here; this machine has cpu{gpus}.") from None
+        raise MachineError(f"--device {name} is not available; available devices: cpu{gpus}.") from None
     return device
 
 

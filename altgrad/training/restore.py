@@ -191,7 +191,7 @@ def same_data(run: Run, dataset: Dataset) -> None:
     if before is not None and now != before:
         raise ValueError(
             f"{dataset.describe().get('source')} is not what run {run.id} was made with (sha256 {str(before)[:12]}..., "
-            f"now {str(now)[:12]}...); put the file back, or start anew with --resume never."
+            f"now {str(now)[:12]}...); put the file back, or start over with --resume never."
         )
 
 

@@ -38,13 +38,13 @@ Count = Annotated[int, Field(ge=1)]
 class LossScale(Spec):
     """A constant factor on the loss, taken off the gradients again: keeps small ones out of a format's underflow.
 
-    Scaled casts of grad_output make up for any factor, so it is refused beside them unless `force` is set.
+    Scaled casts of grad_output make up for any factor, so it is refused with them unless `force` is set.
     """
 
     factor: Annotated[float, Field(gt=0)] = 1.0
     """A power of two."""
     force: bool = False
-    """Allow it beside scaled casts of grad_output, where it does nothing."""
+    """Allow it with scaled casts of grad_output, where it does nothing."""
 
     @model_validator(mode="before")
     @classmethod
@@ -72,7 +72,7 @@ class Branch(Spec):
 
 
 class RunSpec(Spec):
-    """One training run. See README for the meaning of each key."""
+    """One training run."""
 
     project: str = "default"
     """The folder of runs that are compared."""
@@ -115,6 +115,7 @@ class RunSpec(Spec):
     monitors: tuple[MonitorSpec, ...] = Field(
         default_factory=lambda: (MonitorSpec.of("range"), MonitorSpec.of("finite"))
     )
+    """What is measured while the run goes, and how often."""
     twin: Annotated[str, Field(min_length=1)] | None = None
     """A completed float32 or bfloat16 run with the same data order, by path or id, to compare with step by step."""
     interventions: tuple[InterventionSpec, ...] = ()
@@ -205,7 +206,7 @@ class RunSpec(Spec):
         ]
         if self.loss_scale.factor != 1 and scaled and not self.loss_scale.force:
             raise ValueError(
-                f"loss_scale {self.loss_scale.factor:g} does nothing beside the scaled grad_output of {scaled[0]}; "
+                f"loss_scale {self.loss_scale.factor:g} does nothing with the scaled grad_output of {scaled[0]}; "
                 "leave it out, use scaling: unscaled there, or say {factor: ..., force: true}."
             )
         if self.model.answers != self.data.answers:

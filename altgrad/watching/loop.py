@@ -250,7 +250,7 @@ def watch(
     """
     beside = None if twin is None else Run(Path(twin))
     if beside is not None and not beside.exists:
-        raise ValueError(f"twin {twin} is no run's folder; name one such as runs/<project>/<run id>.")
+        raise ValueError(f"twin {twin} is not a run's folder; name one such as runs/<project>/<run id>.")
     context = Context(epoch, None if beside is None else beside.metrics)
     return LoopWatch(model, optimizer, monitor_specs(monitors), context, replay, scaler)
 

@@ -107,8 +107,8 @@ def test_an_ambiguous_name_shows_each_meaning(cli):
         (("inspect", "e4m3", "1"), "e4m3 means different formats to different people; say e4m3fn (max 448"),
         (("inspect", "e4m3fn", "x"), "'x' is not a number; write"),
         (("inspect", "e4m3fn", "0x100"), "code 0x100 is outside e4m3fn's"),
-        (("inspect", "e4m3fn", "1", "--scale", "0"), "--scale 0 is no scale; give a positive number"),
-        (("inspect", "e4m3fn", "1", "--scale", "nan"), "--scale nan is no scale"),
+        (("inspect", "e4m3fn", "1", "--scale", "0"), "--scale 0 is not a scale; give a positive number"),
+        (("inspect", "e4m3fn", "1", "--scale", "nan"), "--scale nan is not a scale"),
         (("inspect", "e2m1", "nan"), "e2m1 has no NaN"),
     ],
 )

@@ -106,7 +106,7 @@ def test_a_plain_line_holds_training_and_validation_of_its_step(plain: list[str]
 def test_plain_events_are_lines_of_their_own_after_their_step(plain: list[str]) -> None:
     at = plain.index("step 120/400  alarm: underflow_rate is 0.12\n")
     assert plain[at - 1].startswith("step 120/400  loss ")
-    assert "bits per byte to compare: unigram 4.47, order-6 n-gram 1.17\n" in plain
+    assert "Reference bits per byte: unigram 4.47, order-6 n-gram 1.17\n" in plain
 
 
 def test_plain_lines_go_on_when_nobody_reads(tell: Tell) -> None:
@@ -134,7 +134,7 @@ def test_a_classifier_shows_its_own_scores_in_the_picture_and_in_lines() -> None
     lines = PlainLines("classifier", 10, {"TF-IDF": 0.63}, file, scores=scores)
     lines.metrics(10, values)
     lines.close()
-    assert "f1 micro to compare: TF-IDF 0.630" in file.getvalue()
+    assert "Reference f1 micro: TF-IDF 0.630" in file.getvalue()
     assert "validation 0.4000   0.6250 f1 micro" in file.getvalue()
     watched = Watched("classifier", 10, scores=scores)
     watched.metrics(10, values)

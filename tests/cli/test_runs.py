@@ -260,17 +260,17 @@ def test_a_run_that_is_held_is_not_deleted(store: RunStore, runs: Callable[..., 
     with run.lock() as holder:
         refused = runs("rm", "a", "--yes")
     assert refused.exit_code == 3
-    assert f"held by pid {holder.pid}" in refused.stderr
+    assert f"in use by pid {holder.pid}" in refused.stderr
     assert run.exists
 
 
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
-        (["show", "x"], "is no run in"),
-        (["path", "../.."], "is no run in"),
-        (["diff", "one", "x"], "is no run in"),
-        (["rm", "x", "--yes"], "is no run in"),
+        (["show", "x"], "is not a run in"),
+        (["path", "../.."], "is not a run in"),
+        (["diff", "one", "x"], "is not a run in"),
+        (["rm", "x", "--yes"], "is not a run in"),
         (["show", "o"], "'o' is ambiguous: it matches 2 runs, demo/one, demo/other."),
         (["show", "oen"], "Did you mean 'one'?"),
         (["list", "--status", "done"], "'done' is not a status; use one of running, completed"),

@@ -76,6 +76,23 @@ def test_committed_schemas_are_not_stale(name: str) -> None:
     assert committed.read_text() == cli("schema", name).stdout
 
 
+def undescribed(node: object, path: str = "") -> list[str]:
+    """Properties without a sentence; `kind` needs none, since the class has one."""
+    if isinstance(node, list):
+        return [name for each in node for name in undescribed(each, path)]
+    if not isinstance(node, dict):
+        return []
+    properties = node.get("properties", {})
+    own = [f"{path}/{name}" for name, each in properties.items() if not each.get("description") and "const" not in each]
+    return own + [name for key, each in node.items() for name in undescribed(each, f"{path}/{key}")]
+
+
+@pytest.mark.parametrize("name", ["run", "matrix"])
+def test_every_field_of_a_spec_says_what_it_means(name: str) -> None:
+    schema = json.loads((Path(__file__).resolve().parents[2] / "matrices" / f"{name}.schema.json").read_text())
+    assert undescribed(schema) == []
+
+
 def test_names_of_recipes_are_offered_and_paths_are_valid() -> None:
     definitions = json_schema(RunSpec, "")["definitions"]
     for place in (definitions["RecipeNote"], definitions["PrecisionPolicy"]):

@@ -78,4 +78,4 @@ def test_sync_says_what_is_wrong_in_one_line(run_cli: Cli, tmp_path: Path) -> No
     nobody = run_cli("sync")
     assert nobody.returncode == 2 and nobody.stderr == "name a run, or a --project.\n"
     missing = run_cli("sync", "nothing")
-    assert missing.returncode == 2 and "is no run in runs" in missing.stderr
+    assert missing.returncode == 2 and "is not a run in runs" in missing.stderr

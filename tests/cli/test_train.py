@@ -79,7 +79,7 @@ def test_one_command_trains_and_says_where_the_run_is(run_cli: Cli, spec: Path, 
     assert again.exit_code == 0 and json.loads(again.stdout)["status"] == "completed"
     assert "was completed before at step 6" in invoke("train", spec.name).stdout
     anew = invoke("train", spec.name, "--resume", "never", "--set", "steps=6", "--json")
-    assert json.loads(anew.stdout)["step"] == 6 and "the earlier run is now" in anew.stderr
+    assert json.loads(anew.stdout)["step"] == 6 and "the earlier run is archived as" in anew.stderr
     assert anew.exit_code == 0 and (run.parent / f"{run.name}.old-1").is_dir()
     assert _losses(run) == _losses(run.parent / f"{run.name}.old-1")
 
@@ -129,7 +129,7 @@ def test_dry_run_shows_how_the_weight_of_a_tied_head_is_stored(spec: Path) -> No
         ({"match: blocks.*": "match: block.*"}, "tiny.yaml:7:12: 'block.*' matches no Linear layer."),
         ({"kind: adamw": "kind: adamww"}, "tiny.yaml:11:19: 'adamww' is not an optimizer. Did you mean 'adamw'?"),
         ({"width: 16": "width: 17"}, "width 17 is not a multiple of heads 2"),
-        ({"threads: 1": "threads: 1\nthreads: 2"}, "tiny.yaml:14:1: 'threads' stands here a second time."),
+        ({"threads: 1": "threads: 1\nthreads: 2"}, "tiny.yaml:14:1: Duplicate key 'threads'."),
         ({"batch_size: 32": "source: nowhere.txt"}, "nowhere.txt is not a file"),
         ({"model: {": "model: ["}, "not valid YAML"),
     ],
@@ -158,7 +158,7 @@ def test_a_machine_without_the_device_is_exit_3(spec: Path, tmp_path: Path) -> N
     assert (
         done.exit_code == 3
         and done.stderr.count("\n") == 1
-        and done.stderr.startswith("--device cuda:9 is not here; this machine has cpu")
+        and done.stderr.startswith("--device cuda:9 is not available; available devices: cpu")
     )
     assert not (tmp_path / "runs").exists()
 
@@ -259,7 +259,7 @@ def test_a_hub_out_of_reach_is_told_before_torch_is_loaded(tmp_path: Path) -> No
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ("twin=nowhere", "--set twin=nowhere: twin 'nowhere' is no run in runs. `altgrad runs list` shows them."),
+        ("twin=nowhere", "--set twin=nowhere: twin 'nowhere' is not a run in runs. `altgrad runs list` shows them."),
         (
             "interventions=[{kind: partition_clip, mode: norms}]",
             "--set interventions=[{kind: partition_clip, mode: norms}]: interventions.0.mode is 'norms'",

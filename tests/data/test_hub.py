@@ -192,13 +192,13 @@ def test_what_could_run_code_is_refused(place: Path) -> None:
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("source: {hub: a/b/c}", "'a/b/c' is no id; write owner/name, or a folder that begins with ./"),
-        ("source: {hub: 'https://huggingface.co/a'}", "is no id; write owner/name"),
+        ("source: {hub: a/b/c}", "'a/b/c' is not an id; write owner/name, or a folder beginning with ./"),
+        ("source: {hub: 'https://huggingface.co/a'}", "is not an id; write owner/name"),
         ("source: {hub: a/b, name: x}", "'name' is not a key of source"),
         ("source: {hub: a/b, token: x}", "'data.*|'source.token' looks like a secret"),
         ("source: {hub: ./a, revision: main}", "./a is a folder, which has no revisions"),
-        ("source: 3", "3 is no source; write eulaw, the path of a file, or {hub: owner/name}"),
-        ("source: ''", "'' is no source"),
+        ("source: 3", "3 is not a source; write eulaw, the path of a file, or {hub: owner/name}"),
+        ("source: ''", "'' is not a source"),
         ("source: {config: eurlex}", "hub"),
     ],
 )

@@ -188,14 +188,14 @@ def test_a_tokenizer_folder_is_used_as_it_is_special_tokens_and_all(tmp_path: Pa
     data = build(str(path), tokenizer=str(tmp_path / "words"), batch_size=1, context=4)
     assert data.vocabulary == 10 and data.batch(0).inputs.tolist() == [[2, 4, 5, 3]]
     assert next(data.evaluation("validation")).inputs[0, :3].tolist() == [2, 1, 3]
-    with pytest.raises(ValueError, match="length of 2 leaves no room beside the 2 special tokens"):
+    with pytest.raises(ValueError, match="length of 2 leaves no room for the 2 special tokens"):
         build(str(path), tokenizer=str(tmp_path / "words"), context=2)
 
 
 def test_a_spec_that_cannot_be_is_refused() -> None:
     for fields, message in (
         ("classes: 0", "names no classes"), ("classes: [a, a]", "names no classes"), ("classes: [a, 1]", "no classes"),
-        ("pos_weight: some", "is no pos_weight"), ("pos_weight: -1", "is no pos_weight"),
+        ("pos_weight: some", "is not a pos_weight"), ("pos_weight: -1", "is not a pos_weight"),
         ("column: labels", "column and label_column are both 'labels'"), ("lengths: odd", "lengths"),
     ):  # fmt: skip
         with pytest.raises(ValueError, match=message):

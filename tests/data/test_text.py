@@ -247,7 +247,7 @@ def test_the_tokenizer_stands_in_yaml_as_it_was_written() -> None:
     [
         ("tokenizer: {bpe: 10}", "bpe is 10; it takes a whole number from 258"),
         ("tokenizer: {bp: 4096}", "'bp' is not a key of tokenizer"),
-        ("tokenizer: 4096", "4096 is no tokenizer; write bytes"),
+        ("tokenizer: 4096", "4096 is not a tokenizer; write bytes"),
     ],
 )
 def test_a_wrong_tokenizer_says_what_is_right(text: str, message: str) -> None:

@@ -188,13 +188,13 @@ def test_two_runs_are_told_apart_by_the_cast_that_was_broken(
 @pytest.mark.parametrize(
     ("args", "message"),
     [
-        (("nothing-here",), "is no run in runs"),
+        (("nothing-here",), "is not a run in runs"),
         (("nothing.safetensors",), "is not there"),
         (("w.safetensors", "--formats", "e4m3"), "e4m3fn"),
         (("w.safetensors", "--formats", ","), "names no format"),
         (("w.safetensors", "--formats", "e10m5"), "casts run in float32"),
-        (("w.safetensors", "--replay"), "is no run"),
-        (("w.safetensors", "--against", "x"), "is no run"),
+        (("w.safetensors", "--replay"), "is not a run"),
+        (("w.safetensors", "--against", "x"), "is not a run"),
         (("x", "--replay", "--against", "y"), "one at a time"),
         (("x", "--oracle", "--policy-out", "y"), "goes with the format advice"),
         (("w.safetensors", "--oracle"), "no optimizer or schedule"),

@@ -128,7 +128,7 @@ def test_no_lr_is_named_where_none_reaches_the_target() -> None:
     assert math.isnan(rehearse(ungridded, Matrix(), steps=2).overall)
     assert smallest_lr(ungridded, Matrix(), 0.01, steps=2) is None
     for target in (0.0, 1.0, -1.0, math.nan):
-        with pytest.raises(ValueError, match="lies between 0 and 1"):
+        with pytest.raises(ValueError, match="is between 0 and 1"):
             smallest_lr(off, Matrix(), target, steps=2)
 
 

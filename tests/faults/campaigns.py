@@ -32,7 +32,7 @@ CAMPAIGNS = (
         2000, 150, numbers.casts,
     ),
     Campaign(
-        "numbers in monitors", "whatever stands in weights and gradients, monitors report what can be kept",
+        "numbers in monitors", "whatever is in weights and gradients, monitors report what can be kept",
         300, 12, numbers.monitors,
     ),
     Campaign(
@@ -47,14 +47,14 @@ CAMPAIGNS = (
         "numbers in reports", "a project of such numbers has a report, in JSON that any reader takes",
         20, 1, numbers.reports, long=True,
     ),
-    Campaign("fuzzed specs", "a changed run spec is read, or told in one line", 8000, 200, inputs.specs),
-    Campaign("fuzzed matrices", "a changed matrix is read, or told in one line", 2000, 100, inputs.matrices),
+    Campaign("fuzzed specs", "a changed run spec is read, or reported in one line", 8000, 200, inputs.specs),
+    Campaign("fuzzed matrices", "a changed matrix is read, or reported in one line", 2000, 100, inputs.matrices),
     Campaign(
         "fuzzed commands", "no command line ends in a traceback, hangs, or leaves files where it is refused",
         2000, 60, inputs.commands,
     ),
     Campaign(
-        "fuzzed data files", "changed safetensors, parquet and jsonl files are read, or told in one line",
+        "fuzzed data files", "changed safetensors, parquet and jsonl files are read, or reported in one line",
         1000, 90, inputs.data_files,
     ),
     Campaign(

@@ -203,7 +203,9 @@ def forbidden(seed: int, count: int, folder: Path) -> Figures:
         elif code and before != _bytes(folder):
             figures.fail("files were changed", case)
         else:
-            figures.add("told as damaged, or the checkpoint before is used" if code == 0 else f"one line, exit {code}")
+            figures.add(
+                "reported as damaged, or the checkpoint before is used" if code == 0 else f"one line, exit {code}"
+            )
         shutil.rmtree(folder / "report", ignore_errors=True)
     return figures
 

@@ -81,7 +81,7 @@ def specs(seed: int, count: int, folder: Path) -> Figures:
         except Exception as error:  # whatever it is, it is the finding
             figures.fail(f"{type(error).__name__}: {error}", number)
         else:
-            figures.add("read, or told in one line")
+            figures.add("read, or reported in one line")
     return figures
 
 
@@ -103,7 +103,7 @@ def matrices(seed: int, count: int, folder: Path) -> Figures:
             if "\n" in line or not line.isprintable() or len(line) > 600:
                 figures.fail("not one clean line", f"{number} {name} {line}")
             else:
-                figures.add("told in one line")
+                figures.add("reported in one line")
         except Exception as error:  # whatever it is, it is the finding
             figures.fail(f"{type(error).__name__}: {error}", f"{number} {name}")
         else:
@@ -249,7 +249,9 @@ def data_files(seed: int, count: int, folder: Path) -> Figures:
                 _read(path, kind)
         except ValueError as error:
             one = "\n" not in str(error) and "file" in str(error)
-            figures.add("told in one line") if one else figures.fail("not one line with the file", f"{number} {error}")
+            figures.add("reported in one line") if one else figures.fail(
+                "not one line with the file", f"{number} {error}"
+            )
         except BaseException as error:  # pyo3's panics are no Exceptions; whatever it is, it is the finding
             if isinstance(error, KeyboardInterrupt):
                 raise

@@ -52,5 +52,5 @@ def test_other_casts_keep_their_history() -> None:
 
 
 def test_a_site_that_is_not_there_is_refused() -> None:
-    with pytest.raises(ValueError, match="7/input is no cast of this model"):
+    with pytest.raises(ValueError, match="7/input is not a cast of this model"):
         change_formats(network("e4m3fn"), {"7/input": FINER})

@@ -181,7 +181,7 @@ def test_norms_and_tables_are_written_packed(held: str, tmp_path: Path) -> None:
     [
         (lambda: nn.Linear(4, 4), [NORMS], "place norms holds no norm with a weight of this model"),
         (gpt, [{"place": "norms", "weight": MX, "input": "e4m3fn"}], "place norms has weights alone, and input is"),
-        (gpt, [{"place": "embeddings", "weight": MX, "input": "e4m3fn"}], "has tables alone, and input is no weight"),
+        (gpt, [{"place": "embeddings", "weight": MX, "input": "e4m3fn"}], "has tables alone; input is not a weight"),
         (gpt, [{"place": "body", "outputs": "e4m3fn"}], "outputs are those of modules by name; give the rule match"),
         (gpt, [{"match": "blocks.?.act", "outputs": "e4m3fn"}], "'blocks.?.act' matches no module; there are embed"),
         (gpt, [{"match": "blocks", "outputs": "e4m3fn"}], "blocks is a ModuleList, which has no output of its own"),

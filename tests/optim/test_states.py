@@ -210,11 +210,11 @@ def test_small_states_stay_as_they_are() -> None:
 @pytest.mark.parametrize(
     ("text", "place", "message"),
     [
-        ("{kind: adamw, states: {exp_av: e4m3fn}}", "states.exp_av", "'exp_av' is no state of adamw"),
+        ("{kind: adamw, states: {exp_av: e4m3fn}}", "states.exp_av", "'exp_av' is not a state of adamw"),
         (
             "{kind: sgd, momentum: 0, states: {momentum_buffer: e4m3fn}}",
             "",
-            "no state of sgd as it is set; it keeps none",
+            "not a state of sgd as it is set; it keeps none",
         ),
         ("{kind: adamw, states: {max_exp_avg_sq: e4m3fn}}", "", "it keeps exp_avg and exp_avg_sq."),
         ("{kind: adamw, states: {exp_avg: dynamic8_unsigned}}", "", "exp_avg has both signs"),
@@ -228,7 +228,7 @@ def test_bad_input_is_one_line_with_its_place(text: str, place: str, message: st
         OptimizerSpec.parse(text)
     said = str(caught.value)
     assert message in said and "\n" not in said and ":1:" in said
-    with pytest.raises(ValueError, match="no state of SGD as it is set; it keeps none"):
+    with pytest.raises(ValueError, match="not a state of SGD as it is set; it keeps none"):
         SGD([nn.Parameter(torch.ones(2))], states={"momentum_buffer": "e4m3fn"})
 
 

@@ -154,7 +154,7 @@ def test_monitors_see_requested_and_realised_updates(name: str) -> None:
     ("storage", "states", "message"),
     [
         ({"kind": "eco", "format": "e4m3fn"}, None, "storage eco needs the inside of a rule, and SGD is not ours"),
-        (E4M3, {"exp_avg": "e4m3fn"}, "'exp_avg' is no state of SGD; it keeps momentum_buffer."),
+        (E4M3, {"exp_avg": "e4m3fn"}, "'exp_avg' is not a state of SGD; it keeps momentum_buffer."),
     ],
 )
 def test_what_cannot_be_is_one_line(storage: dict[str, str], states: Any, message: str) -> None:

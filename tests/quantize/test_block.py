@@ -226,7 +226,7 @@ REFUSED = [
         "scale_max: 256.0 is where an outer amax goes, and outer is",
     ),
     ({"kind": "nvfp4", "scale": "bf16"}, "outer: tensor over scale: e8m7 would take an amax to 3.39e\\+38"),
-    ({"kind": "nvfp4", "outer": 40}, "outer: 40 is no multiple of size: 16"),
+    ({"kind": "nvfp4", "outer": 40}, "outer: 40 is not a multiple of size: 16"),
     ({"kind": "nvfp4", "outer": "row", "shape": "square"}, "outer: row cuts rows, and shape: square spans several"),
     ({"kind": "nvfp4", "by": "mae"}, "by: mae has nothing to choose from"),
     ({"kind": "nvfp4", "trial_rounding": "stochastic"}, "trial_rounding: stochastic has nothing to choose from"),

@@ -157,7 +157,7 @@ def test_int8_is_stored_as_torch_stores_it_and_no_code_is_made_up() -> None:
     stored = to_storage(to_codes(x, table("int8")), table("int8"))
     assert storage_dtype(table("int8")) == torch.int8 and stored.tolist() == [-128, -1, 0, 127]
     assert storage_dtype(table("nf4")) == torch.uint8
-    with pytest.raises(ValueError, match="3 is no code of ternary; its codes are 0 to 2"):
+    with pytest.raises(ValueError, match="3 is not a code of ternary; its codes are 0 to 2"):
         from_codes(torch.tensor([3]), table("ternary"))
     with pytest.raises(ValueError, match="nf4 has no NaN"):
         to_codes(torch.tensor([math.nan]), table("nf4"))

@@ -90,7 +90,7 @@ def test_momentum_of_muon_has_the_papers_codes() -> None:
 
 def test_states_of_muon_are_refused_with_an_optimizer_that_has_none() -> None:
     spec = "model: {kind: gpt, layers: 1, width: 32, heads: 2, context: 16}\ndata: text\nsteps: 3\n"
-    with pytest.raises(SpecError, match="'momentum_buffer' is no state of adamw as it is set; it keeps exp_avg and"):
+    with pytest.raises(SpecError, match="'momentum_buffer' is not a state of adamw as it is set; it keeps exp_avg and"):
         RunSpec.parse(f"{spec}optimizer: adamw\nrecipe: muon_8bit")
     for optimizer in ("optimizer: muon\n", ""):
         made = RunSpec.parse(f"{spec}{optimizer}recipe: muon_8bit").optimizer

@@ -80,7 +80,7 @@ def test_an_undecided_arm_says_how_many_seeds_a_decision_takes(tmp_path: Path, m
 
 @pytest.mark.parametrize(
     ("targets", "message"),
-    [(["nobody"], "'nobody' is no run"), ([], "0 runs"), (["study"], "2 runs that differ in their seed alone")],
+    [(["nobody"], "'nobody' is not a run"), ([], "0 runs"), (["study"], "2 runs that differ in their seed alone")],
 )
 def test_what_cannot_be_compared_is_said(
     tmp_path: Path, make_run: Make, make_spec: Spec, targets: list[str], message: str

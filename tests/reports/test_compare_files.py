@@ -196,7 +196,7 @@ def test_a_validation_loss_is_not_compared_with_a_training_loss(tmp_path: Path) 
 
 def test_a_file_that_is_no_text_is_said(tmp_path: Path) -> None:
     (tmp_path / "a.csv").write_bytes(b"\xff\xfe\x00")
-    with pytest.raises(ValueError, match="a.csv is no text; a comparison reads .csv"):
+    with pytest.raises(ValueError, match="a.csv is not text; a comparison reads .csv"):
         read_loss_file(tmp_path / "a.csv")
 
 
@@ -272,7 +272,7 @@ def test_the_command_refuses_in_one_line(tmp_path: Path) -> None:
     (tmp_path / "logs").mkdir()
     (tmp_path / "run.log").write_text("loss 3")
     for target, said in (
-        ("logs", "logs is no run, and holds no event files"),
+        ("logs", "logs is not a run, and holds no event files"),
         ("run.log", "run.log cannot be read; a"),
     ):
         refused = CliRunner().invoke(app, ["compare", path, str(tmp_path / target), "--runs", str(tmp_path)])

@@ -36,7 +36,7 @@ def test_a_second_process_is_refused_by_name_and_a_killed_one_holds_nothing(stor
     run = make(store, "a")
     process = python(HOLDER, run.path)
     assert process.stdout.readline() == "held\n"
-    said = rf"run a is held by pid {process.pid} on host {socket.gethostname()} \(last heartbeat \d+ s ago\)"
+    said = rf"run a is in use by pid {process.pid} on host {socket.gethostname()} \(last heartbeat \d+ s ago\)"
     for refused in (run.lock().__enter__, run.set_aside, run.delete):
         with pytest.raises(LockedError, match=said) as caught:
             refused()

@@ -252,8 +252,8 @@ def test_a_run_is_found_by_id_beginning_project_and_path(store: RunStore, monkey
         store.find("gpt-")
     with pytest.raises(ValueError, match="it matches 2 runs"):
         store.find("twin")
-    with pytest.raises(ValueError, match=r"is no run in .*Did you mean 'gpt-0123-s1'"):
+    with pytest.raises(ValueError, match=r"is not a run in .*Did you mean 'gpt-0123-s1'"):
         store.find("gtp-0123-s1")
     for text in ("", "nul\0", "x" * 5000, "/", "../../.."):
-        with pytest.raises(ValueError, match="is no run in"):
+        with pytest.raises(ValueError, match="is not a run in"):
             store.find(text)

@@ -328,7 +328,7 @@ def test_a_loss_scale_lifts_gradients_out_of_underflow(tmp_path: Path, dataset: 
     ("change", "message"),
     [
         ("loss_scale=1000", "only powers of two"),
-        ("loss_scale=2", "does nothing beside the scaled grad_output of rule 0"),
+        ("loss_scale=2", "does nothing with the scaled grad_output of rule 0"),
     ],
 )
 def test_loss_scales_that_make_no_sense_are_refused(change: str, message: str) -> None:

@@ -296,7 +296,7 @@ def test_what_cannot_be_branched_from_is_said_before_anything_is_written(tmp_pat
     train_run(spec, run, dataset, until=5)
     wrong = {
         "has no checkpoint of step 4": [f"branch={{run: tests/{run.id}, step: 4}}"],
-        "is no run": ["branch={run: tests/nothing, step: 5}"],
+        "is not a run": ["branch={run: tests/nothing, step: 5}"],
         "the model is another one": [f"branch={{run: tests/{run.id}, step: 5}}", "model.layers=1"],
     }
     for said, sets in wrong.items():

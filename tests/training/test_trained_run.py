@@ -108,11 +108,11 @@ def test_a_wrong_spec_is_a_spec_error_and_leaves_nothing(
 
 
 def test_what_the_machine_cannot_do_is_no_spec_error(here: Path) -> None:
-    with pytest.raises(MachineError, match="cuda:9 is not here; this machine has cpu"):
+    with pytest.raises(MachineError, match="cuda:9 is not available; available devices: cpu"):
         train(device="cuda:9")
     with pytest.raises(MachineError, match="--exact: this would be another run"):
         train({**SPEC, "engine": "auto"}, exact=True)
-    with pytest.raises(ValueError, match="is no run in"):
+    with pytest.raises(ValueError, match="is not a run in"):
         altgrad.load_run("nothing")
     assert not (here / "runs").exists()
 
@@ -182,7 +182,7 @@ def test_resume_changes_nothing_that_has_decided_a_number() -> None:
 
 def test_resume_never_begins_again_and_says_where_the_earlier_run_is() -> None:
     first = train()
-    with pytest.warns(UserWarning, match=r"the earlier run is now .*\.old-1"):
+    with pytest.warns(UserWarning, match=r"the earlier run is archived as .*\.old-1"):
         second = train(resume="never")
     assert lines(second.run) == lines(Run(first.path.with_name(f"{first.id}.old-1")))
 

@@ -136,7 +136,7 @@ def test_what_can_be_no_twin_is_refused(twin: Run, dataset: Any, tmp_path: Path)
     train_run(spec, stored, dataset)
     assert "is quantised itself (storage)" in refused(stored, dataset, "steps=3")
     spec, lost = start(tmp_path, dataset, "twin=nowhere")
-    with pytest.raises(LocatedError, match="twin 'nowhere' is no run in "):
+    with pytest.raises(LocatedError, match="twin 'nowhere' is not a run in "):
         train_run(spec, lost, dataset)
 
 

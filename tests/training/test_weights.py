@@ -203,7 +203,7 @@ def test_weights_of_the_body_that_are_not_there_are_not_drawn(tmp_path: Path) ->
     with pytest.raises(ValueError, match=f"its files lack 1 tensors of the model, first {name}; fetch them again"):
         spec.build(40, 3)
     (tmp_path / "adapter_config.json").write_text("{}")
-    with pytest.raises(ValueError, match="holds an adapter beside its model"):
+    with pytest.raises(ValueError, match="holds an adapter next to its model"):
         spec.build(40, 3)
     (tmp_path / "config.json").unlink()
     with pytest.raises(ValueError, match="has no config.json but adapter_config.json: it is an adapter; merge it"):

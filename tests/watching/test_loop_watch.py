@@ -152,5 +152,5 @@ def test_mistakes_are_one_line() -> None:
         altgrad.watch(net, optimizer, [{"kind": "stall", "every": 0}])
     with pytest.raises(ValueError, match="names stall twice"):
         altgrad.watch(net, optimizer, ["stall", "stall"])
-    with pytest.raises(ValueError, match="twin nowhere is no run's folder"):
+    with pytest.raises(ValueError, match="twin nowhere is not a run's folder"):
         altgrad.watch(net, optimizer, ["rank"], twin="nowhere")

@@ -2,7 +2,7 @@
 
 B(S, f) = L(AdamW) - L(ManifoldAdamW with stiffness S), weights stored in f. `own` is f's own field; the controls are
 another format's, a smooth one, a constant one, and f's own with its entries shuffled. A format benefits from its
-geometry only where `own` beats them all (SCIENCE, section 6: the decisive table).
+geometry only where `own` beats them all (docs/SCIENCE.md).
 """
 
 import math

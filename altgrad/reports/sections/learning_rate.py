@@ -63,7 +63,7 @@ class LearningRate(Section):
 
 
 def _sentence(arms: int, swept: int, edges: int) -> str:
-    end = "no lr* lies at the edge of its grid" if not edges else f"{edges} lr* lie at the edge of their grid"
+    end = "no lr* is at the edge of its grid" if not edges else f"{edges} lr* are at the edge of their grid"
     return f"{swept} of {arms} arms were run at several learning rates; {end}."
 
 

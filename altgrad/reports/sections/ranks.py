@@ -70,7 +70,7 @@ class Ranks(Section):
         )
         caption = (
             "Geometric mean over matrices, mean over seeds with its 95 % t interval. The solid line is the twin "
-            "itself, the dashed red one a fifth below it, where the rank alarm stands."
+            "itself, the dashed red one a fifth below it, where the rank alarm is raised."
         )
         panel = Axes(Axis("optimizer step"), Axis("stable rank / twin's (ratio)"), tuple(marks))
         header = ("arm", "stable rank / twin's at the end", "95 % interval", "n", "lowest matrix of the last seed")

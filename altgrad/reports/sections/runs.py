@@ -77,7 +77,7 @@ def missing(project: Project) -> list[Block]:
 
 
 def same_grid(project: Project) -> list[Block]:
-    """E0M7 and E1M6 are one grid (SCIENCE, fact 1): their runs must agree to the last bit, or something is wrong."""
+    """E0M7 and E1M6 are one grid (docs/SCIENCE.md, fact 1): their runs must agree to the last bit."""
     losses: dict[tuple[Any, ...], dict[str, float]] = {}
     for r in project.results():
         if r.arm.format in ("e0m7", "e1m6") and r.arm.storage in ("stochastic", "nearest"):

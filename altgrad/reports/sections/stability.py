@@ -66,7 +66,7 @@ def _figure(
         return None
     caption = (
         f"{unit[0].upper()}{unit[1:]}: the worst value in each span of steps, averaged over seeds. A row that "
-        "stands out is one layer, a column one moment."
+        "sticks out is one layer, a column one moment."
         + (" The worst sites are shown." if any(len(s) > SITES for _, s, _ in found.values()) else "")
     )
     rows = max(len(p.y.categories) for p in panels)
