@@ -83,7 +83,8 @@ class Second:
             return ""
         even = named(cell)["optimizer"] == "manifold_adamw" and own["cv_t"].mean() < confirmed.EVEN
         fixed = own["scale"] == "fixed"
-        clipped = (own["saturated"] > CLIPPED) | (fixed & (own["pinned"] > CLIPPED))
+        stored = own["storage"] != "master"  # no storage clips a master
+        clipped = (stored & (own["saturated"] > CLIPPED)) | (fixed & (own["pinned"] > CLIPPED))
         return ", ".join(["even"] * bool(even) + ["clipped"] * bool(clipped.any()))
 
     def screen(self, format_: str) -> Lines:
