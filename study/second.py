@@ -30,7 +30,7 @@ def reference(cell: Cell) -> Cell | None:
         return None
     plain = {"optimizer": "adamw", "p": None, "kappa": None, "stiffness": None, "normalise": None}
     if found["storage"] == "master":
-        plain["format"] = None
+        plain["format"] = plain["scale"] = None
     return json.dumps([{**found, **plain}[name] for name in CELL])
 
 

@@ -59,6 +59,8 @@ def _landing(storage: Storage, grid: Grid | None, power: float, kappa: float) ->
     """The same without the states."""
     fmt = None if grid is None else grid.format
     power = power if grid is not None else 0.0
+    if storage.tracks:
+        return None
     if not storage.on_grid:
         if not power:
             return FusedStep(None, power, kappa, None)
@@ -66,7 +68,7 @@ def _landing(storage: Storage, grid: Grid | None, power: float, kappa: float) ->
     landing = _LANDINGS.get(storage.kind)
     assert isinstance(storage, GridStorage)
     kept = storage.format
-    if landing is None or storage.scale != "fixed" or not isinstance(kept, FloatFormat) or not serves(kept, landing):
+    if landing is None or not isinstance(kept, FloatFormat) or not serves(kept, landing):
         return None
     return FusedStep(kept, power, kappa, landing)
 

@@ -37,7 +37,7 @@ class Landing(NamedTuple):
 
 def landing_of(storage: Storage, w: Tensor, state: State, request: Request) -> Landing | None:
     """How a weight lands in one graph; None if it cannot."""
-    if not isinstance(storage, Nearest | Stochastic | Kahan | Eco) or storage.scale != "fixed":
+    if not isinstance(storage, Nearest | Stochastic | Kahan | Eco) or storage.tracks:
         return None
     tensors = [w, *request.numerators, *(request.denominators or ()), *(request.factors or ())]
     if any(t.dtype != torch.float32 or not t.is_contiguous() for t in tensors):

@@ -29,7 +29,7 @@ from altgrad.optim.whole_tensor import whole_tensor
 from altgrad.quantize import CurrentSpec, Grid, ScalingSpec, at_rung, round_to, rung
 from altgrad.quantize.engine import Engine, cast_values, serves
 from altgrad.quantize.noise import counted_bits, fold
-from altgrad.spec import Format, Kind
+from altgrad.spec import Format, Kind, Since
 
 State = dict[str, Any]
 _STEPS = 24
@@ -49,6 +49,11 @@ class Storage(Kind, family="storage", package="altgrad.optim"):
     @property
     def takes_shards(self) -> bool:
         """Whether it writes each element by itself, and so the part of a DTensor that a process holds."""
+        return False
+
+    @property
+    def tracks(self) -> bool:
+        """Whether its scale follows the weight by the rule of `tracked_scale`."""
         return False
 
     @property
@@ -85,6 +90,14 @@ class Master(Storage):
     kind: ClassVar[str] = "master"
     format: Format | None = None
     """The grid that geometry-aware optimizers see where no rule casts the weight; null: none."""
+    scale: Annotated[Literal["current", "tracked"], Since(2)] = "current"
+    """The scale of that grid: the weight's own at each step, or as a tracked storage would have it."""
+
+    @model_validator(mode="after")
+    def _scales_a_format(self) -> "Master":
+        if self.tracks and self.format is None:
+            raise ValueError("storage master: scale: tracked is that of a grid, and no format is named; add a format.")
+        return self
 
     @property
     def on_grid(self) -> bool:
@@ -94,17 +107,28 @@ class Master(Storage):
     def takes_shards(self) -> bool:
         return self.format is None
 
+    @property
+    def tracks(self) -> bool:
+        return self.scale == "tracked"
+
     def grid(self, w: Tensor, state: State) -> Grid | None:
-        """The grid at the weight's own power-of-two amax scale; None without a format."""
-        return None if self.format is None else own_grid(whole_tensor(w), self.format)
+        """The grid at its power-of-two scale, see `scale`; None without a format."""
+        if self.format is None:
+            return None
+        return Grid(self.format, state["storage_scale"]) if self.tracks else own_grid(whole_tensor(w), self.format)
 
     def adopt(self, w: Tensor, state: State) -> None:
-        return
+        if self.format is not None and self.tracks:
+            state["storage_scale"] = first_scale(CurrentSpec(), self.format, w).clone()
 
     def write(
         self, params: list[Tensor], states: list[State], keys: list[int], request: Request, engine: Engine = "eager"
     ) -> None:
         request.apply(params)
+        if self.format is not None and self.tracks:
+            for w, state in zip(params, states, strict=True):
+                held = state["storage_scale"]
+                held.copy_(tracked_scale(CurrentSpec(), self.format, held, w.detach().to(torch.float32)))
 
 
 class GridStorage(Storage):
@@ -132,6 +156,10 @@ class GridStorage(Storage):
             raise ValueError(f"storage {self.kind} keeps its own scale; use scaling: current with scale: tracked.")
         return self
 
+    @property
+    def tracks(self) -> bool:
+        return self.scale == "tracked"
+
     def grid(self, w: Tensor, state: State) -> Grid:
         return Grid(self.format, state["storage_scale"])
 
@@ -141,7 +169,7 @@ class GridStorage(Storage):
     def adopt(self, w: Tensor, state: State) -> None:
         state["storage_scale"] = first_scale(self._first_scaling, self.format, w).clone()
         state["storage_step"] = torch.zeros((), dtype=torch.int64, device=w.device)
-        if self.scale == "tracked":
+        if self.tracks:
             state["rescale_flips"] = torch.zeros((), dtype=torch.int64, device=w.device)
         if not w.is_meta:  # a shape alone has nothing to round, and a large model has hundreds
             w.copy_(round_to(w, self.format, scale=state["storage_scale"]))
@@ -159,7 +187,7 @@ class GridStorage(Storage):
             (step,) = one.steps()
             old = w.detach().to(torch.float32)
             wanted = torch.add(old * one.keep if one.keep != 1 else old, step)
-            if self.scale == "tracked":
+            if self.tracks:
                 self._rescale(w, wanted, state)
             w.copy_(self.land(wanted, state, key, one, engine))
             state["storage_step"].add_(1)
@@ -174,7 +202,7 @@ class GridStorage(Storage):
 
     @property
     def _first_scaling(self) -> ScalingSpec:
-        return snug(self.scaling) if self.scale == "tracked" else self.scaling
+        return snug(self.scaling) if self.tracks else self.scaling
 
     def _rescale(self, w: Tensor, wanted: Tensor, state: State) -> None:
         """Move the scale to where `wanted` fits, by the rule of `tracked_scale`."""

@@ -167,7 +167,7 @@ _KNOWN: Mapping[str, tuple[Any, ...]] = {
     "storage: stochastic": (_kept_as("stochastic", "kahan", "eco", "master"),),
     "storage: kahan": (_kept_as("kahan", "eco", "master"),), "storage: master": (_kept_as("master"),),
     "scale: tracked for the storage": (
-        lambda spec, place: _storage(spec, place).get("scale", "tracked") == "tracked",
+        lambda spec, place: _storage(spec, place).get("scale") != "fixed",
     ),
     "manifold_adamw, whose steps are in gaps": (
         lambda spec, place: spec["optimizer"]["kind"] in ("manifold_adamw", "grid_optim", "madam"),

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from altgrad.formats import FloatFormat
 from altgrad.measures import expected_flips, expected_master_flips
 from altgrad.measures.stall import predicted_stall_counts
-from altgrad.optim import SGD, AdamW, Storage, Update
+from altgrad.optim import SGD, AdamW, ManifoldAdamW, Storage, Update
 from altgrad.quantize import CurrentSpec, at_rung, round_to, rung, spacing
 
 EIGHT = ("e0m7f", "e1m6f", "e2m5f", "e3m4f", "e4m3f", "e5m2f", "e6m1f", "e7m0f")
@@ -331,6 +331,41 @@ def test_a_tracked_scale_clips_nothing_and_spares_less_than_two_binades(kind: st
         amax = wanted.amax().expand(6, 16) if scaling == "current" else amax
         slack = 1 + 2e-6  # w + request is summed in another order than keep w + step
         assert bool((amax <= reach * slack).all()) and bool((amax * slack > reach / 4).all()), step
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::UserWarning:torch")
+@pytest.mark.parametrize("engine", ["eager", pytest.param("compiled", marks=pytest.mark.needs("c++"))])
+def test_masters_take_their_field_at_a_current_scale_or_at_a_tracked_one(engine: str) -> None:
+    """What a storage arm's scale would be: never clipped, up to two binades to spare, and kept in between."""
+    p = nn.Parameter(torch.linspace(0.5, 1.0, 40))
+    made = {
+        scale: ManifoldAdamW([p], lr=0.0, storage={"kind": "master", "format": "e4m3f", "scale": scale})
+        for scale in ("current", "tracked")
+    }
+    top, held = float(FloatFormat.parse("e4m3f").max), {}
+    for amax, current, tracked in (
+        (1, 1, 1),
+        (0.51, 1, 1),
+        (0.5, 0.5, 1),
+        (0.26, 0.5, 1),
+        (0.24, 0.25, 0.5),
+        (3, 4, 4),
+    ):
+        with torch.no_grad():
+            p.mul_(amax * top / 256 / p.max())
+        for scale, optimizer in made.items():
+            optimizer.engine = engine
+            p.grad = torch.zeros_like(p)
+            optimizer.step()
+            ((_, _, grid),) = optimizer.grids()
+            assert grid.scale is not None
+            held[scale] = float(grid.scale) * top
+            assert float(p.detach().max()) <= held[scale], (scale, amax)
+        first = held.setdefault("first", held["current"])
+        assert (held["current"], held["tracked"]) == (first * current, first * tracked), amax
+    assert "storage_scale" in made["tracked"].state[p] and "storage_scale" not in made["current"].state[p]
+    with pytest.raises(ValueError, match="no format is named; add a format"):
+        Storage.made_from({"kind": "master", "scale": "tracked"})
 
 
 @pytest.mark.parametrize("kind", [*KINDS, "index"])
