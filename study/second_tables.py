@@ -308,7 +308,7 @@ class Second:
         if not len(self.frame):
             return ["No rows."]
         body = []
-        kept = self.frame[self.frame["scale"].notna()]
+        kept = self.frame[self.frame["storage"] != "master"]
         for (name, scale, optimizer), own in kept.groupby(["format", "scale", "optimizer"]):
             body.append([
                 str(name), str(scale), str(optimizer), str(len(own)), f"{own['saturated'].max():.1e}",
