@@ -96,7 +96,7 @@ class Dead(ReplayMonitor):
         finally:
             for handle in handles:
                 handle.remove()
-        self._merge(replay.processes)
+        self._merge(replay.processes, next(replay.model.parameters()).device)
         weights = weight_names(replay.model)
         for key, value in window.items():
             self._join(key, value)
@@ -143,10 +143,15 @@ class Dead(ReplayMonitor):
             value = self.masks[key] | value if value.dtype == torch.bool else self.masks[key] + value
         self.masks[key] = value
 
-    def _merge(self, processes: Processes) -> None:
-        """What the tokens of all processes make of the step."""
+    def _merge(self, processes: Processes, device: torch.device) -> None:
+        """What the tokens of all processes make of the step; an expert may have had none on one of them."""
         if processes.size == 1:
             return
+        kinds: dict[str, tuple[torch.Size, torch.dtype]] = {}
+        for each in processes.words({key: (value.shape, value.dtype) for key, value in self.masks.items()}):
+            kinds |= each
+        nothing = {key: torch.zeros(shape, dtype=dtype, device=device) for key, (shape, dtype) in kinds.items()}
+        self.masks = nothing | self.masks
         alive = {key: mask.to(torch.uint8) for key, mask in self.masks.items() if mask.dtype == torch.bool}
         processes.join([value for key, value in self.masks.items() if key not in alive], list(alive.values()))
         self.masks |= {key: mask.to(torch.bool) for key, mask in alive.items()}

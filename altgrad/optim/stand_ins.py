@@ -17,7 +17,7 @@ Between steps a state of the parameter's shape is a DTensor like it; scales and 
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor
@@ -64,10 +64,16 @@ def as_plain(
     sharded = [i for i, p in enumerate(params) if is_sharded(p)]
     for some in [[i] for i in sharded] if look is whole_tensor else filter(None, [sharded]):
         with standing_in(optimizer, [params[i] for i in some], look) as made:
-            theirs = [look(grads[i]) for i in some]
+            theirs = [look(_laid_alike(grads[i], params[i])) for i in some]
             for each, gradient in zip(made, theirs, strict=True):
                 each.grad = gradient
             yield made, theirs
+
+
+def _laid_alike(gradient: Any, p: Any) -> Tensor:
+    """A gradient cut as its parameter is, as it comes of FSDP2, and of tensor parallelism not always."""
+    alike = gradient.placements == p.placements
+    return cast(Tensor, gradient if alike else gradient.redistribute(p.device_mesh, p.placements))
 
 
 def adopt(optimizer: Any, storage: Any, p: Tensor) -> None:

@@ -55,7 +55,9 @@ SHARDED: dict[str, list[str]] = {
     "eight-bits": [ADAM_8_BITS, *CASES["delayed"], WATCHED],
     "mixture": [MIXTURE, "precision.rules=[{place: norms, weight: {format: e4m3fn, scaling: mx}}, {weight: e4m3fn, "
                 "input: e4m3fn}]", "evaluate_with={rules: [{weight: e3m4}]}", "evaluate_every=4", WATCHED],
-    "muon": ["optimizer={kind: muon, lr: 0.02}", "storage=[{match: blocks.*.weight, kind: eco, format: e3m4}]"],
+    "muon": ["optimizer={kind: muon, lr: 0.02}", "storage=[{match: blocks.*.weight, kind: stochastic, format: e3m4}]"],
+    "eco": ["optimizer={kind: sgd, lr: 0.1, momentum: 0.9}", "storage=[{match: blocks.*.weight, kind: eco, "
+            "format: e3m4}]"],
     "manifold": ["optimizer={kind: manifold_adamw, lr: 3e-3}", "storage=[{kind: kahan, format: e4m3fn}]"],
     "index": ["optimizer={kind: grid_optim, lr: 0.5, landing: index}", "storage=[{kind: index, format: e3m4}]"],
     "tracked": ["optimizer={kind: lion, lr: 1e-3}", "storage=[{kind: nearest, format: e4m3fn, scale: tracked}]"],
