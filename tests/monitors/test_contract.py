@@ -46,6 +46,32 @@ def test_watching_changes_no_bit(kinds: list[str], name: str, trial: Callable[..
     assert all(torch.equal(found[key], UNWATCHED[name][key]) for key in found)
 
 
+@pytest.mark.long
+@pytest.mark.parametrize("name", ["llama", "mixture", "smollm2"])
+def test_all_of_it_holds_on_todays_architectures(name: str, trial: Callable[..., Any]) -> None:
+    """No bit changes, reports are numbers with a description, and a restart is not seen. Every kind looks on."""
+    steps, options = 2 if name == "smollm2" else 4, [{"kind": kind, **OPTIONS.get(kind, {})} for kind in KINDS]
+    alone = trial(name)
+    alone.run([], steps)
+    found, watched = [], {}
+    for restart in (None, steps):
+        watched = trial(name)
+        reports = watched.run(options, steps, every=1, restart=restart)
+        found.append([(n, kind, key, float(value).hex()) for n, each in enumerate(reports)
+                      for kind, report in each.items() for key, value in report.metrics.items()])  # fmt: skip
+    bits, expected = everything(watched), everything(alone)
+    assert bits.keys() == expected.keys() and all(torch.equal(bits[key], expected[key]) for key in bits)
+    assert found[0] == found[1]
+    for _, kind, key, value in found[0]:
+        assert describing(MonitorSpec.of(kind).metrics, key.rpartition("/")[2]), key
+        assert not math.isinf(float.fromhex(value)) or key.endswith("sqnr_db"), key
+    # `accumulation` is about products that have an accumulator, `outliers` about casts that carry some apart.
+    assert {kind for _, kind, _, _ in found[0]} == set(KINDS) - {"finite", "accumulation", "outliers"}
+    keys = {key for _, _, key, _ in found[0]}
+    assert any("attention/probabilities" in key or "self_attn/probabilities" in key for key in keys)
+    assert name != "mixture" or any("experts.gate.3/weight" in key for key in keys)
+
+
 @pytest.mark.parametrize("kinds", TOGETHER)
 def test_a_monitor_is_due_first_and_at_its_cadence(kinds: list[str], trial: Callable[..., Any]) -> None:
     found = trial("mlp").run(kinds)

@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import load_file
 from torch import nn
 
 from altgrad.monitors import Context
@@ -49,6 +50,10 @@ CASES: dict[str, list[str]] = {
                 "gradients.reduce={format: e4m3fn, processes: 2, factor: auto}"],
     "clipped": ["precision.rules=[{grad_output: {format: e5m2, scaling: delayed}}]",
                 "interventions=[{kind: partition_clip, margin: -4, saturation: 0, every: 1}]"],
+    "attention": [f"precision.rules=[{{place: attention, attention: {{query: {DELAYED}, key: {DELAYED}, "
+                  f"value: {DELAYED}, probabilities: {{format: e4m3fn, rounding: stochastic, scaling: delayed}}, "
+                  f"grad_output: {DELAYED}, grad_scores: {DELAYED}}}}}, {{weight: {DELAYED}, input: {DELAYED}}}]",
+                  "model.dropout=0", "monitors=[{kind: range, every: 1}, {kind: amax, every: 1}]"],
     "reset": ["precision.rules=[{weight: {format: e2m1, scaling: mx}}]",
               "interventions=[{kind: oscillation_reset, window: 3, every: 5, ratio: 1.5}]"],
 }  # fmt: skip
@@ -178,6 +183,23 @@ def test_a_run_sharded_over_two_ranks_goes_on_whole_on_one(runs: Both) -> None:
     run_case(moved.path.parents[1], "sharded", CASES["delayed"], None)
     assert moved.meta()["ranks"] == 1 and moved.meta()["sharded"] is False and moved.status == "completed"
     assert metrics(moved) == metrics(whole) and weights(moved) == weights(whole)
+
+
+@pytest.mark.long
+def test_casts_of_attention_are_the_same_on_two_ranks(more_runs: Both) -> None:
+    """To the bit: weights, amax histories and counters of random bits in the checkpoint, and what monitors count."""
+    one, two = more_runs("attention")
+    are_the_same(one, two)
+    newest = one.checkpoints.newest()
+    assert newest is not None
+    kept = load_file(newest.file("model.safetensors"))
+    names = ("query", "key", "value", "probabilities", "grad_output", "grad_scores")
+    at = "blocks.0.attention.attention_products.casts"
+    histories = [kept[f"{at}.{name}.scaling.amax_history"] for name in names]
+    assert all(bool(history.all()) for history in histories)
+    for first, second in zip(metrics(one), metrics(two), strict=True):
+        assert first == pytest.approx(second, rel=2e-5, abs=1e-9, nan_ok=True)
+        assert all(first[key] == second[key] or first[key] != first[key] for key in first if "/attention/" in key)
 
 
 @pytest.mark.long
