@@ -21,7 +21,15 @@ from torch import nn
 from altgrad import __version__
 from altgrad.conversion.policies.megatron import MegatronTarget
 from altgrad.conversion.policies.policy_report import PolicyReport
-from altgrad.conversion.policies.policy_target import Choice, Decided, Expressible, NotExpressible, PolicyTarget
+from altgrad.conversion.policies.policy_target import (
+    EXPERTS,
+    LINEAR,
+    Choice,
+    Decided,
+    Expressible,
+    NotExpressible,
+    PolicyTarget,
+)
 from altgrad.conversion.policies.te import TransformerEngineTarget
 from altgrad.conversion.policies.torchao import TorchaoTarget
 from altgrad.conversion.source import decisions_by_either_name
@@ -188,17 +196,16 @@ def _rules(policy: PrecisionPolicy) -> Iterator[Decided]:
 
 def _layers(model: nn.Module, decisions: list[Decision]) -> Iterator[Decided]:
     places, things = Places(model), {thing.name: thing for thing in nameable(model)}
+    modules = dict(model.named_modules(remove_duplicate=False))
     owners = Counter(id(p) for module in model.modules() for p in module._parameters.values() if p is not None)
     for decision in decisions:
-        thing = things[decision.name]
+        thing, layer = things[decision.name], modules.get(decision.name)
         spot = min(places.spots(thing), key=lambda each: each.block is None)
         casts = decision.precision if decision.precision is not None and decision.precision.casts() else None
         facts: dict[str, Any] = {"names": tuple(thing.spellings), "spot": spot}
-        if decision.experts is not None:
-            *_, outputs, inputs = decision.experts
-            facts |= {"sort": "a stack of experts", "inputs": inputs, "outputs": outputs}
+        if layer is None:  # a parameter that holds the matrices of several experts
+            facts["sort"] = EXPERTS
         else:
-            layer = model.get_submodule(decision.name)
             weight: Any = layer.weight
             outputs, inputs = weight.shape[:: -1 if is_turned(layer) else 1]
             facts |= {
@@ -210,9 +217,7 @@ def _layers(model: nn.Module, decisions: list[Decision]) -> Iterator[Decided]:
 
 def _sort(layer: nn.Module) -> str:
     core = core_of(type(layer))
-    if core is nn.Linear:
-        return "nn.Linear"
-    return "one of a stack of experts" if core is ExpertLinear else f"a {core.__name__}"
+    return LINEAR if core is nn.Linear else EXPERTS if core is ExpertLinear else f"a {core.__name__}"
 
 
 def _called(model: str | os.PathLike[str] | nn.Module | None) -> str | None:

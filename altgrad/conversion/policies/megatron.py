@@ -20,7 +20,10 @@ from typing import Any, ClassVar
 import yaml
 
 from altgrad.conversion.policies.policy_target import (
+    CONV1D,
+    EXPERTS,
     LEAVE,
+    LINEAR,
     Choice,
     Decided,
     Expressible,
@@ -84,7 +87,7 @@ class MegatronTarget(PolicyTarget):
         f"https://github.com/NVIDIA/Megatron-LM/blob/{COMMIT}/megatron/core/extensions/"
         "TransformerEngineMixedPrecision.md"
     )
-    layers: ClassVar[tuple[str, ...]] = ("nn.Linear", "a Conv1D", "one of a stack of experts", "a stack of experts")
+    layers: ClassVar[tuple[str, ...]] = (LINEAR, CONV1D, EXPERTS)
 
     def offers(self, wanted: LayerPrecision) -> Iterable[Offer]:
         for offer in te_offers(wanted):
@@ -93,7 +96,7 @@ class MegatronTarget(PolicyTarget):
             yield Offer(offer.name, json.dumps(found), offer.rule, offer.multiple, never=offer.never or never)
 
     def notes(self, choices: Sequence[Choice]) -> list[str]:
-        numbers = "Megatron numbers layers anew in each pipeline stage; patterns with numbers hold in one stage."
+        numbers = "Megatron numbers layers from 0 in each pipeline stage; patterns with numbers hold in one stage."
         return [*super().notes(choices), numbers]
 
     def text(self, expressible: Expressible) -> str:

@@ -22,6 +22,11 @@ from altgrad.conversion.policies.meanings import (
 from altgrad.nn.places import Spot
 from altgrad.nn.slots import LayerPrecision
 
+LINEAR, CONV1D, EXPERTS = "nn.Linear", "a Conv1D", "one of a stack of experts"
+"""Sorts of layers."""
+LEAVE = "leave it out by a rule before, or take another target."
+"""What can be done about a layer that a target does not take."""
+
 
 @dataclass(frozen=True)
 class Decided:
@@ -35,7 +40,7 @@ class Decided:
     rule: int | None
     casts: LayerPrecision | None
     names: tuple[str, ...] = ()
-    sort: str = "nn.Linear"
+    sort: str = LINEAR
     inputs: int = 0
     outputs: int = 0
     bias: bool = False
@@ -126,7 +131,7 @@ class PolicyTarget(ABC):
     """The address of the page or code that its words were written from."""
     proved: ClassVar[str] = ""
     """With which version of it what is written was run and compared; empty where it never was."""
-    layers: ClassVar[tuple[str, ...]] = ("nn.Linear",)
+    layers: ClassVar[tuple[str, ...]] = (LINEAR,)
     """The sorts of layers that it converts."""
 
     @abstractmethod
@@ -201,10 +206,6 @@ class PolicyTarget(ABC):
         for what, why in offer.refuses.items():
             if getattr(decided, what):
                 raise NotExpressible(decided, f"{why}; {LEAVE}")
-
-
-LEAVE = "leave it out by a rule before, or take another target."
-"""What can be done about a layer that a target does not take."""
 
 
 def as_comments(lines: Iterable[str]) -> str:
