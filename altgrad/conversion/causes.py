@@ -24,7 +24,7 @@ from altgrad.conversion.windows import KeptSums, Sums, Windows
 from altgrad.progress import progress
 from altgrad.statistics.intervals import ratio_interval
 
-__all__ = ["LEAST_BATCHES", "Cause", "Causes", "Interval3", "causes", "chunks", "require_batches"]
+__all__ = ["LEAST_BATCHES", "Cause", "Causes", "Interval3", "causes", "chunks", "finite", "require_batches"]
 
 Interval3: TypeAlias = tuple[float, float, float]
 """A figure with the ends of its interval."""
@@ -86,11 +86,19 @@ def causes(module: nn.Module, arms: tuple[PolicyArm, PolicyArm], by: Grain, wind
             done = number * len(asked) + list(asked).index(name)
             progress(f"serving {serve.name} {name}", done, windows.batches * len(asked))
             assert reference is not None
-            made = _divergence(reference, net.answers(inputs, asked[name]), owners.flatten(), windows.documents)
+            logits = finite(f"{serve.name} {name}", net.answers(inputs, asked[name]))
+            made = _divergence(reference, logits, owners.flatten(), windows.documents)
             kept.add(keys[name], number, made)
         for name in asked:
             sums[name] += kept.rows[keys[name], number][0]
     return _ranked(train.name, serve.name, by, windows.batches, groups, sums)
+
+
+def finite(name: str, logits: Tensor) -> Tensor:
+    """These logits. ValueError, with what gave them, for any that are not finite."""
+    if not bool(logits.isfinite().all()):
+        raise ValueError(f"{name} gives logits that are not finite, so there is nothing to compare; leave it out.")
+    return logits
 
 
 def chunks(owners: Tensor, vocabulary: int, distributions: int) -> Sequence[Tensor]:

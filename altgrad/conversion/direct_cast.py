@@ -30,6 +30,7 @@ from altgrad.conversion.language_model import LanguageModel
 from altgrad.conversion.windows import KeptSums, Settings, Sums, Windows, kept_at
 from altgrad.progress import progress
 from altgrad.statistics.intervals import ratio_interval
+from altgrad.training.prepare import find_device
 
 __all__ = ["ArmScore", "DirectCast", "direct_cast"]
 
@@ -67,24 +68,24 @@ class DirectCast:
         return asdict(self)
 
 
-def direct_cast(
-    model: LanguageModel, recipes: Sequence[str], settings: Settings, device: torch.device | str = "cpu"
-) -> DirectCast:
+def direct_cast(model: LanguageModel, recipes: Sequence[str], settings: Settings, device: str = "cpu") -> DirectCast:
     """The figures of each recipe, after those of the uncast model. `bf16` among recipes: no casts, in bfloat16.
 
-    ValueError for a recipe that does not fit the model, and for a split without text. What was done before is kept.
+    ValueError for a recipe that does not fit the model, and for a split without text; MachineError for a device that is
+    not here. What was done before is kept.
     """
+    place = find_device(device)
     arms = [PolicyArm(UNCAST, UNCAST, "float32", None), *map(arm_named, dict.fromkeys(recipes))]
     texts = model.texts(settings.split, settings.size)
     windows = Windows([*model.encode(texts)], model.separator, settings)
     kept = KeptSums(kept_at("direct_cast", model, texts, settings), len(texts))
-    module = model.module.to(device).eval()
+    module = model.module.to(place).eval()
     nets = {arm.name: net_of(module, arm) for arm in arms}
     sums = {arm.name: np.zeros((len(texts), 4)) for arm in arms}
     seconds = dict.fromkeys(sums, 0.0)
     for number in range(windows.batches):
         lacking = [arm for arm in arms if (arm.key, number) not in kept.rows]
-        batch = windows.batch(number, device)
+        batch = windows.batch(number, place)
         reference = answers(nets[UNCAST], batch[0], "float32") if lacking else None
         for arm in arms:
             if reference is not None and arm in lacking:

@@ -26,12 +26,13 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from altgrad.conversion.arms import BF16, UNCAST, PolicyArm, answers, arm_named, net_of
-from altgrad.conversion.causes import Causes, Interval3, causes, chunks, require_batches
+from altgrad.conversion.causes import Causes, Interval3, causes, chunks, finite, require_batches
 from altgrad.conversion.language_model import LanguageModel
 from altgrad.conversion.mixed_net import Grain
 from altgrad.conversion.windows import KeptSums, Settings, Sums, Windows, kept_at
 from altgrad.progress import progress
 from altgrad.statistics.intervals import ratio_interval
+from altgrad.training.prepare import find_device
 
 __all__ = ["HIGH", "LOW", "Mismatch", "Pair", "Ratios", "serving_mismatch"]
 
@@ -99,13 +100,14 @@ class _Side(NamedTuple):
 
 def serving_mismatch(
     model: LanguageModel, train: Sequence[str], serve: Sequence[str], settings: Settings, *,
-    by: Grain | None = None, device: torch.device | str = "cpu",
+    by: Grain | None = None, device: str = "cpu",
 ) -> Mismatch:  # fmt: skip
     """Every policy of `train` against every one of `serve`, and with `by` the causes of each pair.
 
     ValueError for a policy that does not fit the model or casts nothing, for `by` with several policies in `train`, and
-    for text that is too short. What was done before is kept.
+    for text that is too short; MachineError for a device that is not here. What was done before is kept.
     """
+    place = find_device(device)
     if by is not None and len(set(train)) > 1:
         raise ValueError(f"causes are those of one policy in training, and there are {len(set(train))}; name one.")
     trains, serves = ([_arm(name) for name in dict.fromkeys(names)] for names in (train, serve))
@@ -114,18 +116,17 @@ def serving_mismatch(
     if by is not None:
         require_batches(windows)
     kept = KeptSums(kept_at("mismatch", model, texts, settings), len(texts))
-    module = model.module.to(device).eval()
+    module = model.module.to(place).eval()
     nets = {arm.name: net_of(module, arm) for arm in (*trains, *serves)}
     listed = [(f"{a.key} | {b.key}", a, b) for a in trains for b in serves]
     pairs = {key: (a, b) for key, a, b in listed}
     for number in range(windows.batches):
         lacking = {key: pair for key, pair in pairs.items() if (key, number) not in kept.rows}
-        batch = windows.batch(number, device)
+        batch = windows.batch(number, place)
         logits: dict[str, Tensor] = {}
         for arm in {arm.name: arm for pair in lacking.values() for arm in pair}.values():
             progress(f"running {arm.name}", number * len(nets) + len(logits), windows.batches * len(nets))
-            logits[arm.name] = answers(nets[arm.name], batch[0], arm.compute)
-            _require_finite(arm.name, logits[arm.name])
+            logits[arm.name] = finite(arm.name, answers(nets[arm.name], batch[0], arm.compute))
         for key, (sums, ratios) in _compared(logits, lacking, batch, number, len(texts)):
             kept.add(key, number, sums, ratios=base64.b64encode(ratios.tobytes()).decode())
     found = tuple(_pair(a.name, b.name, key, kept, windows) for key, a, b in listed)
@@ -142,11 +143,6 @@ def _arm(name: str) -> PolicyArm:
     if name != BF16 and all(rule.casts_nothing for rule in rules):
         raise ValueError(f"{name} casts nothing in a forward pass; write {NONE} if that is meant.")
     return arm
-
-
-def _require_finite(name: str, logits: Tensor) -> None:
-    if not bool(logits.isfinite().all()):
-        raise ValueError(f"{name} gives logits that are not finite, so that there is nothing to compare; leave it out.")
 
 
 @torch.no_grad()

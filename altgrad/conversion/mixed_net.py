@@ -6,7 +6,8 @@ Where they turn a layer's product or add it up in different ways, both its opera
 they compute in different types, that is the site `compute`.
 
 What each policy casts is read off the modules that it made, so whatever surgery decided is what is mixed. A module
-gets its casts anew each time that it changes sides: they are some numbers, and the Parameters stay.
+gets its casts anew each time that it changes sides: they are some numbers, and the Parameters stay. Under `operands:
+per_product` stochastic rounding has other random bits than in the policy's own modules, since sites name no product.
 """
 
 import re

@@ -167,6 +167,8 @@ def test_the_command_prints_tables_and_json(
     ):
         found = CliRunner().invoke(app, [*asked, *wrong])
         assert found.exit_code == 2 and says in found.stderr and found.stderr.count("\n") == 1, found.stderr
+    lost = CliRunner().invoke(app, [*asked, "--device", "tpu"])
+    assert lost.exit_code == 3 and "--device tpu is not here" in lost.stderr and lost.stderr.count("\n") == 1
     without = [*asked[:2], *asked[4:]]
     for wrong, says in (
         (["--prompts", "empty.txt"], "is empty"), (["--prompts", "blank.txt"], "no line with text"),
@@ -232,3 +234,9 @@ def test_every_line_of_a_file_of_prompts_is_a_document(model: LanguageModel, tmp
     (tmp_path / "p.jsonl").write_text('{"text": "Where is Rome?"}\n{"text": "Who are you?"}\n')
     texts = [sorted(model.with_prompts(str(tmp_path / name)).texts("prompts", None)) for name in ("p.txt", "p.jsonl")]
     assert texts == [["Where is Rome?", "Who are you?"]] * 2
+
+
+def test_logits_that_are_not_finite_are_said_and_not_compared(model: LanguageModel) -> None:
+    with torch.no_grad():
+        next(model.module.parameters()).fill_(float("nan"))
+    assert "none gives logits that are not finite" in refused(model, ["none"], ["bf16"])

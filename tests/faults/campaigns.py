@@ -89,7 +89,7 @@ CAMPAIGNS = (
     ),
     Campaign(
         "exports interrupted", "whatever stops an export, and whenever, its folder is whole or absent",
-        36, 9, exports.interrupted, long=True,
+        18, 9, exports.interrupted, long=True,
     ),
     Campaign(
         "exports refused", "a folder in use or unwritable is told in one line, and nothing changes",
@@ -97,7 +97,7 @@ CAMPAIGNS = (
     ),
     Campaign(
         "exports to a full disk", "an export to a disk that runs full says so and leaves nothing",
-        12, 3, exports.full, long=True, skip=disk.no_mount,
+        6, 3, exports.full, long=True, skip=disk.no_mount,
     ),
     Campaign("a clock that jumps", "wall-clock jumps of seconds to decades change nothing", 5, 0, disk.clock),
     Campaign(
