@@ -71,9 +71,11 @@ def save_model(folder: Path) -> None:
     words.train_from_iterator(
         [TEXT], tokenizers.trainers.BpeTrainer(special_tokens=["<|endoftext|>"], initial_alphabet=alphabet)
     )
-    shape = {"n_layer": 1, "n_embd": 32, "n_head": 2, "vocab_size": 512, "n_positions": 64}
-    config = transformers.GPT2Config(**shape, bos_token_id=0, eos_token_id=0)
-    transformers.GPT2LMHeadModel(config).save_pretrained(folder)
+    shape = {"num_hidden_layers": 1, "hidden_size": 32, "num_attention_heads": 2, "intermediate_size": 64}
+    config = transformers.LlamaConfig(
+        **shape, vocab_size=512, max_position_embeddings=256, bos_token_id=0, eos_token_id=0
+    )
+    transformers.LlamaForCausalLM(config).save_pretrained(folder)
     words.save(str(folder / "tokenizer.json"))
 
 
