@@ -294,7 +294,9 @@ def architecture(name: str) -> nn.Module:
     named = [getattr(transformers, str(each), None) for each in getattr(config, "architectures", None) or ()]
     known = [each for each in named if isinstance(each, type) and issubclass(each, transformers.PreTrainedModel)]
     with _in_one_line(name):
-        made: nn.Module = known[0](config) if known else transformers.AutoModel.from_config(config)
+        made: nn.Module = (
+            known[0](config) if known else transformers.AutoModel.from_config(config, trust_remote_code=False)
+        )
     return made
 
 

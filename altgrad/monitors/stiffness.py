@@ -47,7 +47,7 @@ class StiffnessSpec(MonitorSpec):
         Metric(
             "beta_over_rms",
             "ratio",
-            "where the grid becomes even, beside the weights; not of formats without normals",
+            "where the grid becomes even, in units of the weights; not of formats without normals",
             "smallest normal / rms(w / s)",
         ),
     )

@@ -22,7 +22,7 @@ def _to_step(value: Any) -> int | str:
     if not isinstance(value, str) or not value.endswith("%"):
         raise ValueError(f"{show(value)} is not a step of a run; use a number of steps, or a percentage such as 82%.")
     if not 0 < _share(value) < 1:
-        raise ValueError(f"{value[:20]} is no part of a run; use a percentage of the steps above 0% and below 100%.")
+        raise ValueError(f"{value[:20]} is not a part of a run; use a percentage of the steps above 0% and below 100%.")
     return value
 
 

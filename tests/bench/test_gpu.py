@@ -9,6 +9,7 @@ import pytest
 
 ROOT = Path(__file__).resolve().parents[2]
 SCRIPT = ROOT / "bench" / "gpu.sh"
+pytestmark = pytest.mark.needs("bash")
 PARTS = ["tests", "ab", "step", "accumulators", "casts"]
 
 
@@ -23,7 +24,7 @@ def test_the_parts_come_in_order_and_fit_into_eight_minutes() -> None:
 @pytest.mark.long
 def test_its_dry_mode_finds_every_program_and_option(tmp_path: Path) -> None:
     environment = {"OUT": str(tmp_path), "PYTHON": sys.executable, "PATH": "/usr/bin:/bin"}
-    done = subprocess.run([str(SCRIPT), "--dry"], env=environment, capture_output=True, text=True, check=False)
+    done = subprocess.run(["bash", str(SCRIPT), "--dry"], env=environment, capture_output=True, text=True, check=False)
     assert done.returncode == 0 and "FAILED" not in done.stdout, done.stdout
     for module, options in re.findall(r"-m (bench\.\w+) ([^\n]*)", done.stdout):
         told = (tmp_path / {"bench.step": "step", "bench.cast": "casts"}.get(module, "accumulators")).with_suffix(

@@ -36,7 +36,7 @@ def test_text_and_json_say_the_same(tmp_path: Path) -> None:
 
 def test_the_extras_are_those_of_the_package() -> None:
     extras = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"]
-    assert set(EXTRAS) == set(extras) - {"dev", "peers"}
+    assert set(EXTRAS) == set(extras) - {"dev", "peers", "docs"}
     for name, (modules, _) in EXTRAS.items():
         assert len(modules) == len(extras[name])
     assert (

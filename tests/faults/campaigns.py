@@ -92,7 +92,7 @@ CAMPAIGNS = (
         18, 9, exports.interrupted, long=True,
     ),
     Campaign(
-        "exports refused", "a folder in use or unwritable is told in one line, and nothing changes",
+        "exports refused", "a folder in use or unwritable gives one line, and nothing changes",
         exports.REFUSALS, exports.REFUSALS // 3, exports.refused, skip=disk.no_permissions,
     ),
     Campaign(

@@ -82,7 +82,7 @@ def test_it_begins_at_a_step_or_at_a_share_of_the_run() -> None:
         assert spec.build(Subject(net, optimizer, steps=steps)).first == first and spec.by_share == (said != 7)  # type: ignore[attr-defined]
     with pytest.raises(ValueError, match="64% of a run's steps, and there is no run"):
         InterventionSpec.of(OFTEN | {"not_before": "64%"}).build(Subject(net, optimizer))
-    with pytest.raises(ValueError, match="0 is no step of a run"):
+    with pytest.raises(ValueError, match="0 is not a step of a run"):
         InterventionSpec.of(OFTEN | {"not_before": 0})
 
 

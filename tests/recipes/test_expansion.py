@@ -181,7 +181,7 @@ def test_phases_of_a_recipe_are_those_that_one_would_write_by_hand(mine: str) ->
     assert alone.precision.rules == found.precision.phases[0].rules and "precision.phases" in alone.recipe_notices[0]
     assert spec(f"recipe: {mine}\nprecision: none").recipe_notices[0].startswith(f"recipe {mine}: precision as")
     said = refused(f"recipe: {{name: {mine}, until: 100%}}")
-    assert said.startswith(f"{mine}:9:13: 100% is no part of a run")
+    assert said.startswith(f"{mine}:9:13: 100% is not a part of a run")
     Path(mine).write_text(Path(mine).read_text().replace("set: {forward", "set: {forwerd"))
     assert "phase 1 of" in refused(f"recipe: {mine}") and "set names 'forwerd'" in refused(f"recipe: {mine}")
     Path(mine).write_text(Path(mine).read_text().replace("precision:", "loss_scale: 1\nprecisio:"))

@@ -81,5 +81,5 @@ def test_what_is_no_archive_is_refused_in_one_line(project: Project, tmp_path: P
     write_data(Project("study", "", project.records[:1]), tmp_path / "tidy")
     for name in ("gone.parquet", "cut.parquet", "tidy/data.parquet"):
         done = CliRunner().invoke(app, ["report", "--from", str(tmp_path / name), "--out", str(tmp_path / "out")])
-        assert done.exit_code == 2 and "no runs.parquet of a report" in done.output, done.output
+        assert done.exit_code == 2 and "not a runs.parquet of a report" in done.output, done.output
         assert not (tmp_path / "out").exists() and "Traceback" not in done.output

@@ -59,7 +59,7 @@ def docs_table() -> str:
         f"| {each.title} | {each.question} | {', '.join(f'`{m}`' for m in sorted(each.metrics)) or '–'} |"
         for each in sections()
     ]
-    return "\n".join(["| section | question | metrics beside losses and times |", "|---|---|---|", *rows])
+    return "\n".join(["| section | question | metrics other than losses and times |", "|---|---|---|", *rows])
 
 
 def test_a_new_section_is_one_file(tmp_path: Path, make_run: Callable[..., Run], make_spec: Any) -> None:
