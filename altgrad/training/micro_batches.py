@@ -150,4 +150,6 @@ class Gradients:
     def replayed(self) -> Iterator[Tensor]:
         """The step's losses once more, in eager and in float32: for monitors that look at whole tensors."""
         for micro in self.processes.share_of(self.spec.accumulate):
+            if self.processes.size > 1:
+                seek(self.state.model, micro)
             yield self.micro_batches.loss(self.state.step, micro, self.state.model, self.device, "float32")[0]

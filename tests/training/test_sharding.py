@@ -229,15 +229,9 @@ def test_a_sharded_run_goes_on_with_another_number_of_processes(tmp_path: Path) 
 
 @pytest.mark.long
 def test_a_killed_worker_ends_the_run_and_the_same_command_goes_on(tmp_path: Path) -> None:
-    (tmp_path / "tiny.yaml").write_text(CLI_SPEC.replace("steps: 4", "steps: 400").replace("every: 4", "every: 400"))
-    arguments = [
-        "train",
-        "tiny.yaml",
-        "--set",
-        "checkpoint_every=5",
-        "--set",
-        "storage=[{kind: nearest, format: e4m3fn}]",
-    ]
+    (tmp_path / "tiny.yaml").write_text(f"{CLI_SPEC}storage: [{{kind: nearest, format: e4m3fn}}]\n")
+    sets = ["steps=40", "evaluate_every=40", "evaluate_limit=2", "checkpoint_every=5"]
+    arguments = ["train", "tiny.yaml", *(word for each in sets for word in ("--set", each))]
     environment = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "GLOO_SOCKET_IFNAME": "lo"}
     torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", "-m"]
     command = [*torchrun, "altgrad.cli.main", *arguments, "--shard"]
