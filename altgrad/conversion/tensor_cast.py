@@ -75,8 +75,9 @@ def require_stored_castable(tensor: StoredTensor, *, experts: bool = False) -> N
     """ValueError for a tensor that cannot be cast. experts: it is known for a stack of experts' matrices."""
     if len(tensor.shape) == 3 and not experts:
         raise ValueError(
-            f"{tensor.name} is 3-D {list(tensor.shape)}, as the weights of experts are; only matrices are cast; "
-            "leave it out by match, split it into one matrix per expert, or give the model itself instead of its files."
+            f"{tensor.name} is 3-D {list(tensor.shape)}, as the weights of experts are; only matrices are cast; leave "
+            "it out by match, split it into one matrix per expert (as `altgrad export RUN` does), or give "
+            "save_quantized the model itself."
         )
     if tensor.dtype not in CASTABLE:
         remedy = "convert it to F32 first" if tensor.dtype == "F64" else "start from the model before it was quantised"

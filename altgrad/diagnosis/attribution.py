@@ -39,6 +39,7 @@ from torch import Tensor, nn
 from altgrad.diagnosis.sites import Errors, Held, Recorded, casts_as, operands_shown, quantised_layers, slots_by_site
 from altgrad.diagnosis.variants import TakenStep, take_step
 from altgrad.nn import QuantizedLayer, casts_off, weight_names
+from altgrad.nn.experts import ExpertLinear
 from altgrad.nn.layers import is_turned
 from altgrad.nn.outlier_columns import splitting
 from altgrad.progress import progress
@@ -100,6 +101,11 @@ def recorded_step(restored: Restored) -> Step:
 def unattributed(model: nn.Module) -> str:
     """Why errors of this model are not attributed to its casts, in a line; empty where they are."""
     for name, layer in quantised_layers(model).items():
+        if isinstance(layer, ExpertLinear):
+            return (
+                "No attribution of errors to casts: it holds each operand's error while weights move, and "
+                f"{name or 'the layer'} is an expert, which a router sends other tokens then."
+            )
         if splitting(layer.slot_casts.get(("grad_weight", "input"))) is not None:
             return (
                 "No attribution of errors to casts: it goes by one error an operand, and in "

@@ -95,6 +95,8 @@ def require_body(model: Any, missing: Collection[str]) -> None:
 __all__ = ["HF", "HFSpec"]
 
 HEAD = "classifier.safetensors"
+PARTS = {"general", "tokenizer"}
+"""What the library lists among the architectures of GGUF files and is none."""
 _TOKENIZER = (
     "tokenizer.json",
     "tokenizer_config.json",
@@ -323,7 +325,8 @@ def _require_readable(gguf: Path) -> None:
     from transformers.modeling_gguf_pytorch_utils import GGUF_SUPPORTED_ARCHITECTURES as KNOWN
 
     if architecture not in KNOWN:
-        raise ValueError(f"{gguf} is a GGUF file of {architecture}; transformers reads {', '.join(sorted(KNOWN))}.")
+        names = ", ".join(sorted({*KNOWN} - PARTS))
+        raise ValueError(f"{gguf} is a GGUF file of {architecture}; transformers reads {names}.")
 
 
 @contextmanager

@@ -12,6 +12,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from altgrad.conversion.saving import save_quantized
+from altgrad.diagnosis.attribution import unattributed
 from altgrad.models.llama import LlamaSpec
 from altgrad.nn import PrecisionPolicy, commit, dequantize_model, quantize_model, weight_quantizers
 from altgrad.nn.experts import ExpertLinear, StackedLinear
@@ -176,6 +177,13 @@ def test_a_stack_at_rest_has_a_scale_for_each_expert(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="do not cast all of them alike") as caught:
         save_quantized(model, None, policy={"rules": [{"match": "experts.1", "weight": "e4m3fn"}]})
     assert "\n" not in str(caught.value)
+
+
+def test_errors_of_experts_are_not_attributed_in_a_line() -> None:
+    stack, _ = pair(CASTS["current"])
+    assert "and experts.0 is an expert, which a router sends other tokens" in unattributed(
+        nn.ModuleDict({"experts": stack})
+    )
 
 
 def test_places_of_a_mixture() -> None:
