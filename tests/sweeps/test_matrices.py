@@ -60,13 +60,13 @@ def test_every_recipe_of_the_book_is_an_arm_beside_the_uncast_twin() -> None:
 
 def test_arms_of_recipes_differ_in_what_the_recipe_says_alone() -> None:
     plan = smoke(FOLDER / "recipes.yaml")
-    said = ("name", "recipe", "precision", "storage", "loss_scale")
+    said = ("name", "recipe", "precision", "storage", "loss_scale", "gradients", "interventions")
     alike = set()
     for run in plan.runs:
         tree = {key: value for key, value in run.spec.tree().items() if key not in said}
         tree["optimizer"].pop("states", None)
         alike.add((tree["optimizer"]["kind"], str(tree)))
-    assert sorted(kind for kind, _ in alike) == ["adamw", "muon"]
+    assert sorted(kind for kind, _ in alike) == ["adamw", "madam", "muon"]
     assert all(run.spec.recipe is not None for run in plan.runs if run.place.arm not in UNCAST)
     assert len({str(run.spec.deciding()) for run in plan.runs}) == len(plan.runs), "two arms would be one run"
 
