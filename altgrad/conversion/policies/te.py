@@ -163,7 +163,7 @@ def _current(wanted: LayerPrecision) -> Offer:
     power = scaling_choice(wanted, "scale", "real") == "power_of_two"
     scaling = {"kind": "current", "scale": "power_of_two" if power else "real", "arithmetic": "te"}
     arguments = [_format(wanted), f"use_power_2_scales={power}"]
-    sums = {product: how.text for product, how in wanted.accumulators.items() if how.text in SPLIT}
+    sums: dict[str, str] = {product: how.text for product, how in wanted.accumulators.items() if how.text in SPLIT}
     arguments += [
         f"{GEMMS[product]}=recipe.MMParams(use_split_accumulator={SPLIT[text]})"
         for product, text in sums.items()
