@@ -37,7 +37,10 @@ def policy(
     ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON instead of text.")] = False,
 ) -> None:
-    """Write a precision policy as a production stack takes it, or name the first layer that it cannot run."""
+    """Write a policy as a production stack takes it.
+
+    Every layer by its name; or the first that the stack cannot run, with the reason, and nothing is written.
+    """
     progress("loading torch")
     from altgrad.conversion.policies.expression import express_policy
 

@@ -23,7 +23,7 @@ of code and scale in just this order. Whoever writes one proves that by reading 
 """
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -78,7 +78,7 @@ def scale_dtype(spec: QuantizerSpec) -> torch.dtype:
 class Layout:
     """One row of the table above. strategy: compressed-tensors' word for what shares a scale; size: of a block or run.
 
-    suffix: of the scale's name, behind that of the module. exponents: scales are biased powers of two in a byte.
+    suffix: of the scale's name, behind that of the module.
     """
 
     name: str
@@ -87,7 +87,6 @@ class Layout:
     stored_format: str
     size: int = 0
     suffix: str = "weight_scale"
-    exponents: bool = False
 
     @property
     def packed(self) -> bool:
@@ -98,6 +97,11 @@ class Layout:
     def two_levels(self) -> bool:
         """Whether scales are numbers of e4m3fn under one for the tensor."""
         return self.strategy == "tensor_group"
+
+    @property
+    def exponents(self) -> bool:
+        """Whether scales are biased powers of two in a byte."""
+        return self.strategy == "group"
 
     @property
     def elements(self) -> str:
@@ -190,8 +194,8 @@ LAYOUTS: dict[str, Layout] = {
         Layout("FP8_DYNAMIC", _E4M3FN, "channel", "float-quantized"),
         Layout("FP8_BLOCK", _E4M3FN, "block", "float-quantized", BLOCK),
         Layout("NVFP4", _E2M1, "tensor_group", "nvfp4-pack-quantized", 16),
-        Layout("MXFP4", _E2M1, "group", "mxfp4-pack-quantized", 32, exponents=True),
-        Layout("MXFP8", _E4M3FN, "group", "mxfp8-quantized", 32, exponents=True),
+        Layout("MXFP4", _E2M1, "group", "mxfp4-pack-quantized", 32),
+        Layout("MXFP8", _E4M3FN, "group", "mxfp8-quantized", 32),
         Layout("INT8", _INT8, "channel", "int-quantized"),
     )
 }
@@ -201,19 +205,18 @@ HF_FP8 = Layout("FP8_BLOCK", _E4M3FN, "block", "", BLOCK, suffix="weight_scale_i
 
 def layout_of(spec: QuantizerSpec) -> Layout | None:
     """The layout that holds what a cast makes; None where no layout has its grid and its blocks."""
-    found = [layout for layout in LAYOUTS.values() if layout.format == spec.format and _shares(spec)(layout)]
-    return found[0] if found else None
+    wanted = (spec.format, _strategy(spec), getattr(spec.scaling, "size", 0))
+    return next((each for each in LAYOUTS.values() if (each.format, each.strategy, each.size) == wanted), None)
 
 
-def _shares(spec: QuantizerSpec) -> Callable[[Layout], bool]:
-    """Whether a layout's scales lie where those of a cast do."""
+def _strategy(spec: QuantizerSpec) -> str | None:
+    """compressed-tensors' word for where the scales of a cast lie; None where it has none."""
     scaling = spec.scaling
     if not isinstance(scaling, BlockSpec):
-        strategy = "channel" if getattr(scaling, "granularity", "tensor") == "channel" else "tensor"
-        return lambda layout: layout.strategy == strategy
+        return "channel" if getattr(scaling, "granularity", "tensor") == "channel" else "tensor"
     if scaling.shape == "square":
         plain = scaling.scale in ("real", "power_of_two", _BF16) and scaling.outer == "none"
-        return lambda layout: plain and layout.strategy == "block" and layout.size == scaling.size
-    two = scaling.outer == "tensor" and scaling.scale == _E4M3FN
-    one = scaling.outer == "none" and scaling.scale in ("e8m0", "power_of_two")
-    return lambda layout: layout.size == scaling.size and (two if layout.two_levels else one and layout.exponents)
+        return "block" if plain else None
+    if scaling.outer == "tensor" and scaling.scale == _E4M3FN:
+        return "tensor_group"
+    return "group" if scaling.outer == "none" and scaling.scale in ("e8m0", "power_of_two") else None

@@ -21,6 +21,7 @@ from altgrad.conversion.policies.meanings import (
 )
 from altgrad.nn.places import Spot
 from altgrad.nn.slots import LayerPrecision
+from altgrad.quantize import QuantizerSpec
 
 LINEAR, CONV1D, EXPERTS = "nn.Linear", "a Conv1D", "one of a stack of experts"
 """Sorts of layers."""
@@ -206,6 +207,28 @@ class PolicyTarget(ABC):
         for what, why in offer.refuses.items():
             if getattr(decided, what):
                 raise NotExpressible(decided, f"{why}; {LEAVE}")
+
+
+def first_cast(wanted: LayerPrecision, operand: str = "") -> QuantizerSpec | None:
+    """The first cast of a layer, or of one of its operands."""
+    return next((spec for (_, name), spec in wanted.slots.items() if spec and operand in ("", name)), None)
+
+
+def scaling_choice(wanted: LayerPrecision, name: str, default: Any, operand: str = "") -> Any:
+    """A field of the scaling of the first cast of a layer, or of one of its operands; the default where there is none
+    such."""
+    spec = first_cast(wanted, operand)
+    return default if spec is None else getattr(spec.scaling, name, default)
+
+
+def with_sums(rule: Mapping[str, Any], wanted: LayerPrecision, its: Mapping[str, str]) -> dict[str, Any]:
+    """The rule with those accumulators that are wanted and that the target has in a product anyway."""
+    found = dict(rule)
+    for product, how in wanted.accumulators.items():
+        own = found.get(product, {})
+        if how.text == its.get(product) and own != "none":
+            found[product] = {**own, "accumulator": how.text}
+    return found
 
 
 def as_comments(lines: Iterable[str]) -> str:

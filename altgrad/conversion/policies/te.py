@@ -18,10 +18,12 @@ from altgrad.conversion.policies.policy_target import (
     NotExpressible,
     Offer,
     PolicyTarget,
+    first_cast,
     python_file,
+    scaling_choice,
+    with_sums,
 )
 from altgrad.nn.slots import PRODUCTS, LayerPrecision
-from altgrad.quantize import QuantizerSpec
 
 COMMIT = "d0067d0da6cb01811b8072a7d304f0e00344ce2b"
 SHARED = {
@@ -117,18 +119,9 @@ def te_offers(wanted: LayerPrecision) -> list[Offer]:
     return [_delayed(wanted), _current(wanted), _block(wanted), _mxfp8(wanted), _nvfp4(wanted)]
 
 
-def _cast(wanted: LayerPrecision, operand: str = "") -> QuantizerSpec | None:
-    """The first cast, or the first of an operand."""
-    return next((spec for (_, name), spec in wanted.slots.items() if spec and operand in ("", name)), None)
-
-
-def _said(spec: QuantizerSpec | None, name: str, default: Any) -> Any:
-    return default if spec is None else getattr(spec.scaling, name, default)
-
-
 def _hybrid(wanted: LayerPrecision) -> bool:
     """Whether gradients have more range than the rest."""
-    spec = _cast(wanted, "grad_output")
+    spec = first_cast(wanted, "grad_output")
     return spec is not None and str(spec.format) == "e5m2"
 
 
@@ -155,81 +148,66 @@ def _fp8(wanted: LayerPrecision, scaling: dict[str, Any], **weight: Any) -> dict
 
 
 def _delayed(wanted: LayerPrecision) -> Offer:
-    spec = _cast(wanted)
-    history, reduce, margin = _said(spec, "history", 1024), _said(spec, "reduce", "max"), _said(spec, "margin", 0)
-    scaling = {
-        "kind": "delayed", "history": history, "reduce": reduce, "margin": margin, "scale": "real", "arithmetic": "te",
-    }  # fmt: skip
-    rule = _fp8(wanted, scaling)
-    rule |= _as_they_are(wanted, AS_IT_IS)
+    own = {"history": 1024, "reduce": "max", "margin": 0}
+    own = {name: scaling_choice(wanted, name, default) for name, default in own.items()}
+    rule = with_sums(_fp8(wanted, {"kind": "delayed", "scale": "real", "arithmetic": "te", **own}), wanted, AS_IT_IS)
     made = (
-        f"recipe.DelayedScaling({_format(wanted)}, amax_history_len={history}, amax_compute_algo={reduce!r}, "
-        f"margin={margin})"
+        f"recipe.DelayedScaling({_format(wanted)}, amax_history_len={own['history']}, "
+        f"amax_compute_algo={own['reduce']!r}, margin={own['margin']})"
     )
     note = "delayed begins with a scale of 1, and with the first step's own amax in AltGrad."
     return Offer("delayed", made, rule, 16, SHARED, note=note)
 
 
-def _as_they_are(wanted: LayerPrecision, its: dict[str, str]) -> dict[str, Any]:
-    """Sums that are wanted as the recipe makes them anyway."""
-    same = {product: how.text for product, how in wanted.accumulators.items() if how.text == its.get(product)}
-    return {product: {"accumulator": text} for product, text in same.items()}
-
-
-def _split(wanted: LayerPrecision, arguments: list[str]) -> dict[str, Any]:
-    """Sums that are wanted on Hopper, as arguments and as a part of the rule."""
-    found: dict[str, Any] = {}
-    for product, how in wanted.accumulators.items():
-        if how.text in SPLIT:
-            found[product] = {"accumulator": how.text}
-            if how.text != AS_IT_IS[product]:
-                arguments.append(f"{GEMMS[product]}=recipe.MMParams(use_split_accumulator={SPLIT[how.text]})")
-    return found
-
-
 def _current(wanted: LayerPrecision) -> Offer:
-    power = _said(_cast(wanted), "scale", "real") == "power_of_two"
+    power = scaling_choice(wanted, "scale", "real") == "power_of_two"
     scaling = {"kind": "current", "scale": "power_of_two" if power else "real", "arithmetic": "te"}
     arguments = [_format(wanted), f"use_power_2_scales={power}"]
-    rule = _fp8(wanted, scaling)
-    rule |= _split(wanted, arguments) | _backward(wanted, arguments)
+    sums: dict[str, str] = {product: how.text for product, how in wanted.accumulators.items() if how.text in SPLIT}
+    arguments += [
+        f"{GEMMS[product]}=recipe.MMParams(use_split_accumulator={SPLIT[text]})"
+        for product, text in sums.items()
+        if text != AS_IT_IS[product]
+    ]
+    rule = with_sums(_fp8(wanted, scaling), wanted, sums) | _backward(wanted, arguments)
     made = f"with_scales(recipe.Float8CurrentScaling({', '.join(arguments)}), power_of_two={power})"
     return Offer("current", made, rule, 16, SHARED)
 
 
 def _block(wanted: LayerPrecision) -> Offer:
-    power = _said(_cast(wanted), "scale", "power_of_two") == "power_of_two"
+    power = scaling_choice(wanted, "scale", "power_of_two") == "power_of_two"
     scaling = {"kind": "block", "scale": "power_of_two" if power else "real", "arithmetic": "te"}
     rule, dimensions = _fp8(wanted, scaling), []
     for operand, name in (("input", "x"), ("weight", "w"), ("grad_output", "grad")):
-        square = _said(_cast(wanted, operand), "shape", "square" if operand == "weight" else "row") == "square"
+        square = scaling_choice(wanted, "shape", "square" if operand == "weight" else "row", operand) == "square"
         rule[operand] = {**rule[operand], "scaling": {**scaling, "shape": "square" if square else "row"}}
         dimensions.append((f"{name}_block_scaling_dim", 2 if square else 1))
     squares = sum(size == 2 for _, size in dimensions)
     arguments = [_format(wanted), f"use_f32_scales={not power}", *(f"{name}={size}" for name, size in dimensions)]
-    rule |= _as_they_are(wanted, dict.fromkeys(PRODUCTS, "hopper_promote_128")) | _backward(wanted, arguments)
+    rule = with_sums(rule, wanted, dict.fromkeys(PRODUCTS, "hopper_promote_128")) | _backward(wanted, arguments)
     made = f"with_scales(recipe.Float8BlockScaling({', '.join(arguments)}), power_of_two={power})"
     never = "two of its operands have square blocks, and Float8BlockScaling takes one" if squares > 1 else ""
     return Offer("block", made, rule, 16, SHARED, never=never)
 
 
 def _mxfp8(wanted: LayerPrecision) -> Offer:
-    square = _said(_cast(wanted, "weight"), "shape", "row") == "square"
+    square = scaling_choice(wanted, "shape", "row", "weight") == "square"
     rule = _fp8(wanted, {"kind": "mx", "mode": "rceil"}, shape="square" if square else "row")
     arguments = [_format(wanted), f"enable_2d_quantization={square}"]
-    rule |= _as_they_are(wanted, dict.fromkeys(PRODUCTS, "blackwell")) | _backward(wanted, arguments)
+    rule = with_sums(rule, wanted, dict.fromkeys(PRODUCTS, "blackwell")) | _backward(wanted, arguments)
     made = f"recipe.MXFP8BlockScaling({', '.join(arguments)})"
     return Offer("mxfp8", made, rule, 32, SHARED)
 
 
 def _nvfp4(wanted: LayerPrecision) -> Offer:
     turned = wanted.transforms.get("grad_weight") is not None
-    gradient = _cast(wanted, "grad_output")
+    gradient = first_cast(wanted, "grad_output")
     drawn = gradient is None or gradient.rounding == "stochastic"
-    square = _said(_cast(wanted, "weight"), "shape", "square") == "square"
-    tried = {name: _cast(wanted, name) for name in ("weight", "input") if _said(_cast(wanted, name), "choose", ())}
-    one = next(iter(tried.values()), None)
-    by, narrow = "mse" if _said(one, "by", "mae") == "mse" else "mae", _said(one, "scale_max", 256.0) is not None
+    square = scaling_choice(wanted, "shape", "square", "weight") == "square"
+    tried = [name for name in ("weight", "input") if scaling_choice(wanted, "choose", (), name)]
+    one = tried[0] if tried else ""
+    by = "mse" if scaling_choice(wanted, "by", "mae", one) == "mse" else "mae"
+    narrow = scaling_choice(wanted, "scale_max", None, one) is not None
     four_over_six = {"choose": [6, 4], "by": by, **({"scale_max": 256.0} if narrow else {})}
     scaling = {"kind": "nvfp4", "arithmetic": "te"}
     shape = {"shape": "square"} if square else {}
@@ -237,11 +215,11 @@ def _nvfp4(wanted: LayerPrecision) -> Offer:
         "weight": {"format": "e2m1", "scaling": {**scaling, **shape, **(four_over_six if "weight" in tried else {})}},
         "input": {"format": "e2m1", "scaling": {**scaling, **(four_over_six if "input" in tried else {})}},
         "grad_output": {"format": "e2m1", "scaling": scaling, **({"rounding": "stochastic"} if drawn else {})},
-        "operands": "per_product", **_as_they_are(wanted, dict.fromkeys(PRODUCTS, "blackwell_fp4")),
+        "operands": "per_product",
     }  # fmt: skip
     if turned:
         transform = {"kind": "hadamard", "size": 16, "signs": "fixed", "dtype": "bfloat16"}
-        rule["grad_weight"] = {**rule.get("grad_weight", {}), "transform": transform}
+        rule["grad_weight"] = {"transform": transform}
     scope = {(): "none", ("weight",): "weights", ("input",): "activations"}.get(tuple(tried), "all")
     arguments = [
         f"disable_rht={not turned}", f"disable_stochastic_rounding={not drawn}",
@@ -252,6 +230,6 @@ def _nvfp4(wanted: LayerPrecision) -> Offer:
             f"nvfp4_4over6_e4m3_use_256={scope if narrow else 'none'!r}",
             f"nvfp4_4over6_err_mode={by.upper()!r}",
         ]
-    rule |= _backward(wanted, arguments)
+    rule = with_sums(rule, wanted, dict.fromkeys(PRODUCTS, "blackwell_fp4")) | _backward(wanted, arguments)
     never = "Transformer Engine tries 4 and 6 without Hadamard transforms alone" if tried and turned else ""
     return Offer("nvfp4", f"recipe.NVFP4BlockScaling({', '.join(arguments)})", rule, 16, SHARED, never=never)

@@ -18,10 +18,12 @@ from altgrad.conversion.policies.policy_target import (
     Expressible,
     Offer,
     PolicyTarget,
+    first_cast,
     python_file,
+    scaling_choice,
+    with_sums,
 )
 from altgrad.nn.slots import PRODUCTS, SLOTS, LayerPrecision
-from altgrad.quantize import QuantizerSpec
 
 FLOAT8 = {"e4m3fn": "torch.float8_e4m3fn", "e5m2": "torch.float8_e5m2"}
 FLOOR = 1e-12
@@ -112,15 +114,6 @@ def _cast_products(wanted: LayerPrecision) -> list[str]:
     return [each for each in PRODUCTS if any(spec for (product, _), spec in wanted.slots.items() if product == each)]
 
 
-def _scaling(spec: QuantizerSpec | None, name: str, default: Any) -> Any:
-    return default if spec is None else getattr(spec.scaling, name, default)
-
-
-def _first(wanted: LayerPrecision, operand: str = "") -> QuantizerSpec | None:
-    """The first cast, or the first of an operand."""
-    return next((spec for (_, name), spec in wanted.slots.items() if spec and operand in ("", name)), None)
-
-
 def _rule(wanted: LayerPrecision, cast: Mapping[str, Any], products: list[str], **operands: Any) -> dict[str, Any]:
     """One cast for all operands, or another for some, in these products alone."""
     short = {operand: operands.get(operand, cast) for operand in ("weight", "input", "grad_output")}
@@ -130,14 +123,15 @@ def _rule(wanted: LayerPrecision, cast: Mapping[str, Any], products: list[str], 
 
 def _float8(wanted: LayerPrecision) -> Offer:
     """Float8LinearConfig: a scale for the tensor or for each row, chosen by the slot; one format for an operand."""
-    power = _scaling(_first(wanted), "scale", "real") == "power_of_two"
+    power = scaling_choice(wanted, "scale", "real") == "power_of_two"
     products = _cast_products(wanted)
     rule: dict[str, Any] = {"operands": "per_product", **{product: {} for product in PRODUCTS}}
     arguments, formats = [], {}
     for product, operand in SLOTS:
-        first = _first(wanted, operand)
+        first = first_cast(wanted, operand)
         formats[operand] = str(first.format) if first is not None and str(first.format) in FLOAT8 else "e4m3fn"
-        by_row = _scaling(wanted.slots[product, operand], "granularity", "tensor") == "channel"
+        spec = wanted.slots[product, operand]
+        by_row = spec is not None and getattr(spec.scaling, "granularity", "tensor") == "channel"
         scaling = {
             "kind": "current", "granularity": "channel" if by_row else "tensor", "arithmetic": "torchao",
             "scale": "power_of_two" if power else "real", "floor": FLOOR,
@@ -166,13 +160,12 @@ def _argument(product: str, operand: str) -> str:
 
 
 def _mxfp8(wanted: LayerPrecision) -> Offer:
-    first = _first(wanted)
-    mode = "floor" if _scaling(first, "mode", "rceil") == "floor" else "rceil"  # its kernels have no other
+    mode = "floor" if scaling_choice(wanted, "mode", "rceil") == "floor" else "rceil"  # its kernels have no other
     products = _cast_products(wanted)
     high = "grad_weight" not in products
     cast = {"format": "e4m3fn", "scaling": {"kind": "mx", "mode": mode, "arithmetic": "torchao"}}
     rule = _rule(wanted, cast, ["forward", "grad_input", *([] if high else ["grad_weight"])])
-    rule |= _sums(wanted, rule, "blackwell")
+    rule = with_sums(rule, wanted, dict.fromkeys(PRODUCTS, "blackwell"))
     inner = (
         "            kernel_preference=KernelPreference.EMULATED if emulate else KernelPreference.AUTO,\n"
         f"            scale_calculation_mode=ScaleCalculationMode.{mode.upper()},\n"
@@ -187,7 +180,7 @@ def _mxfp8(wanted: LayerPrecision) -> Offer:
 
 def _int8(wanted: LayerPrecision) -> Offer:
     products = _cast_products(wanted)
-    scale = str(_scaling(_first(wanted), "scale", "real"))
+    scale = str(scaling_choice(wanted, "scale", "real"))
     cast: dict[str, Any] = {
         "format": "e0m7",
         "scaling": {
@@ -213,7 +206,7 @@ def _nvfp4(wanted: LayerPrecision) -> Offer:
         grad_output={**cast, "rounding": "stochastic"},
     )  # fmt: skip
     rule["grad_weight"] = {"transform": {"kind": "hadamard", "size": 16, "signs": "layer", "dtype": "bfloat16"}}
-    rule |= _sums(wanted, rule, "blackwell_fp4")
+    rule = with_sums(rule, wanted, dict.fromkeys(PRODUCTS, "blackwell_fp4"))
     unproved = "its Triton kernels want a GPU; the casts are those recorded of them"
     return Offer("nvfp4", "NVFP4TrainingConfig()", rule, 128, unproved=unproved)
 
@@ -223,18 +216,8 @@ def _blockwise(wanted: LayerPrecision) -> Offer:
     cast = {"format": "e4m3fn", "scaling": scaling}
     square = {"format": "e4m3fn", "scaling": {**scaling, "shape": "square"}}
     rule = _rule(wanted, cast, list(PRODUCTS), weight=square)
-    rule |= _sums(wanted, rule, "hopper_promote_128")
+    rule = with_sums(rule, wanted, dict.fromkeys(PRODUCTS, "hopper_promote_128"))
     return Offer(
         "blockwise", "Float8BlockwiseLinearConfig()", rule, 128, {"bias": "it has a bias, which torchao refuses there"},
         unproved="it wants a GPU of compute capability 9.0; the casts are those recorded of its kernels",
     )  # fmt: skip
-
-
-def _sums(wanted: LayerPrecision, rule: Mapping[str, Any], instruction: str) -> dict[str, Any]:
-    """The products whose sums are wanted as the matrix unit of that hardware makes them, which is how it is."""
-    found: dict[str, Any] = {}
-    for product, how in wanted.accumulators.items():
-        own = rule.get(product, {})
-        if how.text == instruction and own != "none":
-            found[product] = {**own, "accumulator": instruction}
-    return found
