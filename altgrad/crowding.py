@@ -16,7 +16,7 @@ def cores() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
-def load() -> float | None:
+def load_average() -> float | None:
     """How many processes and threads wanted a core over the last minute; None where the system does not say."""
     return os.getloadavg()[0] if hasattr(os, "getloadavg") else None
 
@@ -30,7 +30,7 @@ def remedy(threads: int) -> str:
 
 def crowd(threads: int) -> str | None:
     """What a run of so many threads, which is at work, has to share its cores with, in words; None if it has them."""
-    wanted = load()
+    wanted = load_average()
     if wanted is None or wanted <= max(cores(), threads) + SPARE:
         return None
     return " ".join(

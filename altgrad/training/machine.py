@@ -19,7 +19,7 @@ from typing import Any
 
 import torch
 
-from altgrad.crowding import cores, load, remedy
+from altgrad.crowding import cores, load_average, remedy
 from altgrad.quantize.engine import missing_compiler
 
 SUPPORTED = ("2.10", "2.13")
@@ -81,7 +81,7 @@ def _threads() -> Check:
 
 def _load() -> Check:
     """How many processes want a core, over the last minute."""
-    wanted, available, threads = load(), cores(), torch.get_num_threads()
+    wanted, available, threads = load_average(), cores(), torch.get_num_threads()
     if wanted is None:
         return Check("load", "unknown here", "", {"load": None})
     warning = ""
