@@ -2,7 +2,7 @@
 
     make test PYTEST_ADDOPTS=--junitxml=build/junit.xml;  python -m bench.dearest build/junit.xml --page
 
-Cases of one test count together, with the fixtures that the first of them waits for. A claim is the test's name, and
+Cases of one test count together, with the fixtures that the first of them waits for. A claim is the name of a test, and
 the first sentence of its docstring where it has one.
 """
 

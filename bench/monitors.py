@@ -6,6 +6,7 @@ compiled graph, AdamW included. Steps of all arms take turns, round by round:
     none due       every monitor there, none of them due
     default set    range and finite, both due: a step as the 10th
     cheap          all but those that look at a step every 100 steps, all due: as the 10th
+    sampled        the same, with `sample: 1/16` where a monitor has it
     all            every monitor due: as the 100th, when `rank` takes its decompositions, too
 
 Steps are numbered as monitors at their default cadences want them, the same one over and over. "averaged" is what these
@@ -13,6 +14,7 @@ cadences come to: 1 + (cheap - 1) / 10 + (all - cheap) / 100.
 """
 
 import argparse
+import time
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -21,6 +23,7 @@ from torch.nn import functional
 
 from altgrad.models.model import ModelSpec
 from altgrad.monitors import MonitorSpec, Replay
+from altgrad.monitors.sample import SampledSpec
 from altgrad.nn import PrecisionPolicy, commit, quantize_model
 from altgrad.optim import AdamW
 from altgrad.watching import MonitorSet
@@ -30,7 +33,9 @@ VOCABULARY = 8192
 NONE_DUE = 2
 
 
-def arm(kinds: Sequence[str], number: int, *, layers: int, compiled: bool, device: str) -> Callable[[], None]:
+def arm(
+    kinds: Sequence[str], number: int, *, layers: int, compiled: bool, device: str, sampled: bool = False
+) -> Callable[[], None]:
     """Training step `number` of a fresh model, as a function."""
     torch.manual_seed(0)
     spec = ModelSpec.of({"kind": "gpt", "layers": layers, "width": 384, "heads": 6, "context": 256})
@@ -40,7 +45,9 @@ def arm(kinds: Sequence[str], number: int, *, layers: int, compiled: bool, devic
     optimizer = AdamW(model.named_parameters(), lr=1e-4)
     optimizer.engine = "compiled" if compiled else "eager"
     cadence = {"every": 1 << 30} if number == NONE_DUE else {}
-    watch = MonitorSet([MonitorSpec.of({"kind": kind, **cadence}) for kind in kinds], model, optimizer)
+    few = {kind: {"sample": "1/16"} for kind, spec in MonitorSpec.kinds().items() if issubclass(spec, SampledSpec)}
+    specs = [{"kind": kind, **cadence, **(few.get(kind, {}) if sampled else {})} for kind in kinds]
+    watch = MonitorSet([MonitorSpec.of(spec) for spec in specs], model, optimizer)
     forward = torch.compile(model, fullgraph=True) if compiled else model
     tokens = torch.randint(VOCABULARY, (4, 257), device=device)
 
@@ -70,22 +77,31 @@ def main() -> None:
     parser.add_argument("--no-compile", action="store_true")
     parser.add_argument("--layers", type=int, default=6)
     parser.add_argument("--only", nargs="+", metavar="SET", help="these sets, and none")
+    parser.add_argument("--cpu", action="store_true", help="seconds of the processor, where others use it")
     parser.add_argument("--each", action="store_true", help="also every monitor on its own")
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
     every = {kind: spec.model_fields["every"].default for kind, spec in MonitorSpec.kinds().items()}
     cheap = [kind for kind, cadence in every.items() if cadence < 100]
     sets = {"none": ([], NONE_DUE), "none due": (list(every), NONE_DUE), "default set": (["range", "finite"], 10)}
-    sets |= {"cheap": (cheap, 10), "all": (list(every), 100)}
+    sets |= {"cheap": (cheap, 10), "sampled": (cheap, 10), "all": (list(every), 100)}
     sets |= {kind: ([kind], max(10, cadence)) for kind, cadence in every.items() if options.each}
     if options.only:
         sets = {name: sets[name] for name in ("none", *options.only)}
     device = "cuda" if torch.cuda.is_available() else "cpu"
     arms = {
-        name: arm(kinds, number, layers=options.layers, compiled=not options.no_compile, device=device)
+        name: arm(
+            kinds,
+            number,
+            layers=options.layers,
+            compiled=not options.no_compile,
+            device=device,
+            sampled=name == "sampled",
+        )
         for name, (kinds, number) in sets.items()
     }
-    found = summary(in_turn(arms, rounds=options.rounds, warm_up=2), "none")
+    clock = time.process_time if options.cpu else time.perf_counter
+    found = summary(in_turn(arms, rounds=options.rounds, warm_up=2, clock=clock), "none")
     how = "eager" if options.no_compile else "compiled"
     print(f"{machine()}, {options.threads} thread(s), {device}, {how}, {options.layers} layers\n")
     print("| monitors | seconds | x none (quartiles) |\n|---|---|---|")

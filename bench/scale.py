@@ -1,4 +1,4 @@
-"""python -m bench.scale: what a step costs for each parameter, from 1 M to 100 M parameters; docs/SCALE.md reads it.
+"""python -m bench.scale: what a step costs for each parameter, from 1 M to 135 M parameters; docs/SCALE.md reads it.
 
 A GPT of growing width and depth on one block of 256 bytes, one thread, eager; each arm in a process of its own, so that
 its peak of memory is its own. Time is the median step less the first; memory the process's peak less what it had before
@@ -6,7 +6,8 @@ the model was built, divided by the parameters.
 
     plain        float32, AdamW
     cast         weight and input e4m3fn, grad_output e5m2, delayed scales
-    stored       the same, with ManifoldAdamW and weights stored in e3m4, stochastically
+    nvfp4        e2m1 in blocks of 16 with two levels of scales, squares for weights, gradients stochastic
+    stored       the same as cast, with ManifoldAdamW and weights stored in e3m4, stochastically
     watched      the same as cast, with the monitors `range`, `updates`, `flips` and `gradient` at every step
 """
 
@@ -27,15 +28,19 @@ from altgrad.training import RunSpec
 from altgrad.training.estimate import estimate, shapes_only
 from altgrad.training.state import TrainState, build_model, build_optimizer
 
-SIZES = {"1M": (3, 160), "3M": (5, 224), "10M": (8, 320), "30M": (12, 448), "100M": (14, 768)}
-"""Layers and width."""
+SIZES = {"1M": (3, 160), "3M": (5, 224), "10M": (8, 320), "30M": (12, 448), "100M": (14, 768), "135M": (14, 896)}
+"""Layers and width; 135M is SmolLM2's number of parameters."""
 RULES = "precision.rules=[{match: 'blocks.*', weight: {format: e4m3fn, scaling: delayed}, input: {format: e4m3fn, "
 RULES += "scaling: delayed}, grad_output: {format: e5m2, scaling: delayed}}]"
+NVFP4 = "precision.rules=[{match: 'blocks.*', weight: {format: e2m1, scaling: {kind: nvfp4, shape: square}}, "
+NVFP4 += "input: {format: e2m1, scaling: nvfp4}, grad_output: {format: e2m1, scaling: nvfp4, rounding: stochastic}, "
+NVFP4 += "operands: per_product}]"
 WATCH = "monitors=[" + ", ".join(f"{{kind: {kind}, every: 1}}" for kind in ("range", "updates", "flips", "gradient"))
 STORED = "storage=[{match: 'blocks.*.weight', kind: stochastic, format: e3m4}]"
 ARMS: dict[str, list[str]] = {
     "plain": [],
     "cast": [RULES],
+    "nvfp4": [NVFP4],
     "stored": [RULES, STORED, "optimizer.kind=manifold_adamw"],
     "watched": [RULES, WATCH + "]"],
 }  # fmt: skip

@@ -19,6 +19,7 @@ for NVFP4 is written in Python, but its package loads its CUDA library first, so
 import argparse
 import json
 import statistics
+import time
 from collections.abc import Callable, Sequence
 from functools import partial
 from importlib.util import find_spec
@@ -220,6 +221,7 @@ def main() -> None:
     parser.add_argument("--no-compile", action="store_true", help="only the eager arms")
     parser.add_argument("--native", action="store_true", help="also fp8 under engine: native")
     parser.add_argument("--peers", action="store_true", help="also what is installed of torchao and fouroversix")
+    parser.add_argument("--cpu", action="store_true", help="seconds of the processor, where others use it")
     parser.add_argument("--json", metavar="FILE", help="keep the seconds of every round there")
     parser.add_argument("--page", action="store_true", help="write the tables into bench/RESULTS.md")
     options = parser.parse_args()
@@ -236,7 +238,8 @@ def main() -> None:
             arms[f"fp8 native, {word}"] = made("fp8", how=how, engine="native")
         if options.peers and device == "cpu":
             arms |= {f"{name}, {word}": step for name, step in peers(options.only, how=how).items()}
-        kept[word] = taken = in_turn(arms, rounds=options.rounds)
+        clock = time.process_time if options.cpu else time.perf_counter
+        kept[word] = taken = in_turn(arms, rounds=options.rounds, clock=clock)
         limits = {f"{name}, {word}": EAGER if how == "eager" else limit for name, limit in LIMITS.items()}
         results.add(table(taken, f"none, {word}", limits))
         if options.json:

@@ -10,6 +10,7 @@ import types
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from enum import Enum
+from functools import cache
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal, Union, get_args, get_origin
 
@@ -105,12 +106,18 @@ class Shape(BaseModel):
 
         A field that is younger than the first edition (`Since`) is left out while it is at its default.
         """
-        fields = type(self).model_fields.items()
-        return {name: plain(getattr(self, name)) for name, info in fields if not self._is_unused(name, info)}
+        unused = {name for name, default in _young(type(self)) if getattr(self, name) == default}
+        return {name: plain(getattr(self, name)) for name in type(self).model_fields if name not in unused}
 
-    def _is_unused(self, name: str, info: FieldInfo) -> bool:
-        young = any(isinstance(item, Since) for item in info.metadata)
-        return young and bool(getattr(self, name) == info.get_default(call_default_factory=True))
+
+@cache
+def _young(shape: type[Shape]) -> list[tuple[str, Any]]:
+    """The fields that the first edition had not, with their defaults. Planning thousands of runs asks it of each part."""
+    return [
+        (name, info.get_default(call_default_factory=True))
+        for name, info in shape.model_fields.items()
+        if any(isinstance(item, Since) for item in info.metadata)
+    ]
 
 
 @dataclass(frozen=True)

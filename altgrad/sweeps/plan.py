@@ -159,7 +159,7 @@ class _Fitting:
             data = open_data(spec)
             self._data[data_key] = data, data.batch(0).inputs.numel()
         dataset, tokens = self._data[data_key]
-        models = self._models_of(spec, dataset)
+        models = self._models_of(spec, tree, dataset)
         if ready_key not in self._ready or spec.twin is not None or spec.branch is not None:
             check_start(spec, dataset, fit_phases(spec, dataset, ALONE, models), self.store)
             self._ready.add(ready_key)
@@ -173,12 +173,12 @@ class _Fitting:
                 self.notices.append(told)
         return PlannedRun(place, resolved, name, sum(p.numel() for p in models[0].parameters()))
 
-    def _models_of(self, spec: RunSpec, dataset: Dataset) -> list[nn.Module]:
-        """The model of each phase."""
+    def _models_of(self, spec: RunSpec, whole: dict[str, Any], dataset: Dataset) -> list[nn.Module]:
+        """The model of each phase. whole: the spec's tree."""
         found = []
         for number in spec.phases:
             with spec.in_phase(number) as now:
-                tree = now.tree()
+                tree = whole if now is spec else now.tree()
                 key = json.dumps([tree.get(part) for part in ("data", "model", "precision", "evaluate_with")])
                 if key not in self._models:
                     self._models[key] = shapes(now, dataset)

@@ -107,6 +107,28 @@ def test_like_blocks_are_one_graph_watched_and_one_unwatched(recipe: str, layers
 
 
 @pytest.mark.long
+@pytest.mark.parametrize("backend", ["aot_eager", pytest.param("inductor", marks=pytest.mark.needs("c++"))])
+def test_counts_of_a_sixteenth_are_those_of_eager_code(backend: str) -> None:
+    """The key of a draw reaches casts within graphs and behind their operator; inputs have 2^16 elements."""
+    found = []
+    for compiled, sampled in ((False, False), (False, True), (True, True)):
+        torch._dynamo.reset()
+        model = model_of(2, "delayed, stochastic")
+        tokens = torch.randint(64, (128, 16), generator=torch.Generator().manual_seed(1))
+        run_plainly(model, lambda model=model, tokens=tokens: model(tokens))
+        few = {"sample": "1/16"} if sampled else {}
+        watch = MonitorSet([MonitorSpec.of({"kind": "range", **few})], model, AdamW(model.parameters()))
+        watch.begin(1)
+        with Regions(model, backend=backend).at_work() if compiled else nullcontext():
+            model(tokens).square().mean().backward()
+        found.append(watch.finish()["range"].metrics)
+    full, eager, graph = found
+    assert graph == pytest.approx(eager, rel=1e-3, abs=2e-4, nan_ok=True)
+    apart = {key for key, value in full.items() if value == value and value != eager[key]}
+    assert apart and all(key.rpartition("/")[2].endswith("_rate") for key in apart)
+
+
+@pytest.mark.long
 @pytest.mark.needs("c++")
 @pytest.mark.parametrize("recipe", list(RECIPES))
 def test_a_second_process_finds_both_graphs_made(recipe: str, tmp_path: Path) -> None:
