@@ -29,6 +29,7 @@ def test_import_loads_nothing_heavy() -> None:
     assert python(loaded) == "[]\n"
 
 
+@pytest.mark.long
 def test_casts_and_layers_need_no_package_that_only_runs_use() -> None:
     """Quantising a model in one's own loop works where wandb, datasets and pandas cannot be imported."""
     code = (
