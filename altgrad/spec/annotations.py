@@ -112,7 +112,7 @@ class Shape(BaseModel):
 
 @cache
 def _young(shape: type[Shape]) -> list[tuple[str, Any]]:
-    """The fields that the first edition had not, with their defaults. Planning thousands of runs asks it of each part."""
+    """The fields that the first edition had not, with their defaults. Planning thousands of runs asks each part."""
     return [
         (name, info.get_default(call_default_factory=True))
         for name, info in shape.model_fields.items()
