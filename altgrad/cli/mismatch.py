@@ -90,7 +90,8 @@ def _show(made: Any, is_matrix: bool) -> None:
     """What was compared, the figures, and the causes if there are any."""
     asked = made.settings
     what = f"{made.documents} documents, {made.bytes:,} bytes, {made.tokens:,} tokens of {asked.split}"
-    console.say(f"{made.model}: {what}; {asked.batch_size} windows of {asked.context} tokens at a time")
+    windows = "1 window" if asked.batch_size == 1 else f"{asked.batch_size} windows"
+    console.say(f"{made.model}: {what}; {windows} of {asked.context} tokens at a time")
     if is_matrix:
         _show_matrices(made)
     else:
