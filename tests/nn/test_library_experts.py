@@ -193,3 +193,33 @@ def test_saved_each_expert_has_its_scale_and_the_values_of_its_cast(kind: str, t
     with pytest.raises(ValueError, match="do not cast all of them alike") as caught:
         save_quantized(dequantize_model(model), tmp_path / "out", policy={"rules": [rule]})
     assert "\n" not in str(caught.value) and not (tmp_path / "out").exists()
+
+
+@pytest.mark.long
+def test_compiled_and_under_autocast_they_have_the_bits_of_eager() -> None:
+    """Experts run between graphs; of an uncast stack there is one product, in a graph."""
+    torch._dynamo.reset()
+    tokens = torch.randint(64, (2, 9))
+    for rules in (
+        [{"place": "body", "weight": "e4m3fn", "input": "e4m3fn"}],
+        [{"match": "*.gate_up_proj", "weight": "e4m3fn"}],
+    ):
+        model = quantize_model(mixture("Mixtral").train(), {"rules": rules})
+        seen = []
+        for run in (model, torch.compile(model, backend="aot_eager")):
+            for reduced in (False, True):
+                model.zero_grad()
+                with torch.autocast("cpu", torch.bfloat16, enabled=reduced):
+                    loss = run(tokens, labels=tokens).loss
+                loss.backward()
+                seen.append([loss.detach(), *(p.grad for p in model.parameters())])
+        for eager, compiled in zip(seen[:2], seen[2:], strict=True):
+            assert all(torch.equal(a, b) for a, b in zip(eager, compiled, strict=True))
+
+
+def test_generation_runs_the_casts() -> None:
+    model = quantize_model(mixture("Mixtral").eval(), {"rules": [{"place": "experts", "weight": "e4m3fn"}]})
+    experts, ran = experts_of(model), []
+    experts.expert_layers("down_proj")[0].register_forward_hook(lambda *_: ran.append(1))
+    made = model.generate(torch.randint(1, 64, (3, 4)), max_new_tokens=4, do_sample=False, use_cache=True)
+    assert made.shape == (3, 8) and len(ran) >= 2
