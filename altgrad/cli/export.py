@@ -45,7 +45,7 @@ def export(
         typer.Option("--match", metavar="PATTERN", help="With --preset: only these modules."),
     ] = None,
     weights_only: Annotated[bool, typer.Option("--weights-only", help="The config quantises no activations.")] = False,
-    shard: Annotated[float, typer.Option(metavar="GB", min=0.001, help="The largest size of a file.")] = 5.0,
+    max_shard_size: Annotated[float, typer.Option(metavar="GB", min=0.001, help="The largest size of a file.")] = 5.0,
     runs: Annotated[Path, typer.Option("--runs", metavar="DIR", help="The folder that holds all runs.")] = Path("runs"),
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON instead of text.")] = False,
 ) -> None:
@@ -65,7 +65,7 @@ def export(
 
             report = export_checkpoint(
                 found, out, to=to, preset=preset, policy=policy, match=match or (), activations=not weights_only,
-                shard_bytes=int(shard * 10**9),
+                shard_bytes=int(max_shard_size * 10**9),
             )  # fmt: skip
             facts = report.facts
     if as_json:

@@ -30,7 +30,7 @@ def sweep(
     ] = None,
     only: Annotated[
         list[str] | None,
-        typer.Option(metavar="PATTERN", help="Only runs whose id or arm matches, or seed=0, set=, lr=..; of several, all."),
+        typer.Option(metavar="PATTERN", help="Only runs whose id or arm matches, or seed=0, lr=..; of several, all."),
     ] = None,
     launcher: Annotated[
         str, typer.Option(metavar="KIND", help="local, slurm or ray, or as YAML: '{kind: slurm, partition: gpu}'.")

@@ -42,7 +42,7 @@ def _prepared(folder: Path) -> dict[str, list[str]]:
     to = ["--to", "compressed-tensors", "--preset"]
     return {
         "a run": ["export", run.name],
-        "to NVFP4": ["export", "model", *to, "NVFP4", "--shard", "0.001"],
+        "to NVFP4": ["export", "model", *to, "NVFP4", "--max-shard-size", "0.001"],
         "to hf-fp8": ["export", "model", "--to", "hf-fp8"],
     }
 
