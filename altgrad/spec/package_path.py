@@ -9,6 +9,7 @@ found and not imported: nothing of it runs.
 
 import importlib.util
 import json
+import os
 from pathlib import Path
 
 __all__ = ["named_folder", "names_model", "tokenizer_ids"]
@@ -36,9 +37,13 @@ def named_folder(text: str) -> Path:
 
 def names_model(text: str) -> bool:
     """Whether a model's folder or file is meant rather than a run."""
-    path = Path(text).expanduser()
-    is_file = path.is_file() and path.suffix == ".gguf"
-    return text.startswith(_PREFIX) or is_file or (path / "config.json").is_file() or any(path.glob("*.gguf"))
+    # os.path, for which a name that no system takes is one that is not there
+    path = os.path.expanduser(text)
+    if text.startswith(_PREFIX) or os.path.isfile(os.path.join(path, "config.json")):
+        return True
+    if os.path.isdir(path):
+        return any(Path(path).glob("*.gguf"))
+    return path.endswith(".gguf") and os.path.isfile(path)
 
 
 def tokenizer_ids(folder: Path) -> int | None:
