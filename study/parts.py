@@ -56,6 +56,11 @@ class Planned:
         """With its fingerprint, which takes a millisecond."""
         return cls(part, spec, spec.fingerprint())
 
+    @property
+    def title(self) -> str:
+        """As its run's id."""
+        return f"{self.spec.name}-{self.fingerprint[:8]}-s{self.spec.seed}"
+
 
 class Waiting(Exception):
     """A part that follows from runs that are not in yet; says which."""

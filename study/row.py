@@ -56,13 +56,13 @@ def train_row(spec: RunSpec, part: str, folder: Path) -> dict[str, Any]:
 
 
 @cache
-def code_commit() -> str:
+def code_commit(*paths: str) -> str:
     """The commit, with `-dirty` behind it if code or a matrix differs from it; new rows are no difference."""
     git = ["git", "-C", str(Path(__file__).resolve().parents[1])]
     try:
         head = subprocess.run([*git, "rev-parse", "HEAD"], capture_output=True, text=True, check=True).stdout.strip()
         same = subprocess.run(
-            [*git, "diff", "--quiet", "HEAD", "--", "altgrad", "study/*.py", "study/parts"], check=False
+            [*git, "diff", "--quiet", "HEAD", "--", *(paths or ("altgrad", "study/*.py", "study/parts"))], check=False
         )
     except (OSError, subprocess.CalledProcessError):
         return ""

@@ -144,7 +144,7 @@ class _Replay:
 
     def __init__(self, restored: Restored, reference: RunSpec) -> None:
         self.restored, self.count = restored, 0
-        model, seed = restored.model, restored.spec.seed
+        model, seed = restored.model, restored.spec.bits_seed
         precisions = {d.name: d.precision for d in reference.precision.decide(model) if d.precision is not None}
         for name, precision in precisions.items():
             layer = layer_at(model, name, keep=bool(precision.casts()))

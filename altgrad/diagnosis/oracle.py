@@ -189,7 +189,7 @@ def _sample(spec: RunSpec, model: nn.Module) -> tuple[Optimizer, dict[str, _Samp
         alike = group | {"params": None, "storage": {**group["storage"].tree(), "match": None}}
         found = together.setdefault(repr(alike), group | {"params": []})
         found["params"] += [(name, sampled[name].weight) for name, _ in group["params"]]
-    optimizer = spec.optimizer.build(together.values(), seed=spec.seed)
+    optimizer = spec.optimizer.build(together.values(), seed=spec.bits_seed)
     optimizer.casts = {sampled[name].weight: q for name, q in quantizers.items() if name in sampled}
     return optimizer, sampled
 

@@ -95,7 +95,7 @@ def variants(
     with casts_off(model):
         reference = take_step(restored)
     found = [_variant("casts off", reference, reference), _variant("as the run", take_step(restored), reference)]
-    seed = restored.spec.seed
+    seed = restored.spec.bits_seed
     changes = {f"accumulator: {how.text}": accumulator_as(model, how) for how in accumulators}
     changes |= {f"rounding: {name}": specs_as(model, rerounded(name), seed=seed) for name in roundings}
     changes |= {f"all {fmt}": specs_as(model, reformatted(fmt), seed=seed) for fmt in formats}
@@ -111,7 +111,7 @@ def variants(
     for number, (name, policy) in enumerate(policies.items()):
         progress("replaying the step", len(changes) + number, len(changes) + len(policies))
         try:
-            other = quantize_model(dequantize_model(copy.deepcopy(model)), policy, seed=restored.spec.seed)
+            other = quantize_model(dequantize_model(copy.deepcopy(model)), policy, seed=restored.spec.bits_seed)
         except ValueError as error:
             found.append(_impossible(name, error))
             continue

@@ -74,7 +74,7 @@ class Gradients:
         if spec.gradients != GradientCasts():
             trained = {name: p for name, p in state.model.named_parameters() if p.requires_grad}
             self.sums = GradientSums(
-                spec.gradients, trained, state.optimizer.state, seed=spec.seed, processes=self.processes
+                spec.gradients, trained, state.optimizer.state, seed=spec.bits_seed, processes=self.processes
             )
         self.forward: Callable[[Tensor], Tensor] = state.model
         self.regions: Regions | None = None

@@ -24,6 +24,7 @@ from altgrad.models.model import ModelSpec
 from altgrad.monitors import MonitorSpec
 from altgrad.nn import PrecisionPolicy, Processes
 from altgrad.optim import OptimizerSpec, Schedule, Storage
+from altgrad.quantize.noise import site_key
 from altgrad.recipes.expansion import chooses_recipe, expand_run, note_changes
 from altgrad.recipes.note import RecipeNote
 from altgrad.spec import LocatedError, Since, Spec
@@ -80,6 +81,8 @@ class RunSpec(Spec):
     """How the run's id begins."""
     seed: Annotated[int, Field(ge=0, lt=2**31)] = 0
     """Of weights, data order and random bits."""
+    salt: Annotated[int, Field(ge=0), Since(2)] = 0
+    """Of random bits alone: another draw of every rounding and transform, with the same weights and data order."""
     recipe: Annotated[RecipeNote | None, Since(2)] = None
     """A published recipe, which says every key that it has and this spec has not; expanded, a note."""
     model: ModelSpec
@@ -262,6 +265,11 @@ class RunSpec(Spec):
         said = {key: value for key, value in self.tree().items() if key not in ("track", "recipe")}
         said |= {"precision": self.precision.deciding()}
         return said if self.evaluate_with is None else said | {"evaluate_with": self.evaluate_with.deciding()}
+
+    @property
+    def bits_seed(self) -> int:
+        """What keys random bits: the seed, or with a salt a number made of both."""
+        return site_key(self.seed, f"salt {self.salt}") % 2**31 if self.salt else self.seed
 
     @property
     def phases(self) -> range:

@@ -169,7 +169,7 @@ def build_optimizer(spec: RunSpec, model: nn.Module) -> Optimizer:
     except LocatedError as error:
         raise (error if error.location[0] == "storage" else error.within("optimizer")) from None
     try:
-        optimizer = spec.optimizer.build(groups, seed=spec.seed)
+        optimizer = spec.optimizer.build(groups, seed=spec.bits_seed)
     except ValueError as error:
         raise LocatedError(("optimizer",), str(error)) from None
     optimizer.engine = casts_engine(spec.engine)
@@ -185,7 +185,7 @@ def build_model(spec: RunSpec, vocabulary: int, outputs: int) -> nn.Module:
     except ValueError as error:
         raise LocatedError(("model",), str(error)) from None
     try:
-        return quantize_model(model, spec.precision, seed=spec.seed)
+        return quantize_model(model, spec.precision, seed=spec.bits_seed)
     except LocatedError as error:
         raise error.within("precision") from None
     except ValueError as error:
