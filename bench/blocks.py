@@ -111,7 +111,7 @@ def measure(exponent: int, engine: str, rounds: int, device: str) -> str:
             tasks[f"{name}: {row}"] = lambda run=found, given=inputs[dtype]: run(given)  # type: ignore[misc]
     seconds_of = in_turn(tasks, rounds=rounds)
     taken = summary(seconds_of, "clone")
-    lines = [f"2^{exponent} elements, {engine}, {device}", "", "| cast | ns an element | times clone | beside ours |"]
+    lines = [f"2^{exponent} elements, {engine}, {device}", "", "| cast | ns an element | times clone | next to ours |"]
     lines.append("|---|---|---|---|")
     for label, (seconds, low, middle, high) in sorted(taken.items()):
         own, beside = f"{label.partition(':')[0]}: altgrad bf16", ""

@@ -282,7 +282,7 @@ class Second:
                 word = "equal" if same else "DIFFERENT"
             tree = spec.tree()
             body.append([str(tree["storage"][0]["format"]), f"{tree['optimizer']['kappa']:.3g}", word])
-        return table(["field of", "kappa", "beside e4m3f's, every loss"], body)
+        return table(["field of", "kappa", "next to e4m3f's, every loss"], body)
 
     def row_of(self, spec: parts.RunSpec) -> pd.Series | None:
         """The row of a run: the same cell, rate and seed."""

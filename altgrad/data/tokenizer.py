@@ -51,7 +51,7 @@ class BPE(Spec):
     """`{bpe: 4096}`: so many ids, the separator and the 256 bytes among them."""
 
     bpe: Annotated[int, Field(ge=258, le=1 << 20)]
-    """How many ids there are."""
+    """How many tokens the vocabulary has."""
 
     noun: ClassVar[str] = "tokenizer"
 

@@ -59,7 +59,7 @@ class TableFormat(NumberFormat):
     """
 
     values: tuple[float, ...]
-    """By code; float32 numbers, infinities and NaN."""
+    """The values of the grid, by code; float32 numbers, infinities and NaN."""
     midpoints: tuple[float, ...] | None = None
     """Where nearest changes its mind between neighbours of `ranked`; None: halfway."""
     next: tuple[float, float] | None = None

@@ -96,15 +96,15 @@ class MantissaShiftSpec(InterventionSpec):
     good_every: Count = 20
     """Steps between two copies of the last good state."""
     saturation: Rate = 0.01
-    """The saturation rate above which a cast needs more range."""
+    """The saturation rate (0 to 1) above which a cast needs more range."""
     underflow: Rate = 0.5
-    """The underflow rate above which it does, too."""
+    """The underflow rate (0 to 1) above which it does, too."""
     loss: Rate = 0.01
-    """The largest share of values that may be lost where a cast or a storage gives range away."""
+    """The largest share of values (0 to 1) that may be lost where a cast or a storage gives range away."""
     every: Count = 5
-    """Steps between two looks at updates."""
+    """Steps between two observations of updates."""
     window: Count = 4
-    """Looks that are summed."""
+    """Observations that are summed."""
     patience: Count = 3
     """Stalled windows in a row before a storage gets more mantissa."""
     cooldown: Annotated[int, Field(ge=0)] = 50

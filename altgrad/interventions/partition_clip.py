@@ -73,7 +73,7 @@ class PartitionClipSpec(InterventionSpec):
     mode: ClipMode = "range"
     """range: clip at the end of the format; norm: earlier in formats of few binades."""
     saturation: Annotated[float, Field(ge=0, lt=1)] = 0.01
-    """The saturation rate above which a gradient is clipped."""
+    """The saturation rate (0 to 1) above which a gradient is clipped."""
     patience: Annotated[int, Field(ge=1)] = 1
     """Saturated steps in a row before it acts."""
     margin: Annotated[int, Field(ge=-16, le=16)] = 0

@@ -36,17 +36,17 @@ class EncoderSpec(ModelSpec):
     kind: ClassVar[str] = "encoder"
 
     layers: _Count = 4
-    """Blocks."""
+    """How many blocks the model has."""
     width: _Count = 128
-    """Of the residual stream; the MLP is four times as wide."""
+    """Width of the residual stream, in elements; the MLP is four times as wide."""
     heads: _Count = 4
     """Attention heads, each width / heads wide."""
     context: _Count = 128
-    """The most positions the model takes; the data cuts its blocks to it."""
+    """The most tokens the model takes; the data cuts its blocks to it."""
     pooling: Literal["mean", "first"] = "mean"
     """Which token or tokens answer for the text."""
     dropout: Annotated[float, Field(ge=0, lt=1)] = 0.0
-    """Of attention weights and of what each sublayer adds to the residual stream."""
+    """Share (0 to 1) set to 0 of attention weights and of what each sublayer adds to the residual stream."""
     bias: bool = False
     """Whether linear layers and norms have one."""
     gelu: Literal["exact", "tanh"] = "exact"

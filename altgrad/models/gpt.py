@@ -86,15 +86,15 @@ class GPTSpec(ModelSpec):
     kind: ClassVar[str] = "gpt"
 
     layers: _Count = 4
-    """Blocks."""
+    """How many blocks the model has."""
     width: _Count = 128
-    """Of the residual stream; the MLP is four times as wide."""
+    """Width of the residual stream, in elements; the MLP is four times as wide."""
     heads: _Count = 4
     """Attention heads, each width / heads wide."""
     context: _Count = 128
-    """The most positions the model takes; the data cuts its blocks to it."""
+    """The most tokens the model takes; the data cuts its blocks to it."""
     dropout: Annotated[float, Field(ge=0, lt=1)] = 0.0
-    """Of attention weights and of what each sublayer adds to the residual stream."""
+    """Share (0 to 1) set to 0 of attention weights and of what each sublayer adds to the residual stream."""
     bias: bool = False
     """Whether linear layers and norms have one."""
     tied: bool = False
@@ -138,7 +138,7 @@ class Widths(Protocol):
 
     @property
     def width(self) -> int:
-        """Of the residual stream."""
+        """Width of the residual stream, in elements."""
 
     @property
     def bias(self) -> bool:

@@ -132,7 +132,7 @@ class HFSpec(ModelSpec):
     weights: Literal["pretrained", "random"] = "pretrained"
     """random takes the folder's sizes alone."""
     dropout: Annotated[float, Field(ge=0, lt=1)] | None = None
-    """Replaces every dropout of the model's configuration; null keeps them."""
+    """A share (0 to 1) that replaces every dropout of the model's configuration; null keeps them."""
     frozen: tuple[str, ...] = ()
     """Patterns of parameter names that training leaves as they are, such as `*embeddings*`."""
 

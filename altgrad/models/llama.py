@@ -50,25 +50,25 @@ class LlamaSpec(ModelSpec):
     kind: ClassVar[str] = "llama"
 
     layers: _Count = 4
-    """Blocks."""
+    """How many blocks the model has."""
     width: _Count = 128
-    """Of the residual stream."""
+    """Width of the residual stream, in elements."""
     heads: _Count = 4
     """Attention heads."""
     kv_heads: _Count | None = None
     """Heads of keys and values, a divisor of heads; null: as many as heads."""
     head_width: Annotated[int, Field(ge=2, multiple_of=2)] | None = None
-    """Of each head; null: width / heads."""
+    """Width of each head, in elements; null: width / heads."""
     hidden: _Count | None = None
-    """Inside the MLP, and inside each expert; null: 8/3 of width, rounded up to a multiple of 32."""
+    """Width inside the MLP and each expert, in elements; null: 8/3 of width, rounded up to a multiple of 32."""
     experts: Annotated[int, Field(ge=2)] | None = None
     """MLPs to choose from in each block; null: one, for all tokens."""
     active: Annotated[int, Field(ge=2)] | None = None
     """How many of the experts each token passes."""
     context: _Count = 128
-    """The most positions the model takes; the data cuts its blocks to it."""
+    """The most tokens the model takes; the data cuts its blocks to it."""
     activation: Literal["silu", "gelu", "gelu_tanh"] = "silu"
-    """Of the gate: silu makes the MLP SwiGLU, gelu GEGLU; gelu_tanh is GELU's approximation."""
+    """Activation of the gate: silu makes the MLP SwiGLU, gelu GEGLU; gelu_tanh is GELU's approximation."""
     qk_norm: bool = False
     """An RMSNorm of each head's queries and keys."""
     theta: Annotated[float, Field(gt=0)] = 10000.0

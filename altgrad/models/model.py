@@ -28,7 +28,7 @@ class ModelSpec(Kind, family="model", package="altgrad.models"):
     """
 
     context: int
-    """The most positions the model takes; the data cuts its blocks to it."""
+    """The most tokens the model takes; the data cuts its blocks to it."""
 
     @property
     def answers(self) -> Answers:

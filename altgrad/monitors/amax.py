@@ -39,7 +39,7 @@ class AmaxSpec(MonitorSpec):
         ),
     )  # fmt: skip
     rho: Annotated[float, Field(ge=0, lt=1)] = 0.9
-    """The share of the average that stays at each look."""
+    """The share of the average (0 to 1) that stays at each observation."""
     binades: Annotated[int, Field(ge=1)] = 4
     """An average amax that leaves so many binades of the range unused alarms."""
     patience: Annotated[int, Field(ge=1)] = 3

@@ -49,7 +49,7 @@ class CodesSpec(MonitorSpec):
     )  # fmt: skip
     every: Every = 100
     lowest: Annotated[float, Field(ge=0, le=1)] = 0.15
-    """The utilisation below which it alarms."""
+    """The utilisation (0 to 1) below which it alarms."""
 
     def build(self, context: Context = NOTHING) -> "Codes":
         return Codes(self.lowest)

@@ -58,9 +58,9 @@ class DeadSpec(MonitorSpec):
     )  # fmt: skip
     every: Every = 100
     window: Annotated[int, Field(ge=1)] = 1
-    """Looks that are taken together."""
+    """Observations that are taken together."""
     share: Annotated[float, Field(gt=0, le=1)] = MOSTLY_DEAD
-    """The dead share above which it alarms."""
+    """The dead share (0 to 1) above which it alarms."""
 
     def build(self, context: Context = NOTHING) -> "Dead":
         return Dead(self.window, self.share)

@@ -49,7 +49,7 @@ class FlipsSpec(SampledSpec):
         Metric("epoch_flip_rate", "ratio", "flips of this epoch's observed steps so far", "sum flips / (n k)"),
     )  # fmt: skip
     momentum: Annotated[float, Field(gt=0, le=1)] = 0.1
-    """The share that a look adds to the averages."""
+    """The share (0 to 1) that an observation adds to the averages."""
 
     def build(self, context: Context = NOTHING) -> "Flips":
         return Flips(self.momentum, context.epoch or EPOCH, sampled=self.sample is not None)

@@ -45,7 +45,7 @@ class GradientSpec(MonitorSpec):
         ),
     )  # fmt: skip
     patience: Annotated[int, Field(ge=1)] = 3
-    """Looks in a row without a gradient before an alarm."""
+    """Observations in a row without a gradient before an alarm."""
 
     def build(self, context: Context = NOTHING) -> "Gradient":
         return Gradient(self.patience)

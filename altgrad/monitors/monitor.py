@@ -37,7 +37,7 @@ from altgrad.spec import Kind
 from altgrad.symptoms import Phase, phase_of_site
 
 Values = Mapping[str, float]
-Every = Annotated[int, Field(ge=1, description="Steps between two looks; the first step is looked at, too.")]
+Every = Annotated[int, Field(ge=1, description="Steps between two observations; the first step is observed, too.")]
 Found = dict[str, Tensor]
 
 

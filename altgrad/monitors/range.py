@@ -75,11 +75,11 @@ class RangeSpec(SampledSpec):
         ERROR,
     )  # fmt: skip
     saturation: Annotated[float, Field(gt=0, le=1)] = 0.1
-    """The saturation rate above which it alarms."""
+    """The saturation rate (0 to 1) above which it alarms."""
     underflow: Annotated[float, Field(gt=0, le=1)] = 0.75
-    """The underflow rate above which it alarms."""
+    """The underflow rate (0 to 1) above which it alarms."""
     pinned: Annotated[float, Field(gt=0, le=1), Since(2)] = 0.01
-    """Share of stored weights at +-max above which storage clips too much."""
+    """Share of stored weights (0 to 1) at +-max above which storage clips too much."""
     patience: Annotated[int, Field(ge=1)] = 3
     """Observations in a row before an alarm."""
 

@@ -53,11 +53,11 @@ class RankSpec(MonitorSpec):
         Metric("numerical_rank", "directions", "above float32's noise", "#(sigma > max(m, n) eps sigma_1)", "lower"),
     )  # fmt: skip
     full_every: Annotated[int, Field(ge=1)] = 100
-    """Steps between two looks at the whole spectrum."""
+    """Steps between two observations of the whole spectrum."""
     drop: _Drop = 0.2
-    """The decline of a rank, against the twin's, above which it alarms."""
+    """The relative decline of a rank (0 to 1), against the twin's, above which it alarms."""
     sensitive_drop: _Drop = 0.1
-    """The same for the layers of `sensitive_layers`."""
+    """The relative decline (0 to 1) above which it alarms for the layers of `sensitive_layers`."""
     sensitive_layers: tuple[str, ...] = ("*classifier*", "*lm_head*", "*c_proj*")
     """Patterns of layer names whose ranks matter more."""
 

@@ -48,7 +48,7 @@ class ShadowSpec(MonitorSpec):
     )  # fmt: skip
     every: Every = 100
     cosine: Annotated[float, Field(gt=-1, lt=1)] = 0.5
-    """The cosine below which a matrix alarms."""
+    """The cosine (-1 to 1) below which a matrix alarms."""
 
     def build(self, context: Context = NOTHING) -> "Shadow":
         return Shadow(self.cosine)

@@ -35,7 +35,7 @@ class OutputsSpec(Spec):
     forward: CastSpec = None
     """The cast of what the module returns."""
     backward: CastSpec = None
-    """Of the gradient that arrives at the output."""
+    """The cast of the gradient that arrives at the output."""
 
     noun: ClassVar[str] = "the casts of outputs"
 

@@ -43,7 +43,7 @@ class GridOptimSpec(OptimizerSpec):
 
     kind: ClassVar[str] = "grid_optim"
     momentum: Annotated[float, Field(ge=0, lt=1)] = 0.9
-    """0 for none."""
+    """Decay of the momentum in a step (0 to 1); 0: no momentum."""
     rung_clip: Positive = 1.0
     """The most rungs of one step."""
     landing: Landing = "value"

@@ -29,7 +29,7 @@ class MadamSpec(OptimizerSpec):
     lr: LearningRate = 1e-2
     """Peak learning rate, of relative steps."""
     beta: Annotated[float, Field(ge=0, lt=1)] = 0.999
-    """Decay of the second moment."""
+    """Decay of the second moment in a step (0 to 1)."""
     clip: Positive = 10.0
     """The largest normalised gradient."""
     bound: Positive = 3.0

@@ -38,13 +38,13 @@ class MuonSpec(OptimizerSpec):
 
     kind: ClassVar[str] = "muon"
     momentum: Beta = 0.95
-    """Decay of the momentum of matrices."""
+    """Decay of the momentum of matrices in a step (0 to 1)."""
     nesterov: bool = True
     """Nesterov's momentum."""
     ns_coefficients: tuple[float, float, float] = _COEFFICIENTS
     """a, b and c of a Newton-Schulz step."""
     ns_steps: Annotated[int, Field(ge=1, lt=100)] = 5
-    """How many of them."""
+    """Newton-Schulz steps in one optimizer step."""
     eps: Positive = 1e-7
     """The least norm that momentum is divided by."""
     adjust_lr_fn: Adjust = "original"
@@ -54,9 +54,9 @@ class MuonSpec(OptimizerSpec):
     adam_rate: NonNegative = 1.0
     """What lr is multiplied by where AdamW steps."""
     betas: tuple[Beta, Beta] = (0.9, 0.95)
-    """AdamW's."""
+    """AdamW's decay of the first and of the second moment."""
     adam_eps: Positive = 1e-8
-    """AdamW's."""
+    """AdamW's eps, added to the root of the second moment."""
 
 
 class Muon(Optimizer):

@@ -39,9 +39,9 @@ class ParameterGroup(Spec):
     match: Annotated[str, Field(min_length=1)]
     """A pattern of parameter names."""
     lr: LearningRate | None = None
-    """Peak learning rate of these."""
+    """Peak learning rate of these parameters; null: the optimizer's."""
     weight_decay: WeightDecay | None = None
-    """Decay of these."""
+    """Weight decay of these parameters; null: the optimizer's."""
 
     noun: ClassVar[str] = "a parameter group"
 
@@ -55,7 +55,7 @@ class OptimizerSpec(Kind, family="optimizer", package="altgrad.optim"):
     lr: LearningRate = 1e-3
     """Peak learning rate."""
     weight_decay: WeightDecay = 0.0
-    """Of parameters of two or more dimensions, unless a group says otherwise."""
+    """Weight decay of parameters of two or more dimensions, unless a group says otherwise."""
     groups: tuple[ParameterGroup, ...] = ()
     """Parameters by name with a rate or a decay of their own."""
     states: Annotated[dict[str, StateSpec], Since(2)] = Field(default_factory=dict)

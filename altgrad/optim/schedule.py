@@ -37,9 +37,9 @@ class Schedule(Spec):
     warmup: Annotated[int, Field(ge=0)] = 0
     """Steps before the peak; a tenth of the run where it is no longer than that."""
     floor: _Share = 0.1
-    """The multiplier at the end of the run (cosine, wsd)."""
+    """The multiplier of the peak rate (0 to 1) at the end of the run (cosine, wsd)."""
     decay: _Share = 0.2
-    """The share of all steps spent going down (wsd)."""
+    """The share of all steps (0 to 1) spent going down (wsd)."""
 
     @model_validator(mode="before")
     @classmethod

@@ -23,7 +23,7 @@ class SGDSpec(OptimizerSpec):
 
     kind: ClassVar[str] = "sgd"
     momentum: Annotated[float, Field(ge=0, lt=1)] = 0.9
-    """0 for none."""
+    """Decay of the momentum in a step (0 to 1); 0: no momentum."""
     nesterov: bool = False
     """Nesterov's momentum."""
 

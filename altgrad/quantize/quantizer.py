@@ -68,7 +68,7 @@ class QuantizerSpec(Spec):
     correction: Annotated[Literal["none", "eden"], Since(2)] = "none"
     """eden: block scales times <u, u> / <u, q> over each run that the product's transform turns (`correction.py`)."""
     average_decay: Annotated[float, Field(ge=0.5, lt=1), Since(2)] = 0.998
-    """How much of the average that rounding: toward_average goes to is kept in each step (`average.py`)."""
+    """The share (0 to 1) that a step keeps of the average to which rounding: toward_average goes (`average.py`)."""
     outliers: Annotated[OutliersSpec | None, Since(2)] = None
     """What is carried apart, in another cast or none; this cast takes the rest (`outliers.py`)."""
 

@@ -125,7 +125,7 @@ def _format() -> Schema:
             {
                 "type": "object",
                 "properties": {
-                    "values": numbers | {"minItems": 2, "description": "By code."},
+                    "values": numbers | {"minItems": 2, "description": "The values of the grid, by code."},
                     "midpoints": numbers | {"description": "Where nearest changes its mind; halfway if left out."},
                     "next": numbers | {"minItems": 2, "maxItems": 2, "description": "What follows beyond the ends."},
                 },

@@ -65,7 +65,7 @@ class ReduceCast(Spec):
     rounding: RoundingMode = Rounding.nearest_even
     """How gradients and partial sums enter the format."""
     scale: Literal["power_of_two", "real"] = "power_of_two"
-    """Of the tensor, from the largest amax of all processes."""
+    """The scale of the tensor, from the largest amax of all processes."""
     factor: Annotated[float, Field(gt=0, le=1e30)] | Literal["root", "auto"] = 1.0
     """What gradients are multiplied by before the cast: a number, 1 / sqrt(processes), or FP8-LM's automatic one."""
     sums: Sums = "rounded"
@@ -85,9 +85,9 @@ class GradientCasts(Spec):
     """In what gradients are before they are added; null: float32."""
 
     micro_batch: MicroBatchCast | None = None
-    """Each micro-batch's, before it is added to those of the step before it."""
+    """The cast of each micro-batch's gradient, before it is added to those of the step before it."""
     reduce: ReduceCast | None = None
-    """Each process's, before they are added up."""
+    """The cast of each process's gradient, before they are added up."""
 
     noun: ClassVar[str] = "gradients"
 

@@ -43,7 +43,7 @@ class LossScale(Spec):
     """
 
     factor: Annotated[float, Field(gt=0)] = 1.0
-    """A power of two."""
+    """What the loss is multiplied by before backward: a power of two."""
     force: bool = False
     """Allow it with scaled casts of grad_output, where it does nothing."""
 
@@ -80,11 +80,11 @@ class RunSpec(Spec):
     name: str = "run"
     """How the run's id begins."""
     seed: Annotated[int, Field(ge=0, lt=2**31)] = 0
-    """Of weights, data order and random bits."""
+    """The seed of initial weights, data order and random bits."""
     salt: Annotated[int, Field(ge=0), Since(2)] = 0
     """Of random bits alone: another draw of every rounding and transform, with the same weights and data order."""
     recipe: Annotated[RecipeNote | None, Since(2)] = None
-    """A published recipe, which says every key that it has and this spec has not; expanded, a note."""
+    """A published recipe, which sets every key of its own that this spec leaves out; once expanded, a note."""
     model: ModelSpec
     """What is trained."""
     data: DatasetSpec
@@ -106,15 +106,15 @@ class RunSpec(Spec):
     schedule: Schedule = Schedule()
     """The learning rate over the run."""
     steps: Count
-    """Optimizer steps."""
+    """How many optimizer steps the run takes."""
     accumulate: Count = 1
-    """Micro-batches of a step."""
+    """Micro-batches in one optimizer step."""
     loss_scale: LossScale = LossScale()
     """A power of two that the loss is multiplied by before backward."""
     gradients: Annotated[GradientCasts, Since(2)] = GradientCasts()
-    """In what gradients are before they are added over micro-batches and processes."""
+    """The formats gradients are cast to before they are added over micro-batches and processes."""
     clip_norm: Annotated[float, Field(gt=0)] | None = 1.0
-    """The largest gradient norm; null: no clipping."""
+    """The largest L2 norm of all gradients together; null: no clipping."""
     monitors: tuple[MonitorSpec, ...] = Field(
         default_factory=lambda: (MonitorSpec.of("range"), MonitorSpec.of("finite"))
     )
@@ -128,7 +128,7 @@ class RunSpec(Spec):
     evaluate_every: Count = 100
     """Steps between two evaluations."""
     evaluate_limit: Annotated[Count | None, Since(2)] = None
-    """Validation batches of each of them, from the first on; null: the whole split."""
+    """Validation batches in each evaluation, from the first on; null: the whole split."""
     checkpoint_every: Count = 100
     """Steps between two checkpoints."""
     keep: Count = 2

@@ -1,6 +1,8 @@
 """`altgrad schema` and `altgrad kinds`: what they print."""
 
 import json
+import re
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -91,6 +93,25 @@ def undescribed(node: object, path: str = "") -> list[str]:
 def test_every_field_of_a_spec_says_what_it_means(name: str) -> None:
     schema = json.loads((Path(__file__).resolve().parents[2] / "matrices" / f"{name}.schema.json").read_text())
     assert undescribed(schema) == []
+
+
+def fractions(node: object) -> Iterator[tuple[str, str]]:
+    """Fields that take a number of at most 1, each with its sentence."""
+    for each in node if isinstance(node, list) else node.values() if isinstance(node, dict) else ():
+        yield from fractions(each)
+    if isinstance(node, dict):
+        for name, field in node.get("properties", {}).items():
+            for choice in (field, *field.get("anyOf", ())):
+                if choice.get("type") == "number" and 1 in (choice.get("maximum"), choice.get("exclusiveMaximum")):
+                    yield name, field["description"]
+
+
+def test_a_number_of_at_most_1_says_what_it_is_a_share_of_or_its_range() -> None:
+    schema = json.loads((Path(__file__).resolve().parents[2] / "matrices" / "run.schema.json").read_text())
+    says = re.compile(r"to 1\)|share|decay|relative error|quantile|p: 0", re.I)
+    found = set(fractions(schema))
+    assert len(found) > 20
+    assert not [field for field in found if not says.search(field[1])]
 
 
 def test_names_of_recipes_are_offered_and_paths_are_valid() -> None:
