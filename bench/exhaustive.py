@@ -10,12 +10,13 @@ Each format has up to six checks, each a pass over the patterns, judged by the t
     torch       the same against torch's own dtypes
 
 So what agrees with the table agrees with ml_dtypes and torch bit for bit, and where those two decide otherwise than we
-(overflow, infinity, NaN) the table follows AltGrad's own rule. Progress is kept by format, check and the sources that
-the check depends on: an interrupted run goes on where it stopped, and changed sources start anew. The page
-docs/CONFORMANCE.md is refreshed at the end. Exit code 1 if anything is wrong.
+(overflow, infinity, NaN) the table follows AltGrad's own rule. Progress is kept by format, check and the code that the
+check depends on: an interrupted run continues where it stopped, and changed code starts again (changed comments and
+docstrings do not). The page docs/CONFORMANCE.md is refreshed at the end. Exit code 1 if anything is wrong.
 """
 
 import argparse
+import ast
 import hashlib
 import json
 import os
@@ -93,15 +94,26 @@ def check(cast: Cast, table: Table, progress: Progress, limit: int, save: Callab
         save()
 
 
+def code(text: str) -> str:
+    """A source without what does not run: comments, layout, docstrings of modules, classes, functions and fields."""
+
+    class Silent(ast.NodeTransformer):
+        def visit_Expr(self, node: ast.Expr) -> ast.AST | None:
+            said = isinstance(node.value, ast.Constant) and isinstance(node.value.value, str)
+            return None if said else node
+
+    return ast.unparse(Silent().visit(ast.parse(text)))
+
+
 def fingerprint(sources: Iterable[str]) -> str:
-    """A hash of source files and of the packages they stand on; a folder counts with every .py file in it."""
+    """A hash of the code in source files and of the packages it needs; a folder counts with every .py file in it."""
     digest = hashlib.sha256()
     for package in ("torch", "numpy", "ml_dtypes"):
         digest.update(f"{package} {version(package)}\n".encode())
     for source in sources:
         path = ROOT / source
         for file in sorted(path.rglob("*.py")) if path.is_dir() else [path]:
-            digest.update(file.relative_to(ROOT).as_posix().encode() + b"\0" + file.read_bytes() + b"\0")
+            digest.update(f"{file.relative_to(ROOT).as_posix()}\0{code(file.read_text(encoding='utf-8'))}\0".encode())
     return digest.hexdigest()[:16]
 
 

@@ -25,6 +25,7 @@ def test_it_is_kept_without_outputs() -> None:
     assert all(not cell.outputs and cell.execution_count is None for cell in notebook.cells if cell.cell_type == "code")
 
 
+@pytest.mark.long
 def test_it_runs(tmp_path: Path, small_quickstart: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for name, value in (
         ("PYTHONPATH", str(ROOT)),

@@ -42,7 +42,13 @@ def blocks(language: str) -> dict[str, str]:
     return found
 
 
-@pytest.mark.parametrize("code", blocks("python").values(), ids=blocks("python"))
+PROGRAMS = [
+    pytest.param(code, id=where, marks=pytest.mark.long if "transformers" in code else ())
+    for where, code in blocks("python").items()
+]
+
+
+@pytest.mark.parametrize("code", PROGRAMS)
 def test_library_examples_run(
     code: str, tmp_path: Path, small_quickstart: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -197,14 +197,19 @@ def test_the_sources_a_check_names_import_nothing_of_ours_beyond_themselves() ->
                 assert not outside or check in {"eager", "compiled"}, f"{check}: {file.name} imports {origin}"
 
 
-def test_fingerprints_change_with_any_byte_of_a_source(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_fingerprints_change_with_code_and_not_with_words(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(exhaustive, "ROOT", tmp_path)
     (tmp_path / "a").mkdir()
     (tmp_path / "a" / "b.py").write_text("x = 1")
     before = fingerprint(["a"])
     assert fingerprint(["a"]) == before
-    (tmp_path / "a" / "b.py").write_text("x = 2")
-    assert fingerprint(["a"]) != before
+    (tmp_path / "a" / "b.py").write_text('"""Words."""\nx = 1  # one\n"""What x is."""\n')
+    assert fingerprint(["a"]) == before
+    marks = {before}
+    for source in ("x = 2", "x = '1'", "x = 1\nx", "def f():\n    'f'\n    return 1", "def f():\n    return 'f'"):
+        (tmp_path / "a" / "b.py").write_text(source)
+        marks.add(fingerprint(["a"]))
+    assert len(marks) == 6
 
 
 def test_the_page_has_every_8_bit_format_without_a_mismatch() -> None:
