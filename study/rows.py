@@ -26,14 +26,19 @@ def read(folder: Path = FOLDER) -> pd.DataFrame:
     paths = sorted(folder.glob("*.parquet"))
     if not paths:
         return pd.DataFrame(columns=["part", "fingerprint", "cell", *CELL, "rate", "seed", "loss"])
-    return pa.concat_tables([pq.read_table(path) for path in paths], promote_options="permissive").to_pandas()
+    return pa.concat_tables([_table(path) for path in paths], promote_options="permissive").to_pandas()
+
+
+def _table(path: Path) -> pa.Table:
+    """One file, opened once: by its name it would be opened twice, and may have been replaced in between."""
+    return pq.read_table(pa.BufferReader(path.read_bytes()))
 
 
 def append(row: dict[str, Any], folder: Path = FOLDER) -> None:
     """Put a finished run's row to its part's file; one that is there already is left as it is."""
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / f"{row['part']}.parquet"
-    before = pq.read_table(path).to_pylist() if path.exists() else []
+    before = _table(path).to_pylist() if path.exists() else []
     if any(other["fingerprint"] == row["fingerprint"] for other in before):
         return
     buffer = io.BytesIO()

@@ -168,7 +168,7 @@ def test_the_command_prints_tables_and_json(
         found = CliRunner().invoke(app, [*asked, *wrong])
         assert found.exit_code == 2 and says in found.stderr and found.stderr.count("\n") == 1, found.stderr
     lost = CliRunner().invoke(app, [*asked, "--device", "tpu"])
-    assert lost.exit_code == 3 and "--device tpu is not here" in lost.stderr and lost.stderr.count("\n") == 1
+    assert lost.exit_code == 3 and "--device tpu is not available" in lost.stderr and lost.stderr.count("\n") == 1
     without = [*asked[:2], *asked[4:]]
     for wrong, says in (
         (["--prompts", "empty.txt"], "is empty"), (["--prompts", "blank.txt"], "no line with text"),

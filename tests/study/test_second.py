@@ -125,8 +125,7 @@ def test_a_kill_costs_the_run_under_way_alone(tmp_path: Path, empty: pd.DataFram
         for row in written:
             rows.append(row, tmp_path)
         os._exit(0)
-    path = tmp_path / "screen.parquet"
-    while not path.exists() or len(pq.read_table(path)) < 3:
+    while len(rows.read(tmp_path)) < 3:
         time.sleep(0.01)
     os.kill(child, signal.SIGKILL)
     os.waitpid(child, 0)
