@@ -50,7 +50,8 @@ def test_a_run_in_phases_is_exported_with_the_casts_of_its_last_step(
 ) -> None:
     phases = [{"until": 1, "rules": [{"match": "*", "weight": "e4m3fn"}]}, {"recipe": "mx", "set": {"input": "none"}}]
     spec = {
-        "name": "phased", "steps": 2, "evaluate_limit": 1, "threads": 1, "engine": "eager", "data": {"kind": "text", "batch_size": 1},
+        "name": "phased", "steps": 2, "evaluate_limit": 1, "threads": 1, "engine": "eager",
+        "data": {"kind": "text", "batch_size": 1},
         "model": {"kind": "llama", "layers": 1, "width": 32, "heads": 2, "context": 8},
         "optimizer": {"kind": "adamw", "lr": 1e-3}, "precision": {"phases": phases},
     }  # fmt: skip
