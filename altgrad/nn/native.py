@@ -31,6 +31,8 @@ from altgrad.quantize.block import BlockSpec
 
 DTYPES = {"e4m3fn": torch.float8_e4m3fn, "e5m2": torch.float8_e5m2}
 E4M3 = Digits(3, -6, 8)
+CPU_TAKES_ROWS = torch.__version__ >= (2, 13)  # type: ignore[operator]
+"""Whether torch's product for CPUs takes a scale a row: 2.13's does, 2.11's one a tensor alone."""
 BLOCK = 128
 MULTIPLE = 16
 
@@ -99,7 +101,7 @@ def native_product(a: Factor, b: Factor, dtype: torch.dtype, bias: Tensor | None
             return None
         if blocks and (k % BLOCK or torch.cuda.get_device_capability(a.units.device) != (9, 0)):
             return None
-    elif blocks:
+    elif blocks or not (plain or CPU_TAKES_ROWS):
         return None
     left, right = (each.units.to(_dtype(each.digits)).contiguous() for each in (a, b))
     if plain:
