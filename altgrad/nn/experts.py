@@ -14,6 +14,7 @@ knows of groups (amaxes by segment, blocks that end with an expert's tokens) was
 rounding and transform would exist twice.
 """
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any, cast
@@ -85,17 +86,17 @@ class ExpertLinear(nn.Module):
         return f"in_features={inputs}, out_features={outputs}"
 
 
-class ExpertHolder(nn.Module):
+class ExpertHolder(nn.Module, ABC):
     """A module with parameters that have a matrix for each of several experts, and a layer for each matrix."""
 
     @property
+    @abstractmethod
     def stacked(self) -> tuple[str, ...]:
         """The names of these parameters."""
-        raise NotImplementedError
 
+    @abstractmethod
     def expert_layers(self, parameter: str) -> list[ExpertLinear]:
         """The layers whose weights are the slices of one of them, in order."""
-        raise NotImplementedError
 
     @property
     def is_one_product(self) -> bool:

@@ -51,9 +51,11 @@ def added_up(layer: Casting) -> Mapping[Product, AccumulatorSpec | None]:
     return {**dict.fromkeys(native_products(layer)), **given} if layer.native else given
 
 
-def native_products(layer: Any) -> list[Product]:
-    """The products of a quantised layer that a chip may take; shapes and the chip itself decide when they are made."""
+def native_products(layer: Any, device: torch.device | None = None) -> list[Product]:
+    """The products of a quantised layer that a chip may take, or this device; shapes decide when they are made."""
     found: list[Product] = []
+    on_cpu = device is not None and device.type == "cpu"
+    kept = {"tensor"} if on_cpu and not CPU_TAKES_ROWS else {"tensor", "row"} if on_cpu else {"tensor", "row", "block"}
     for product in PRODUCTS:
         slots = [slot for slot in layer.precision.slots if slot[0] == product]
         if product in layer.precision.accumulators or any(slot not in layer.slot_casts for slot in slots):
@@ -61,7 +63,7 @@ def native_products(layer: Any) -> list[Product]:
         specs = [layer.slot_casts[slot].spec for slot in slots]
         kinds = {_scales(spec, _along(layer, slot)) for spec, slot in zip(specs, slots, strict=True)}
         formats = {str(spec.format) for spec in specs}
-        if formats <= DTYPES.keys() and formats != {"e5m2"} and kinds in ({"tensor"}, {"row"}, {"block"}):
+        if formats <= DTYPES.keys() and formats != {"e5m2"} and len(kinds) == 1 and kinds <= kept:
             found.append(product)
     return found
 

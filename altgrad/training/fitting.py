@@ -205,7 +205,7 @@ def resolve(
 def _taken(model: nn.Module, device: torch.device) -> str:
     """What a chip's 8-bit units may take of a model's products, for people."""
     layers = [module for module in model.modules() if isinstance(module, QuantizedLayer)]
-    taken, every = sum(len(native_products(layer)) for layer in layers), 3 * len(layers)
+    taken, every = sum(len(native_products(layer, device)) for layer in layers), 3 * len(layers)
     sums = accumulator_of(device)
     return (
         f"engine: native: {taken} of {every} products may run on 8-bit units, added up in {sums}; others are emulated"

@@ -99,6 +99,14 @@ def test_what_a_chip_may_take_is_known_from_the_casts(recipe: dict[str, Any], ex
     assert native_products(layer(recipe, 128, 128)) == expected
 
 
+def test_what_is_said_of_a_cpu_is_what_a_cpu_takes(monkeypatch: pytest.MonkeyPatch) -> None:
+    cpu, rows = torch.device("cpu"), all_of("e4m3fn", CHANNEL, operands="per_product")
+    assert native_products(layer(DEEPSEEK, 128, 128), cpu) == [] and native_products(layer(FP8), cpu) == FORWARD
+    for takes, expected in ((True, FORWARD), (False, [])):
+        monkeypatch.setattr("altgrad.nn.native.CPU_TAKES_ROWS", takes)
+        assert native_products(layer(rows, 128, 128), cpu) == expected
+
+
 def test_a_product_that_this_chip_has_not_is_emulated_with_the_same_bits() -> None:
     """Scales of 128, which a CPU's product does not take."""
     x, g = tensors()
