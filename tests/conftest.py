@@ -1,5 +1,5 @@
-"""What every test shares: no network, a fixed number of threads, the same Hypothesis examples each time, the CLI as a
-process, and a skip with its reason where a program that a test runs is not installed.
+"""What every test shares: no network, a cache of its own, a fixed number of threads, the same Hypothesis examples each
+time, the CLI as a process, and a skip with its reason where a program that a test runs is not installed.
 
 The environment is set when this file is imported, before any test can import torch or datasets: both read it once.
 torch itself is never imported here, so the tests of the torch-free rooms stay as quick as those rooms.
@@ -11,6 +11,7 @@ import os
 import shutil
 import subprocess
 import sys
+import tempfile
 from collections.abc import Callable, Iterator, Mapping
 from itertools import islice
 from pathlib import Path
@@ -64,7 +65,15 @@ def pytest_collection_finish() -> None:
 
 
 def pytest_configure(config: pytest.Config) -> None:
+    """A cache for this session, empty at its start, which its workers share.
+
+    In the user's own, evaluations that an earlier session left would be taken up, and nothing of them run.
+    """
     config.addinivalue_line("markers", "needs(*programs): skipped, with the reason, where one of them is not installed")
+    if not hasattr(config, "workerinput"):
+        cache = tempfile.TemporaryDirectory(prefix="altgrad-tests-")
+        config.add_cleanup(cache.cleanup)
+        os.environ["ALTGRAD_CACHE"] = cache.name
 
 
 @pytest.hookimpl(tryfirst=True)

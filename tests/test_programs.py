@@ -86,3 +86,9 @@ def test_where_there_is_no_program_at_all_nothing_fails(file: str, tmp_path: Pat
     done = subprocess.run(command, cwd=TESTS.parent, env=environment, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stdout
     assert ("git is not installed (Debian, Ubuntu: apt install git)" in done.stdout) == (file.startswith("store"))
+
+
+def test_what_earlier_sessions_kept_is_not_seen() -> None:
+    """An evaluation that one session finished would be read, not run, by the next."""
+    cache = Path(os.environ["ALTGRAD_CACHE"])
+    assert cache.is_dir() and cache.resolve() != Path("~/.cache/altgrad").expanduser().resolve()
