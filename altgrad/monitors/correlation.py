@@ -44,10 +44,21 @@ class CorrelationSpec(MonitorSpec):
 class Correlation(UpdateMonitor):
     """Correlations over a sample, and counts by binade over all of each parameter on a grid."""
 
-    whole: ClassVar[bool] = False
     alike: ClassVar[tuple[str, ...]] = (*NAMES, "below_half_*", "attempted_*")
 
     def measure(self, update: Update, kept: Found) -> Found:
+        if update.grid is None:
+            return {}
+        fmt = update.grid.format
+        counts = below_half_by_binade(update.requested, update.start, fmt, scale=update.grid.scale)
+        exponents = stiffness_exponents(fmt)
+        return {
+            f"{name}_{exponent}": number
+            for name, tally in counts.items()
+            for exponent, number in zip(exponents, tally.unbind(), strict=True)
+        }
+
+    def sample(self, update: Update) -> Found:
         if update.grid is None:
             return {}
         gradient = update.requested if update.gradient is None else update.gradient
@@ -57,10 +68,6 @@ class Correlation(UpdateMonitor):
         for what, a in (("requested", asked), ("gradient", slope)):
             ties = log_correlation(a, stiffness)
             found |= {f"{what}_{how}": ties[how] for how in ("pearson", "spearman")}
-        fmt = update.grid.format
-        counts = below_half_by_binade(update.requested, update.start, fmt, scale=update.grid.scale)
-        for name, tally in counts.items():
-            found |= {f"{name}_{e}": n for e, n in zip(stiffness_exponents(fmt), tally.unbind(), strict=True)}
         return found
 
     def report(self, site: str, values: Values) -> Report:

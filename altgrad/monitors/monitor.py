@@ -213,24 +213,25 @@ class ReplayMonitor(Monitor, ABC):
         """Scalars by site or parameter."""
 
 
-class UpdateMonitor(Monitor, ABC):
-    """Looks at what an optimizer step did to each parameter."""
-
-    whole: ClassVar[bool] = True
-    """Whether it passes over whole tensors and may share that pass; false for what takes samples and sorts them."""
+class UpdateMonitor(Monitor):
+    """Looks at what an optimizer step did to each parameter: at all of it, at a sample, or at both."""
 
     def start(self, update: Update) -> Found:
         """What is kept of a parameter from one look to the next, made at the first: tensors, by name."""
         return {}
 
-    @abstractmethod
     def measure(self, update: Update, kept: Found) -> Found:
-        """Scalars; none where it has nothing to say of this parameter.
+        """Scalars of whole tensors; none where it has nothing to say of this parameter.
 
-        kept: what `start` gave, to be changed in place. Else pure, and of fixed shape: what `whole` monitors measure of
+        kept: what `start` gave, to be changed in place. Else pure, and of fixed shape: what all monitors measure of
         a parameter may be one graph (`altgrad.watching.compiled_pass`), and tensors come flattened where one scale
         serves them.
         """
+        return {}
+
+    def sample(self, update: Update) -> Found:
+        """Scalars of what is drawn from the tensors and sorted, which stays outside that graph."""
+        return {}
 
     def absent(self, parameter: str) -> Report:
         """The report on a parameter that a step left out while others were updated."""

@@ -44,10 +44,9 @@ class UlpSpec(MonitorSpec):
 class Ulp(UpdateMonitor):
     """Quantiles and counts over a sample of each parameter on a grid."""
 
-    whole: ClassVar[bool] = False
     alike: ClassVar[tuple[str, ...]] = ("requested_*", "realised_*")
 
-    def measure(self, update: Update, kept: Found) -> Found:
+    def sample(self, update: Update) -> Found:
         if update.grid is None:
             return {}
         grid, (w, requested, after) = sample_on(update.grid, update.start, update.requested, update.after, size=SIZE)

@@ -13,7 +13,7 @@ can vary within it (sizes, scales, all tensors) is its input; what decides its s
 
 from collections.abc import Callable, Mapping
 from dataclasses import replace
-from typing import Any, NamedTuple, cast
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -64,10 +64,9 @@ class CompiledPass:
 
     def update(self, update: Update, kinds: tuple[str, ...], casts: tuple[str, ...]) -> Seen:
         """What these update and cast monitors measure of one."""
-        grid, kept = update.grid, {}
-        for kind in kinds:
-            monitor, held = self.monitors[kind], self.kept.setdefault(kind, {})
-            assert isinstance(monitor, UpdateMonitor)
+        grid, kept, lookers = update.grid, {}, self._of_updates(kinds)
+        for kind, monitor in lookers:
+            held = self.kept.setdefault(kind, {})
             if update.name not in held:
                 held[update.name] = monitor.start(update)
             kept[kind] = held[update.name]
@@ -76,20 +75,17 @@ class CompiledPass:
         if self.engine == "compiled":
             tensors, scale, kept = _flat(tensors, scale, kept)
         parts: list[Seen] = []
-        whole, sampled = (
-            tuple(kind for kind in kinds if cast(UpdateMonitor, self.monitors[kind]).whole == each)
-            for each in (True, False)
-        )
-        shown = casts if grid is not None else ()
-        for some, looking, made in ((whole, (), self._made), ((), shown, self._made), (sampled, (), lambda run: run)):
+        whole = tuple(kind for kind, monitor in lookers if type(monitor).measure is not UpdateMonitor.measure)
+        for some, looking in ((whole, ()), ((), casts if grid is not None else ())):
             form = Form(some, looking, fmt, update.storage)
             if not form.kinds and not form.casts:
                 continue
             if form not in self.graphs:
-                self.graphs[form] = made(self._of_update(form))
+                self.graphs[form] = self._made(self._of_update(form))
             parts.append(self.graphs[form](tensors, scale, {kind: kept[kind] for kind in some}))
-        if not parts:
-            return tensors["before"].new_empty(0, dtype=torch.float64), ()
+        shown = _update_of(tensors, fmt, scale, update.storage)
+        drawn = {(kind, "", name): x for kind, monitor in lookers for name, x in monitor.sample(shown).items()}
+        parts.append(_stacked(drawn, update.before))
         return torch.cat([found for found, _ in parts]), sum((names for _, names in parts), ())
 
     def state(self, kind: str) -> Found:
@@ -107,6 +103,9 @@ class CompiledPass:
                 parameter, _, name = key.rpartition("/")
                 self.kept[kind].setdefault(parameter, {})[name] = value.clone()
 
+    def _of_updates(self, kinds: tuple[str, ...]) -> list[tuple[str, UpdateMonitor]]:
+        return [(kind, monitor) for kind in kinds if isinstance(monitor := self.monitors[kind], UpdateMonitor)]
+
     def _of_gradient(self, kinds: tuple[str, ...]) -> Callable[[Tensor], Seen]:
         at_work = [(k, monitor) for k in kinds if isinstance(monitor := self.monitors[k], GradientMonitor)]
 
@@ -116,15 +115,13 @@ class CompiledPass:
         return run
 
     def _of_update(self, form: Form) -> Callable[[dict[str, Tensor], Tensor | None, dict[str, Found]], Seen]:
-        at_work = [(k, monitor) for k in form.kinds if isinstance(monitor := self.monitors[k], UpdateMonitor)]
+        at_work = self._of_updates(form.kinds)
         lookers = [(k, monitor) for k in form.casts if isinstance(monitor := self.monitors[k], CastMonitor)]
-        fmt, storage = form.format, form.storage
 
         def run(tensors: dict[str, Tensor], scale: Tensor | None, kept: dict[str, Found]) -> Seen:
-            grid = None if fmt is None else Grid(fmt, scale)
-            update = Update(name="", grid=grid, storage=storage, **tensors)
+            update = _update_of(tensors, form.format, scale, form.storage)
             found = {(k, "", name): x for k, m in at_work for name, x in m.measure(update, kept[k]).items()}
-            if grid is not None:
+            if (grid := update.grid) is not None:
                 casts = cast_on(grid, update.requested, ROLES[0], ROLES[0]), stored_cast(update, grid)
                 for role, made in zip(ROLES, casts, strict=True):
                     shown = replace(made, draw=update.draw)
@@ -158,6 +155,10 @@ def stored_cast(update: Update, grid: Grid) -> Cast:
     exact = grid_units(update.before.to(torch.float32) + update.requested, grid.scale)
     unbounded = round_units(exact, grid.format, Rounding.nearest_even)
     return Cast("stored", "stored", grid.format, grid.scale, exact, unbounded, grid_units(update.after, grid.scale))
+
+
+def _update_of(tensors: dict[str, Tensor], fmt: NumberFormat | None, scale: Tensor | None, storage: str) -> Update:
+    return Update(name="", grid=None if fmt is None else Grid(fmt, scale), storage=storage, **tensors)
 
 
 def _stacked(found: Mapping[Name, Tensor], like: Tensor) -> Seen:
