@@ -191,6 +191,8 @@ class QuantizedLayer(nn.Module):
                         factor = quantizer.spec.gradient.factor(entered[key].exact, quantizer.spec.format)
                     else:
                         made[key], factor = quantizer.values_and_factor(turned, live, held_in)
+                    if product in matrices:  # as the turned operand lies: else a graph writes it across
+                        made[key] = held(made[key])
                 if factor is not None and product == "forward" and product in matrices:
                     turned_factor = factor
                 elif factor is not None and (product == "forward" or factor.dtype == torch.bool):

@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 
 from altgrad.quantize.grid import in_float32, keep_infinite
-from altgrad.quantize.traced import repeated
+from altgrad.quantize.traced import in_rows, repeated
 
 LARGEST = (2 - 2.0**-23) * 2.0**127
 """float32's largest number."""
@@ -106,10 +106,13 @@ class SmallScale:
 
     @property
     def turned(self) -> "SmallScale":
-        """The scale of the transposed tensor, whose last two axes are exchanged."""
+        """The scale of the transposed tensor, whose last two axes are exchanged.
+
+        A graph would walk through the tensor as the scales lie, which is across it, one number at a time.
+        """
         if self.entries.ndim < 2:
             return self
-        made = self._each(lambda part: part.mT if part.ndim else part)
+        made = self._each(lambda part: in_rows(part.mT) if part.ndim else part)
         return replace(made, block=(*self.block[:-2], self.block[-1], self.block[-2]), clamped=self.clamped)
 
     def rows(self, start: int, stop: int) -> "SmallScale":

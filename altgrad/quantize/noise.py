@@ -6,7 +6,8 @@ domain), the first keyed by one word and the second by another. There is no gene
 CPU and GPU, eager and compiled, on one thread or many, whatever else ran before; resuming a run needs nothing saved.
 A generator (`torch.rand`) is serial, has state, and differs between devices.
 
-Torch has no arithmetic on uint32, so words are int32 that wrap around; `_shift` is the logical shift.
+Torch has no arithmetic on uint32, so words are int32 that wrap around; `_shift` is the logical shift. A key alone is
+hashed in Python's integers where it is at hand: 2 us where tensors of one element take 150.
 """
 
 import hashlib
@@ -33,6 +34,11 @@ def fold(key: Tensor | int, counter: Tensor | int) -> Tensor:
     """
     assert isinstance(counter, Tensor) or not torch.compiler.is_compiling()
     device = counter.device if isinstance(counter, Tensor) else key.device if isinstance(key, Tensor) else None
+    known, count = _at_hand(key), _at_hand(counter)
+    if known is not None and count is not None:
+        lower = _mixed_word(_mixed_word(known ^ count) + (count >> 32))
+        upper = _mixed_word(_mixed_word((known >> 32) + count) ^ _mixed_word((count >> 32) + lower))
+        return torch.tensor(lower | (upper & (_WORD >> 1)) << 32, dtype=torch.int64, device=device)
     low, high = _words(torch.as_tensor(key, dtype=torch.int64, device=device))
     first, second = _words(torch.as_tensor(counter, dtype=torch.int64, device=device))
     low = _mixed(_mixed(low ^ first) + second)
@@ -48,9 +54,16 @@ def counted_bits(
     key: int or int64 scalar tensor. Element i of the flattened shape uses index `offset + i`, so a tensor may be done
     in pieces. Distinct keys give unrelated bits.
     """
-    low, high = _words(torch.as_tensor(key, dtype=torch.int64, device=device))
-    # Without this, keys 0 and 1 would give the same bits with every pair of neighbours swapped.
-    high = _mixed(high ^ _mixed(low))
+    # But for the hash in `high`, keys 0 and 1 would give the same bits with every pair of neighbours swapped.
+    low: Tensor | int
+    high: Tensor | int
+    known = _at_hand(key)
+    if known is not None:
+        words = known & _WORD, _mixed_word(known >> 32 ^ _mixed_word(known))
+        low, high = (word - (word >> 31 << 32) for word in words)
+    else:
+        low, second = _words(torch.as_tensor(key, dtype=torch.int64, device=device))
+        high = _mixed(second ^ _mixed(low))
     count = torch.Size(shape).numel()
     if offset + count <= 1 << 31:
         index = torch.arange(offset, offset + count, dtype=torch.int32, device=device).view(shape)
@@ -59,6 +72,15 @@ def counted_bits(
         index, upper = _words(wide)
         high = high ^ _mix(upper)
     return _shift(_mix(held(_mix(index ^ low)) + high), 8)
+
+
+def _at_hand(x: Tensor | int) -> int | None:
+    """x where reading it waits for nothing and is no part of a graph: a number, or a plain scalar on a CPU."""
+    if torch.compiler.is_compiling():
+        return None
+    if not isinstance(x, Tensor):
+        return x
+    return int(x) if type(x) is Tensor and x.ndim == 0 and x.device.type == "cpu" else None
 
 
 def _words(x: Tensor) -> tuple[Tensor, Tensor]:
@@ -75,6 +97,14 @@ def _mix(x: Tensor) -> Tensor:
     x = (x ^ _shift(x, 16)).mul_(_M1)
     x = x.bitwise_xor_(_shift(x, 15)).mul_(_M2)
     return x.bitwise_xor_(_shift(x, 16))
+
+
+def _mixed_word(x: int) -> int:
+    """`_mix` of one word's lowest 32 bits, unsigned."""
+    x &= _WORD
+    x = (x ^ x >> 16) * _M1 & _WORD
+    x = (x ^ x >> 15) * _M2 & _WORD
+    return x ^ x >> 16
 
 
 def _mixed(x: Tensor) -> Tensor:

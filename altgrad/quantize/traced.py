@@ -67,9 +67,14 @@ def held(x: Tensor) -> Tensor:
 
     What a view is taken of by strides has to lie in memory.
     """
+    if torch.compiler.is_compiling() and x.ndim > 1 and x.mT.is_contiguous():
+        return in_rows(x.mT).mT
+    return in_rows(x)
+
+
+def in_rows(x: Tensor) -> Tensor:
+    """x itself, which a compiled graph keeps in memory row by row, however what it is computed from lies."""
     if not torch.compiler.is_compiling():
         return x
-    if x.ndim > 1 and x.mT.is_contiguous():
-        return x.mT.as_strided(x.mT.shape, x.mT.stride()).mT
     x = x.contiguous()
     return x.as_strided(x.shape, x.stride())
