@@ -26,8 +26,8 @@ model: {kind: gpt, layers: 1, width: 32, heads: 2, context: 32}
 data: {kind: text, source: words.txt, batch_size: 8}
 precision: {rules: [{match: blocks.*, weight: {format: e4m3fn, scaling: delayed}, input: e4m3fn, grad_output: e5m2}]}
 optimizer: {kind: adamw, lr: 3e-3}
-steps: 60
-evaluate_every: 60
+steps: STEPS
+evaluate_every: STEPS
 checkpoint_every: 30
 """
 WORDS = "the law of a union shall not be member state article data right person"
@@ -36,9 +36,9 @@ DRIVER = """
 import time
 from pathlib import Path
 from altgrad.sweeps import Sweep, SweepFolder, make_plan
-from altgrad.sweeps.launchers.local import Local
+from altgrad.sweeps.launchers.local import LocalSpec
 plan = make_plan(Path("m.yaml"))
-began, launcher = time.process_time(), Local(jobs=1).build()
+began, launcher = time.process_time(), LocalSpec(jobs=1).build()
 assert Sweep(plan, SweepFolder(Path("driver"), plan.name), launcher, "local").run(lambda _: None)
 print(time.process_time() - began)
 launcher.close()
@@ -49,16 +49,19 @@ def main() -> None:
     """Print one line a figure."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--runs", type=int, default=12, help="runs of each sweep")
+    parser.add_argument("--steps", type=int, default=60, help="of a run; workers are compared by runs of some seconds")
+    parser.add_argument("--only-workers", action="store_true", help="neither the matrix nor the store")
     arguments = parser.parse_args()
     with tempfile.TemporaryDirectory(prefix="altgrad-bench-") as name:
         folder = Path(name)
         draw = random.Random(0)
         text = "\n\n".join(" ".join(draw.choice(WORDS.split()) for _ in range(60)) for _ in range(80))
         (folder / "words.txt").write_text(text)
-        (folder / "base.yaml").write_text(BASE)
+        (folder / "base.yaml").write_text(BASE.replace("STEPS", str(arguments.steps)))
         sweeps(folder, arguments.runs)
-        matrix(folder)
-        store(folder / "store")
+        if not arguments.only_workers:
+            matrix(folder)
+            store(folder / "store")
 
 
 class Took(NamedTuple):
@@ -117,7 +120,7 @@ def sweeps(folder: Path, runs: int) -> None:
 def matrix(folder: Path, seeds: int = 10) -> None:
     """500 runs a seed: 10 formats, 5 rates, 10 decays."""
     (folder / "words.txt").write_text(WORDS)
-    (folder / "base.yaml").write_text(BASE)
+    (folder / "base.yaml").write_text(BASE.replace("STEPS", "60"))
     (folder / "large.yaml").write_text(
         "base: base.yaml\naxes:\n"
         "  precision.rules.0.weight.format: [e0m7f, e1m6f, e2m5f, e3m4f, e4m3f, e5m2f, e6m1f, e7m0f, e4m3fn, e5m2]\n"

@@ -13,6 +13,7 @@ from altgrad.optim.schedule import Schedule
 from altgrad.optim.sgd import SGD
 from altgrad.optim.stand_ins import laid_as, whole_state
 from altgrad.optim.storage import Storage
+from altgrad.optim.uncompiled import wait_for_compiler
 from altgrad.optim.whole_tensor import is_sharded, make_dense, own_part, whole_tensor
 from altgrad.optim.wrapping import StoredOptimizer, stored
 
@@ -21,3 +22,5 @@ __all__ = [
     "Schedule", "Storage", "StoredOptimizer", "Update", "is_sharded", "laid_as",
     "make_dense", "own_part", "parameter_groups", "stored", "whole_state", "whole_tensor",
 ]  # fmt: skip
+
+wait_for_compiler()

@@ -65,10 +65,14 @@ class Estimate:
 
 
 class _DrawNothing(TorchFunctionMode):
+    """Drawing on the meta device would draw nothing either, but loads torch's compiler, for a second."""
+
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        if getattr(func, "__name__", "") in ("normal_", "uniform_") and args and isinstance(args[0], Tensor):
-            return args[0]
-        return func(*args, **(kwargs or {}))
+        kwargs = kwargs or {}
+        drawn = args[0] if args else kwargs.get("tensor")  # torch.nn.init names it
+        if getattr(func, "__name__", "") in ("normal_", "uniform_") and isinstance(drawn, Tensor):
+            return drawn
+        return func(*args, **kwargs)
 
 
 @contextmanager

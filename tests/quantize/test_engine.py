@@ -2,6 +2,7 @@
 
 import math
 import os
+import platform
 import subprocess
 import sys
 from typing import Any
@@ -12,7 +13,7 @@ from torch import Tensor
 
 from altgrad.formats import CATALOG, FloatFormat, Rounding
 from altgrad.quantize import Quantizer, round_to
-from altgrad.quantize.engine import SMALL, cast_values, serves
+from altgrad.quantize.engine import SMALL, cast_values, ready_compiler, serves
 
 # torch.compile warns of what it does itself.
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::UserWarning:torch")
@@ -155,3 +156,16 @@ def test_a_cache_written_for_other_vectors_is_not_read(tmp_path):
         environment = os.environ | {"ATEN_CPU_CAPABILITY": capability, "TORCHINDUCTOR_CACHE_DIR": str(tmp_path)}
         found = subprocess.run([sys.executable, "-c", CAST], env=environment, capture_output=True, text=True)
         assert found.stdout == "True\n", (capability, found.stderr)
+
+
+@pytest.mark.needs("c++")
+@pytest.mark.skipif(sys.platform != "linux" or platform.machine() != "x86_64", reason="vectors of x86-64")
+def test_what_is_compiled_uses_vectors_whole() -> None:
+    """In halves, each look at a float's bits waits for memory: five times the time of a cast."""
+    from torch._inductor.cpu_vec_isa import VecAVX512
+
+    ready_compiler()
+    kinds: list[type[VecAVX512]] = [VecAVX512]
+    for kind in kinds:
+        kinds += kind.__subclasses__()
+        assert kind._arch_flags.split().count("-mprefer-vector-width=512") == 1
