@@ -2,7 +2,8 @@
 
 Four methods of `torch.optim.Optimizer` are kept out of graphs by a wrapper that loads the compiler when one of them is
 first called, which is when an optimizer is made: 1.3 s before the first step of a run that compiles nothing. While the
-compiler is not loaded nothing can be in a graph, so until then these methods are called as they are.
+compiler is not loaded nothing can be in a graph, so until then these methods are called as they are. (Checking a run
+that stores weights in a format loads it anyway: torch's functions on the meta device do.)
 """
 
 import sys
