@@ -97,6 +97,7 @@ def main() -> None:
     """Every arm at every size; one line of JSON each on stdout with --json, else a Markdown table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--sizes", nargs="*", default=list(SIZES), choices=list(SIZES))
+    parser.add_argument("--arms", nargs="*", default=list(ARMS), choices=list(ARMS))
     parser.add_argument("--steps", type=int, default=4)
     parser.add_argument("--one", nargs=2, metavar=("SIZE", "ARM"), help="Measure this one here and print JSON.")
     asked = parser.parse_args()
@@ -106,7 +107,7 @@ def main() -> None:
     print("| parameters | arm | s a step | ns a parameter | GFLOP/s | bytes a parameter, peak | estimated |")
     print("|---|---|---|---|---|---|---|")
     for size in asked.sizes:
-        for arm in ARMS:
+        for arm in asked.arms:
             command = [sys.executable, "-m", "bench.scale", "--one", size, arm, "--steps", str(asked.steps)]
             row = json.loads(subprocess.run(command, capture_output=True, text=True, check=True).stdout)
             numbers = ("nanoseconds_a_parameter", "gflops_a_second", "bytes_a_parameter", "estimated_bytes_a_parameter")
