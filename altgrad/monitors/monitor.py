@@ -214,7 +214,12 @@ class ReplayMonitor(Monitor, ABC):
 
 
 class UpdateMonitor(Monitor):
-    """Looks at what an optimizer step did to each parameter: at all of it, at a sample, or at both."""
+    """Looks at what an optimizer step did to each parameter: at all of it (`measure`), at a `sample`, or at both."""
+
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        super().__init_subclass__(**kwargs)
+        if cls.measure is UpdateMonitor.measure and cls.sample is UpdateMonitor.sample:
+            raise TypeError(f"{cls.__name__} looks at nothing; define measure, sample or both.")
 
     def start(self, update: Update) -> Found:
         """What is kept of a parameter from one look to the next, made at the first: tensors, by name."""

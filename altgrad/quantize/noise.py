@@ -7,7 +7,7 @@ CPU and GPU, eager and compiled, on one thread or many, whatever else ran before
 A generator (`torch.rand`) is serial, has state, and differs between devices.
 
 Torch has no arithmetic on uint32, so words are int32 that wrap around; `_shift` is the logical shift. A key alone is
-hashed in Python's integers where it is at hand: 2 us where tensors of one element take 150.
+hashed in Python's integers where it is at hand: 6 us where tensors of one element take 130.
 """
 
 import hashlib

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import torch
 
-from altgrad.monitors import MonitorSpec, describing
+from altgrad.monitors import MonitorSpec, UpdateMonitor, describing
 from altgrad.watching import MonitorSet
 
 KINDS = list(MonitorSpec.kinds())
@@ -144,3 +144,8 @@ def test_a_model_without_gradients_or_grids_leaves_nothing_to_report(kind: str) 
     reports |= watch.finish()
     assert all(math.isfinite(value) or math.isnan(value) for r in reports.values() for value in r.metrics.values())
     assert not any(report.alarms for report in reports.values())
+
+
+def test_a_monitor_of_updates_that_looks_at_nothing_is_refused() -> None:
+    with pytest.raises(TypeError, match="Idle looks at nothing"):
+        type("Idle", (UpdateMonitor,), {"mesure": lambda self, update, kept: {}})
