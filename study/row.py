@@ -3,7 +3,8 @@
     train    as `altgrad train` does, in a folder of its own that is gone afterwards: what is kept of a run is its row
     loss           of the stored weights after the last step, whole validation split: the estimand
     loss_tail      the mean of the same at the last six checkpoints, which are the last 5 % of the run
-    loss_average   of the mean of those six weights, which is on no grid: what the noise of single weights costs
+    loss_average   of the mean of those six weights, which is on no grid: what the noise of single weights costs; both
+                   in the parts TAILED alone, NaN in the others: they decide nothing and take a fifth of a run's time
     cv_t           the coefficient of variation of T = spacing(max(|w|, kappa rms(w))), and cv that of T^p, by matrix
                    and look. Spacing is monotone, so T = max(spacing(w), spacing(kappa rms(w))): the histogram of
                    spacings gives it exactly
@@ -37,6 +38,8 @@ DIVERGED = math.log(VOCABULARY)
 """The loss of knowing nothing, with which a diverged run enters."""
 LATE = 0.75
 """From this share of the steps on, looks count for means."""
+TAILED = ("pilot", "confirm", "confound", "llama")
+"""The parts whose runs also tell the losses of their last 5 %; the screen's first 84 runs do, too."""
 
 
 def train_row(spec: RunSpec, part: str, folder: Path) -> dict[str, Any]:
@@ -46,7 +49,7 @@ def train_row(spec: RunSpec, part: str, folder: Path) -> dict[str, Any]:
     run = trained.run
     row = {"part": part, "id": run.id, "fingerprint": spec.fingerprint(), "spec": json.dumps(spec.tree())}
     row |= {"cell": cell_of(spec)} | settings(spec)
-    row |= measured(run, spec) | losses_of(run, trained.status == "diverged")
+    row |= measured(run, spec) | losses_of(run, trained.status == "diverged", tail=part in TAILED)
     meta = run.meta()
     row |= {key: str(meta.get(key, "")) for key in ("altgrad", "torch")} | {"commit": code_commit()}
     row |= {"machine": f"{platform.machine()} {platform.processor()}".strip(), "cores": os.cpu_count()}
@@ -69,16 +72,16 @@ def code_commit(*paths: str) -> str:
     return head + "-dirty" * bool(same.returncode)
 
 
-def losses_of(run: Run, diverged: bool) -> dict[str, Any]:
-    """Final loss and what is beside it."""
+def losses_of(run: Run, diverged: bool, *, tail: bool = True) -> dict[str, Any]:
+    """Final loss and what is beside it. tail: also the losses of the last checkpoints and of their mean, else NaN."""
     rows = list(run.metrics(["train/loss", "validation/loss"]))
     validation = {int(row["step"]): row["validation/loss"] for row in rows if "validation/loss" in row}
     train = [row["train/loss"] for row in rows if "train/loss" in row]
     found = {"diverged": diverged, "loss_start": validation.get(0), "train_series": train}
     if diverged:
         return found | {"loss": DIVERGED, "loss_tail": DIVERGED, "loss_average": DIVERGED}
-    tail, average = tail_losses(run)
-    return found | {"loss": validation[max(validation)], "loss_tail": statistics.fmean(tail), "loss_average": average}
+    losses, average = tail_losses(run) if tail else ([math.nan], math.nan)
+    return found | {"loss": validation[max(validation)], "loss_tail": statistics.fmean(losses), "loss_average": average}
 
 
 def tail_losses(run: Run) -> tuple[list[float], float]:
