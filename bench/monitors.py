@@ -26,6 +26,7 @@ from altgrad.monitors import MonitorSpec, Replay
 from altgrad.monitors.sample import SampledSpec
 from altgrad.nn import PrecisionPolicy, commit, quantize_model
 from altgrad.optim import AdamW
+from altgrad.training.memory import keep_freed_memory
 from altgrad.watching import MonitorSet
 from bench.timing import in_turn, machine, summary
 
@@ -81,6 +82,7 @@ def main() -> None:
     parser.add_argument("--each", action="store_true", help="also every monitor on its own")
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
+    keep_freed_memory()  # as `altgrad train` does
     every = {kind: spec.model_fields["every"].default for kind, spec in MonitorSpec.kinds().items()}
     cheap = [kind for kind, cadence in every.items() if cadence < 100]
     sets = {"none": ([], NONE_DUE), "none due": (list(every), NONE_DUE), "default set": (["range", "finite"], 10)}

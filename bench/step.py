@@ -34,6 +34,7 @@ from altgrad.monitors import MonitorSpec
 from altgrad.nn import PrecisionPolicy, commit, quantize_model, quantizers, use_engine
 from altgrad.optim import AdamW
 from altgrad.quantize.engine import ready_compiler
+from altgrad.training.memory import keep_freed_memory
 from altgrad.training.regions import Regions, run_plainly
 from altgrad.watching import MonitorSet
 from bench.page import Results
@@ -226,6 +227,7 @@ def main() -> None:
     parser.add_argument("--page", action="store_true", help="write the tables into bench/RESULTS.md")
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
+    keep_freed_memory()  # as `altgrad train` does
     device = "cuda" if torch.cuda.is_available() else "cpu"
     head = f"{machine()}, {options.threads} thread(s), {device}; {options.rounds} rounds, {options.layers} layers"
     results, kept = Results("steps", head), {}

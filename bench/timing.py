@@ -6,6 +6,7 @@ the quartiles over all rounds are reported; warm-up rounds are dropped.
 
 import ctypes
 import platform
+import random
 import statistics
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -20,7 +21,8 @@ def in_turn(
     warm_up: int = 3,
     clock: Callable[[], float] = time.perf_counter,
 ) -> dict[str, list[float]]:
-    """Seconds of each task in each round. Tasks take turns within a round, so they share its disturbances.
+    """Seconds of each task in each round. Tasks take turns within a round, so they share its disturbances, in another
+    order each round: what a task leaves in caches and memory is the next one's.
 
     With a GPU a turn is ten calls without waiting between them: what the host does for one call, some 100 us for a
     compiled graph, is hidden behind the GPU's work on the one before, as it is in training, and counts only where it is
@@ -29,10 +31,10 @@ def in_turn(
     clock: time.process_time, say, on a machine whose processors others use.
     """
     taken: dict[str, list[float]] = {name: [] for name in tasks}
-    cuda = torch.cuda.is_available()
+    cuda, shuffled = torch.cuda.is_available(), random.Random(0)
     calls = 10 if cuda else 1
     for number in range(rounds + warm_up):
-        for name, task in tasks.items():
+        for name, task in shuffled.sample(list(tasks.items()), len(tasks)):
             if cuda:
                 torch.cuda.synchronize()
             begun = clock()

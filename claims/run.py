@@ -41,8 +41,10 @@ def read(folder: Path = RESULTS) -> pd.DataFrame:
 def work(spec: dict[str, Any], part: str, arm: str, runs: str) -> dict[str, Any]:
     """One run, in a process of its own."""
     from altgrad.training import RunSpec
+    from altgrad.training.memory import keep_freed_memory
     from claims.row import train_row
 
+    keep_freed_memory()
     return train_row(RunSpec.made_from(spec), part, arm, Path(runs))
 
 

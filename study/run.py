@@ -20,9 +20,11 @@ from study.driver import ROOT, RUNS
 def work(spec: dict[str, Any], part: str, runs: str) -> dict[str, Any]:
     """One run, in a process of its own."""
     from altgrad.training import RunSpec
+    from altgrad.training.memory import keep_freed_memory
     from study import initial
     from study.row import train_row
 
+    keep_freed_memory()
     made = RunSpec.made_from(spec)
     if made.init_from is not None and not Path(made.init_from).exists():
         Path(made.init_from).parent.mkdir(parents=True, exist_ok=True)

@@ -195,8 +195,10 @@ def _refuse_what_is_out_of_reach(path: Path, sets: list[str]) -> None:
 
 
 def _train(prepared: Any, runs: Path, resume: str, as_json: bool, command: str) -> None:
+    from altgrad.training.memory import keep_freed_memory
     from altgrad.training.trained_run import stop_politely
 
+    keep_freed_memory()
     shown: list[Any] = []
 
     def sinks(run: Any) -> list[Any]:

@@ -1,9 +1,10 @@
 """Flips: weights whose code changed at a fixed scale, where their codes travel, and how many should have changed.
 
-A flip compares *codes*, by `rung`, so +0 and -0 are one and weights off the grid (float32 masters) count by the code
-they round to under this step's scale. What a new scale does to resting weights is a rescale flip and is kept apart:
-codes of the old weights under the old scale, then under the new one, then those of the new weights; each comparison
-changes one thing. A sign flip goes from one sign to the other in a single step; a code that stops at zero has no sign.
+A flip compares *codes*: the grid values that weights round to under this step's scale, so +0 and -0 are one and weights
+off the grid (float32 masters) count by their nearest. How far a flip went is counted in rungs. What a new scale does to
+resting weights is a rescale flip and is kept apart: codes of the old weights under the old scale, then under the new
+one, then those of the new weights; each comparison changes one thing. A sign flip goes from one sign to the other in a
+single step; a code that stops at zero has no sign.
 
 How many flips chance allows, for a request delta and a weight w:
 
@@ -29,24 +30,36 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from altgrad.formats import NumberFormat, parse_format
+from altgrad.formats import NumberFormat, Rounding, parse_format
 from altgrad.measures.share import count
 from altgrad.quantize import gap, round_to, rung
-from altgrad.quantize.grid import NO_RUNG, Scale, grid_units
+from altgrad.quantize.grid import NO_RUNG, Scale, bound_units, grid_units, round_units
 
 
 def flipped(before: Tensor, after: Tensor, fmt: NumberFormat | str, *, scale: Scale = None) -> Tensor:
     """Whether each code changed: bool, of the weights' shape. Both are float32, bf16 or fp16, under one scale."""
-    return rung(before, fmt, scale=scale) != rung(after, fmt, scale=scale)
+    fmt = _parsed(fmt)
+    return _differ(_landed(before, fmt, scale), _landed(after, fmt, scale))
+
+
+def _landed(x: Tensor, fmt: NumberFormat, scale: Scale) -> Tensor:
+    """The grid value nearest to each element, in grid units: tells codes apart as rungs do, in half the time."""
+    fmt.require_tensor_domain()
+    return bound_units(round_units(grid_units(x, scale), fmt, Rounding.nearest_even), fmt)
+
+
+def _differ(old: Tensor, new: Tensor) -> Tensor:
+    """Whether two grid values are of two codes; all NaN are of one."""
+    return (old != new) & ((old == old) | (new == new))
 
 
 def flip_counts(before: Tensor, after: Tensor, fmt: NumberFormat | str, *, scale: Scale = None) -> dict[str, Tensor]:
     """Counts, as int64 scalars: flips, sign_flips (among them), weights (all of them)."""
-    old, new = rung(before, fmt, scale=scale), rung(after, fmt, scale=scale)
-    known = (old != NO_RUNG) & (new != NO_RUNG)
+    fmt = _parsed(fmt)
+    old, new = _landed(before, fmt, scale), _landed(after, fmt, scale)
     return {
-        "flips": count(old != new),
-        "sign_flips": count(known & (old.sign() * new.sign() < 0)),
+        "flips": count(_differ(old, new)),
+        "sign_flips": count(((old < 0) & (new > 0)) | ((old > 0) & (new < 0))),
         "weights": torch.full((), old.numel(), dtype=torch.int64, device=old.device),
     }
 
@@ -55,7 +68,8 @@ def rescale_flip_counts(
     weights: Tensor, fmt: NumberFormat | str, old_scale: Scale, new_scale: Scale
 ) -> dict[str, Tensor]:
     """Codes of the same weights that a new scale changed: int64 scalars rescale_flips and weights."""
-    changed = rung(weights, fmt, scale=old_scale) != rung(weights, fmt, scale=new_scale)
+    fmt = _parsed(fmt)
+    changed = _differ(_landed(weights, fmt, old_scale), _landed(weights, fmt, new_scale))
     size = torch.full((), weights.numel(), dtype=torch.int64, device=weights.device)
     return {"rescale_flips": count(changed), "weights": size}
 
@@ -88,9 +102,9 @@ def follow_trail(
     old, new = rung(before, fmt, scale=scale), rung(after, fmt, scale=scale)
     known = (old != NO_RUNG) & (new != NO_RUNG)
     step = torch.where(known, new - old, 0)
-    sign = step.sign().to(torch.int8)
-    reversed_ = sign * trail.direction < 0
-    direction = torch.where(sign == 0, trail.direction, sign)
+    sign, last = step.sign(), trail.direction.to(torch.int32)  # what processors compute with; bytes are for keeping
+    reversed_ = sign * last < 0
+    direction = torch.where(sign == 0, last, sign).to(torch.int8)
     return Trail(direction, trail.net + step, trail.gross + step.abs()), reversed_
 
 

@@ -248,6 +248,8 @@ class WeightMonitor(Monitor, ABC):
 
     of_states: ClassVar[bool] = False
     """Whether it asks what rounding made of states that are cast."""
+    of_grids: ClassVar[bool] = True
+    """Whether it asks for grids, whose scales may have to be found: a pass over every weight."""
 
     @abstractmethod
     def measure(self, weight: Weight) -> Found:

@@ -77,6 +77,7 @@ class Rank(WeightMonitor):
     """Keeps the first singular direction of every matrix, and the trend of its stable rank."""
 
     alike: ClassVar[tuple[str, ...]] = ("stable_rank", "effective_rank", "r99", "numerical_rank")
+    of_grids: ClassVar[bool] = False
 
     def __init__(self, spec: RankSpec, twin: Mapping[tuple[int, str], float] | None) -> None:
         self.spec, self.twin = spec, twin

@@ -24,7 +24,7 @@ import platform
 import shutil
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any, Literal, NamedTuple
 
 import torch
@@ -203,7 +203,8 @@ def cast_values(
         scale = held(scale)
     inverse = held(scale.reciprocal()) if scale is not None and whole and exact_reciprocal else None
     inverse = inverse if factor is None else held(factor) if whole else factor
-    if engine == "eager" or x.numel() < SMALL or torch.compiler.is_compiling():
+    traced = torch.compiler.is_compiling() and whole_vectors_here() is not None
+    if engine == "eager" or x.numel() < SMALL or traced:
         return function(x, scale, inverse, fmt.has_negative_zero, numbers(fmt), *extra, keep=keep, zeros=zeros)
     taken = x.detach().contiguous().view(-1) if whole else x.detach()
     if whole:
@@ -222,19 +223,11 @@ def ready_compiler() -> None:
     A graph with an autograd Function of one's own is not taken from torch's cache unless allowed: ours are traced into
     it whole, and the next process of a sweep then waits 8 s for NVFP4 instead of 20.
 
-    Before its first C++ it builds and loads a trial library for each width of vectors, also from a full cache: 8 s.
-    Which of them the processor has it finds out without.
-
     The one object that knows the dtypes of operations is told its rules anew for every operation of every kernel (torch
     2.9 to 2.13): 2 s for a block of NVFP4.
-
-    Inductor's C++ looks at a float's bits by way of a buffer that is as long as a vector. For most of Intel's
-    processors compilers prefer vectors of half that length: then the buffer is written in halves and read as a whole,
-    which waits for both to be in memory. A cast took 4.0 ns an element instead of 0.8.
     """
     torch._dynamo.config.recompile_limit = max(torch._dynamo.config.recompile_limit, RECOMPILATIONS)
     torch._functorch.config.autograd_cache_allow_custom_autograd_functions = True
-    import torch._inductor.config as inductor
     from torch._inductor.dtype_propagation import DtypePropagationOpsHandler as Dtypes
     from torch._inductor.utils import op_dtype_propagation_rules as rules
 
@@ -246,17 +239,33 @@ def ready_compiler() -> None:
             known[0] = len(rules)
 
     Dtypes.__init__ = begin_once  # type: ignore[assignment,method-assign]
+    whole_vectors()
+
+
+@functools.cache
+def whole_vectors() -> bool:
+    """Tell Inductor's C++ to fill every vector that the processor has; whether it was told.
+
+    Inductor's C++ looks at a float's bits by way of a buffer that is as long as a vector. For most of Intel's
+    processors compilers prefer vectors of half that length: then the buffer is written in halves and read as a whole,
+    which waits for both to be in memory. A cast took 4.0 ns an element instead of 0.8.
+
+    Before its first C++ Inductor builds and loads a trial library for each width of vectors, also from a full cache:
+    8 s. Which of them the processor has it finds out without.
+    """
     if sys.platform != "linux" or platform.machine() != "x86_64":
-        return
+        return False
     found = (
         subprocess.run([os.environ.get("CXX", "g++"), "-dumpversion"], capture_output=True, text=True, check=False)
         if shutil.which(os.environ.get("CXX", "g++"))
         else None
     )
     if found is None or not found.stdout.partition(".")[0].strip().isdigit():
-        return
+        return False
     if int(found.stdout.partition(".")[0]) < KNOWS_VECTORS:
-        return
+        return False
+    import torch._inductor.config as inductor
+
     if inductor.cpp.vec_isa_ok is None:
         inductor.cpp.vec_isa_ok = True
     from torch._inductor.cpu_vec_isa import VecAVX512
@@ -266,14 +275,29 @@ def ready_compiler() -> None:
         kinds += vectors.__subclasses__()
         if WHOLE_VECTORS not in vectors._arch_flags:
             vectors._arch_flags += WHOLE_VECTORS
+    return True
+
+
+def whole_vectors_here() -> bool:
+    """The same for a cast that is traced into someone else's `torch.compile`: called when it is traced."""
+    return whole_vectors()
+
+
+# As torch.compiler.assume_constant_result would, which loads the compiler to say so.
+whole_vectors_here._dynamo_marked_constant = True  # type: ignore[attr-defined]
 
 
 def quickly() -> dict[str, Any]:
     """Options of torch.compile for graphs of many kernels: the ends of rows that fill no vector, which most models have
     none of, are done one number at a time, for which code is there anyway. A third form of every kernel took an eighth
     of compiling (46 to 40 s)."""
+    return known_options({"cpp.enable_loop_tail_vec": False})
+
+
+def known_options(wanted: Mapping[str, Any]) -> dict[str, Any]:
+    """Those of these options of torch.compile that this torch has."""
     known = torch._inductor.list_options()
-    return {name: value for name, value in {"cpp.enable_loop_tail_vec": False}.items() if name in known}
+    return {name: value for name, value in wanted.items() if name in known}
 
 
 def missing_compiler(device: torch.device) -> str | None:

@@ -327,9 +327,7 @@ def _formula_rung(u: Tensor, fmt: FloatFormat) -> Tensor:
     q = bound_units(_formula_round(u, fmt, Rounding.nearest_even), fmt)
     binade = _binade(q, fmt)
     steps = torch.where(q == q, q / (binade * 2.0**-fmt.mantissa_bits), 0.0)
-    if torch.compiler.is_compiling() and fmt.e_min >= -126:
-        passed = binade.log2().round() - fmt.e_min  # a vector at a time, see `binade`
-    elif fmt.e_min >= -126:
+    if fmt.e_min >= -126:
         passed = (binade.view(torch.int32) >> 23) - (fmt.e_min + 127)
     else:  # the lowest binades are float32 sub-normals, which have no exponent field
         passed = torch.frexp(binade).exponent - (fmt.e_min + 1)

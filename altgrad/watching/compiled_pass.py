@@ -23,10 +23,13 @@ from altgrad.monitors.monitor import CastMonitor, Found, GradientMonitor, Monito
 from altgrad.optim import Update, whole_tensor
 from altgrad.quantize import Cast, Grid, Rounding
 from altgrad.quantize.counted import Role
-from altgrad.quantize.engine import Engine, ready_compiler
+from altgrad.quantize.engine import Engine, known_options, ready_compiler
 from altgrad.quantize.grid import grid_units, round_units
 from altgrad.watching.cast_tables import cast_on
 
+INLINED = {"realize_opcount_threshold": 100}
+"""How many operations a number may take to be computed anew by each that asks, instead of being kept for them: here all
+ask in one loop, where it is computed once, and a bool is written to memory one at a time."""
 ROLES: tuple[Role, Role] = ("requested", "stored")
 TENSORS = ("before", "requested", "after", "undecayed", "moved", "gradient", "draw")
 
@@ -134,7 +137,7 @@ class CompiledPass:
         if self.engine == "eager":
             return run
         ready_compiler()
-        made = torch.compile(run, dynamic=True, fullgraph=True)
+        made = torch.compile(run, dynamic=True, fullgraph=True, options=known_options(INLINED))
 
         def constant(*given: Any) -> Seen:
             # Else a format's numbers are inputs of the graph, and powers of two are computed again for each vector.

@@ -198,7 +198,7 @@ class MonitorSet:
         if isinstance(self.optimizer, Optimizer):
             self.optimizer.watching = self.optimizer.measuring = False
         if at_work := self._due(WeightMonitor):
-            grids = self._grids()
+            grids = self._grids() if any(monitor.of_grids for monitor in at_work.values()) else {}
             for name, p in self.model.named_parameters():
                 weight = Weight(name, whole_tensor(p), grids.get(name), self._states(p), self._losses(p))
                 for kind, monitor in at_work.items():

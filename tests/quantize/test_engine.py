@@ -169,3 +169,17 @@ def test_what_is_compiled_uses_vectors_whole() -> None:
     for kind in kinds:
         kinds += kind.__subclasses__()
         assert kind._arch_flags.split().count("-mprefer-vector-width=512") == 1
+
+
+@pytest.mark.skipif(sys.platform != "linux" or platform.machine() != "x86_64", reason="vectors of x86-64")
+def test_casts_in_a_graph_that_someone_else_compiles_use_vectors_whole(monkeypatch: pytest.MonkeyPatch) -> None:
+    told: list[bool] = []
+    monkeypatch.setattr("altgrad.quantize.engine.whole_vectors", lambda: told.append(True) or True)
+    fmt, x = FloatFormat.parse("e4m3fn"), torch.linspace(-3, 3, 64)
+
+    def cast(x: Tensor) -> Tensor:
+        return cast_values(x, None, fmt, Rounding.nearest_even, exact_reciprocal=True)
+
+    plain = cast(x)
+    assert not told
+    assert torch.equal(torch.compile(cast, backend="eager", fullgraph=True)(x), plain) and told
