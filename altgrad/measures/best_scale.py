@@ -24,6 +24,7 @@ import torch
 from torch import Tensor
 
 from altgrad.formats import NumberFormat
+from altgrad.measures.quantiles import ascending
 from altgrad.quantize.scaling import MAX_SCALE, MIN_SCALE, scale_of
 
 _BINADES = 280  # more than float32 has, sub-normals included
@@ -59,7 +60,7 @@ class Magnitudes:
         """Those of the finite elements of x (any shape, float32, bf16 or fp16): 32 bytes an element."""
         flat = x.detach().flatten().to(torch.float64)
         flat = flat if signed else flat.abs()
-        values = flat[flat.abs() < math.inf].sort().values
+        values = ascending(flat[flat.abs() < math.inf])
         return cls(values, torch.ones_like(values), signed=signed)
 
     @property

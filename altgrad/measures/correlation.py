@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from altgrad.formats import NumberFormat
-from altgrad.measures.quantiles import tally
+from altgrad.measures.quantiles import ascending, tally
 from altgrad.measures.stiffness import stiffness_bin, stiffness_exponents
 from altgrad.measures.ulp import ulps
 from altgrad.quantize.grid import Scale
@@ -63,7 +63,7 @@ def _logs(x: Tensor, used: Tensor) -> Tensor:
 def _ranks(x: Tensor, used: Tensor) -> Tensor:
     """Ranks among the used elements, ties sharing their mean: float64; of no meaning for the others."""
     x = torch.where(used, x, torch.inf)
-    ordered = x.sort().values
+    ordered = ascending(x)
     below, through = (torch.searchsorted(ordered, x, right=right) for right in (False, True))
     return (below + through + 1).to(torch.float64) / 2
 

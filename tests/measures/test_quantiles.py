@@ -7,7 +7,14 @@ import pytest
 import torch
 from torch import Tensor
 
-from altgrad.measures.quantiles import LogBins, histogram_quantiles, log_histogram, quantiles, spread_sample
+from altgrad.measures.quantiles import (
+    LogBins,
+    ascending,
+    histogram_quantiles,
+    log_histogram,
+    quantiles,
+    spread_sample,
+)
 
 SHARES = (0.0, 0.01, 0.37, 0.5, 0.99, 1.0)
 
@@ -80,3 +87,11 @@ def test_quantiles_are_traced_into_one_graph(assert_one_graph: object) -> None:
 
     torch.manual_seed(0)
     assert_one_graph(every, torch.randn(30, 20))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
+def test_ascending_is_torchs_sort(dtype: torch.dtype) -> None:
+    ends = torch.tensor([math.nan, math.inf, -math.inf, 0.0, -0.0, 1e-45, math.nan], dtype=dtype)
+    drawn = torch.randn(3, 4093, generator=torch.Generator().manual_seed(0)).to(dtype)
+    for x in (ends, torch.cat([drawn, ends.expand(3, -1)], 1), drawn[:, ::3], drawn[:0], ends[:0]):
+        torch.testing.assert_close(ascending(x), x.sort().values, rtol=0, atol=0, equal_nan=True)
