@@ -46,8 +46,8 @@ CALLS = {"signs of each call": {"input": MX, "weight": MX, "grad_output": MX, "g
 def model_of(layers: int, recipe: str, width: int = 32) -> nn.Module:
     torch.manual_seed(0)
     spec = ModelSpec.of({"kind": "gpt", "layers": layers, "width": width, "heads": 2, "context": 16})
-    # Of what is turned the MLP's layers alone: its graphs take several times as long, and others are like them.
-    rules: Any = [{"match": "blocks.*.mlp.*" if recipe in CALLS else "blocks.*", **(RECIPES | CALLS)[recipe]}]
+    # Of what is turned one layer of the MLP alone: its graphs take several times as long, and others are like them.
+    rules: Any = [{"match": "blocks.*.mlp.up" if recipe in CALLS else "blocks.*", **(RECIPES | CALLS)[recipe]}]
     return quantize_model(spec.build(64, 64), PrecisionPolicy(rules=rules))
 
 
