@@ -82,6 +82,7 @@ class Arm(Spec):
             tree["optimizer"]["states"] = self._states()
         if self.recipe is not None:
             tree["precision"] = self._precision(tree)
+            tree["compile"] = "blocks"
         said = {**self.run, **{path.replace("__", "."): value for path, value in changes.items()}}
         for path, value in said.items():
             *way, last = path.split(".")

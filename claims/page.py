@@ -39,7 +39,7 @@ def page(frame: pd.DataFrame) -> str:
         "*Rendered by `python -m claims.page` from `claims/results`. Each claim was registered in `claims/registry`",
         "before its runs; [PLAN.md](PLAN.md) is the plan.*", "",
         f"{len(frame)} rows, {hours:.1f} h of a core, commits {', '.join(commits) or 'none'}. Llama-shaped, 299,712",
-        "parameters, 0.6 M tokens of EU law. Nothing here is about larger models or longer runs: each claim says what",
+        "parameters, 1.5 M tokens of EU law. Nothing here is about larger models or longer runs: each claim says what",
         "this size cannot show.", "",
         "| claim | source | verdict | main test | n |", "|---|---|---|---|--:|",
         *(_summary(name, claims[name], judged[name]) for name in claims), "",

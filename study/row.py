@@ -95,10 +95,11 @@ def tail_losses(run: Run) -> tuple[list[float], float]:
     restored = restore(run, run.newest_checkpoint())
     state, losses, sums = restored.state, list[float](), dict[str, torch.Tensor]()
     state.watch.close()
+    how: dict[str, Any] = {"compute": restored.spec.compute, "limit": restored.spec.evaluate_limit}  # as the run itself
     steps = run.checkpoints.steps()
     for step in steps:
         checkpoint.load(state, Checkpoint(step, run.checkpoints.folder / f"step-{step:08d}"))
-        found = evaluate(state.model, restored.dataset)
+        found = evaluate(state.model, restored.dataset, **how)
         assert found is not None
         losses.append(found["loss"])
         for name, p in state.model.named_parameters():
@@ -106,7 +107,7 @@ def tail_losses(run: Run) -> tuple[list[float], float]:
     with torch.no_grad():
         for name, p in state.model.named_parameters():
             p.copy_(sums[name] / len(steps))
-    found = evaluate(state.model, restored.dataset)
+    found = evaluate(state.model, restored.dataset, **how)
     assert found is not None
     return losses, found["loss"]
 

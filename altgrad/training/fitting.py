@@ -114,8 +114,6 @@ def fit(spec: RunSpec, dataset: Dataset, processes: Processes, model: nn.Module 
     spec: of one phase. model: as `shapes` gives it, where that is known already.
     """
     model = shapes(spec, dataset) if model is None else model
-    if spec.compile == "blocks" and not blocks_of(model):
-        raise LocatedError(("compile",), "this model repeats no block that has casts; use compile: model.")
     if spec.recompute == "blocks" and not blocks_of(model, plain=True):
         raise LocatedError(("recompute",), "this model repeats no block; leave recompute out.")
     for number, each in enumerate(spec.interventions):
@@ -132,11 +130,13 @@ def fit(spec: RunSpec, dataset: Dataset, processes: Processes, model: nn.Module 
 def fit_phases(
     spec: RunSpec, dataset: Dataset, processes: Processes, models: Sequence[nn.Module] | None = None
 ) -> list[Fitted]:
-    """`fit` of each phase; what is wrong with one is placed there."""
+    """`fit` of each phase; what is wrong with one is placed there. A phase without casts has no block to compile."""
     found = []
     for number in spec.phases:
         with spec.in_phase(number) as now:
             found.append(fit(now, dataset, processes, None if models is None else models[number]))
+    if spec.compile == "blocks" and not any(blocks_of(each.model) for each in found):
+        raise LocatedError(("compile",), "this model repeats no block that has casts; use compile: model.")
     return found
 
 

@@ -125,13 +125,13 @@ def test_arms_differ_in_one_thing() -> None:
         name: arms.arms()[name].spec(name, 6e-3, 1)
         for name in ("te_nvfp4", "nearest", "first_block", "other_salt", "finish_forward")
     }
-    rules = {name: each.at(600).tree()["precision"]["rules"] for name, each in spec.items()}
+    rules = {name: each.at(1500).tree()["precision"]["rules"] for name, each in spec.items()}
     nearest = json.loads(json.dumps(rules["te_nvfp4"]))
     nearest[1]["grad_output"]["rounding"] = "nearest_even"
     assert rules["nearest"] == nearest
     assert [rule["place"] for rule in rules["first_block"]] == ["body.first(1)", "body"]
     assert rules["first_block"][1] == rules["te_nvfp4"][1]
-    assert spec["finish_forward"].at(480).tree()["precision"]["rules"] == rules["te_nvfp4"]
+    assert spec["finish_forward"].at(1200).tree()["precision"]["rules"] == rules["te_nvfp4"]
     assert rules["finish_forward"][1]["forward"]["weight"] is None
     assert rules["finish_forward"][1]["grad_weight"] == rules["te_nvfp4"][1]["grad_weight"]
     assert spec["other_salt"].bits_seed != spec["te_nvfp4"].bits_seed == 1

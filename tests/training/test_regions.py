@@ -236,6 +236,15 @@ def test_blocks_of_a_model_that_repeats_none_are_refused_at_the_field() -> None:
         prepare(Document.parse(SPEC, "spec"), ["compile=blocks", "model.layers=1"])
 
 
+def test_a_phase_without_casts_runs_its_blocks_as_they_are() -> None:
+    rules = '{rules: [{match: "blocks.*", weight: e4m3fn}]}'
+    casts = rules.replace("{rules", "{until: 50%, rules")
+    found = prepare(Document.parse(SPEC, "spec"), ["compile=blocks", f"precision={{phases: [{casts}, none]}}"])
+    assert [len(blocks_of(each.model)) > 1 for each in found.phases] == [True, False]
+    with pytest.raises(SpecError, match="repeats no block that has casts"):
+        prepare(Document.parse(SPEC, "spec"), ["compile=blocks", "precision={phases: [{until: 50%, rules: []}, none]}"])
+
+
 class Pair(nn.Module):
     def __init__(self) -> None:
         super().__init__()
