@@ -8,7 +8,7 @@ from altgrad.training import RunSpec
 
 CELL = (
     "model", "format", "storage", "scale", "optimizer", "p", "kappa", "stiffness", "normalise", "beta2", "decay",
-    "warmup", "compute", "init",
+    "warmup", "compute", "init", "eps",
 )  # fmt: skip
 Cell = str
 """The settings of CELL as JSON: the same cell is the same text, whichever part ran it."""
@@ -37,6 +37,7 @@ def settings(spec: RunSpec) -> dict[str, Any]:
         "warmup": spec.schedule.warmup,
         "compute": spec.compute,
         "init": None if spec.init_from is None else spec.init_from.rpartition("/")[2].partition("-s")[0],
+        "eps": float(optimizer["eps"]),
         "rate": optimizer["lr"],
         "seed": spec.seed,
     }

@@ -1,7 +1,7 @@
 """What the second edition runs, in order of importance: study/PLAN.md in code.
 
 A part is a list of runs that follows from study/parts/*.yaml and from rows that are in already. Matrices are fixed:
-screen, masters, twins, sides, llama, none, cliff, controls. Three parts follow from results by a rule:
+screen, masters, twins, sides, llama, none, sgd, cliff, controls. Three parts follow from results by a rule:
 
     edges      an arm whose lowest mean loss lies at an end of its rates runs the next eighth of a decade, on the seeds
                of its matrix, until neither end is lowest, at most FURTHEST times to either side
@@ -212,7 +212,7 @@ def confound(frame: pd.DataFrame) -> list[Planned]:
 
 OUTSIDE = {"pilot": fixed("pilot")}
 """Parts that are run only when they are named: in no table."""
-SWEPT = ("screen", "masters", "sides", "none", "spread", "llama")
+SWEPT = ("screen", "masters", "sides", "none", "spread", "llama", "sgd")
 """Matrices whose cells have an lr* of their own, so that edges follow."""
 PARTS: Mapping[str, Callable[[pd.DataFrame], Sequence[Planned]]] = {
     "screen": fixed("screen"),
@@ -224,6 +224,7 @@ PARTS: Mapping[str, Callable[[pd.DataFrame], Sequence[Planned]]] = {
     "sides": fixed("sides"),
     "none": fixed("none"),
     "spread": fixed("spread"),
+    "sgd": fixed("sgd"),
     "cliff": fixed("cliff"),
     "controls": fixed("controls"),
     "llama": fixed("llama"),

@@ -98,7 +98,7 @@ def page(study: Second) -> str:
     ]
     captions = {
         "masters": "Without storage", "sides": "Side arms", "none": "Without a mean per tensor",
-        "spread": "Tensors whose scales are spread", "llama": "A Llama-shaped block",
+        "spread": "Tensors whose scales are spread", "sgd": "SGD with and without S", "llama": "A Llama-shaped block",
     }  # fmt: skip
     for part, title in captions.items():
         lines += [f"## {title}", "", *study.swept(part, reference), ""]

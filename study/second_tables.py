@@ -18,6 +18,8 @@ from altgrad.statistics.verdict import FEW, Family
 from study import confirmed, parts, rows
 from study.cell import Cell, cell_of, format_of, named
 
+SGD_FROM = 1.0
+"""From this eps on Adam's rule is SGD: roots of second moments are far below."""
 CLIPPED = 1e-4
 """The largest share of w~ beyond +-max in a run that counts as evidence."""
 WIDEST = 0.02
@@ -42,10 +44,12 @@ def number(value: float | None, digits: int = 4) -> str:
 def place(cell: Cell) -> str:
     """`p = 1/4, kappa = 2^-6`."""
     found = named(cell)
+    rule = "SGD" if found["eps"] >= SGD_FROM else "AdamW"
     if found["optimizer"] != "manifold_adamw":
-        return "AdamW"
+        return rule
     p = {0.25: "1/4", 0.5: "1/2", 1.0: "1"}[found["p"]]
-    return f"p = {p}, kappa = {({0: '1'}).get(k := round(math.log2(found['kappa'])), f'2^{k}')}"
+    field = f"p = {p}, kappa = {({0: '1'}).get(k := round(math.log2(found['kappa'])), f'2^{k}')}"
+    return field if rule == "AdamW" else f"{rule}, {field}"
 
 
 class Second:

@@ -31,7 +31,17 @@ from study.second_tables import Second
 from study.smoke import SEEDS
 
 OPTIMUM = {"adamw": 4.74e-3, "manifold_adamw": 6.32e-3}
-SIZES = {"screen": 600, "masters": 195, "twins": 8, "sides": 144, "none": 30, "spread": 27, "llama": 72, "cliff": 144}
+SIZES = {
+    "screen": 600,
+    "masters": 195,
+    "twins": 8,
+    "sides": 144,
+    "none": 30,
+    "spread": 27,
+    "sgd": 60,
+    "llama": 72,
+    "cliff": 144,
+}
 
 
 def row_for(planned: parts.Planned, harm: float = 0.05, noise: float = 0.004) -> dict[str, Any]:
