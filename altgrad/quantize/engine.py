@@ -203,7 +203,8 @@ def cast_values(
         scale = held(scale)
     inverse = held(scale.reciprocal()) if scale is not None and whole and exact_reciprocal else None
     inverse = inverse if factor is None else held(factor) if whole else factor
-    traced = torch.compiler.is_compiling() and whole_vectors_here() is not None
+    if traced := torch.compiler.is_compiling():
+        whole_vectors_here()
     if engine == "eager" or x.numel() < SMALL or traced:
         return function(x, scale, inverse, fmt.has_negative_zero, numbers(fmt), *extra, keep=keep, zeros=zeros)
     taken = x.detach().contiguous().view(-1) if whole else x.detach()
@@ -279,7 +280,7 @@ def whole_vectors() -> bool:
 
 
 def whole_vectors_here() -> bool:
-    """The same for a cast that is traced into someone else's `torch.compile`: called when it is traced."""
+    """The same from code that is traced into someone else's `torch.compile`: done then, and no part of the graph."""
     return whole_vectors()
 
 
