@@ -198,7 +198,8 @@ def _train(prepared: Any, runs: Path, resume: str, as_json: bool, command: str) 
     from altgrad.training.memory import keep_freed_memory
     from altgrad.training.trained_run import stop_politely
 
-    keep_freed_memory(prepared.parameters)
+    if prepared.device.type == "cpu":
+        keep_freed_memory(prepared.parameters)
     shown: list[Any] = []
 
     def sinks(run: Any) -> list[Any]:

@@ -3,9 +3,9 @@
 Each step frees its activations and asks for as many again. glibc maps large ones from the kernel and gives them back,
 and the kernel zeroes every page again at its first touch: 3 to 10 % of a step (bench/RESULTS.md). So they are kept.
 
-What is kept lies in pieces, so the process may hold more than it did: a few percent in training, up to half a gigabyte
-where sizes never fit. So a model is left alone that fills a good part of the machine by itself. And only processes of
-our own do so: what a program that calls `altgrad.train` does with its memory is its own business.
+What is kept lies in pieces, so the process may hold more than it did: a few percent in training, half a gigabyte in
+a loop of tensors of 64 MB. So a model is left alone that fills a good part of the machine by itself. And only processes
+of our own do so: what a program that calls `altgrad.train` does with its memory is its own business.
 """
 
 import ctypes
