@@ -35,9 +35,10 @@ NONE_DUE = 2
 
 
 def arm(
-    kinds: Sequence[str], number: int, *, layers: int, compiled: bool, device: str, sampled: bool = False
-) -> Callable[[], None]:
-    """Training step `number` of a fresh model, as a function."""
+    kinds: Sequence[str], number: int, *, layers: int, compiled: bool, device: str, sampled: bool = False,
+    waits: bool = False,
+) -> Callable[[], None]:  # fmt: skip
+    """Training step `number` of a fresh model, as a function. waits: the host reads before the update in any case."""
     torch.manual_seed(0)
     spec = ModelSpec.of({"kind": "gpt", "layers": layers, "width": 384, "heads": 6, "context": 256})
     model: Any = spec.build(VOCABULARY, VOCABULARY).to(device)
@@ -61,7 +62,9 @@ def arm(
             (found := loss(forward)).backward()
         named = {name: p.grad for name, p in model.named_parameters() if p.grad is not None}
         norm = torch.nn.utils.get_total_norm(list(named.values()))
-        watch.gradients(found, norm, named, Replay(model, named, lambda: iter([loss(model)])))
+        watch.look(found, norm, named, Replay(model, named, lambda: iter([loss(model)])))
+        if waits or not watch.defer():
+            watch.read()
         optimizer.step()
         optimizer.zero_grad()
         commit(model)
@@ -79,6 +82,7 @@ def main() -> None:
     parser.add_argument("--layers", type=int, default=6)
     parser.add_argument("--only", nargs="+", metavar="SET", help="these sets, and none")
     parser.add_argument("--cpu", action="store_true", help="seconds of the processor, where others use it")
+    parser.add_argument("--waits", action="store_true", help="also each with two transfers instead of one")
     parser.add_argument("--each", action="store_true", help="also every monitor on its own")
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
@@ -90,6 +94,8 @@ def main() -> None:
     sets |= {kind: ([kind], max(10, cadence)) for kind, cadence in every.items() if options.each}
     if options.only:
         sets = {name: sets[name] for name in ("none", *options.only)}
+    if options.waits:
+        sets |= {f"{name}, waits": given for name, given in sets.items() if name != "none"}
     device = "cuda" if torch.cuda.is_available() else "cpu"
     arms = {
         name: arm(
@@ -98,7 +104,8 @@ def main() -> None:
             layers=options.layers,
             compiled=not options.no_compile,
             device=device,
-            sampled=name == "sampled",
+            sampled=name.startswith("sampled"),
+            waits=name.endswith(", waits"),
         )
         for name, (kinds, number) in sets.items()
     }

@@ -8,6 +8,16 @@ from altgrad.interventions.intervention import (
     Moment,
     Subject,
 )
-from altgrad.interventions.intervention_set import Intervened, InterventionSet
+from altgrad.interventions.intervention_set import NOT_INTERVENED, Intervened, InterventionSet
 
-__all__ = ["Action", "Answer", "Intervened", "Intervention", "InterventionSet", "InterventionSpec", "Moment", "Subject"]
+__all__ = [
+    "NOT_INTERVENED",
+    "Action",
+    "Answer",
+    "Intervened",
+    "Intervention",
+    "InterventionSet",
+    "InterventionSpec",
+    "Moment",
+    "Subject",
+]

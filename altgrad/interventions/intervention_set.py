@@ -36,6 +36,9 @@ class Intervened:
         )
 
 
+NOT_INTERVENED = Intervened({}, [], False, False, False, False)
+
+
 class InterventionSet:
     """The interventions at work. One step goes: `begin`, backward, `gradients`, the update, `finish`."""
 
@@ -85,7 +88,7 @@ class InterventionSet:
             member.restore(state[kind])
 
     def _joined(self, ask: Callable[[Intervention], Answer]) -> Intervened:
-        whole = Intervened({}, [], False, False, False, False)
+        whole = NOT_INTERVENED
         for kind, member in self.members.items():
             a = ask(member)
             metrics = {f"{kind}/{key}": value for key, value in a.metrics.items()}

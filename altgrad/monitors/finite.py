@@ -98,6 +98,10 @@ class Finite(GradientMonitor):
     def measure(self, gradient: Tensor) -> Found:
         return {"linf": linf_norm(gradient)}
 
+    def applies(self, loss: Tensor, found: Mapping[str, Tensor]) -> Tensor:
+        whole = loss.isfinite()
+        return whole & found["linf"].isfinite().all() if found else whole
+
     def report_all(self, loss: float, found: Mapping[str, Values], casts: Mapping[str, Values] = NO_CASTS) -> Report:
         bad = {site: values for site, values in casts.items() if values["nonfinite"]}
         entered = [self._entered(site, values) for site, values in bad.items() if self.latch.see(site, True)]

@@ -62,6 +62,9 @@ class Gradient(GradientMonitor):
     def measure(self, gradient: Tensor) -> Found:
         return {"l2": l2_norm(gradient), "linf": linf_norm(gradient)}
 
+    def applies(self, loss: Tensor, found: Mapping[str, Tensor]) -> bool:
+        return True
+
     def report_all(self, loss: float, found: Mapping[str, Values], casts: Mapping[str, Values] = NO_CASTS) -> Report:
         metrics: dict[str, float] = {}
         alarms = []

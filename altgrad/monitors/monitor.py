@@ -176,6 +176,13 @@ class GradientMonitor(Monitor, ABC):
         casts: what `of_casts` measured, by site.
         """
 
+    def applies(self, loss: Tensor, found: Mapping[str, Tensor]) -> Tensor | bool | None:
+        """Whether the update may be applied, as `report_all` is going to say by `skip`: a bool on the device.
+
+        found: what was measured, [parameters] by name. None: `report_all` alone can say, so the update waits for it.
+        """
+        return None
+
     def explain(self, report: Report, replay: Replay) -> Report:
         """The report on a step that is not applied, with what running it again tells."""
         return report

@@ -6,6 +6,9 @@ moments are read once and written once, after three reductions over the weight w
 are in another order, so results agree with the eager engine to float32 rounding, not to the bit; the engine is part of
 a run's spec. What `fused_step` does not cover takes the eager path.
 
+A step may be left to the device (`applies`): then the host has launched it before it knows whether the gradients were
+finite, and where they were not the graph writes back what it read.
+
 Numbers enter as one tensor; what decides the shape of the computation (`FusedStep`) makes a graph of its own.
 """
 
@@ -83,8 +86,13 @@ def adam_step(
     key: int,
     *,
     show: bool,
+    applies: Tensor | None = None,
 ) -> Tensor | None:
-    """Take one step of p, in place; with `show`, returns the change asked for but decay."""
+    """Take one step of p, in place; with `show`, returns the change asked for but decay.
+
+    applies: a bool on p's device. Where it is false only `step`, which the host counts, moves; but of a p without
+    moments it must be true.
+    """
     if "step" not in state:
         state["step"] = torch.zeros((), dtype=torch.float32)
         state["exp_avg"], state["exp_avg_sq"] = torch.zeros_like(p), torch.zeros_like(p)
@@ -110,7 +118,8 @@ def adam_step(
     if chosen.format is not None and p.device.type != "cpu":
         # Integers that enter a graph are 64 bits wide in Triton, which then has no float32 of the same bits.
         form = as_tensors(chosen.format, p.device)
-    asked, beside = _compiled(chosen, show)(*tensors, found, scale, seed, at, form)
+    before = {name: t for name, t in state.items() if "." in name}  # a state's scales, as `exp_avg.scale`
+    asked, beside = _compiled(chosen, show)(*tensors, found, scale, seed, at, form, applies, before)
     state |= beside
     return asked if asked is None else asked.view(p.shape)
 
@@ -122,22 +131,17 @@ def _compiled(chosen: FusedStep, show: bool) -> Callable[..., Any]:
     casts = {name: StateCast(spec, name) for name, spec in chosen.states}
 
     def run(
-        p: Tensor, g: Tensor, mean: Tensor, square: Tensor, found: Tensor,
-        scale: Tensor | None, seed: Tensor | None, at: Tensor | None, form: Numbers | None,
+        p: Tensor, g: Tensor, mean: Tensor, square: Tensor, found: Tensor, scale: Tensor | None, seed: Tensor | None,
+        at: Tensor | None, form: Numbers | None, applies: Tensor | None, before: dict[str, Tensor],
     ) -> tuple[Tensor | None, dict[str, Tensor]]:  # fmt: skip
         rate1, beta2, rate2, root, eps, value, keep, power, kappa, lowest, highest = found.unbind()
-        mean.lerp_(g, rate1)
-        if "exp_avg_sq" in casts:
-            square.lerp_(g * g, rate2)
-        else:
-            square.mul_(beta2).add_(g * g * rate2)
-        first, second = mean, square
-        beside: dict[str, Tensor] = {}
-        kept = {name: cast.kept({"exp_avg": mean, "exp_avg_sq": square}[name], None) for name, cast in casts.items()}
-        if "exp_avg" in kept and casts["exp_avg"].spec.step_takes == "rounded":
-            first = kept["exp_avg"].values
-        if "exp_avg_sq" in kept and casts["exp_avg_sq"].spec.step_takes == "rounded":
-            second = kept["exp_avg_sq"].values
+        moments = {"exp_avg": mean.lerp(g, rate1)}
+        moments["exp_avg_sq"] = square.lerp(g * g, rate2) if "exp_avg_sq" in casts else square * beta2 + g * g * rate2
+        kept = {name: cast.kept(moments[name], None) for name, cast in casts.items()}
+        first, second = (
+            kept[name].values if name in kept and casts[name].spec.step_takes == "rounded" else moment
+            for name, moment in moments.items()
+        )
         step = first / (second.sqrt() / root + eps) * value
         if stiff:
             u = floored(p, kappa) if scale is None else floored(p, kappa) / scale
@@ -146,13 +150,16 @@ def _compiled(chosen: FusedStep, show: bool) -> Callable[..., Any]:
                 field = field * (scale / scale.amax())
             step = step * factor(field, 1.0 if whole else power)
         key = fold(seed, at) if seed is not None and at is not None else None
-        p.copy_(_landed(p * keep + step, chosen, form, scale, key))
-        if at is not None:
-            at.add_(1)
-        for name, state in (("exp_avg", mean), ("exp_avg_sq", square)):
-            if name in kept:
-                state.copy_(kept[name].values)
-                beside |= {f"{name}.{part}": tensor for part, tensor in kept[name].beside.items()}
+        landed = _landed(p * keep + step, chosen, form, scale, key)
+        beside: dict[str, Tensor] = {}
+        for name, cast in kept.items():
+            moments[name] = cast.values
+            beside |= {f"{name}.{part}": tensor for part, tensor in cast.beside.items()}
+        written = [(p, landed), (mean, moments["exp_avg"]), (square, moments["exp_avg_sq"])]
+        for target, new in written if at is None else [*written, (at, at + 1)]:
+            target.copy_(new if applies is None else torch.where(applies, new, target))
+        if applies is not None:
+            beside = {name: torch.where(applies, new, before.get(name, new)) for name, new in beside.items()}
         return (step if show else None), beside
 
     ready_compiler()

@@ -13,81 +13,22 @@ plain one.
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from typing import Annotated, Any, ClassVar, NamedTuple, Self, overload
+from typing import Any, ClassVar, NamedTuple, overload
 
 import torch
-from pydantic import Field, model_validator
 from torch import Tensor
 
 from altgrad.optim.fused import FusedStep, adam_step
 from altgrad.optim.fused_landing import land, landing_of
-from altgrad.optim.numbers import LearningRate, WeightDecay, check_rates, plain_numbers
+from altgrad.optim.numbers import check_rates, plain_numbers
 from altgrad.optim.request import BeforeStep, Request, Update, track
 from altgrad.optim.stand_ins import adopt, as_plain
-from altgrad.optim.states import StateCast, StateLosses, States, StateSpec, check_state, state_casts, state_losses
+from altgrad.optim.states import StateCast, StateLosses, States, state_casts, state_losses
 from altgrad.optim.storage import Storage
 from altgrad.optim.whole_tensor import is_sharded, own_part, whole_tensor
 from altgrad.quantize import Grid, Quantizer, StackedCasts
 from altgrad.quantize.engine import Engine
 from altgrad.quantize.noise import fold, site_key
-from altgrad.spec import Kind, LocatedError, Since, Spec
-
-
-class ParameterGroup(Spec):
-    """Parameters whose name matches, and what is different for them. `match` as in precision rules."""
-
-    match: Annotated[str, Field(min_length=1)]
-    """A pattern of parameter names."""
-    lr: LearningRate | None = None
-    """Peak learning rate of these parameters; null: the optimizer's."""
-    weight_decay: WeightDecay | None = None
-    """Weight decay of these parameters; null: the optimizer's."""
-
-    noun: ClassVar[str] = "a parameter group"
-
-
-class OptimizerSpec(Kind, family="optimizer", package="altgrad.optim"):
-    """What every optimizer has: a peak learning rate, decoupled or plain decay, and exceptions by parameter name.
-
-    Unless a group says otherwise, weight_decay holds for parameters of two or more dimensions only.
-    """
-
-    lr: LearningRate = 1e-3
-    """Peak learning rate."""
-    weight_decay: WeightDecay = 0.0
-    """Weight decay of parameters of two or more dimensions, unless a group says otherwise."""
-    groups: tuple[ParameterGroup, ...] = ()
-    """Parameters by name with a rate or a decay of their own."""
-    states: Annotated[dict[str, StateSpec], Since(2)] = Field(default_factory=dict)
-    """The formats in which states are kept between steps, by the state's name; what is not named is float32."""
-
-    @model_validator(mode="after")
-    def _keeps_states(self) -> Self:
-        self._check(self.states)
-        return self
-
-    def _check(self, states: Mapping[str, StateSpec]) -> None:
-        known = self.product().keeps(dict(self)) if states else ()
-        for name, spec in states.items():
-            try:
-                check_state(name, spec, known, self.kind)
-            except ValueError as error:
-                raise LocatedError(("states", name), str(error)) from None
-
-    def with_states(self, states: Mapping[str, StateSpec]) -> Self:
-        """The same with its states kept so. LocatedError for a state that it lacks."""
-        try:
-            self._check(states)
-        except LocatedError as error:
-            raise error.within("optimizer") from None
-        return self.model_copy(update={"states": dict(states)})
-
-    def build(self, groups: Iterable[dict[str, Any]], *, seed: int = 0) -> "Optimizer":
-        """The optimizer over what `parameter_groups` returned; `seed` keys the random bits of storage."""
-        left_out = {"groups"} if self.states else {"groups", "states"}  # which an optimizer need not know of
-        settings = {name: getattr(self, name) for name in type(self).model_fields if name not in left_out}
-        made: Optimizer = self.product()(groups, **settings, seed=seed)
-        return made
 
 
 def settings(arguments: dict[str, Any]) -> dict[str, Any]:
@@ -130,6 +71,13 @@ class Optimizer(torch.optim.Optimizer, ABC):
         self.storages: list[Storage] = []
         self.states: list[States] = []
         self.losses: StateLosses = {}
+        self.applies: Tensor | None = None
+        """Where it is set, and false, a step changes nothing: a bool on the weights' device. What is one graph takes it
+        as a mask, so that the host need not have read it; for anything else the host reads it first. Whoever has set it
+        says `left_out` once a false one is known.
+        """
+        self._counted: list[Tensor] = []
+        self._masks: bool | None = None
         self.casts: dict[Tensor, Quantizer | StackedCasts] = {}
         self.names: dict[Tensor, str] = {}
         super().__init__(params, {"storage": None, "track": False, **defaults})
@@ -220,7 +168,8 @@ class Optimizer(torch.optim.Optimizer, ABC):
         super().__setstate__(state)
         self.storages = [_storage(group["storage"]) for group in self.param_groups]
         self.states = [self._casts(group) for group in self.param_groups]
-        for name, value in (("observers", []), ("watching", False), ("measuring", False), ("losses", {})):
+        found = {"observers": [], "watching": False, "measuring": False, "losses": {}}
+        for name, value in {**found, "applies": None, "_counted": [], "_masks": None}.items():
             self.__dict__.setdefault(name, value)
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
@@ -258,20 +207,42 @@ class Optimizer(torch.optim.Optimizer, ABC):
             with torch.enable_grad():
                 loss = closure()
         self.losses.clear()
-        for group, storage, params, grads in [
-            self._ready(*each) for each in zip(self.param_groups, self.storages, self.states, strict=True)
-        ]:
+        self._counted, self._masks = [], self.engine == "compiled"
+        ready = [self._ready(*each) for each in zip(self.param_groups, self.storages, self.states, strict=True)]
+        if self.applies is not None and not all(map(self._can_wait, ready)) and not self.applies:
+            return loss
+        for group, storage, params, grads in ready:
             looked_at = self.watching or self.measuring or group["track"] or group["states"]
             by_element = self.takes_shards and storage.takes_shards and not looked_at
             for some, theirs in as_plain(self, params, grads, own_part if by_element else whole_tensor):
                 self._step_plain(group, storage, some, theirs)
         return loss
 
+    @property
+    def masks(self) -> bool:
+        """Whether a step is graphs alone, all of which take `applies` as a mask: as it was in the last one."""
+        fuses = self.engine == "compiled" and type(self).fuse is not Optimizer.fuse
+        return fuses if self._masks is None else self._masks
+
+    def left_out(self) -> None:
+        """The last step was left out by `applies`: what the host counted of it is taken back."""
+        for p in self._counted:
+            self.state[p]["step"] -= 1
+        self._counted = []
+
+    def _can_wait(self, ready: "_Ready") -> bool:
+        """Whether nothing of a group's step but what its graphs do depends on its being taken."""
+        new = any("step" not in self.state[p] or is_sharded(p) for p in ready.params)
+        return not (new or ready.group["track"])
+
     def _step_plain(self, group: dict[str, Any], storage: Storage, params: list[Tensor], grads: list[Tensor]) -> None:
         """Take the step of a group's parameters, all of them plain tensors."""
         left = list(range(len(params)))
         if self.engine == "compiled":
             left = [i for i in left if not self._fused(group, storage, params[i], grads[i])]
+        self._masks = not left and bool(self._masks)
+        if left and self.applies is not None and not self.applies:
+            return
         # Looked at, they step one by one: copies are then of one weight and not of the model.
         alone = self.watching or group["track"]
         sorts = [[i] for i in range(len(left))] if alone else self.alike(group, [params[i] for i in left])
@@ -306,7 +277,9 @@ class Optimizer(torch.optim.Optimizer, ABC):
         show = bool(self.watching or group["track"])
         seen = BeforeStep([p], [grid]) if show else None
         key = site_key(self.seed, f"{self.names[p]}/storage")
-        step = adam_step(p, gradient, self.state[p], group, chosen, grid, key, show=show)
+        step = adam_step(p, gradient, self.state[p], group, chosen, grid, key, show=show, applies=self.applies)
+        if self.applies is not None:
+            self._counted.append(p)
         if seen is not None and step is not None:
             decay = -group["lr"] * group["weight_decay"]
             self._show(group, [p], seen.updates([self.names[p]], [step], decay, [p], [grid], storage.kind))

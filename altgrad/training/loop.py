@@ -20,7 +20,7 @@ from typing import Any, Literal
 import torch
 
 from altgrad.data.dataset import Dataset
-from altgrad.interventions import Intervened, Moment
+from altgrad.interventions import NOT_INTERVENED, Intervened, Moment
 from altgrad.monitors import Metric, Replay, Report
 from altgrad.nn import Processes, commit
 from altgrad.progress import progress
@@ -235,9 +235,13 @@ class _Training:
         gradients = list(named.values())
         norm = gradient_norm(gradients)
         replay = Replay(state.model, named, self.gradients.replayed, self.processes)
-        loss_now, norm_now, seen = state.watch.gradients(loss, norm, named, replay)
-        skipped = any(report.skip for report in seen.values())
-        acted = state.roster.gradients(Moment(loss_now, norm_now, named, self.gradients.replayed, skipped))
+        state.watch.look(loss, norm, named, replay)
+        seen, acted, skipped = dict[str, Report](), NOT_INTERVENED, False
+        if state.roster.members or not state.watch.defer():
+            seen = state.watch.read()
+            skipped = any(report.skip for report in seen.values())
+            moment = Moment(state.watch.loss, state.watch.norm, named, self.gradients.replayed, skipped)
+            acted = state.roster.gradients(moment)
         if not (skipped or acted.skip):
             norm = gradient_norm(gradients) if acted.clipped else norm
             if spec.clip_norm is not None:
@@ -255,7 +259,7 @@ class _Training:
         state.step, self.doing = number, "training"
         self.interval = self.interval[0] + time.perf_counter() - started, self.interval[1] + self.gradients.tokens
         state.tokens += self.gradients.tokens
-        self.log(loss_now, norm_now, spec.optimizer.lr * factor, seen, acted)
+        self.log(state.watch.loss, state.watch.norm, spec.optimizer.lr * factor, seen, acted)
         if acted.enter is not None:
             self.enter(self.now.with_rules(acted.enter))
         return None if acted.carry_on else next((report.stop for report in seen.values() if report.stop), None)

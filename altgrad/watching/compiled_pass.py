@@ -11,7 +11,7 @@ One graph serves all parameters of one format and storage, and there is one for 
 can vary within it (sizes, scales, all tensors) is its input; what decides its shape is constant (`Form`).
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any, NamedTuple
 
@@ -55,7 +55,9 @@ class CompiledPass:
         self.monitors, self.engine = monitors, engine
         self.kept: dict[str, dict[str, Found]] = {}
         """What update monitors keep, by kind and parameter."""
-        self.graphs: dict[tuple[str, ...] | Form, Callable[..., Seen]] = {}
+        self.coming: dict[str, dict[str, Found]] = {}
+        """What they will keep once it is known that the update was one."""
+        self.graphs: dict[tuple[str, ...] | Form, Callable[..., Any]] = {}
 
     def gradient(self, gradient: Tensor, kinds: tuple[str, ...]) -> Seen:
         """What these gradient monitors measure of one."""
@@ -63,20 +65,23 @@ class CompiledPass:
             self.graphs[kinds] = self._made(self._of_gradient(kinds))
         gradient = whole_tensor(gradient)
         flat = self.engine == "compiled" and gradient.numel() > 1 and gradient.is_contiguous()
-        return self.graphs[kinds](gradient.view(-1) if flat else gradient)
+        seen: Seen = self.graphs[kinds](gradient.view(-1) if flat else gradient)
+        return seen
 
-    def update(self, update: Update, kinds: tuple[str, ...], casts: tuple[str, ...]) -> Seen:
-        """What these update and cast monitors measure of one."""
-        grid, kept, lookers = update.grid, {}, self._of_updates(kinds)
+    def update(self, update: Update, kinds: tuple[str, ...], casts: tuple[str, ...], *, deferred: bool = False) -> Seen:
+        """What these update and cast monitors measure of one.
+
+        deferred: whether it was one will be known later, and what they keep waits for `taken` or `left_out`.
+        """
+        grid, kept, lookers = update.grid, dict[str, Found](), self._of_updates(kinds)
         for kind, monitor in lookers:
-            held = self.kept.setdefault(kind, {})
-            if update.name not in held:
-                held[update.name] = monitor.start(update)
-            kept[kind] = held[update.name]
+            held = self.kept.setdefault(kind, {}).get(update.name)
+            kept[kind] = monitor.start(update) if held is None else held
         tensors = {name: whole_tensor(t) for name in TENSORS if (t := getattr(update, name)) is not None}
         scale, fmt = (None, None) if grid is None else (grid.scale, grid.format)
+        given = kept
         if self.engine == "compiled":
-            tensors, scale, kept = _flat(tensors, scale, kept)
+            tensors, scale, given = _flat(tensors, scale, kept)
         parts: list[Seen] = []
         whole = tuple(kind for kind, monitor in lookers if type(monitor).measure is not UpdateMonitor.measure)
         for some, looking in ((whole, ()), ((), casts if grid is not None else ())):
@@ -85,11 +90,28 @@ class CompiledPass:
                 continue
             if form not in self.graphs:
                 self.graphs[form] = self._made(self._of_update(form))
-            parts.append(self.graphs[form](tensors, scale, {kind: kept[kind] for kind in some}))
+            found, now = self.graphs[form](tensors, scale, {kind: given[kind] for kind in some})
+            parts.append(found)
+            for kind, tensors_now in now.items():
+                kept[kind] = {name: x.view(kept[kind][name].shape) for name, x in tensors_now.items()}
+        for kind, found_now in kept.items():
+            self.coming.setdefault(kind, {})[update.name] = found_now
+        if not deferred:
+            self.taken()
         shown = _update_of(tensors, fmt, scale, update.storage)
         drawn = {(kind, "", name): x for kind, monitor in lookers for name, x in monitor.sample(shown).items()}
         parts.append(_stacked(drawn, update.before))
         return torch.cat([found for found, _ in parts]), sum((names for _, names in parts), ())
+
+    def taken(self) -> None:
+        """The updates that were looked at were updates."""
+        for kind, parameters in self.coming.items():
+            self.kept[kind] |= parameters
+        self.coming.clear()
+
+    def left_out(self) -> None:
+        """They were none."""
+        self.coming.clear()
 
     def state(self, kind: str) -> Found:
         """What a monitor keeps, by `<parameter>/<name>`."""
@@ -117,29 +139,32 @@ class CompiledPass:
 
         return run
 
-    def _of_update(self, form: Form) -> Callable[[dict[str, Tensor], Tensor | None, dict[str, Found]], Seen]:
+    def _of_update(self, form: Form) -> Callable[..., tuple[Seen, dict[str, Found]]]:
         at_work = self._of_updates(form.kinds)
         lookers = [(k, monitor) for k in form.casts if isinstance(monitor := self.monitors[k], CastMonitor)]
 
-        def run(tensors: dict[str, Tensor], scale: Tensor | None, kept: dict[str, Found]) -> Seen:
+        def run(
+            tensors: dict[str, Tensor], scale: Tensor | None, kept: dict[str, Found]
+        ) -> tuple[Seen, dict[str, Found]]:
             update = _update_of(tensors, form.format, scale, form.storage)
-            found = {(k, "", name): x for k, m in at_work for name, x in m.measure(update, kept[k]).items()}
+            now = {kind: {name: tensor.clone() for name, tensor in held.items()} for kind, held in kept.items()}
+            found = {(k, "", name): x for k, m in at_work for name, x in m.measure(update, now[k]).items()}
             if (grid := update.grid) is not None:
                 casts = cast_on(grid, update.requested, ROLES[0], ROLES[0]), stored_cast(update, grid)
                 for role, made in zip(ROLES, casts, strict=True):
                     shown = replace(made, draw=update.draw)
                     found |= {(k, role, name): x for k, m in lookers for name, x in m.measure(shown).items()}
-            return _stacked(found, update.before)
+            return _stacked(found, update.before), now
 
         return run
 
-    def _made(self, run: Callable[..., Seen]) -> Callable[..., Seen]:
+    def _made(self, run: Callable[..., Any]) -> Callable[..., Any]:
         if self.engine == "eager":
             return run
         ready_compiler()
         made = torch.compile(run, dynamic=True, fullgraph=True, options=known_options(INLINED))
 
-        def constant(*given: Any) -> Seen:
+        def constant(*given: Any) -> Any:
             # Else a format's numbers are inputs of the graph, and powers of two are computed again for each vector.
             with torch._dynamo.config.patch(specialize_int=True):
                 return made(*given)
@@ -158,6 +183,15 @@ def stored_cast(update: Update, grid: Grid) -> Cast:
     exact = grid_units(update.before.to(torch.float32) + update.requested, grid.scale)
     unbounded = round_units(exact, grid.format, Rounding.nearest_even)
     return Cast("stored", "stored", grid.format, grid.scale, exact, unbounded, grid_units(update.after, grid.scale))
+
+
+def share_out(
+    results: Mapping[str, dict[str, dict[str, float]]], seen: Mapping[str, Seen], lists: Sequence[Sequence[float]]
+) -> None:
+    """Put the results of looks, which were fetched, where they belong: by kind and site."""
+    for (parameter, (_, names)), values in zip(seen.items(), lists, strict=True):
+        for (kind, role, name), value in zip(names, values, strict=True):
+            results[kind].setdefault(f"{parameter}/{role}" if role else parameter, {})[name] = value
 
 
 def _update_of(tensors: dict[str, Tensor], fmt: NumberFormat | None, scale: Tensor | None, storage: str) -> Update:

@@ -128,7 +128,9 @@ class LoopWatch:
         asked = self.replay
         again = None if asked is None else Replay(self.model, gradients, lambda: _losses(asked))
         known = zero if loss is None else loss.detach().reshape(()).to(zero.device)
-        _, _, self._early = self.watch.gradients(known, norm, gradients, again)
+        self.watch.look(known, norm, gradients, again)
+        if again is not None:  # what explains a bad step runs it again, with the weights of before it
+            self._early = self.watch.read()
 
     def _before_step(
         self, optimizer: torch.optim.Optimizer, args: tuple[Any, ...], named: dict[str, Any]

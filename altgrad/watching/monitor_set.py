@@ -1,11 +1,12 @@
 """Watch: the monitors of a run, wired to the model and the optimizer.
 
 Every quantizer shows its casts to the watch while `watching` is on, one bool for the model, and the optimizer its
-updates. What is measured before the update and decides about it (is it finite?) is fetched with the loss; everything
-else waits on the device until the step is over and comes to the host in a single transfer. So a step has one transfer,
-and one more where monitors are due: a decision about the update cannot wait for what the update did. Measures of one
-parameter share a pass (`altgrad.watching.compiled_pass`). On a step where no monitor is due the quantizers do not look
-at their observers at all.
+updates. All that is measured waits on the device until the step is over and comes to the host in a single transfer.
+What decides about the update (is it finite?) is one bool there, which an optimizer's graphs take as a mask
+(`altgrad.watching.before_update`). An optimizer whose step is no such graph, or an intervention, must have the host
+know first: then `read` fetches what was measured before the update, and a step at which other monitors are due has two
+transfers. Measures of one parameter share a pass (`altgrad.watching.compiled_pass`). On a step where no monitor is due
+the quantizers do not look at their observers at all.
 
 The optimizer may be one of ours, which shows requests, or any other of torch's (`altgrad.watching.changes`).
 
@@ -14,6 +15,7 @@ where they are watched anyway, so a step at which no cast monitor is due costs w
 infinity into an ordinary number (`nonfinite: saturate`) hides it from gradients, and is watched at every step.
 """
 
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
@@ -39,18 +41,22 @@ from altgrad.monitors.monitor import (
     WeightMonitor,
 )  # fmt: skip
 from altgrad.monitors.sample import Draws, SampledSpec
-from altgrad.nn import ALONE, quantizers, unrecorded, weight_quantizers
+from altgrad.nn import ALONE, counted_sites, quantizers, weight_quantizers
 from altgrad.optim import Optimizer, Update, whole_tensor
 from altgrad.quantize import Grid
+from altgrad.watching.before_update import BeforeUpdate, run_again
 from altgrad.watching.cast_tables import CastTables, fetch, fetch_found
 from altgrad.watching.changes import Changes
-from altgrad.watching.compiled_pass import CompiledPass, Seen
+from altgrad.watching.compiled_pass import CompiledPass, Seen, share_out
 
 Sort = TypeVar("Sort", bound=Monitor)
 
 
 class MonitorSet:
-    """The monitors at work. One step goes: `begin`, forward and backward, `gradients`, the update, `finish`."""
+    """The monitors at work. One step goes: `begin`, forward and backward, `look`, the update, `finish`.
+
+    loss, norm: of the last step that was read, as numbers.
+    """
 
     def __init__(
         self,
@@ -91,6 +97,10 @@ class MonitorSet:
             engines.add(optimizer.engine)
         self.looks = CompiledPass(self.monitors, "compiled" if "compiled" in engines else "eager")
         self.seen: dict[str, Seen] = {}
+        self.loss = self.norm = math.nan
+        self.before: BeforeUpdate | None = None
+        """What was measured before the update and is not read yet."""
+        self._committing = [site for site in counted_sites(model) if site.needs_commit]
         self._casts_watched = False
         self._joined = False
         """Whether the tables are those of all processes."""
@@ -110,6 +120,8 @@ class MonitorSet:
             monitor.step = step
         self.found = {kind: {} for kind in self.monitors if kind in self.due}
         self.seen.clear()
+        self.looks.left_out()
+        self.before = None
         self.tables.clear()
         self.draws.renew(step)
         self._joined = False
@@ -117,6 +129,8 @@ class MonitorSet:
         watches_updates = bool(self._due(UpdateMonitor) or self._due(CastMonitor))
         if isinstance(self.optimizer, Optimizer):
             self.optimizer.watching = watches_updates
+            self.optimizer.applies = None
+            self.optimizer.losses.clear()
             self.optimizer.measuring = any(monitor.of_states for monitor in self._due(WeightMonitor).values())
         if self.changes is not None:
             self.changes.wanted = watches_updates
@@ -153,38 +167,59 @@ class MonitorSet:
     def gradients(
         self, loss: Tensor, norm: Tensor, gradients: Mapping[str, Tensor], replay: Replay | None = None
     ) -> tuple[float, float, dict[str, Report]]:
-        """The loss and the gradient norm as numbers, and the due gradient monitors' reports, by way of one transfer.
+        """`look` and `read`: the loss and the gradient norm as numbers, and the due gradient monitors' reports."""
+        self.look(loss, norm, gradients, replay)
+        reports = self.read()
+        return self.loss, self.norm, reports
+
+    def look(self, loss: Tensor, norm: Tensor, gradients: Mapping[str, Tensor], replay: Replay | None = None) -> None:
+        """Measure what there is before the update, without a transfer.
 
         replay: the step to run again for those who need it; without one they report nothing.
         """
         self._switch(False)
         at_work = self._due(GradientMonitor)
         seen = {name: self.looks.gradient(g, tuple(at_work)) for name, g in gradients.items()} if at_work else {}
-        both = torch.stack([loss.detach(), norm.to(loss)])
-        entered = self._entered()
-        ((loss_now, norm_now), *lists), _ = fetch([both, *entered, *(found for found, _ in seen.values())])
-        results: dict[str, dict[str, dict[str, float]]] = {kind: {} for kind in at_work}
-        _share_out(results, seen, lists[len(entered) :])
-        casts = {kind: dict(self.tables.rows_of(kind, *lists[: len(entered)])) for kind in self.of_casts if entered}
-        reports = {kind: m.report_all(loss_now, results[kind], casts.get(kind, {})) for kind, m in at_work.items()}
+        self.before = BeforeUpdate(at_work, loss.detach(), norm, seen, self._entered(), replay)
         for kind, micro in self._due(MicroMonitor).items():
             micro.merge(self.processes)
             self.found[kind] = micro.measure()
-        replays = self._due(ReplayMonitor)
-        skipped = [kind for kind, report in reports.items() if report.skip]
-        if replay is not None and (skipped or replays):
-            devices = [p.device for p in (next(self.model.parameters()),) if p.device.type == "cuda"]
-            with torch.random.fork_rng(devices), unrecorded(self.model):
-                for kind in skipped:
-                    reports[kind] = at_work[kind].explain(reports[kind], replay)
+        if replay is not None and (replays := self._due(ReplayMonitor)):
+            with run_again(self.model):
                 for kind, again in replays.items():
                     self.found[kind] = again.measure(replay)
-        return loss_now, norm_now, reports
+
+    def read(self) -> dict[str, Report]:
+        """The due gradient monitors' reports, after one transfer; sets `loss` and `norm`."""
+        assert self.before is not None
+        return self._read(self.before, fetch(self.before.tensors)[0])
+
+    def defer(self) -> bool:
+        """Leave the update to the device and all reading to `finish`, if nobody must be asked on the host before it."""
+        one, before = self.optimizer, self.before
+        if before is None or not before.decided or self.processes.size > 1:
+            return False
+        if before.applies is None:
+            return True
+        if not isinstance(one, Optimizer) or not one.masks:
+            return False
+        one.applies = before.applies
+        return True
+
+    def _read(self, before: BeforeUpdate, lists: Sequence[Sequence[float]]) -> dict[str, Report]:
+        """The same for what was fetched."""
+        self.before = None
+        entered = lists[1 : 1 + before.casts]
+        casts = {kind: dict(self.tables.rows_of(kind, *entered)) for kind in self.of_casts if entered}
+        self.loss, self.norm, reports = before.read(lists, casts)
+        return reports
 
     def recorded(self) -> tuple[list[Tensor], list[Tensor]]:
         """What the due cast monitors gathered of this process's passes: what is to be summed over processes, and of
         what the largest counts; both are to be changed in place before `finish`.
         """
+        if self.before is not None:
+            self.before.keep(self._committing)
         if not self._due(CastMonitor):
             return [], []
         self.tables.settle()
@@ -193,7 +228,10 @@ class MonitorSet:
 
     @torch.no_grad()
     def finish(self) -> dict[str, Report]:
-        """Reports of the other monitors that are due, after one transfer; switches watching off."""
+        """Reports of the other monitors that are due, and of those that `read` has not given, after one transfer.
+
+        Of an update that was left out nothing is reported. Switches watching off.
+        """
         self._switch(False)
         if isinstance(self.optimizer, Optimizer):
             self.optimizer.watching = self.optimizer.measuring = False
@@ -207,9 +245,16 @@ class MonitorSet:
             self.tables.settle()
         casts = self._due(CastMonitor)
         tables = [self.tables.sums, self.tables.maxima] if casts else []
-        lists, numbers = fetch_found([*tables, *(found for found, _ in self.seen.values())], self.found)
-        _share_out(numbers, self.seen, lists[len(tables) :])
-        reports = {}
+        before = self.before
+        first = [] if before is None else before.tensors
+        updates = [found for found, _ in self.seen.values()]
+        lists, numbers = fetch_found([*first, *tables, *updates], self.found)
+        reports = {} if before is None else self._read(before, lists[: len(first)])
+        lists = lists[len(first) :]
+        if self._deferred:
+            self._close(any(report.skip for report in reports.values()))
+        lists = lists[: len(tables) + len(self.seen)]
+        share_out(numbers, self.seen, lists[len(tables) :])
         for kind, sites in numbers.items():
             one = self.monitors[kind]
             if isinstance(one, GradientMonitor):
@@ -243,6 +288,20 @@ class MonitorSet:
             if kind in state:
                 monitor.restore(state[kind])
                 self.looks.restore(kind, state[kind])
+
+    @property
+    def _deferred(self) -> bool:
+        """Whether the host does not know yet if the update may be applied."""
+        return isinstance(self.optimizer, Optimizer) and self.optimizer.applies is not None
+
+    def _close(self, skipped: bool) -> None:
+        """It is known now."""
+        if skipped and isinstance(self.optimizer, Optimizer):
+            self.seen.clear()
+            self.looks.left_out()
+            self.optimizer.left_out()
+        else:
+            self.looks.taken()
 
     def _due(self, sort: type[Sort]) -> dict[str, Sort]:
         return {kind: m for kind, m in self.monitors.items() if kind in self.due and isinstance(m, sort)}
@@ -298,16 +357,7 @@ class MonitorSet:
         if update.grid is None and update.name in self.weights:
             update = replace(update, grid=self.weights[update.name].grid(update.before))
         kinds, casts = tuple(self._due(UpdateMonitor)), tuple(self._due(CastMonitor))
-        self.seen[update.name] = self.looks.update(update, kinds, casts)
-
-
-def _share_out(
-    results: Mapping[str, dict[str, dict[str, float]]], seen: Mapping[str, Seen], lists: Sequence[Sequence[float]]
-) -> None:
-    """Put the results of looks, which were fetched, where they belong: by kind and site."""
-    for (parameter, (_, names)), values in zip(seen.items(), lists, strict=True):
-        for (kind, role, name), value in zip(names, values, strict=True):
-            results[kind].setdefault(f"{parameter}/{role}" if role else parameter, {})[name] = value
+        self.seen[update.name] = self.looks.update(update, kinds, casts, deferred=self._deferred)
 
 
 def _joined(reports: Sequence[Report]) -> Report:
