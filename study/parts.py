@@ -1,7 +1,7 @@
 """What the second edition runs, in order of importance: study/PLAN.md in code.
 
 A part is a list of runs that follows from study/parts/*.yaml and from rows that are in already. Matrices are fixed:
-screen, masters, twins, sides, llama, none, sgd, cliff, controls. Three parts follow from results by a rule:
+screen, masters, twins, sides, llama, none, sgd, cliff, controls. Four parts follow from results by a rule:
 
     edges      an arm whose lowest mean loss lies at an end of its rates runs the next eighth of a decade, on the seeds
                of its matrix, until neither end is lowest, at most FURTHEST times to either side
@@ -9,6 +9,8 @@ screen, masters, twins, sides, llama, none, sgd, cliff, controls. Three parts fo
                p = 1 at kappa 2^-6 and 1, and AdamW, each at its lr* and an eighth to either side, on CONFIRM seeds:
                FIRST_STAGE pairs, then as many as their pooled sd asks for (`study.confirmed.pairs_of`)
     confound   {fixed with margin 1, tracked} x {adamw, manifold} at one rate each, on the same seeds
+    finetune   the matrix at rates a quarter of a decade apart, its ends as in `edges`; then every cell at its lr*, on
+               FINETUNE seeds
 
 Within a part runs are ordered by seed, then rate, then cell, so that whatever is in is balanced. A run that two parts
 name is one run: rows are known by the spec's fingerprint.
@@ -35,6 +37,9 @@ EIGHTH = 10**0.125
 ANCHOR = 2.0e-3
 FURTHEST = 4
 PILOT, SCREEN, CONFIRM = range(7700, 7708), range(2000, 2003), range(2100, 2124)
+TUNING, FINETUNE = range(2200, 2202), range(2210, 2218)
+QUARTER = 2
+"""Eighths of a decade."""
 STORED = ("e3m4f", "e4m3f", "e5m2f", "e7m0")
 CONFOUND = {"e3m4f": (4.74e-3, 6.32e-3), "e4m3f": (4.74e-3, 6.32e-3), "e7m0": (4.74e-3, 20.0e-3)}
 """lr* of AdamW and of manifold under a fixed scale of margin 1, as the first edition tuned them (PRIMARY)."""
@@ -128,13 +133,18 @@ def beside(rate: float, steps: int) -> float:
 def edges(frame: pd.DataFrame, names: Sequence[str] | None = None) -> list[Planned]:
     """What is run beyond the rates of these matrices, in every cell whose own runs are in."""
     return [
-        Planned.of("edges", at(own[0].spec, rate, seed))
+        Planned.of("edges", spec)
         for name in names or SWEPT
         for cell, own in cells_in(name).items()
-        for rate in rates_run(frame, cell, own)
-        if not any(math.isclose(rate, each.spec.optimizer.lr) for each in own)
-        for seed in sorted({each.spec.seed for each in own})
+        for spec in beyond(own, rates_run(frame, cell, own))
     ]
+
+
+def beyond(own: Sequence[Planned], rates: Sequence[float]) -> list[RunSpec]:
+    """The runs of a cell, on the seeds of its matrix, at those of these rates that its matrix does not have."""
+    seeds, first = sorted({each.spec.seed for each in own}), [each.spec.optimizer.lr for each in own]
+    further = [rate for rate in rates if not any(math.isclose(rate, one) for one in first)]
+    return [at(own[0].spec, rate, seed) for rate in further for seed in seeds]
 
 
 @cache
@@ -146,10 +156,11 @@ def cells_in(name: str) -> dict[Cell, list[Planned]]:
     return cells
 
 
-def rates_run(frame: pd.DataFrame, cell: Cell, own: Sequence[Planned]) -> list[float]:
+def rates_run(frame: pd.DataFrame, cell: Cell, own: Sequence[Planned], step: int = 1) -> list[float]:
     """The rates among which a cell's lr* is chosen: those of its matrix, and what its ends made necessary so far.
 
-    Rates that another part happens to run are not among them, so that an lr* that is settled stays.
+    Rates that another part happens to run are not among them, so that an lr* that is settled stays. step: eighths of a
+    decade between rates.
     """
     seeds = sorted({each.spec.seed for each in own})
     first = sorted({each.spec.optimizer.lr for each in own})
@@ -160,10 +171,10 @@ def rates_run(frame: pd.DataFrame, cell: Cell, own: Sequence[Planned]) -> list[f
             return rates
         best = rates[means.index(min(means))]
         high, low = best == rates[-1], best == rates[0]
-        beyond = sum(rate > first[-1] if high else rate < first[0] for rate in rates)
-        if not (high or low) or beyond >= FURTHEST:
+        further = sum(rate > first[-1] if high else rate < first[0] for rate in rates)
+        if not (high or low) or further >= FURTHEST:
             return rates
-        rates = sorted([*rates, beside(best, 1 if high else -1)])
+        rates = sorted([*rates, beside(best, step if high else -step)])
 
 
 def tuned(frame: pd.DataFrame) -> confirmed.Tuned:
@@ -210,6 +221,20 @@ def confound(frame: pd.DataFrame) -> list[Planned]:
     ]
 
 
+def finetune(frame: pd.DataFrame) -> list[Planned]:
+    """See the head of this file: cells that are tuned are confirmed once all are."""
+    cells = cells_in("finetune")
+    rates = {cell: rates_run(frame, cell, own, QUARTER) for cell, own in cells.items()}
+    found = list(runs_in("finetune"))
+    found += [Planned.of("finetune", spec) for cell, own in cells.items() for spec in beyond(own, rates[cell])]
+    have = set(frame["fingerprint"])
+    if all(each.fingerprint in have for each in found):
+        chosen = {cell: confirmed.choose(frame, cell, rates[cell], TUNING).rate for cell in cells}
+        specs = [at(cells[cell][0].spec, rate, seed) for seed in FINETUNE for cell, rate in chosen.items()]
+        found += [Planned.of("finetune", spec) for spec in specs]
+    return found
+
+
 OUTSIDE = {"pilot": fixed("pilot")}
 """Parts that are run only when they are named: in no table."""
 SWEPT = ("screen", "masters", "sides", "none", "spread", "llama", "sgd")
@@ -228,4 +253,5 @@ PARTS: Mapping[str, Callable[[pd.DataFrame], Sequence[Planned]]] = {
     "cliff": fixed("cliff"),
     "controls": fixed("controls"),
     "llama": fixed("llama"),
+    "finetune": finetune,
 }

@@ -8,6 +8,7 @@
     cv_t           the coefficient of variation of T = spacing(max(|w|, kappa rms(w))), and cv that of T^p, by matrix
                    and look. Spacing is monotone, so T = max(spacing(w), spacing(kappa rms(w))): the histogram of
                    spacings gives it exactly
+    f1             of a fine-tune alone: micro F1 at the threshold tuned on validation
     saturated      the largest share of w~, weight and request, that lay beyond +-max at any look at any matrix
 
 A field of another format, a smooth or a shuffled one is judged by the own grid's.
@@ -35,7 +36,8 @@ from study.cell import cell_of, settings
 
 VOCABULARY = 256
 DIVERGED = math.log(VOCABULARY)
-"""The loss of knowing nothing, with which a diverged run enters."""
+"""The loss of knowing nothing, with which a diverged run enters; a fine-tune's is that of before its first step."""
+F1 = "validation/tuned_f1_micro"
 LATE = 0.75
 """From this share of the steps on, looks count for means."""
 TAILED = ("pilot", "confirm", "confound", "llama")
@@ -74,12 +76,16 @@ def code_commit(*paths: str) -> str:
 
 def losses_of(run: Run, diverged: bool, *, tail: bool = True) -> dict[str, Any]:
     """Final loss and what is beside it. tail: also the losses of the last checkpoints and of their mean, else NaN."""
-    rows = list(run.metrics(["train/loss", "validation/loss"]))
+    rows = list(run.metrics(["train/loss", "validation/loss", F1]))
     validation = {int(row["step"]): row["validation/loss"] for row in rows if "validation/loss" in row}
     train = [row["train/loss"] for row in rows if "train/loss" in row]
     found = {"diverged": diverged, "loss_start": validation.get(0), "train_series": train}
+    scores = [row[F1] for row in rows if F1 in row]
+    if scores:
+        found["f1"] = scores[0] if diverged else scores[-1]
     if diverged:
-        return found | {"loss": DIVERGED, "loss_tail": DIVERGED, "loss_average": DIVERGED}
+        lost = validation[0] if scores else DIVERGED
+        return found | {"loss": lost, "loss_tail": lost, "loss_average": lost}
     losses, average = tail_losses(run) if tail else ([math.nan], math.nan)
     return found | {"loss": validation[max(validation)], "loss_tail": statistics.fmean(losses), "loss_average": average}
 

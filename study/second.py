@@ -103,6 +103,8 @@ def page(study: Second) -> str:
     for part, title in captions.items():
         lines += [f"## {title}", "", *study.swept(part, reference), ""]
         lines += ["Three seeds; intervals by the sd pooled over this table, simultaneous over it.", ""]
+    lines += ["## A fine-tune of MiniLM", "", *study.finetune(), ""]
+    lines += ["Two tuning seeds; B by pairs, intervals simultaneous over its three formats.", ""]
     lines += ["## The confound", "", *study.confound(), "", "## Loss against rate", ""]
     lines += ["![Loss against rate](second-figures/rates.svg)", ""] if rates_picture(study) else ["No rows.", ""]
     lines += [*study.robustness(), "", "## Controls", "", *study.controls(), "", *study.twins(), ""]

@@ -256,6 +256,34 @@ class Second:
             body.append([name, number(fixed), number(free), *interval_cells(one), f"{one.n} of {len(parts.CONFIRM)}"])
         return table(["stored in", "B, fixed", "B, tracked", "difference", "95 % interval", "pairs"], body)
 
+    def finetune(self) -> Lines:
+        """A cell's loss and F1 on the confirmation seeds, at its lr* of the tuning seeds, and B by pairs."""
+        chosen: dict[Cell, float] = {}
+        for cell, own in parts.cells_in("finetune").items():
+            rates = parts.rates_run(self.frame, cell, own, parts.QUARTER)
+            if not any(map(math.isnan, rows.mean_losses(self.frame, cell, rates, parts.TUNING))):
+                chosen[cell] = confirmed.choose(self.frame, cell, rates, parts.TUNING).rate
+        by = {cell: rows.losses(self.frame, cell, rate, parts.FINETUNE) for cell, rate in chosen.items()}
+        paired: dict[Cell, dict[int, float]] = {}
+        for cell in by:
+            if named(cell)["optimizer"] == "manifold_adamw":
+                base = next((c for c in by if format_of(c) == format_of(cell) and c != cell), None)
+                one = {} if base is None else by[base]
+                paired[cell] = {seed: one[seed] - loss for seed, loss in by[cell].items() if seed in one}
+        intervals, body = simultaneous(paired), []
+        for cell in parts.cells_in("finetune"):
+            name = str(format_of(cell) or "nothing")
+            if cell not in chosen:
+                body.append([name, place(cell), *["-"] * 6, "runs missing"])
+                continue
+            f1 = rows.losses(self.frame, cell, chosen[cell], parts.FINETUNE, "f1") if by[cell] else {}
+            told = interval_cells(intervals[cell]) if cell in intervals else ["", ""]
+            body.append([
+                name, place(cell), f"{chosen[cell]:.3g}", number(mean(by[cell])), number(mean(f1), 3), *told,
+                str(len(by[cell])), self.marks(cell),
+            ])  # fmt: skip
+        return table(["stored in", "arm", "lr*", "loss", "F1", "B", "95 % interval", "seeds", ""], body)
+
     def robustness(self) -> Lines:
         """Mean over nine eighths around lr* of min(L, L at step 0) - L*, screen seeds; diverged runs beside it."""
         body = []

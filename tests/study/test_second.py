@@ -41,6 +41,7 @@ SIZES = {
     "sgd": 60,
     "llama": 72,
     "cliff": 144,
+    "finetune": 42,
 }
 
 
@@ -98,21 +99,24 @@ def test_all_runs_store_without_clipping_at_one_set_of_rates(empty: pd.DataFrame
         for rule in each.spec.tree()["storage"]:
             if rule["kind"] == "stochastic":
                 assert rule["scale"] == "tracked" and rule["scaling"]["margin"] == 0
-        place = 8 * math.log10(each.spec.optimizer.lr / parts.ANCHOR) if each.spec.optimizer.lr else 0.0
+        anchor = 1e-4 if each.part == "finetune" else parts.ANCHOR
+        place = 8 * math.log10(each.spec.optimizer.lr / anchor) if each.spec.optimizer.lr else 0.0
         if each.spec.tree()["optimizer"].get("normalise") != "none":
             assert abs(place - round(place)) < 0.02
 
 
 def test_seeds_are_those_of_no_other_part_and_of_no_study_before(empty: pd.DataFrame) -> None:
-    assert {each.spec.seed for each in parts.plan(empty)[0]} == set(parts.SCREEN)
+    planned = parts.plan(empty)[0]
+    assert {each.spec.seed for each in planned} == {*parts.SCREEN, *parts.TUNING}
+    assert {each.spec.seed for each in planned if each.part == "finetune"} == set(parts.TUNING)
     assert {each.spec.seed for each in parts.runs_in("pilot")} == set(parts.PILOT)
-    sets = [set(parts.PILOT), set(parts.SCREEN), set(parts.CONFIRM), set(SEEDS)]
+    sets = [set(parts.PILOT), set(parts.SCREEN), set(parts.CONFIRM), {*parts.TUNING, *parts.FINETUNE}, set(SEEDS)]
     for path in sorted(FOLDER.glob("*.parquet")):
         specs = pq.read_table(path, columns=["spec"]).column("spec").to_pylist()
         sets.append({json.loads(spec)["seed"] for spec in specs if spec})
-    first = set.union(*sets[4:])
-    assert len(first) > 10 and all(not one & first for one in sets[:4])
-    assert sum(map(len, sets[:4])) == len(set.union(*sets[:4]))
+    first = set.union(*sets[5:])
+    assert len(first) > 10 and all(not one & first for one in sets[:5])
+    assert sum(map(len, sets[:5])) == len(set.union(*sets[:5]))
     assert not set(rows.read()["seed"]) & (set(SEEDS) | set(parts.PILOT))
 
 
@@ -158,6 +162,21 @@ def test_an_arm_that_is_best_at_an_end_goes_on_beyond_it(empty: pd.DataFrame) ->
     rates = parts.rates_run(frame, cell, own[cell])
     assert len(rates) == 5 + parts.FURTHEST and np.allclose(np.diff(np.log10(rates)), 0.125, atol=0.003)
     assert parts.beside(11.2e-3, 1) == 15.0e-3 and parts.beside(2.67e-3, -1) == 2.0e-3
+
+
+def test_a_fine_tune_is_tuned_by_quarter_decades_and_then_confirmed_at_each_cells_own_rate(empty: pd.DataFrame) -> None:
+    frame = filled(empty, ["finetune"])  # rates far below OPTIMUM, so each cell goes on upwards
+    assert len(frame) == 42
+    while len(more := filled(frame, ["finetune"])) > len(frame) and set(more["seed"]) == set(parts.TUNING):
+        frame = more
+    rates = sorted(set(frame["rate"]))
+    assert np.allclose(np.diff(np.log10(rates)), 0.25, atol=0.003) and len(rates) == 3 + parts.FURTHEST
+    assert len(more) == len(frame) + 7 * 8 and set(more["seed"]) - set(frame["seed"]) == set(parts.FINETUNE)
+    more["f1"] = 0.5
+    table = [line.split("|")[1:-1] for line in Second(more).finetune()[2:]]
+    assert len(table) == 7 and all(row[7].strip() == "8" for row in table)
+    assert ["[" in row[6] for row in table] == [False] * 4 + [True] * 3
+    assert all("missing" in row for row in Second(empty).finetune()[2:])
 
 
 def test_confirmation_waits_for_the_screen_then_takes_eight_pairs_then_what_their_spread_asks(
