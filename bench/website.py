@@ -24,8 +24,14 @@ OUTSIDE = {
     "bench/RESULTS.md": "project/RESULTS.md",
     "study/FINDINGS.md": "project/FINDINGS.md",
     "study/README.md": "project/STUDY.md",
+    "study/SECOND.md": "project/SECOND.md",
+    "study/PLAN.md": "project/SECOND_PLAN.md",
+    "study/second-figures/dial.svg": "project/second-figures/dial.svg",
+    "study/second-figures/rates.svg": "project/second-figures/rates.svg",
+    "claims/FINDINGS.md": "project/CLAIMS.md",
+    "claims/PLAN.md": "project/CLAIMS_PLAN.md",
 }
-"""Pages by their path in the repository, and where the site has them."""
+"""Pages and pictures by their path in the repository, and where the site has them."""
 _LINK = re.compile(r"(!?)\[((?:[^\[\]]|\[[^\]]*\])*)\]\(([^)\s]+)\)")
 
 

@@ -57,3 +57,14 @@ def named(cell: Cell) -> dict[str, Any]:
 def format_of(cell: Cell) -> Any:
     """The format of a cell's storage."""
     return named(cell)["format"]
+
+
+def reference(cell: Cell) -> Cell | None:
+    """AdamW's cell that a manifold cell is compared with: all else as it is. None for AdamW's own."""
+    found = named(cell)
+    if found["optimizer"] != "manifold_adamw":
+        return None
+    plain = {"optimizer": "adamw", "p": None, "kappa": None, "stiffness": None, "normalise": None}
+    if found["storage"] == "master":
+        plain["format"] = plain["scale"] = None
+    return json.dumps([{**found, **plain}[name] for name in CELL])

@@ -5,7 +5,6 @@ What it means is for FINDINGS.md, when the rows are in.
 """
 
 import argparse
-import json
 import sys
 from pathlib import Path
 
@@ -15,23 +14,13 @@ from altgrad.reports.content import Axes, Axis, Figure, Heat, Mark, Tone, Trace
 from altgrad.reports.figures import svg
 from altgrad.store.files import write_atomic
 from study import parts, rows
-from study.cell import CELL, Cell, format_of, named
+from study.causes import causes
+from study.cell import format_of, reference
 from study.second_tables import Second, place
 
 HERE = Path(__file__).resolve().parent
 PAGE, PICTURES = HERE / "SECOND.md", HERE / "second-figures"
 TONES: tuple[Tone, ...] = ("blue", "orange", "green")
-
-
-def reference(cell: Cell) -> Cell | None:
-    """AdamW's cell that a manifold cell is compared with: all else as it is. None for AdamW's own."""
-    found = named(cell)
-    if found["optimizer"] != "manifold_adamw":
-        return None
-    plain = {"optimizer": "adamw", "p": None, "kappa": None, "stiffness": None, "normalise": None}
-    if found["storage"] == "master":
-        plain["format"] = plain["scale"] = None
-    return json.dumps([{**found, **plain}[name] for name in CELL])
 
 
 def dial_picture(study: Second) -> Figure:
@@ -103,6 +92,11 @@ def page(study: Second) -> str:
     for part, title in captions.items():
         lines += [f"## {title}", "", *study.swept(part, reference), ""]
         lines += ["Three seeds; intervals by the sd pooled over this table, simultaneous over it.", ""]
+    lines += ["## What causes what", "", *causes(study), ""]
+    lines += [
+        "Sentences and what refutes them are PLAN.md's; FINDINGS.md has those that hold.",
+        "",
+    ]
     lines += ["## A fine-tune of MiniLM", "", *study.finetune(), ""]
     lines += ["Two tuning seeds; B by pairs, intervals simultaneous over its three formats.", ""]
     lines += ["## The confound", "", *study.confound(), "", "## Loss against rate", ""]

@@ -175,38 +175,28 @@ class Second:
 
     def swept(self, part: str, reference: Callable[[Cell], Cell | None], title: str = "arm") -> Lines:
         """Cells of a matrix of three seeds beside their references; intervals by the sd pooled over the table."""
-        sides: list[tuple[Cell, Cell | None, confirmed.Choice | None]] = []
-        for cell, own in parts.cells_in(part).items():
-            sides.append((cell, reference(cell), self.lowest(cell, own)))
-        paired: dict[Cell, dict[int, float]] = {}
-        for cell, base, found in sides:
-            other = None if base is None else self.lowest(base, self.runs_of(base))
-            if found is not None and other is not None and base != cell:
-                one = rows.losses(self.frame, base or "", other.rate, parts.SCREEN)
-                two = rows.losses(self.frame, cell, found.rate, parts.SCREEN)
-                paired[cell] = {seed: one[seed] - two[seed] for seed in one if seed in two}
+        sides = {cell: self.lowest(cell) for cell in parts.cells_in(part)}
+        found_by = {cell: self.paired(cell, reference(cell)) for cell in sides}
+        paired = {cell: by for cell, by in found_by.items() if by}
         intervals, body = pooled(paired), []
-        for cell, _, found in sides:
+        for cell, found in sides.items():
+            head = [self.name_of(part, cell), str(format_of(cell) or "-"), place(cell)]
             if found is None:
-                body.append(
-                    [
-                        self.name_of(part, cell),
-                        str(format_of(cell) or "-"),
-                        place(cell),
-                        "-",
-                        "-",
-                        "-",
-                        "-",
-                        "runs missing",
-                    ]
-                )
+                body.append([*head, "-", "-", "-", "-", "runs missing"])
                 continue
             one = interval_cells(intervals[cell]) if cell in intervals else ["-", "-"]
-            body.append([
-                self.name_of(part, cell), str(format_of(cell) or "-"), place(cell), f"{found.rate:.3g}",
-                number(found.loss), *one, self.marks(cell),
-            ])  # fmt: skip
+            body.append([*head, f"{found.rate:.3g}", number(found.loss), *one, self.marks(cell)])
         return table([title, "format", "cell", "lr*", "loss", "B", "95 % interval", ""], body)
+
+    def paired(self, cell: Cell, base: Cell | None) -> dict[int, float]:
+        """B by seed of the screen, each at its own lr*; empty where runs are missing, or there is no reference."""
+        found = self.lowest(cell)
+        other = None if base is None or base == cell else self.lowest(base)
+        if found is None or other is None or base is None:
+            return {}
+        one = rows.losses(self.frame, base, other.rate, parts.SCREEN)
+        two = rows.losses(self.frame, cell, found.rate, parts.SCREEN)
+        return difference(one, two)
 
     def name_of(self, part: str, cell: Cell) -> str:
         """The name of the arm in its matrix."""
@@ -224,9 +214,9 @@ class Second:
         """The runs of the matrix in which a cell is swept; none for a cell of no such matrix."""
         return self._owners.get(cell, [])
 
-    def lowest(self, cell: Cell, own: Sequence[parts.Planned]) -> confirmed.Choice | None:
+    def lowest(self, cell: Cell) -> confirmed.Choice | None:
         """lr* of a cell among its rates; None where runs are missing."""
-        if not own:
+        if not (own := self.runs_of(cell)):
             return None
         seeds = sorted({each.spec.seed for each in own})
         rates = parts.rates_run(self.frame, cell, own)
@@ -236,23 +226,13 @@ class Second:
 
     def confound(self) -> Lines:
         """B under a fixed scale less B under a tracked one, by format, over one family."""
-        body, paired, parts_of = [], dict[str, dict[int, float]](), dict[str, tuple[float, float]]()
         try:
-            specs = [each.spec for each in parts.confound(self.frame)]
+            sides = self.confound_sides()
         except parts.Waiting as reason:
             return [f"Waits for {reason}."]
-        for name in parts.CONFOUND:
-            own = [spec for spec in specs if spec.storage[0].tree()["format"] == name]
-            sides: dict[tuple[str, str], dict[int, float]] = {}
-            for spec in own:
-                kind = spec.optimizer.kind, str(spec.storage[0].tree().get("scale", "fixed"))
-                sides[kind] = rows.losses(self.frame, cell_of(spec), spec.optimizer.lr, parts.CONFIRM)
-            b = {scale: {s: v - sides["manifold_adamw", scale][s] for s, v in sides["adamw", scale].items()
-                         if s in sides["manifold_adamw", scale]} for scale in ("fixed", "tracked")}  # fmt: skip
-            paired[name] = {s: b["fixed"][s] - b["tracked"][s] for s in b["fixed"] if s in b["tracked"]}
-            parts_of[name] = mean(b["fixed"]), mean(b["tracked"])
-        for name, one in simultaneous(paired).items():
-            fixed, free = parts_of[name]
+        body = []
+        for name, one in simultaneous({name: difference(*b) for name, b in sides.items()}).items():
+            fixed, free = map(mean, sides[name])
             body.append([name, number(fixed), number(free), *interval_cells(one), f"{one.n} of {len(parts.CONFIRM)}"])
         return table(["stored in", "B, fixed", "B, tracked", "difference", "95 % interval", "pairs"], body)
 
@@ -268,8 +248,7 @@ class Second:
         for cell in by:
             if named(cell)["optimizer"] == "manifold_adamw":
                 base = next((c for c in by if format_of(c) == format_of(cell) and c != cell), None)
-                one = {} if base is None else by[base]
-                paired[cell] = {seed: one[seed] - loss for seed, loss in by[cell].items() if seed in one}
+                paired[cell] = difference({} if base is None else by[base], by[cell])
         intervals, body = simultaneous(paired), []
         for cell in parts.cells_in("finetune"):
             name = str(format_of(cell) or "nothing")
@@ -283,6 +262,19 @@ class Second:
                 str(len(by[cell])), self.marks(cell),
             ])  # fmt: skip
         return table(["stored in", "arm", "lr*", "loss", "F1", "B", "95 % interval", "seeds", ""], body)
+
+    def confound_sides(self) -> dict[str, tuple[dict[int, float], dict[int, float]]]:
+        """B by seed under a fixed scale and under a tracked one, by format. Waiting as `parts.confound`."""
+        found: dict[tuple[str, str, str], dict[int, float]] = {}
+        for spec in (each.spec for each in parts.confound(self.frame)):
+            rule = spec.storage[0].tree()
+            key = rule["format"], spec.optimizer.kind, str(rule.get("scale", "fixed"))
+            found[key] = rows.losses(self.frame, cell_of(spec), spec.optimizer.lr, parts.CONFIRM)
+        b = {
+            (name, scale): difference(found[name, "adamw", scale], found[name, "manifold_adamw", scale])
+            for name in parts.CONFOUND for scale in ("fixed", "tracked")
+        }  # fmt: skip
+        return {name: (b[name, "fixed"], b[name, "tracked"]) for name in parts.CONFOUND}
 
     def robustness(self) -> Lines:
         """Mean over nine eighths around lr* of min(L, L at step 0) - L*, screen seeds; diverged runs beside it."""
@@ -370,6 +362,11 @@ def interval_cells(one: Interval) -> list[str]:
         return ["-", "-"]
     bounds = f"[{signed(one.low)}, {signed(one.high)}]" if one.n > 1 else "-"
     return [signed(one.mean), bounds]
+
+
+def difference(one: Mapping[int, float], other: Mapping[int, float]) -> dict[int, float]:
+    """By the seeds that both have."""
+    return {seed: value - other[seed] for seed, value in one.items() if seed in other}
 
 
 def mean(by_seed: Mapping[int, float]) -> float:
