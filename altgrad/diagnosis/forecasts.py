@@ -23,7 +23,7 @@ from altgrad.diagnosis.signals import calibrate
 from altgrad.formats import NumberFormat
 from altgrad.nn import PrecisionPolicy, weight_names
 from altgrad.nn.names import literal
-from altgrad.optim.optimizer_spec import OptimizerSpec
+from altgrad.optim.optimizer import OptimizerSpec
 from altgrad.optim.storage import Storage
 from altgrad.progress import progress
 from altgrad.training import RunSpec

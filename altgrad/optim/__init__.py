@@ -7,8 +7,7 @@ from altgrad.optim.lion import Lion
 from altgrad.optim.madam import Madam
 from altgrad.optim.manifold_adamw import ManifoldAdamW
 from altgrad.optim.muon import Muon
-from altgrad.optim.optimizer import Optimizer
-from altgrad.optim.optimizer_spec import OptimizerSpec
+from altgrad.optim.optimizer import Optimizer, OptimizerSpec
 from altgrad.optim.request import Request, Update
 from altgrad.optim.schedule import Schedule
 from altgrad.optim.sgd import SGD

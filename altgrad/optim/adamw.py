@@ -16,8 +16,7 @@ from torch import Tensor
 
 from altgrad.optim.fused import FusedStep, fused_step
 from altgrad.optim.numbers import Positive, check_decays
-from altgrad.optim.optimizer import Optimizer, settings
-from altgrad.optim.optimizer_spec import OptimizerSpec
+from altgrad.optim.optimizer import Optimizer, OptimizerSpec, settings
 from altgrad.optim.request import Request, states_of
 from altgrad.optim.storage import Storage
 from altgrad.quantize import Grid

@@ -26,8 +26,7 @@ from torch import Tensor
 
 from altgrad.formats import FloatFormat, NumberFormat, parse_format
 from altgrad.optim.numbers import NonNegative, Positive, check_decays
-from altgrad.optim.optimizer import Optimizer, settings
-from altgrad.optim.optimizer_spec import OptimizerSpec
+from altgrad.optim.optimizer import Optimizer, OptimizerSpec, settings
 from altgrad.optim.request import Request, states_of
 from altgrad.optim.stiffness import absolute, floor_of, spacing_field
 from altgrad.optim.stored_scale import own_grid

@@ -11,7 +11,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from altgrad.nn.names import aliases, matches
-from altgrad.optim.optimizer_spec import OptimizerSpec
+from altgrad.optim.optimizer import OptimizerSpec
 from altgrad.optim.storage import Master, Storage
 from altgrad.spec import LocatedError, did_you_mean
 

@@ -15,8 +15,7 @@ from torch import Tensor
 
 from altgrad.optim.adamw import Beta
 from altgrad.optim.numbers import LearningRate, check_decays
-from altgrad.optim.optimizer import Optimizer, settings
-from altgrad.optim.optimizer_spec import OptimizerSpec
+from altgrad.optim.optimizer import Optimizer, OptimizerSpec, settings
 from altgrad.optim.request import Request, states_of
 from altgrad.quantize import Grid
 

@@ -16,8 +16,7 @@ from pydantic import Field
 from torch import Tensor
 
 from altgrad.optim.numbers import LearningRate, Positive, check_decays
-from altgrad.optim.optimizer import Optimizer, settings
-from altgrad.optim.optimizer_spec import OptimizerSpec
+from altgrad.optim.optimizer import Optimizer, OptimizerSpec, settings
 from altgrad.optim.request import Request
 from altgrad.quantize import Grid
 from altgrad.quantize.engine import SMALL, ready_compiler

@@ -33,8 +33,7 @@ from altgrad.formats import NumberFormat
 from altgrad.optim.adamw import ADAM_STATES, Beta, adam_request, check_adam
 from altgrad.optim.fused import FusedStep, fused_step
 from altgrad.optim.numbers import NonNegative, Positive
-from altgrad.optim.optimizer import Optimizer, settings
-from altgrad.optim.optimizer_spec import OptimizerSpec
+from altgrad.optim.optimizer import Optimizer, OptimizerSpec, settings
 from altgrad.optim.request import Request
 from altgrad.optim.stiffness import (
     Normalise,

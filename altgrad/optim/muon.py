@@ -24,8 +24,7 @@ from torch import Tensor
 from altgrad.nn.names import matches
 from altgrad.optim.adamw import ADAM_STATES, Beta, adam_request, check_adam
 from altgrad.optim.numbers import NonNegative, Positive, check_decays
-from altgrad.optim.optimizer import Optimizer, settings
-from altgrad.optim.optimizer_spec import OptimizerSpec
+from altgrad.optim.optimizer import Optimizer, OptimizerSpec, settings
 from altgrad.optim.request import Request, states_of
 from altgrad.quantize import Grid
 

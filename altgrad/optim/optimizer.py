@@ -13,22 +13,69 @@ plain one.
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from typing import Any, ClassVar, NamedTuple, overload
+from typing import Annotated, Any, ClassVar, NamedTuple, Self, overload
 
 import torch
+from pydantic import Field, model_validator
 from torch import Tensor
 
 from altgrad.optim.fused import FusedStep, adam_step
 from altgrad.optim.fused_landing import land, landing_of
-from altgrad.optim.numbers import check_rates, plain_numbers
+from altgrad.optim.numbers import LearningRate, WeightDecay, check_rates, plain_numbers
+from altgrad.optim.parameter_group import ParameterGroup
 from altgrad.optim.request import BeforeStep, Request, Update, track
 from altgrad.optim.stand_ins import adopt, as_plain
-from altgrad.optim.states import StateCast, StateLosses, States, state_casts, state_losses
+from altgrad.optim.states import StateLosses, States, StateSpec, check_state, keep, state_casts
 from altgrad.optim.storage import Storage
 from altgrad.optim.whole_tensor import is_sharded, own_part, whole_tensor
 from altgrad.quantize import Grid, Quantizer, StackedCasts
 from altgrad.quantize.engine import Engine
-from altgrad.quantize.noise import fold, site_key
+from altgrad.quantize.noise import site_key
+from altgrad.spec import Kind, LocatedError, Since
+
+
+class OptimizerSpec(Kind, family="optimizer", package="altgrad.optim"):
+    """What every optimizer has: a peak learning rate, decoupled or plain decay, and exceptions by parameter name.
+
+    Unless a group says otherwise, weight_decay holds for parameters of two or more dimensions only.
+    """
+
+    lr: LearningRate = 1e-3
+    """Peak learning rate."""
+    weight_decay: WeightDecay = 0.0
+    """Weight decay of parameters of two or more dimensions, unless a group says otherwise."""
+    groups: tuple[ParameterGroup, ...] = ()
+    """Parameters by name with a rate or a decay of their own."""
+    states: Annotated[dict[str, StateSpec], Since(2)] = Field(default_factory=dict)
+    """The formats in which states are kept between steps, by the state's name; what is not named is float32."""
+
+    @model_validator(mode="after")
+    def _keeps_states(self) -> Self:
+        self._check(self.states)
+        return self
+
+    def _check(self, states: Mapping[str, StateSpec]) -> None:
+        known = self.product().keeps(dict(self)) if states else ()
+        for name, spec in states.items():
+            try:
+                check_state(name, spec, known, self.kind)
+            except ValueError as error:
+                raise LocatedError(("states", name), str(error)) from None
+
+    def with_states(self, states: Mapping[str, StateSpec]) -> Self:
+        """The same with its states kept so. LocatedError for a state that it lacks."""
+        try:
+            self._check(states)
+        except LocatedError as error:
+            raise error.within("optimizer") from None
+        return self.model_copy(update={"states": dict(states)})
+
+    def build(self, groups: Iterable[dict[str, Any]], *, seed: int = 0) -> "Optimizer":
+        """The optimizer over what `parameter_groups` returned; `seed` keys the random bits of storage."""
+        without = {"groups"} if self.states else {"groups", "states"}  # which an optimizer need not know of
+        settings = {name: getattr(self, name) for name in type(self).model_fields if name not in without}
+        made: Optimizer = self.product()(groups, **settings, seed=seed)
+        return made
 
 
 def settings(arguments: dict[str, Any]) -> dict[str, Any]:
@@ -72,10 +119,8 @@ class Optimizer(torch.optim.Optimizer, ABC):
         self.states: list[States] = []
         self.losses: StateLosses = {}
         self.applies: Tensor | None = None
-        """Where it is set, and false, a step changes nothing: a bool on the weights' device. What is one graph takes it
-        as a mask, so that the host need not have read it; for anything else the host reads it first. Whoever has set it
-        says `left_out` once a false one is known.
-        """
+        """Where it is false a step changes nothing: a bool on the weights' device. Graphs take it as a mask; for all
+        else the host reads it first. `left_out` is to be called once a false one is known."""
         self._counted: list[Tensor] = []
         self._masks: bool | None = None
         self.casts: dict[Tensor, Quantizer | StackedCasts] = {}
@@ -146,7 +191,8 @@ class Optimizer(torch.optim.Optimizer, ABC):
     def _check(self, group: dict[str, Any], storage: Storage) -> None:
         check_rates(group)
         self.check(group)
-        if storage.wants_momentum and not (self.has_momentum and _momentum(group, self.has_momentum)):
+        momentum = group.get(self.has_momentum, 0.0)
+        if storage.wants_momentum and not (momentum[0] if isinstance(momentum, tuple | list) else momentum):
             how = f"set {self.has_momentum} above 0" if self.has_momentum else "use stochastic or kahan"
             raise ValueError(
                 f"storage {storage.kind} puts its errors into the momentum buffer, and there is none; {how}."
@@ -221,8 +267,8 @@ class Optimizer(torch.optim.Optimizer, ABC):
     @property
     def masks(self) -> bool:
         """Whether a step is graphs alone, all of which take `applies` as a mask: as it was in the last one."""
-        fuses = self.engine == "compiled" and type(self).fuse is not Optimizer.fuse
-        return fuses if self._masks is None else self._masks
+        found = self._masks
+        return self.engine == "compiled" and type(self).fuse is not Optimizer.fuse if found is None else found
 
     def left_out(self) -> None:
         """The last step was left out by `applies`: what the host counted of it is taken back."""
@@ -232,8 +278,7 @@ class Optimizer(torch.optim.Optimizer, ABC):
 
     def _can_wait(self, ready: "_Ready") -> bool:
         """Whether nothing of a group's step but what its graphs do depends on its being taken."""
-        new = any("step" not in self.state[p] or is_sharded(p) for p in ready.params)
-        return not (new or ready.group["track"])
+        return not (ready.group["track"] or any("step" not in self.state[p] or is_sharded(p) for p in ready.params))
 
     def _step_plain(self, group: dict[str, Any], storage: Storage, params: list[Tensor], grads: list[Tensor]) -> None:
         """Take the step of a group's parameters, all of them plain tensors."""
@@ -323,23 +368,11 @@ class Optimizer(torch.optim.Optimizer, ABC):
             for each in casts:
                 state = self.held(p).get(each.name)
                 if isinstance(state, Tensor) and each.takes(state) and not state.is_meta:
-                    self._keep_state(p, each, state)
+                    key = site_key(self.seed, f"{self.names[p]}/{each.name}") if each.draws else None
+                    if found := keep(each, state, self.state[p], key, self.engine, measuring=self.measuring):
+                        self.losses.setdefault(p, {})[each.name] = found
             if "state_step" in self.state[p]:
                 self.state[p]["state_step"].add_(1)
-
-    def _keep_state(self, p: Tensor, each: StateCast, state: Tensor) -> None:
-        own, key = self.state[p], None
-        if each.draws:
-            if "state_step" not in own:
-                own["state_step"] = torch.zeros((), dtype=torch.int64, device=p.device)
-            key = fold(site_key(self.seed, f"{self.names[p]}/{each.name}"), own["state_step"])
-        each.quantizer.engine = self.engine
-        kept = each.kept(state, key)
-        if self.measuring:
-            self.losses.setdefault(p, {})[each.name] = state_losses(state, kept.values)
-        state.copy_(kept.values)
-        for part, tensor in kept.beside.items():
-            own[f"{each.name}.{part}"] = tensor
 
     def _show(self, group: dict[str, Any], params: list[Tensor], updates: Iterable[Update]) -> None:
         for p, update in zip(params, updates, strict=True):
@@ -357,11 +390,6 @@ class _Ready(NamedTuple):
     storage: Storage
     params: list[Tensor]
     grads: list[Tensor]
-
-
-def _momentum(group: dict[str, Any], key: str) -> float:
-    value = group[key]
-    return float(value[0] if isinstance(value, tuple | list) else value)
 
 
 def _storage(value: Any) -> Storage:

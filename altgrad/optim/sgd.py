@@ -13,8 +13,7 @@ from pydantic import Field, model_validator
 from torch import Tensor
 
 from altgrad.optim.numbers import check_decays
-from altgrad.optim.optimizer import Optimizer, settings
-from altgrad.optim.optimizer_spec import OptimizerSpec
+from altgrad.optim.optimizer import Optimizer, OptimizerSpec, settings
 from altgrad.optim.request import Request
 from altgrad.quantize import Grid
 

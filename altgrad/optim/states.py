@@ -29,7 +29,9 @@ from altgrad.optim.range_expansion import RangeExpansion
 from altgrad.quantize import Quantizer, QuantizerSpec
 from altgrad.quantize.block import BlockSpec
 from altgrad.quantize.block_scale import SmallScale
+from altgrad.quantize.engine import Engine
 from altgrad.quantize.gradient import Identity
+from altgrad.quantize.noise import fold
 from altgrad.spec import Since
 
 NEVER_NEGATIVE = ("exp_avg_sq", "max_exp_avg_sq")
@@ -204,3 +206,23 @@ def check_state(name: str, spec: StateSpec, known: tuple[str, ...], kind: str) -
         raise ValueError(f"'{name}' is not a state of {kind} as it is set; {has}.")
     if spec.format.lowest >= 0 and name not in NEVER_NEGATIVE:
         raise ValueError(f"{name} has both signs, and {spec.format} has no value below 0; use another format.")
+
+
+def keep(
+    cast: StateCast, state: Tensor, own: dict[str, Any], key: int | None, engine: Engine, *, measuring: bool
+) -> dict[str, Tensor]:
+    """Round a state in place, and put its scales into `own`, all that is kept of its parameter.
+
+    key: of the random bits, if it draws any. Returns `state_losses` if `measuring`, else nothing.
+    """
+    bits = None
+    if key is not None:
+        if "state_step" not in own:
+            own["state_step"] = torch.zeros((), dtype=torch.int64, device=state.device)
+        bits = fold(key, own["state_step"])
+    cast.quantizer.engine = engine
+    kept = cast.kept(state, bits)
+    lost = state_losses(state, kept.values) if measuring else {}
+    state.copy_(kept.values)
+    own |= {f"{cast.name}.{part}": tensor for part, tensor in kept.beside.items()}
+    return lost

@@ -17,7 +17,7 @@ _PLACES = {
     "model": "altgrad.models.model:ModelSpec",
     "dataset": "altgrad.data.dataset:DatasetSpec",
     "tokenizer": "altgrad.data.tokenizer:TOKENIZERS",
-    "optimizer": "altgrad.optim.optimizer_spec:OptimizerSpec",
+    "optimizer": "altgrad.optim.optimizer:OptimizerSpec",
     "storage": "altgrad.optim.storage:Storage",
     "schedule": "altgrad.optim.schedule:SCHEDULES",
     "scaling": "altgrad.quantize.scaling:ScalingSpec",

@@ -4,7 +4,7 @@ import inspect
 
 import pytest
 
-from altgrad.optim.optimizer_spec import OptimizerSpec
+from altgrad.optim.optimizer import OptimizerSpec
 
 OF_TORCH = {
     "adamw": {"betas", "weight_decay"}, "manifold_adamw": {"betas", "weight_decay"}, "sgd": {"momentum"},
