@@ -17,7 +17,9 @@ def make(folder: Path, *words: str) -> "subprocess.CompletedProcess[str]":
     """make in a folder with our files, without what a make around the tests passes down."""
     for name in FILES:
         shutil.copy(ROOT / name, folder)
-    outside = {name: value for name, value in os.environ.items() if not name.startswith(("MAKE", "MFLAGS", "TORCH"))}
+    outside = {
+        name: value for name, value in os.environ.items() if not name.startswith(("MAKE", "MFLAGS", "TORCH", "CUDA"))
+    }
     return subprocess.run(
         ["make", *words], cwd=folder, env=outside, capture_output=True, text=True, check=False, timeout=60
     )
