@@ -15,7 +15,8 @@ import numpy as np
 from altgrad.statistics.intervals import MARGIN, Interval, simultaneous
 from study import parts, rows
 from study.cell import Cell, format_of, named, reference
-from study.second_tables import Lines, Second, difference, interval_cells, pooled, table
+from study.pairs import difference, interval_cells, pooled
+from study.second_tables import Lines, Second, table
 
 BySeed = dict[int, float]
 Checks = Mapping[str, Interval]

@@ -14,6 +14,7 @@ from altgrad.reports.content import Axes, Axis, Figure, Heat, Mark, Tone, Trace
 from altgrad.reports.figures import svg
 from altgrad.store.files import write_atomic
 from study import parts, rows
+from study.answer import THREATS, answer
 from study.causes import causes
 from study.cell import format_of, reference
 from study.second_tables import Second, place
@@ -67,7 +68,8 @@ def page(study: Second) -> str:
         "*Rendered by `python -m study.second` from `study/results/second`. The plan is in [PLAN.md](PLAN.md).*", "",
         f"{len(frame)} runs, commits {', '.join(versions) or 'none'}, "
         f"{frame['cpu_seconds'].sum() / 3600 if len(frame) else 0:.1f} h of a core.", "",
-        *study.status(), "", "## Did storage clip?", "", *study.clipping(), "",
+        "## The answer", "", *answer(study), "", "## What is in", "", *study.status(), "",
+        "## Did storage clip?", "", *study.clipping(), "",
         "An arm with more than 1e-4 is called *clipped*, a cell with cv(T) below 0.15 *even*: neither is evidence.", "",
         "## The screen: B over the dial", "", "![B over p and kappa, by format](second-figures/dial.svg)", "",
         "Three seeds, each arm at its own lr*; nothing here is judged.", "",
@@ -102,6 +104,7 @@ def page(study: Second) -> str:
     lines += ["## The confound", "", *study.confound(), "", "## Loss against rate", ""]
     lines += ["![Loss against rate](second-figures/rates.svg)", ""] if rates_picture(study) else ["No rows.", ""]
     lines += [*study.robustness(), "", "## Controls", "", *study.controls(), "", *study.twins(), ""]
+    lines += ["## Threats", "", *(f"* {threat}." for threat in THREATS), ""]
     return "\n".join(lines)
 
 

@@ -5,18 +5,19 @@ names; a cell whose runs are not all in says how many are missing, never a verdi
 """
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from functools import cached_property
+from typing import NamedTuple
 
 import numpy as np
 import pandas as pd
 
 from altgrad.numerals import signed
-from altgrad.statistics.distributions import student_quantile
 from altgrad.statistics.intervals import Interval, simultaneous
 from altgrad.statistics.verdict import FEW, Family
 from study import confirmed, parts, rows
 from study.cell import Cell, cell_of, format_of, named
+from study.pairs import difference, interval_cells, mean, pooled
 
 SGD_FROM = 1.0
 """From this eps on Adam's rule is SGD: roots of second moments are far below."""
@@ -50,6 +51,18 @@ def place(cell: Cell) -> str:
     p = {0.25: "1/4", 0.5: "1/2", 1.0: "1"}[found["p"]]
     field = f"p = {p}, kappa = {({0: '1'}).get(k := round(math.log2(found['kappa'])), f'2^{k}')}"
     return field if rule == "AdamW" else f"{rule}, {field}"
+
+
+class Judged(NamedTuple):
+    """A confirmed cell. word: of WORDS, `none` of a cell that is no evidence, `missing` of one that lacks pairs."""
+
+    format: str
+    cell: Cell
+    rate: float
+    interval: Interval
+    word: str
+    notes: str
+    missing: int
 
 
 class Second:
@@ -154,23 +167,30 @@ class Second:
                 found[name, cell] = pairs, max(n - len(pairs), 0), inside
         return found
 
-    def verdicts(self) -> Lines:
-        """Verdicts: one family of every confirmed cell."""
-        if not self.confirmed_pairs:
-            return ["No verdict yet: the screen and its edges are not complete."]
-        keys = {(name, cell): f"{name}|{cell}" for name, cell in self.confirmed_pairs}
+    @cached_property
+    def judged(self) -> list[Judged]:
+        """Every confirmed cell; one family of all of them."""
+        keys = {at: "|".join(at) for at in self.confirmed_pairs}
         family = Family({keys[at]: pairs for at, (pairs, *_) in self.confirmed_pairs.items()})
-        body = []
-        for (name, cell), (pairs, missing, inside) in self.confirmed_pairs.items():
-            key = keys[name, cell]
-            one, rate = family.intervals[key], self.tuned[cell].rate
-            marks = self.marks(cell, rate)
-            word = f"{missing} pairs missing" if missing else "none" if marks else verdict(family, key)
-            told = [word, *filter(None, [marks]), *["vertex outside"] * (bool(pairs) and not inside)]
-            body.append([
-                name, place(cell), f"{rate:.3g}", str(one.n), *interval_cells(one), number(one.high - one.low, 3),
-                ", ".join(told),
-            ])  # fmt: skip
+        found = []
+        for at, (pairs, missing, inside) in self.confirmed_pairs.items():
+            rate = self.tuned[at[1]].rate
+            marks = self.marks(at[1], rate)
+            word, told = ("none", "none") if marks else (WORDS[family.decision(keys[at])], verdict(family, keys[at]))
+            word, told = ("missing", f"{missing} pairs missing") if missing else (word, told)
+            notes = ", ".join([told, *filter(None, [marks]), *["vertex outside"] * (bool(pairs) and not inside)])
+            found.append(Judged(*at, rate, family.intervals[keys[at]], word, notes, missing))
+        return found
+
+    def verdicts(self) -> Lines:
+        """Verdicts of the confirmed cells."""
+        if not self.judged:
+            return ["No verdict yet: the screen and its edges are not complete."]
+        body = [
+            [one.format, place(one.cell), f"{one.rate:.3g}", str(one.interval.n), *interval_cells(one.interval),
+             number(one.interval.high - one.interval.low, 3), one.notes]
+            for one in self.judged
+        ]  # fmt: skip
         return table(["stored in", "cell", "lr*", "pairs", "B", "95 % interval", "width", "verdict"], body)
 
     def swept(self, part: str, reference: Callable[[Cell], Cell | None], title: str = "arm") -> Lines:
@@ -354,36 +374,3 @@ def verdict(family: Family, key: str) -> str:
     if one.high - one.low > WIDEST:
         told.append(f"wider than {WIDEST}, which takes about {math.ceil(one.n * ((one.high - one.low) / WIDEST) ** 2)}")
     return ", ".join(told)
-
-
-def interval_cells(one: Interval) -> list[str]:
-    """Mean and interval as two cells."""
-    if one.n == 0:
-        return ["-", "-"]
-    bounds = f"[{signed(one.low)}, {signed(one.high)}]" if one.n > 1 else "-"
-    return [signed(one.mean), bounds]
-
-
-def difference(one: Mapping[int, float], other: Mapping[int, float]) -> dict[int, float]:
-    """By the seeds that both have."""
-    return {seed: value - other[seed] for seed, value in one.items() if seed in other}
-
-
-def mean(by_seed: Mapping[int, float]) -> float:
-    """The mean; NaN of nothing."""
-    return math.fsum(by_seed.values()) / len(by_seed) if by_seed else math.nan
-
-
-def pooled(paired: Mapping[Cell, Mapping[int, float]]) -> dict[Cell, Interval]:
-    """Intervals over one family by the sd pooled over it (Sidak): three seeds alone know little of their spread."""
-    full = {cell: np.array(list(by.values())) for cell, by in paired.items() if len(by) > 1}
-    degrees = sum(len(values) - 1 for values in full.values())
-    if not degrees:
-        return {}
-    sd = math.sqrt(sum(float(((v - v.mean()) ** 2).sum()) for v in full.values()) / degrees)
-    critical = student_quantile((1 + 0.95 ** (1 / len(full))) / 2, degrees)
-    found = {}
-    for cell, values in full.items():
-        half, centre = critical * sd / math.sqrt(len(values)), float(values.mean())
-        found[cell] = Interval(centre, sd, len(values), centre - half, centre + half)
-    return found

@@ -8,6 +8,7 @@ import pytest
 
 from altgrad.statistics.intervals import Interval
 from study import parts, rows
+from study.answer import answer
 from study.causes import SENTENCES, Sentence, causes, judge
 from study.findings import HERE
 from study.second_tables import Second
@@ -106,3 +107,15 @@ def test_another_plant_is_another_word(
 def test_how_checks_become_a_word(ends: list[tuple[float, float]], needed: int | None, word: str) -> None:
     checks = {str(n): Interval((low + high) / 2, math.nan, 3, low, high) for n, (low, high) in enumerate(ends)}
     assert judge(Sentence("", "", lambda study: checks, needed), Second(pd.DataFrame({"fingerprint": []}))).word == word
+
+
+def test_the_answer_waits_for_every_pair_and_then_speaks_of_the_confirmed_cells_alone(full: pd.DataFrame) -> None:
+    early = full[~full["part"].isin(["confirm", "confound"])]
+    assert "Not yet" in answer(Second(early))[0] and "Not yet" in answer(Second(rows.read(HERE / "nowhere")))[0]
+    text = "\n".join(answer(Second(full)))
+    assert "none of the confirmed cells does" in text and "**benefit**" not in text
+    harmed = next(line for line in text.splitlines() if line.startswith("* **harm**"))
+    assert all(f"{name} at p = 1, kappa = 2^-6: −0.0" in harmed for name in parts.STORED)
+    assert "* a smaller p harms less (screen)." in text and "decay brings back" not in text
+    better = "\n".join(answer(shifted(full, -0.2, part="confirm", optimizer="manifold_adamw", format="e4m3f")))
+    assert "some confirmed cells do" in better and "* **benefit**: e4m3f at" in better

@@ -1,0 +1,52 @@
+"""The answer in a paragraph: what the confirmed cells' verdicts say, and of those cells alone."""
+
+from altgrad.numerals import signed
+from study.causes import SENTENCES, judge
+from study.pairs import interval_cells
+from study.second_tables import Judged, Lines, Second, place
+
+ORDER = ("benefit", "harm", "direction only", "no practical effect", "undecided")
+
+
+def named_cells(cells: list[Judged]) -> str:
+    """`e4m3f at p = 1, kappa = 2^-6: -0.105 [-0.12, -0.09], n = 20; ...`."""
+    return "; ".join(
+        f"{one.format} at {place(one.cell)}: {' '.join(interval_cells(one.interval))}, n = {one.interval.n}"
+        for one in cells
+    )
+
+
+def answer(study: Second) -> Lines:
+    """The paragraph; what it waits for, as long as pairs are missing."""
+    if not study.judged:
+        return ["Not yet: the screen and its edges are not complete."]
+    if missing := sum(one.missing for one in study.judged):
+        return [f"Not yet: {missing} pairs of the confirmed cells are missing."]
+    by = {word: [one for one in study.judged if one.word == word] for word in ORDER}
+    head = "some confirmed cells do" if by["benefit"] else "none of the confirmed cells does"
+    lines = [
+        "Does an 8-bit format benefit, by 0.01 nats or more, from updates measured in its own spacings, where storage "
+        f"clips nothing? At this size, at the places of the dial that were confirmed, **{head}**.", "",
+        *[f"* **{word}**: {named_cells(cells)}." for word, cells in by.items() if cells], "",
+    ]  # fmt: skip
+    whole = [one for one in study.judged if place(one.cell) == "p = 1, kappa = 2^-6"]
+    ranked = sorted(whole, key=lambda one: -one.interval.mean)
+    order = ", ".join(f"{one.format} {signed(one.interval.mean)}" for one in ranked)
+    lines += [f"At p = 1, kappa = 2^-6, from the best to the worst: {order}.", ""]
+    holds = [judged for judged in (judge(sentence, study) for sentence in SENTENCES) if judged.word == "holds"]
+    if holds:
+        lines += ["Of the causal sentences that the plan put to the test, these hold:", ""]
+        lines += [f"* {one.sentence.words} ({one.sentence.runs})." for one in holds]
+    return lines
+
+
+THREATS = (
+    "one size (120,000 parameters), one text by bytes, 800 steps: losses have not levelled",
+    "storage alone is in 8 bits, one power-of-two scale a tensor, rounded stochastically; casts of operands, scales of "
+    "blocks and other roundings may differ",
+    "what is not stored (embeddings, norms, head) has one rate in all arms",
+    "lr* is chosen on three seeds; confirmation takes the vertex of three rates and says where it is outside them",
+    "the best and the worst cell are chosen on the screen, where their B is too extreme; confirmation has other seeds",
+    "side tables have three seeds and an sd pooled over each: exploratory",
+    "rows come from several machines, which they do not name; on other processors last bits differ",
+)
