@@ -7,7 +7,6 @@ unguarded    at the last look, the share of v = 0 where m != 0, mean over parame
 import json
 import math
 import os
-import platform
 import shutil
 import statistics
 import time
@@ -18,7 +17,7 @@ import altgrad
 from altgrad.metric_keys import split_key
 from altgrad.store import Run
 from altgrad.training import RunSpec
-from study.row import code_commit, losses_of
+from study.row import code_commit, losses_of, machine
 
 CODE = ("altgrad", "study/*.py", "claims/*.py", "claims/*.yaml", "claims/registry")
 
@@ -33,7 +32,7 @@ def train_row(spec: RunSpec, part: str, arm: str, folder: Path) -> dict[str, Any
     row |= losses_of(run, trained.status == "diverged")
     meta = run.meta()
     row |= {key: str(meta.get(key, "")) for key in ("altgrad", "torch")} | {"commit": code_commit(*CODE)}
-    row |= {"machine": f"{platform.machine()} {platform.processor()}".strip(), "cores": os.cpu_count()}
+    row |= {"machine": machine(), "cores": os.cpu_count()}
     row |= {"seconds": time.perf_counter() - began, "cpu_seconds": time.process_time() - cpu}
     shutil.rmtree(run.path)
     return row

@@ -48,5 +48,5 @@ THREATS = (
     "lr* is chosen on three seeds; confirmation takes the vertex of three rates and says where it is outside them",
     "the best and the worst cell are chosen on the screen, where their B is too extreme; confirmation has other seeds",
     "side tables have three seeds and an sd pooled over each: exploratory",
-    "rows come from several machines, which they do not name; on other processors last bits differ",
+    "rows come from at least two kinds of processors, on which last bits differ (the screen's first are older)",
 )

@@ -54,10 +54,21 @@ def train_row(spec: RunSpec, part: str, folder: Path) -> dict[str, Any]:
     row |= measured(run, spec) | losses_of(run, trained.status == "diverged", tail=part in TAILED)
     meta = run.meta()
     row |= {key: str(meta.get(key, "")) for key in ("altgrad", "torch")} | {"commit": code_commit()}
-    row |= {"machine": f"{platform.machine()} {platform.processor()}".strip(), "cores": os.cpu_count()}
+    row |= {"machine": machine(), "cores": os.cpu_count()}
     row |= {"seconds": time.perf_counter() - began, "cpu_seconds": time.process_time() - cpu}
     shutil.rmtree(run.path)
     return row
+
+
+@cache
+def machine() -> str:
+    """What last bits depend on: the architecture, the vectors that torch uses, and Linux's name of the processor."""
+    import torch
+
+    names = Path("/proc/cpuinfo")
+    lines = names.read_text().splitlines() if names.exists() else []
+    model = next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), "")
+    return f"{platform.machine()} {torch.backends.cpu.get_cpu_capability()} {model}".strip()
 
 
 @cache

@@ -1,57 +1,108 @@
-"""python -m study.smoke: do the main findings keep their direction on three fresh seeds? A few minutes of CPU.
+"""python -m study.smoke: do the main findings keep their direction on three fresh seeds? Some minutes of two cores.
 
-The formats whose PRIMARY verdict has a sign, each arm at the rate the study chose for it, on seeds that no study used
-(tests/study/test_smoke.py compares them with every result, matrix and pilot). Says of each whether the sign came out
-the same, and exits 1 if one did not. `make study-smoke` calls it. Storage clips here as in PRIMARY: see FINDINGS.md.
+Every confirmed cell whose verdict has a sign, and its format's AdamW, each at its lr*, on seeds that no study used
+(tests/study/test_smoke.py compares them with every result, matrix and pilot). Says of each cell whether the sign of B
+came out the same, and exits 1 if one did not. Before cells are confirmed, p = 1, kappa = 2^-6 as the screen has it.
+
+    python -m study.smoke --format e4m3f --seeds 2100,2101,2102      # one format's cells again, on the study's seeds
+
+On a processor like that of its rows a seed of the study gives its losses to the last bit; both are printed.
 """
 
-import math
-import subprocess
+import argparse
+import os
 import sys
+from collections.abc import Sequence
 from pathlib import Path
+from typing import NamedTuple
 
-from altgrad.reports.effects import families
-from altgrad.reports.sources import load_project
-from altgrad.store import RunStore
-from study.rates import ROOT, chosen, matrix, source_of, tuned, write_matrix
-from study.results import Results
+from study import confirmed, driver, parts, rows, run
+from study.cell import Cell, format_of
+from study.pairs import difference, mean
+from study.second_tables import Second, place
 
 SEEDS = (900, 901, 902)
 SIGNED = ("benefit", "harm", "direction only")
-NAME = "study-smoke"
+FOLDER = driver.RUNS / "study-smoke"
 
 
-def plan(study: Results) -> list[Path]:
-    """Matrices to sweep, one for each arm."""
-    family = study.family
-    signed = [effect.format for effect in family.effects if family.verdicts[effect.format] in SIGNED]
-    source = source_of("study-primary")
-    source["set"] = source["set"] | {"project": NAME}
-    found = []
-    for arm, rates in chosen(tuned(study.project)).items():
-        cells = [(name, rates[name]) for name in signed]
-        found.append(write_matrix(f"{NAME}-{arm}", matrix(source, [arm], cells, {"fresh": SEEDS})))
-    return found
+class Asked(NamedTuple):
+    """A cell that is run again: with its lr*, its reference's, and the B that the study found."""
+
+    cell: Cell
+    rate: float
+    base: Cell
+    base_rate: float
+    known: float
+
+
+def asked(study: Second, format_: str | None = None) -> list[Asked]:
+    """The cells with a sign, of one format or of all."""
+    found = [(one.cell, one.interval.mean) for one in study.judged if one.word in SIGNED]
+    if not study.judged or any(one.missing for one in study.judged):
+        cells = [confirmed.dial(study.tuned, name, 1.0, 2.0**-6) for name in parts.STORED]
+        bases = [confirmed.reference_of(study.tuned, name) for name in parts.STORED]
+        found = [(c, study.tuned[b].loss - study.tuned[c].loss) for c, b in zip(cells, bases, strict=True)]
+    made = []
+    for cell, known in found:
+        name = str(format_of(cell))
+        base = confirmed.reference_of(study.tuned, name)
+        if format_ in (None, name):
+            made.append(Asked(cell, study.tuned[cell].rate, base, study.tuned[base].rate, known))
+    return made
+
+
+def planned(cells: Sequence[Asked], seeds: Sequence[int]) -> list[parts.Planned]:
+    """Their runs, each once, by seed."""
+    examples = {cell: own[0].spec for cell, own in parts.cells_in("screen").items()}
+    sides = dict.fromkeys(side for one in cells for side in ((one.base, one.base_rate), (one.cell, one.rate)))
+    return [parts.Planned.of("smoke", parts.at(examples[cell], rate, seed)) for seed in seeds for cell, rate in sides]
 
 
 def main() -> None:
-    """Sweep, compare, say."""
-    study = Results("study-primary")
-    family = study.family
-    for path in plan(study):
-        done = subprocess.run([sys.executable, "-m", "altgrad.cli.main", "sweep", str(path)], cwd=ROOT, check=False)
-        if done.returncode:
-            sys.exit(done.returncode)
-    (fresh,) = families(load_project(RunStore(ROOT / "runs"), NAME))
-    same = True
-    for effect in fresh.effects:
-        pairs = [effect.pairs[seed] for seed in SEEDS]  # a store may hold runs of another smoke check
-        mean, known = math.fsum(pairs) / len(pairs), family.intervals[effect.format].mean
-        agrees = mean * known > 0
-        same &= agrees
-        word = "the same direction" if agrees else "the OTHER direction"
-        print(f"{effect.format}: B {known:+.4f} in the study, {mean:+.4f} on {len(pairs)} fresh seeds: {word}")
-    sys.exit(0 if same else 1)
+    """Run, compare, say."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--format", choices=parts.STORED, help="this format's cells alone")
+    parser.add_argument("--seeds", default=",".join(map(str, SEEDS)), help="comma-separated")
+    parser.add_argument("--workers", type=int, default=os.cpu_count() or 1, help="runs at a time")
+    parser.add_argument(
+        "--results", type=Path, default=FOLDER, help="where rows are kept; those there are not run again"
+    )
+    options = parser.parse_args()
+    study, seeds = Second(rows.read()), [int(seed) for seed in options.seeds.split(",")]
+    cells = asked(study, options.format)
+    wanted = planned(cells, seeds)
+    folder: Path = options.results.resolve()
+
+    def missing() -> tuple[list[parts.Planned], dict[str, str]]:
+        have = set(rows.read(folder)["fingerprint"])
+        return [each for each in wanted if each.fingerprint not in have], {}
+
+    with driver.alone(folder, "study.smoke"):
+        driver.drive(
+            missing,
+            lambda pool, each: pool.submit(run.work, each.spec.tree(), each.part, str(driver.RUNS)),
+            lambda row: rows.append(row, folder),
+            options.workers,
+        )
+    same = [told(study, Second(rows.read(folder)), one, seeds) for one in cells]
+    sys.exit(0 if all(same) else 1)
+
+
+def told(study: Second, fresh: Second, one: Asked, seeds: Sequence[int]) -> bool:
+    """Print what became of a cell; whether its sign is the study's."""
+    sides = []
+    for words, cell, rate in (("AdamW", one.base, one.base_rate), (place(one.cell), one.cell, one.rate)):
+        now, then = (rows.losses(each.frame, cell, rate, seeds) for each in (fresh, study))
+        for seed in sorted(set(now) & set(then)):
+            print(f"{format_of(cell)}, {words}, seed {seed}: {now[seed]:.6f}; the study's run {then[seed]:.6f}")
+        sides.append(now)
+    pairs = difference(*sides)
+    same = bool(pairs) and mean(pairs) * one.known > 0
+    word = "the same direction" if same else "the OTHER direction" if pairs else "no pair ended"
+    head = f"{format_of(one.cell)}, {place(one.cell)}"
+    print(f"{head}: B {one.known:+.4f} in the study, {mean(pairs):+.4f} on {len(pairs)} seeds: {word}")
+    return same
 
 
 if __name__ == "__main__":

@@ -32,7 +32,7 @@ from tests.study.made_rows import filled, row_for
 
 SIZES = {
     "screen": 600,
-    "masters": 195,
+    "masters": 240,
     "twins": 8,
     "sides": 144,
     "none": 30,

@@ -6,16 +6,22 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import pandas as pd
 import pyarrow.parquet as pq
 import pytest
 import yaml
 
+from study import parts, rows
+from study.cell import cell_of, format_of
 from study.rates import ROOT
-from study.results import FOLDER, Results
-from study.smoke import NAME, SEEDS, SIGNED, plan
+from study.results import FOLDER
+from study.second_tables import Second, place
+from study.smoke import SEEDS, SIGNED, asked, planned, told
+from tests.study.made_rows import filled, row_for
 
 RESULTS = sorted(FOLDER.glob("*.parquet"))
-MATRICES = sorted([*(ROOT / "matrices").rglob("*.yaml"), *(ROOT / "study" / "matrices").glob("*.yaml")])
+FOLDERS = ("matrices", "study/matrices", "study/parts")
+MATRICES = sorted(path for folder in FOLDERS for path in (ROOT / folder).rglob("*.yaml"))
 
 
 def seeds_in(tree: Any) -> Iterator[int]:
@@ -46,18 +52,42 @@ def test_no_result_of_the_study_has_a_seed_of_the_smoke_check(path: Path) -> Non
 def test_no_matrix_and_no_pilot_has_one_either() -> None:
     assert {path.stem for path in RESULTS} >= {"study-primary", "study-finetune", "geometry-grid"}
     for path in MATRICES:
-        if not path.stem.startswith(NAME):
-            assert not set(seeds_in(yaml.safe_load(path.read_text()))) & set(SEEDS), path.name
+        assert not set(seeds_in(yaml.safe_load(path.read_text()))) & set(SEEDS), path.name
     first, last = re.findall(r"seeds (\d+) to (\d+), in no table", (ROOT / "study" / "README.md").read_text())[0]
     assert not set(range(int(first), int(last) + 1)) & set(SEEDS)
 
 
-def test_it_runs_every_format_with_a_sign_in_both_arms_on_them(monkeypatch: pytest.MonkeyPatch) -> None:
-    written: dict[str, Any] = {}
-    monkeypatch.setattr("study.smoke.write_matrix", lambda name, content: written.update({name: content}) or Path(name))
-    study = Results("study-primary")
-    signed = [name for name, verdict in study.family.verdicts.items() if verdict in SIGNED]
-    assert [str(path) for path in plan(study)] == list(written) and len(written) == 2 and signed
-    for content in written.values():
-        assert content["axes"]["storage.0.format"] == signed and content["set"]["project"] == NAME
-        assert content["seeds"] == {"fresh": list(SEEDS)}
+@pytest.fixture(scope="module")
+def confirmed_rows() -> pd.DataFrame:
+    return filled(filled(filled(rows.read(FOLDER / "nowhere"), ["screen"]), ["edges"]), ["confirm"])
+
+
+def test_it_runs_every_cell_whose_verdict_has_a_sign_and_its_reference(confirmed_rows: pd.DataFrame) -> None:
+    while len(more := filled(confirmed_rows, ["confirm"])) > len(confirmed_rows):
+        confirmed_rows = more
+    study = Second(confirmed_rows)
+    signed = [one.cell for one in study.judged if one.word in SIGNED]
+    found = asked(study)
+    assert [one.cell for one in found] == signed and len(signed) >= 4 and {one.known < 0 for one in found} == {True}
+    runs = planned(found, SEEDS)
+    assert {each.spec.seed for each in runs} == set(SEEDS) and len({each.fingerprint for each in runs}) == len(runs)
+    assert {cell_of(each.spec) for each in runs} == {*signed, *(one.base for one in found)}
+    assert {format_of(one.cell) for one in asked(study, "e4m3f")} == {"e4m3f"}
+
+
+def test_before_cells_are_confirmed_it_takes_the_screens(confirmed_rows: pd.DataFrame) -> None:
+    found = asked(Second(confirmed_rows[confirmed_rows["part"] == "screen"]))
+    assert [(format_of(one.cell), place(one.cell)) for one in found] == [
+        (n, "p = 1, kappa = 2^-6") for n in parts.STORED
+    ]
+
+
+@pytest.mark.parametrize(("shift", "same"), [(0.0, True), (-0.2, False)])
+def test_another_sign_fails_it(confirmed_rows: pd.DataFrame, shift: float, same: bool, capsys: Any) -> None:
+    study = Second(confirmed_rows[confirmed_rows["part"] == "screen"])
+    one = asked(study, "e7m0")[0]
+    fresh = pd.DataFrame([row_for(each) for each in planned([one], [*SEEDS, 2000])])
+    fresh["loss"] += shift * (fresh["optimizer"] == "manifold_adamw")
+    assert told(study, Second(fresh), one, [*SEEDS, 2000]) == same
+    out = capsys.readouterr().out
+    assert ("OTHER" in out) != same and out.count("the study's run") == 2 and "on 4 seeds" in out
