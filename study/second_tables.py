@@ -176,8 +176,12 @@ class Second:
         for at, (pairs, missing, inside) in self.confirmed_pairs.items():
             rate = self.tuned[at[1]].rate
             marks = self.marks(at[1], rate)
-            word, told = ("none", "none") if marks else (WORDS[family.decision(keys[at])], verdict(family, keys[at]))
-            word, told = ("missing", f"{missing} pairs missing") if missing else (word, told)
+            if missing:  # a family of few pairs decides nothing, and its intervals may be infinite
+                word, told = "missing", f"{missing} pairs missing"
+            elif marks:
+                word, told = "none", "none"
+            else:
+                word, told = WORDS[family.decision(keys[at])], verdict(family, keys[at])
             notes = ", ".join([told, *filter(None, [marks]), *["vertex outside"] * (bool(pairs) and not inside)])
             found.append(Judged(*at, rate, family.intervals[keys[at]], word, notes, missing))
         return found

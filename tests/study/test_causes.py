@@ -111,6 +111,8 @@ def test_how_checks_become_a_word(ends: list[tuple[float, float]], needed: int |
 
 def test_the_answer_waits_for_every_pair_and_then_speaks_of_the_confirmed_cells_alone(full: pd.DataFrame) -> None:
     early = full[~full["part"].isin(["confirm", "confound"])]
+    one_pair = full[(full["part"] != "confirm") | (full["seed"] == parts.CONFIRM[0])]
+    assert len(Second(one_pair).verdicts()) > 2 and "Not yet" in answer(Second(one_pair))[0]
     assert "Not yet" in answer(Second(early))[0] and "Not yet" in answer(Second(rows.read(HERE / "nowhere")))[0]
     text = "\n".join(answer(Second(full)))
     assert "none of the confirmed cells does" in text and "**benefit**" not in text
