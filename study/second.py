@@ -72,7 +72,7 @@ def page(study: Second) -> str:
         "## Did storage clip?", "", *study.clipping(), "",
         "An arm with more than 1e-4 is called *clipped*, a cell with cv(T) below 0.15 *even*: neither is evidence.", "",
         "## The screen: B over the dial", "", "![B over p and kappa, by format](second-figures/dial.svg)", "",
-        "Three seeds, each arm at its own lr*; nothing here is judged.", "",
+        "Three seeds, each arm at its own lr*; nothing here is judged. Colours end at 0.15.", "",
     ]  # fmt: skip
     for name in parts.STORED:
         lines += [f"**{name}**", "", *study.screen(name), ""]

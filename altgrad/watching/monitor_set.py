@@ -295,8 +295,10 @@ class MonitorSet:
         return isinstance(self.optimizer, Optimizer) and self.optimizer.applies is not None
 
     def _close(self, skipped: bool) -> None:
-        """It is known now."""
-        if skipped and isinstance(self.optimizer, Optimizer):
+        """It is known now; a later step is not held back by it."""
+        assert isinstance(self.optimizer, Optimizer)
+        self.optimizer.applies = None
+        if skipped:
             self.seen.clear()
             self.looks.left_out()
             self.optimizer.left_out()

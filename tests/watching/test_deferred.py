@@ -75,6 +75,7 @@ def trained(
         altgrad.commit(net)
         reports |= watch.finish()
         assert any(report.skip for report in reports.values()) == (step in BAD)
+        assert optimizer.applies is None  # a word about this step holds back no other
         said.append((str(reports), str(watch.loss), str(watch.norm)))
     state = optimizer.state_dict()["state"]
     return {
