@@ -1,10 +1,12 @@
 """Claims about monitors in a run: every one resumes to the same numbers, every key is described."""
 
+import math
 from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from altgrad.monitors import MonitorSpec, describing
 from altgrad.nn import Processes
@@ -12,6 +14,8 @@ from altgrad.store import Run, RunStore, run_id
 from altgrad.training import RunSpec, train_run
 from altgrad.training.fitting import fit
 from altgrad.training.loop import LOG_KEYS
+from altgrad.training.micro_batches import Gradients
+from altgrad.watching import MonitorSet
 from tests.training.running import after, lines
 
 TINY = """
@@ -157,3 +161,43 @@ def test_the_shadow_of_a_run_without_casts_is_its_gradient(tmp_path: Path, datas
         train_run(spec, run, dataset)
         cosines = [v for row in run.metrics(["shadow/*/cosine"]) for k, v in row.items() if k != "step"]
         assert cosines and all(value > 1 - 1e-12 for value in cosines)
+
+
+@pytest.mark.long
+@pytest.mark.needs("c++")
+@pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::UserWarning:torch")
+def test_a_run_that_leaves_its_updates_to_the_device_is_the_run_whose_host_decides(
+    tmp_path: Path, dataset: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With gradients that are not finite at the first step, at one on its own and at two in a row."""
+    backward, bad, deferred = Gradients.backward, (1, 4, 6, 7), []
+
+    def poisoned(self: Gradients) -> torch.Tensor:
+        loss = backward(self)
+        if self.state.step + 1 in bad:
+            grad = next(p.grad for p in self.state.model.parameters() if p.grad is not None)
+            grad.view(-1)[3] = math.inf
+        return loss
+
+    def watched(self: MonitorSet) -> bool:
+        deferred.append(defer(self))
+        return deferred[-1]
+
+    defer = MonitorSet.defer
+    monkeypatch.setattr(Gradients, "backward", poisoned)
+    made = []
+    for name, method in (("device", watched), ("host", lambda self: False)):
+        monkeypatch.setattr(MonitorSet, "defer", method)
+        monitors = [{**monitor, "patience": 9} if monitor["kind"] == "finite" else monitor for monitor in ALL]
+        storage = "storage=[{match: 'blocks.*.mlp.*', kind: stochastic, format: e4m3f}]"
+        spec, run = start(tmp_path / name, monitors, "engine=compiled", storage)
+        assert train_run(spec, run, dataset).status == "completed"
+        made.append(run)
+    device, host = made
+    assert deferred == [True] * 8
+    assert lines(device) == lines(host)
+    kept = ("model", "optimizer", "monitors")
+    assert weights(device, *kept) == weights(host, *kept)
+    alarms = [[row for row in run.events() if row["event"] == "alarm"] for run in made]
+    told = [[(row["step"], row["message"]) for row in rows] for rows in alarms]
+    assert told[0] == told[1] and {step for step, message in told[0] if "not applied" in message} == set(bad)
