@@ -4,7 +4,7 @@
     loss           of the stored weights after the last step, whole validation split: the estimand
     loss_tail      the mean of the same at the last six checkpoints, which are the last 5 % of the run
     loss_average   of the mean of those six weights, which is on no grid: what the noise of single weights costs; both
-                   in the parts TAILED alone, NaN in the others: they decide nothing and take a fifth of a run's time
+                   in the parts TAILED alone, NaN in the others: they decide nothing and take a quarter of a run's time
     cv_t           the coefficient of variation of T = spacing(max(|w|, kappa rms(w))), and cv that of T^p, by matrix
                    and look. Spacing is monotone, so T = max(spacing(w), spacing(kappa rms(w))): the histogram of
                    spacings gives it exactly
@@ -40,8 +40,8 @@ DIVERGED = math.log(VOCABULARY)
 F1 = "validation/tuned_f1_micro"
 LATE = 0.75
 """From this share of the steps on, looks count for means."""
-TAILED = ("pilot", "confirm", "confound", "llama")
-"""The parts whose runs also tell the losses of their last 5 %; the screen's first 84 runs do, too."""
+TAILED = ("pilot",)
+"""The parts whose runs also tell the losses of their last 5 %; the first 84 runs of screen and 101 of confirm do, too."""
 
 
 def train_row(spec: RunSpec, part: str, folder: Path) -> dict[str, Any]:
