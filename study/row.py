@@ -41,7 +41,7 @@ F1 = "validation/tuned_f1_micro"
 LATE = 0.75
 """From this share of the steps on, looks count for means."""
 TAILED = ("pilot",)
-"""The parts whose runs also have the losses of their last 5 %; so have the screen's first 84 and confirm's first 101."""
+"""The parts whose runs also have the losses of their last 5 %; as have the screen's first 84, confirm's first 101."""
 
 
 def train_row(spec: RunSpec, part: str, folder: Path) -> dict[str, Any]:
