@@ -59,18 +59,25 @@ def planned(cells: Sequence[Asked], seeds: Sequence[int]) -> list[parts.Planned]
     return [parts.Planned.of("smoke", parts.at(examples[cell], rate, seed)) for seed in seeds for cell, rate in sides]
 
 
+def numbers(text: str) -> list[int]:
+    """Seeds as they are given."""
+    return [int(seed) for seed in text.split(",")]
+
+
 def main() -> None:
     """Run, compare, say."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--format", choices=parts.STORED, help="this format's cells alone")
-    parser.add_argument("--seeds", default=",".join(map(str, SEEDS)), help="comma-separated")
+    parser.add_argument("--seeds", type=numbers, default=SEEDS, help="comma-separated whole numbers")
     parser.add_argument("--workers", type=int, default=os.cpu_count() or 1, help="runs at a time")
     parser.add_argument(
         "--results", type=Path, default=FOLDER, help="where rows are kept; those there are not run again"
     )
     options = parser.parse_args()
-    study, seeds = Second(rows.read()), [int(seed) for seed in options.seeds.split(",")]
+    study, seeds = Second(rows.read()), options.seeds
     cells = asked(study, options.format)
+    if not cells:
+        sys.exit(f"no cell of {options.format or 'the study'} has a verdict with a sign, so nothing can be repeated.")
     wanted = planned(cells, seeds)
     folder: Path = options.results.resolve()
 
