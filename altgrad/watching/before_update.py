@@ -30,13 +30,12 @@ class BeforeUpdate:
     ) -> None:  # fmt: skip
         self.monitors, self.seen, self.replay = monitors, seen, replay
         self.casts = len(casts)
-        self.tensors = [torch.stack([loss, norm.to(loss)]), *casts, *(found for found, _ in seen.values())]
-        words = [
-            monitor.applies(loss, found) for monitor, found in zip(monitors.values(), self._columns(), strict=True)
-        ]
-        self.decided = None not in words
+        words = [m.applies(loss, found) for m, found in zip(monitors.values(), self._columns(), strict=True)]
+        self.decided = all(word is not None for word in words)
         masks = [word for word in words if isinstance(word, Tensor)]
         self.applies = torch.stack(masks).all() if masks else None
+        word = torch.ones_like(loss) if self.applies is None else self.applies.to(loss)
+        self.tensors = [torch.stack([loss, norm.to(loss), word]), *casts, *(found for found, _ in seen.values())]
         self._kept: list[tuple[Tensor, Tensor]] = []
 
     def keep(self, sites: Iterable[Counted]) -> None:
@@ -47,12 +46,19 @@ class BeforeUpdate:
     def read(
         self, lists: Sequence[Sequence[float]], casts: Mapping[str, Mapping[str, Values]]
     ) -> tuple[float, float, dict[str, Report]]:
-        """Loss, norm and reports, from `tensors` as they were fetched. casts: by kind and site."""
-        loss, norm = lists[0]
+        """Loss, norm and reports, from `tensors` as they were fetched. casts: by kind and site.
+
+        RuntimeError where monitors say by `skip` what they did not say by `applies`.
+        """
+        loss, norm, word = lists[0]
         results: dict[str, dict[str, dict[str, float]]] = {kind: {} for kind in self.monitors}
         share_out(results, self.seen, lists[1 + self.casts :])
         reports = {kind: m.report_all(loss, results[kind], casts.get(kind, {})) for kind, m in self.monitors.items()}
         skipped = [kind for kind, report in reports.items() if report.skip]
+        if self.decided and bool(word) == bool(skipped):
+            raise RuntimeError(
+                f"step skipped by {skipped or 'none'}, where `applies` of {list(self.monitors)} said otherwise"
+            )
         if skipped and self.replay is not None:
             committed = _copies(buffer for buffer, _ in self._kept)
             _put(self._kept)

@@ -143,6 +143,20 @@ def test_a_monitor_that_decides_on_the_host_is_asked_before_the_update() -> None
     assert not BeforeUpdate({"some": Stubborn()}, ones, ones, seen, [], None).decided
 
 
+class Fickle(Stubborn):
+    """Says on the device that a step may be applied, and on the host that it may not."""
+
+    def applies(self, loss: Tensor, found: Any) -> bool:
+        return True
+
+
+def test_a_monitor_of_two_words_is_an_error() -> None:
+    ones = torch.ones(())
+    before = BeforeUpdate({"some": Fickle()}, ones, ones, {}, [], None)
+    with pytest.raises(RuntimeError, match="some"):
+        before.read([tensor.tolist() for tensor in before.tensors], {})
+
+
 @pytest.mark.parametrize("bad", [torch.nan, torch.inf, -torch.inf])
 @pytest.mark.parametrize("where", ["loss", "gradient"])
 def test_the_device_says_what_the_report_says(bad: float, where: str) -> None:
