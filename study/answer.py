@@ -3,7 +3,8 @@
 from altgrad.numerals import signed
 from study.causes import SENTENCES, judge
 from study.pairs import interval_cells
-from study.second_tables import Judged, Lines, Second, place
+from study.second_tables import Lines, Second, place
+from study.verdicts import Judged
 
 ORDER = ("benefit", "harm", "direction only", "no practical effect", "undecided")
 

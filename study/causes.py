@@ -2,13 +2,15 @@
 
 A check is a quantity that is above 0 if the sentence holds, with an interval. A sentence is *refuted* by a check whose
 interval lies at or below 0, and *holds* where all lie above (or as many as it says); otherwise it is *open*, and one
-whose runs are not in is *missing*. Only one that holds is written in FINDINGS.md. Intervals are simultaneous over the
-checks of a sentence, by the sd pooled over them where there are three seeds.
+whose runs are not in is *missing*. FINDINGS.md shows all; only one that holds is said. Intervals are simultaneous
+over the checks of a sentence, by the sd pooled over them where there are three seeds.
 """
 
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
+from functools import cache
+from pathlib import Path
 
 import numpy as np
 
@@ -18,6 +20,7 @@ from study.cell import Cell, format_of, named, reference
 from study.pairs import difference, interval_cells, pooled
 from study.second_tables import Lines, Second, table
 
+PLAN = Path(__file__).resolve().parent / "PLAN.md"
 BySeed = dict[int, float]
 Checks = Mapping[str, Interval]
 NEAR = 0.02
@@ -127,7 +130,7 @@ def mastered(name: str) -> Cell:
 def confirmed_b(study: Second, p: float, kappa: float) -> dict[str, BySeed] | None:
     """B by seed of one place of the dial, by format; None while pairs are missing."""
     found: dict[str, BySeed] = {}
-    for (name, cell), (pairs, missing, _) in study.confirmed_pairs.items():
+    for (name, cell), (pairs, missing, *_) in study.confirmed_pairs.items():
         if (named(cell)["p"], named(cell)["kappa"]) == (p, kappa) and not missing:
             found[name] = pairs
     return found if len(found) == len(parts.STORED) else None
@@ -281,10 +284,30 @@ SENTENCES = (
 
 
 def causes(study: Second) -> Lines:
-    """Every sentence with its checks."""
+    """Every sentence, what became of it, and what would have refuted it."""
+    body = [
+        [str(number), sentence.words, judge(sentence, study).word, sentence.runs, refuted_if(sentence)]
+        for number, sentence in enumerate(SENTENCES, 1)
+    ]
+    return table(["", "sentence", "", "runs", "refuted if"], body)
+
+
+def checks(study: Second) -> Lines:
+    """What every sentence was put to: a quantity that is above 0 if it holds."""
     body = []
-    for sentence in SENTENCES:
-        judged = judge(sentence, study)
-        told = [f"{name} {' '.join(interval_cells(one))}" for name, one in judged.checks.items()]
-        body.append([sentence.words, sentence.runs, judged.word, "; ".join(told)])
-    return table(["sentence", "runs", "", "what is above 0 if it holds"], body)
+    for number, sentence in enumerate(SENTENCES, 1):
+        for name, one in judge(sentence, study).checks.items():
+            body.append([str(number), name, *interval_cells(one)])
+    return table(["", "above 0 if the sentence holds", "", "95 % interval"], body)
+
+
+@cache
+def _planned() -> dict[str, str]:
+    _, _, after = PLAN.read_text(encoding="utf-8").partition("| sentence | run | refuted if |\n|---|---|---|\n")
+    rows_ = [line.split("|")[1:4] for line in after.partition("\n\n")[0].splitlines()]
+    return {words.strip(): found.strip() for words, _, found in rows_}
+
+
+def refuted_if(sentence: Sentence) -> str:
+    """What the plan says would refute it."""
+    return _planned()[sentence.words]

@@ -147,3 +147,12 @@ def pairs_of(
     sd, degrees = math.sqrt(sum(variances) / len(variances)), len(variances) * (FIRST_STAGE - 1)
     critical = student_quantile((1 + LEVEL ** (1 / FAMILY)) / 2, degrees)
     return min(max(FIRST_STAGE, math.ceil((critical * sd / MARGIN) ** 2)), len(seeds))
+
+
+def lowest(
+    frame: pd.DataFrame, cell: Cell, rate: float, beside: Callable[[float, int], float], seeds: Sequence[int]
+) -> float | None:
+    """Of lr* and an eighth to either side, that of the lowest mean loss over these seeds; None with one missing."""
+    rates = [beside(rate, place) for place in (-1, 0, 1)]
+    means = dict(zip(rates, mean_losses(frame, cell, rates, seeds), strict=True))
+    return None if any(map(math.isnan, means.values())) else min(rates, key=means.__getitem__)

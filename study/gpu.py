@@ -1,4 +1,4 @@
-"""The GPU part of the study as FINDINGS.md asks for it: a few seeds at the sizes first proposed, so no verdicts."""
+"""The GPU part of the study as FIRST.md asks for it: a few seeds at the sizes first proposed, so no verdicts."""
 
 import math
 from collections.abc import Callable, Mapping

@@ -1,4 +1,4 @@
-"""The E x M grid of the study as FINDINGS.md asks for it: E down, M across. It describes; there are no verdicts."""
+"""The E x M grid of the study as FIRST.md asks for it: E down, M across. It describes; there are no verdicts."""
 
 import math
 

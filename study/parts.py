@@ -1,13 +1,15 @@
 """What the second edition runs, in order of importance: study/PLAN.md in code.
 
 A part is a list of runs that follows from study/parts/*.yaml and from rows that are in already. Matrices are fixed:
-screen, masters, twins, sides, llama, none, sgd, cliff, controls. Four parts follow from results by a rule:
+screen, masters, twins, sides, llama, none, sgd, cliff, controls. Five parts follow from results by a rule:
 
     edges      an arm whose lowest mean loss lies at an end of its rates runs the next eighth of a decade, on the seeds
                of its matrix, until neither end is lowest, at most FURTHEST times to either side
     confirm    when screen and its edges are in: of each format the best and the worst screened cell that is not even,
                p = 1 at kappa 2^-6 and 1, and AdamW, each at its lr* and an eighth to either side, on CONFIRM seeds:
                FIRST_STAGE pairs, then as many as their pooled sd asks for (`study.confirmed.pairs_of`)
+    fresh      every confirmed cell at the rate that the first stage chose (`study.confirmed.lowest`), on the CONFIRM
+               seeds after it: what `confirm` and `confound` have not run of that
     confound   {fixed with margin 1, tracked} x {adamw, manifold} at one rate each, on the same seeds
     finetune   the matrix at rates a quarter of a decade apart, its ends as in `edges`; then every cell at its lr*, on
                FINETUNE seeds
@@ -221,6 +223,19 @@ def confound(frame: pd.DataFrame) -> list[Planned]:
     ]
 
 
+def fresh(frame: pd.DataFrame) -> list[Planned]:
+    """See the head of this file. Waiting while a cell lacks runs of the first stage."""
+    found = tuned(frame)
+    examples = {cell: own[0].spec for cell, own in cells_in("screen").items()}
+    first, after = CONFIRM[: confirmed.FIRST_STAGE], CONFIRM[confirmed.FIRST_STAGE :]
+    cells = {cell: rate for name in STORED for cell, rate in confirmed.cells_of(found, name).items()}
+    rates = {cell: confirmed.lowest(frame, cell, rate, beside, first) for cell, rate in cells.items()}
+    if None in rates.values():
+        raise Waiting("the first stage of confirm")
+    specs = [at(examples[cell], rate, seed) for seed in after for cell, rate in rates.items() if rate is not None]
+    return [Planned.of("fresh", spec) for spec in specs]
+
+
 def finetune(frame: pd.DataFrame) -> list[Planned]:
     """See the head of this file: cells that are tuned are confirmed once all are."""
     cells = cells_in("finetune")
@@ -246,6 +261,7 @@ PARTS: Mapping[str, Callable[[pd.DataFrame], Sequence[Planned]]] = {
     "twins": fixed("twins"),
     "confirm": confirm,
     "confound": confound,
+    "fresh": fresh,
     "sides": fixed("sides"),
     "none": fixed("none"),
     "spread": fixed("spread"),

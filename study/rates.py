@@ -1,4 +1,4 @@
-"""python -m study.rates NAME: from tuning seeds to the runs that come next, as study/README.md says.
+"""python -m study.rates NAME: from tuning seeds to the runs that come next, as study/FIRST_PLAN.md says.
 
 Reads project NAME's results and writes matrices into study/matrices/:
 

@@ -1,4 +1,4 @@
-"""One project of the study as FINDINGS.md asks for it: verdicts, tables and comparisons from its archives.
+"""One project of the study as FIRST.md asks for it: verdicts, tables and comparisons from its archives.
 
 The statistics are the report's own, so a table here is the table there.
 """

@@ -1,27 +1,30 @@
-"""python -m study.second: study/SECOND.md and its pictures from study/results/second, whatever is in.
+"""python -m study.second: FINDINGS.md and its pictures, from FINDINGS.md.j2 and results/second, whatever is in.
 
-Says what rows say and nothing else: what is missing is called missing, and a cell without all its runs has no verdict.
-What it means is for FINDINGS.md, when the rows are in.
+Tables, intervals and words are the rows': what is missing is called missing, and a cell without all its runs has no
+verdict. `--check` only says whether the page is what the rows give.
 """
 
 import argparse
 import sys
 from pathlib import Path
 
+import jinja2
 import numpy as np
 
 from altgrad.reports.content import Axes, Axis, Figure, Heat, Mark, Tone, Trace
 from altgrad.reports.figures import svg
+from altgrad.reports.rows import Difference, forest
 from altgrad.store.files import write_atomic
 from study import parts, rows
 from study.answer import THREATS, answer
-from study.causes import causes
+from study.causes import causes, checks
 from study.cell import format_of, reference
 from study.second_tables import Second, place
 
 HERE = Path(__file__).resolve().parent
-PAGE, PICTURES = HERE / "SECOND.md", HERE / "second-figures"
+PAGE, TEMPLATE, PICTURES = HERE / "FINDINGS.md", HERE / "FINDINGS.md.j2", HERE / "figures"
 TONES: tuple[Tone, ...] = ("blue", "orange", "green")
+WORD_TONES: dict[str, Tone] = {"harm": "blue", "benefit": "green", "no practical effect": "sky"}
 
 
 def dial_picture(study: Second) -> Figure:
@@ -59,56 +62,32 @@ def rates_picture(study: Second) -> Figure | None:
     return Figure("rates", "Loss against rate", caption, tuple(panels), 2) if panels else None
 
 
+def confirmed_picture(study: Second) -> Figure | None:
+    """B of the confirmed cells at fixed rates, with their intervals; None before the second stage is in."""
+    cells = study.at_fixed_rates
+    if not cells or any(one.missing for one in cells):
+        return None
+    lines = [
+        Difference(f"{one.format}, {place(one.cell)}", one.interval, one.word, WORD_TONES.get(one.word, "orange"))
+        for one in cells
+    ]
+    reach = 1.05 * max(abs(end) for one in cells for end in one.interval.finite_ends)
+    return forest(
+        "confirmed", "B of the confirmed cells", "Simultaneous 95 % intervals, at fixed rates; grey: 0.01 nats.",
+        "B: loss saved by geometry (nats)", (-reach, max(0.05, reach / 4)), lines,
+    )  # fmt: skip
+
+
 def page(study: Second) -> str:
     """The page."""
-    frame = study.frame
-    versions = sorted({str(v)[:7] for v in frame["commit"]}) if len(frame) else []
-    lines = [
-        "# The second edition: what is in", "",
-        "*Rendered by `python -m study.second` from `study/results/second`. The plan is in [PLAN.md](PLAN.md).*", "",
-        f"{len(frame)} runs, commits {', '.join(versions) or 'none'}, "
-        f"{frame['cpu_seconds'].sum() / 3600 if len(frame) else 0:.1f} h of a core.", "",
-        "## The answer", "", *answer(study), "", "## What is in", "", *study.status(), "",
-        "## Did storage clip?", "", *study.clipping(), "",
-        "An arm with more than 1e-4 is called *clipped*, a cell with cv(T) below 0.15 *even*: neither is evidence.", "",
-        "## The screen: B over the dial", "", "![B over p and kappa, by format](second-figures/dial.svg)", "",
-        "Three seeds, each arm at its own lr*; nothing here is judged. Colours end at 0.15.", "",
-    ]  # fmt: skip
-    for name in parts.STORED:
-        lines += [f"**{name}**", "", *study.screen(name), ""]
-    lines += ["Quadratic surfaces through the nine cells, exploratory:", ""]
-    lines += [f"* {study.surface(name)}" for name in parts.STORED]
-    lines += [
-        "",
-        "## Confirmed cells",
-        "",
-        *study.verdicts(),
-        "",
-        "Simultaneous 95 % intervals over the cells of this table.",
-        "",
-    ]
-    captions = {
-        "masters": "Without storage", "sides": "Side arms", "none": "Without a mean per tensor",
-        "spread": "Tensors whose scales are spread", "sgd": "SGD with and without S", "llama": "A Llama-shaped block",
-    }  # fmt: skip
-    for part, title in captions.items():
-        lines += [f"## {title}", "", *study.swept(part, reference), ""]
-        lines += ["Three seeds; intervals by the sd pooled over this table, simultaneous over it.", ""]
-    lines += ["## What causes what", "", *causes(study), ""]
-    lines += [
-        "Sentences and what refutes them are PLAN.md's; FINDINGS.md has those that hold.",
-        "",
-    ]
-    lines += ["## A fine-tune of MiniLM", "", *study.finetune(), ""]
-    lines += ["Two tuning seeds; B by pairs, intervals simultaneous over its three formats.", ""]
-    lines += ["## The confound", "", *study.confound(), "", "## Loss against rate", ""]
-    lines += ["![Loss against rate](second-figures/rates.svg)", ""] if rates_picture(study) else ["No rows.", ""]
-    lines += [*study.robustness(), "", "## Controls", "", *study.controls(), "", *study.twins(), ""]
-    lines += [
-        "e3m4f at kappa = 1/8 is another field: its smallest normal number is above the floor (PLAN.md, changes).", "",
-    ]  # fmt: skip
-    lines += ["## Threats", "", *(f"* {threat}." for threat in THREATS), ""]
-    return "\n".join(lines)
+    environment = jinja2.Environment(
+        undefined=jinja2.StrictUndefined, keep_trailing_newline=True, autoescape=False, trim_blocks=True
+    )
+    environment.filters["lines"] = "\n".join
+    template = environment.from_string(TEMPLATE.read_text(encoding="utf-8"))
+    names = {"answer": answer, "causes": causes, "checks": checks, "reference": reference}
+    drawn = confirmed_picture(study) is not None
+    return template.render(study=study, formats=parts.STORED, threats=THREATS, drawn=drawn, **names)
 
 
 def main() -> None:
@@ -122,7 +101,7 @@ def main() -> None:
     if options.check:
         sys.exit(0 if PAGE.exists() and PAGE.read_text(encoding="utf-8") == text else 1)
     PICTURES.mkdir(exist_ok=True)
-    for figure in (dial_picture(study), rates_picture(study)):
+    for figure in (dial_picture(study), confirmed_picture(study), rates_picture(study)):
         if figure is not None:
             write_atomic(PICTURES / f"{figure.key}.svg", svg(figure).encode())
     write_atomic(PAGE, text.encode())

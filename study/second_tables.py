@@ -7,28 +7,21 @@ names; a cell whose runs are not all in says how many are missing, never a verdi
 import math
 from collections.abc import Callable, Sequence
 from functools import cached_property
-from typing import NamedTuple
 
 import numpy as np
 import pandas as pd
 
 from altgrad.numerals import signed
-from altgrad.statistics.intervals import Interval, simultaneous
-from altgrad.statistics.verdict import FEW, Family
+from altgrad.statistics.intervals import simultaneous
 from study import confirmed, parts, rows
 from study.cell import Cell, cell_of, format_of, named
 from study.pairs import difference, interval_cells, mean, pooled
+from study.verdicts import Judged, Pairs, confirmed_pairs, fixed_pairs, judged
 
 SGD_FROM = 1.0
 """From this eps on Adam's rule is SGD: roots of second moments are far below."""
 CLIPPED = 1e-4
 """The largest share of w~ beyond +-max in a run that counts as evidence."""
-WIDEST = 0.02
-"""Nats: no confirmed interval should be wider."""
-WORDS = {
-    "above": "benefit", "below": "harm", "inside": "no practical effect", "direction only": "direction only",
-    "undecided": "undecided",
-}  # fmt: skip
 Lines = list[str]
 
 
@@ -53,16 +46,15 @@ def place(cell: Cell) -> str:
     return field if rule == "AdamW" else f"{rule}, {field}"
 
 
-class Judged(NamedTuple):
-    """A confirmed cell. word: of WORDS, `none` of a cell that is no evidence, `missing` of one that lacks pairs."""
+VERDICT_HEAD = ("stored in", "cell", "lr*", "pairs", "B", "95 % interval", "width", "verdict")
 
-    format: str
-    cell: Cell
-    rate: float
-    interval: Interval
-    word: str
-    notes: str
-    missing: int
+
+def verdict_row(one: Judged) -> list[str]:
+    """A row below VERDICT_HEAD."""
+    i = one.interval
+    rates = f"{one.base_rate:.3g} / {one.rate:.3g}" if one.base_rate else f"{one.rate:.3g}"
+    width = number(i.high - i.low, 3)
+    return [one.format, place(one.cell), rates, str(i.n), *interval_cells(i), width, one.notes]
 
 
 class Second:
@@ -91,6 +83,16 @@ class Second:
             done = sum(each.fingerprint in self.have for each in own)
             body.append([name, f"waits for {waits[name]}" if name in waits else f"{done} of {len(own)}"])
         return table(["part", "runs in"], body)
+
+    def made(self) -> str:
+        """How many runs, at how many commits, on what, for how long."""
+        if not len(self.frame):
+            return "No run is in."
+        diverged, hours = int(self.frame["diverged"].sum()), self.frame["cpu_seconds"].sum() / 3600
+        return (
+            f"{len(self.frame):,} runs, {diverged} of them diverged, {hours:.1f} h of a core, at "
+            f"{self.frame['commit'].nunique()} commits (each row names its own)."
+        )
 
     def marks(self, cell: Cell, rate: float | None = None) -> str:
         """`even`, `clipped`: why a cell is no evidence."""
@@ -148,54 +150,31 @@ class Second:
         return f"{format_}: B = {told}, k = log2 kappa; R^2 {share:.2f}."
 
     @cached_property
-    def confirmed_pairs(self) -> dict[tuple[str, Cell], tuple[dict[int, float], int, bool]]:
-        """By format and cell: B by seed, runs missing, whether both vertices lie inside."""
-        found: dict[tuple[str, Cell], tuple[dict[int, float], int, bool]] = {}
-        try:
-            tuned = parts.tuned(self.frame)
-        except parts.Waiting:
-            return found
-        for name in parts.STORED:
-            own = confirmed.cells_of(tuned, name)
-            n = confirmed.pairs_of(self.frame, own, parts.beside, parts.CONFIRM)
-            base, *others = own
-            sides = {c: confirmed.vertex_of(self.frame, c, r, parts.beside, parts.CONFIRM) for c, r in own.items()}
-            for cell in others:
-                one, other = sides[base], sides[cell]
-                pairs = {} if one is None or other is None else confirmed.benefits(one, other)
-                inside = one is not None and other is not None and one.inside and other.inside
-                found[name, cell] = pairs, max(n - len(pairs), 0), inside
-        return found
+    def confirmed_pairs(self) -> dict[tuple[str, Cell], Pairs]:
+        """B of the confirmed cells at the vertex, by format and cell; empty before the screen is complete."""
+        return confirmed_pairs(self.frame)
 
     @cached_property
     def judged(self) -> list[Judged]:
-        """Every confirmed cell; one family of all of them."""
-        keys = {at: "|".join(at) for at in self.confirmed_pairs}
-        family = Family({keys[at]: pairs for at, (pairs, *_) in self.confirmed_pairs.items()})
-        found = []
-        for at, (pairs, missing, inside) in self.confirmed_pairs.items():
-            rate = self.tuned[at[1]].rate
-            marks = self.marks(at[1], rate)
-            if missing:  # a family of few pairs decides nothing, and its intervals may be infinite
-                word, told = "missing", f"{missing} pairs missing"
-            elif marks:
-                word, told = "none", "none"
-            else:
-                word, told = WORDS[family.decision(keys[at])], verdict(family, keys[at])
-            notes = ", ".join([told, *filter(None, [marks]), *["vertex outside"] * (bool(pairs) and not inside)])
-            found.append(Judged(*at, rate, family.intervals[keys[at]], word, notes, missing))
-        return found
+        """Every confirmed cell at the vertex; one family of all of them."""
+        return judged(self.confirmed_pairs, self.tuned, self.marks)
+
+    @cached_property
+    def at_fixed_rates(self) -> list[Judged]:
+        """The same at rates that the first stage chose, on the second stage's seeds."""
+        return judged(fixed_pairs(self.frame), self.tuned, self.marks)
 
     def verdicts(self) -> Lines:
         """Verdicts of the confirmed cells."""
         if not self.judged:
             return ["No verdict yet: the screen and its edges are not complete."]
-        body = [
-            [one.format, place(one.cell), f"{one.rate:.3g}", str(one.interval.n), *interval_cells(one.interval),
-             number(one.interval.high - one.interval.low, 3), one.notes]
-            for one in self.judged
-        ]  # fmt: skip
-        return table(["stored in", "cell", "lr*", "pairs", "B", "95 % interval", "width", "verdict"], body)
+        return table(VERDICT_HEAD, [verdict_row(one) for one in self.judged])
+
+    def fixed_rates(self) -> Lines:
+        """Verdicts at fixed rates."""
+        if not self.at_fixed_rates:
+            return ["No second stage yet."]
+        return table(VERDICT_HEAD, [verdict_row(one) for one in self.at_fixed_rates])
 
     def swept(self, part: str, reference: Callable[[Cell], Cell | None], title: str = "arm") -> Lines:
         """Cells of a matrix of three seeds beside their references; intervals by the sd pooled over the table."""
@@ -364,17 +343,3 @@ class Second:
             ])  # fmt: skip
         head = ["stored in", "scale", "optimizer", "runs", "saturated, most", "at +-max, most", "beta / rms(w)"]
         return table(head, body)
-
-
-def verdict(family: Family, key: str) -> str:
-    """The word; where it is open, or the interval too wide, the pairs that it would take."""
-    one, decision = family.intervals[key], family.decision(key)
-    told = [WORDS[decision]]
-    if decision in ("undecided", "direction only"):
-        needed = family.pairs_needed(key)
-        told.append("beyond reach" if needed is None else f"about {needed} pairs")
-    if one.n <= FEW and family.cautious_decision(key) != decision:
-        told.append("fragile")
-    if one.high - one.low > WIDEST:
-        told.append(f"wider than {WIDEST}, which takes about {math.ceil(one.n * ((one.high - one.low) / WIDEST) ** 2)}")
-    return ", ".join(told)

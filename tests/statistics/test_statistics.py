@@ -129,6 +129,21 @@ def test_correlation_is_that_of_numpy_and_needs_three_seeds() -> None:
     assert rank_correlation(x[:, 0], x[:, 0])[0] == 1 and math.isnan(rank_correlation(x[:3, 0], x[:3, 1])[0])
 
 
+@pytest.mark.parametrize("n", [4, 5, 6])
+def test_the_chance_of_a_rank_correlation_is_that_of_all_orders(n: int) -> None:
+    """With ties, too; equal orders of four points come about by chance in 2 of 24 cases, not in none."""
+    x, y = np.random.default_rng(n).integers(0, n, (2, n)).astype(float)
+    for other in (x, y):
+        asked = stats.permutation_test(
+            (other,), lambda v: abs(stats.spearmanr(x, v).statistic), permutation_type="pairings", alternative="greater"
+        )
+        rho, p = rank_correlation(x, other)
+        assert (abs(rho), p) == pytest.approx((asked.statistic, asked.pvalue))
+    orders = np.arange(float(n))
+    assert rank_correlation(orders, orders) == pytest.approx((1, 2 / math.factorial(n)))
+    assert rank_correlation(np.arange(12.0), np.arange(12.0))[1] == pytest.approx(2 / math.factorial(12))
+
+
 def test_the_learning_rate_is_the_best_mean_over_tuning_seeds_and_says_when_it_is_on_the_edge() -> None:
     losses = {1e-3: {0: 3.0, 1: 3.0}, 3e-3: {0: 2.0, 1: 2.4, 9: 0.0}, 1e-2: {0: 1.0}}
     chosen = choose_rate(losses, {0, 1})

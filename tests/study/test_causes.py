@@ -10,7 +10,7 @@ from altgrad.statistics.intervals import Interval
 from study import parts, rows
 from study.answer import answer
 from study.causes import SENTENCES, Sentence, causes, judge
-from study.findings import HERE
+from study.first import HERE
 from study.second_tables import Second
 from tests.study.made_rows import filled
 

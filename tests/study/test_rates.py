@@ -12,7 +12,7 @@ from altgrad.matrix import Matrix, runs_of
 from altgrad.reports.project import Project
 from altgrad.reports.reading import RunRecord, take_spec
 from altgrad.training import RunSpec
-from study.findings import Results
+from study.first import Results
 from study.rates import ROOT, START, Tuned, beside, chosen, edges, finer, further, matrix, source_of, start, tuned
 
 FOLDER = ROOT / "matrices"

@@ -18,14 +18,16 @@ from altgrad.formats import FloatFormat
 from altgrad.measures import stiffness_exponents, stiffness_histogram
 from altgrad.optim.stiffness import spacing_field
 from altgrad.optim.stored_scale import own_grid
+from altgrad.reports.sections.why import smallest_normal_share
 from altgrad.statistics import distributions
 from altgrad.training.state import build_model
 from study import confirmed, initial, parts, rows, run
+from study.as_report import project
 from study.cell import cell_of, named, reference, settings
-from study.findings import HERE
+from study.first import HERE
 from study.results import FOLDER
 from study.row import field_cv
-from study.second import page
+from study.second import confirmed_picture, page
 from study.second_tables import Second
 from study.smoke import SEEDS
 from tests.study.made_rows import filled, row_for
@@ -57,7 +59,7 @@ def screened(empty: pd.DataFrame) -> pd.DataFrame:
 def test_parts_have_the_runs_of_the_plan_and_none_is_named_twice(empty: pd.DataFrame) -> None:
     planned, waits = parts.plan(empty)
     counts = pd.Series([each.part for each in planned]).value_counts().to_dict()
-    assert {name: counts[name] for name in SIZES} == SIZES and list(waits) == ["confirm", "confound"]
+    assert {name: counts[name] for name in SIZES} == SIZES and list(waits) == ["confirm", "confound", "fresh"]
     assert len({each.fingerprint for each in planned}) == len(planned)
     text = (HERE / "PLAN.md").read_text()
     assert all(f"| {name} | {size} |" in text for name, size in SIZES.items())
@@ -228,6 +230,49 @@ def test_tables_say_what_is_missing_and_judge_when_nothing_is(
     told = "".join(Second(filled(frame, ["confirm"])).verdicts())
     assert "harm" in told and "missing" not in told and ", even" in told
     assert abs(Second(screened).dial("e4m3f")[2, 2] + 0.05) < 0.02
+
+
+def test_at_fixed_rates_the_first_stage_chooses_and_the_seeds_after_it_tell(screened: pd.DataFrame) -> None:
+    with pytest.raises(parts.Waiting, match="first stage"):
+        parts.fresh(screened)
+    frame = filled(screened, ["confirm"])
+    assert {one.word for one in Second(frame).at_fixed_rates} == {"missing"} and confirmed_picture(
+        Second(frame)
+    ) is None
+    first = frame["seed"].isin(parts.CONFIRM[: confirmed.FIRST_STAGE])
+    base = first & (frame["part"] == "confirm") & (frame["optimizer"] == "adamw") & (frame["format"] == "e4m3f")
+    low = min(frame["rate"][base])
+    frame.loc[base & (frame["rate"] == low), "loss"] = 1.0  # seen where rates are chosen
+    whole = filled(frame, ["fresh"])
+    added = whole[len(frame) :]
+    assert set(added["seed"]) == set(parts.CONFIRM[confirmed.FIRST_STAGE :]) and set(added["part"]) == {"fresh"}
+    chosen = (added["format"] == "e4m3f") & (added["optimizer"] == "adamw")
+    assert set(added["rate"][chosen]) == {low}
+    whole["loss"] += 0.3 * whole.index.isin(added.index[chosen])  # and told where they are not
+    study = Second(whole)
+    found = [one for one in study.at_fixed_rates if one.format == "e4m3f"]
+    assert {one.base_rate for one in found} == {low} and {one.interval.n for one in found} == {16}
+    assert all(one.interval.mean > 0.2 and one.word in ("benefit", "none") for one in found)
+    assert confirmed_picture(study) is not None and "figures/confirmed.svg" in page(study)
+    few = Second(whole[whole["seed"] != parts.CONFIRM[-1]])
+    assert {one.word for one in few.at_fixed_rates} == {"missing"} and confirmed_picture(few) is None
+
+
+def test_the_report_has_the_losses_of_the_rows() -> None:
+    frame = rows.read()
+    some = frame[frame["part"].isin(["screen", "masters"]) & (frame["seed"] == 2000) & (frame["rate"] == 6.32e-3)]
+    found = project(some)
+    by_id = {str(row["id"]): row for _, row in some.iterrows()}
+    assert {record.arm.label for record in found.records} == {
+        "FP32, adamw", *(f"{name} stochastic, {kind}" for name in parts.STORED for kind in ("adamw", "manifold_adamw")),
+    }  # fmt: skip
+    for record in found.records:
+        row = by_id[record.id]
+        assert (record.outcome, record.seed, record.rate) == (row["loss"], 2000, 6.32e-3)
+        steps, losses = record.series["train/loss"]
+        assert list(losses) == list(row["train_series"]) and (steps[0], steps[1], steps[-1]) == (1, 25, 800)
+        if record.arm.format != "FP32":
+            assert smallest_normal_share(record) == pytest.approx(row["beta_over_rms"], rel=0.5)
 
 
 def test_a_manifold_cell_is_compared_with_adamw_of_the_same_part() -> None:

@@ -53,7 +53,7 @@ def test_no_matrix_and_no_pilot_has_one_either() -> None:
     assert {path.stem for path in RESULTS} >= {"study-primary", "study-finetune", "geometry-grid"}
     for path in MATRICES:
         assert not set(seeds_in(yaml.safe_load(path.read_text()))) & set(SEEDS), path.name
-    first, last = re.findall(r"seeds (\d+) to (\d+), in no table", (ROOT / "study" / "README.md").read_text())[0]
+    first, last = re.findall(r"seeds (\d+) to (\d+), in no table", (ROOT / "study" / "FIRST_PLAN.md").read_text())[0]
     assert not set(range(int(first), int(last) + 1)) & set(SEEDS)
 
 

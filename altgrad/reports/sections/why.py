@@ -26,7 +26,10 @@ ENOUGH = 5
 
 
 def smallest_normal_share(record: RunRecord) -> float:
-    """beta / rms(w), the median over parameters at the end of the run; NaN without the stiffness monitor or E = 0."""
+    """beta / rms(w), the median over parameters at the end of the run; NaN without the stiffness monitor or E = 0.
+
+    From histograms where there are any, else as it was measured.
+    """
     fmt = parsed(record.arm.format)
     if fmt is None or fmt.exponent_bits == 0:
         return math.nan
@@ -44,6 +47,7 @@ def smallest_normal_share(record: RunRecord) -> float:
             square += share * (4.0**a * 7 / 3 if a > 0 else (4 / 3 if fmt.mantissa_bits else 7 / 3))
         if square > 0:
             ratios.append(1 / math.sqrt(square))
+    ratios = ratios or [v[-1] for _, v in record.sited("stiffness", "beta_over_rms").values() if math.isfinite(v[-1])]
     return float(np.median(ratios)) if ratios else math.nan
 
 
@@ -153,7 +157,7 @@ def _table(family: FamilyOfFormats, values: dict[str, list[float]]) -> Table:
     header = ("format", "B (nats)", "n", *(name for name, _, _ in REASONS))
     note = (
         "Means over parameters, the last quarter of the run and seeds. beta / rms(w) is an estimate from the "
-        "spacing histogram."
+        "spacing histogram, or as measured where a run has none."
     )
     title = f"What the formats look like under {family.names[0]}"
     return Table("why", title, header, tuple(rows), frozenset(range(1, 7)), note)

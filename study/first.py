@@ -1,4 +1,6 @@
-"""python -m study.findings: FINDINGS.md from FINDINGS.md.j2 and results/*.parquet; `--check` only says whether it is.
+"""python -m study.first: FIRST.md, what the first edition found, from FIRST.md.j2 and results/*.parquet.
+
+`--check` only says whether it is that.
 
 No number is written by hand: the template asks for it by name, and a name that the results do not have is an error.
 """
@@ -16,7 +18,7 @@ from study.results import Results
 
 HERE = Path(__file__).resolve().parent
 F1 = "validation/tuned_f1_micro"
-PAGE, TEMPLATE = HERE / "FINDINGS.md", HERE / "FINDINGS.md.j2"
+PAGE, TEMPLATE = HERE / "FIRST.md", HERE / "FIRST.md.j2"
 
 
 def render() -> str:
@@ -29,9 +31,7 @@ def render() -> str:
 def main() -> None:
     """Write the page, or compare it."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument(
-        "--check", action="store_true", help="write nothing; exit code 1 if FINDINGS.md is another text"
-    )
+    parser.add_argument("--check", action="store_true", help="write nothing; exit code 1 if FIRST.md is another text")
     options = parser.parse_args()
     text = render()
     if options.check:

@@ -1,4 +1,4 @@
-"""FINDINGS.md says what the results say, and nothing that they do not."""
+"""FIRST.md says what the results say, and nothing that they do not."""
 
 import re
 from functools import cache
@@ -8,7 +8,7 @@ import pytest
 
 from altgrad.formats import FloatFormat
 from altgrad.statistics import distributions
-from study.findings import PAGE, TEMPLATE, render
+from study.first import PAGE, TEMPLATE, render
 from study.gpu import Gpu
 from study.grid import Grid
 from study.rates import ROOT, TUNING
@@ -22,7 +22,7 @@ def primary() -> Results:
 
 @pytest.mark.long
 def test_the_page_is_what_the_results_give() -> None:
-    assert render() == PAGE.read_text(encoding="utf-8"), "run python -m study.findings"
+    assert render() == PAGE.read_text(encoding="utf-8"), "run python -m study.first"
 
 
 def test_the_page_is_nearly_what_the_results_give(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -31,9 +31,9 @@ def test_the_page_is_nearly_what_the_results_give(monkeypatch: pytest.MonkeyPatc
     monkeypatch.setattr(distributions, "_simulated", cache(distributions._simulated.__wrapped__))
     number = re.compile(r"[-−+]?\d[\d,]*(?:\.\d+)?(?:e-?\d+)?")
     found, page = render(), PAGE.read_text(encoding="utf-8")
-    assert number.sub("#", found) == number.sub("#", page), "run python -m study.findings"
+    assert number.sub("#", found) == number.sub("#", page), "run python -m study.first"
     values = [[float(n.replace(",", "").replace("−", "-")) for n in number.findall(text)] for text in (found, page)]
-    assert values[0] == pytest.approx(values[1], rel=0.06, abs=0.002), "run python -m study.findings"
+    assert values[0] == pytest.approx(values[1], rel=0.06, abs=0.002), "run python -m study.first"
 
 
 def test_a_number_that_the_results_do_not_have_is_an_error() -> None:
@@ -64,7 +64,7 @@ def test_the_page_says_first_that_the_storage_clipped_and_so_does_every_caption(
     claim = "with p = 1, kappa = 2^-6 and clipped storage"
     assert page.index("## What was wrong") == page.index("\n## ") + 1
     assert claim in what_was_wrong and "1.7 to 8.1 %" in what_was_wrong
-    for name in ("README.md", "study/README.md"):
+    for name in ("README.md", "study/FIRST_PLAN.md"):
         text = " ".join((ROOT / name).read_text(encoding="utf-8").split())
         assert claim in text and "1.7 to 8.1 %" in text and "one binade of headroom" in text, name
     captions = re.findall(r"(?:^\|.*\n)+((?:(?!\|).*\n){1,5})", page, re.M)
