@@ -23,7 +23,7 @@ from claims.registration import Claim, registered, settings
 from claims.run import RESULTS, read
 
 PAGE = Path(__file__).resolve().parent / "FINDINGS.md"
-UNITS = {"loss": "nats", "sqnr_db": "dB", "sqnr_backward": "dB"}
+UNITS = {"loss": "nats", "sqnr_db": "dB", "sqnr_backward": "dB", "weight_sqnr_db": "dB"}
 UNCAST = 0.2
 """Of five blocks the share that one is, where an arm leaves a block's worth of layers uncast."""
 

@@ -1,5 +1,6 @@
 """What the claims run, in order: PLAN.md in code.
 
+    weights   every arm whose cast of real weights a test takes, on each of MiniLM's matrices: seconds
     probes    every arm that a probe test takes, on each probe seed: cheap, and first
     tuning    every arm that a loss test takes, at the common rates, on the tuning seeds
     edges     an arm whose lowest mean lies at an end of its rates goes on by a factor of two, at most `further` times
@@ -23,14 +24,14 @@ from altgrad.statistics.power import POWER
 from altgrad.training import RunSpec
 from claims.arms import Arm, arms
 from claims.probes import probed
-from claims.registration import FIRST, LOSS, PROBES, Claim, ClaimTest, power_of, settings
+from claims.registration import FIRST, LOSS, PROBES, WEIGHTS, Claim, ClaimTest, power_of, settings
 
-PARTS = ("probes", "tuning", "edges", "pairs")
+PARTS = ("weights", "probes", "tuning", "edges", "pairs")
 
 
 @dataclass(frozen=True)
 class Planned:
-    """A run, or a probe (spec None)."""
+    """A run, or a probe or a look at a weight (spec None), whose seed is the number of a matrix."""
 
     part: str
     arm: str
@@ -53,7 +54,7 @@ class Rows:
         self._loss: dict[tuple[str, float], dict[int, float]] = {}
         self._probe: dict[str, dict[int, dict[str, float]]] = {}
         for row in frame.to_dict("records"):
-            if row["part"] == "probes":
+            if row["part"] in ("weights", "probes"):
                 self._probe.setdefault(row["arm"], {})[int(row["seed"])] = row
             else:
                 self._loss.setdefault((row["arm"], row["rate"]), {})[int(row["seed"])] = row["loss_tail"]
@@ -63,8 +64,10 @@ class Rows:
         return self._loss.get((arm, rate), {})
 
     def probes(self, arm: str, measure: str) -> dict[int, float]:
-        """A measure by seed, of one arm."""
-        return {seed: float(row[measure]) for seed, row in self._probe.get(arm, {}).items()}
+        """A measure by seed, of one arm; by matrix, where weights are measured."""
+        part = "weights" if measure == WEIGHTS else "probes"
+        own = self._probe.get(arm, {}).items()
+        return {seed: float(row[measure]) for seed, row in own if row["part"] == part}
 
     def values(self, test: ClaimTest, known: Mapping[str, Arm]) -> dict[str, dict[int, float]]:
         """What a test compares, by arm and seed; an arm whose rate is not known yet has none."""
@@ -152,7 +155,7 @@ def plan(
     tuned = list(dict.fromkeys(
         known[arm].like or arm for claim in claims.values() for test in claim.loss_tests for arm in test.needs
     ))  # fmt: skip
-    found = [*_probes(claims, known)]
+    found = [*_weights(claims), *_probes(claims, known)]
     said = settings()
     for rate in sorted(said["rates"], key=lambda r: abs(math.log(r / sorted(said["rates"])[1]))):
         found += [_run("tuning", arm, rate, seed) for seed in said["tuning"] for arm in tuned]
@@ -199,6 +202,13 @@ def pilot() -> list[Planned]:
     return found
 
 
+def _weights(claims: Mapping[str, Claim]) -> Iterator[Planned]:
+    tests = [test for claim in claims.values() for test in claim.tests if test.measure == WEIGHTS]
+    for number in range(max((test.n for test in tests), default=0)):
+        for arm in dict.fromkeys(arm for test in tests for arm in test.needs):
+            yield Planned("weights", arm, number, None, probe_fingerprint(arm, number, 0))
+
+
 def _probes(claims: Mapping[str, Claim], known: Mapping[str, Arm]) -> Iterator[Planned]:
     needed = dict.fromkeys(
         arm for claim in claims.values() for test in claim.tests if test.measure in PROBES for arm in test.needs
@@ -221,7 +231,7 @@ def change_bench(**changes: Any) -> None:
 
 @cache
 def probe_fingerprint(arm: str, seed: int, micro_batches: int) -> str:
-    """What a probe's row is known by: the arm's run, the seed, and how much is summed."""
+    """What a probe's row is known by: the arm's run, the seed, and how much is summed (of a weight, nothing)."""
     said: dict[str, Any] = {
         "run": arms()[arm].spec(arm, settings()["rates"][1], seed, **_CHANGES).fingerprint(),
         "n": micro_batches,

