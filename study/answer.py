@@ -17,6 +17,20 @@ def named_cells(cells: list[Judged]) -> str:
     )
 
 
+def other_words(study: Second) -> Lines:
+    """The cells whose word at fixed rates is another one; nothing while pairs are missing there."""
+    fixed = {(one.format, one.cell): one for one in study.at_fixed_rates}
+    if not fixed or any(one.missing for one in fixed.values()):
+        return []
+    changed = [
+        fixed[at] for one in study.judged if (at := (one.format, one.cell)) in fixed and fixed[at].word != one.word
+    ]
+    if not changed:
+        return ["At fixed rates every word is the same.", ""]
+    told = "; ".join(f"**{one.word}** in {named_cells([one])}" for one in changed)
+    return [f"At fixed rates, whose intervals AdamW's cliff does not widen, these words are others: {told}.", ""]
+
+
 def answer(study: Second) -> Lines:
     """The paragraph; what it waits for, as long as pairs are missing."""
     if not study.judged:
@@ -30,6 +44,7 @@ def answer(study: Second) -> Lines:
         f"clips nothing? At this size, at the places of the dial that were confirmed, **{head}**.", "",
         *[f"* **{word}**: {named_cells(cells)}." for word, cells in by.items() if cells], "",
     ]  # fmt: skip
+    lines += other_words(study)
     whole = [one for one in study.judged if place(one.cell) == "p = 1, kappa = 2^-6"]
     ranked = sorted(whole, key=lambda one: -one.interval.mean)
     order = ", ".join(f"{one.format} {signed(one.interval.mean)}" for one in ranked)
