@@ -29,7 +29,7 @@ def read(folder: Path = FOLDER) -> pd.DataFrame:
     if not paths:
         return pd.DataFrame(columns=["part", "fingerprint", "cell", *CELL, "rate", "seed", "loss"])
     frame = pa.concat_tables([_table(path) for path in paths], promote_options="permissive").to_pandas()
-    return cast(pd.DataFrame, frame.assign(cell=frame["cell"].map(_with_eps)))
+    return cast(pd.DataFrame, frame.assign(cell=frame["cell"].map(_with_eps)) if "cell" in frame else frame)
 
 
 def _with_eps(cell: Cell) -> Cell:
