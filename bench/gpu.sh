@@ -37,12 +37,9 @@ part() {
 say "begun $(date -u +%FT%TZ), limit $LIMIT s"
 part tests 130 "$PYTHON -m pytest -n 4 -m cuda tests/cuda -q --durations=10" \
   "$PYTHON -m pytest -m cuda tests/cuda -q --collect-only"
-AB='[am][da]*'  # the arms adamw and manifold
-part ab 120 "$PYTHON -m altgrad.cli.main sweep matrices/study_gpu.yaml --only '$AB' --runs $OUT/runs --device cuda --jobs 3 --json" \
-  "$PYTHON -c \"from pathlib import Path; from altgrad.sweeps.plan import make_plan; assert make_plan(Path('matrices/study_gpu.yaml'), only=['$AB']).runs\""
-if [ -d "$OUT/runs" ]; then  # a sweep that was stopped goes on from these, but for the step that it was in
-  tar -C "$OUT" --exclude=checkpoints -czf "$OUT/ab.tgz" runs && rm -rf "$OUT/runs"
-fi
+part ab 130 "$PYTHON -m study.run --part gpu --device cuda --workers 3 --results $OUT/study --runs $OUT/runs" \
+  "$PYTHON -m study.run --part gpu --count"
+rm -rf "$OUT/runs"  # what is kept of a run is its row
 part step 120 "$PYTHON -m bench.step --only fp8 --native --how model --rounds 10 --dtype bfloat16 --json $OUT/step.json" \
   "$PYTHON -m bench.step --help"
 part accumulators 40 "$PYTHON -m bench.accumulators machine" "$PYTHON -m bench.accumulators --help"

@@ -40,6 +40,7 @@ ANCHOR = 2.0e-3
 FURTHEST = 4
 PILOT, SCREEN, CONFIRM = range(7700, 7708), range(2000, 2003), range(2100, 2124)
 TUNING, FINETUNE = range(2200, 2202), range(2210, 2218)
+GPU = range(2300, 2302)
 QUARTER = 2
 """Eighths of a decade."""
 STORED = ("e3m4f", "e4m3f", "e5m2f", "e7m0")
@@ -250,8 +251,8 @@ def finetune(frame: pd.DataFrame) -> list[Planned]:
     return found
 
 
-OUTSIDE = {"pilot": fixed("pilot")}
-"""Parts that are run only when they are named: in no table."""
+OUTSIDE = {"pilot": fixed("pilot"), "gpu": fixed("gpu")}
+"""Parts that are run only when they are named: the pilot, in no table, and what takes a GPU."""
 SWEPT = ("screen", "masters", "sides", "none", "spread", "llama", "sgd")
 """Matrices whose cells have an lr* of their own, so that edges follow."""
 PARTS: Mapping[str, Callable[[pd.DataFrame], Sequence[Planned]]] = {

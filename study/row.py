@@ -44,10 +44,10 @@ TAILED = ("pilot",)
 """The parts whose runs also have the losses of their last 5 %; as have the screen's first 84, confirm's first 101."""
 
 
-def train_row(spec: RunSpec, part: str, folder: Path) -> dict[str, Any]:
+def train_row(spec: RunSpec, part: str, folder: Path, device: str = "cpu") -> dict[str, Any]:
     """Train the run below `folder` and tell it; what an earlier, killed call had begun is gone on with."""
     began, cpu = time.perf_counter(), time.process_time()
-    trained = altgrad.train(spec, runs=folder, device="cpu", progress=False)
+    trained = altgrad.train(spec, runs=folder, device=device, progress=False)
     run = trained.run
     row = {"part": part, "id": run.id, "fingerprint": spec.fingerprint(), "spec": json.dumps(spec.tree())}
     row |= {"cell": cell_of(spec)} | settings(spec)

@@ -17,7 +17,7 @@ from study import driver, parts, rows
 from study.driver import ROOT, RUNS
 
 
-def work(spec: dict[str, Any], part: str, runs: str) -> dict[str, Any]:
+def work(spec: dict[str, Any], part: str, runs: str, device: str = "cpu") -> dict[str, Any]:
     """One run, in a process of its own."""
     from altgrad.training import RunSpec
     from altgrad.training.memory import keep_freed_memory
@@ -29,7 +29,7 @@ def work(spec: dict[str, Any], part: str, runs: str) -> dict[str, Any]:
     if made.init_from is not None and not Path(made.init_from).exists():
         Path(made.init_from).parent.mkdir(parents=True, exist_ok=True)
         initial.write(made, made.init_from)
-    return train_row(made, part, Path(runs))
+    return train_row(made, part, Path(runs), device)
 
 
 def missing(names: Sequence[str] | None, folder: Path) -> tuple[list[parts.Planned], dict[str, str], int]:
@@ -40,11 +40,13 @@ def missing(names: Sequence[str] | None, folder: Path) -> tuple[list[parts.Plann
     return [each for each in planned if each.fingerprint not in have], waits, len(planned)
 
 
-def drive(names: Sequence[str] | None, workers: int, folder: Path, runs: Path, most: int | None) -> int:
+def drive(
+    names: Sequence[str] | None, workers: int, folder: Path, runs: Path, most: int | None, device: str = "cpu"
+) -> int:
     """Run what is missing, at most `most` runs; returns how many ended."""
     return driver.drive(
         lambda: missing(names, folder)[:2],
-        lambda pool, each: pool.submit(work, each.spec.tree(), each.part, str(runs)),
+        lambda pool, each: pool.submit(work, each.spec.tree(), each.part, str(runs), device),
         lambda row: rows.append(row, folder),
         workers,
         most,
@@ -59,6 +61,7 @@ def main() -> None:
         "--part", action="append", choices=[*parts.PARTS, *parts.OUTSIDE], help="only this one; may be said again"
     )
     parser.add_argument("--most", type=int, help="stop after so many runs")
+    parser.add_argument("--device", default="cpu", help="where runs train; rows of the parts on this page are cpu's")
     parser.add_argument("--count", action="store_true", help="train nothing; say what is in and what is missing")
     parser.add_argument("--results", type=Path, default=rows.FOLDER, help="where rows are kept")
     parser.add_argument("--runs", type=Path, default=RUNS, help="where runs are while they train")
@@ -77,7 +80,7 @@ def main() -> None:
     os.chdir(ROOT)  # first weights are named from here
     with driver.alone(options.results, "study.run"):
         try:
-            drive(options.part, options.workers, options.results, options.runs, options.most)
+            drive(options.part, options.workers, options.results, options.runs, options.most, options.device)
         except KeyboardInterrupt:
             sys.exit("stopped; the same command goes on.")
 

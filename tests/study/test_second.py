@@ -88,13 +88,21 @@ def test_seeds_are_those_of_no_other_part_and_of_no_study_before(empty: pd.DataF
     assert {each.spec.seed for each in planned} == {*parts.SCREEN, *parts.TUNING}
     assert {each.spec.seed for each in planned if each.part == "finetune"} == set(parts.TUNING)
     assert {each.spec.seed for each in parts.runs_in("pilot")} == set(parts.PILOT)
-    sets = [set(parts.PILOT), set(parts.SCREEN), set(parts.CONFIRM), {*parts.TUNING, *parts.FINETUNE}, set(SEEDS)]
+    assert {each.spec.seed for each in parts.runs_in("gpu")} == set(parts.GPU) and len(parts.runs_in("gpu")) == 12
+    sets = [
+        set(parts.PILOT),
+        set(parts.GPU),
+        set(parts.SCREEN),
+        set(parts.CONFIRM),
+        {*parts.TUNING, *parts.FINETUNE},
+        set(SEEDS),
+    ]
     for path in sorted(FOLDER.glob("*.parquet")):
         specs = pq.read_table(path, columns=["spec"]).column("spec").to_pylist()
         sets.append({json.loads(spec)["seed"] for spec in specs if spec})
-    first = set.union(*sets[5:])
-    assert len(first) > 10 and all(not one & first for one in sets[:5])
-    assert sum(map(len, sets[:5])) == len(set.union(*sets[:5]))
+    first = set.union(*sets[6:])
+    assert len(first) > 10 and all(not one & first for one in sets[:6])
+    assert sum(map(len, sets[:6])) == len(set.union(*sets[:6]))
     assert not set(rows.read()["seed"]) & (set(SEEDS) | set(parts.PILOT))
 
 
