@@ -11,7 +11,7 @@ from typing import NamedTuple
 
 import pandas as pd
 
-from altgrad.statistics.intervals import Interval
+from altgrad.statistics.intervals import MARGIN, Interval
 from altgrad.statistics.verdict import FEW, Family
 from study import confirmed, parts, rows
 from study.cell import Cell
@@ -116,13 +116,21 @@ def judged(found: Mapping[Where, Pairs], tuned: confirmed.Tuned, marks: Callable
     return cells
 
 
+def beyond_direction(one: Interval) -> int:
+    """The pairs at which an interval of this mean and sd would no longer hold the margin's end that it holds."""
+    half, left = (one.high - one.low) / 2, max(abs(abs(one.mean) - MARGIN), 1e-6)
+    return math.ceil(one.n * (half / left) ** 2)
+
+
 def verdict(family: Family, key: str) -> str:
     """The word; where it is open, or the interval too wide, the pairs that it would take."""
     one, decision = family.intervals[key], family.decision(key)
     told = [WORDS[decision]]
-    if decision in ("undecided", "direction only"):
+    if decision == "undecided":
         needed = family.pairs_needed(key)
         told.append("beyond reach" if needed is None else f"about {needed} pairs")
+    if decision == "direction only":
+        told.append(f"about {beyond_direction(one)} pairs for more than that")
     if one.n <= FEW and family.cautious_decision(key) != decision:
         told.append("fragile")
     if one.high - one.low > WIDEST:

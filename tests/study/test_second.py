@@ -20,6 +20,7 @@ from altgrad.optim.stiffness import spacing_field
 from altgrad.optim.stored_scale import own_grid
 from altgrad.reports.sections.why import smallest_normal_share
 from altgrad.statistics import distributions
+from altgrad.statistics.intervals import Interval
 from altgrad.training.state import build_model
 from study import confirmed, initial, parts, rows, run
 from study.as_report import project
@@ -30,6 +31,7 @@ from study.row import field_cv
 from study.second import confirmed_picture, page
 from study.second_tables import Second
 from study.smoke import SEEDS
+from study.verdicts import beyond_direction
 from tests.study.made_rows import filled, row_for
 
 SIZES = {
@@ -264,6 +266,11 @@ def test_at_fixed_rates_the_first_stage_chooses_and_the_seeds_after_it_tell(scre
     assert confirmed_picture(study) is not None and "figures/confirmed.svg" in page(study)
     few = Second(whole[whole["seed"] != parts.CONFIRM[-1]])
     assert {one.word for one in few.at_fixed_rates} == {"missing"} and confirmed_picture(few) is None
+
+
+def test_the_pairs_beyond_a_direction_would_move_the_interval_off_the_margins_end() -> None:
+    one = Interval(-0.0156, 0.00987, 12, -0.0258, -0.0054)
+    assert beyond_direction(one) == 40 and -0.0156 + 0.0102 * math.sqrt(12 / 40) == pytest.approx(-0.01, abs=1e-4)
 
 
 def test_the_report_has_the_losses_of_the_rows() -> None:
