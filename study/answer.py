@@ -28,7 +28,7 @@ def other_words(study: Second) -> Lines:
     if not changed:
         return ["At fixed rates every word is the same.", ""]
     told = "; ".join(f"**{one.word}** in {named_cells([one])}" for one in changed)
-    return [f"At fixed rates, whose intervals AdamW's cliff does not widen, these words are others: {told}.", ""]
+    return [f"At fixed rates, on the seeds after the first eight, these words are others: {told}.", ""]
 
 
 def answer(study: Second) -> Lines:
@@ -38,7 +38,7 @@ def answer(study: Second) -> Lines:
     if missing := sum(one.missing for one in study.judged):
         return [f"Not yet: {missing} pairs of the confirmed cells are missing."]
     by = {word: [one for one in study.judged if one.word == word] for word in ORDER}
-    head = "some confirmed cells do" if by["benefit"] else "none of the confirmed cells does"
+    head = "some confirmed cells do" if by["benefit"] else "none of the confirmed cells is shown to"
     lines = [
         "Does an 8-bit format benefit, by 0.01 nats or more, from updates measured in its own spacings, where storage "
         f"clips nothing? At this size, at the places of the dial that were confirmed, **{head}**.", "",

@@ -115,7 +115,7 @@ def test_the_answer_waits_for_every_pair_and_then_speaks_of_the_confirmed_cells_
     assert len(Second(one_pair).verdicts()) > 2 and "Not yet" in answer(Second(one_pair))[0]
     assert "Not yet" in answer(Second(early))[0] and "Not yet" in answer(Second(rows.read(HERE / "nowhere")))[0]
     text = "\n".join(answer(Second(full)))
-    assert "none of the confirmed cells does" in text and "**benefit**" not in text
+    assert "none of the confirmed cells is shown to" in text and "**benefit**" not in text
     harmed = next(line for line in text.splitlines() if line.startswith("* **harm**"))
     assert all(f"{name} at p = 1, kappa = 2^-6: −0.0" in harmed for name in parts.STORED)
     assert "* a smaller p harms less (screen)." in text and "decay brings back" not in text
