@@ -24,7 +24,12 @@ from study.second_tables import Second, place
 HERE = Path(__file__).resolve().parent
 PAGE, TEMPLATE, PICTURES = HERE / "FINDINGS.md", HERE / "FINDINGS.md.j2", HERE / "figures"
 TONES: tuple[Tone, ...] = ("blue", "orange", "green")
-WORD_TONES: dict[str, Tone] = {"harm": "blue", "benefit": "green", "no practical effect": "sky"}
+WORD_TONES: dict[str, Tone] = {
+    "harm": "blue",
+    "benefit": "green",
+    "no practical effect": "sky",
+    "direction only": "pink",
+}
 
 
 def dial_picture(study: Second) -> Figure:
@@ -63,8 +68,8 @@ def rates_picture(study: Second) -> Figure | None:
 
 
 def confirmed_picture(study: Second) -> Figure | None:
-    """B of the confirmed cells at fixed rates, with their intervals; None before the second stage is in."""
-    cells = study.at_fixed_rates
+    """B of the confirmed cells, with their intervals; None while a pair is missing."""
+    cells = study.judged
     if not cells or any(one.missing for one in cells):
         return None
     lines = [
@@ -73,7 +78,7 @@ def confirmed_picture(study: Second) -> Figure | None:
     ]
     reach = 1.05 * max(abs(end) for one in cells for end in one.interval.finite_ends)
     return forest(
-        "confirmed", "B of the confirmed cells", "Simultaneous 95 % intervals, at fixed rates; grey: 0.01 nats.",
+        "confirmed", "B of the confirmed cells", "Simultaneous 95 % intervals; grey: 0.01 nats.",
         "B: loss saved by geometry (nats)", (-reach, max(0.05, reach / 4)), lines,
     )  # fmt: skip
 

@@ -176,6 +176,16 @@ class Second:
             return ["No second stage yet."]
         return table(VERDICT_HEAD, [verdict_row(one) for one in self.at_fixed_rates])
 
+    def at_screened_rates(self) -> str:
+        """B of p = 1, kappa = 2^-6 on the confirmation seeds, had both arms only the rate that the screen chose."""
+        told = []
+        for name, cell in self.confirmed_pairs:
+            if place(cell) == "p = 1, kappa = 2^-6":
+                base = confirmed.reference_of(self.tuned, name)
+                one, two = (rows.losses(self.frame, c, self.tuned[c].rate, parts.CONFIRM) for c in (base, cell))
+                told.append(f"{name} {signed(mean(difference(one, two)))}")
+        return ", ".join(told) or "not in"
+
     def swept(self, part: str, reference: Callable[[Cell], Cell | None], title: str = "arm") -> Lines:
         """Cells of a matrix of three seeds beside their references; intervals by the sd pooled over the table."""
         sides = {cell: self.lowest(cell) for cell in parts.cells_in(part)}

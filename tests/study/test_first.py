@@ -58,13 +58,13 @@ def test_no_number_of_the_results_section_is_typed_into_the_template() -> None:
 
 
 def test_the_page_says_first_that_the_storage_clipped_and_so_does_every_caption() -> None:
-    """A table that an arm with stored weights is in has its caveat within five lines; the README says it, too."""
+    """A table that an arm with stored weights is in has its caveat within five lines; study/README.md says it, too."""
     page = PAGE.read_text(encoding="utf-8")
     (what_was_wrong,) = re.findall(r"## What was wrong: the storage clipped\n(.*?)\n## The answer", page, re.S)
     claim = "with p = 1, kappa = 2^-6 and clipped storage"
     assert page.index("## What was wrong") == page.index("\n## ") + 1
     assert claim in what_was_wrong and "1.7 to 8.1 %" in what_was_wrong
-    for name in ("README.md", "study/FIRST_PLAN.md"):
+    for name in ("study/README.md", "study/FIRST_PLAN.md"):
         text = " ".join((ROOT / name).read_text(encoding="utf-8").split())
         assert claim in text and "1.7 to 8.1 %" in text and "one binade of headroom" in text, name
     captions = re.findall(r"(?:^\|.*\n)+((?:(?!\|).*\n){1,5})", page, re.M)

@@ -3,6 +3,7 @@
 import json
 import math
 import os
+import re
 import signal
 import time
 from functools import cache
@@ -18,6 +19,7 @@ from altgrad.formats import FloatFormat
 from altgrad.measures import stiffness_exponents, stiffness_histogram
 from altgrad.optim.stiffness import spacing_field
 from altgrad.optim.stored_scale import own_grid
+from altgrad.reports.effects import families
 from altgrad.reports.sections.why import smallest_normal_share
 from altgrad.statistics import distributions
 from altgrad.statistics.intervals import Interval
@@ -26,10 +28,11 @@ from study import confirmed, initial, parts, rows, run
 from study.as_report import project
 from study.cell import cell_of, named, reference, settings
 from study.first import HERE
+from study.rates import ROOT
 from study.results import FOLDER
 from study.row import field_cv
 from study.second import confirmed_picture, page
-from study.second_tables import Second
+from study.second_tables import Second, place
 from study.smoke import SEEDS
 from study.verdicts import beyond_direction
 from tests.study.made_rows import filled, row_for
@@ -237,18 +240,28 @@ def test_tables_say_what_is_missing_and_judge_when_nothing_is(
     frame = filled(screened, ["confirm"])
     whole = Second(frame.iloc[:-30])
     assert "pairs missing" in "".join(whole.verdicts())
+    assert confirmed_picture(whole) is None and "figures/confirmed.svg" not in page(whole)
     told = "".join(Second(filled(frame, ["confirm"])).verdicts())
+    assert "figures/confirmed.svg" in page(Second(filled(frame, ["confirm"])))
     assert "harm" in told and "missing" not in told and ", even" in told
     assert abs(Second(screened).dial("e4m3f")[2, 2] + 0.05) < 0.02
+
+
+def test_what_the_readme_says_of_the_study_is_what_the_findings_say() -> None:
+    _, _, told = (ROOT / "README.md").read_text(encoding="utf-8").partition("## The study")
+    findings = (HERE / "FINDINGS.md").read_text(encoding="utf-8")
+    (answer,) = re.findall(r"## The answer\n(.*?)\n## ", findings, re.S)
+    numbers = re.findall(r"[+−]0\.\d{4}", told.partition("## Documentation")[0])
+    assert len(numbers) == 4 and [number for number in numbers if f" {number} [" not in answer] == []
+    assert "none of the confirmed cells is shown to" in answer and "none of twelve confirmed cells is shown to" in told
+    assert answer.count("n = ") >= 12
 
 
 def test_at_fixed_rates_the_first_stage_chooses_and_the_seeds_after_it_tell(screened: pd.DataFrame) -> None:
     with pytest.raises(parts.Waiting, match="first stage"):
         parts.fresh(screened)
     frame = filled(screened, ["confirm"])
-    assert {one.word for one in Second(frame).at_fixed_rates} == {"missing"} and confirmed_picture(
-        Second(frame)
-    ) is None
+    assert {one.word for one in Second(frame).at_fixed_rates} == {"missing"}
     first = frame["seed"].isin(parts.CONFIRM[: confirmed.FIRST_STAGE])
     base = first & (frame["part"] == "confirm") & (frame["optimizer"] == "adamw") & (frame["format"] == "e4m3f")
     low = min(frame["rate"][base])
@@ -263,9 +276,8 @@ def test_at_fixed_rates_the_first_stage_chooses_and_the_seeds_after_it_tell(scre
     found = [one for one in study.at_fixed_rates if one.format == "e4m3f"]
     assert {one.base_rate for one in found} == {low} and {one.interval.n for one in found} == {16}
     assert all(one.interval.mean > 0.2 and one.word in ("benefit", "none") for one in found)
-    assert confirmed_picture(study) is not None and "figures/confirmed.svg" in page(study)
     few = Second(whole[whole["seed"] != parts.CONFIRM[-1]])
-    assert {one.word for one in few.at_fixed_rates} == {"missing"} and confirmed_picture(few) is None
+    assert {one.word for one in few.at_fixed_rates} == {"missing"}
 
 
 def test_the_pairs_beyond_a_direction_would_move_the_interval_off_the_margins_end() -> None:
@@ -273,21 +285,25 @@ def test_the_pairs_beyond_a_direction_would_move_the_interval_off_the_margins_en
     assert beyond_direction(one) == 40 and -0.0156 + 0.0102 * math.sqrt(12 / 40) == pytest.approx(-0.01, abs=1e-4)
 
 
-def test_the_report_has_the_losses_of_the_rows() -> None:
+def test_the_report_has_the_losses_of_the_rows_and_the_findings_benefit_at_fixed_rates() -> None:
     frame = rows.read()
-    some = frame[frame["part"].isin(["screen", "masters"]) & (frame["seed"] == 2000) & (frame["rate"] == 6.32e-3)]
-    found = project(some)
-    by_id = {str(row["id"]): row for _, row in some.iterrows()}
+    found = project(frame)
+    by_id = {str(row["id"]): row for _, row in frame.iterrows()}
     assert {record.arm.label for record in found.records} == {
-        "FP32, adamw", *(f"{name} stochastic, {kind}" for name in parts.STORED for kind in ("adamw", "manifold_adamw")),
-    }  # fmt: skip
-    for record in found.records:
+        f"{name} stochastic, {kind}" for name in parts.STORED for kind in ("adamw", "manifold_adamw")
+    }
+    for record in found.records[::20]:
         row = by_id[record.id]
-        assert (record.outcome, record.seed, record.rate) == (row["loss"], 2000, 6.32e-3)
+        assert (record.outcome, record.seed, record.rate) == (row["loss"], row["seed"], row["rate"])
         steps, losses = record.series["train/loss"]
         assert list(losses) == list(row["train_series"]) and (steps[0], steps[1], steps[-1]) == (1, 25, 800)
-        if record.arm.format != "FP32":
-            assert smallest_normal_share(record) == pytest.approx(row["beta_over_rms"], rel=0.5)
+        assert smallest_normal_share(record) == pytest.approx(row["beta_over_rms"], rel=0.5)
+    fixed = {one.format: one for one in Second(frame).at_fixed_rates if place(one.cell) == "p = 1, kappa = 2^-6"}
+    (family,) = families(found)
+    for effect in family.effects:
+        one = fixed[effect.format]
+        assert (effect.first.choice.rate, effect.second.choice.rate) == (one.base_rate, one.rate)
+        assert math.fsum(effect.pairs.values()) / len(effect.pairs) == pytest.approx(one.interval.mean)
 
 
 def test_a_manifold_cell_is_compared_with_adamw_of_the_same_part() -> None:
