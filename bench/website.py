@@ -28,6 +28,7 @@ OUTSIDE = {
     "study/FIRST.md": "project/FIRST.md",
     "study/FIRST_PLAN.md": "project/FIRST_PLAN.md",
     "study/figures/dial.svg": "project/figures/dial.svg",
+    "study/figures/uneven.svg": "project/figures/uneven.svg",
     "study/figures/confirmed.svg": "project/figures/confirmed.svg",
     "study/figures/rates.svg": "project/figures/rates.svg",
     "claims/FINDINGS.md": "project/CLAIMS.md",

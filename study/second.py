@@ -11,7 +11,7 @@ from pathlib import Path
 import jinja2
 import numpy as np
 
-from altgrad.reports.content import Axes, Axis, Figure, Heat, Mark, Tone, Trace
+from altgrad.reports.content import FORMAT_TONES, Axes, Axis, Dots, Figure, Guide, Heat, Mark, Tone, Trace
 from altgrad.reports.figures import svg
 from altgrad.reports.rows import Difference, forest
 from altgrad.store.files import write_atomic
@@ -19,7 +19,7 @@ from study import parts, rows
 from study.answer import THREATS, answer
 from study.causes import causes, checks
 from study.cell import format_of, reference
-from study.second_tables import Second, place
+from study.second_tables import MASTERS, Second, place
 
 HERE = Path(__file__).resolve().parent
 PAGE, TEMPLATE, PICTURES = HERE / "FINDINGS.md", HERE / "FINDINGS.md.j2", HERE / "figures"
@@ -67,6 +67,17 @@ def rates_picture(study: Second) -> Figure | None:
     return Figure("rates", "Loss against rate", caption, tuple(panels), 2) if panels else None
 
 
+def uneven_picture(study: Second) -> Figure:
+    """B against the spread of the field, a dot a cell."""
+    marks: list[Mark] = [Guide(0.0, "y")]
+    for name, tone in zip((*parts.STORED, MASTERS), FORMAT_TONES, strict=False):
+        if cells := study.unevenness[name]:
+            x, y = map(np.array, zip(*cells.values(), strict=True))
+            marks.append(Dots(x, y, name, tone))
+    panel = Axes(Axis("cv(T^p), the spread of a step's factor (ratio)"), Axis("B (nats)"), tuple(marks))
+    return Figure("uneven", "B against the field's spread", "The screen and masters, three seeds.", (panel,))
+
+
 def confirmed_picture(study: Second) -> Figure | None:
     """B of the confirmed cells, with their intervals; None while a pair is missing."""
     cells = study.judged
@@ -106,7 +117,7 @@ def main() -> None:
     if options.check:
         sys.exit(0 if PAGE.exists() and PAGE.read_text(encoding="utf-8") == text else 1)
     PICTURES.mkdir(exist_ok=True)
-    for figure in (dial_picture(study), confirmed_picture(study), rates_picture(study)):
+    for figure in (dial_picture(study), uneven_picture(study), confirmed_picture(study), rates_picture(study)):
         if figure is not None:
             write_atomic(PICTURES / f"{figure.key}.svg", svg(figure).encode())
     write_atomic(PAGE, text.encode())

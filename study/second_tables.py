@@ -12,14 +12,16 @@ import numpy as np
 import pandas as pd
 
 from altgrad.numerals import signed
+from altgrad.statistics.distributions import rank_correlation
 from altgrad.statistics.intervals import simultaneous
 from study import confirmed, parts, rows
-from study.cell import Cell, cell_of, format_of, named
+from study.cell import Cell, cell_of, format_of, named, reference
 from study.pairs import difference, interval_cells, mean, pooled
 from study.verdicts import Judged, Pairs, confirmed_pairs, fixed_pairs, judged
 
 SGD_FROM = 1.0
 """From this eps on Adam's rule is SGD: roots of second moments are far below."""
+MASTERS = "masters"
 CLIPPED = 1e-4
 """The largest share of w~ beyond +-max in a run that counts as evidence."""
 Lines = list[str]
@@ -134,6 +136,27 @@ class Second:
                 except (StopIteration, KeyError):
                     continue
         return grid
+
+    @cached_property
+    def unevenness(self) -> dict[str, dict[Cell, tuple[float, float]]]:
+        """cv(T^p) and B of every manifold cell of the screen, by format, and of those on masters, each at its lr*."""
+        found: dict[str, dict[Cell, tuple[float, float]]] = {name: {} for name in (*parts.STORED, MASTERS)}
+        for part in ("screen", "masters"):
+            for cell in parts.cells_in(part):
+                base = reference(cell)
+                if base is None or (own := self.lowest(cell)) is None or (other := self.lowest(base)) is None:
+                    continue
+                cvs = rows.losses(self.frame, cell, own.rate, parts.SCREEN, "cv").values()
+                name = MASTERS if part == "masters" else str(format_of(cell))
+                found[name][cell] = math.fsum(cvs) / len(cvs), other.loss - own.loss
+        return found
+
+    def uneven_rank(self) -> str:
+        """Spearman's rho of B with cv(T^p) over the stored cells of the screen."""
+        stored = [one for name in parts.STORED for one in self.unevenness[name].values()]
+        x, y = np.array(stored).reshape(-1, 2).T
+        rho, _ = rank_correlation(x, y)
+        return f"{signed(rho, 2)} over {len(stored)} cells"
 
     def surface(self, format_: str) -> str:
         """The quadratic surface through the nine cells, exploratory."""
