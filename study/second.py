@@ -103,7 +103,7 @@ def page(study: Second) -> str:
     template = environment.from_string(TEMPLATE.read_text(encoding="utf-8"))
     names = {"answer": answer, "causes": causes, "checks": checks, "reference": reference}
     drawn = confirmed_picture(study) is not None
-    return template.render(study=study, formats=parts.STORED, threats=THREATS, drawn=drawn, **names)
+    return template.render(study=study, formats=parts.STORED, threats=THREATS, drawn=drawn, low=2.0**-6, **names)
 
 
 def main() -> None:

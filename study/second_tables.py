@@ -199,6 +199,22 @@ class Second:
             return ["No second stage yet."]
         return table(VERDICT_HEAD, [verdict_row(one) for one in self.at_fixed_rates])
 
+    def b(self, name: str, p: float, kappa: float) -> str:
+        """B of a confirmed cell."""
+        found = (
+            one
+            for one in self.judged
+            if one.format == name and (named(one.cell)["p"], named(one.cell)["kappa"]) == (p, kappa)
+        )
+        return next((signed(one.interval.mean) for one in found), "(not in yet)")
+
+    def side(self, part: str, arm: str, name: str) -> str:
+        """B of an arm of a matrix at p = 1, kappa = 2^-6, by the screen's seeds."""
+        cells = [cell for cell in parts.cells_in(part) if (self.name_of(part, cell), format_of(cell)) == (arm, name)]
+        (cell,) = (cell for cell in cells if (named(cell)["p"], named(cell)["kappa"]) == (1.0, 2.0**-6))
+        by = self.paired(cell, reference(cell))
+        return signed(mean(by)) if by else "(not in yet)"
+
     def at_screened_rates(self) -> str:
         """B of p = 1, kappa = 2^-6 on the confirmation seeds, had both arms only the rate that the screen chose."""
         told = []
