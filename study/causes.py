@@ -15,7 +15,7 @@ from pathlib import Path
 import numpy as np
 
 from altgrad.statistics.intervals import MARGIN, Interval, simultaneous
-from study import parts, rows
+from study import confound, parts, rows
 from study.cell import Cell, format_of, named, reference
 from study.pairs import difference, interval_cells, pooled
 from study.second_tables import Lines, Second, table
@@ -148,7 +148,7 @@ def coarseness(study: Second) -> Checks | None:
 def clipping(study: Second) -> Checks | None:
     """B under a fixed scale less B under a tracked one."""
     try:
-        sides = study.confound_sides()
+        sides = confound.sides(study)
     except parts.Waiting:
         return None
     found = {name: difference(*b) for name, b in sides.items()}

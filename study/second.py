@@ -19,6 +19,7 @@ from study import parts, rows
 from study.answer import THREATS, answer
 from study.causes import causes, checks
 from study.cell import format_of, reference
+from study.confound import confound
 from study.second_tables import MASTERS, Second, place
 
 HERE = Path(__file__).resolve().parent
@@ -101,7 +102,7 @@ def page(study: Second) -> str:
     )
     environment.filters["lines"] = "\n".join
     template = environment.from_string(TEMPLATE.read_text(encoding="utf-8"))
-    names = {"answer": answer, "causes": causes, "checks": checks, "reference": reference}
+    names = {"answer": answer, "confound": confound, "causes": causes, "checks": checks, "reference": reference}
     drawn = confirmed_picture(study) is not None
     return template.render(study=study, formats=parts.STORED, threats=THREATS, drawn=drawn, low=2.0**-6, **names)
 

@@ -183,9 +183,14 @@ class Second:
         return judged(self.confirmed_pairs, self.tuned, self.marks)
 
     @cached_property
+    def fixed(self) -> dict[tuple[str, Cell], Pairs]:
+        """The same pairs at rates that the first stage chose, on the seeds after it."""
+        return fixed_pairs(self.frame)
+
+    @cached_property
     def at_fixed_rates(self) -> list[Judged]:
-        """The same at rates that the first stage chose, on the second stage's seeds."""
-        return judged(fixed_pairs(self.frame), self.tuned, self.marks)
+        """Every confirmed cell so; one family."""
+        return judged(self.fixed, self.tuned, self.marks)
 
     def verdicts(self) -> Lines:
         """Verdicts of the confirmed cells."""
@@ -276,18 +281,6 @@ class Second:
             return None
         return confirmed.choose(self.frame, cell, rates, seeds)
 
-    def confound(self) -> Lines:
-        """B under a fixed scale less B under a tracked one, by format, over one family."""
-        try:
-            sides = self.confound_sides()
-        except parts.Waiting as reason:
-            return [f"Waits for {reason}."]
-        body = []
-        for name, one in simultaneous({name: difference(*b) for name, b in sides.items()}).items():
-            fixed, free = map(mean, sides[name])
-            body.append([name, number(fixed), number(free), *interval_cells(one), f"{one.n} of {len(parts.CONFIRM)}"])
-        return table(["stored in", "B, fixed", "B, tracked", "difference", "95 % interval", "pairs"], body)
-
     def finetune(self) -> Lines:
         """A cell's loss and F1 on the confirmation seeds, at its lr* of the tuning seeds, and B by pairs."""
         chosen: dict[Cell, float] = {}
@@ -314,19 +307,6 @@ class Second:
                 str(len(by[cell])), self.marks(cell),
             ])  # fmt: skip
         return table(["stored in", "arm", "lr*", "loss", "F1", "B", "95 % interval", "seeds", ""], body)
-
-    def confound_sides(self) -> dict[str, tuple[dict[int, float], dict[int, float]]]:
-        """B by seed under a fixed scale and under a tracked one, by format. Waiting as `parts.confound`."""
-        found: dict[tuple[str, str, str], dict[int, float]] = {}
-        for spec in (each.spec for each in parts.confound(self.frame)):
-            rule = spec.storage[0].tree()
-            key = rule["format"], spec.optimizer.kind, str(rule.get("scale", "fixed"))
-            found[key] = rows.losses(self.frame, cell_of(spec), spec.optimizer.lr, parts.CONFIRM)
-        b = {
-            (name, scale): difference(found[name, "adamw", scale], found[name, "manifold_adamw", scale])
-            for name in parts.CONFOUND for scale in ("fixed", "tracked")
-        }  # fmt: skip
-        return {name: (b[name, "fixed"], b[name, "tracked"]) for name in parts.CONFOUND}
 
     def robustness(self) -> Lines:
         """Mean over nine eighths around lr* of min(L, L at step 0) - L*, screen seeds; diverged runs beside it."""

@@ -10,6 +10,8 @@ from altgrad.statistics.intervals import Interval
 from study import parts, rows
 from study.answer import answer
 from study.causes import SENTENCES, Sentence, causes, judge
+from study.cell import format_of, named
+from study.confound import confound
 from study.first import HERE
 from study.second_tables import Second
 from tests.study.made_rows import filled
@@ -90,6 +92,25 @@ def test_another_plant_is_another_word(
     full: pd.DataFrame, sentence: str, where: dict[str, Any], by: float, word: str
 ) -> None:
     assert words(shifted(full, by, **where))[sentence] == word
+
+
+def test_the_confound_is_told_at_both_rates(full: pd.DataFrame) -> None:
+    """Clipped arms are moved, and so is AdamW where the screen's lr* is and the first stage's is not."""
+    study = shifted(full, -0.3, optimizer="manifold_adamw", scale="fixed")
+    planned, beside = (confound(study, fixed_rates=fixed)[2:] for fixed in (False, True))
+    assert [line.split("|")[6].strip() for line in planned] == ["24 of 24"] * 3
+    assert [line.split("|")[6].strip() for line in beside] == ["16 of 16"] * 3
+    for line in (*planned[:2], *beside[:2]):  # made losses of e7m0f are far from their optimum at its fixed rate
+        assert abs(float(line.split("|")[4].replace("−", "-")) - 0.3) < 0.03
+    moved, tuned = full.copy(), study.tuned
+    e4m3f = next(cell for cell in tuned if format_of(cell) == "e4m3f" and named(cell)["optimizer"] == "adamw")
+    here = (moved["cell"] == e4m3f) & moved["seed"].isin(list(parts.CONFIRM))
+    at_lr = here & (abs(moved["rate"] / tuned[e4m3f].rate - 1) < 1e-3)
+    moved.loc[at_lr, "loss"] += 0.2  # the screen's choice is beyond the cliff on these seeds
+    rest = moved[(moved["part"] != "fresh") | (moved["cell"] != e4m3f)]
+    study = Second(filled(rest, ["fresh"]))
+    one, two = (float(confound(study, fixed_rates=fixed)[3].split("|")[3].replace("−", "-")) for fixed in (False, True))
+    assert one > 0.12 and abs(two + 0.05) < 0.02
 
 
 @pytest.mark.parametrize(
