@@ -225,7 +225,7 @@ def cost(study: Second, cell: Cell) -> BySeed | None:
     if best is None:
         return None
     total = dict.fromkeys(parts.SCREEN, 0.0)
-    for step in range(-4, 5):
+    for step in range(-parts.AROUND, parts.AROUND + 1):
         rate = parts.beside(best.rate, step)
         ended, began = (rows.losses(study.frame, cell, rate, parts.SCREEN, c) for c in ("loss", "loss_start"))
         if len(ended) < len(total):

@@ -1,7 +1,7 @@
 """What the second edition runs, in order of importance: study/PLAN.md in code.
 
 A part is a list of runs that follows from study/parts/*.yaml and from rows that are in already. Matrices are fixed:
-screen, masters, twins, sides, llama, none, sgd, cliff, controls. Five parts follow from results by a rule:
+screen, masters, twins, sides, llama, none, sgd, controls. Six parts follow from results by a rule:
 
     edges      an arm whose lowest mean loss lies at an end of its rates runs the next eighth of a decade, on the seeds
                of its matrix, until neither end is lowest, at most FURTHEST times to either side
@@ -11,6 +11,7 @@ screen, masters, twins, sides, llama, none, sgd, cliff, controls. Five parts fol
     fresh      every confirmed cell at the rate that the first stage chose (`study.confirmed.lowest`), on the CONFIRM
                seeds after it: what `confirm` and `confound` have not run of that
     confound   {fixed with margin 1, tracked} x {adamw, manifold} at one rate each, on the same seeds
+    cliff      the matrix, and the rates of nine eighths around an lr* that it lacks
     finetune   the matrix at rates a quarter of a decade apart, its ends as in `edges`; then every cell at its lr*, on
                FINETUNE seeds
 
@@ -38,6 +39,8 @@ FOLDER = HERE / "parts"
 EIGHTH = 10**0.125
 ANCHOR = 2.0e-3
 FURTHEST = 4
+AROUND = 4
+"""Eighths of a decade to either side of lr* over which the cost of a wrong rate is told."""
 PILOT, SCREEN, CONFIRM = range(7700, 7708), range(2000, 2003), range(2100, 2124)
 TUNING, FINETUNE = range(2200, 2202), range(2210, 2218)
 GPU = range(2300, 2302)
@@ -224,6 +227,19 @@ def confound(frame: pd.DataFrame) -> list[Planned]:
     ]
 
 
+def cliff(frame: pd.DataFrame) -> list[Planned]:
+    """Its matrix, and of every cell the rates of nine eighths around lr* that the matrix lacks, once lr* is known."""
+    found = list(runs_in("cliff"))
+    try:
+        known = tuned(frame)
+    except Waiting:
+        return found
+    for cell, own in cells_in("cliff").items():
+        rates = [beside(known[cell].rate, step) for step in range(-AROUND, AROUND + 1)]
+        found += [Planned.of("cliff", spec) for spec in beyond(own, rates)]
+    return found
+
+
 def fresh(frame: pd.DataFrame) -> list[Planned]:
     """See the head of this file. Waiting while a cell lacks runs of the first stage."""
     found = tuned(frame)
@@ -267,7 +283,7 @@ PARTS: Mapping[str, Callable[[pd.DataFrame], Sequence[Planned]]] = {
     "none": fixed("none"),
     "spread": fixed("spread"),
     "sgd": fixed("sgd"),
-    "cliff": fixed("cliff"),
+    "cliff": cliff,
     "controls": fixed("controls"),
     "llama": fixed("llama"),
     "finetune": finetune,

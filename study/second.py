@@ -20,6 +20,7 @@ from study.answer import THREATS, answer
 from study.causes import causes, checks
 from study.cell import format_of, reference
 from study.confound import confound
+from study.controls import controls, even_pairs, twins
 from study.second_tables import MASTERS, Second, place
 
 HERE = Path(__file__).resolve().parent
@@ -102,7 +103,8 @@ def page(study: Second) -> str:
     )
     environment.filters["lines"] = "\n".join
     template = environment.from_string(TEMPLATE.read_text(encoding="utf-8"))
-    names = {"answer": answer, "confound": confound, "causes": causes, "checks": checks, "reference": reference}
+    functions = (answer, confound, controls, even_pairs, twins, causes, checks, reference)
+    names = {function.__name__: function for function in functions}
     drawn = confirmed_picture(study) is not None
     return template.render(study=study, formats=parts.STORED, threats=THREATS, drawn=drawn, low=2.0**-6, **names)
 

@@ -15,7 +15,7 @@ from altgrad.numerals import signed
 from altgrad.statistics.distributions import rank_correlation
 from altgrad.statistics.intervals import simultaneous
 from study import confirmed, parts, rows
-from study.cell import Cell, cell_of, format_of, named, reference
+from study.cell import Cell, format_of, named, reference
 from study.pairs import difference, interval_cells, mean, pooled
 from study.verdicts import Judged, Pairs, confirmed_pairs, fixed_pairs, judged
 
@@ -257,7 +257,8 @@ class Second:
 
     def name_of(self, part: str, cell: Cell) -> str:
         """The name of the arm in its matrix."""
-        return str(parts.cells_in(part)[cell][0].spec.name)
+        name = str(parts.cells_in(part)[cell][0].spec.name)
+        return f"{name}, QK-norm" if "qk_norm" in named(cell)["model"] else name
 
     @cached_property
     def _owners(self) -> dict[Cell, list[parts.Planned]]:
@@ -315,7 +316,7 @@ class Second:
             found = self.tuned.get(cell)
             if found is None:
                 continue
-            rates = [parts.beside(found.rate, step) for step in range(-4, 5)]
+            rates = [parts.beside(found.rate, step) for step in range(-parts.AROUND, parts.AROUND + 1)]
             own = self.frame[(self.frame["cell"] == cell) & self.frame["seed"].isin(list(parts.SCREEN))]
             seen = [own[abs(own["rate"] / rate - 1) < 1e-3] for rate in rates]
             extra = [np.minimum(rows_["loss"], rows_["loss_start"]).mean() - found.loss for rows_ in seen if len(rows_)]
@@ -324,40 +325,10 @@ class Second:
             body.append([str(format_of(cell)), place(cell), f"{found.rate:.3g}", cost, str(diverged)])
         return table(["stored in", "cell", "lr*", "mean cost of nine rates", "diverged"], body)
 
-    def twins(self) -> Lines:
-        """Each twin beside the field of e4m3f that it must equal: final and training losses."""
-        body = []
-        for spec in (each.spec for each in parts.runs_in("twins")):
-            one = self.row_of(spec)
-            first = parts.changed(spec, storage__0__format="e4m3f")
-            other = self.row_of(first)
-            if one is None or other is None:
-                word = "missing"
-            else:
-                same = one["loss"] == other["loss"] and list(one["train_series"]) == list(other["train_series"])
-                word = "equal" if same else "DIFFERENT"
-            tree = spec.tree()
-            body.append([str(tree["storage"][0]["format"]), f"{tree['optimizer']['kappa']:.3g}", word])
-        return table(["field of", "kappa", "next to e4m3f's, every loss"], body)
-
-    def row_of(self, spec: parts.RunSpec) -> pd.Series | None:
-        """The row of a run: the same cell, rate and seed."""
-        own = self.frame[(self.frame["cell"] == cell_of(spec)) & (self.frame["seed"] == spec.seed)]
-        own = own[abs(own["rate"] / spec.optimizer.lr - 1) < 1e-3] if spec.optimizer.lr else own[own["rate"] == 0]
-        return own.iloc[0] if len(own) else None
-
-    def controls(self) -> Lines:
-        """Mean losses of the controls."""
-        cells: dict[tuple[Cell, float], list[float]] = {}
-        for spec in (each.spec for each in parts.runs_in("controls")):
-            row = self.row_of(spec)
-            cells.setdefault((cell_of(spec), spec.optimizer.lr), []).extend([] if row is None else [row["loss"]])
-        body = [
-            [str(format_of(cell) or named(cell)["compute"]), place(cell), f"{rate:.3g}", str(len(values)),
-             number(float(np.mean(values)), 6) if values else "-"]
-            for (cell, rate), values in cells.items()
-        ]  # fmt: skip
-        return table(["format", "arm", "rate", "seeds", "mean loss"], body)
+    def fp32(self) -> str:
+        """The loss of AdamW with nothing stored, at its lr*."""
+        cell = next(cell for cell in parts.cells_in("masters") if reference(cell) is None)
+        return number(found.loss) if (found := self.lowest(cell)) else "(not in yet)"
 
     def clipping(self) -> Lines:
         """By storage: the largest saturated share of w~, the share at +-max, beta / rms(w)."""

@@ -22,12 +22,15 @@ from altgrad.optim.stored_scale import own_grid
 from altgrad.reports.effects import families
 from altgrad.reports.sections.why import smallest_normal_share
 from altgrad.statistics import distributions
-from altgrad.statistics.intervals import Interval
+from altgrad.statistics.intervals import Interval, simultaneous
 from altgrad.training.state import build_model
-from study import confirmed, initial, parts, rows, run
+from study import confirmed, confound, initial, parts, rows, run
 from study.as_report import project
+from study.causes import SENTENCES, judge
 from study.cell import cell_of, named, reference, settings
+from study.controls import even_pairs
 from study.first import HERE
+from study.pairs import difference
 from study.rates import ROOT
 from study.results import FOLDER
 from study.row import field_cv
@@ -312,3 +315,41 @@ def test_a_manifold_cell_is_compared_with_adamw_of_the_same_part() -> None:
         for cell in parts.cells_in(name):
             if named(cell)["optimizer"] == "manifold_adamw":
                 assert reference(cell) in cells
+
+
+def test_what_the_findings_say_of_causes_is_what_the_rows_say() -> None:
+    """The paragraph *Why* is written by hand around its numbers."""
+    study = Second(rows.read())
+    words = {sentence.words: judge(sentence, study) for sentence in SENTENCES}
+    told = {words_: judged.word for words_, judged in words.items()}
+    assert told["it is growth with magnitude that harms, not inequality"] == "holds"
+    assert told["it is not this model's alone"] == "holds"
+    assert told["the harm of the field is Adam's, whose directions are all of one size"] == "refuted"
+    field = words["the harm of p = 1, kappa = 2^-6 is in the field, not in storage"].checks
+    assert field["e4m3f: harm on masters"].low > 0
+    assert field["e7m0: half of the stored B less B on masters"].high < 0
+    sides = {row[0].strip(): row[6] for row in (line.split("|")[1:] for line in study.swept("sides", reference)[2:])
+             if row[1].strip() == "e4m3f"}  # fmt: skip
+    for arm in ("decay", "beta", "warmup", "smooth"):
+        assert sides[arm].count("−") == 2, arm  # both ends below 0
+    none = next(line.split("|") for line in study.swept("none", reference)[2:] if "e4m3f" in line)
+    assert none[7].count("−") == 2
+    beside = confound.at_fixed_rates(study)
+    clipped = simultaneous({name: difference(*b) for name, b in beside.items()})
+    assert (
+        clipped["e4m3f"].low > 0.05 and clipped["e7m0"].low > 0.05 and clipped["e3m4f"].low < 0 < clipped["e3m4f"].high
+    )
+    assert "6 of 6 pairs of runs, manifold and AdamW on both in 6 of 6." in even_pairs(study)
+    stored = study.frame[(study.frame["scale"] == "tracked") & (study.frame["storage"] == "stochastic")]
+    assert len(stored) > 2000 and float(stored["saturated"].max()) == 0
+
+
+def test_nine_eighths_around_every_rate_are_run(screened: pd.DataFrame) -> None:
+    found = parts.cliff(screened)
+    rates: dict[str, set[float]] = {}
+    for each in found:
+        rates.setdefault(cell_of(each.spec), set()).add(each.spec.optimizer.lr)
+    for cell, choice in parts.tuned(screened).items():
+        if cell in rates:
+            assert {parts.beside(choice.rate, step) for step in range(-4, 5)} <= rates[cell]
+    assert len(rates) == 12 and len({each.fingerprint for each in found}) == len(found)
