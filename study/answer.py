@@ -61,7 +61,7 @@ def reading(words: str, study: Second) -> str:
     if "hides a benefit" not in words:
         return ""
     none, rms = study.side("none", "none", "e4m3f"), study.side("screen", "manifold", "e4m3f")
-    return f": in e4m3f, which loses less without it, B {none} and not {rms}; against AdamW that is no benefit"
+    return f": in e4m3f, which loses less without it, B {none} and not {rms}; against AdamW both lose"
 
 
 THREATS = (
