@@ -6,8 +6,9 @@
     edges     an arm whose lowest mean lies at an end of its rates goes on by a factor of two, at most `further` times
     pairs     at its lr*, the rate of its lowest mean; on as many of the pair seeds as its tests ask for (`pairs_of`)
 
-Within a part runs are ordered by seed, then by claim, so that whatever is in is balanced. Arms that claims share
-are run once: rows are known by fingerprints. A part that follows from runs that are missing waits, arm by arm.
+Within a part the runs of an arm follow each other, since a worker's next run finds the graphs of a like one compiled;
+the first pairs of all arms come before the second's. Arms that claims share are run once: rows are known by
+fingerprints. A part that follows from runs that are missing waits, arm by arm.
 """
 
 import hashlib
@@ -157,13 +158,12 @@ def plan(
     ))  # fmt: skip
     found = [*_weights(claims), *_probes(claims, known)]
     said = settings()
-    for rate in sorted(said["rates"], key=lambda r: abs(math.log(r / sorted(said["rates"])[1]))):
-        found += [_run("tuning", arm, rate, seed) for seed in said["tuning"] for arm in tuned]
-    for arm in tuned:
+    for part in ("tuning", "edges"):
         found += [
-            _run("edges", arm, r, seed)
-            for r in rates_of(rows, arm)
-            if r not in said["rates"]
+            _run(part, arm, rate, seed)
+            for arm in tuned
+            for rate in (said["rates"] if part == "tuning" else rates_of(rows, arm))
+            if part == "tuning" or rate not in said["rates"]
             for seed in said["tuning"]
         ]
     waits = {}
@@ -183,11 +183,12 @@ def _pairs(rows: Rows, claims: Mapping[str, Claim], known: Mapping[str, Arm], mo
             for arm in test.needs:
                 wanted[arm] = max(wanted.get(arm, 0), n)
     rates = {arm: rate for arm in wanted if (rate := lr_star(rows, arm, known)) is not None}
+    seeds = list(pair_seeds())
     return [
         _run("pairs", arm, rate, seed)
-        for number, seed in enumerate(pair_seeds())
+        for first, last in ((0, FIRST), (FIRST, len(seeds)))
         for arm, rate in rates.items()
-        if number < wanted[arm]
+        for seed in seeds[first : min(last, wanted[arm])]
     ]
 
 

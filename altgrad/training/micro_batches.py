@@ -4,7 +4,8 @@ A micro-batch is a function of the seed and its index alone: so it can be asked 
 that replay it, any process may take it, and `diagnose` sees long afterwards what the run saw.
 """
 
-from collections.abc import Callable, Iterable, Iterator
+import json
+from collections.abc import Callable, Hashable, Iterable, Iterator
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 
@@ -17,7 +18,7 @@ from altgrad.optim import is_sharded, make_dense, own_part
 from altgrad.quantize.engine import ready_compiler
 from altgrad.quantize.noise import site_key
 from altgrad.training.gradient_sums import GradientCasts, GradientSums
-from altgrad.training.regions import Regions, is_traceable, recomputing, run_plainly, watch_apart
+from altgrad.training.regions import Regions, drop_other_graphs, is_traceable, recomputing, run_plainly, watch_apart
 from altgrad.training.run import RunSpec
 from altgrad.training.state import TrainState
 
@@ -85,16 +86,27 @@ class Gradients:
     def recompile(self) -> None:
         """Take the model as it is now, in the graphs that the spec asks for. Call it when its formats have changed.
 
-        Graphs made before are dropped: they are of formats that are gone, and they count towards torch's limits.
+        A run that differs from the one before it in this process by seed, salt, rate and name alone finds its graphs
+        ready. All others are dropped, as are those of formats that are gone: they count towards torch's limits.
         """
         if self.spec.compile:
             ready_compiler()
-            torch.compiler.reset()
+            drop_other_graphs(self._kind())
         if self.spec.compile == "model":
             watch_apart(self.state.model)
             self.forward = torch.compile(self.state.model, fullgraph=is_traceable(self.state.model))
         elif self.spec.compile == "blocks":
             self.regions = Regions(self.state.model)
+
+    def _kind(self) -> Hashable:
+        """What decides the graphs, and shapes in the order in which they come. None: no other run's serve, since
+        batches of several shapes leave graphs behind that would also serve the first one, with other last bits."""
+        if self.spec.data.answers != "token":
+            return None
+        tree = self.spec.tree()
+        tree["optimizer"].pop("lr", None)
+        told = {key: value for key, value in tree.items() if key not in ("name", "seed", "salt")}
+        return json.dumps(told, sort_keys=True), repr(self.state.model), str(self.device)
 
     def compiled(self) -> AbstractContextManager[None]:
         """While the model runs in a step, backward included: its blocks are compiled, or computed again in backward, if

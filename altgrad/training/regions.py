@@ -10,7 +10,7 @@ monitors and whoever else calls it see the module that it was.
 """
 
 import gc
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Hashable, Iterator
 from contextlib import contextmanager
 from functools import partial
 from typing import Any
@@ -29,6 +29,8 @@ GRAPHS = 3
 PLAIN, CAST, BLOCKED, RANDOM = 10.0, 0.6, 0.25, 1.0
 """Seconds to compile a block without casts, and what a cast adds: any, one with block scales, one with random bits
 (bench/RESULTS.md, two cores)."""
+_KIND: list[Hashable] = []
+"""What made the graphs that this process has."""
 
 
 def blocks_of(model: nn.Module, *, plain: bool = False) -> list[nn.Module]:
@@ -100,6 +102,16 @@ def recomputing(model: nn.Module) -> Iterator[None]:
     finally:
         for block in blocks:
             del block.forward
+
+
+def drop_other_graphs(kind: Hashable) -> None:
+    """Drop the graphs of this process, except those that the last call with an equal `kind` made.
+
+    Others would count towards torch's limits, and what shapes they had seen would change the graphs to come.
+    """
+    if kind is None or [kind] != _KIND:
+        torch.compiler.reset()
+    _KIND[:] = [] if kind is None else [kind]
 
 
 class Regions:

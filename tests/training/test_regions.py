@@ -24,7 +24,7 @@ from altgrad.quantize.apart import _cast_into
 from altgrad.spec import MachineError, SpecError
 from altgrad.training import RunSpec
 from altgrad.training.prepare import prepare
-from altgrad.training.regions import Regions, blocks_of, compile_seconds, is_traceable, run_plainly
+from altgrad.training.regions import Regions, blocks_of, compile_seconds, drop_other_graphs, is_traceable, run_plainly
 from altgrad.watching import MonitorSet
 
 # torch.compile warns of what it does itself.
@@ -227,6 +227,27 @@ def test_auto_is_decided_by_what_compiling_saves() -> None:
             Document.parse(SPEC, "spec"), [*([] if "compile" in str(sets) else ["compile=auto"]), *sets]
         ).spec.compile
     assert chosen == {"short": False, "long": "blocks", "one block": "model", "asked for": "blocks"}
+
+
+@pytest.mark.needs("c++")
+@pytest.mark.filterwarnings("ignore:schedule.warmup")
+def test_a_run_that_differs_by_seed_and_rate_finds_its_graphs_ready_and_has_its_own_bits(tmp_path: Path) -> None:
+    def losses(folder: str, *sets: str) -> tuple[list[float], int]:
+        """Of a run, and how many graphs it made."""
+        counters.clear()
+        casts = "precision.rules=[{match: 'blocks.*.mlp.up', weight: {format: e4m3fn, rounding: stochastic}}]"
+        quick = ("compile=blocks", "log_every=1", "monitors=[]", "evaluate_limit=1")
+        run = prepare(Document.parse(SPEC, "spec"), [casts, *quick, *sets]).train(tmp_path / folder).run
+        return [row["train/loss"] for row in run.metrics(["train/loss"])], counters["stats"]["unique_graphs"]
+
+    other = ("seed=7", "optimizer.lr=3e-3", "name=second")
+    drop_other_graphs("another model")
+    first, made = losses("one")
+    second, again = losses("one", *other)
+    drop_other_graphs("another model")
+    alone, own = losses("two", *other)
+    assert made == own > 0 and again == 0
+    assert second == alone and second != first
 
 
 def test_blocks_of_a_model_that_repeats_none_are_refused_at_the_field() -> None:
