@@ -13,7 +13,7 @@ import pandas as pd
 
 from altgrad.numerals import signed
 from altgrad.statistics.distributions import rank_correlation
-from altgrad.statistics.intervals import simultaneous
+from altgrad.statistics.intervals import Interval, simultaneous
 from study import confirmed, parts, rows
 from study.cell import Cell, format_of, named, reference
 from study.pairs import difference, interval_cells, mean, pooled
@@ -282,8 +282,8 @@ class Second:
             return None
         return confirmed.choose(self.frame, cell, rates, seeds)
 
-    def finetune(self) -> Lines:
-        """A cell's loss and F1 on the confirmation seeds, at its lr* of the tuning seeds, and B by pairs."""
+    def _finetuned(self) -> tuple[dict[Cell, float], dict[Cell, dict[int, float]], dict[Cell, Interval]]:
+        """Of the fine-tune's cells: lr* of the tuning seeds, losses by seed at it, and the interval of B."""
         chosen: dict[Cell, float] = {}
         for cell, own in parts.cells_in("finetune").items():
             rates = parts.rates_run(self.frame, cell, own, parts.QUARTER)
@@ -295,7 +295,12 @@ class Second:
             if named(cell)["optimizer"] == "manifold_adamw":
                 base = next((c for c in by if format_of(c) == format_of(cell) and c != cell), None)
                 paired[cell] = difference({} if base is None else by[base], by[cell])
-        intervals, body = simultaneous(paired), []
+        return chosen, by, simultaneous(paired)
+
+    def finetune(self) -> Lines:
+        """A cell's loss and F1 on the confirmation seeds, at its lr* of the tuning seeds, and B by pairs."""
+        chosen, by, intervals = self._finetuned()
+        body = []
         for cell in parts.cells_in("finetune"):
             name = str(format_of(cell) or "nothing")
             if cell not in chosen:
@@ -308,6 +313,14 @@ class Second:
                 str(len(by[cell])), self.marks(cell),
             ])  # fmt: skip
         return table(["stored in", "arm", "lr*", "loss", "F1", "B", "95 % interval", "seeds", ""], body)
+
+    def finetune_words(self) -> str:
+        """B of each format with where its interval lies, as the plan has it: above 0, below 0, or open."""
+        told = []
+        for cell, one in self._finetuned()[2].items():
+            word = "above 0" if one.low > 0 else "below 0" if one.high < 0 else "open"
+            told.append(f"{word} in {format_of(cell)} ({' '.join(interval_cells(one))})")
+        return ", ".join(told)
 
     def robustness(self) -> Lines:
         """Mean over nine eighths around lr* of min(L, L at step 0) - L*, screen seeds; diverged runs beside it."""
