@@ -19,6 +19,7 @@ from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
+from torch.amp.grad_scaler import GradScaler
 
 from altgrad.monitors import Alarm, Context, MicroMonitor, MonitorSpec, Replay, Report
 from altgrad.nn import add_listener, closure_of, follow_steps, never_committed, remove_listener, with_closure
@@ -234,7 +235,7 @@ def watch(
     replay: Again | None = None,
     epoch: int | None = None,
     twin: str | Path | None = None,
-    scaler: torch.amp.GradScaler | None = None,
+    scaler: GradScaler | None = None,
 ) -> LoopWatch:
     """Watch a model in a loop of your own; call it after `quantize_model`, and before torch.compile.
 
