@@ -1,7 +1,7 @@
 """What the second edition runs, in order of importance: study/PLAN.md in code.
 
 A part is a list of runs that follows from study/parts/*.yaml and from rows that are in already. Matrices are fixed:
-screen, masters, twins, sides, llama, none, sgd, controls. Six parts follow from results by a rule:
+screen, masters, twins, sides, llama, llama_dial, none, sgd, controls. Six parts follow from results by a rule:
 
     edges      an arm whose lowest mean loss lies at an end of its rates runs the next eighth of a decade, on the seeds
                of its matrix, until neither end is lowest, at most FURTHEST times to either side
@@ -269,7 +269,7 @@ def finetune(frame: pd.DataFrame) -> list[Planned]:
 
 OUTSIDE = {"pilot": fixed("pilot"), "gpu": fixed("gpu")}
 """Parts that are run only when they are named: the pilot, in no table, and what takes a GPU."""
-SWEPT = ("screen", "masters", "sides", "none", "spread", "llama", "sgd")
+SWEPT = ("screen", "masters", "sides", "none", "spread", "llama", "llama_dial", "sgd")
 """Matrices whose cells have an lr* of their own, so that edges follow."""
 PARTS: Mapping[str, Callable[[pd.DataFrame], Sequence[Planned]]] = {
     "screen": fixed("screen"),
@@ -286,5 +286,6 @@ PARTS: Mapping[str, Callable[[pd.DataFrame], Sequence[Planned]]] = {
     "cliff": cliff,
     "controls": fixed("controls"),
     "llama": fixed("llama"),
+    "llama_dial": fixed("llama_dial"),
     "finetune": finetune,
 }
