@@ -13,6 +13,7 @@ under way. Stop it by Ctrl-C or a kill; the same command goes on.
 import argparse
 import os
 import sys
+import warnings
 from collections.abc import Mapping
 from concurrent.futures import Future, ProcessPoolExecutor
 from pathlib import Path
@@ -45,6 +46,7 @@ def work(spec: dict[str, Any], part: str, arm: str, runs: str) -> dict[str, Any]
     from claims.row import train_row
 
     keep_freed_memory()
+    warnings.filterwarnings("ignore", message=".*changed by the spec")  # which is what an arm is
     return train_row(RunSpec.made_from(spec), part, arm, Path(runs))
 
 

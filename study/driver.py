@@ -6,6 +6,7 @@ runs under way. When a part is through, the plan is asked again, until nothing i
 """
 
 import fcntl
+import math
 import multiprocessing
 import os
 import subprocess
@@ -133,5 +134,6 @@ def _batch(
             row = future.result()
             take(row)
             done += 1
-            say(f"{row['part']} {row['id']} {row['loss']:.4f} ({row['cpu_seconds']:.0f} s, {len(waiting)} to go)")
+            loss = "" if math.isnan(row["loss"]) else f" {row['loss']:.4f}"
+            say(f"{row['part']} {row['id']}{loss} ({row['cpu_seconds']:.0f} s, {len(waiting)} to go)")
     return done
