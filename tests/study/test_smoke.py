@@ -16,7 +16,7 @@ from study.cell import cell_of, format_of
 from study.rates import ROOT
 from study.results import FOLDER
 from study.second_tables import Second, place
-from study.smoke import SEEDS, SIGNED, asked, planned, told
+from study.smoke import SEEDS, SIGNED, asked, main, planned, told
 from tests.study.made_rows import filled, row_for
 
 RESULTS = sorted(FOLDER.glob("*.parquet"))
@@ -80,6 +80,14 @@ def test_before_cells_are_confirmed_it_takes_the_screens(confirmed_rows: pd.Data
     assert [(format_of(one.cell), place(one.cell)) for one in found] == [
         (n, "p = 1, kappa = 2^-6") for n in parts.STORED
     ]
+
+
+def test_a_format_whose_cells_have_no_sign_is_said_and_runs_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of the results that are in, e3m4f's are undecided."""
+    monkeypatch.setattr("sys.argv", ["study.smoke", "--format", "e3m4f"])
+    monkeypatch.setattr("study.driver.drive", lambda *_: pytest.fail("a run was started"))
+    with pytest.raises(SystemExit, match="no cell of e3m4f has a verdict with a sign, so nothing can be repeated"):
+        main()
 
 
 @pytest.mark.parametrize(("shift", "same"), [(0.0, True), (-0.2, False)])
