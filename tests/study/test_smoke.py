@@ -19,7 +19,7 @@ from study.second_tables import Second, place
 from study.smoke import SEEDS, SIGNED, asked, main, planned, told
 from tests.study.made_rows import filled, row_for
 
-RESULTS = sorted(FOLDER.glob("*.parquet"))
+RESULTS = sorted(FOLDER.rglob("*.parquet"))
 FOLDERS = ("matrices", "study/matrices", "study/parts")
 MATRICES = sorted(path for folder in FOLDERS for path in (ROOT / folder).rglob("*.yaml"))
 
@@ -42,7 +42,7 @@ def numbers(value: Any) -> Iterator[int]:
             yield int(each)
 
 
-@pytest.mark.parametrize("path", RESULTS, ids=lambda path: path.stem)
+@pytest.mark.parametrize("path", RESULTS, ids=lambda path: str(path.relative_to(FOLDER)))
 def test_no_result_of_the_study_has_a_seed_of_the_smoke_check(path: Path) -> None:
     specs = pq.read_table(path, columns=["spec"]).column("spec").to_pylist()
     used = {json.loads(spec)["seed"] for spec in specs if spec}
@@ -50,7 +50,7 @@ def test_no_result_of_the_study_has_a_seed_of_the_smoke_check(path: Path) -> Non
 
 
 def test_no_matrix_and_no_pilot_has_one_either() -> None:
-    assert {path.stem for path in RESULTS} >= {"study-primary", "study-finetune", "geometry-grid"}
+    assert {path.stem for path in RESULTS} >= {"study-primary", "study-finetune", "geometry-grid", "screen", "confirm"}
     for path in MATRICES:
         assert not set(seeds_in(yaml.safe_load(path.read_text()))) & set(SEEDS), path.name
     first, last = re.findall(r"seeds (\d+) to (\d+), in no table", (ROOT / "study" / "FIRST_PLAN.md").read_text())[0]
