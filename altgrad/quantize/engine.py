@@ -33,7 +33,7 @@ from torch import Tensor
 from altgrad.formats import FloatFormat, NumberFormat, Rounding
 from altgrad.quantize.grid import Nonfinite, in_float32, keep_infinite
 from altgrad.quantize.noise import counted_bits
-from altgrad.quantize.traced import held
+from altgrad.quantize.traced import cached, held
 
 Engine = Literal["eager", "compiled"]
 
@@ -85,7 +85,7 @@ def serves(fmt: NumberFormat, rounding: Rounding) -> bool:
     return rounding is Rounding.stochastic and high <= 126 and -126 <= fmt.e_min - fmt.mantissa_bits <= 0
 
 
-@functools.cache
+@cached
 def numbers(fmt: NumberFormat) -> Numbers:
     """The numbers of a format that `serves` allows."""
     assert isinstance(fmt, FloatFormat)

@@ -17,7 +17,6 @@ smaller by that much: a learning rate tuned for identity is not the one for dge.
 The power is a k-th root by Newton's steps in float64, since neither torch's engines nor its devices agree on `pow`.
 """
 
-import functools
 import math
 from typing import Annotated, Any, ClassVar
 
@@ -27,6 +26,7 @@ from torch import Tensor
 
 from altgrad.formats import NumberFormat
 from altgrad.quantize.grid import inside, position_units
+from altgrad.quantize.traced import cached
 from altgrad.spec import Kind
 
 
@@ -112,7 +112,7 @@ def _power(x: Any, exponent: int) -> Any:
     return half * half * x if exponent % 2 else half * half
 
 
-@functools.cache
+@cached
 def _newton_steps(k: int, lowest: float) -> int:
     """How many steps bring every root down to where float64 lets it go; the lowest takes the most."""
     steps = 1

@@ -8,12 +8,29 @@ computed from into the loop over the large one, once for every use of every inte
 a hash, and its expression doubles a dozen times over: without `held` two layers of NVFP4 compile for minutes.
 """
 
+import functools
+from collections.abc import Callable
+from typing import Any, TypeVar, cast
+
 import torch
 from torch import Tensor
 
 from altgrad.formats import FloatFormat
 
 _EXPONENT_FIELD = 0x7F800000
+F = TypeVar("F", bound=Callable[..., Any])
+
+
+def cached(function: F) -> F:
+    """`functools.cache` of a function that graphs call, too. They compute it once, when they are traced, without the
+    cache, which Dynamo leaves out with a warning of silent errors."""
+    kept = functools.cache(function)
+
+    @functools.wraps(function)
+    def call(*args: Any) -> Any:
+        return function(*args) if torch.compiler.is_compiling() else kept(*args)
+
+    return cast(F, call)
 
 
 def binade(u: Tensor, lowest: float | Tensor, highest: float | Tensor) -> Tensor:

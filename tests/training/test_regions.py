@@ -1,6 +1,7 @@
 """Claims about `compile: blocks`: like blocks are one graph, whatever they cast; the model itself stays plain."""
 
 import copy
+import warnings
 from contextlib import nullcontext
 from functools import partial
 from pathlib import Path
@@ -235,14 +236,21 @@ def test_a_run_that_differs_by_seed_and_rate_finds_its_graphs_ready_and_has_its_
     def losses(folder: str, *sets: str) -> tuple[list[float], int]:
         """Of a run, and how many graphs it made."""
         counters.clear()
-        casts = "precision.rules=[{match: 'blocks.*.mlp.up', weight: {format: e4m3fn, rounding: stochastic}}]"
+        rule = "{match: 'blocks.*.mlp.up', weight: {format: e4m3fn, rounding: stochastic}, input: e4m3fn}"
         quick = ("compile=blocks", "log_every=1", "monitors=[]", "evaluate_limit=1")
-        run = prepare(Document.parse(SPEC, "spec"), [casts, *quick, *sets]).train(tmp_path / folder).run
+        run = (
+            prepare(Document.parse(SPEC, "spec"), [f"precision.rules=[{rule}]", *quick, *sets])
+            .train(tmp_path / folder)
+            .run
+        )
         return [row["train/loss"] for row in run.metrics(["train/loss"])], counters["stats"]["unique_graphs"]
 
     other = ("seed=7", "optimizer.lr=3e-3", "name=second")
     drop_other_graphs("another model")
-    first, made = losses("one")
+    with warnings.catch_warnings(record=True) as warned:
+        warnings.simplefilter("always")
+        first, made = losses("one")
+    assert not [each for each in warned if "Dynamo" in str(each.message)], "what traces is meant to be traced"
     second, again = losses("one", *other)
     drop_other_graphs("another model")
     alone, own = losses("two", *other)
