@@ -6,6 +6,7 @@ import math
 import re
 from collections.abc import Iterable
 from importlib.util import find_spec
+from itertools import groupby
 from pathlib import Path
 
 import numpy as np
@@ -17,7 +18,7 @@ from altgrad.document import SpecError
 from altgrad.quantize.transform import HadamardSpec
 from altgrad.statistics.intervals import Interval
 from claims import arms, judged, own, plan, probes
-from claims.page import ADD, bits_of, page
+from claims.page import ADD, PAGE, bits_of, page
 from claims.plan import Rows, contrast_of, lr_star, pair_seeds, pairs_of, rates_of
 from claims.registration import FIRST, PROBES, WEIGHTS, Claim, ClaimTest, faults, power_of, registered, settings
 from claims.row import CODE
@@ -153,6 +154,8 @@ def test_runs_follow_one_from_the_other(one: dict[str, Claim]) -> None:
     found, waits = plan.plan(tuned, one)
     mine = [each for each in found if each.part == "pairs"]
     assert not waits and len(mine) == 3 * FIRST and {each.spec.optimizer.lr for each in mine if each.spec} == {6e-3}
+    for part in (mine, [each for each in first if each.part == "tuning"]):
+        assert len([arm for arm, _ in groupby(each.arm for each in part)]) == 3, "runs of an arm follow each other"
     high = tuned.assign(loss_tail=tuned["loss_tail"] - 0.5 * np.log(tuned["rate"]))
     assert rates_of(Rows(high), "nearest") == [3e-3, 6e-3, 12e-3, 24e-3]
     assert lr_star(Rows(high), "nearest", arms.arms()) is None
@@ -223,6 +226,10 @@ def test_the_page_says_what_is_in_and_what_is_missing(one: dict[str, Claim], fra
     assert (
         "**missing**" in next(line for line in half.splitlines() if "(#rounding_backward)" in line) and "4 of 8" in half
     )
+
+
+def test_the_committed_page_says_what_the_committed_rows_say() -> None:
+    assert PAGE.read_text(encoding="utf-8") == page(read())
 
 
 def test_add_your_recipe(tmp_path: Path) -> None:
