@@ -1,6 +1,7 @@
 """How numbers are written, for the terminal, reports and errors alike.
 
     number, count_text, percent, duration    narrow, for columns: `12.3k`, `3.00e-4`, `0.034%`, `2h 05m`
+    with_interval                          `1.23 [1.20, 1.26]`
     size_text, alike                       bytes; the numbers of one column, written alike
     signed, significant, rate_text           for prose and tables of a report: `−0.0123`, `0.00123`, `3e-3`, `–` for NaN
     tick_text, tick_texts                    one tick of an axis; all of them, written alike
@@ -52,6 +53,20 @@ def percent(rate: float) -> str:
     if abs(rate) >= 1e-3:
         return number(100 * rate) + "%"
     return "<0.001%" if 0 < rate < 1e-5 else f"{100 * rate:.3f}%"
+
+
+def with_interval(figure: Sequence[float], style: str, *, share: bool = False) -> str:
+    """`1.23 [1.20, 1.26]` of a value and its ends; without ends where those are infinite, as one document's are.
+
+    style: of `format`. share: of a number between 0 and 1, in percent, its ends no further than 0 and 1.
+    """
+    middle, *ends = figure
+    if share:
+        middle, ends = 100 * middle, [min(max(100 * end, 0.0), 100.0) if math.isfinite(end) else end for end in ends]
+    told = format(middle, style) + " %" * share
+    if not all(map(math.isfinite, ends)):
+        return f"{told} (no interval)"
+    return f"{told} [{', '.join(format(end, style) for end in ends)}]"
 
 
 def alike(values: Sequence[float | None], figures: int = 5) -> list[str]:

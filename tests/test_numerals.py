@@ -19,6 +19,7 @@ from altgrad.numerals import (
     size_text,
     tick_text,
     tick_texts,
+    with_interval,
 )
 
 
@@ -119,6 +120,16 @@ def test_columns_are_as_wide_everywhere_and_have_their_points_below_one_another(
     texts = alike(values)
     assert len({len(text) for text in texts}) <= 1
     assert len({text.index(".") for text in texts if "." in text}) <= 1
+
+
+def test_an_interval_is_told_where_there_is_one_and_a_share_s_ends_are_shares() -> None:
+    inf = math.inf
+    assert with_interval((1.234, 1.2, 1.26), ".2f") == "1.23 [1.20, 1.26]"
+    assert with_interval((0.5, -inf, inf), "+.4f") == "+0.5000 (no interval)"
+    assert with_interval((20.0, 0.0, inf), ".2f") == "20.00 (no interval)"
+    assert with_interval((0.01, -0.005, 0.025), ".2f", share=True) == "1.00 % [0.00, 2.50]"
+    assert with_interval((0.99, 0.97, 1.01), ".2f", share=True) == "99.00 % [97.00, 100.00]"
+    assert with_interval((0.5, -inf, inf), ".2f", share=True) == "50.00 % (no interval)"
 
 
 def test_bytes_have_a_prefix_and_three_figures() -> None:

@@ -12,6 +12,7 @@ from typing import Annotated, Any, Literal
 import typer
 
 from altgrad.cli import completion, console
+from altgrad.numerals import with_interval
 from altgrad.progress import progress
 from altgrad.store import RunStore
 
@@ -120,13 +121,11 @@ def _under_recipes(
 
 
 def _row(row: Any, is_reference: bool) -> list[str]:
-    low, high = (f"{end:.2f}" for end in row.perplexity[1:])
-    told = [row.recipe, f"{row.perplexity[0]:.2f} [{low}, {high}]", f"{row.bits_per_byte[0]:.4f}"]
+    told = [row.recipe, with_interval(row.perplexity, ".2f"), f"{row.bits_per_byte[0]:.4f}"]
     if is_reference:
         return [*told, "", "", "", f"{row.seconds:.0f}"]
-    more, kl, same = row.more_bits, row.kl, row.top1
-    interval = f"{more[0]:+.4f} [{more[1]:+.4f}, {more[2]:+.4f}]"
-    return [*told, interval, f"{kl[0]:.5f}", f"{same[0]:.2%}", f"{row.seconds:.0f}"]
+    kl, same = row.kl, row.top1
+    return [*told, with_interval(row.more_bits, "+.4f"), f"{kl[0]:.5f}", f"{same[0]:.2%}", f"{row.seconds:.0f}"]
 
 
 def _shown(value: Any) -> str:

@@ -13,6 +13,7 @@ import typer
 
 from altgrad.cli import completion, console
 from altgrad.cli.evaluate import Folder, Model
+from altgrad.numerals import with_interval
 from altgrad.progress import progress
 
 MOST_CAUSES = 20
@@ -145,10 +146,8 @@ def _show_causes(found: Any) -> None:
 
 
 def _nats(figure: Any) -> str:
-    middle, low, high = (f"{x:.2e}" for x in figure)
-    return f"{middle} [{low}, {high}]"
+    return with_interval(figure, ".2e")
 
 
 def _share(figure: Any) -> str:
-    middle, low, high = (f"{100 * x:.2f}" for x in figure)
-    return f"{middle} % [{low}, {high}]"
+    return with_interval(figure, ".2f", share=True)
