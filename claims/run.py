@@ -126,6 +126,8 @@ def options() -> argparse.Namespace:
     if said.results == RESULTS and (said.pilot or said.arm):
         said.results = RESULTS / "pilot" if said.pilot else ROOT / "claims-own"
     said.results, said.runs = said.results.resolve(), said.runs.resolve()
+    if said.pairs is not None and said.pairs < 1:
+        parser.error(f"--pairs {said.pairs}: give a whole number from 1 on.")
     if (said.pairs or said.source) and said.results == RESULTS:
         parser.error("--pairs and --source are for rows of your own; name their folder by --results.")
     return said

@@ -18,7 +18,15 @@ from altgrad.optim import is_sharded, make_dense, own_part
 from altgrad.quantize.engine import ready_compiler
 from altgrad.quantize.noise import site_key
 from altgrad.training.gradient_sums import GradientCasts, GradientSums
-from altgrad.training.regions import Regions, drop_other_graphs, is_traceable, recomputing, run_plainly, watch_apart
+from altgrad.training.regions import (
+    Regions,
+    drop_other_graphs,
+    is_traceable,
+    other_graphs_to_come,
+    recomputing,
+    run_plainly,
+    watch_apart,
+)
 from altgrad.training.run import RunSpec
 from altgrad.training.state import TrainState
 
@@ -92,6 +100,8 @@ class Gradients:
         if self.spec.compile:
             ready_compiler()
             drop_other_graphs(self._kind())
+        else:
+            other_graphs_to_come()
         if self.spec.compile == "model":
             watch_apart(self.state.model)
             self.forward = torch.compile(self.state.model, fullgraph=is_traceable(self.state.model))

@@ -114,6 +114,11 @@ def drop_other_graphs(kind: Hashable) -> None:
     _KIND[:] = [] if kind is None else [kind]
 
 
+def other_graphs_to_come() -> None:
+    """A run begins whose casts and steps may be compiled, the model not: the next call above drops all."""
+    _KIND.clear()
+
+
 class Regions:
     """The compiled blocks of a model. They are compiled when they first run.
 

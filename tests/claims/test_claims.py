@@ -22,7 +22,7 @@ from claims.page import ADD, PAGE, bits_of, page
 from claims.plan import Rows, contrast_of, lr_star, pair_seeds, pairs_of, rates_of
 from claims.registration import FIRST, PROBES, WEIGHTS, Claim, ClaimTest, faults, power_of, registered, settings
 from claims.row import CODE
-from claims.run import DECLARED, RESULTS, missing, read
+from claims.run import DECLARED, RESULTS, missing, options, read
 from claims.weights import MATRICES, forward_weight, matrices, weight_row
 from study import parts, rows
 from study.driver import ROOT
@@ -230,6 +230,15 @@ def test_the_page_says_what_is_in_and_what_is_missing(one: dict[str, Claim], fra
 
 def test_the_committed_page_says_what_the_committed_rows_say() -> None:
     assert PAGE.read_text(encoding="utf-8") == page(read())
+
+
+@pytest.mark.parametrize("words", [["--pairs", "0", "--results", "mine"], ["--pairs", "-1"], ["--pairs", "3"]])
+def test_pairs_that_cannot_be_run_or_would_mix_with_the_committed_are_refused(
+    words: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("sys.argv", ["claims.run", *words])
+    with pytest.raises(SystemExit, match="2"):
+        options()
 
 
 def test_add_your_recipe(tmp_path: Path) -> None:

@@ -252,7 +252,7 @@ def test_a_run_that_differs_by_seed_and_rate_finds_its_graphs_ready_and_has_its_
         first, made = losses("one")
     assert not [each for each in warned if "Dynamo" in str(each.message)], "what traces is meant to be traced"
     second, again = losses("one", *other)
-    drop_other_graphs("another model")
+    losses("one", "compile=false", "name=uncompiled")
     alone, own = losses("two", *other)
     assert made == own > 0 and again == 0
     assert second == alone and second != first
